@@ -6,6 +6,14 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 1 | `rejection` | the closed list of error answers |
+//! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
+//! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `identity` | who was proved |
+//! | 0 | `lifecycle` | serving, draining or closing |
+//! | 0 | `metrics` | counters, one method per event |
+//! | 0 | `secret` | what cannot be printed |
+//! | 0 | `token` | what a session token looks like |
 //!
 //! # The life of a request
 //!
@@ -19,3 +27,11 @@
 //! `wechat` trade it for an identity, starts a session in `session`, and answers with the
 //! token.
 
+pub mod answer;
+pub mod clock;
+pub mod identity;
+pub mod lifecycle;
+pub mod metrics;
+pub mod rejection;
+pub mod secret;
+pub mod token;

@@ -1,0 +1,61 @@
+//! Answers that the gateway makes itself, before they meet a protocol.
+//!
+//! Login, logout, session, health and every refusal end in an [`Answer`]; `proxy.rs`
+//! writes it to a parsed request, `edge.rs` to a connection whose head was refused. All
+//! of them are `Cache-Control: no-store`: none may be kept by anybody on the way.
+
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde::Serialize;
+
+/// Status, headers and body of one answer. Content-Length is left to the writer.
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Self {
+        Self {
+            status,
+            headers: vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))],
+            body: Vec::new(),
+        }
+    }
+
+    /// A JSON answer. A value that cannot be serialized leaves the body empty; the types
+    /// that are passed here are plain structs of strings and numbers, which always can.
+    pub fn json(status: u16, value: &impl Serialize) -> Self {
+        let mut answer = Self::empty(status);
+        answer.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer.body = serde_json::to_vec(value).unwrap_or_default();
+        // For those who read it in a terminal.
+        answer.body.push(b'\n');
+        answer
+    }
+
+    pub fn header(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.push((name, value));
+    }
+
+    /// The answer in the wire form of HTTP/1.1, for a connection that ends with it.
+    pub fn to_closing_http1(&self) -> Vec<u8> {
+        let reason = http::StatusCode::from_u16(self.status)
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .unwrap_or("");
+        let mut wire = format!("HTTP/1.1 {} {reason}\r\n", self.status).into_bytes();
+        for (name, value) in &self.headers {
+            wire.extend_from_slice(name.as_str().as_bytes());
+            wire.extend_from_slice(b": ");
+            wire.extend_from_slice(value.as_bytes());
+            wire.extend_from_slice(b"\r\n");
+        }
+        wire.extend_from_slice(
+            format!("content-length: {}\r\nconnection: close\r\n\r\n", self.body.len()).as_bytes(),
+        );
+        wire.extend_from_slice(&self.body);
+        wire
+    }
+}

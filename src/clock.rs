@@ -1,0 +1,52 @@
+//! The time that sessions and one-time codes live by.
+//!
+//! Monotonic: a step of the wall clock neither ends sessions nor prolongs them. The
+//! process has one clock, which tests replace by one that they advance, so that nothing
+//! that concerns a lifetime needs a sleep. Timeouts on sockets are tokio's, not this.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A monotonic clock. Clones show the same time.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System(Instant),
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub fn system() -> Self {
+        Self(Source::System(Instant::now()))
+    }
+
+    /// A clock that stands still until [`Clock::advance`] moves it.
+    pub fn manual() -> Self {
+        Self(Source::Manual(Arc::new(AtomicU64::new(0))))
+    }
+
+    /// Time since the clock was made, in whole milliseconds.
+    pub fn now(&self) -> Duration {
+        Duration::from_millis(self.now_millis())
+    }
+
+    /// Milliseconds since the clock was made.
+    pub fn now_millis(&self) -> u64 {
+        match &self.0 {
+            // A process does not live for 2^64 milliseconds.
+            Source::System(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Source::Manual(millis) => millis.load(Ordering::Acquire),
+        }
+    }
+
+    /// Moves a manual clock; the system's clock moves by itself and ignores this.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(millis) = &self.0 {
+            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            millis.fetch_add(by, Ordering::AcqRel);
+        }
+    }
+}

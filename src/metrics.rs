@@ -1,0 +1,289 @@
+//! The metrics of the gateway, one method per event.
+//!
+//! Names and labels are promised to dashboards. Labels come from closed sets only: routes
+//! and apps of the configuration, the words of this code. What a request needs is resolved
+//! once per route into a [`RouteMetrics`], so the hot path looks up no label. The registry
+//! is the gateway's own: several gateways live in one process without sharing a number.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use tracing_appender::non_blocking::ErrorCounter;
+
+/// 1 ms to 10 s.
+const DURATION_BUCKETS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Why a session is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Expired,
+    Revoked,
+    Evicted,
+}
+
+/// How a request was judged; routes with `auth = "none"` make no decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Ok,
+    Anonymous,
+    Missing,
+    Invalid,
+    Error,
+}
+
+impl Decision {
+    const ALL: [Self; 5] = [Self::Ok, Self::Anonymous, Self::Missing, Self::Invalid, Self::Error];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Anonymous => "anonymous",
+            Self::Missing => "missing",
+            Self::Invalid => "invalid",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// All counters of one gateway process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    in_flight: IntGauge,
+    decisions: [IntCounter; 5],
+    logins: IntCounterVec,
+    exchanges: IntCounterVec,
+    exchange_duration: Histogram,
+    sessions: IntGauge,
+    sessions_created: IntCounter,
+    sessions_removed: [IntCounter; 3],
+    log_lines_dropped: IntCounter,
+    log_writers: Mutex<Vec<ErrorCounter>>,
+}
+
+impl Metrics {
+    /// Registers every metric, so that each is there, as zero, from the first scrape.
+    ///
+    /// # Errors
+    /// Only if two metrics had one name, which the first start of any build would show.
+    pub fn new() -> Result<Arc<Self>, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            register(&registry, counter)
+        };
+        let single = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
+
+        let decisions = counter(
+            "wxgate_auth_decisions_total",
+            "Requests by the verdict on their session",
+            &["decision"],
+        )?;
+        let removed =
+            counter("wxgate_sessions_removed_total", "Sessions that ended, by cause", &["cause"])?;
+        let build = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new("wxgate_build_info", "Version of wxgate, always 1"),
+                &["version"],
+            )?,
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        removed.with_label_values(&["replaced"]);
+        // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
+        gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?
+            .set(1);
+        register(
+            &registry,
+            Gauge::new(
+                "wxgate_config_last_reload_success_timestamp_seconds",
+                "Time of the last successful (re)load",
+            )?,
+        )?
+        .set(unix_seconds());
+        single("wxgate_login_coalesced_total", "Logins that shared the exchange of another")?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+
+        Ok(Arc::new(Self {
+            requests: counter(
+                "wxgate_http_requests_total",
+                "Requests by route and status code as sent; 499 when the client left",
+                &["route", "code"],
+            )?,
+            request_duration: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "wxgate_http_request_duration_seconds",
+                        "Time from the end of the request head to the end of the answer",
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec()),
+                    &["route"],
+                )?,
+            )?,
+            in_flight: gauge("wxgate_http_requests_in_flight", "Requests being served")?,
+            decisions: Decision::ALL.map(|d| decisions.with_label_values(&[d.as_str()])),
+            logins: counter(
+                "wxgate_logins_total",
+                "Logins by app and outcome: ok or the error of the answer",
+                &["app_id", "outcome"],
+            )?,
+            exchanges: counter(
+                "wxgate_code2session_requests_total",
+                "Calls of WeChat's code2Session by app and errcode",
+                &["app_id", "errcode"],
+            )?,
+            exchange_duration: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "wxgate_code2session_duration_seconds",
+                        "Time of a code2Session call",
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec()),
+                )?,
+            )?,
+            sessions: gauge("wxgate_sessions", "Sessions held")?,
+            sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
+            sessions_removed: ["expired", "revoked", "evicted"]
+                .map(|cause| removed.with_label_values(&[cause])),
+            log_lines_dropped: single(
+                "wxgate_log_lines_dropped_total",
+                "Log lines given up because their destination was full",
+            )?,
+            log_writers: Mutex::new(Vec::new()),
+            registry,
+        }))
+    }
+
+    /// The handles of one route, by its label.
+    pub fn route(&self, label: &str) -> RouteMetrics {
+        RouteMetrics {
+            label: label.into(),
+            requests: self.requests.clone(),
+            by_code: std::array::from_fn(|_| OnceLock::new()),
+            duration: self.request_duration.with_label_values(&[label]),
+        }
+    }
+
+    /// Counts one request in flight until the guard is dropped.
+    pub fn request_started(&self) -> InFlight {
+        self.in_flight.inc();
+        InFlight(self.in_flight.clone())
+    }
+
+    pub fn requests_in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    pub fn decided(&self, decision: Decision) {
+        if let Some(counter) = self.decisions.get(decision as usize) {
+            counter.inc();
+        }
+    }
+
+    /// `app_id` is one of the file, or `unknown`; `outcome` is `ok` or a rejection's word.
+    pub fn login(&self, app_id: &str, outcome: &'static str) {
+        self.logins.with_label_values(&[app_id, outcome]).inc();
+    }
+
+    pub fn exchanged(&self, app_id: &str, errcode: &str, took: Duration) {
+        self.exchanges.with_label_values(&[app_id, errcode]).inc();
+        self.exchange_duration.observe(took.as_secs_f64());
+    }
+
+    pub fn session_created(&self) {
+        self.sessions_created.inc();
+    }
+
+    pub fn session_removed(&self, removal: Removal) {
+        if let Some(counter) = self.sessions_removed.get(removal as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Counts the lines that this log writer gives up from now on.
+    pub fn watch_log(&self, dropped: ErrorCounter) {
+        lock(&self.log_writers).push(dropped);
+    }
+
+    /// The Prometheus text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be encoded.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let removed: u64 = self.sessions_removed.iter().map(IntCounter::get).sum();
+        let held = self.sessions_created.get().saturating_sub(removed);
+        self.sessions.set(i64::try_from(held).unwrap_or(i64::MAX));
+        {
+            let writers = lock(&self.log_writers);
+            let dropped: usize = writers.iter().map(ErrorCounter::dropped_lines).sum();
+            let counted = self.log_lines_dropped.get();
+            self.log_lines_dropped.inc_by((dropped as u64).saturating_sub(counted));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Handles for the requests of one route.
+pub struct RouteMetrics {
+    label: Box<str>,
+    requests: IntCounterVec,
+    /// Index 0 is status 100. Filled on first use, so that unused codes make no series.
+    by_code: [OnceLock<IntCounter>; 500],
+    duration: Histogram,
+}
+
+impl RouteMetrics {
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    pub fn observe(&self, code: u16, took: Duration) {
+        if let Some(slot) = self.by_code.get(usize::from(code.wrapping_sub(100))) {
+            slot.get_or_init(|| {
+                self.requests.with_label_values(&[&*self.label, &code.to_string()])
+            })
+            .inc();
+        }
+        self.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// See [`Metrics::request_started`].
+pub struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// Nothing panics while it holds one of these locks; if it ever did, the data is counters.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn unix_seconds() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,171 @@
+//! The closed list of error answers.
+//!
+//! Every refusal that the gateway makes is one of these; each has one status, one `error`
+//! word and one `action`, which clients and dashboards rely on. An answer never holds
+//! WeChat's words, a secret, a code or a cause: causes go to the log with the request id.
+//! Modules map their own errors to a `Rejection` right under the error's definition.
+
+use std::borrow::Cow;
+
+use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use serde::Serialize;
+
+use crate::answer::Answer;
+
+/// Marks an error answer as the gateway's own; its value is the `error` word.
+pub static ERROR_HEADER: HeaderName = HeaderName::from_static("x-wxgate-error");
+
+/// A refusal. `retry_after` is in seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    BadRequest(&'static str),
+    MissingToken,
+    SessionExpired,
+    InvalidCode,
+    UserBlocked,
+    WrongApp,
+    NoRoute,
+    MethodNotAllowed { allow: Cow<'static, str> },
+    RequestTimeout,
+    BodyTooLarge,
+    HeadersTooLarge,
+    RateLimited { retry_after: u32 },
+    InternalError,
+    WeChatRejected,
+    BadGateway,
+    WeChatBusy { retry_after: u32 },
+    StoreUnavailable,
+    NoUpstream,
+    Overloaded,
+    WeChatTimeout { retry_after: u32 },
+    GatewayTimeout,
+}
+
+/// What the client is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Call `wx.login` once, then repeat the request.
+    Login,
+    /// Repeat later, see Retry-After.
+    Retry,
+    /// Repeating will not help.
+    None,
+}
+
+impl Rejection {
+    pub fn status(&self) -> u16 {
+        self.row().0
+    }
+
+    /// The `error` word, also the value of [`ERROR_HEADER`] and of metric labels.
+    pub fn error(&self) -> &'static str {
+        self.row().1
+    }
+
+    fn row(&self) -> (u16, &'static str, Action, &'static str) {
+        use Action::{Login, None, Retry};
+        match self {
+            Self::BadRequest(message) => (400, "bad_request", None, message),
+            Self::MissingToken => (401, "missing_token", Login, "log in first"),
+            Self::SessionExpired => {
+                (401, "session_expired", Login, "the session is unknown or has ended")
+            }
+            Self::InvalidCode => {
+                (401, "invalid_code", Login, "the login code is not valid or was used before")
+            }
+            Self::UserBlocked => {
+                (403, "user_blocked", None, "WeChat blocks the login of this user")
+            }
+            Self::WrongApp => {
+                (403, "wrong_app", None, "a session of this app is not accepted here")
+            }
+            Self::NoRoute => (404, "no_route", None, "nothing is served under this path"),
+            Self::MethodNotAllowed { .. } => {
+                (405, "method_not_allowed", None, "this method is not allowed here")
+            }
+            Self::RequestTimeout => {
+                (408, "request_timeout", None, "the request was not received in time")
+            }
+            Self::BodyTooLarge => (413, "body_too_large", None, "the body is larger than allowed"),
+            Self::HeadersTooLarge => {
+                (431, "headers_too_large", None, "the request head is larger than allowed")
+            }
+            Self::RateLimited { .. } => (429, "rate_limited", Retry, "too many requests"),
+            Self::InternalError => (500, "internal_error", None, "the gateway failed"),
+            Self::WeChatRejected => {
+                (502, "wechat_rejected", None, "the login cannot be checked with WeChat")
+            }
+            Self::BadGateway => (502, "bad_gateway", Retry, "the service did not answer properly"),
+            Self::WeChatBusy { .. } => {
+                (503, "wechat_busy", Retry, "WeChat cannot be reached at the moment")
+            }
+            Self::StoreUnavailable => {
+                (503, "store_unavailable", Retry, "sessions cannot be checked at the moment")
+            }
+            Self::NoUpstream => (503, "no_upstream", Retry, "the service has no server available"),
+            Self::Overloaded => (503, "overloaded", Retry, "the gateway is at its limit"),
+            Self::WeChatTimeout { .. } => {
+                (504, "wechat_timeout", Login, "WeChat did not answer in time")
+            }
+            Self::GatewayTimeout => {
+                (504, "gateway_timeout", Retry, "the service did not answer in time")
+            }
+        }
+    }
+
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::RateLimited { retry_after }
+            | Self::WeChatBusy { retry_after }
+            | Self::WeChatTimeout { retry_after } => Some(*retry_after),
+            Self::BadGateway
+            | Self::StoreUnavailable
+            | Self::NoUpstream
+            | Self::Overloaded
+            | Self::GatewayTimeout => Some(1),
+            Self::BadRequest(_)
+            | Self::MissingToken
+            | Self::SessionExpired
+            | Self::InvalidCode
+            | Self::UserBlocked
+            | Self::WrongApp
+            | Self::NoRoute
+            | Self::MethodNotAllowed { .. }
+            | Self::RequestTimeout
+            | Self::BodyTooLarge
+            | Self::HeadersTooLarge
+            | Self::InternalError
+            | Self::WeChatRejected => None,
+        }
+    }
+
+    pub fn answer(&self, request_id: &str) -> Answer {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: &'static str,
+            message: &'a str,
+            action: Action,
+            request_id: &'a str,
+        }
+
+        let (status, error, action, message) = self.row();
+        let mut answer = Answer::json(status, &Body { error, message, action, request_id });
+        answer.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
+        if let Some(seconds) = self.retry_after() {
+            answer.header(RETRY_AFTER, seconds.into());
+        }
+        match self {
+            Self::MissingToken => {
+                answer.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::MethodNotAllowed { allow } => {
+                if let Ok(allow) = HeaderValue::from_str(allow) {
+                    answer.header(ALLOW, allow);
+                }
+            }
+            _ => {}
+        }
+        answer
+    }
+}
