@@ -6,6 +6,7 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
@@ -29,6 +30,7 @@
 
 pub mod answer;
 pub mod clock;
+pub mod config;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;

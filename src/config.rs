@@ -1,0 +1,297 @@
+//! The configuration, validated: plain data whose types cannot be wrong.
+//!
+//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file,
+//! collects every problem in it with its place, and either returns a whole [`Config`] or
+//! all the problems. Behaviour modules take their own section, never the whole. Each key,
+//! its default and its meaning stand in `config/reference.toml`, which a test holds against
+//! this code.
+
+mod check;
+mod diagnostic;
+mod reader;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+pub use self::diagnostic::{Diagnostic, Problems};
+use crate::identity::AppId;
+use crate::secret::Secret;
+
+/// A whole configuration.
+#[derive(Debug)]
+pub struct Config {
+    pub server: ServerSection,
+    pub admin: AdminSection,
+    pub wechat: WeChatSection,
+    pub apps: Vec<App>,
+    pub session: SessionSection,
+    pub login: LoginSection,
+    pub endpoints: EndpointsSection,
+    pub identity: IdentitySection,
+    pub limits: LimitsSection,
+    pub log: LogSection,
+    pub upstreams: Vec<Upstream>,
+    pub routes: Vec<Route>,
+}
+
+/// Whether secrets are read, or may be absent as in CI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    Load,
+    /// Secrets, keys and certificates are neither read nor missed; what comes out is good
+    /// for checking only.
+    Ignore,
+}
+
+impl Config {
+    /// Reads and validates a file, and the secrets and certificates that it names.
+    ///
+    /// # Errors
+    /// Every problem found, each with its place.
+    pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Problems> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&name, &text, secrets),
+            Err(error) => Err(Problems::unreadable(&name, &error)),
+        }
+    }
+
+    /// [`Config::load`] on a text; `name` stands for the file in problems. Relative paths
+    /// in the text are relative to the working directory.
+    ///
+    /// # Errors
+    /// Every problem found, each with its place.
+    pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
+        check::check(name, text, secrets)
+    }
+
+    /// Every key that a file may have, as `section.key` or `section[].key`.
+    pub fn known_keys() -> Vec<String> {
+        check::known_keys()
+    }
+}
+
+#[derive(Debug)]
+pub struct ServerSection {
+    /// Never empty.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; never 0.
+    pub threads: usize,
+    pub tls: Option<Tls>,
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long new connections are still served after SIGTERM.
+    pub shutdown_delay: Duration,
+    /// How long what is in flight may take after that.
+    pub drain_timeout: Duration,
+}
+
+/// Certificate and key, loaded and checked against each other.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    /// `None` only when secrets are ignored.
+    pub server_config: Option<Arc<rustls::ServerConfig>>,
+}
+
+#[derive(Debug)]
+pub struct AdminSection {
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug)]
+pub struct WeChatSection {
+    /// Scheme, host and port, without a trailing slash.
+    pub base_url: String,
+    /// Egress proxy.
+    pub proxy: Option<String>,
+    /// Roots to trust instead of the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Of a whole exchange.
+    pub timeout: Duration,
+    /// Until the connection stands, TLS included. Shorter than `timeout`.
+    pub connect_timeout: Duration,
+}
+
+impl WeChatSection {
+    pub fn is_https(&self) -> bool {
+        self.base_url.starts_with("https:")
+    }
+}
+
+/// A Mini Program.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub app_id: AppId,
+    pub secret: Secret,
+    /// Whether logins that name no app are for this one. At most one app is the default.
+    pub is_default: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct SessionSection {
+    /// Absolute life of a session.
+    pub ttl: Duration,
+    /// A session that is not used for so long ends.
+    pub idle_timeout: Duration,
+    /// Most sessions held.
+    pub capacity: u64,
+    pub carriers: Carriers,
+    /// Name of the session header.
+    pub header: HeaderName,
+}
+
+/// Where a token is looked for; at least one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carriers {
+    pub header: bool,
+    pub bearer: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoginSection {
+    pub accept: LoginForms,
+    /// Bytes of a login's body.
+    pub max_body: usize,
+}
+
+/// Forms of a login request that are taken; at least one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoginForms {
+    pub json: bool,
+    pub form: bool,
+    pub query: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct EndpointsSection {
+    pub login: Vec<RoutePath>,
+    pub logout: Vec<RoutePath>,
+    pub session: Vec<RoutePath>,
+    pub health: Vec<RoutePath>,
+    /// Lower-case host names without port; empty: on every host.
+    pub hosts: Vec<String>,
+}
+
+/// A path of a route or endpoint: begins with `/`, and reads the same to everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RoutePath(String);
+
+impl RoutePath {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct IdentitySection {
+    pub openid_header: HeaderName,
+    pub app_id_header: HeaderName,
+    pub union_id_header: HeaderName,
+}
+
+#[derive(Clone, Debug)]
+pub struct LimitsSection {
+    /// For a whole request head, from its first byte; a TLS handshake has as long.
+    pub header_timeout: Duration,
+    /// Between two reads of a body.
+    pub body_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Bytes of a request body.
+    pub max_body: u64,
+    /// Bytes of a request head.
+    pub max_header: usize,
+    /// Header lines of a request.
+    pub max_header_count: usize,
+    /// Bytes of a request target.
+    pub max_target: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogSection {
+    pub level: LogLevel,
+    pub format: LogFormat,
+    pub access: LogDestination,
+    /// Keys the hash under which a user appears in the access log.
+    pub openid_key: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogDestination {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+    Off,
+}
+
+/// A pool of servers.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub name: String,
+    /// Never empty.
+    pub servers: Vec<ServerAddress>,
+    pub connect_timeout: Duration,
+    /// Between two reads of an answer.
+    pub read_timeout: Duration,
+    /// Between two writes of a request.
+    pub write_timeout: Duration,
+    /// How long an idle connection is kept for the next request.
+    pub idle_timeout: Duration,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAddress {
+    Socket(SocketAddr),
+    /// Resolved at the start and every 30 seconds.
+    Host {
+        host: String,
+        port: u16,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Label in metrics and logs.
+    pub name: String,
+    pub path: RoutePath,
+    /// Index into [`Config::upstreams`].
+    pub upstream: usize,
+    pub access: Access,
+    /// Upper-case; empty: every method.
+    pub methods: Vec<String>,
+    /// Empty: sessions of every app.
+    pub apps: Vec<AppId>,
+}
+
+/// What a route asks of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// No valid session, no upstream.
+    Required,
+    /// No token means anonymous; a token that is not valid is refused.
+    Optional,
+    /// Tokens are not looked up.
+    None,
+}

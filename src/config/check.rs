@@ -1,0 +1,122 @@
+//! From a document to a [`Config`]: every rule about what a configuration may say.
+//!
+//! Goes on after a problem, so that all of them are found at once. Pure but for the secret
+//! and certificate files that the document names. Defaults stand here and in
+//! `config/reference.toml`; a test compares the two.
+
+mod listener;
+mod routing;
+mod secret;
+mod session;
+mod wechat;
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use self::secret::read_secret;
+use super::diagnostic::{Diagnostic, Problems};
+use super::reader::{Report, Section};
+use super::value::Size;
+use super::{Config, LimitsSection, LogDestination, LogFormat, LogLevel, LogSection, Secrets};
+
+pub fn check(name: &str, text: &str, secrets: Secrets) -> Result<Config, Problems> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        let diagnostics = errors.iter().map(syntax_problem).collect();
+        return Err(Problems::new(name, text, diagnostics));
+    }
+    let report = RefCell::new(Report::default());
+    let config = read(Section::root(&document, &report), secrets);
+    let diagnostics = report.into_inner().diagnostics;
+    match config {
+        Some(config) if diagnostics.is_empty() => Ok(config),
+        _ => Err(Problems::new(name, text, diagnostics)),
+    }
+}
+
+pub fn known_keys() -> Vec<String> {
+    let (document, _) = DeTable::parse_recoverable("");
+    let report = RefCell::new(Report { is_listing: true, ..Report::default() });
+    read(Section::root(&document, &report), Secrets::Ignore);
+    report.into_inner().known.into_iter().collect()
+}
+
+fn syntax_problem(error: &toml::de::Error) -> Diagnostic {
+    Diagnostic {
+        span: error.span(),
+        key: String::new(),
+        message: format!("not TOML: {}", error.message()),
+        help: String::new(),
+    }
+}
+
+/// `None` means that a problem was reported.
+fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
+    let server = listener::server(root.section("server"), secrets);
+    let admin = listener::admin(root.section("admin"), server.as_ref());
+    let wechat = wechat::wechat(root.section("wechat"));
+    let apps = wechat::apps(&root, secrets);
+    let session = session::session(root.section("session"));
+    let login = session::login(root.section("login"));
+    let identity = session::identity(root.section("identity"), &session.header);
+    let limits = limits(root.section("limits"));
+    let log = log(root.section("log"), secrets);
+    let upstreams = routing::upstreams(&root);
+    let endpoints = routing::endpoints(root.section("endpoints"));
+    let routes = routing::routes(&root, &upstreams, apps.as_deref());
+    root.finish();
+    Some(Config {
+        server: server?,
+        admin,
+        wechat: wechat?,
+        apps: apps?,
+        session,
+        login,
+        endpoints,
+        identity,
+        limits,
+        log,
+        upstreams: upstreams.into_iter().map(|upstream| upstream.value).collect(),
+        routes: routes?,
+    })
+}
+
+fn limits(section: Section<'_>) -> LimitsSection {
+    let limits = LimitsSection {
+        header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
+        body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
+        idle_timeout: section.positive("idle_timeout", Duration::from_secs(60)),
+        max_body: section.get_or("max_body", Size(10 << 20)).0,
+        max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
+        max_header_count: match section.get_or("max_header_count", 100u64) {
+            count @ 1..=256 => usize::try_from(count).unwrap_or(256),
+            _ => {
+                if let Some(raw) = section.raw("max_header_count") {
+                    section.push(
+                        section.key("max_header_count"),
+                        raw.span(),
+                        "must be from 1 to 256",
+                        "",
+                    );
+                }
+                256
+            }
+        },
+        max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
+    };
+    section.finish();
+    limits
+}
+
+fn log(section: Section<'_>, secrets: Secrets) -> LogSection {
+    let log = LogSection {
+        level: section.get_or("level", LogLevel::Info),
+        format: section.get_or("format", LogFormat::Json),
+        access: section.get_or("access", LogDestination::Stderr),
+        openid_key: read_secret(&section, "openid_key", secrets),
+    };
+    section.finish();
+    log
+}

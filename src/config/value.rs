@@ -1,0 +1,259 @@
+//! What a single value of the file may be: text, numbers, durations, sizes, addresses.
+//!
+//! Each type says in its own words what it expects, so that a problem can be mended without
+//! the documentation. Durations and sizes are strings with a unit: a bare number is refused
+//! rather than guessed at.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use super::{Access, LogDestination, LogFormat, LogLevel, RoutePath, ServerAddress};
+use crate::identity::AppId;
+
+/// A value that can stand in the file.
+pub trait FromValue: Sized {
+    /// # Errors
+    /// What was expected, and what was found.
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String>;
+}
+
+/// A number of bytes, written `"16KiB"`.
+#[derive(Clone, Copy, Debug)]
+pub struct Size(pub u64);
+
+fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
+    value.as_str().ok_or_else(|| format!("expected {expected}, found {}", kind(value)))
+}
+
+fn kind(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Float(number) => format!("the number {}", number.as_str()),
+        DeValue::Boolean(flag) => format!("{flag}"),
+        DeValue::String(_) => "a string".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+    }
+}
+
+impl FromValue for String {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        text(value, "a string").map(str::to_owned)
+    }
+}
+
+impl FromValue for bool {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| format!("expected true or false, found {}", kind(value)))
+    }
+}
+
+impl FromValue for u64 {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let number = value.as_integer();
+        number
+            .and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
+            .ok_or_else(|| format!("expected a whole number from 0, found {}", kind(value)))
+    }
+}
+
+impl FromValue for usize {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        u64::from_value(value)?.try_into().map_err(|_| "the number is too large".to_owned())
+    }
+}
+
+impl FromValue for Duration {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str = "a duration with its unit, as \"500ms\", \"30s\" or \"2h\"";
+        let given = text(value, EXPECTED)?;
+        if given.trim().bytes().all(|b| b.is_ascii_digit()) && given.trim() != "0" {
+            return Err(format!("expected {EXPECTED}, found \"{given}\" without one"));
+        }
+        humantime::parse_duration(given)
+            .map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
+    }
+}
+
+impl FromValue for Size {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str = "a size with its unit, as \"16KiB\" or \"10MiB\"";
+        let given = text(value, EXPECTED)?;
+        if given.trim().bytes().all(|b| b.is_ascii_digit()) {
+            return Err(format!("expected {EXPECTED}, found \"{given}\" without one"));
+        }
+        given
+            .parse::<bytesize::ByteSize>()
+            .map(|size| Size(size.as_u64()))
+            .map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
+    }
+}
+
+impl FromValue for SocketAddr {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str = "an address with a port, as \"0.0.0.0:8080\" or \"[::]:8080\"";
+        let given = text(value, EXPECTED)?;
+        given.parse().map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
+    }
+}
+
+impl FromValue for IpNet {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str = "a network or an address, as \"10.0.0.0/8\" or \"10.0.0.1\"";
+        let given = text(value, EXPECTED)?;
+        given
+            .parse()
+            .or_else(|_| given.parse::<std::net::IpAddr>().map(IpNet::from))
+            .map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
+    }
+}
+
+impl FromValue for PathBuf {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "a path")?;
+        if given.is_empty() {
+            Err("expected a path, found \"\"".to_owned())
+        } else {
+            Ok(given.into())
+        }
+    }
+}
+
+impl FromValue for HeaderName {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "a header name")?;
+        given.parse().map_err(|_| format!("\"{given}\" is not a header name"))
+    }
+}
+
+impl FromValue for AppId {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "an app id, as \"wx0123456789abcdef\"")?;
+        AppId::parse(given).ok_or_else(|| {
+            format!("\"{given}\" is not an app id: letters, digits, \"-\" and \"_\" only")
+        })
+    }
+}
+
+impl FromValue for RoutePath {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "a path, as \"/api\"")?;
+        if !given.starts_with('/') {
+            return Err(format!("\"{given}\" does not begin with \"/\""));
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&b);
+        if let Some(odd) = given.chars().find(|c| !u8::try_from(*c).is_ok_and(plain)) {
+            return Err(format!(
+                "\"{given}\" holds '{odd}': only characters that every server reads alike can stand here"
+            ));
+        }
+        if given.contains("//") || given.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(format!("\"{given}\" holds a segment that servers read in different ways"));
+        }
+        Ok(Self(given.to_owned()))
+    }
+}
+
+impl FromValue for ServerAddress {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
+        let given = text(value, EXPECTED)?;
+        let wrong = || format!("expected {EXPECTED}, found \"{given}\"");
+        if let Ok(address) = given.parse() {
+            return Ok(Self::Socket(address));
+        }
+        let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        // A name of digits and dots alone is a mistyped address, not a host.
+        let is_name = (1..=253).contains(&host.len())
+            && host.bytes().all(legal)
+            && host.bytes().any(|b| b.is_ascii_alphabetic());
+        let port = port.parse().ok().filter(|port| *port != 0u16).ok_or_else(wrong)?;
+        if is_name { Ok(Self::Host { host: host.to_owned(), port }) } else { Err(wrong()) }
+    }
+}
+
+/// One of a few words.
+fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
+    let list = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+    let given = text(value, &format!("one of {list}"))?;
+    words
+        .iter()
+        .find(|(word, _)| *word == given)
+        .map(|(_, meaning)| *meaning)
+        .ok_or_else(|| format!("expected one of {list}, found \"{given}\""))
+}
+
+impl FromValue for Access {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let words =
+            [("required", Self::Required), ("optional", Self::Optional), ("none", Self::None)];
+        word(value, &words)
+    }
+}
+
+impl FromValue for LogLevel {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let words = [
+            ("error", Self::Error),
+            ("warn", Self::Warn),
+            ("info", Self::Info),
+            ("debug", Self::Debug),
+        ];
+        word(value, &words)
+    }
+}
+
+impl FromValue for LogFormat {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("json", Self::Json), ("text", Self::Text)])
+    }
+}
+
+impl FromValue for LogDestination {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        match text(value, "\"stderr\", \"stdout\", \"off\" or a path")? {
+            "stderr" => Ok(Self::Stderr),
+            "stdout" => Ok(Self::Stdout),
+            "off" => Ok(Self::Off),
+            path if path.contains('/') => Ok(Self::File(path.into())),
+            other => Err(format!(
+                "expected \"stderr\", \"stdout\", \"off\" or a path with a \"/\", found \"{other}\""
+            )),
+        }
+    }
+}
+
+/// Where tokens are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Header,
+    Bearer,
+}
+
+impl FromValue for Carrier {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("header", Self::Header), ("bearer", Self::Bearer)])
+    }
+}
+
+/// A form of a login request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginForm {
+    Json,
+    Form,
+    Query,
+}
+
+impl FromValue for LoginForm {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("json", Self::Json), ("form", Self::Form), ("query", Self::Query)])
+    }
+}
