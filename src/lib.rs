@@ -6,6 +6,7 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 2 | `session` | what a token stands for, and for how long |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
@@ -36,4 +37,5 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod rejection;
 pub mod secret;
+pub mod session;
 pub mod token;
