@@ -6,7 +6,10 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
+//! | 2 | `route` | which route or endpoint a path is for |
+//! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
@@ -32,10 +35,13 @@
 pub mod answer;
 pub mod clock;
 pub mod config;
+pub mod forwarded;
 pub mod identity;
+pub mod inject;
 pub mod lifecycle;
 pub mod metrics;
 pub mod rejection;
+pub mod route;
 pub mod secret;
 pub mod session;
 pub mod token;

@@ -1,0 +1,351 @@
+//! Identity headers sent upstream, and the headers that are the gateway's to write.
+//!
+//! Upstream services trust these headers blindly, so this is the only code that may write
+//! them, and it removes whatever the client sent under the same names first, on every
+//! route, `auth = "none"` included. CGI-like upstreams fold `X_OpenId`, `X.OpenId` and
+//! `X-OpenId` into one variable, so names are compared folded: every byte that is no letter
+//! or digit counts as `_`, and case does not matter. It is called only where nothing is
+//! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
+//! identity was proved.
+
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::config::{IdentitySection, SessionSection};
+use crate::identity::Identity;
+use crate::rejection::ERROR_HEADER;
+use crate::token;
+
+/// What WeChat Cloud Run injects and services that come from there trust.
+const CLOUD_RUN: [&str; 8] = [
+    "x-wx-openid",
+    "x-wx-appid",
+    "x-wx-unionid",
+    "x-wx-from-openid",
+    "x-wx-from-appid",
+    "x-wx-from-unionid",
+    "x-wx-source",
+    "x-wx-env",
+];
+
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Written by the gateway on every request.
+const WRITTEN: [&HeaderName; 5] =
+    [&REQUEST_ID, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &REAL_IP];
+
+/// Never written by the gateway; they pass from a trusted proxy, spelled just so.
+const FROM_TRUSTED: [&str; 3] = ["forwarded", "x-forwarded-port", "x-forwarded-prefix"];
+
+/// Strips and writes headers by one configuration.
+pub struct Injector {
+    openid: HeaderName,
+    app_id: HeaderName,
+    union_id: HeaderName,
+    request: FoldedNames,
+    response: FoldedNames,
+    strips_bearer: bool,
+}
+
+/// What is said of a request's way to the gateway.
+pub struct Forwarding {
+    pub request_id: HeaderValue,
+    /// The whole `X-Forwarded-For`.
+    pub forwarded_for: HeaderValue,
+    pub proto: HeaderValue,
+    pub host: Option<HeaderValue>,
+    pub client: HeaderValue,
+    /// Whether the peer is one of `server.trusted_proxies`.
+    pub is_trusted: bool,
+}
+
+impl Injector {
+    pub fn new(identity: &IdentitySection, session: &SessionSection) -> Self {
+        let own = [
+            identity.openid_header.as_str(),
+            identity.app_id_header.as_str(),
+            identity.union_id_header.as_str(),
+            session.header.as_str(),
+        ];
+        let request = own
+            .iter()
+            .copied()
+            .chain(CLOUD_RUN)
+            .chain(WRITTEN.map(HeaderName::as_str))
+            .chain(FROM_TRUSTED);
+        let response = own.iter().copied().chain([ERROR_HEADER.as_str()]);
+        Self {
+            openid: identity.openid_header.clone(),
+            app_id: identity.app_id_header.clone(),
+            union_id: identity.union_id_header.clone(),
+            request: FoldedNames::new(request),
+            response: FoldedNames::new(response),
+            strips_bearer: session.carriers.bearer,
+        }
+    }
+
+    /// Leaves of the gateway's headers only what the gateway writes: exactly one line of
+    /// each, and identity only where there is one.
+    ///
+    /// # Errors
+    /// When a value cannot be written; the request must then not be forwarded.
+    pub fn apply(
+        &self,
+        request: &mut RequestHeader,
+        forwarding: Forwarding,
+        identity: Option<&Identity>,
+    ) -> pingora::Result<()> {
+        self.strip(request, forwarding.is_trusted)?;
+
+        request.insert_header(&REQUEST_ID, forwarding.request_id)?;
+        request.insert_header(&FORWARDED_FOR, forwarding.forwarded_for)?;
+        request.insert_header(&FORWARDED_PROTO, forwarding.proto)?;
+        request.insert_header(&REAL_IP, forwarding.client)?;
+        if let Some(host) = forwarding.host {
+            request.insert_header(&FORWARDED_HOST, host)?;
+        }
+        if let Some(identity) = identity {
+            request.insert_header(&self.openid, identity.openid.as_str())?;
+            request.insert_header(&self.app_id, identity.app_id.as_str())?;
+            if let Some(unionid) = &identity.unionid {
+                request.insert_header(&self.union_id, unionid.as_str())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn strip(&self, request: &mut RequestHeader, is_trusted: bool) -> pingora::Result<()> {
+        let passes = |name: &HeaderName| is_trusted && FROM_TRUSTED.contains(&name.as_str());
+        let stripped: Vec<HeaderName> = request
+            .headers
+            .keys()
+            .filter(|name| self.request.contains(name.as_str()) && !passes(name))
+            .cloned()
+            .collect();
+        for name in &stripped {
+            request.remove_header(name);
+        }
+        if self.strips_bearer {
+            strip_bearer(request)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps an upstream's identity and session headers, and error marks that are not the
+    /// gateway's, from the client.
+    pub fn clean_response(&self, response: &mut ResponseHeader) {
+        let stripped: Vec<HeaderName> = response
+            .headers
+            .keys()
+            .filter(|name| self.response.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in &stripped {
+            response.remove_header(name);
+        }
+    }
+}
+
+/// Removes the `Authorization` lines that carry a token of ours and keeps the others.
+fn strip_bearer(request: &mut RequestHeader) -> pingora::Result<()> {
+    let is_ours = |value: &HeaderValue| token::bearer_token(value.as_bytes()).is_some();
+    if !request.headers.get_all(&AUTHORIZATION).iter().any(is_ours) {
+        return Ok(());
+    }
+    let kept: Vec<HeaderValue> = request
+        .headers
+        .get_all(&AUTHORIZATION)
+        .iter()
+        .filter(|value| !is_ours(value))
+        .cloned()
+        .collect();
+    request.remove_header(&AUTHORIZATION);
+    for value in kept {
+        request.append_header(&AUTHORIZATION, value)?;
+    }
+    Ok(())
+}
+
+/// A set of header names, compared folded. Folding keeps the length, so most names are
+/// passed over by their length alone.
+struct FoldedNames {
+    lengths: u128,
+    names: Vec<Box<[u8]>>,
+}
+
+impl FoldedNames {
+    fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let names: Vec<Box<[u8]>> = names.map(|name| name.bytes().map(fold).collect()).collect();
+        let lengths = names.iter().fold(0, |lengths, name| lengths | length_bit(name.len()));
+        Self { lengths, names }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.lengths & length_bit(name.len()) != 0
+            && self.names.iter().any(|known| {
+                known.len() == name.len()
+                    && known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
+            })
+    }
+}
+
+/// Names of 127 bytes and more share a bit.
+fn length_bit(length: usize) -> u128 {
+    1 << length.min(127)
+}
+
+fn fold(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Carriers, Config, Secrets};
+    use crate::identity::{AppId, OpenId};
+
+    fn injector() -> Injector {
+        let text = include_str!("../config/gateway.toml");
+        let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
+        assert_eq!(config.session.carriers, Carriers { header: true, bearer: true });
+        Injector::new(&config.identity, &config.session)
+    }
+
+    fn forwarding(is_trusted: bool) -> Forwarding {
+        Forwarding {
+            request_id: HeaderValue::from_static("gateway"),
+            forwarded_for: HeaderValue::from_static("gateway"),
+            proto: HeaderValue::from_static("gateway"),
+            host: Some(HeaderValue::from_static("gateway")),
+            client: HeaderValue::from_static("gateway"),
+            is_trusted,
+        }
+    }
+
+    /// Written out apart from the code under test.
+    const GATEWAYS_OWN: [&str; 20] = [
+        "x_openid",
+        "x_appid",
+        "x_unionid",
+        "x_3rd_session",
+        "x_wx_openid",
+        "x_wx_appid",
+        "x_wx_unionid",
+        "x_wx_from_openid",
+        "x_wx_from_appid",
+        "x_wx_from_unionid",
+        "x_wx_source",
+        "x_wx_env",
+        "x_request_id",
+        "x_forwarded_for",
+        "x_forwarded_proto",
+        "x_forwarded_host",
+        "x_real_ip",
+        "forwarded",
+        "x_forwarded_port",
+        "x_forwarded_prefix",
+    ];
+
+    fn cgi_name(name: &str) -> String {
+        name.chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+            .collect()
+    }
+
+    /// A name that folds to one of the gateway's own, in some spelling.
+    fn spelling() -> impl Strategy<Value = String> {
+        let separators = prop::sample::select("!#$%&'*+-.^_`|~".chars().collect::<Vec<_>>());
+        (
+            prop::sample::select(GATEWAYS_OWN.to_vec()),
+            prop::collection::vec((any::<bool>(), separators), 24),
+        )
+            .prop_map(|(name, choices)| {
+                name.chars()
+                    .zip(choices)
+                    .map(|(c, (upper, separator))| match c {
+                        '_' => separator,
+                        c if upper => c.to_ascii_uppercase(),
+                        c => c,
+                    })
+                    .collect()
+            })
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        prop_oneof![3 => spelling(), 1 => "[a-zA-Z0-9!#$%&'*+.^_`|~-]{1,24}"]
+    }
+
+    proptest! {
+        /// No header list whatever gets a second spelling through.
+        #[test]
+        fn upstream_sees_of_the_gateways_names_only_what_the_gateway_wrote(
+            names in prop::collection::vec(any_name(), 0..24),
+            is_known in any::<bool>(),
+        ) {
+            let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+            for name in &names {
+                request.append_header(name.clone(), "client").unwrap();
+            }
+            let identity = Identity {
+                app_id: AppId::parse("gateway").unwrap(),
+                openid: OpenId::parse("gateway").unwrap(),
+                unionid: None,
+            };
+            injector().apply(&mut request, forwarding(false), is_known.then_some(&identity)).unwrap();
+
+            let mut wire = Vec::new();
+            request.header_to_h1_wire(&mut wire);
+            let wire = String::from_utf8(wire).unwrap();
+            let mut seen = std::collections::HashMap::new();
+            for line in wire.lines() {
+                let (name, value) = line.split_once(": ").unwrap();
+                let name = cgi_name(name);
+                if GATEWAYS_OWN.contains(&name.as_str()) {
+                    prop_assert_eq!(value, "gateway", "{}", line);
+                    *seen.entry(name).or_insert(0) += 1;
+                }
+            }
+            prop_assert!(seen.values().all(|count| *count == 1), "{:?}", seen);
+            prop_assert_eq!(seen.contains_key("x_openid"), is_known);
+            prop_assert_eq!(seen.contains_key("x_appid"), is_known);
+            prop_assert!(!seen.contains_key("x_unionid"));
+            prop_assert_eq!(seen.len(), if is_known { 7 } else { 5 });
+            let foreign = names.iter().filter(|name| !GATEWAYS_OWN.contains(&cgi_name(name).as_str()));
+            prop_assert_eq!(foreign.count(), wire.lines().filter(|line| line.ends_with(": client")).count());
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxys_headers_pass_only_in_their_own_spelling() {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for name in ["X-Forwarded-Port", "X_Forwarded_Port", "Forwarded", "X_Forwarded_For"] {
+            request.append_header(name, "client").unwrap();
+        }
+        injector().apply(&mut request, forwarding(true), None).unwrap();
+        let mut kept: Vec<_> = request
+            .headers
+            .iter()
+            .filter(|(_, value)| *value == "client")
+            .map(|(name, _)| name.as_str())
+            .collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ["forwarded", "x-forwarded-port"]);
+    }
+
+    #[test]
+    fn only_authorization_lines_with_a_token_of_ours_are_removed() {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        let ours = format!("Bearer {}", "a".repeat(token::TOKEN_LENGTH));
+        request.append_header("Authorization", "Basic abc").unwrap();
+        request.append_header("authorization", ours).unwrap();
+        injector().apply(&mut request, forwarding(false), None).unwrap();
+        let kept: Vec<_> = request.headers.get_all("authorization").iter().collect();
+        assert_eq!(kept, ["Basic abc"]);
+    }
+}

@@ -1,0 +1,211 @@
+//! The ways in which servers read a path.
+//!
+//! Some decode escapes, once or, behind another proxy, twice; some drop `;parameters`,
+//! take `\` for `/`, merge `//` or resolve dot segments, each in an order of its own. The
+//! readings of a path are all that can be had from it by any of these steps in any order,
+//! with two decodings at most. They are few for any path that is not built to confuse; one
+//! that has very many is refused.
+
+use super::PathError;
+
+/// More readings than this, and nobody can say what the path means.
+const MOST_READINGS: usize = 64;
+
+/// Whether every server reads the path in the one way it is written. Agrees with
+/// [`readings`]: a plain path has one reading, itself.
+pub fn is_plain(path: &str) -> bool {
+    let mut previous = 0;
+    for byte in path.bytes() {
+        match byte {
+            b'%' | b';' | b'\\' | b'#' | b'?' | 0..=0x20 | 0x7f.. => return false,
+            // A segment that begins with a dot may be one of dots alone: left to the readings.
+            b'/' | b'.' if previous == b'/' => return false,
+            _ => previous = byte,
+        }
+    }
+    path.starts_with('/')
+}
+
+/// All readings of a path, itself first.
+///
+/// # Errors
+/// When it is no path, or has too many readings.
+pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
+    check_raw(path)?;
+    let mut readings: Vec<(u8, Vec<u8>)> = vec![(0, path.as_bytes().to_vec())];
+    let mut next = 0;
+    while let Some((decoded, reading)) = readings.get(next).cloned() {
+        let mut found = vec![
+            (decoded, without_parameters(&reading)),
+            (decoded, with_slashes(&reading)),
+            (decoded, merged(&reading)),
+            (decoded, resolved(&reading)),
+        ];
+        if decoded < 2 && reading.contains(&b'%') {
+            found.push((decoded + 1, decode(&reading)?));
+        }
+        for candidate in found {
+            if !readings.contains(&candidate) {
+                readings.push(candidate);
+            }
+        }
+        if readings.len() > MOST_READINGS {
+            return Err(PathError::Ambiguous);
+        }
+        next += 1;
+    }
+    Ok(readings.into_iter().map(|(_, reading)| reading).collect())
+}
+
+/// What no path holds: no leading slash, bytes outside printable ASCII, a fragment, escapes
+/// that are none.
+fn check_raw(path: &str) -> Result<(), PathError> {
+    let bytes = path.as_bytes();
+    let is_legal = bytes.first() == Some(&b'/')
+        && bytes.iter().all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'?'));
+    let are_escapes = bytes
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'%')
+        .all(|(at, _)| escape(bytes, at).is_some());
+    if is_legal && are_escapes { Ok(()) } else { Err(PathError::Malformed) }
+}
+
+/// The byte that an escape at `at` stands for.
+fn escape(text: &[u8], at: usize) -> Option<u8> {
+    let digit = |offset| char::from(*text.get(at + offset)?).to_digit(16);
+    u8::try_from(digit(1)? * 16 + digit(2)?).ok()
+}
+
+/// Decodes once. What is no escape stays as it is: `100%25` is a fair name for a file.
+fn decode(text: &[u8]) -> Result<Vec<u8>, PathError> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match escape(text, at).filter(|_| *byte == b'%') {
+            Some(meant) => {
+                decoded.push(meant);
+                at += 3;
+            }
+            None => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    if decoded.iter().any(u8::is_ascii_control) || has_overlong(&decoded) {
+        return Err(PathError::Malformed);
+    }
+    Ok(decoded)
+}
+
+/// Whether a character stands in more bytes of UTF-8 than it takes (RFC 3629, section 3),
+/// which some decoders fold back to `/` or `.`. Other encodings, such as GBK, may pass.
+fn has_overlong(text: &[u8]) -> bool {
+    text.windows(2).any(|pair| {
+        matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f])
+    })
+}
+
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|b| *b == b'/')
+}
+
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let kept: Vec<&[u8]> = segments(path)
+        .map(|segment| segment.split(|b| *b == b';').next().unwrap_or(segment))
+        .collect();
+    kept.join(&b'/')
+}
+
+fn with_slashes(path: &[u8]) -> Vec<u8> {
+    path.iter().map(|b| if *b == b'\\' { b'/' } else { *b }).collect()
+}
+
+fn merged(path: &[u8]) -> Vec<u8> {
+    let mut merged = path.to_vec();
+    merged.dedup_by(|a, b| *a == b'/' && *b == b'/');
+    merged
+}
+
+/// Dot segments resolved (RFC 3986, section 5.2.4).
+fn resolved(path: &[u8]) -> Vec<u8> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut ends_open = false;
+    for segment in segments(path).skip(1) {
+        ends_open = matches!(segment, b"." | b"..");
+        match segment {
+            b"." => {}
+            b".." => {
+                kept.pop();
+            }
+            _ => kept.push(segment),
+        }
+    }
+    if ends_open {
+        kept.push(b"");
+    }
+    let mut resolved = Vec::with_capacity(path.len());
+    for segment in &kept {
+        resolved.push(b'/');
+        resolved.extend_from_slice(segment);
+    }
+    if resolved.is_empty() {
+        resolved.push(b'/');
+    }
+    resolved
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_plain_path_has_one_reading(path in "/[a-zA-Z0-9/._~!$&'()*+,=:@%;\\\\-]{0,24}") {
+            if is_plain(&path) {
+                prop_assert_eq!(readings(&path).unwrap(), vec![path.into_bytes()]);
+            }
+        }
+
+        #[test]
+        fn any_text_is_judged_without_a_panic(path in "\\PC{0,64}", prefix in "/?") {
+            let path = prefix + &path;
+            let _ = is_plain(&path);
+            let _ = readings(&path);
+        }
+
+        /// Whatever sequence of steps a server takes, its reading is among those judged.
+        #[test]
+        fn every_order_of_steps_is_among_the_readings(
+            path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%25){0,8}",
+            steps in prop::collection::vec(0..5u8, 0..8),
+        ) {
+            let Ok(all) = readings(&path) else { return Ok(()) };
+            let mut reading = path.into_bytes();
+            let mut decoded = 0;
+            for step in steps {
+                reading = match step {
+                    0 => without_parameters(&reading),
+                    1 => with_slashes(&reading),
+                    2 => merged(&reading),
+                    3 => resolved(&reading),
+                    _ if decoded < 2 => {
+                        decoded += 1;
+                        decode(&reading).unwrap()
+                    }
+                    _ => reading,
+                };
+            }
+            prop_assert!(all.contains(&reading), "{:?}", String::from_utf8_lossy(&reading));
+        }
+    }
+
+    #[test]
+    fn a_path_built_to_have_many_readings_is_refused() {
+        let path = "/a;b%2fc%5cd%3be/..;%2e%2e\\x//y%252f%255c..%253b/./z%2f%2e%2e//..\\%252e";
+        assert!(readings(path) == Err(PathError::Ambiguous));
+    }
+}
