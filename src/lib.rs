@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
+//! | 2 | `wechat` | a one-time code traded for an identity |
 //! | 2 | `route` | which route or endpoint a path is for |
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 1 | `config` | the file, validated |
@@ -45,3 +46,4 @@ pub mod route;
 pub mod secret;
 pub mod session;
 pub mod token;
+pub mod wechat;

@@ -1,0 +1,243 @@
+//! WeChat's side of a login: a one-time code traded for an identity.
+//!
+//! [`WeChat::exchange`] calls code2Session (auth.code2Session,
+//! `GET /sns/jscode2session`) exactly once: after a byte may have been sent the code may be
+//! spent, so nothing is ever repeated. The request's URL holds the app secret; no URL, and
+//! nothing that WeChat said, gets into a log or an error, but for its number and its trace
+//! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
+
+mod reply;
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use reqwest::redirect;
+
+pub use self::reply::ErrCode;
+use self::reply::Reply;
+use crate::config::{App, WeChatSection};
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+use crate::rejection::Rejection;
+use crate::secret::Secret;
+
+/// Bytes of an answer that are read; real ones have under 300.
+const LONGEST_REPLY: usize = 64 << 10;
+
+/// Idle connections are given up before WeChat's end does, so that no code is written to a
+/// connection that is about to be closed.
+const POOL_IDLE: Duration = Duration::from_secs(10);
+
+/// A one-time code of `wx.login`, of a shape that is worth asking WeChat about.
+pub struct Code(Secret);
+
+impl Code {
+    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; codes seen have 32
+    /// letters and digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+        let is_code = (1..=128).contains(&text.len()) && text.bytes().all(legal);
+        is_code.then(|| Self(Secret::new(text.to_owned())))
+    }
+
+    /// What the developer tools give without an app id (observed, not documented).
+    pub fn is_mock(text: &str) -> bool {
+        text == "the code is a mock one"
+    }
+}
+
+/// Why there is no identity, by what the client or the operator can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WeChatError {
+    #[error("WeChat does not accept the code ({0})")]
+    InvalidCode(ErrCode),
+    #[error("WeChat blocks the user")]
+    UserBlocked,
+    #[error("WeChat limits the calls of this user")]
+    RateLimited,
+    #[error("WeChat is busy or out of quota ({0})")]
+    Busy(ErrCode),
+    #[error("WeChat refuses the app ({0})")]
+    Refused(ErrCode),
+    #[error("WeChat's answer cannot be understood: {0}")]
+    Malformed(&'static str),
+    #[error("WeChat's certificate cannot be trusted")]
+    Certificate,
+    #[error("WeChat cannot be reached")]
+    Unreachable,
+    #[error("WeChat did not answer; the code may be spent: {0}")]
+    Lost(&'static str),
+}
+
+impl From<&WeChatError> for Rejection {
+    fn from(error: &WeChatError) -> Self {
+        match error {
+            WeChatError::InvalidCode(_) => Self::InvalidCode,
+            WeChatError::UserBlocked => Self::UserBlocked,
+            // The limit is per user and minute.
+            WeChatError::RateLimited => Self::RateLimited { retry_after: 60 },
+            WeChatError::Busy(_) | WeChatError::Unreachable => {
+                Self::WeChatBusy { retry_after: jittered(2, 5) }
+            }
+            WeChatError::Refused(_) | WeChatError::Malformed(_) | WeChatError::Certificate => {
+                Self::WeChatRejected
+            }
+            WeChatError::Lost(_) => Self::WeChatTimeout { retry_after: jittered(1, 5) },
+        }
+    }
+}
+
+/// Seconds, spread so that phones that failed together do not come back together.
+fn jittered(least: u32, most: u32) -> u32 {
+    rand::rng().random_range(least..=most)
+}
+
+/// The client cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no CA certificates were found on this machine, so WeChat cannot be verified: install \
+         the package ca-certificates, set SSL_CERT_FILE, or set wechat.ca_file"
+    )]
+    NoRoots,
+    #[error("wechat.ca_file {path}: {reason}")]
+    CaFile { path: String, reason: String },
+    #[error("the client for WeChat cannot be built: {0}")]
+    Other(String),
+}
+
+/// The client of WeChat's API. Clones share connections.
+#[derive(Clone)]
+pub struct WeChat {
+    client: reqwest::Client,
+    endpoint: String,
+    metrics: Arc<Metrics>,
+}
+
+impl WeChat {
+    /// # Errors
+    /// When there are no roots to verify WeChat with, or the client cannot be built.
+    pub fn new(section: &WeChatSection, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(section.connect_timeout)
+            .timeout(section.timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .tls_certs_only(roots(section)?);
+        if let Some(proxy) = &section.proxy {
+            let proxy =
+                reqwest::Proxy::all(proxy).map_err(|_| ClientError::Other("proxy".to_owned()))?;
+            builder = builder.proxy(proxy);
+        }
+        let client =
+            builder.build().map_err(|error| ClientError::Other(error.without_url().to_string()))?;
+        Ok(Self { client, endpoint: format!("{}/sns/jscode2session", section.base_url), metrics })
+    }
+
+    /// Trades a code. The code is sent at most once, whatever comes of it.
+    ///
+    /// # Errors
+    /// See [`WeChatError`]; the details that an operator needs are in the log.
+    pub async fn exchange(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let started = Instant::now();
+        let outcome = self.call(app, code).await;
+        let label = match &outcome {
+            Ok(_) => "ok",
+            Err(WeChatError::Lost("timeout")) => "timeout",
+            Err(WeChatError::Lost(_) | WeChatError::Unreachable | WeChatError::Certificate) => {
+                "transport"
+            }
+            Err(WeChatError::Malformed(_)) => "malformed",
+            Err(WeChatError::UserBlocked) => "40226",
+            Err(WeChatError::RateLimited) => "45011",
+            Err(
+                WeChatError::InvalidCode(code)
+                | WeChatError::Busy(code)
+                | WeChatError::Refused(code),
+            ) => code.label(),
+        };
+        self.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
+        outcome
+    }
+
+    async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let query = [
+            ("appid", app.app_id.as_str()),
+            ("secret", app.secret.expose()),
+            ("js_code", code.0.expose()),
+            ("grant_type", "authorization_code"),
+        ];
+        let url = reqwest::Url::parse_with_params(&self.endpoint, query)
+            .map_err(|_| WeChatError::Malformed("base_url"))?;
+        let mut response =
+            self.client.get(url).send().await.map_err(|error| transport_error(&error))?;
+        let status = response.status();
+        if status.is_server_error() {
+            return Err(WeChatError::Lost("a server error"));
+        }
+        if !status.is_success() {
+            return Err(WeChatError::Malformed("an unexpected status"));
+        }
+        let mut body = zeroize::Zeroizing::new(Vec::with_capacity(1024));
+        while let Some(chunk) = response.chunk().await.map_err(|error| transport_error(&error))? {
+            if body.len() + chunk.len() > LONGEST_REPLY {
+                return Err(WeChatError::Malformed("too long"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Reply::parse(&body)?.into_identity(&app.app_id)
+    }
+}
+
+/// Tells what happened before anything was sent from what happened after.
+fn transport_error(error: &reqwest::Error) -> WeChatError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if is_certificate_error(inner) {
+            return WeChatError::Certificate;
+        }
+        cause = inner.source();
+    }
+    // The connect timeout is shorter than the whole, so the latter strikes only after the
+    // request was written, or began to be.
+    if error.is_connect() {
+        WeChatError::Unreachable
+    } else if error.is_timeout() {
+        WeChatError::Lost("timeout")
+    } else {
+        WeChatError::Lost("the connection broke")
+    }
+}
+
+fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    // Errors of TLS come wrapped in `io::Error`, which does not show them as its source.
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(|error| error.get_ref())
+        .and_then(|error| error.downcast_ref::<rustls::Error>());
+    let error = inner.or_else(|| error.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {
+    let Some(path) = &section.ca_file else {
+        let found = rustls_native_certs::load_native_certs().certs;
+        if found.is_empty() && section.is_https() {
+            return Err(ClientError::NoRoots);
+        }
+        // A store may hold certificates that cannot be read; the others still count.
+        return Ok(found
+            .iter()
+            .filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok())
+            .collect());
+    };
+    let in_file = |reason: String| ClientError::CaFile { path: path.display().to_string(), reason };
+    let pem = std::fs::read(path).map_err(|error| in_file(error.to_string()))?;
+    reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| in_file("is not PEM".to_owned()))
+}
