@@ -6,11 +6,17 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 4 | `policy` | what lives as long as the process, or as one configuration |
+//! | 3 | `auth` | from headers to a session, or to a refusal |
+//! | 3 | `login` | from a login's body to its answer |
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
 //! | 2 | `route` | which route or endpoint a path is for |
+//! | 2 | `upstream` | which server is next, and how it is spoken to |
 //! | 2 | `inject` | the headers that are the gateway's to write |
+//! | 2 | `access_log` | one line a request |
+//! | 2 | `telemetry` | the process's own log |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
@@ -33,17 +39,23 @@
 //! `wechat` trade it for an identity, starts a session in `session`, and answers with the
 //! token.
 
+pub mod access_log;
 pub mod answer;
+pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod forwarded;
 pub mod identity;
 pub mod inject;
 pub mod lifecycle;
+pub mod login;
 pub mod metrics;
+pub mod policy;
 pub mod rejection;
 pub mod route;
 pub mod secret;
 pub mod session;
+pub mod telemetry;
 pub mod token;
+pub mod upstream;
 pub mod wechat;

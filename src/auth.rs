@@ -1,0 +1,235 @@
+//! From headers to a verdict: who is asking.
+//!
+//! Finds the one token of a request in the carriers of the configuration, looks its session
+//! up, and says whose it is, or why there is nobody. Every way that does not end in a live
+//! session is a refusal, but for a request without a token where anonymous is allowed. A
+//! malformed, unknown, expired or revoked token get one answer, so that nothing is learned
+//! from it. It does not know what the route does with the identity.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, HeaderName};
+
+use crate::config::{Access, SessionSection};
+use crate::metrics::Decision;
+use crate::rejection::Rejection;
+use crate::session::{Session, Sessions, StoreError};
+use crate::token::{self, TokenDigest};
+
+/// Judges requests by one configuration.
+pub struct Authenticator {
+    sessions: Sessions,
+    /// `None` when the header is no carrier.
+    header: Option<HeaderName>,
+    reads_bearer: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    #[error("no token")]
+    MissingToken,
+    #[error("the token stands for no session")]
+    InvalidToken,
+    #[error("more than one token")]
+    ConflictingTokens,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AuthError {
+    /// The word for it in metrics and logs.
+    pub fn decision(&self) -> Decision {
+        match self {
+            Self::MissingToken => Decision::Missing,
+            Self::InvalidToken | Self::ConflictingTokens => Decision::Invalid,
+            Self::Store(_) => Decision::Error,
+        }
+    }
+}
+
+impl From<&AuthError> for Rejection {
+    fn from(error: &AuthError) -> Self {
+        match error {
+            AuthError::MissingToken => Self::MissingToken,
+            AuthError::InvalidToken => Self::SessionExpired,
+            AuthError::ConflictingTokens => Self::BadRequest("more than one session token"),
+            AuthError::Store(_) => Self::StoreUnavailable,
+        }
+    }
+}
+
+/// What a request carries.
+#[derive(Debug, PartialEq, Eq)]
+enum Presented<'a> {
+    Nothing,
+    /// Not of a token's shape, where only a token can stand.
+    Malformed,
+    Token(&'a [u8]),
+}
+
+impl Authenticator {
+    pub fn new(sessions: Sessions, section: &SessionSection) -> Self {
+        Self {
+            sessions,
+            header: section.carriers.header.then(|| section.header.clone()),
+            reads_bearer: section.carriers.bearer,
+        }
+    }
+
+    /// The session of a request; `None` is anonymous, or that nobody asks.
+    ///
+    /// # Errors
+    /// Every [`AuthError`] is a refusal, whatever the access.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        access: Access,
+    ) -> Result<Option<Arc<Session>>, AuthError> {
+        let may_be_anonymous = match access {
+            Access::None => return Ok(None),
+            Access::Optional => true,
+            Access::Required => false,
+        };
+        match self.presented(headers)? {
+            Presented::Nothing if may_be_anonymous => Ok(None),
+            Presented::Nothing => Err(AuthError::MissingToken),
+            Presented::Malformed => Err(AuthError::InvalidToken),
+            Presented::Token(text) => self.find(text).await.map(Some),
+        }
+    }
+
+    /// Ends the session of a request, if it carries one.
+    ///
+    /// # Errors
+    /// When tokens conflict or the store cannot be reached.
+    pub async fn revoke(&self, headers: &HeaderMap) -> Result<(), AuthError> {
+        if let Presented::Token(text) = self.presented(headers)?
+            && let Some(digest) = TokenDigest::parse(text)
+        {
+            self.sessions.revoke(&digest).await?;
+        }
+        Ok(())
+    }
+
+    async fn find(&self, text: &[u8]) -> Result<Arc<Session>, AuthError> {
+        let digest = TokenDigest::parse(text).ok_or(AuthError::InvalidToken)?;
+        self.sessions.get(&digest).await?.ok_or(AuthError::InvalidToken)
+    }
+
+    fn presented<'a>(&self, headers: &'a HeaderMap) -> Result<Presented<'a>, AuthError> {
+        let from_header = match &self.header {
+            Some(name) => in_session_header(headers, name)?,
+            None => Presented::Nothing,
+        };
+        if !self.reads_bearer {
+            return Ok(from_header);
+        }
+        let mut presented = from_header;
+        for value in headers.get_all(AUTHORIZATION) {
+            // Any other value belongs to the service behind.
+            let Some(bearer) = token::bearer_token(value.as_bytes()) else { continue };
+            match presented {
+                Presented::Nothing => presented = Presented::Token(bearer),
+                Presented::Token(other) if other != bearer => {
+                    return Err(AuthError::ConflictingTokens);
+                }
+                Presented::Token(_) | Presented::Malformed => {}
+            }
+        }
+        Ok(presented)
+    }
+}
+
+fn in_session_header<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Presented<'a>, AuthError> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(Presented::Nothing) };
+    if values.next().is_some() {
+        return Err(AuthError::ConflictingTokens);
+    }
+    let text = token::trim(value.as_bytes());
+    Ok(match text {
+        [] => Presented::Nothing,
+        _ if token::has_token_shape(text) => Presented::Token(text),
+        _ => Presented::Malformed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Carriers;
+    use crate::metrics::Metrics;
+
+    fn authenticator(header: bool, bearer: bool) -> Authenticator {
+        let section = SessionSection {
+            ttl: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            capacity: 10,
+            carriers: Carriers { header, bearer },
+            header: HeaderName::from_static("x-3rd-session"),
+        };
+        let sessions = Sessions::in_memory(&section, Clock::manual(), Metrics::new().unwrap());
+        Authenticator::new(sessions, &section)
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn one_token_is_found_and_two_are_refused() {
+        let (a, b) = ("A".repeat(43), "B".repeat(43));
+        let (bearer_a, bearer_b) = (format!("Bearer {a}"), format!("Bearer {b}"));
+        let both = authenticator(true, true);
+        let (s, auth) = ("x-3rd-session", "authorization");
+
+        let find = |lines: &[(&'static str, &str)]| {
+            let headers = headers(lines);
+            both.presented(&headers).map(|presented| match presented {
+                Presented::Nothing => "nothing".to_owned(),
+                Presented::Malformed => "malformed".to_owned(),
+                Presented::Token(text) => String::from_utf8(text.to_vec()).unwrap(),
+            })
+        };
+        assert_eq!(find(&[]).unwrap(), "nothing");
+        assert_eq!(find(&[(s, "")]).unwrap(), "nothing");
+        assert_eq!(find(&[(s, &a)]).unwrap(), a);
+        assert_eq!(find(&[(auth, &bearer_a)]).unwrap(), a);
+        assert_eq!(find(&[(s, ""), (auth, &bearer_a)]).unwrap(), a);
+        assert_eq!(find(&[(s, &a), (auth, &bearer_a)]).unwrap(), a);
+        assert_eq!(find(&[(auth, "Basic eA=="), (auth, &bearer_a)]).unwrap(), a);
+        assert_eq!(find(&[(auth, "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x")]).unwrap(), "nothing");
+        assert_eq!(find(&[(s, "short")]).unwrap(), "malformed");
+        assert_eq!(find(&[(s, "short"), (auth, &bearer_a)]).unwrap(), "malformed");
+        for conflict in [
+            vec![(s, a.as_str()), (s, a.as_str())],
+            vec![(s, ""), (s, a.as_str())],
+            vec![(s, a.as_str()), (auth, bearer_b.as_str())],
+            vec![(auth, bearer_a.as_str()), (auth, bearer_b.as_str())],
+        ] {
+            assert!(matches!(find(&conflict), Err(AuthError::ConflictingTokens)), "{conflict:?}");
+        }
+    }
+
+    #[test]
+    fn only_configured_carriers_are_read() {
+        let token = "A".repeat(43);
+        let lines = headers(&[("authorization", &format!("Bearer {token}"))]);
+        assert_eq!(authenticator(true, false).presented(&lines).unwrap(), Presented::Nothing);
+        let lines = headers(&[("x-3rd-session", &token)]);
+        assert_eq!(authenticator(false, true).presented(&lines).unwrap(), Presented::Nothing);
+    }
+}

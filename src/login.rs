@@ -1,0 +1,253 @@
+//! A login, from the request's body to the answer.
+//!
+//! Takes the code in one of the accepted forms, finds the app, trades the code with WeChat
+//! and starts a session. The answer holds the token and nothing of the identity. It does
+//! not read sockets: `proxy.rs` hands it the body within its limit.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::answer::Answer;
+use crate::config::{App, LoginForms, LoginSection};
+use crate::metrics::Metrics;
+use crate::rejection::Rejection;
+use crate::secret::Secret;
+use crate::session::Sessions;
+use crate::wechat::{Code, WeChat, WeChatError};
+
+use std::sync::Arc;
+
+/// Serves logins by one configuration.
+pub struct Login {
+    apps: Vec<App>,
+    section: LoginSection,
+    wechat: WeChat,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+}
+
+/// A login as it was sent.
+#[derive(Clone, Copy)]
+pub enum LoginRequest<'a> {
+    Body { content_type: Option<&'a str>, body: &'a [u8] },
+    Query(&'a str),
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    code: Secret,
+    app_id: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        String::deserialize(input).map(Self::new)
+    }
+}
+
+impl Login {
+    pub fn new(
+        apps: &[App],
+        section: &LoginSection,
+        wechat: WeChat,
+        sessions: Sessions,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { apps: apps.to_vec(), section: section.clone(), wechat, sessions, metrics }
+    }
+
+    /// Bytes of body that a login may have.
+    pub fn max_body(&self) -> usize {
+        self.section.max_body
+    }
+
+    /// Whether `GET` with a query is taken.
+    pub fn accepts_query(&self) -> bool {
+        self.section.accept.query
+    }
+
+    /// Serves one login. Whatever comes of it is counted.
+    ///
+    /// # Errors
+    /// The refusal to answer with; its cause is in the log.
+    pub async fn serve(
+        &self,
+        request: LoginRequest<'_>,
+        request_id: &str,
+    ) -> Result<Answer, Rejection> {
+        let mut app_id = "unknown";
+        let outcome = self.run(request, request_id, &mut app_id).await;
+        let word = outcome.as_ref().map_or_else(Rejection::error, |_| "ok");
+        self.metrics.login(app_id, word);
+        outcome
+    }
+
+    async fn run<'a>(
+        &'a self,
+        request: LoginRequest<'_>,
+        request_id: &str,
+        counted_app: &mut &'a str,
+    ) -> Result<Answer, Rejection> {
+        let fields = parse(request, self.section.accept)?;
+        let app = self.app(fields.app_id.as_deref())?;
+        *counted_app = app.app_id.as_str();
+        if Code::is_mock(fields.code.expose()) {
+            return Err(Rejection::InvalidCode);
+        }
+        let code = Code::parse(fields.code.expose())
+            .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
+
+        let identity = self.wechat.exchange(app, &code).await.map_err(|error| {
+            log_failure(&error, app, request_id);
+            Rejection::from(&error)
+        })?;
+        let (token, expires_in) = self.sessions.create(identity).await.map_err(|error| {
+            tracing::error!(request_id, %error, "a session cannot be kept");
+            Rejection::StoreUnavailable
+        })?;
+        Ok(granted(token.expose(), expires_in))
+    }
+
+    fn app(&self, app_id: Option<&str>) -> Result<&App, Rejection> {
+        let found = match app_id {
+            Some(app_id) => self.apps.iter().find(|app| app.app_id.as_str() == app_id),
+            None => self.apps.iter().find(|app| app.is_default),
+        };
+        found.ok_or(Rejection::BadRequest(match app_id {
+            Some(_) => "this app_id is not known here",
+            None => "app_id is needed: there are several apps and no default",
+        }))
+    }
+}
+
+fn granted(token: &str, expires_in: Duration) -> Answer {
+    #[derive(Serialize)]
+    struct Granted<'a> {
+        token: &'a str,
+        token_type: &'static str,
+        expires_in: u64,
+    }
+
+    let expires_in = expires_in.as_secs();
+    Answer::json(200, &Granted { token, token_type: "Bearer", expires_in })
+}
+
+/// Refusals of a code are everyday and only counted; the others are for somebody to see.
+fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
+    let app_id = app.app_id.as_str();
+    match error {
+        WeChatError::InvalidCode(_) | WeChatError::UserBlocked | WeChatError::RateLimited => {
+            tracing::debug!(request_id, app_id, %error, "login refused");
+        }
+        WeChatError::Busy(_)
+        | WeChatError::Refused(_)
+        | WeChatError::Malformed(_)
+        | WeChatError::Certificate
+        | WeChatError::Unreachable
+        | WeChatError::Lost(_) => {
+            tracing::warn!(request_id, app_id, %error, "login failed");
+        }
+    }
+}
+
+fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
+    match request {
+        LoginRequest::Query(query) if accept.query => parse_form(query.as_bytes()),
+        LoginRequest::Query(_) => Err(Rejection::BadRequest("a login needs a body")),
+        LoginRequest::Body { content_type, body } => match media_type(content_type).as_str() {
+            "" | "text/plain" | "application/json" if accept.json => parse_json(body),
+            "application/x-www-form-urlencoded" if accept.form => parse_form(body),
+            _ => Err(Rejection::BadRequest("a login of this Content-Type is not taken")),
+        },
+    }
+}
+
+/// The media type in lower case, without parameters; empty where there is none.
+fn media_type(content_type: Option<&str>) -> String {
+    let whole = content_type.unwrap_or_default();
+    whole.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// A repeated field is an error: two readers could take two codes from it.
+fn parse_json(body: &[u8]) -> Result<Fields, Rejection> {
+    // serde would read the fields from an array too.
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    let fields = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
+    fields.ok_or(Rejection::BadRequest("expected a JSON object with one \"code\""))
+}
+
+fn parse_form(body: &[u8]) -> Result<Fields, Rejection> {
+    let mut code = None;
+    let mut app_id = None;
+    for (name, value) in form_urlencoded::parse(body) {
+        let field = match &*name {
+            "code" => &mut code,
+            "app_id" => &mut app_id,
+            _ => continue,
+        };
+        if field.replace(value.into_owned()).is_some() {
+            return Err(Rejection::BadRequest("a field stands twice"));
+        }
+    }
+    let code = code.ok_or(Rejection::BadRequest("expected one field \"code\""))?;
+    Ok(Fields { code: Secret::new(code), app_id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: LoginForms = LoginForms { json: true, form: true, query: true };
+
+    fn code(content_type: Option<&str>, body: &str, accept: LoginForms) -> Option<String> {
+        let request = LoginRequest::Body { content_type, body: body.as_bytes() };
+        parse(request, accept).ok().map(|fields| fields.code.expose().to_owned())
+    }
+
+    #[test]
+    fn the_form_is_told_by_the_content_type() {
+        let json = r#"{"code":"abc","x":[1,{"y":2}]}"#;
+        for content_type in [
+            None,
+            Some("text/plain"),
+            Some("application/json; charset=utf-8"),
+            Some("Application/JSON"),
+        ] {
+            assert_eq!(code(content_type, json, ALL).as_deref(), Some("abc"), "{content_type:?}");
+        }
+        let form = Some("application/x-www-form-urlencoded");
+        assert_eq!(code(form, "x=1&code=a%62c", ALL).as_deref(), Some("abc"));
+        assert_eq!(code(form, json, ALL), None);
+        assert_eq!(code(None, "code=abc", ALL), None);
+        assert_eq!(code(Some("multipart/form-data"), json, ALL), None);
+        assert_eq!(code(None, json, LoginForms { json: false, ..ALL }), None);
+        assert_eq!(code(form, "code=abc", LoginForms { form: false, ..ALL }), None);
+    }
+
+    #[test]
+    fn what_is_not_one_code_is_refused() {
+        for body in [
+            "",
+            "null",
+            "[]",
+            "[\"abc\"]",
+            "\"abc\"",
+            "{}",
+            "{",
+            r#"{"code":1}"#,
+            r#"{"code":null}"#,
+            r#"{"code":["a"]}"#,
+            r#"{"code":"a","code":"b"}"#,
+            r#"{"code":"a","app_id":"x","app_id":"y"}"#,
+            r#"["abc",null]"#,
+            r#"{"code":"a"} x"#,
+            "\u{feff}{\"code\":\"a\"}",
+        ] {
+            assert_eq!(code(None, body, ALL), None, "{body}");
+        }
+        for body in ["", "x=1", "code=a&code=b", "code=a&app_id=x&app_id=y"] {
+            assert_eq!(code(Some("application/x-www-form-urlencoded"), body, ALL), None, "{body}");
+        }
+    }
+}

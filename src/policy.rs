@@ -1,0 +1,96 @@
+//! What lives as long as the process, and what lives as long as one configuration.
+//!
+//! A [`Policy`] is everything that requests are judged and served by; each request takes
+//! the current one, once, so that it sees one configuration from its first byte to its
+//! last. [`Process`] is what every policy shares: sessions, counters, logs.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::access_log::AccessLog;
+use crate::auth::Authenticator;
+use crate::config::{Config, LimitsSection};
+use crate::forwarded::TrustedProxies;
+use crate::inject::Injector;
+use crate::lifecycle::Lifecycle;
+use crate::login::Login;
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::route::{Endpoint, Routes};
+use crate::session::Sessions;
+use crate::upstream::Pool;
+use crate::wechat::{ClientError, WeChat};
+
+/// What outlives a configuration.
+pub struct Process {
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    pub sessions: Sessions,
+    pub lifecycle: Lifecycle,
+}
+
+/// One configuration, ready to serve.
+pub struct Policy {
+    pub routes: Routes,
+    pub pools: Vec<Pool>,
+    pub authenticator: Authenticator,
+    pub injector: Injector,
+    pub login: Login,
+    pub trusted_proxies: TrustedProxies,
+    pub limits: LimitsSection,
+    /// How the public listeners are reached: `http` or `https`.
+    pub proto: HeaderValue,
+    route_metrics: Vec<RouteMetrics>,
+    login_metrics: RouteMetrics,
+    logout_metrics: RouteMetrics,
+    session_metrics: RouteMetrics,
+    health_metrics: RouteMetrics,
+    none_metrics: RouteMetrics,
+}
+
+impl Policy {
+    /// # Errors
+    /// When the client for WeChat cannot be built.
+    pub fn new(config: &Config, process: &Process) -> Result<Self, ClientError> {
+        let metrics = &process.metrics;
+        let wechat = WeChat::new(&config.wechat, metrics.clone())?;
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        Ok(Self {
+            pools: config.upstreams.iter().cloned().map(Pool::new).collect(),
+            authenticator: Authenticator::new(process.sessions.clone(), &config.session),
+            injector: Injector::new(&config.identity, &config.session),
+            login: Login::new(
+                &config.apps,
+                &config.login,
+                wechat,
+                process.sessions.clone(),
+                metrics.clone(),
+            ),
+            trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
+            limits: config.limits.clone(),
+            proto: HeaderValue::from_static(match config.server.tls {
+                Some(_) => "https",
+                None => "http",
+            }),
+            route_metrics: routes.iter().map(|route| metrics.route(&route.name)).collect(),
+            login_metrics: metrics.route("@login"),
+            logout_metrics: metrics.route("@logout"),
+            session_metrics: metrics.route("@session"),
+            health_metrics: metrics.route("@health"),
+            none_metrics: metrics.route("@none"),
+            routes,
+        })
+    }
+
+    /// The counters of an endpoint.
+    pub fn metrics(&self, endpoint: Endpoint) -> &RouteMetrics {
+        match endpoint {
+            Endpoint::Login => &self.login_metrics,
+            Endpoint::Logout => &self.logout_metrics,
+            Endpoint::Session => &self.session_metrics,
+            Endpoint::Health => &self.health_metrics,
+            Endpoint::Route(index) => self.route_metrics.get(index).unwrap_or(&self.none_metrics),
+            Endpoint::None => &self.none_metrics,
+        }
+    }
+}

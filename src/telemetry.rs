@@ -1,0 +1,41 @@
+//! The process's own log, on stderr.
+//!
+//! Only this crate's events are written: libraries below would log paths and queries. Lines
+//! go through a bounded queue to a thread of their own, so a full pipe blocks nobody; lines
+//! given up are counted with those of the access log.
+
+use std::io::IsTerminal;
+
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogFormat, LogLevel, LogSection};
+use crate::metrics::Metrics;
+
+/// Installs the log of this process; called once, by `main`. What is queued is written when
+/// the guard is dropped.
+pub fn install(log: &LogSection, metrics: &Metrics) -> WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    metrics.watch_log(writer.error_counter());
+    let level = match log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let registry = tracing_subscriber::registry().with(Targets::new().with_target("wxgate", level));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let installed = match log.format {
+        LogFormat::Json => registry
+            .with(lines.json().flatten_event(true).with_current_span(false).with_span_list(false))
+            .try_init(),
+        LogFormat::Text => {
+            registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()
+        }
+    };
+    // Only a second call could fail, and then the first log goes on.
+    drop(installed);
+    guard
+}

@@ -1,0 +1,159 @@
+//! Pools of upstream servers: which one is next, and how it is spoken to.
+//!
+//! A pool turns the servers of the configuration into peers that are made once and cloned
+//! per request, and hands them out in turn. Host names are resolved when the pool starts
+//! and every 30 seconds; when a name cannot be resolved, the addresses known before stay.
+//! After a failed connect the proxy asks for another peer than those it has tried.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::lb::discovery::ServiceDiscovery;
+use pingora::lb::{Backend, Backends};
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+
+use crate::config::{ServerAddress, Upstream};
+
+/// Between two look-ups of host names.
+pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Between two look-ups while a pool has no address at all.
+pub const RESOLVE_RETRY: Duration = Duration::from_secs(1);
+
+/// The servers of one upstream.
+pub struct Pool {
+    backends: Backends,
+    peers: ArcSwap<Vec<Peer>>,
+    next: AtomicUsize,
+    section: Upstream,
+}
+
+/// A server that can be spoken to.
+#[derive(Clone)]
+pub struct Peer {
+    pub address: SocketAddr,
+    template: HttpPeer,
+}
+
+impl Peer {
+    pub fn http_peer(&self) -> Box<HttpPeer> {
+        Box::new(self.template.clone())
+    }
+}
+
+impl Pool {
+    pub fn new(section: Upstream) -> Self {
+        let servers = section.servers.clone();
+        let names = Names { pool: section.name.clone(), servers, known: Mutex::default() };
+        Self {
+            backends: Backends::new(Box::new(names)),
+            peers: ArcSwap::default(),
+            next: AtomicUsize::new(0),
+            section,
+        }
+    }
+
+    /// The next server in turn that is not among `tried`.
+    pub fn choose(&self, tried: &[SocketAddr]) -> Option<Peer> {
+        let peers = self.peers.load();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..peers.len())
+            .filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()))
+            .find(|peer| !tried.contains(&peer.address))
+            .cloned()
+    }
+
+    /// Whether some server has not been tried.
+    pub fn has_untried(&self, tried: &[SocketAddr]) -> bool {
+        self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
+    }
+
+    /// Looks up the host names, and takes over what was found.
+    pub async fn resolve(&self) {
+        let taken = self.backends.update(|backends| {
+            let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
+            let peers = addresses.map(|address| self.peer(*address)).collect();
+            self.peers.store(std::sync::Arc::new(peers));
+        });
+        // Our discovery reports failures itself and keeps what it knew.
+        let _ = taken.await;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.peers.load().is_empty()
+    }
+
+    /// Whether there is a name to look up again.
+    pub fn has_names(&self) -> bool {
+        self.section.servers.iter().any(|server| matches!(server, ServerAddress::Host { .. }))
+    }
+
+    fn peer(&self, address: SocketAddr) -> Peer {
+        let mut template = HttpPeer::new(address, false, String::new());
+        let options = &mut template.options;
+        options.connection_timeout = Some(self.section.connect_timeout);
+        options.total_connection_timeout = Some(self.section.connect_timeout);
+        options.read_timeout = Some(self.section.read_timeout);
+        options.write_timeout = Some(self.section.write_timeout);
+        options.idle_timeout = Some(self.section.idle_timeout);
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        Peer { address, template }
+    }
+}
+
+/// Resolves the servers of one pool.
+struct Names {
+    pool: String,
+    servers: Vec<ServerAddress>,
+    /// What each name stood for when it could last be resolved.
+    known: Mutex<HashMap<String, Vec<SocketAddr>>>,
+}
+
+#[async_trait]
+impl ServiceDiscovery for Names {
+    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let mut addresses = Vec::new();
+        for server in &self.servers {
+            match server {
+                ServerAddress::Socket(address) => addresses.push(*address),
+                ServerAddress::Host { host, port } => {
+                    addresses.extend(self.look_up(host, *port).await);
+                }
+            }
+        }
+        let backends =
+            addresses.iter().filter_map(|address| Backend::new(&address.to_string()).ok());
+        Ok((backends.collect(), HashMap::new()))
+    }
+}
+
+impl Names {
+    async fn look_up(&self, host: &str, port: u16) -> Vec<SocketAddr> {
+        let name = format!("{host}:{port}");
+        let found: Result<Vec<_>, _> =
+            tokio::net::lookup_host((host, port)).await.map(Iterator::collect);
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match found {
+            Ok(addresses) => {
+                known.insert(name, addresses.clone());
+                addresses
+            }
+            Err(error) => {
+                let kept = known.get(&name).cloned().unwrap_or_default();
+                tracing::warn!(
+                    upstream = self.pool,
+                    host,
+                    %error,
+                    kept = kept.len(),
+                    "a host name cannot be resolved"
+                );
+                kept
+            }
+        }
+    }
+}
