@@ -6,6 +6,8 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 6 | `edge` | every public connection: TLS, deadline and size of a head, strict framing |
+//! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
@@ -44,6 +46,7 @@ pub mod answer;
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod edge;
 pub mod forwarded;
 pub mod identity;
 pub mod inject;
@@ -51,6 +54,7 @@ pub mod lifecycle;
 pub mod login;
 pub mod metrics;
 pub mod policy;
+pub mod proxy;
 pub mod rejection;
 pub mod route;
 pub mod secret;

@@ -1,0 +1,204 @@
+//! The one entry point of every public connection.
+//!
+//! Shakes hands where TLS is on, then reads the head of each HTTP/1 request under one
+//! deadline and one cap and judges it ([`head`]) before pingora sees a byte of it; what
+//! passes goes to the proxy, which gives the connection back for the next request. HTTP/2
+//! is framed by pingora's own protocol layer. It does not know what a request is for.
+
+mod connection;
+mod head;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use self::connection::Connection;
+use self::head::{Head, HeadLimits};
+use crate::access_log::{self, Line};
+use crate::forwarded;
+use crate::policy::{Policy, Process};
+use crate::proxy::Gateway;
+use crate::rejection::Rejection;
+use crate::route::Endpoint;
+
+/// Tries of one request, the first included. Each is another server, or the same one after
+/// an idle connection turned out to be closed.
+const MOST_TRIES: usize = 8;
+
+/// Serves public connections.
+pub struct Edge {
+    proxy: Arc<HttpProxy<Gateway>>,
+    acceptor: Option<TlsAcceptor>,
+    policy: Arc<Policy>,
+    process: Arc<Process>,
+    head_limits: HeadLimits,
+}
+
+/// How the wait for a head ended.
+enum Wait {
+    Head(Head),
+    Refused(Rejection),
+    /// The client left, or was idle for too long, or the gateway is closing.
+    Over,
+}
+
+impl Edge {
+    pub fn new(
+        process: Arc<Process>,
+        policy: Arc<Policy>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        threads: usize,
+    ) -> Self {
+        let conf = ServerConf { threads, max_retries: MOST_TRIES, ..ServerConf::default() };
+        let gateway = Gateway::new(process.clone(), policy.clone());
+        let limits = &policy.limits;
+        Self {
+            proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
+            acceptor: tls.map(TlsAcceptor::from),
+            head_limits: HeadLimits {
+                bytes: limits.max_header,
+                lines: limits.max_header_count,
+                target: limits.max_target,
+            },
+            policy,
+            process,
+        }
+    }
+
+    /// Serves a connection to its end.
+    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        // Answers are flushed whole; waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let mut closing = self.process.lifecycle.closing();
+        let Some(acceptor) = &self.acceptor else {
+            return self.serve_http1(Connection::plain(stream, peer), peer, closing).await;
+        };
+        // A failed handshake is the client's affair.
+        let handshake = timeout(self.policy.limits.header_timeout, acceptor.accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = closed(&mut closing) => return,
+        };
+        let Ok(Ok(stream)) = shaken else { return };
+        let mut connection = Connection::tls(stream, peer);
+        if connection.is_http2() {
+            connection.begin_http2();
+            self.proxy.process_new(Box::new(connection), &closing).await;
+        } else {
+            self.serve_http1(connection, peer, closing).await;
+        }
+    }
+
+    async fn serve_http1(
+        &self,
+        mut connection: Connection,
+        peer: SocketAddr,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let mut is_first = true;
+        loop {
+            let head = match self.wait_for_head(&mut connection, &mut closing, is_first).await {
+                Wait::Head(head) => head,
+                Wait::Refused(rejection) => {
+                    return self.refuse(connection, peer, &rejection).await;
+                }
+                Wait::Over => return,
+            };
+            is_first = false;
+            let request = connection.begin_request(head.length, head.framing);
+            let mut session = ServerSession::new_http1(Box::new(connection));
+            session.set_pipelined_prefix(request);
+            let Some(reused) = self.proxy.process_new_http(session, &closing).await else { return };
+            let (stream, _) = reused.consume();
+            match stream.into_any().downcast::<Connection>() {
+                Ok(returned) => connection = *returned,
+                // pingora gives back what it was given.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for a whole head that is beyond doubt. An idle connection may take its time;
+    /// from its first byte on a head has `limits.header_timeout`, as has the first head of
+    /// a connection from the start.
+    async fn wait_for_head(
+        &self,
+        connection: &mut Connection,
+        closing: &mut watch::Receiver<bool>,
+        is_first: bool,
+    ) -> Wait {
+        let limits = &self.policy.limits;
+        if connection.held().is_empty() {
+            let patience = if is_first { limits.header_timeout } else { limits.idle_timeout };
+            let read = tokio::select! {
+                read = timeout(patience, connection.read_more()) => read,
+                () = closed(closing) => return Wait::Over,
+            };
+            if !matches!(read, Ok(Ok(1..))) {
+                return Wait::Over;
+            }
+        }
+        let is_health = |path: &[u8]| self.policy.routes.is_health(path);
+        let whole = async {
+            loop {
+                match head::judge(connection.held(), self.head_limits, is_health) {
+                    Ok(Some(head)) => return Wait::Head(head),
+                    Ok(None) => {}
+                    Err(rejection) => return Wait::Refused(rejection),
+                }
+                if !matches!(connection.read_more().await, Ok(1..)) {
+                    return Wait::Over;
+                }
+            }
+        };
+        let deadline = timeout(limits.header_timeout, whole).await;
+        deadline.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
+    }
+
+    /// Answers a head that is no request, and ends its connection.
+    async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
+        let started = Instant::now();
+        let request_id = forwarded::fresh_request_id();
+        let request_id = request_id.to_str().unwrap_or_default();
+        let answer = rejection.answer(request_id);
+        let bytes_out = answer.body.len();
+        connection.end_with(&answer.to_closing_http1()).await;
+
+        let metrics = self.policy.metrics(Endpoint::None);
+        let took = started.elapsed();
+        metrics.observe(rejection.status(), took);
+        self.process.access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id,
+            client: Some(peer.ip().to_canonical()),
+            method: "",
+            path: "",
+            route: metrics.label(),
+            status: rejection.status(),
+            error: Some(rejection.error()),
+            duration_ms: took.as_secs_f64() * 1000.0,
+            upstream: None,
+            upstream_status: None,
+            bytes_in: 0,
+            bytes_out,
+            decision: None,
+            app_id: None,
+            user: None,
+        });
+    }
+}
+
+/// Resolves when idle connections must end.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = closing.wait_for(|closing| *closing).await;
+}

@@ -1,0 +1,268 @@
+//! One downstream connection, as pingora reads and writes it.
+//!
+//! pingora may read of a connection no more than the request at hand: what follows it is
+//! the next request, and stays here until its head can be judged. So reads end at the
+//! bounds of the body, and bytes that come early are held back. Writes are gathered, so
+//! that the head and body of a small answer leave together. Closing waits a moment for the
+//! client to read what it was sent, when it may still be sending: closing at once would
+//! reset the connection and take the answer away from it.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+
+use super::head::Framing;
+
+/// Answers up to this size leave in one piece.
+const WRITE_BUFFER: usize = 4 << 10;
+
+/// Of what comes before its time, so much is taken from the socket.
+const HELD: usize = 4 << 10;
+
+/// Time and bytes that a client gets to finish sending after its answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// A connection, plain or TLS.
+pub struct Connection {
+    io: BufWriter<Transport>,
+    /// Bytes read and not yet given to anybody.
+    held: BytesMut,
+    /// What is left of the body at hand.
+    body: Framing,
+    digest: Arc<SocketDigest>,
+}
+
+type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+fn tcp(transport: &Transport) -> &TcpStream {
+    match transport {
+        Either::Left(plain) => plain,
+        Either::Right(tls) => tls.get_ref().0,
+    }
+}
+
+impl Connection {
+    pub fn plain(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self::new(Either::Left(stream), peer)
+    }
+
+    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr) -> Self {
+        Self::new(Either::Right(Box::new(stream)), peer)
+    }
+
+    fn new(transport: Transport, peer: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(tcp(&transport).as_raw_fd());
+        // Known already: pingora need not ask the system.
+        let _ = digest.peer_addr.set(Some(PingoraAddr::Inet(peer)));
+        Self {
+            io: BufWriter::with_capacity(WRITE_BUFFER, transport),
+            held: BytesMut::new(),
+            body: Framing::Length(0),
+            digest: Arc::new(digest),
+        }
+    }
+
+    pub fn is_http2(&self) -> bool {
+        match self.io.get_ref() {
+            Either::Left(_) => false,
+            Either::Right(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// What has been read of the next request.
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// Reads more of the next request; 0 at the end of the connection.
+    pub async fn read_more(&mut self) -> io::Result<usize> {
+        self.held.reserve(HELD);
+        self.io.get_mut().read_buf(&mut self.held).await
+    }
+
+    /// Lets pingora read the body that follows a head, and takes what was read of both.
+    pub fn begin_request(&mut self, head: usize, framing: Framing) -> BytesMut {
+        let request = match framing {
+            Framing::Length(length) => {
+                let body = usize::try_from(length).unwrap_or(usize::MAX);
+                let end = head.saturating_add(body).min(self.held.len());
+                self.body = Framing::Length(length - (end - head) as u64);
+                self.held.split_to(end)
+            }
+            Framing::Chunked => {
+                self.body = Framing::Chunked;
+                self.held.split()
+            }
+        };
+        if self.held.is_empty() {
+            // An idle connection keeps no buffer.
+            self.held = BytesMut::new();
+        }
+        request
+    }
+
+    /// Allows HTTP/2 to read what it likes.
+    pub fn begin_http2(&mut self) {
+        self.body = Framing::Chunked;
+    }
+
+    /// Sends a last answer and closes.
+    pub async fn end_with(mut self, answer: &[u8]) {
+        // The client may still be sending a body that was never looked at.
+        self.body = Framing::Chunked;
+        if self.io.write_all(answer).await.is_ok() {
+            Shutdown::shutdown(&mut self).await;
+        }
+    }
+
+    /// What comes before its time is held; the end of the connection is passed on.
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.held.is_empty() {
+            // The request at hand ends by its answer, not by a read: nothing to wake for.
+            return Poll::Pending;
+        }
+        let mut early = [0; HELD];
+        let mut buffer = ReadBuf::new(&mut early);
+        match Pin::new(self.io.get_mut()).poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                self.held.extend_from_slice(buffer.filled());
+                Poll::Pending
+            }
+            other => other,
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let left = match this.body {
+            Framing::Chunked => u64::MAX,
+            Framing::Length(0) => return this.poll_early(cx),
+            Framing::Length(left) => left,
+        };
+        let before = buffer.filled().len();
+        std::task::ready!(Pin::new(this.io.get_mut()).poll_read(cx, buffer))?;
+        let read = (buffer.filled().len() - before) as u64;
+        if let Framing::Length(left) = &mut this.body {
+            *left = left.saturating_sub(read);
+        }
+        if read > left {
+            let end = before + usize::try_from(left).unwrap_or(usize::MAX);
+            this.held.extend_from_slice(buffer.filled().get(end..).unwrap_or_default());
+            buffer.set_filled(end);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Connection {
+    async fn shutdown(&mut self) {
+        let close = async {
+            if self.io.shutdown().await.is_err() || self.body == Framing::Length(0) {
+                return;
+            }
+            let mut dropped = 0;
+            while dropped < LINGER_BYTES {
+                self.held.clear();
+                match self.read_more().await {
+                    Ok(0) | Err(_) => return,
+                    Ok(count) => dropped += count,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, close).await;
+    }
+}
+
+impl UniqueID for Connection {
+    fn id(&self) -> UniqueIDType {
+        tcp(self.io.get_ref()).as_raw_fd()
+    }
+}
+
+impl Ssl for Connection {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.is_http2().then_some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Connection {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Connection {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Connection {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digest.clone())
+    }
+}
+
+impl Peek for Connection {}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connection").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,397 @@
+//! Whether the head of a request is beyond doubt.
+//!
+//! pingora's parser is lenient, and another server may be lenient in another way: a head
+//! that two parsers could read differently is refused here, from its raw bytes, before
+//! anything else looks at it (RFC 9112, sections 2.2, 3 and 6; the attacks are known as
+//! request smuggling). What passes has one reading, and its body one length.
+
+use crate::rejection::Rejection;
+
+/// Limits of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes in all.
+    pub bytes: usize,
+    pub lines: usize,
+    pub target: usize,
+}
+
+/// A head that passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes up to and with the empty line.
+    pub length: usize,
+    pub framing: Framing,
+}
+
+/// What follows a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes of body; often none.
+    Length(u64),
+    Chunked,
+}
+
+/// Judges what has been read so far; `None`: it is fine as far as it goes.
+///
+/// `is_health` says whether a path may be asked for without a Host.
+///
+/// # Errors
+/// The refusal to answer with. The connection cannot be used further.
+pub fn judge(
+    read: &[u8],
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+) -> Result<Option<Head>, Rejection> {
+    // One empty line before a request is an old client's habit (RFC 9112, section 2.2).
+    let skipped = if read.starts_with(b"\r\n") { 2 } else { 0 };
+    let text = read.get(skipped..).unwrap_or_default();
+    let Some(length) = find_end(text) else {
+        if has_bare_line_feed(text) {
+            return Err(BARE_LINE_FEED);
+        }
+        return if read.len() > limits.bytes { Err(Rejection::HeadersTooLarge) } else { Ok(None) };
+    };
+    if skipped + length > limits.bytes {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    let head = text.get(..length).unwrap_or_default();
+    if has_bare_line_feed(head) {
+        return Err(BARE_LINE_FEED);
+    }
+    let mut lines = Lines(head);
+    let request = RequestLine::parse(lines.next().unwrap_or_default(), limits)?;
+    let framing = judge_fields(lines, &request, limits, is_health)?;
+    Ok(Some(Head { length: skipped + length, framing }))
+}
+
+const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
+
+fn find_end(text: &[u8]) -> Option<usize> {
+    memchr::memmem::find(text, b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn has_bare_line_feed(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', text)
+        .any(|at| at.checked_sub(1).and_then(|at| text.get(at)) != Some(&b'\r'))
+}
+
+/// Lines without their CR LF, up to the empty one.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let end = memchr::memchr(b'\n', self.0)?;
+        let (line, rest) = self.0.split_at_checked(end + 1)?;
+        self.0 = rest;
+        line.strip_suffix(b"\r\n").filter(|line| !line.is_empty())
+    }
+}
+
+struct RequestLine<'a> {
+    path: &'a [u8],
+    /// Of a target in absolute form.
+    authority: Option<&'a [u8]>,
+    is_http_10: bool,
+}
+
+impl<'a> RequestLine<'a> {
+    fn parse(line: &'a [u8], limits: HeadLimits) -> Result<Self, Rejection> {
+        let malformed = Rejection::BadRequest("the request line is malformed");
+        let mut parts = line.split(|b| *b == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(malformed);
+        };
+        let is_method = (1..=32).contains(&method.len())
+            && method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
+        if !is_method {
+            return Err(malformed);
+        }
+        if matches!(method, b"CONNECT" | b"TRACE") {
+            return Err(Rejection::BadRequest("this method is not served"));
+        }
+        let is_http_10 = match version {
+            b"HTTP/1.1" => false,
+            b"HTTP/1.0" => true,
+            _ => return Err(malformed),
+        };
+        if target.len() > limits.target {
+            return Err(Rejection::HeadersTooLarge);
+        }
+        if !target.iter().copied().all(is_target_byte) {
+            return Err(Rejection::BadRequest("the target holds bytes that none may hold"));
+        }
+        let (authority, path_and_query) = match target {
+            [b'/', ..] => (None, target),
+            _ => {
+                let rest = strip_scheme(target).ok_or(malformed)?;
+                let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+                let (authority, path) = rest.split_at(end);
+                (Some(authority), path)
+            }
+        };
+        let path = path_and_query.split(|b| *b == b'?').next().unwrap_or_default();
+        Ok(Self { path, authority, is_http_10 })
+    }
+}
+
+/// Printable ASCII, but for what servers cut off, rewrite or take for `/`.
+fn is_target_byte(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>')
+}
+
+fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = match target.split_at_checked(7)? {
+        (b"https:/", rest) => ("https", rest.strip_prefix(b"/")?),
+        (scheme, rest) => (std::str::from_utf8(scheme).ok()?, rest),
+    };
+    matches!(scheme, "https" | "http://").then_some(rest)
+}
+
+fn judge_fields(
+    lines: Lines<'_>,
+    request: &RequestLine<'_>,
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+) -> Result<Framing, Rejection> {
+    let mut host = None;
+    let mut length = None;
+    let mut is_chunked = false;
+    for (count, line) in lines.enumerate() {
+        if count >= limits.lines {
+            return Err(Rejection::HeadersTooLarge);
+        }
+        let (name, value) = split_field(line)?;
+        if name.eq_ignore_ascii_case(b"host") {
+            if host.replace(value).is_some() {
+                return Err(Rejection::BadRequest("more than one Host"));
+            }
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            if length.replace(parse_length(value)?).is_some() {
+                return Err(Rejection::BadRequest("more than one Content-Length"));
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if is_chunked || request.is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Rejection::BadRequest(
+                    "Transfer-Encoding is not exactly one \"chunked\"",
+                ));
+            }
+            is_chunked = true;
+        }
+    }
+    match host {
+        Some(host) => judge_host(host, request.authority)?,
+        None if is_health(request.path) => {}
+        None => return Err(Rejection::BadRequest("Host is missing")),
+    }
+    match (length, is_chunked) {
+        (Some(_), true) => Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding")),
+        (None, true) => Ok(Framing::Chunked),
+        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+    }
+}
+
+/// Name and value of a field line, the value without blanks at its ends.
+fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
+    let malformed = Rejection::BadRequest("a header line is malformed");
+    // A line that begins with a blank, obsolete folding, has no token before its colon.
+    let Some(colon) = memchr::memchr(b':', line) else { return Err(malformed) };
+    let (name, rest) = line.split_at(colon);
+    let value = rest.get(1..).unwrap_or_default();
+    let is_name = !name.is_empty() && name.iter().copied().all(is_token_byte);
+    let is_value = value.iter().all(|b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..));
+    if is_name && is_value { Ok((name, crate::token::trim(value))) } else { Err(malformed) }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
+    let is_number = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    let number = is_number.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten();
+    number.ok_or(Rejection::BadRequest("Content-Length is not a number"))
+}
+
+fn judge_host(host: &[u8], authority: Option<&[u8]>) -> Result<(), Rejection> {
+    let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(b);
+    if host.is_empty() || !host.iter().all(legal) {
+        return Err(Rejection::BadRequest("Host is malformed"));
+    }
+    match authority {
+        Some(authority) if !authority.eq_ignore_ascii_case(host) => {
+            Err(Rejection::BadRequest("Host and target name different hosts"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 8, target: 100 };
+
+    fn verdict(text: &str) -> Result<Option<Head>, Rejection> {
+        judge(text.as_bytes(), LIMITS, |path| path == b"/healthz")
+    }
+
+    fn is_bad(text: &str) -> bool {
+        matches!(verdict(text), Err(Rejection::BadRequest(_)))
+    }
+
+    #[test]
+    fn a_plain_head_passes_with_its_length_and_framing() {
+        let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
+        let passed = |framing, length| Ok(Some(Head { length, framing }));
+        assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
+        assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
+        let with_blank = format!("\r\n{head}");
+        assert_eq!(verdict(&with_blank), passed(Framing::Length(0), head.len() + 2));
+        let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n";
+        assert_eq!(verdict(post), passed(Framing::Length(12), post.len()));
+        let chunked = "POST / HTTP/1.1\r\nhost:h\r\ntransfer-encoding:  Chunked \r\n\r\n";
+        assert_eq!(verdict(chunked), passed(Framing::Chunked, chunked.len()));
+        let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: H:80\r\n\r\n";
+        assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
+    }
+
+    #[test]
+    fn a_head_that_has_not_ended_is_waited_for_up_to_its_limit() {
+        for text in
+            ["", "\r", "G", "GET / HTTP/1.1\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r"]
+        {
+            assert_eq!(verdict(text), Ok(None), "{text:?}");
+        }
+        let endless = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(1024));
+        assert_eq!(verdict(&endless), Err(Rejection::HeadersTooLarge));
+        assert_eq!(verdict(&format!("{endless}\r\n\r\n")), Err(Rejection::HeadersTooLarge));
+        let target = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(100));
+        assert_eq!(verdict(&target), Err(Rejection::HeadersTooLarge));
+        let lines = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(8));
+        assert_eq!(verdict(&lines), Err(Rejection::HeadersTooLarge));
+    }
+
+    #[test]
+    fn a_request_line_that_two_servers_could_read_differently_is_refused() {
+        for line in [
+            "",
+            " GET / HTTP/1.1",
+            "GET  / HTTP/1.1",
+            "GET\t/ HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            "GET / HTTP/1.2",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            "GET /",
+            "get / HTTP/1.1",
+            "G|ET / HTTP/1.1",
+            "GET /a b HTTP/1.1",
+            "GET /a#b HTTP/1.1",
+            "GET /a\\b HTTP/1.1",
+            "GET /a\u{7f} HTTP/1.1",
+            "GET /a\0 HTTP/1.1",
+            "GET /é HTTP/1.1",
+            "GET * HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "CONNECT h:80 HTTP/1.1",
+            "TRACE / HTTP/1.1",
+            "GET x HTTP/1.1",
+            "GET ftp://h/ HTTP/1.1",
+            "GET https:/h/ HTTP/1.1",
+            "GET http://u@h/ HTTP/1.1",
+            "GET http://other/ HTTP/1.1",
+            "GET http:// HTTP/1.1",
+            "PRI * HTTP/2.0",
+            "GET /\r/ HTTP/1.1",
+        ] {
+            assert!(is_bad(&format!("{line}\r\nHost: h\r\n\r\n")), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_two_servers_could_read_differently_is_refused() {
+        for field in [
+            "X-OpenId : a",
+            "X-OpenId\t: a",
+            " X-OpenId: a",
+            "\tX: a",
+            ": a",
+            "X-OpenId",
+            "X: a\r\n b",
+            "X: a\0b",
+            "X: a\rb",
+            "X: a\u{1}",
+            "X: a\u{7f}",
+            "X\0: a",
+            "X Y: a",
+            "Host: h",
+            "Host:",
+            "é: a",
+        ] {
+            assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n")), "{field:?}");
+        }
+        for host in
+            ["", "Host: \r\n", "Host: a b\r\n", "Host: u@h\r\n", "Host: h/x\r\n", "Host: h,h\r\n"]
+        {
+            assert!(is_bad(&format!("GET / HTTP/1.1\r\n{host}\r\n")), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn framing_that_two_servers_could_read_differently_is_refused() {
+        for fields in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding: , chunked",
+            "Transfer-Encoding: chunked;q=1",
+            "Transfer-Encoding:",
+            "Transfer-Encoding: \u{b}chunked",
+            "Content-Length: +5",
+            "Content-Length: -0",
+            "Content-Length: 5, 5",
+            "Content-Length: 5\r\nContent-Length: 5",
+            "Content-Length: 0x5",
+            "Content-Length: 5 5",
+            "Content-Length:",
+            "Content-Length: 18446744073709551616",
+        ] {
+            assert!(
+                is_bad(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n")),
+                "{fields:?}"
+            );
+        }
+        assert!(is_bad("POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    }
+
+    #[test]
+    fn lines_must_end_with_cr_lf() {
+        for text in [
+            "GET / HTTP/1.1\nHost: h\n\n",
+            "GET / HTTP/1.1\r\nHost: h\nX-OpenId: evil\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\n",
+            "\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        ] {
+            assert!(is_bad(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_health_path_may_be_asked_for_without_a_host() {
+        assert!(verdict("GET /healthz HTTP/1.0\r\n\r\n").is_ok());
+        assert!(verdict("GET /healthz?x HTTP/1.1\r\n\r\n").is_ok());
+        assert!(is_bad("GET /healthz/ HTTP/1.0\r\n\r\n"));
+        assert!(is_bad("GET / HTTP/1.0\r\n\r\n"));
+        assert!(verdict("GET / HTTP/1.0\r\nHost: h\r\n\r\n").is_ok());
+    }
+}

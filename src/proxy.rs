@@ -1,0 +1,340 @@
+//! The life of a request.
+//!
+//! The only code that knows pingora's phases, in the order in which a request meets them:
+//! [`ProxyHttp::request_filter`] judges it and answers what is not to be forwarded,
+//! [`ProxyHttp::upstream_peer`] chooses a server, [`ProxyHttp::upstream_request_filter`]
+//! writes the identity (nothing is removed from the request after it),
+//! [`ProxyHttp::response_filter`] cleans the answer, [`ProxyHttp::fail_to_proxy`] turns
+//! errors into answers, and [`ProxyHttp::logging`] writes down how it went. What each of
+//! them decides is decided in the modules below.
+
+mod context;
+mod endpoints;
+mod failure;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, UPGRADE};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
+
+use self::context::RequestContext;
+use crate::answer::Answer;
+use crate::config::Access;
+use crate::inject::REQUEST_ID;
+use crate::metrics::Decision;
+use crate::policy::{Policy, Process};
+use crate::rejection::Rejection;
+use crate::route::{Endpoint, PathError};
+
+/// How long what is left of a body is waited for after its answer, so that the connection
+/// can go on.
+const DRAIN_BODY: Duration = Duration::from_secs(5);
+
+/// The gateway as pingora sees it.
+pub struct Gateway {
+    process: Arc<Process>,
+    policy: Arc<Policy>,
+}
+
+impl Gateway {
+    pub fn new(process: Arc<Process>, policy: Arc<Policy>) -> Self {
+        Self { process, policy }
+    }
+
+    /// Judges a request: what is answered here is `Some`, what is forwarded `None`.
+    async fn judge(
+        &self,
+        http: &mut HttpSession,
+        context: &mut RequestContext,
+    ) -> Result<Option<Answer>, Rejection> {
+        let request = http.req_header();
+        context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
+        if request.headers.contains_key(UPGRADE) {
+            return Err(Rejection::BadRequest("Upgrade is not allowed here"));
+        }
+        match context.endpoint {
+            Endpoint::Login => self.login(http, context).await.map(Some),
+            Endpoint::Logout => self.logout(http, context).await.map(Some),
+            Endpoint::Session => self.session(http, context).await.map(Some),
+            Endpoint::Health => self.health(http).map(Some),
+            Endpoint::Route(_) => self.admit(http, context).await.map(|()| None),
+            Endpoint::None => Err(Rejection::NoRoute),
+        }
+    }
+
+    /// Whether a request may go to its route.
+    async fn admit(
+        &self,
+        http: &HttpSession,
+        context: &mut RequestContext,
+    ) -> Result<(), Rejection> {
+        let policy = context.policy.clone();
+        let Endpoint::Route(index) = context.endpoint else { return Err(Rejection::NoRoute) };
+        let route = policy.routes.get(index).ok_or(Rejection::NoRoute)?;
+        let request = http.req_header();
+        if !route.allows_method(request.method.as_str()) {
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
+        }
+        if content_length(request).is_some_and(|length| length > policy.limits.max_body) {
+            return Err(Rejection::BodyTooLarge);
+        }
+        self.authenticate(http, context, route.access).await?;
+        match &context.session {
+            Some(session) if !route.accepts_app(&session.identity.app_id) => {
+                Err(Rejection::WrongApp)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn authenticate(
+        &self,
+        http: &HttpSession,
+        context: &mut RequestContext,
+        access: Access,
+    ) -> Result<(), Rejection> {
+        let headers = &http.req_header().headers;
+        let verdict = context.policy.authenticator.authenticate(headers, access).await;
+        let decision = match (&verdict, access) {
+            (_, Access::None) => None,
+            (Ok(Some(_)), _) => Some(Decision::Ok),
+            (Ok(None), _) => Some(Decision::Anonymous),
+            (Err(error), _) => Some(error.decision()),
+        };
+        if let Some(decision) = decision {
+            self.process.metrics.decided(decision);
+        }
+        context.decision = decision;
+        context.session = verdict.map_err(|error| Rejection::from(&error))?;
+        Ok(())
+    }
+
+    /// Writes an answer of the gateway's own. The connection goes on if the whole request
+    /// has been read.
+    async fn answer(
+        &self,
+        http: &mut HttpSession,
+        context: &RequestContext,
+        answer: Answer,
+    ) -> pingora::Result<()> {
+        self.end_connection_if_draining(http);
+        let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 4))?;
+        for (name, value) in &answer.headers {
+            header.append_header(name, value)?;
+        }
+        header.insert_header(&REQUEST_ID, &context.request_id)?;
+        if answer.status != 204 {
+            header.insert_header(CONTENT_LENGTH, answer.body.len())?;
+        }
+        http.write_response_header(Box::new(header), answer.body.is_empty()).await?;
+        if !answer.body.is_empty() {
+            http.write_response_body(Some(answer.body.into()), true).await?;
+        }
+        Ok(())
+    }
+
+    fn end_connection_if_draining(&self, http: &mut HttpSession) {
+        if self.process.lifecycle.is_draining() {
+            http.set_keepalive(None);
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new(self.policy.clone(), &self.process)
+    }
+
+    /// None: pingora's default is a compression module that is never on.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn request_filter(
+        &self,
+        http: &mut HttpSession,
+        context: &mut RequestContext,
+    ) -> pingora::Result<bool> {
+        let limits = &context.policy.limits;
+        http.set_read_timeout(Some(limits.body_timeout));
+        http.set_total_drain_timeout(Some(DRAIN_BODY));
+        let headers = &http.req_header().headers;
+        context.client = context.policy.trusted_proxies.client(peer(http), headers);
+        context.request_id = context.client.request_id(headers);
+
+        let answer = match self.judge(http, context).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(answer)) => answer,
+            Err(rejection) => {
+                let answer = rejection.answer(context.request_id());
+                context.rejection = Some(rejection);
+                answer
+            }
+        };
+        self.answer(http, context, answer).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _: &mut HttpSession,
+        context: &mut RequestContext,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        // On a second try the body is sent, and counted, from its beginning.
+        context.body_bytes = 0;
+        let pool = context.route().and_then(|route| context.policy.pools.get(route.upstream));
+        let Some(peer) = pool.and_then(|pool| pool.choose(&context.tried)) else {
+            context.rejection = Some(Rejection::NoUpstream);
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no server");
+        };
+        context.upstream = Some(peer.address);
+        Ok(peer.http_peer())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut HttpSession,
+        _: &HttpPeer,
+        context: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        context.tried.extend(context.upstream);
+        let pool = context.route().and_then(|route| context.policy.pools.get(route.upstream));
+        error.set_retry(pool.is_some_and(|pool| pool.has_untried(&context.tried)));
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        http: &mut HttpSession,
+        request: &mut RequestHeader,
+        context: &mut RequestContext,
+    ) -> pingora::Result<()> {
+        let downstream = http.req_header();
+        let forwarding = context.client.forwarding(
+            &downstream.headers,
+            context.request_id.clone(),
+            &context.policy.proto,
+            downstream.uri.authority().map(http::uri::Authority::as_str),
+        );
+        let identity = context.session.as_ref().map(|session| &session.identity);
+        context.policy.injector.apply(request, forwarding, identity)?;
+        if request.uri.authority().is_some()
+            && let Some(path) = request.uri.path_and_query()
+        {
+            // Absolute form is for proxies; a service gets its own form (RFC 9112, 3.2.1).
+            request.set_uri(http::Uri::from(path.clone()));
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut HttpSession,
+        body: &mut Option<Bytes>,
+        _: bool,
+        context: &mut RequestContext,
+    ) -> pingora::Result<()> {
+        context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
+        if context.body_bytes > context.policy.limits.max_body {
+            context.rejection = Some(Rejection::BodyTooLarge);
+            return Error::e_explain(ErrorType::HTTPStatus(413), "body too large");
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        http: &mut HttpSession,
+        response: &mut ResponseHeader,
+        context: &mut RequestContext,
+    ) -> pingora::Result<()> {
+        context.upstream_status = Some(response.status.as_u16());
+        context.policy.injector.clean_response(response);
+        response.insert_header(&REQUEST_ID, &context.request_id)?;
+        self.end_connection_if_draining(http);
+        Ok(())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        http: &mut HttpSession,
+        error: &Error,
+        context: &mut RequestContext,
+    ) -> FailToProxy {
+        if context.rejection.is_none() {
+            context.rejection = failure::rejection(error);
+        }
+        let rejection = context.rejection.clone();
+        if rejection.is_some() {
+            tracing::warn!(
+                request_id = context.request_id(),
+                upstream = context.upstream.map(tracing::field::display),
+                error = error.etype().as_str(),
+                source = error.esource().as_str(),
+                "a request failed"
+            );
+        }
+        let status = rejection.as_ref().map_or(0, Rejection::status);
+        if let Some(rejection) = rejection
+            && http.response_written().is_none()
+        {
+            let answer = rejection.answer(context.request_id());
+            http.set_keepalive(None);
+            // A client that is gone by now misses nothing.
+            let _ = self.answer(http, context, answer).await;
+            // Waits for the client to read the answer before the connection breaks.
+            http.shutdown().await;
+        }
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(
+        &self,
+        http: &mut HttpSession,
+        _: Option<&Error>,
+        context: &mut RequestContext,
+    ) {
+        context.record(http, &self.process);
+    }
+
+    /// Failures are logged above, by what they mean and without the request's path.
+    fn suppress_error_log(&self, _: &HttpSession, _: &RequestContext, _: &Error) -> bool {
+        true
+    }
+}
+
+impl From<PathError> for Rejection {
+    fn from(error: PathError) -> Self {
+        match error {
+            PathError::Malformed => Self::BadRequest("the path is malformed"),
+            PathError::Ambiguous => Self::BadRequest("the path can be read in different ways"),
+        }
+    }
+}
+
+fn host(request: &RequestHeader) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers.get(HOST)?.to_str().ok(),
+    }
+}
+
+fn content_length(request: &RequestHeader) -> Option<u64> {
+    request.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn peer(http: &HttpSession) -> IpAddr {
+    let address = http.client_addr().and_then(|address| address.as_inet());
+    address.map_or(IpAddr::from([0, 0, 0, 0]), std::net::SocketAddr::ip)
+}

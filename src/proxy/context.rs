@@ -1,0 +1,105 @@
+//! What is known of one request, and what is written down of it at its end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+use pingora::proxy::Session as HttpSession;
+
+use crate::access_log::{self, Line};
+use crate::forwarded::Client;
+use crate::metrics::{Decision, InFlight};
+use crate::policy::{Policy, Process};
+use crate::rejection::Rejection;
+use crate::route::{Endpoint, Route};
+use crate::session::Session;
+
+/// What nginx logs for a client that left before its answer.
+const CLIENT_LEFT: u16 = 499;
+
+/// The state of one request.
+pub struct RequestContext {
+    /// The configuration that this request sees from its first byte to its last.
+    pub policy: Arc<Policy>,
+    pub started: Instant,
+    pub request_id: HeaderValue,
+    pub client: Client,
+    pub endpoint: Endpoint,
+    pub session: Option<Arc<Session>>,
+    pub decision: Option<Decision>,
+    /// The error that was answered, or would have been if the answer had not begun.
+    pub rejection: Option<Rejection>,
+    /// Servers to which no connection could be made.
+    pub tried: Vec<SocketAddr>,
+    pub upstream: Option<SocketAddr>,
+    pub upstream_status: Option<u16>,
+    /// Bytes of body on their way upstream.
+    pub body_bytes: u64,
+    _in_flight: InFlight,
+}
+
+impl RequestContext {
+    pub fn new(policy: Arc<Policy>, process: &Process) -> Self {
+        let nobody = IpAddr::from([0, 0, 0, 0]);
+        Self {
+            policy,
+            started: Instant::now(),
+            request_id: HeaderValue::from_static(""),
+            client: Client { peer: nobody, address: nobody, is_trusted: false },
+            endpoint: Endpoint::None,
+            session: None,
+            decision: None,
+            rejection: None,
+            tried: Vec::new(),
+            upstream: None,
+            upstream_status: None,
+            body_bytes: 0,
+            _in_flight: process.metrics.request_started(),
+        }
+    }
+
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// The route of the request, if it is for one.
+    pub fn route(&self) -> Option<&Route> {
+        match self.endpoint {
+            Endpoint::Route(index) => self.policy.routes.get(index),
+            _ => None,
+        }
+    }
+
+    /// Counts the request and writes its access line.
+    pub fn record(&self, session: &HttpSession, process: &Process) {
+        let status =
+            session.response_written().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
+        let took = self.started.elapsed();
+        let metrics = self.policy.metrics(self.endpoint);
+        metrics.observe(status, took);
+        if !process.access_log.is_on() {
+            return;
+        }
+        let request = session.req_header();
+        let identity = self.session.as_ref().map(|session| &session.identity);
+        process.access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id: self.request_id(),
+            client: Some(self.client.address),
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            route: metrics.label(),
+            status,
+            error: self.rejection.as_ref().map(Rejection::error),
+            duration_ms: took.as_secs_f64() * 1000.0,
+            upstream: self.upstream.map(|address| address.to_string()),
+            upstream_status: self.upstream_status,
+            bytes_in: session.body_bytes_read(),
+            bytes_out: session.body_bytes_sent(),
+            decision: self.decision.map(Decision::as_str),
+            app_id: identity.map(|identity| identity.app_id.as_str()),
+            user: identity.and_then(|identity| process.access_log.user(&identity.openid)),
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! The gateway's own endpoints: login, logout, session, health.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http::{HeaderValue, Method};
+use pingora::proxy::Session as HttpSession;
+use serde::Serialize;
+
+use super::context::RequestContext;
+use super::{Gateway, failure};
+use crate::answer::Answer;
+use crate::config::Access;
+use crate::login::LoginRequest;
+use crate::rejection::Rejection;
+
+impl Gateway {
+    pub(super) async fn login(
+        &self,
+        http: &mut HttpSession,
+        context: &mut RequestContext,
+    ) -> Result<Answer, Rejection> {
+        let policy = context.policy.clone();
+        let login = &policy.login;
+        let request = http.req_header();
+        let is_query = request.method == Method::GET && login.accepts_query();
+        if !is_query && request.method != Method::POST {
+            let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) });
+        }
+        if is_query {
+            let query = request.uri.query().unwrap_or_default();
+            return login.serve(LoginRequest::Query(query), context.request_id()).await;
+        }
+        let content_type = request.headers.get(CONTENT_TYPE).cloned();
+        let content_type =
+            content_type.as_ref().map(|value| value.to_str().unwrap_or("unreadable"));
+        let body = read_body(http, login.max_body(), policy.limits.body_timeout).await?;
+        login.serve(LoginRequest::Body { content_type, body: &body }, context.request_id()).await
+    }
+
+    pub(super) async fn logout(
+        &self,
+        http: &HttpSession,
+        context: &RequestContext,
+    ) -> Result<Answer, Rejection> {
+        let request = http.req_header();
+        if request.method != Method::POST {
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("POST") });
+        }
+        context
+            .policy
+            .authenticator
+            .revoke(&request.headers)
+            .await
+            .map_err(|error| Rejection::from(&error))?;
+        Ok(Answer::empty(204))
+    }
+
+    pub(super) async fn session(
+        &self,
+        http: &HttpSession,
+        context: &mut RequestContext,
+    ) -> Result<Answer, Rejection> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            expires_in: u64,
+            app_id: &'a str,
+        }
+
+        if !matches!(http.req_header().method, Method::GET | Method::HEAD) {
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
+        }
+        self.authenticate(http, context, Access::Required).await?;
+        let session = context.session.as_ref().ok_or(Rejection::InternalError)?;
+        let expires_in = self.process.sessions.expires_in(session).as_secs();
+        let app_id = session.identity.app_id.as_str();
+        Ok(Answer::json(200, &Shown { expires_in, app_id }))
+    }
+
+    pub(super) fn health(&self, http: &HttpSession) -> Result<Answer, Rejection> {
+        if !matches!(http.req_header().method, Method::GET | Method::HEAD) {
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
+        }
+        let is_draining = self.process.lifecycle.is_draining();
+        let (status, text) = if is_draining { (503, "draining\n") } else { (200, "ok\n") };
+        let mut answer = Answer::empty(status);
+        answer.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        answer.body = text.into();
+        Ok(answer)
+    }
+}
+
+/// Reads a whole body of `limit` bytes at most, within `time`.
+async fn read_body(
+    http: &mut HttpSession,
+    limit: usize,
+    time: Duration,
+) -> Result<Vec<u8>, Rejection> {
+    let headers = &http.req_header().headers;
+    let announced =
+        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(Rejection::BodyTooLarge);
+    }
+    if headers
+        .get(EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        // Asking for the body would otherwise count as answering before it has come, after
+        // which pingora closes the connection.
+        http.set_close_on_response_before_downstream_finish(false);
+        let asked = http.write_continue_response().await;
+        http.set_close_on_response_before_downstream_finish(true);
+        asked.map_err(|_| Rejection::BadRequest("the body did not come"))?;
+    }
+    let read = async {
+        let mut body = Vec::new();
+        while let Some(chunk) = http.read_request_body().await.map_err(|error| {
+            failure::rejection(&error).unwrap_or(Rejection::BadRequest("the body did not come"))
+        })? {
+            if body.len() + chunk.len() > limit {
+                return Err(Rejection::BodyTooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    };
+    tokio::time::timeout(time, read).await.unwrap_or(Err(Rejection::RequestTimeout))
+}
