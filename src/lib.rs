@@ -6,8 +6,11 @@
 //!
 //! | layer | module | what it decides |
 //! |---|---|---|
+//! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
+//! | 7 | `server` | from a configuration to a running gateway, and to its end |
 //! | 6 | `edge` | every public connection: TLS, deadline and size of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
+//! | 5 | `admin` | metrics and probes |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
@@ -19,10 +22,12 @@
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 2 | `access_log` | one line a request |
 //! | 2 | `telemetry` | the process's own log |
+//! | 2 | `sandbox` | a simulated WeChat |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `http_server` | a small server for what is not public |
 //! | 0 | `identity` | who was proved |
 //! | 0 | `lifecycle` | serving, draining or closing |
 //! | 0 | `metrics` | counters, one method per event |
@@ -42,12 +47,15 @@
 //! token.
 
 pub mod access_log;
+pub mod admin;
 pub mod answer;
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod edge;
 pub mod forwarded;
+pub mod http_server;
 pub mod identity;
 pub mod inject;
 pub mod lifecycle;
@@ -57,7 +65,9 @@ pub mod policy;
 pub mod proxy;
 pub mod rejection;
 pub mod route;
+pub mod sandbox;
 pub mod secret;
+pub mod server;
 pub mod session;
 pub mod telemetry;
 pub mod token;

@@ -1,3 +1,222 @@
 //! The command line.
 
-fn main() {}
+#![expect(clippy::doc_markdown, reason = "these comments are shown as help")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use wxgate::clock::Clock;
+use wxgate::config::{Config, Secrets};
+use wxgate::demo::Demo;
+use wxgate::metrics::Metrics;
+use wxgate::sandbox::{DEFAULT_APP, Sandbox};
+use wxgate::server::{Order, Server};
+use wxgate::telemetry;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// WeChat Mini Program login in front of services that stay as they are.
+#[derive(Parser)]
+#[command(name = "wxgate", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground; it logs to stderr.
+    Run {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Validate a configuration as `run` does, and say what is wrong with it.
+    Check {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Do not read secrets, keys and certificates, for places where they are absent.
+        #[arg(long)]
+        without_secrets: bool,
+    },
+    /// Try a whole gateway with a simulated WeChat; no account and no file is needed.
+    Demo {
+        /// A service of your own to stand in front of, as http://127.0.0.1:3000.
+        #[arg(long, value_name = "URL", value_parser = parse_upstream)]
+        upstream: Option<String>,
+        /// Where the gateway listens.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+        listen: SocketAddr,
+        /// Where metrics and probes are.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+        admin: SocketAddr,
+    },
+    /// Run the simulated WeChat alone, for development and CI.
+    #[command(after_help = SANDBOX_HELP)]
+    Sandbox {
+        /// Where it listens; `wechat.base_url` of a gateway is http://ADDR then.
+        #[arg(long, value_name = "ADDR")]
+        listen: SocketAddr,
+        /// An app that it knows, repeatable.
+        #[arg(long = "app", value_name = "APP_ID:SECRET", value_parser = parse_app)]
+        apps: Vec<(String, String)>,
+    },
+}
+
+const SANDBOX_HELP: &str = "\
+Codes:
+  user-NAME, user-NAME-ANYTHING  good once, for user NAME; names that begin with
+                                 \"union\" have a unionid
+  POST /sandbox/codes {\"user\":\"NAME\"}
+                                 gives a fresh code that ages like a real one:
+                                 good once, for five minutes
+  err-40029-ANYTHING             is answered with that errcode
+  slow-3s-NAME                   is answered after three seconds
+  hang-, garbage-, drop-ANYTHING is never answered, is answered with no JSON, or
+                                 ends the connection
+  status-500-ANYTHING, huge-     is answered with that HTTP status, or with 1 MiB";
+
+fn main() -> ExitCode {
+    // pingora's and reqwest's TLS use the process's provider.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match Arguments::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config, without_secrets } => check(&config, without_secrets),
+        Command::Demo { upstream, listen, admin } => demo(Demo { listen, admin, upstream }),
+        Command::Sandbox { listen, apps } => sandbox(listen, apps),
+    }
+}
+
+fn run(path: &Path) -> ExitCode {
+    let config = match Config::load(path, Secrets::Load) {
+        Ok(config) => config,
+        Err(problems) => return refuse_config(&problems),
+    };
+    let metrics = match Metrics::new() {
+        Ok(metrics) => metrics,
+        Err(error) => return refuse(&error),
+    };
+    // Dropped last: it writes what is queued.
+    let _log = telemetry::install(&config.log, &metrics);
+    block_on(async {
+        let orders = orders()?;
+        let server = Server::bind(&config, Clock::system(), metrics)?;
+        server.run(orders).await?;
+        Ok(())
+    })
+}
+
+fn check(path: &Path, without_secrets: bool) -> ExitCode {
+    let secrets = if without_secrets { Secrets::Ignore } else { Secrets::Load };
+    match Config::load(path, secrets) {
+        Ok(_) => {
+            println!("{}: ok", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(problems) => refuse_config(&problems),
+    }
+}
+
+fn demo(demo: Demo) -> ExitCode {
+    block_on(async {
+        let orders = orders()?;
+        demo.run(orders, |tour| println!("{tour}")).await?;
+        Ok(())
+    })
+}
+
+fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>) -> ExitCode {
+    if apps.is_empty() {
+        apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
+    }
+    block_on(async {
+        let mut orders = orders()?;
+        let listener = tokio::net::TcpListener::bind(listen)
+            .await
+            .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        println!("simulated WeChat at http://{}", listener.local_addr()?);
+        for (app_id, secret) in &apps {
+            println!("app {app_id} with secret {secret}");
+        }
+        let sandbox = Sandbox::new(apps, Clock::system());
+        tokio::select! {
+            () = sandbox.serve(listener) => {}
+            () = stopped(&mut orders) => {}
+        }
+        Ok(())
+    })
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs on this thread until it is over.
+fn block_on(future: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error),
+    };
+    match runtime.block_on(future) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("wxgate: {error}");
+    ExitCode::FAILURE
+}
+
+/// Problems name their file and place themselves.
+fn refuse_config(problems: &wxgate::config::Problems) -> ExitCode {
+    eprint!("{problems}");
+    ExitCode::FAILURE
+}
+
+/// Signals as orders.
+fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
+    let (sender, receiver) = mpsc::channel(8);
+    let kinds = [
+        (SignalKind::terminate(), Order::Drain),
+        (SignalKind::interrupt(), Order::Stop),
+        (SignalKind::hangup(), Order::Reload),
+        (SignalKind::quit(), Order::Upgrade),
+    ];
+    for (kind, order) in kinds {
+        let mut signals = signal(kind)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+async fn stopped(orders: &mut mpsc::Receiver<Order>) {
+    while !matches!(orders.recv().await, None | Some(Order::Drain | Order::Stop)) {}
+}
+
+/// Host and port of an http URL.
+fn parse_upstream(url: &str) -> Result<String, String> {
+    let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+    if authority.contains("://") || authority.contains('/') {
+        return Err("expected http://HOST:PORT without a path".to_owned());
+    }
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Ok(if has_port { authority.to_owned() } else { format!("{authority}:80") })
+}
+
+fn parse_app(app: &str) -> Result<(String, String), String> {
+    match app.split_once(':') {
+        Some((app_id, secret)) if !app_id.is_empty() && !secret.is_empty() => {
+            Ok((app_id.to_owned(), secret.to_owned()))
+        }
+        _ => Err("expected APP_ID:SECRET".to_owned()),
+    }
+}

@@ -1,0 +1,76 @@
+//! A small HTTP/1 server for what is not the public listener.
+//!
+//! The admin listener, the sandbox and the demo's echo service answer a few requests from
+//! people and scrapers who are trusted; they share this loop around hyper. Public traffic
+//! never comes here.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+pub type Request = http::Request<Incoming>;
+pub type Response = http::Response<Full<Bytes>>;
+
+/// For a whole request head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When the system has no descriptor left, so long passes before the next try.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An answer that is none: the connection is dropped.
+#[derive(Debug)]
+pub struct Dropped;
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("dropped")
+    }
+}
+
+impl std::error::Error for Dropped {}
+
+/// Serves connections until it is dropped.
+pub async fn serve<H, F>(listener: TcpListener, handler: H) -> Infallible
+where
+    H: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<Response, Dropped>> + Send + 'static,
+{
+    let handler = Arc::new(handler);
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        while connections.try_join_next().is_some() {}
+        let handler = handler.clone();
+        let service = service_fn(move |request| handler(request));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        // A connection that breaks is its client's affair.
+        connections.spawn(async move { drop(connection.await) });
+    }
+}
+
+/// An answer of one piece.
+pub fn response(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() =
+        http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}

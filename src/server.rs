@@ -1,0 +1,332 @@
+//! The composition root: from a configuration to a running gateway, and to its end.
+//!
+//! [`Server::bind`] takes everything that can fail at the start, listeners included;
+//! [`Server::run`] serves until it is told to stop. Connections are accepted in one place
+//! and handed in turn to worker threads, each with a runtime of its own, on which they stay:
+//! a request's work never moves between cores. Draining is ours rather than pingora's,
+//! which ends every listener at once and then sleeps out its grace period.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use crate::access_log::AccessLog;
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::edge::Edge;
+use crate::http_server;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::policy::{Policy, Process};
+use crate::session::Sessions;
+use crate::upstream::{Pool, RESOLVE_INTERVAL, RESOLVE_RETRY};
+use crate::wechat::ClientError;
+
+/// How often ended sessions are freed.
+const MAINTENANCE: Duration = Duration::from_secs(1);
+
+/// The start waits no longer than this for host names to be resolved.
+const FIRST_RESOLVE: Duration = Duration::from_secs(5);
+
+/// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// What a running gateway is told, by signals in production.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// SIGTERM: finish what is in flight, then end. A second one is [`Order::Stop`].
+    Drain,
+    /// SIGINT: end at once.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// SIGQUIT.
+    Upgrade,
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: SocketAddr, reason: String },
+    #[error("log.access: cannot open the file: {0}")]
+    AccessLog(io::Error),
+    #[error(transparent)]
+    WeChat(#[from] ClientError),
+    #[error("metrics: {0}")]
+    Metrics(String),
+    #[error("cannot start worker threads: {0}")]
+    Workers(io::Error),
+}
+
+/// A gateway whose listeners are bound.
+pub struct Server {
+    public: Vec<Listener>,
+    admin: Listener,
+    edge: Arc<Edge>,
+    process: Arc<Process>,
+    policy: Arc<Policy>,
+    threads: usize,
+    shutdown_delay: Duration,
+    drain_timeout: Duration,
+}
+
+struct Listener {
+    socket: StdListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Takes everything that may be missing or taken on this machine.
+    ///
+    /// # Errors
+    /// The first thing that is not to be had, by name.
+    pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        let access_log = AccessLog::open(&config.log, &metrics).map_err(StartError::AccessLog)?;
+        let sessions = Sessions::in_memory(&config.session, clock, metrics.clone());
+        let lifecycle = Lifecycle::default();
+        let process = Arc::new(Process { metrics, access_log, sessions, lifecycle });
+        let policy = Arc::new(Policy::new(config, &process)?);
+        let tls = config.server.tls.as_ref().and_then(|tls| tls.server_config.clone());
+        Ok(Self {
+            public: config
+                .server
+                .listen
+                .iter()
+                .map(|address| listen(*address))
+                .collect::<Result<_, _>>()?,
+            admin: listen(config.admin.listen)?,
+            edge: Arc::new(Edge::new(process.clone(), policy.clone(), tls, config.server.threads)),
+            process,
+            policy,
+            threads: config.server.threads,
+            shutdown_delay: config.server.shutdown_delay,
+            drain_timeout: config.server.drain_timeout,
+        })
+    }
+
+    /// Where the public listeners are, in the order of the configuration.
+    pub fn public_addresses(&self) -> Vec<SocketAddr> {
+        self.public.iter().map(|listener| listener.address).collect()
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address
+    }
+
+    /// Serves until an order to stop, or until nobody can give one any more.
+    ///
+    /// # Errors
+    /// When a thread cannot be started or a listener cannot be served.
+    pub async fn run(self, mut orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
+        let Self { public, admin, edge, process, policy, threads, shutdown_delay, drain_timeout } =
+            self;
+        let workers = Workers::start(threads).map_err(StartError::Workers)?;
+        let resolved = resolve_all(&policy);
+        let _ = tokio::time::timeout(FIRST_RESOLVE, resolved).await;
+
+        let mut background = JoinSet::new();
+        let admin_socket = into_tokio(admin)?;
+        let admin_process = process.clone();
+        background.spawn(async move {
+            let answer = move |request| {
+                let answer = admin::answer(&admin_process, &request);
+                async move { Ok(answer) }
+            };
+            match http_server::serve(admin_socket, answer).await {}
+        });
+        background.spawn(keep_resolving(policy.clone()));
+        background.spawn(keep_maintaining(process.clone()));
+
+        let connections = TaskTracker::new();
+        let mut accepting = JoinSet::new();
+        for listener in public {
+            tracing::info!(address = %listener.address, "listening");
+            let socket = into_tokio(listener)?;
+            accepting.spawn(accept(socket, edge.clone(), workers.handles(), connections.clone()));
+        }
+        process.lifecycle.set_ready();
+
+        if wait_for_stop(&mut orders).await == Order::Stop {
+            tracing::info!("stopped");
+            return Ok(());
+        }
+        tracing::info!(delay = ?shutdown_delay, "draining");
+        process.lifecycle.drain();
+        let is_stopped = tokio::select! {
+            () = tokio::time::sleep(shutdown_delay) => false,
+            _ = wait_for_stop(&mut orders) => true,
+        };
+        // Ends the accept loops, and with them the listeners.
+        accepting.shutdown().await;
+        process.lifecycle.close();
+        connections.close();
+        let in_time = async {
+            tokio::select! {
+                () = connections.wait() => true,
+                () = tokio::time::sleep(drain_timeout) => false,
+                _ = wait_for_stop(&mut orders) => false,
+            }
+        };
+        if is_stopped || !in_time.await {
+            let cut = process.metrics.requests_in_flight();
+            tracing::warn!(cut, "the drain was cut short");
+        }
+        tracing::info!("stopped");
+        background.shutdown().await;
+        Ok(())
+    }
+}
+
+/// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
+/// gateway serves no purpose any more.
+async fn wait_for_stop(orders: &mut mpsc::Receiver<Order>) -> Order {
+    loop {
+        match orders.recv().await {
+            Some(order @ (Order::Drain | Order::Stop)) => return order,
+            Some(Order::Reload) => {
+                tracing::warn!("SIGHUP: reload is not built yet, nothing has changed");
+            }
+            Some(Order::Upgrade) => {
+                tracing::warn!("SIGQUIT: upgrade is not built yet, nothing has changed");
+            }
+            None => return Order::Stop,
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    edge: Arc<Edge>,
+    workers: Vec<Handle>,
+    connections: TaskTracker,
+) {
+    for worker in workers.iter().cycle() {
+        let (stream, peer) = loop {
+            match listener.accept().await {
+                Ok(accepted) => break accepted,
+                // No descriptor is left, or the client has gone already.
+                Err(_) => tokio::time::sleep(http_server::ACCEPT_PAUSE).await,
+            }
+        };
+        // The connection leaves this thread's reactor for its worker's.
+        let Ok(stream) = stream.into_std() else { continue };
+        let edge = edge.clone();
+        let serve = async move {
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                edge.serve(stream, peer).await;
+            }
+        };
+        worker.spawn(connections.track_future(serve));
+    }
+}
+
+async fn resolve_all(policy: &Policy) {
+    let mut pools: Vec<_> = policy.pools.iter().map(|pool| Box::pin(pool.resolve())).collect();
+    for pool in &mut pools {
+        pool.await;
+    }
+}
+
+async fn keep_resolving(policy: Arc<Policy>) {
+    if !policy.pools.iter().any(Pool::has_names) {
+        return;
+    }
+    loop {
+        let is_missing = policy.pools.iter().any(Pool::is_empty);
+        tokio::time::sleep(if is_missing { RESOLVE_RETRY } else { RESOLVE_INTERVAL }).await;
+        resolve_all(&policy).await;
+    }
+}
+
+async fn keep_maintaining(process: Arc<Process>) {
+    loop {
+        tokio::time::sleep(MAINTENANCE).await;
+        process.sessions.maintain();
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+    let refused = |error: io::Error| {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => "the address is in use".to_owned(),
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            io::ErrorKind::PermissionDenied => {
+                "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        StartError::Listen { address, reason }
+    };
+    let bind = || {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM.nonblocking(),
+            Some(socket2::Protocol::TCP),
+        )?;
+        // A restart need not wait for the connections of the process before it.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = StdListener::from(socket);
+        let address = socket.local_addr()?;
+        Ok(Listener { socket, address })
+    };
+    bind().map_err(refused)
+}
+
+fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {
+    let Listener { socket, address } = listener;
+    TcpListener::from_std(socket)
+        .map_err(|error| StartError::Listen { address, reason: error.to_string() })
+}
+
+/// Threads with a runtime each. They end when this is dropped.
+struct Workers {
+    handles: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Workers {
+    fn start(count: usize) -> io::Result<Self> {
+        let stop = watch::Sender::new(false);
+        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), stop };
+        for number in 0..count {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            workers.handles.push(runtime.handle().clone());
+            let mut stopped = workers.stop.subscribe();
+            let run = move || {
+                // The sender is gone only when its owner is.
+                let _ = runtime.block_on(stopped.wait_for(|stop| *stop));
+                runtime.shutdown_background();
+            };
+            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)?;
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    fn handles(&self) -> Vec<Handle> {
+        self.handles.clone()
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            // A worker that panicked is over too.
+            drop(thread.join());
+        }
+    }
+}
