@@ -25,6 +25,7 @@
 //! | 2 | `sandbox` | a simulated WeChat |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
+//! | 1 | `token` | what a session token looks like |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
 //! | 0 | `http_server` | a small server for what is not public |
@@ -32,7 +33,6 @@
 //! | 0 | `lifecycle` | serving, draining or closing |
 //! | 0 | `metrics` | counters, one method per event |
 //! | 0 | `secret` | what cannot be printed |
-//! | 0 | `token` | what a session token looks like |
 //!
 //! # The life of a request
 //!

@@ -229,11 +229,9 @@ impl ProxyHttp for Gateway {
         );
         let identity = context.session.as_ref().map(|session| &session.identity);
         context.policy.injector.apply(request, forwarding, identity)?;
-        if request.uri.authority().is_some()
-            && let Some(path) = request.uri.path_and_query()
-        {
+        if !request.raw_path().starts_with(b"/") {
             // Absolute form is for proxies; a service gets its own form (RFC 9112, 3.2.1).
-            request.set_uri(http::Uri::from(path.clone()));
+            request.set_uri(request.uri.clone());
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 
 mod reply;
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -197,16 +197,11 @@ impl WeChat {
 
 /// Tells what happened before anything was sent from what happened after.
 fn transport_error(error: &reqwest::Error) -> WeChatError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if is_certificate_error(inner) {
-            return WeChatError::Certificate;
-        }
-        cause = inner.source();
-    }
     // The connect timeout is shorter than the whole, so the latter strikes only after the
     // request was written, or began to be.
-    if error.is_connect() {
+    if is_certificate_error(error) {
+        WeChatError::Certificate
+    } else if error.is_connect() {
         WeChatError::Unreachable
     } else if error.is_timeout() {
         WeChatError::Lost("timeout")
@@ -215,14 +210,14 @@ fn transport_error(error: &reqwest::Error) -> WeChatError {
     }
 }
 
-fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    // Errors of TLS come wrapped in `io::Error`, which does not show them as its source.
-    let inner = error
-        .downcast_ref::<std::io::Error>()
-        .and_then(|error| error.get_ref())
-        .and_then(|error| error.downcast_ref::<rustls::Error>());
-    let error = inner.or_else(|| error.downcast_ref::<rustls::Error>());
-    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
+    }
+    // An `io::Error` does not show the error that it wraps as its source.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
+        || error.source().is_some_and(is_certificate_error)
 }
 
 fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {

@@ -37,9 +37,8 @@ const WRITE_BUFFER: usize = 4 << 10;
 /// Of what comes before its time, so much is taken from the socket.
 const HELD: usize = 4 << 10;
 
-/// Time and bytes that a client gets to finish sending after its answer.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
+/// Time that a client gets to finish sending after its answer.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection, plain or TLS.
 pub struct Connection {
@@ -216,13 +215,8 @@ impl Shutdown for Connection {
             if self.io.shutdown().await.is_err() || self.body == Framing::Length(0) {
                 return;
             }
-            let mut dropped = 0;
-            while dropped < LINGER_BYTES {
+            while matches!(self.read_more().await, Ok(1..)) {
                 self.held.clear();
-                match self.read_more().await {
-                    Ok(0) | Err(_) => return,
-                    Ok(count) => dropped += count,
-                }
             }
         };
         let _ = tokio::time::timeout(LINGER, close).await;

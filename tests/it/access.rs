@@ -1,0 +1,196 @@
+//! Who may reach a route.
+
+use crate::harness::{APP, OTHER_APP, Stack, openid};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_required_route_needs_a_session() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+
+    let refused = stack.get("/orders").send().await;
+    refused.assert_error(401, "missing_token", "login");
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    let refused = stack.get("/orders").token(&"A".repeat(43)).send().await;
+    refused.assert_error(401, "session_expired", "login");
+    assert_eq!(refused.header("www-authenticate"), None);
+    assert!(stack.upstream.seen().is_empty());
+
+    let seen = stack.get("/orders").token(&token).seen().await;
+    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+    let seen = stack.get("/orders").bearer(&token).seen().await;
+    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_optional_route_takes_nobody_but_no_bad_token() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+
+    let seen = stack.get("/optional/x").seen().await;
+    assert_eq!(seen.folded("x-openid"), [""; 0]);
+    let seen = stack.get("/optional/x").token("").seen().await;
+    assert_eq!(seen.folded("x-openid"), [""; 0]);
+    let seen = stack.get("/optional/x").token(&token).seen().await;
+    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+    let refused = stack.get("/optional/x").token(&"A".repeat(43)).send().await;
+    refused.assert_error(401, "session_expired", "login");
+    let refused = stack.get("/optional/x").token("malformed").send().await;
+    refused.assert_error(401, "session_expired", "login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_none_route_never_looks_at_a_token_and_never_forwards_one() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    for request in [
+        stack.get("/none/x"),
+        stack.get("/none/x").token(&token),
+        stack.get("/none/x").bearer(&token),
+        stack.get("/none/x").token("malformed"),
+        stack.get("/none/x").token(&"A".repeat(43)),
+    ] {
+        let seen = request.seen().await;
+        assert_eq!(seen.folded("x-openid"), [""; 0]);
+        assert_eq!(seen.folded("x-3rd-session"), [""; 0]);
+        assert_eq!(seen.all("authorization"), [""; 0]);
+    }
+    assert_eq!(stack.metric("wxgate_auth_decisions_total{decision=\"ok\"}").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conflicting_tokens_are_refused() {
+    let stack = Stack::start().await;
+    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
+    for request in [
+        stack.get("/").token(&alice).bearer(&bob),
+        stack.get("/").token(&alice).token(&alice),
+        stack.get("/").bearer(&alice).bearer(&bob),
+    ] {
+        request.send().await.assert_error(400, "bad_request", "none");
+    }
+    assert!(stack.upstream.seen().is_empty());
+    stack.get("/").token(&alice).bearer(&alice).seen().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_in_the_url_are_never_read() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    for path in [format!("/?token={token}"), format!("/?access_token={token}")] {
+        stack.get(&path).send().await.assert_error(401, "missing_token", "login");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_keeps_its_own_authorization() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    for own in ["Basic dXNlcjpwYXNz", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "Digest a=b"] {
+        let seen = stack.get("/").token(&token).header("Authorization", own).seen().await;
+        assert_eq!(seen.all("authorization"), [own]);
+    }
+    let seen = stack.get("/").bearer(&token).seen().await;
+    assert_eq!(seen.all("authorization"), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_bearer_carrier_authorization_is_not_touched() {
+    let stack = Stack::start_with(r#"session.carriers = ["header"]"#).await;
+    let token = stack.login("alice").await;
+    stack.get("/").bearer(&token).send().await.assert_error(401, "missing_token", "login");
+    let own = format!("Bearer {}", "A".repeat(43));
+    let seen = stack.get("/").token(&token).header("Authorization", &own).seen().await;
+    assert_eq!(seen.all("authorization"), [own]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_without_a_route_is_not_found() {
+    let stack = Stack::start_with(
+        r#"
+        [[route]]
+        path = "/api"
+        upstream = "recorder"
+        auth = "none"
+        "#,
+    )
+    .await;
+    stack.get("/").send().await.assert_error(404, "no_route", "none");
+    stack.get("/apis").send().await.assert_error(404, "no_route", "none");
+    stack.get("/api/x").seen().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_may_list_its_methods() {
+    let stack = Stack::start_with(
+        r#"
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        auth = "none"
+        methods = ["GET", "HEAD"]
+        "#,
+    )
+    .await;
+    let refused = stack.post("/").send().await;
+    refused.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
+    stack.get("/").seen().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_may_list_its_apps() {
+    let changes = format!(
+        r#"
+        [[app]]
+        app_id = "{APP}"
+        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        default = true
+        [[app]]
+        app_id = "{OTHER_APP}"
+        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        auth = "required"
+        apps = ["{OTHER_APP}"]
+        "#
+    );
+    let stack = Stack::start_with(&changes).await;
+    let token = stack.login("alice").await;
+    stack.get("/").token(&token).send().await.assert_error(403, "wrong_app", "none");
+    let body = serde_json::json!({ "code": "user-alice-2", "app_id": OTHER_APP });
+    let answer = stack.post("/login").json(&body).send().await;
+    let token = answer.json()["token"].as_str().unwrap().to_owned();
+    let seen = stack.get("/").token(&token).seen().await;
+    assert_eq!(seen.all("x-appid"), [OTHER_APP]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_reads_as_two_routes_is_refused_and_one_that_does_not_goes_on_as_it_came() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    for path in [
+        "/none/../admin",
+        "/none/..;/admin",
+        "/none/%2e%2e/admin",
+        "/none/%252e%252e/admin",
+        "/none%2fx",
+        "//login",
+        "/%6cogin",
+        "/login;x",
+        "/none/x/%2e%2e%2f..",
+        "/x%00",
+        "/x%c0%af",
+        "/x%2",
+        "/none/..%5cadmin",
+    ] {
+        stack.get(path).token(&token).send().await.assert_error(400, "bad_request", "none");
+    }
+    assert!(stack.upstream.seen().is_empty());
+    for path in
+        ["/a%2Fb", "/a;jsessionid=1", "//a", "/a/../b", "/none/%E4%BD%A0?x=/../%00", "/a/./b"]
+    {
+        let seen = stack.get(path).token(&token).seen().await;
+        assert_eq!(seen.target(), path);
+    }
+}

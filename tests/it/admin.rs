@@ -1,0 +1,172 @@
+//! What an operator sees.
+
+use crate::harness::client::{self, Connection};
+use crate::harness::{APP, SECRET, Stack, openid};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promised_metrics_are_there() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    stack.get("/").token(&token).send().await;
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+    let answer = client::get(stack.admin, "/metrics").await;
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = answer.text();
+    let login = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"ok\"}} 1");
+    let exchange =
+        format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"ok\"}} 1");
+    let version = format!("wxgate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    for line in [
+        "wxgate_http_requests_total{code=\"200\",route=\"/\"} 1",
+        "wxgate_http_requests_total{code=\"200\",route=\"@login\"} 1",
+        "wxgate_http_request_duration_seconds_bucket{route=\"/\",le=\"0.001\"}",
+        "wxgate_http_request_duration_seconds_bucket{route=\"/\",le=\"10\"} 1",
+        "wxgate_http_request_duration_seconds_count{route=\"/\"} 1",
+        "wxgate_http_requests_in_flight 0",
+        "wxgate_auth_decisions_total{decision=\"ok\"} 1",
+        "wxgate_auth_decisions_total{decision=\"anonymous\"} 0",
+        "wxgate_auth_decisions_total{decision=\"missing\"} 0",
+        "wxgate_auth_decisions_total{decision=\"invalid\"} 0",
+        "wxgate_auth_decisions_total{decision=\"error\"} 0",
+        login.as_str(),
+        exchange.as_str(),
+        "wxgate_code2session_duration_seconds_count 1",
+        "wxgate_login_coalesced_total 0",
+        "wxgate_sessions 1",
+        "wxgate_sessions_created_total 1",
+        "wxgate_sessions_removed_total{cause=\"expired\"} 0",
+        "wxgate_sessions_removed_total{cause=\"revoked\"} 0",
+        "wxgate_sessions_removed_total{cause=\"evicted\"} 0",
+        "wxgate_sessions_removed_total{cause=\"replaced\"} 0",
+        "wxgate_log_lines_dropped_total 0",
+        "wxgate_config_last_reload_successful 1",
+        "wxgate_config_last_reload_success_timestamp_seconds 1",
+        version.as_str(),
+        "process_resident_memory_bytes ",
+        "process_open_fds ",
+    ] {
+        assert!(text.lines().any(|known| known.starts_with(line)), "{line} is not in\n{text}");
+    }
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    assert!(series.clone().all(|line| line.starts_with("wxgate_") || line.starts_with("process_")));
+}
+
+/// Labels come from closed sets: a client cannot make new series.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_send_makes_no_new_series() {
+    let stack = Stack::start().await;
+    let count = async || client::get(stack.admin, "/metrics").await.text().lines().count();
+    let storm = async |from: usize| {
+        let mut connection = Connection::open(stack.gateway).await;
+        for number in from..from + 200 {
+            let path = format!("/none/{number}?q={number}");
+            let request = stack.request("GET", &path).header("User-Agent", &number.to_string());
+            connection.send(&request.bytes()).await;
+            assert_eq!(connection.answer(false).await.status, 200);
+            if number % 20 == 0 {
+                stack.try_login(&format!("err-{}-x", 90000 + number)).await;
+            }
+        }
+    };
+    storm(0).await;
+    let before = count().await;
+    storm(200).await;
+    assert_eq!(count().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_answer_and_nothing_of_the_admin_listener_is_public() {
+    let stack = Stack::start().await;
+    assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
+    assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
+    assert_eq!(client::get(stack.admin, "/other").await.status, 404);
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        stack.get(path).send().await.assert_error(401, "missing_token", "login");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
+    let stack = Stack::start_with(r#"log.access = "{dir}/access.log""#).await;
+    let token = stack.login("alice").await;
+    stack.get("/orders/7?password=canary-query").token(&token).send().await;
+    stack.get("/none/x").send().await;
+    stack.get("/orders").token(&"A".repeat(43)).send().await;
+    stack.try_login("err-40029-canary").await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    connection.answer(false).await;
+    connection.finish().await;
+    assert!(connection.is_closed().await);
+
+    let path = stack.directory.path().join("access.log");
+    let lines = async {
+        loop {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if text.lines().count() >= 6 {
+                return text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let text = tokio::time::timeout(crate::harness::PATIENCE, lines).await.unwrap();
+    for canary in [token.as_str(), "canary", SECRET, &openid("alice"), "user-alice"] {
+        assert!(!text.contains(canary), "{canary} in\n{text}");
+    }
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    let order = &lines[1];
+    for (key, value) in [
+        ("client", "127.0.0.1"),
+        ("method", "GET"),
+        ("path", "/orders/7"),
+        ("route", "/"),
+        ("decision", "ok"),
+        ("app_id", APP),
+    ] {
+        assert_eq!(order[key], value, "{order}");
+    }
+    assert_eq!(order["status"], 200);
+    assert_eq!(order["upstream"], stack.upstream.address.to_string());
+    assert_eq!(order["upstream_status"], 200);
+    assert_eq!(order["bytes_out"], 5);
+    assert_eq!(order["error"], serde_json::Value::Null);
+    assert_eq!(order["request_id"], stack.upstream.seen()[0].all("x-request-id")[0]);
+    assert_eq!(order["user"].as_str().unwrap().len(), 16);
+    assert!(order["time"].as_str().unwrap().ends_with('Z'));
+    assert!(order["duration_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!(order.as_object().unwrap().len(), 16);
+    assert_eq!(lines[0]["route"], "@login");
+    assert_eq!(lines[2]["decision"], serde_json::Value::Null);
+    assert_eq!(
+        (&lines[3]["error"], &lines[3]["decision"]),
+        (&"session_expired".into(), &"invalid".into())
+    );
+    assert_eq!(lines[4]["error"], "invalid_code");
+    assert_eq!((&lines[5]["route"], &lines[5]["status"]), (&"@none".into(), &400.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_the_same_name_in_the_log_under_the_same_key() {
+    let name = async |key: &str| {
+        let changes = format!("[log]\naccess = \"{{dir}}/access.log\"\n{key}");
+        let stack = Stack::start_with(&changes).await;
+        let token = stack.login("alice").await;
+        stack.get("/").token(&token).send().await;
+        let path = stack.directory.path().join("access.log");
+        loop {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if let Some(line) = text.lines().nth(1) {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                return line["user"].as_str().unwrap().to_owned();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    // Any secret will do as the key.
+    let key = r#"openid_key = { file = "{dir}/wechat-secret" }"#;
+    let kept = name(key).await;
+    assert_eq!(kept, name(key).await);
+    assert_ne!(kept, name("").await, "without a key each process has its own");
+}

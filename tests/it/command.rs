@@ -1,0 +1,361 @@
+//! The program, as it is run.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::client::{self, Connection};
+use crate::harness::upstream::Upstream;
+use crate::harness::{PATIENCE, SECRET, config_text};
+
+fn wxgate() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_wxgate"))
+}
+
+/// A running program that does not outlive its test.
+struct Running {
+    child: Child,
+    lines: BufReader<Box<dyn Read + Send>>,
+    /// All that was read so far.
+    transcript: String,
+}
+
+impl Running {
+    fn start(command: &mut Command, reads_stderr: bool) -> Self {
+        let (out, err) = (Stdio::piped(), Stdio::piped());
+        let mut child = command.stdout(out).stderr(err).stdin(Stdio::null()).spawn().unwrap();
+        let lines: Box<dyn Read + Send> = match reads_stderr {
+            true => Box::new(child.stderr.take().unwrap()),
+            false => Box::new(child.stdout.take().unwrap()),
+        };
+        Self { child, lines: BufReader::new(lines), transcript: String::new() }
+    }
+
+    /// Reads until a line that holds `text`.
+    fn line_with(&mut self, text: &str) -> String {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "no line with {text}");
+            self.transcript.push_str(&line);
+        }
+        line
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    fn code(&mut self) -> i32 {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().expect("an exit, not a signal");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// `run` with a file of this text.
+fn write_config(directory: &Path, changes: &str) -> std::path::PathBuf {
+    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
+    let file = directory.join("gateway.toml");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn run(subcommand: &str, file: &Path) -> Output {
+    wxgate().args([subcommand, "-c"]).arg(file).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_and_version_are_0() {
+    for (arguments, code) in [
+        (vec![], 2),
+        (vec!["fly"], 2),
+        (vec!["run"], 2),
+        (vec!["run", "-c"], 2),
+        (vec!["sandbox"], 2),
+        (vec!["sandbox", "--listen", "nowhere"], 2),
+        (vec!["sandbox", "--listen", "127.0.0.1:0", "--app", "x"], 2),
+        (vec!["demo", "--upstream", "ftp://x"], 2),
+        (vec!["--help"], 0),
+        (vec!["--version"], 0),
+        (vec!["sandbox", "--help"], 0),
+    ] {
+        let output = wxgate().args(&arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let shown = if code == 0 { output.stdout } else { output.stderr };
+        assert!(!shown.is_empty(), "{arguments:?}");
+    }
+    let version = wxgate().arg("--version").output().unwrap();
+    assert_eq!(text(&version.stdout), format!("wxgate {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn check_is_0_for_a_good_file_and_1_with_every_problem_for_a_bad_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = write_config(directory.path(), "");
+    let output = run("check", &good);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), format!("{}: ok\n", good.display()));
+
+    let bad = write_config(directory.path(), "server = { threds = 1 }\nsession = { ttl = 5 }");
+    for subcommand in ["check", "run"] {
+        let output = run(subcommand, &bad);
+        assert_eq!(output.status.code(), Some(1));
+        let shown = text(&output.stderr);
+        assert_eq!(shown.matches(&format!("{}:", bad.display())).count(), 2, "{shown}");
+        assert!(shown.contains(": server.threds: unknown key"), "{shown}");
+        assert!(shown.contains(": session.ttl: expected a duration"), "{shown}");
+    }
+    for file in ["/nonexistent/gateway.toml", "/"] {
+        for subcommand in ["check", "run"] {
+            let output = run(subcommand, Path::new(file));
+            assert_eq!(output.status.code(), Some(1));
+            assert!(text(&output.stderr).starts_with(file), "{}", text(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn check_can_do_without_secrets() {
+    let directory = tempfile::tempdir().unwrap();
+    let changes = "[[app]]\napp_id = \"wx1\"\napp_secret = { env = \"WXGATE_TEST_ABSENT\" }";
+    let file = write_config(directory.path(), changes);
+    let output = run("check", &file);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("environment variable WXGATE_TEST_ABSENT: is not set"));
+    let output = wxgate().args(["check", "--without-secrets", "-c"]).arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_listener_that_cannot_bind_is_a_clear_message_and_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    for section in ["server", "admin"] {
+        let file = write_config(directory.path(), &format!("{section}.listen = \"{address}\""));
+        let output = run("run", &file);
+        assert_eq!(output.status.code(), Some(1));
+        let shown = text(&output.stderr);
+        assert!(
+            shown.contains(&format!("cannot listen on {address}: the address is in use")),
+            "{shown}"
+        );
+    }
+    let file = write_config(directory.path(), "server.listen = \"192.0.2.1:80\"");
+    let output = run("run", &file);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("this machine has no such address"));
+}
+
+#[test]
+fn a_bad_certificate_is_a_clear_message_and_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("cert.pem"), one.cert.pem()).unwrap();
+    std::fs::write(path("key.pem"), one.signing_key.serialize_pem()).unwrap();
+    std::fs::write(path("other.pem"), other.signing_key.serialize_pem()).unwrap();
+    std::fs::write(path("garbage.pem"), "garbage").unwrap();
+    for (cert, key, message) in [
+        ("missing.pem", "key.pem", "no such file"),
+        ("garbage.pem", "key.pem", "holds no certificate"),
+        ("cert.pem", "garbage.pem", "holds no PEM of the right kind"),
+        ("cert.pem", "other.pem", "does not belong to the certificate"),
+    ] {
+        let tls = format!(
+            "server.tls = {{ cert_file = \"{{dir}}/{cert}\", key_file = \"{{dir}}/{key}\" }}"
+        )
+        .replace("{dir}", &directory.path().display().to_string());
+        let output = run("run", &write_config(directory.path(), &tls));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(message), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn run_says_by_name_when_no_roots_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write_config(directory.path(), "wechat.base_url = \"https://api.weixin.qq.com\"");
+    let output = wxgate()
+        .args(["run", "-c"])
+        .arg(&file)
+        .env("SSL_CERT_FILE", directory.path().join("none"))
+        .env("SSL_CERT_DIR", directory.path().join("none"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("ca-certificates"), "{}", text(&output.stderr));
+}
+
+/// The whole way through the program: a file, signals, a session, the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let mut sandbox = Running::start(wxgate().args(["sandbox", "--listen", "127.0.0.1:0"]), false);
+    let base_url = sandbox.line_with("http://");
+    let base_url = base_url.trim().rsplit(' ').next().unwrap();
+    let changes = "server.drain_timeout = \"5s\"\n[log]\naccess = \"stderr\"\nlevel = \"debug\"";
+    let config = config_text(directory.path(), base_url, upstream.address, changes);
+    let file = directory.path().join("gateway.toml");
+    std::fs::write(&file, &config).unwrap();
+
+    for signal in ["TERM", "INT"] {
+        let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
+        let line = gateway.line_with("listening");
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+
+        let code = format!("user-alice-{signal}");
+        let login = client::post(address, "/login", &json!({ "code": code })).await;
+        let token = login.json()["token"].as_str().unwrap().to_owned();
+        let mut connection = Connection::open(address).await;
+        let request =
+            format!("GET /x?canary HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
+        connection.send(request.as_bytes()).await;
+        assert_eq!(connection.answer(false).await.text(), "hello");
+
+        gateway.signal("HUP");
+        gateway.line_with("SIGHUP");
+        gateway.signal("QUIT");
+        gateway.line_with("SIGQUIT");
+        gateway.signal(signal);
+        assert_eq!(gateway.code(), 0, "{signal}");
+        gateway.lines.read_to_string(&mut gateway.transcript).unwrap();
+        let log = &gateway.transcript;
+        assert!(log.contains("\"path\":\"/x\""), "the access log is in it: {log}");
+        assert!(log.contains("\"stopped\""), "{log}");
+        for canary in [token.as_str(), SECRET, "canary", "user-alice"] {
+            assert!(!log.contains(canary), "{canary} in {log}");
+        }
+    }
+}
+
+/// The first thing that a newcomer sees: its lines work when pasted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demos_lines_work_when_pasted() {
+    let arguments = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut demo = Running::start(wxgate().args(arguments), false);
+    let mut tour = Vec::new();
+    while tour.last().is_none_or(|line: &String| !line.contains("Ctrl-C")) {
+        let mut line = String::new();
+        assert_ne!(demo.lines.read_line(&mut line).unwrap(), 0);
+        tour.push(line);
+    }
+    let script: String = tour
+        .iter()
+        .filter(|line| line.starts_with("TOKEN=") || line.starts_with("curl"))
+        .cloned()
+        .collect();
+    assert!(script.lines().count() >= 6, "{script}");
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let shown = text(&output.stdout);
+    let openid = wxgate::sandbox::openid(crate::harness::APP, "alice");
+    assert_eq!(shown.matches(&format!("\"x-openid\": \"{openid}\"")).count(), 2, "{shown}");
+    assert!(!shown.contains("mallory"), "{shown}");
+    assert!(shown.contains("\"error\":\"missing_token\""), "{shown}");
+    assert!(shown.contains("\"error\":\"session_expired\""), "{shown}");
+    assert!(shown.contains("wxgate_logins_total"), "{shown}");
+    demo.signal("INT");
+    assert_eq!(demo.code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_can_stand_in_front_of_a_service_of_the_readers_own() {
+    let upstream = Upstream::start().await;
+    let url = format!("http://{}/", upstream.address);
+    let arguments =
+        ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", &url];
+    let mut demo = Running::start(wxgate().args(arguments), false);
+    let line = demo.line_with("http://");
+    let gateway = line.split("http://").nth(1).unwrap().split(',').next().unwrap();
+    let gateway: SocketAddr = gateway.parse().unwrap();
+    let login = client::post(gateway, "/login", &json!({ "code": "user-alice" })).await;
+    let token = login.json()["token"].as_str().unwrap().to_owned();
+    let mut connection = Connection::open(gateway).await;
+    let request = format!("GET /own HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
+    connection.send(request.as_bytes()).await;
+    assert_eq!(connection.answer(false).await.text(), "hello");
+    assert_eq!(upstream.seen()[0].target(), "/own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_keeps_wechats_semantics() {
+    let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--app", "wx1:one", "--app", "wx2:two"];
+    let mut sandbox = Running::start(wxgate().args(arguments), false);
+    let line = sandbox.line_with("http://");
+    let address: SocketAddr = line.trim().rsplit('/').next().unwrap().parse().unwrap();
+    assert!(sandbox.line_with("wx1").contains("one"));
+
+    let ask = async |query: &str| {
+        let answer = client::get(address, &format!("/sns/jscode2session?{query}")).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain")));
+        answer.json()
+    };
+    let query = |app: &str, secret: &str, code: &str| {
+        format!("appid={app}&secret={secret}&js_code={code}&grant_type=authorization_code")
+    };
+    let granted = ask(&query("wx1", "one", "user-bob-1")).await;
+    let openid = granted["openid"].as_str().unwrap();
+    assert_eq!(openid.len(), 28);
+    assert_eq!(granted["session_key"].as_str().unwrap().len(), 24);
+    assert!(granted.get("unionid").is_none());
+    let elsewhere = ask(&query("wx2", "two", "user-bob-2")).await;
+    assert_ne!(elsewhere["openid"], openid, "an openid belongs to one app");
+    let (one, two) = (
+        ask(&query("wx1", "one", "user-unionbob-1")).await,
+        ask(&query("wx2", "two", "user-unionbob-2")).await,
+    );
+    assert_eq!(one["unionid"], two["unionid"]);
+    assert!(one["unionid"].is_string());
+    for (query, errcode) in [
+        (query("wx1", "one", "user-bob-1"), 40163),
+        (query("wx1", "one", "nonsense"), 40029),
+        (query("wx1", "two", "user-bob-3"), 40125),
+        (query("wx9", "one", "user-bob-3"), 40013),
+        ("secret=one&js_code=user-bob-3&grant_type=authorization_code".to_owned(), 41002),
+        ("appid=wx1&js_code=user-bob-3&grant_type=authorization_code".to_owned(), 41004),
+        ("appid=wx1&secret=one&grant_type=authorization_code".to_owned(), 41008),
+        ("appid=wx1&secret=one&js_code=user-bob-3".to_owned(), 40002),
+        (query("wx1", "one", "err-45011-x"), 45011),
+        (query("wx1", "one", "err--1-x"), -1),
+    ] {
+        let failed = ask(&query).await;
+        assert_eq!(failed["errcode"], errcode, "{query}");
+        assert!(failed["errmsg"].as_str().unwrap().contains("rid: "));
+    }
+
+    let refused = client::post(address, "/sandbox/codes", &json!({ "user": "a b" })).await;
+    assert_eq!(refused.status, 400);
+    let given = client::post(address, "/sandbox/codes", &json!({ "user": "carol" })).await;
+    let code = given.json()["code"].as_str().unwrap().to_owned();
+    assert_eq!(code.len(), 32);
+    assert!(ask(&query("wx1", "one", &code)).await["openid"].is_string());
+    assert_eq!(ask(&query("wx1", "one", &code)).await["errcode"], 40163);
+    sandbox.signal("INT");
+    assert_eq!(sandbox.code(), 0);
+}

@@ -1,0 +1,161 @@
+//! Connections before they become requests.
+
+use std::time::Duration;
+
+use crate::harness::client::Connection;
+use crate::harness::{Stack, openid};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doubtful_head_is_refused_and_its_connection_closed() {
+    let stack = Stack::start().await;
+    for head in [
+        "GET /none HTTP/1.1\r\n\r\n",
+        "GET /none HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
+        "GET /none HTTP/1.1\nHost: h\n\n",
+        "GET /none HTTP/1.1\r\nHost: h\r\nX-OpenId : evil\r\n\r\n",
+        "GET /none HTTP/1.1\r\nHost: h\r\nX: a\r\n X-OpenId: evil\r\n\r\n",
+        "GET /none HTTP/1.1\r\nHost: h\r\nX: a\nX-OpenId: evil\r\n\r\n",
+        "POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /none HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+        "POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 5\r\n\r\nhello",
+        "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n",
+        "TRACE /none HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /none#x HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET http://other/none HTTP/1.1\r\nHost: h\r\n\r\n",
+        "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+        "\u{16}\u{3}\u{1}\u{0}\u{5}hello\r\n\r\n",
+    ] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(head.as_bytes()).await;
+        let answer = connection.answer(false).await;
+        answer.assert_error(400, "bad_request", "none");
+        assert_eq!(answer.header("connection"), Some("close"));
+        connection.finish().await;
+        assert!(connection.is_closed().await, "{head:?}");
+    }
+    assert!(stack.upstream.seen().is_empty());
+    stack.until_metric("wxgate_http_requests_total{code=\"400\",route=\"@none\"}", 15.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_over_its_limits_is_refused() {
+    let stack = Stack::start().await;
+    let long_value = "x".repeat(17 << 10);
+    let long_path = format!("/none/{}", "x".repeat(9 << 10));
+    let mut many = stack.get("/none");
+    for number in 0..100 {
+        many = many.header(&format!("X-{number}"), "x");
+    }
+    for request in [stack.get("/none").header("X-Long", &long_value), stack.get(&long_path), many] {
+        request.send().await.assert_error(431, "headers_too_large", "none");
+    }
+    // One that never ends is cut off when it passes the limit.
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(format!("GET / HTTP/1.1\r\nX: {long_value}").as_bytes()).await;
+    connection.answer(false).await.assert_error(431, "headers_too_large", "none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
+    let stack =
+        Stack::start_with("limits = { header_timeout = \"300ms\", idle_timeout = \"600ms\" }")
+            .await;
+    // Bytes keep coming, but the head does not end.
+    let mut connection = Connection::open(stack.gateway).await;
+    for byte in b"GET / H" {
+        connection.send(&[*byte]).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    // Nothing was asked, so nothing is answered.
+    let mut silent = Connection::open(stack.gateway).await;
+    assert!(silent.is_closed().await);
+    let mut idle = Connection::open(stack.gateway).await;
+    idle.send(&stack.get("/none").bytes()).await;
+    assert_eq!(idle.answer(false).await.status, 200);
+    assert!(idle.is_silent(Duration::from_millis(400)).await, "idle is not slow");
+    assert!(idle.is_closed().await);
+}
+
+/// Each is a request of its own, judged by itself, in its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_in_turn() {
+    let stack = Stack::start().await;
+    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
+    let mut bytes = Vec::new();
+    bytes.extend(stack.get("/").token(&alice).bytes());
+    bytes.extend(stack.post("/").token(&bob).body("payload").bytes());
+    bytes.extend(stack.get("/").bytes());
+    bytes.extend(stack.get("/").token(&alice).bytes());
+    // All at once, and cut where it hurts.
+    for size in [bytes.len(), 7, 100] {
+        let before = stack.upstream.seen().len();
+        let mut connection = Connection::open(stack.gateway).await;
+        for part in bytes.chunks(size) {
+            connection.send(part).await;
+            tokio::task::yield_now().await;
+        }
+        for status in [200, 200, 401, 200] {
+            assert_eq!(connection.answer(false).await.status, status);
+        }
+        let seen = stack.upstream.seen();
+        let users: Vec<_> = seen[before..].iter().flat_map(|seen| seen.all("x-openid")).collect();
+        assert_eq!(users, [openid("alice"), openid("bob"), openid("alice")]);
+        assert_eq!(seen[before + 1].body, b"payload");
+    }
+}
+
+/// What follows an answer that came before its body is never taken for a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unread_body_is_never_the_next_request() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    let smuggled = stack.get("/smuggled").token(&token).bytes().repeat(50);
+    for path in ["/refused", "/session", "/logout"] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&stack.post(path).body(smuggled.clone()).bytes()).await;
+        let answer = connection.answer(false).await;
+        assert!(matches!(answer.status, 204 | 401 | 405), "{path}");
+        assert!(connection.answer_or_end().await.is_none(), "{path}");
+    }
+    assert!(stack.upstream.seen().is_empty());
+}
+
+/// A phone in the middle of an upload reads the refusal, not a reset.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&stack.post("/").body(vec![b'x'; 900_000]).bytes()).await;
+    connection.answer(false).await.assert_error(401, "missing_token", "login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_0_is_served_and_its_connection_closed() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"GET /none HTTP/1.0\r\nHost: h\r\n\r\n").await;
+    assert_eq!(connection.answer(false).await.text(), "hello");
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_path_is_there_when_it_is_asked_for() {
+    let stack = Stack::start().await;
+    stack.get("/lb-health").send().await.assert_error(401, "missing_token", "login");
+
+    let stack = Stack::start_with(r#"endpoints.health = "/lb-health""#).await;
+    for request in [
+        "GET /lb-health HTTP/1.0\r\n\r\n",
+        "GET /lb-health HTTP/1.1\r\n\r\n",
+        "GET /lb-health HTTP/1.1\r\nHost: h\r\nUser-Agent: \r\n\r\n",
+    ] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(request.as_bytes()).await;
+        assert_eq!(connection.answer(false).await.status, 200, "{request:?}");
+    }
+    assert_eq!(stack.request("HEAD", "/lb-health").send().await.status, 200);
+    stack.post("/lb-health").send().await.assert_error(405, "method_not_allowed", "none");
+    stack.get("/lb-health/").send().await.assert_error(401, "missing_token", "login");
+    stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"@health\"}", 4.0).await;
+}

@@ -1,0 +1,221 @@
+//! Requests on their way to a service, and what becomes of them when it misbehaves.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use crate::harness::Stack;
+use crate::harness::client::Connection;
+use crate::harness::upstream::Reply;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_and_answers_go_through_as_they_are() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    stack
+        .upstream
+        .reply(|_| Reply::ok("X-Own: a\r\nSet-Cookie: c=d\r\nSet-Cookie: e=f\r\n", "body"));
+    let request = stack.post("/none/a%20b?c=d&e").header("Cookie", "x=y").header("X-Custom", "é");
+    let answer = request.body("payload").send().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "body"));
+    assert_eq!(answer.header("x-own"), Some("a"));
+    let seen = stack.upstream.seen();
+    assert_eq!(seen[0].request_line, "POST /none/a%20b?c=d&e HTTP/1.1");
+    assert_eq!(seen[0].body, b"payload");
+    assert_eq!(seen[0].all("host"), ["gateway.test"]);
+    assert_eq!(seen[0].all("cookie"), ["x=y"]);
+    assert_eq!(seen[0].all("content-length"), ["7"]);
+
+    stack.upstream.reply(|_| Reply::ok("", "hello"));
+    let seen = stack.post("/").token(&token).body(vec![b'x'; 300_000]).chunked().seen().await;
+    assert_eq!(seen.body.len(), 300_000);
+    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "M-SEARCH"] {
+        let seen = stack.request(method, "/none").seen().await;
+        assert!(seen.request_line.starts_with(method));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_has_no_body_and_the_connection_goes_on() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    for _ in 0..2 {
+        connection.send(&stack.request("HEAD", "/none").bytes()).await;
+        let answer = connection.answer(true).await;
+        assert_eq!((answer.status, answer.header("content-length")), (200, Some("5")));
+    }
+    stack.request("HEAD", "/x").send().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_kept_on_both_sides() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    for _ in 0..5 {
+        connection.send(&stack.get("/none").bytes()).await;
+        assert_eq!(connection.answer(false).await.status, 200);
+        // Refusals keep the connection too.
+        connection.send(&stack.get("/").bytes()).await;
+        assert_eq!(connection.answer(false).await.status, 401);
+    }
+    let seen = stack.upstream.seen();
+    assert_eq!(seen.len(), 5);
+    assert!(seen.iter().all(|seen| seen.connection == 0), "one connection upstream");
+    connection.send(&stack.get("/none").header("Connection", "close").bytes()).await;
+    assert_eq!(connection.answer(false).await.header("connection"), Some("close"));
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absolute_target_reaches_the_service_in_its_own_form() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection
+        .send(b"GET http://gateway.test/none/x?y HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
+        .await;
+    assert_eq!(connection.answer(false).await.status, 200);
+    let seen = stack.upstream.seen();
+    assert_eq!(seen[0].target(), "/none/x?y");
+    assert_eq!(seen[0].all("host"), ["gateway.test"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_the_limit_is_refused() {
+    let stack = Stack::start_with(r#"limits.max_body = "1KiB""#).await;
+    let token = stack.login("alice").await;
+    stack.post("/none").body(vec![b'x'; 1024]).seen().await;
+    stack.post("/none").body(vec![b'x'; 1024]).chunked().seen().await;
+    for request in [
+        stack.post("/none").body(vec![b'x'; 1025]),
+        stack.post("/none").body(vec![b'x'; 1025]).chunked(),
+        stack.post("/").token(&token).body(vec![b'x'; 2_000_000]),
+        stack.post("/").token(&token).body(vec![b'x'; 2_000_000]).chunked(),
+    ] {
+        request.send().await.assert_error(413, "body_too_large", "none");
+    }
+    assert_eq!(stack.upstream.seen().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_stops_coming_is_a_timeout() {
+    let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc").await;
+    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrade_is_refused() {
+    let stack = Stack::start().await;
+    for protocol in ["websocket", "h2c", "foo"] {
+        let request =
+            stack.get("/none").header("Connection", "Upgrade").header("Upgrade", protocol);
+        request.send().await.assert_error(400, "bad_request", "none");
+    }
+    let request = stack.get("/none").header("Upgrade", "foo");
+    request.send().await.assert_error(400, "bad_request", "none");
+    assert!(stack.upstream.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_refuses_is_a_bad_gateway() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"))).await;
+    let answer = stack.get("/none").send().await;
+    answer.assert_error(502, "bad_gateway", "retry");
+    let counted = "wxgate_http_requests_total{code=\"502\",route=\"/none\"}";
+    stack.until_metric(counted, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_connect_tries_the_next_server_also_for_a_post() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\", \"{{upstream}}\"]"))).await;
+    for _ in 0..6 {
+        let seen = stack.post("/none").body("payload").seen().await;
+        assert_eq!(seen.body, b"payload");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_take_turns() {
+    let second = crate::harness::upstream::Upstream::start().await;
+    let stack =
+        Stack::start_with(&upstream(&format!("[\"{}\", \"{{upstream}}\"]", second.address))).await;
+    for _ in 0..10 {
+        assert_eq!(stack.get("/none").send().await.status, 200);
+    }
+    assert_eq!((stack.upstream.seen().len(), second.seen().len()), (5, 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_names_are_resolved_and_one_that_cannot_be_has_no_server() {
+    let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]")).await;
+    let answer = stack.get("/none").send().await;
+    answer.assert_error(503, "no_upstream", "retry");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+
+    let recorder = crate::harness::upstream::Upstream::start().await;
+    let port = recorder.address.port();
+    let stack = Stack::start_with(&upstream(&format!("[\"localhost:{port}\"]"))).await;
+    assert_eq!(stack.get("/none").send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_hangs_is_a_gateway_timeout() {
+    let changes =
+        "[[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"200ms\"";
+    let stack = Stack::start_with(changes).await;
+    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
+    let started = Instant::now();
+    stack.get("/none").send().await.assert_error(504, "gateway_timeout", "retry");
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    stack.post("/none").body("x").send().await.assert_error(504, "gateway_timeout", "retry");
+    assert_eq!(stack.upstream.seen().len(), 2, "neither was repeated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
+    let stack = Stack::start().await;
+    for garbage in
+        ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Half: "]
+    {
+        stack.upstream.reply(move |_| Reply::Last(garbage.into()));
+        let answer = stack.post("/none").body("x").send().await;
+        answer.assert_error(502, "bad_gateway", "retry");
+    }
+    assert_eq!(stack.upstream.seen().len(), 4, "none was repeated");
+}
+
+/// A short answer never looks like a whole one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_stays_visibly_broken() {
+    let stack = Stack::start().await;
+    for half in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
+        stack.upstream.reply(move |_| Reply::Last(half.into()));
+        let answer = stack.get("/none").send().await;
+        assert_eq!(answer.status, 200);
+        assert!(!answer.is_whole, "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_is_counted_as_such() {
+    let stack = Stack::start().await;
+    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&stack.get("/none").bytes()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    drop(connection);
+    let counted = "wxgate_http_requests_total{code=\"499\",route=\"/none\"}";
+    stack.until_metric(counted, 1.0).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+}
+
+fn upstream(servers: &str) -> String {
+    format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}")
+}

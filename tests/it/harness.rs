@@ -1,0 +1,217 @@
+//! A whole stack in the test's process: gateway, simulated WeChat, recording upstream.
+//!
+//! Everything listens on a port of its own choosing and ends with the [`Stack`]. Time that
+//! concerns lifetimes is a clock that tests advance.
+
+pub mod client;
+pub mod upstream;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use wxgate::clock::Clock;
+use wxgate::config::{Config, Secrets};
+use wxgate::metrics::Metrics;
+use wxgate::sandbox::{self, DEFAULT_APP, Sandbox};
+use wxgate::server::{Order, Server, StartError};
+
+use self::client::{Answer, Request};
+use self::upstream::Upstream;
+
+pub const APP: &str = DEFAULT_APP.0;
+
+/// A second app, that the sandbox knows and configurations may name.
+pub const OTHER_APP: &str = "wxfedcba9876543210";
+
+pub const SECRET: &str = DEFAULT_APP.1;
+
+pub struct Stack {
+    pub gateway: SocketAddr,
+    pub admin: SocketAddr,
+    pub sandbox: Arc<Sandbox>,
+    pub upstream: Upstream,
+    pub clock: Clock,
+    pub directory: tempfile::TempDir,
+    pub orders: mpsc::Sender<Order>,
+    pub ended: JoinHandle<Result<(), StartError>>,
+    pub wechat_address: SocketAddr,
+    wechat: JoinHandle<()>,
+}
+
+impl Stack {
+    /// Routes: `/` is required, `/optional` and `/none` are what they are called.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same with `changes`, TOML that is laid over the configuration: tables are merged,
+    /// everything else is replaced. `{dir}` stands for a directory of the stack's own,
+    /// `{upstream}` for the recording upstream's address.
+    pub async fn start_with(changes: &str) -> Self {
+        install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual();
+        let upstream = Upstream::start().await;
+        let apps = [APP, OTHER_APP].map(|app_id| (app_id.to_owned(), SECRET.to_owned()));
+        let sandbox = Sandbox::new(apps.to_vec(), clock.clone());
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wechat_address = socket.local_addr().unwrap();
+        let base_url = format!("http://{wechat_address}");
+        let wechat = tokio::spawn(sandbox.clone().serve(socket));
+
+        let text = config_text(directory.path(), &base_url, upstream.address, changes);
+        let config = Config::parse("test", &text, Secrets::Load).unwrap_or_else(|p| panic!("{p}"));
+        let server = Server::bind(&config, clock.clone(), Metrics::new().unwrap()).unwrap();
+        let gateway = server.public_addresses()[0];
+        let admin = server.admin_address();
+        let (orders, receiver) = mpsc::channel(4);
+        let ended = tokio::spawn(server.run(receiver));
+        let stack = Self {
+            gateway,
+            admin,
+            sandbox,
+            upstream,
+            clock,
+            directory,
+            orders,
+            ended,
+            wechat_address,
+            wechat,
+        };
+        stack.until_ready().await;
+        stack
+    }
+
+    async fn until_ready(&self) {
+        while client::get(self.admin, "/readyz").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> Request<'_> {
+        Request::new(self, method, path)
+    }
+
+    pub fn get(&self, path: &str) -> Request<'_> {
+        self.request("GET", path)
+    }
+
+    pub fn post(&self, path: &str) -> Request<'_> {
+        self.request("POST", path)
+    }
+
+    /// Sends a login's body as JSON.
+    pub async fn try_login(&self, code: &str) -> Answer {
+        self.post("/login").json(&serde_json::json!({ "code": code })).send().await
+    }
+
+    /// Logs a user of the default app in and returns the token.
+    pub async fn login(&self, user: &str) -> String {
+        let code: u64 = rand::random();
+        let answer = self.try_login(&format!("user-{user}-{code}")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// A value of `/metrics`, by the whole name with its labels; 0 where there is none yet.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = client::get(self.admin, "/metrics").await.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric has a value, for what is counted after the answer has left.
+    pub async fn until_metric(&self, name: &str, value: f64) {
+        let reached = async {
+            while (self.metric(name).await - value).abs() > 1e-9 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+            panic!("{name} is {}, not {value}", self.metric(name).await);
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.wechat.abort();
+    }
+}
+
+/// Longer than anything takes that works, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The openid that the sandbox gives a user of the default app.
+pub fn openid(user: &str) -> String {
+    sandbox::openid(APP, user)
+}
+
+pub fn install_provider() {
+    // Only the first test of the process does.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+/// The text of a stack's configuration.
+pub fn config_text(
+    directory: &Path,
+    base_url: &str,
+    upstream: SocketAddr,
+    changes: &str,
+) -> String {
+    let secret = directory.join("wechat-secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let directory = directory.display().to_string();
+    let base = format!(
+        r#"
+        [server]
+        listen = "127.0.0.1:0"
+        threads = 1
+        [admin]
+        listen = "127.0.0.1:0"
+        [wechat]
+        base_url = "{base_url}"
+        [log]
+        access = "off"
+        [[app]]
+        app_id = "{APP}"
+        app_secret = {{ file = "{}" }}
+        [[upstream]]
+        name = "recorder"
+        servers = ["{upstream}"]
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        auth = "required"
+        [[route]]
+        path = "/optional"
+        upstream = "recorder"
+        auth = "optional"
+        [[route]]
+        path = "/none"
+        upstream = "recorder"
+        auth = "none"
+        "#,
+        secret.display()
+    );
+    let mut base: toml::Table = base.parse().unwrap();
+    let changes = changes.replace("{dir}", &directory).replace("{upstream}", &upstream.to_string());
+    lay_over(&mut base, changes.parse().unwrap());
+    base.to_string()
+}
+
+fn lay_over(base: &mut toml::Table, changes: toml::Table) {
+    for (key, change) in changes {
+        match (base.get_mut(&key), change) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => lay_over(under, over),
+            (_, change) => {
+                base.insert(key, change);
+            }
+        }
+    }
+}

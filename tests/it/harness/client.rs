@@ -1,0 +1,260 @@
+//! A client on a raw socket, so that a request's very bytes are the test's choice.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::upstream::Seen;
+use super::{PATIENCE, Stack};
+
+/// A request in the making.
+pub struct Request<'a> {
+    stack: &'a Stack,
+    head: String,
+    body: Vec<u8>,
+    chunked: bool,
+}
+
+impl<'a> Request<'a> {
+    pub fn new(stack: &'a Stack, method: &str, path: &str) -> Self {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
+        Self { stack, head, body: Vec::new(), chunked: false }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    /// Sends the token in the session header.
+    pub fn token(self, token: &str) -> Self {
+        self.header("X-3rd-Session", token)
+    }
+
+    pub fn bearer(self, token: &str) -> Self {
+        self.header("Authorization", &format!("Bearer {token}"))
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    pub fn json(self, body: &Value) -> Self {
+        self.header("Content-Type", "application/json").body(body.to_string())
+    }
+
+    /// Sends the body in one chunk and without its length.
+    pub fn chunked(mut self) -> Self {
+        self.chunked = true;
+        self
+    }
+
+    /// The request's bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head.clone().into_bytes();
+        if self.chunked {
+            bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+            bytes.extend_from_slice(format!("{:x}\r\n", self.body.len()).as_bytes());
+            bytes.extend_from_slice(&self.body);
+            bytes.extend_from_slice(b"\r\n0\r\n\r\n");
+        } else {
+            if !self.body.is_empty() || self.head.starts_with("POST") {
+                let length = format!("Content-Length: {}\r\n", self.body.len());
+                bytes.extend_from_slice(length.as_bytes());
+            }
+            bytes.extend_from_slice(b"\r\n");
+            bytes.extend_from_slice(&self.body);
+        }
+        bytes
+    }
+
+    /// Sends the request on a connection of its own.
+    pub async fn send(self) -> Answer {
+        let mut connection = Connection::open(self.stack.gateway).await;
+        connection.send(&self.bytes()).await;
+        connection.answer(self.head.starts_with("HEAD")).await
+    }
+
+    /// Sends the request, which must be forwarded, and returns what the upstream saw of it.
+    pub async fn seen(self) -> Seen {
+        let before = self.stack.upstream.seen().len();
+        let stack = self.stack;
+        let answer = self.send().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let seen = stack.upstream.seen();
+        assert_eq!(seen.len(), before + 1, "one request for one");
+        seen.last().unwrap().clone()
+    }
+}
+
+/// A connection to the gateway.
+pub struct Connection {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), read: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// Says that nothing more will be sent.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// The next answer; `is_bodyless` when it is one to HEAD.
+    pub async fn answer(&mut self, is_bodyless: bool) -> Answer {
+        let answer = timeout(PATIENCE, self.read_answer(is_bodyless)).await;
+        answer.expect("an answer in time").expect("an answer")
+    }
+
+    /// The next answer, or `None` when the connection ends before it has begun.
+    pub async fn answer_or_end(&mut self) -> Option<Answer> {
+        timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or an end in time")
+    }
+
+    /// Whether the gateway closes the connection, without another byte.
+    pub async fn is_closed(&mut self) -> bool {
+        self.read.is_empty() && timeout(PATIENCE, self.more()).await == Ok(None)
+    }
+
+    /// Whether nothing comes for a while.
+    pub async fn is_silent(&mut self, time: Duration) -> bool {
+        self.read.is_empty() && timeout(time, self.more()).await.is_err()
+    }
+
+    async fn read_answer(&mut self, is_bodyless: bool) -> Option<Answer> {
+        let end = loop {
+            if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at;
+            }
+            self.more().await?;
+        };
+        let head = String::from_utf8(self.read[..end].to_vec()).unwrap();
+        self.read.drain(..end + 4);
+        let mut lines = head.split("\r\n");
+        let status: u16 = lines.next()?.split(' ').nth(1)?.parse().unwrap();
+        let headers: Vec<(String, String)> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let mut answer = Answer { status, headers, body: Vec::new(), is_whole: true };
+        if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
+            return Some(answer);
+        }
+        if answer.header("transfer-encoding").is_some() {
+            answer.is_whole = self.read_chunks(&mut answer.body).await.is_some();
+        } else if let Some(length) = answer.header("content-length") {
+            let length: usize = length.parse().unwrap();
+            while self.read.len() < length && answer.is_whole {
+                answer.is_whole = self.more().await.is_some();
+            }
+            let end = length.min(self.read.len());
+            answer.body = self.read.drain(..end).collect();
+        } else {
+            while self.more().await.is_some() {}
+            answer.body = std::mem::take(&mut self.read);
+        }
+        Some(answer)
+    }
+
+    async fn read_chunks(&mut self, body: &mut Vec<u8>) -> Option<()> {
+        loop {
+            let end = loop {
+                if let Some(at) = self.read.windows(2).position(|window| window == b"\r\n") {
+                    break at;
+                }
+                self.more().await?;
+            };
+            let size = String::from_utf8(self.read[..end].to_vec()).unwrap();
+            let size = usize::from_str_radix(&size, 16).unwrap();
+            while self.read.len() < end + 4 + size {
+                self.more().await?;
+            }
+            body.extend_from_slice(&self.read[end + 2..end + 2 + size]);
+            self.read.drain(..end + 4 + size);
+            if size == 0 {
+                return Some(());
+            }
+        }
+    }
+
+    async fn more(&mut self) -> Option<()> {
+        match self.stream.read_buf(&mut self.read).await {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(()),
+        }
+    }
+}
+
+/// An answer as the client got it.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Whether the body came to its announced end.
+    pub is_whole: bool,
+}
+
+impl Answer {
+    /// The one value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(known, _)| known == name);
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "{name} stands twice: {self:?}");
+        value
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON: {}", self.text()))
+    }
+
+    /// Asserts that this is the gateway's own error, in the one shape that all of them have.
+    #[track_caller]
+    pub fn assert_error(&self, status: u16, error: &str, action: &str) {
+        assert_eq!(self.status, status, "{}", self.text());
+        let body = self.json();
+        assert_eq!(body["error"], error);
+        assert_eq!(body["action"], action);
+        assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
+        assert!(body["request_id"].as_str().is_some_and(|id| !id.is_empty()));
+        assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
+        assert_eq!(self.header("x-wxgate-error"), Some(error));
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        assert_eq!(self.header("cache-control"), Some("no-store"));
+    }
+}
+
+/// Asks something that is no stack's gateway.
+pub async fn get(address: SocketAddr, path: &str) -> Answer {
+    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await
+}
+
+/// Posts JSON to something that is no stack's gateway.
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    exchange(address, &(head + &body)).await
+}
+
+async fn exchange(address: SocketAddr, request: &str) -> Answer {
+    let mut connection = Connection::open(address).await;
+    connection.send(request.as_bytes()).await;
+    connection.answer(false).await
+}

@@ -1,0 +1,198 @@
+//! What an upstream is told of who asks, and that a client cannot say it.
+
+use crate::harness::upstream::Reply;
+use crate::harness::{APP, Stack, openid};
+
+/// The client may not choose its own identity, whatever spelling it uses.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_identity_headers_never_reach_upstream() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    let spellings = [
+        "X-OpenId",
+        "x-openid",
+        "X_OpenId",
+        "X.OPENID",
+        "x!openid",
+        "X~OpenId",
+        "X-UnionId",
+        "X_AppId",
+        "X-WX-OPENID",
+        "X_WX_OPENID",
+        "X-WX-UNIONID",
+        "X-WX-APPID",
+        "X-WX-FROM-OPENID",
+        "X-WX-FROM-APPID",
+        "X-WX-FROM-UNIONID",
+        "X-WX-SOURCE",
+        "X-WX-ENV",
+        "X_3rd_Session",
+    ];
+    for path in ["/", "/optional", "/none"] {
+        for name in spellings {
+            let request = stack.get(path).header(name, "evil").header(name, "evil2");
+            let request = if path == "/none" { request } else { request.token(&token) };
+            let seen = request.seen().await;
+            let known: Vec<String> = if path == "/none" { vec![] } else { vec![openid("alice")] };
+            assert_eq!(seen.folded("x-openid"), known, "{name} on {path}");
+            assert!(seen.lines.iter().all(|(_, value)| !value.starts_with("evil")), "{seen:?}");
+        }
+    }
+    for path in ["/optional", "/none"] {
+        let seen = stack.get(path).header("X-OpenId", "evil").seen().await;
+        assert_eq!(seen.folded("x-openid"), [""; 0], "anonymous on {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_is_one_line_each_and_unionid_only_where_there_is_one() {
+    let stack = Stack::start().await;
+    let seen = stack.get("/").token(&stack.login("alice").await).seen().await;
+    assert_eq!(seen.folded("x-openid"), [openid("alice")]);
+    assert_eq!(seen.folded("x-appid"), [APP]);
+    assert_eq!(seen.folded("x-unionid"), [""; 0]);
+    let seen = stack.get("/").token(&stack.login("unionbob").await).seen().await;
+    assert_eq!(seen.folded("x-unionid"), [wxgate::sandbox::unionid("unionbob").unwrap()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_headers_may_have_other_names() {
+    let stack = Stack::start_with(
+        r#"
+        [identity]
+        openid_header = "X-User"
+        app_id_header = "X-Mini-Program"
+        union_id_header = "X-Person"
+        [session]
+        header = "X-My-Session"
+        "#,
+    )
+    .await;
+    let token = stack.login("alice").await;
+    let seen = stack
+        .get("/")
+        .header("X-My-Session", &token)
+        .header("X_User", "evil")
+        .header("X-OpenId", "free now")
+        .seen()
+        .await;
+    assert_eq!(seen.folded("x-user"), [openid("alice")]);
+    assert_eq!(seen.folded("x-mini-program"), [APP]);
+    assert_eq!(seen.folded("x-my-session"), [""; 0]);
+    assert_eq!(seen.folded("x-openid"), ["free now"]);
+}
+
+/// pingora removes what `Connection` names; identity is written after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_header_cannot_take_identity_away() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    for nominated in ["X-OpenId", "close, x-openid", "keep-alive,X-OpenId", "X-Request-Id"] {
+        let request = stack.get("/").token(&token).header("Connection", nominated);
+        let seen = request.header("X-OpenId", "evil").seen().await;
+        assert_eq!(seen.folded("x-openid"), [openid("alice")], "{nominated}");
+        assert_eq!(seen.all("x-request-id").len(), 1);
+    }
+    for nominated in ["Transfer-Encoding", "Content-Length"] {
+        let request = stack.post("/").token(&token).header("Connection", nominated).body("abc");
+        let answer = request.send().await;
+        if answer.status == 200 {
+            assert_eq!(stack.upstream.seen().last().unwrap().body, b"abc", "{nominated}");
+        } else {
+            answer.assert_error(400, "bad_request", "none");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_does_not_stick_to_a_connection() {
+    let stack = Stack::start().await;
+    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
+    let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
+    for (token, user) in
+        [(Some(&alice), "alice"), (Some(&bob), "bob"), (None, ""), (Some(&alice), "alice")]
+    {
+        let request = stack.get("/optional");
+        let request = match token {
+            Some(token) => request.token(token),
+            None => request,
+        };
+        connection.send(&request.bytes()).await;
+        assert_eq!(connection.answer(false).await.status, 200);
+        let seen = stack.upstream.seen();
+        let expected: Vec<String> = token.map(|_| openid(user)).into_iter().collect();
+        assert_eq!(seen.last().unwrap().folded("x-openid"), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_cannot_show_identity_or_the_gateways_marks_to_the_client() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    stack.upstream.reply(|_| {
+        Reply::ok(
+            "X-OpenId: o\r\nX_UnionId: u\r\nX-3rd-Session: t\r\nX-Wxgate-Error: fake\r\nX-Request-Id: fake\r\nX-Own: kept\r\n",
+            "hello",
+        )
+    });
+    let answer = stack.get("/").token(&token).send().await;
+    for name in ["x-openid", "x_unionid", "x-3rd-session", "x-wxgate-error"] {
+        assert_eq!(answer.header(name), None, "{name}");
+    }
+    assert_eq!(answer.header("x-own"), Some("kept"));
+    let seen = stack.upstream.seen();
+    assert_eq!(answer.header("x-request-id"), Some(seen[0].all("x-request-id")[0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwarding_headers_are_the_gateways_own_from_a_stranger() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    let seen = stack
+        .get("/")
+        .token(&token)
+        .header("X-Forwarded-For", "6.6.6.6")
+        .header("X_Forwarded_For", "6.6.6.6")
+        .header("X-Forwarded-Proto", "https")
+        .header("X-Forwarded-Host", "evil.test")
+        .header("X-Forwarded-Port", "1")
+        .header("X_Forwarded-Prefix", "/evil")
+        .header("Forwarded", "for=6.6.6.6")
+        .header("X-Real-IP", "6.6.6.6")
+        .header("X-Request-Id", "chosen")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .seen()
+        .await;
+    assert_eq!(seen.folded("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(seen.folded("x-forwarded-proto"), ["http"]);
+    assert_eq!(seen.folded("x-forwarded-host"), ["gateway.test"]);
+    assert_eq!(seen.folded("x-real-ip"), ["127.0.0.1"]);
+    for name in ["x-forwarded-port", "x-forwarded-prefix", "forwarded"] {
+        assert_eq!(seen.folded(name), [""; 0], "{name}");
+    }
+    assert_ne!(seen.folded("x-request-id"), ["chosen"]);
+    assert_eq!(seen.folded("x-request-id").len(), 1);
+    assert_eq!(seen.all("traceparent").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_proxys_word_counts() {
+    let stack = Stack::start_with(r#"server.trusted_proxies = ["127.0.0.0/8"]"#).await;
+    let token = stack.login("alice").await;
+    let seen = stack
+        .get("/")
+        .token(&token)
+        .header("X-Forwarded-For", "6.6.6.6, 198.51.100.7")
+        .header("X-Forwarded-Proto", "https")
+        .header("X-Forwarded-Host", "shop.test")
+        .header("X-Forwarded-Port", "443")
+        .header("X-Request-Id", "from-the-proxy")
+        .seen()
+        .await;
+    assert_eq!(seen.folded("x-forwarded-for"), ["6.6.6.6, 198.51.100.7, 127.0.0.1"]);
+    assert_eq!(seen.folded("x-real-ip"), ["198.51.100.7"]);
+    assert_eq!(seen.folded("x-forwarded-proto"), ["https"]);
+    assert_eq!(seen.folded("x-forwarded-host"), ["shop.test"]);
+    assert_eq!(seen.folded("x-forwarded-port"), ["443"]);
+    assert_eq!(seen.folded("x-request-id"), ["from-the-proxy"]);
+}

@@ -1,0 +1,276 @@
+//! Logging in.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+use crate::harness::client::{self, Answer};
+use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_becomes_a_token_and_nothing_else_is_told() {
+    let stack = Stack::start().await;
+    let answer = stack.try_login("user-alice-1").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let body = answer.json();
+    assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
+    let token = body["token"].as_str().unwrap();
+    assert_eq!(token.len(), 43);
+    assert_eq!(body["token_type"], "Bearer");
+    assert_eq!(body["expires_in"], 7200);
+    assert!(!answer.text().contains(&openid("alice")));
+    let seen = stack.get("/").token(token).seen().await;
+    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_taken_as_json_and_as_a_form() {
+    let stack = Stack::start().await;
+    let json = r#"{"code":"user-a-1","nickName":"x"}"#;
+    for (number, content_type) in
+        [None, Some("text/plain"), Some("application/json")].iter().enumerate()
+    {
+        let body = json.replace("a-1", &format!("a-{number}"));
+        let request = stack.post("/login").body(body);
+        let request = match content_type {
+            Some(content_type) => request.header("Content-Type", content_type),
+            None => request,
+        };
+        assert_eq!(request.send().await.status, 200, "{content_type:?}");
+    }
+    let form = stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded");
+    assert_eq!(form.body("code=user-b-1&x=y").send().await.status, 200);
+    let chunked = stack.post("/login").body(r#"{"code":"user-c-1"}"#).chunked();
+    assert_eq!(chunked.send().await.status, 200);
+    let asked =
+        stack.post("/login").header("Expect", "100-continue").body(r#"{"code":"user-d-1"}"#);
+    assert_eq!(asked.send().await.status, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_taken_only_when_it_is_accepted() {
+    let stack = Stack::start().await;
+    let refused = stack.get("/login?code=user-a-1").send().await;
+    refused.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(refused.header("allow"), Some("POST"));
+    assert_eq!(stack.sandbox.exchanges(), 0);
+
+    let stack = Stack::start_with(r#"login.accept = ["json", "query"]"#).await;
+    assert_eq!(stack.get("/login?code=user-a-1").send().await.status, 200);
+    stack.get("/login").send().await.assert_error(400, "bad_request", "none");
+    stack.get("/login?code=a&code=b").send().await.assert_error(400, "bad_request", "none");
+    let refused = stack.request("PUT", "/login").send().await;
+    assert_eq!(refused.header("allow"), Some("GET, POST"));
+    let form = stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded");
+    form.body("code=user-b-1").send().await.assert_error(400, "bad_request", "none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_login_is_refused_before_wechat_is_asked() {
+    let stack = Stack::start().await;
+    for body in [
+        "",
+        "{}",
+        "[]",
+        "not json",
+        r#"{"code":1}"#,
+        r#"{"code":"a","code":"b"}"#,
+        r#"{"code":""}"#,
+        r#"{"code":"a&secret=b"}"#,
+        r#"{"code":"a\r\nb"}"#,
+        r#"{"code":"a b"}"#,
+        r#"{"code":"user-a","app_id":"wxunknown"}"#,
+    ] {
+        let answer = stack.post("/login").body(body).send().await;
+        answer.assert_error(400, "bad_request", "none");
+    }
+    let long = format!(r#"{{"code":"{}"}}"#, "a".repeat(129));
+    stack.post("/login").body(long).send().await.assert_error(400, "bad_request", "none");
+    let odd = stack.post("/login").header("Content-Type", "multipart/form-data; boundary=x");
+    odd.body(r#"{"code":"user-a"}"#).send().await.assert_error(400, "bad_request", "none");
+    let big = vec![b' '; 17 << 10];
+    let answer = stack.post("/login").body(big.clone()).send().await;
+    answer.assert_error(413, "body_too_large", "none");
+    let answer = stack.post("/login").body(big).chunked().send().await;
+    answer.assert_error(413, "body_too_large", "none");
+    assert_eq!(stack.sandbox.exchanges(), 0);
+    let unknown = "wxgate_logins_total{app_id=\"unknown\",outcome=\"bad_request\"}";
+    assert!(stack.metric(unknown).await >= 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_developer_tools_mock_code_is_told_without_asking_wechat() {
+    let stack = Stack::start().await;
+    let answer = stack.try_login("the code is a mock one").await;
+    answer.assert_error(401, "invalid_code", "login");
+    assert_eq!(stack.sandbox.exchanges(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_errcode_has_its_answer() {
+    let stack = Stack::start().await;
+    for (errcode, status, error, action, counted) in [
+        (40029, 401, "invalid_code", "login", "40029"),
+        (40163, 401, "invalid_code", "login", "40163"),
+        (41008, 401, "invalid_code", "login", "41008"),
+        (40226, 403, "user_blocked", "none", "40226"),
+        (45011, 429, "rate_limited", "retry", "45011"),
+        (-1, 503, "wechat_busy", "retry", "-1"),
+        (45009, 503, "wechat_busy", "retry", "45009"),
+        (40013, 502, "wechat_rejected", "none", "40013"),
+        (40125, 502, "wechat_rejected", "none", "40125"),
+        (40164, 502, "wechat_rejected", "none", "40164"),
+        (89503, 502, "wechat_rejected", "none", "89503"),
+        (77777, 502, "wechat_rejected", "none", "other"),
+    ] {
+        let answer = stack.try_login(&format!("err-{errcode}-x")).await;
+        answer.assert_error(status, error, action);
+        let has_delay = answer.header("retry-after").is_some();
+        assert_eq!(has_delay, matches!(status, 429 | 503), "{errcode}");
+        assert!(!answer.text().contains("rid"), "{}", answer.text());
+        let counter =
+            format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"{counted}\"}}");
+        assert_eq!(stack.metric(&counter).await, 1.0, "{counter}");
+    }
+    assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_is_good_once_and_for_five_minutes() {
+    let stack = Stack::start().await;
+    assert_eq!(stack.try_login("user-alice-1").await.status, 200);
+    stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
+    stack.try_login("no-such-code").await.assert_error(401, "invalid_code", "login");
+}
+
+/// Whatever WeChat does, the client gets the documented answer and the code goes out once.
+#[tokio::test(flavor = "multi_thread")]
+async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
+    let stack = Stack::start_with(r#"wechat.timeout = "400ms""#).await;
+    for (number, (code, status, error, action)) in [
+        ("hang-1", 504, "wechat_timeout", "login"),
+        ("slow-3s-a", 504, "wechat_timeout", "login"),
+        ("drop-1", 504, "wechat_timeout", "login"),
+        ("status-500-1", 504, "wechat_timeout", "login"),
+        ("garbage-1", 502, "wechat_rejected", "none"),
+        ("huge-1", 502, "wechat_rejected", "none"),
+        ("status-302-1", 502, "wechat_rejected", "none"),
+        ("status-404-1", 502, "wechat_rejected", "none"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let started = Instant::now();
+        let answer = stack.try_login(code).await;
+        answer.assert_error(status, error, action);
+        assert_eq!(answer.header("retry-after").is_some(), status == 504, "{code}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{code}");
+        assert_eq!(stack.sandbox.exchanges(), number as u64 + 1, "{code}");
+    }
+    assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
+    let timeouts =
+        format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"timeout\"}}");
+    assert_eq!(stack.metric(&timeouts).await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{nobody}\"")).await;
+    let answer = stack.try_login("user-a-1").await;
+    answer.assert_error(503, "wechat_busy", "retry");
+    assert!(answer.header("retry-after").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_cannot_be_trusted_is_refused() {
+    let name = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let wechat = crate::tls::serve_tls(&name).await;
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
+    std::fs::write(&ca_file, other.cert.pem()).unwrap();
+    let changes = format!(
+        "wechat = {{ base_url = \"https://localhost:{}\", ca_file = \"{}\" }}",
+        wechat.port(),
+        ca_file.display()
+    );
+    let stack = Stack::start_with(&changes).await;
+    stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
+
+    // The same, trusted: what is behind it says nothing, so the answer is that it was lost.
+    std::fs::write(&ca_file, name.cert.pem()).unwrap();
+    let stack = Stack::start_with(&changes).await;
+    stack.try_login("user-a-1").await.assert_error(504, "wechat_timeout", "login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_apps_are_told_apart() {
+    let app = |app_id: &str, rest: &str| {
+        format!(
+            "[[app]]\napp_id = \"{app_id}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n{rest}\n"
+        )
+    };
+    let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, "default = true"))).await;
+    let token = |answer: Answer| answer.json()["token"].as_str().unwrap().to_owned();
+    let default = token(stack.try_login("user-a-1").await);
+    let body = json!({ "code": "user-a-2", "app_id": APP });
+    let named = token(stack.post("/login").json(&body).send().await);
+    assert_eq!(stack.get("/").token(&default).seen().await.all("x-appid"), [OTHER_APP]);
+    let seen = stack.get("/").token(&named).seen().await;
+    assert_eq!(seen.all("x-appid"), [APP]);
+    assert_eq!(seen.all("x-openid"), [openid("a")]);
+
+    let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, ""))).await;
+    stack.try_login("user-a-1").await.assert_error(400, "bad_request", "none");
+}
+
+/// A slow client cannot keep a login open: the body must come within `limits.body_timeout`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_a_timeout() {
+    let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
+    let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
+    connection.send(b"POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{").await;
+    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+}
+
+/// The request that WeChat gets is exactly the documented one.
+#[tokio::test(flavor = "multi_thread")]
+async fn wechat_is_asked_as_its_documentation_says() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = stream.read(&mut bytes).await.unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    });
+    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{address}\"")).await;
+    stack.try_login("0a~b.c-d_E").await.assert_error(504, "wechat_timeout", "login");
+    let request = asked.await.unwrap();
+    let expected = format!(
+        "GET /sns/jscode2session?appid={APP}&secret={SECRET}&js_code=0a%7Eb.c-d_E&grant_type=authorization_code HTTP/1.1\r\n"
+    );
+    assert!(request.starts_with(&expected), "{request}");
+    assert!(!request.to_ascii_lowercase().contains("referer"));
+}
+
+/// A code of the sandbox ages like a real one, on the clock that tests advance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
+    let stack = Stack::start().await;
+    let sandbox = stack.wechat_address;
+    let fresh = async || {
+        let given = client::post(sandbox, "/sandbox/codes", &json!({ "user": "alice" })).await;
+        given.json()["code"].as_str().unwrap().to_owned()
+    };
+    let (used, old) = (fresh().await, fresh().await);
+    stack.clock.advance(Duration::from_secs(299));
+    assert_eq!(stack.try_login(&used).await.status, 200);
+    stack.clock.advance(Duration::from_secs(1));
+    stack.try_login(&old).await.assert_error(401, "invalid_code", "login");
+}

@@ -1,0 +1,18 @@
+//! What wxgate promises, seen from outside: over real sockets, on what the upstream saw.
+
+#![allow(clippy::pedantic, reason = "tests read best as they are written")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod harness;
+
+mod access;
+mod admin;
+mod architecture;
+mod command;
+mod edge;
+mod forwarding;
+mod identity;
+mod login;
+mod session;
+mod shutdown;
+mod tls;

@@ -1,0 +1,104 @@
+//! How a gateway ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use wxgate::server::Order;
+
+use crate::harness::client::{self, Connection};
+use crate::harness::upstream::Reply;
+use crate::harness::{PATIENCE, Stack};
+
+async fn ended(stack: &mut Stack) {
+    let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
+    ended.expect("an end in time").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
+    let mut stack = Stack::start().await;
+    let release = Arc::new(Notify::new());
+    let released = release.clone();
+    let late = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate";
+    stack.upstream.reply(move |_| Reply::When(released.clone(), late.to_vec()));
+    let mut busy = Connection::open(stack.gateway).await;
+    busy.send(&stack.get("/none").bytes()).await;
+    let mut idle = Connection::open(stack.gateway).await;
+    idle.send(&stack.get("/").bytes()).await;
+    assert_eq!(idle.answer(false).await.status, 401);
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+
+    stack.orders.send(Order::Drain).await.unwrap();
+    assert!(idle.is_closed().await, "an idle connection ends");
+    while tokio::net::TcpStream::connect(stack.gateway).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let readiness = client::get(stack.admin, "/readyz").await;
+    assert_eq!(readiness.status, 503, "the admin listener answers until the end");
+    assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
+    release.notify_one();
+    let answer = busy.answer(false).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "late"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    ended(&mut stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_connections_are_served_during_the_shutdown_delay() {
+    let changes = "server.shutdown_delay = \"60s\"\nendpoints.health = \"/health\"";
+    let mut stack = Stack::start_with(changes).await;
+    let mut kept = Connection::open(stack.gateway).await;
+    kept.send(&stack.get("/none").bytes()).await;
+    assert_eq!(kept.answer(false).await.header("connection"), Some("keep-alive"));
+
+    stack.orders.send(Order::Drain).await.unwrap();
+    while client::get(stack.admin, "/readyz").await.status != 503 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stack.get("/health").send().await.status, 503);
+    for answer in [stack.get("/none").send().await, stack.get("/").send().await] {
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    kept.send(&stack.get("/none").bytes()).await;
+    let answer = kept.answer(false).await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(kept.is_closed().await);
+    // A second order to drain ends it at once.
+    stack.orders.send(Order::Drain).await.unwrap();
+    ended(&mut stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_cut_at_its_end() {
+    let mut stack = Stack::start_with("server.drain_timeout = \"300ms\"").await;
+    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
+    let mut busy = Connection::open(stack.gateway).await;
+    busy.send(&stack.get("/none").bytes()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    let started = Instant::now();
+    stack.orders.send(Order::Drain).await.unwrap();
+    ended(&mut stack).await;
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    assert!(busy.answer_or_end().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_to_stop_waits_for_nobody() {
+    let mut stack = Stack::start().await;
+    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
+    let mut busy = Connection::open(stack.gateway).await;
+    busy.send(&stack.get("/none").bytes()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    stack.orders.send(Order::Stop).await.unwrap();
+    ended(&mut stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_are_not_built_yet_change_nothing() {
+    let stack = Stack::start().await;
+    stack.orders.send(Order::Reload).await.unwrap();
+    stack.orders.send(Order::Upgrade).await.unwrap();
+    assert_eq!(stack.get("/none").send().await.status, 200);
+    assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
+}

@@ -1,0 +1,134 @@
+//! HTTPS listeners, and HTTP/2 on them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::harness::{Stack, install_provider, openid};
+
+/// A TLS server that says nothing.
+pub async fn serve_tls(identity: &CertifiedKey<KeyPair>) -> SocketAddr {
+    install_provider();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()));
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("localhost:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    address
+}
+
+/// A stack whose public listener is HTTPS for `localhost`, and a client that trusts it.
+async fn start(changes: &str) -> (Stack, reqwest::ClientBuilder, tempfile::TempDir) {
+    let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (cert_file, key_file) =
+        (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    std::fs::write(&cert_file, identity.cert.pem()).unwrap();
+    std::fs::write(&key_file, identity.signing_key.serialize_pem()).unwrap();
+    let tls = format!(
+        "server.tls = {{ cert_file = \"{}\", key_file = \"{}\" }}\n{changes}",
+        cert_file.display(),
+        key_file.display()
+    );
+    let stack = Stack::start_with(&tls).await;
+    let root = reqwest::Certificate::from_pem(identity.cert.pem().as_bytes()).unwrap();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([root])
+        .resolve("localhost", stack.gateway);
+    (stack, client, directory)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn https_is_served_as_http_1_and_http_2() {
+    let (stack, client, _directory) = start("").await;
+    let url = |path: &str| format!("https://localhost:{}{path}", stack.gateway.port());
+    for (client, version) in [
+        (client.build().unwrap(), http::Version::HTTP_2),
+        (
+            reqwest::Client::builder()
+                .no_proxy()
+                .http1_only()
+                .danger_accept_invalid_certs(true)
+                .build()
+                .unwrap(),
+            http::Version::HTTP_11,
+        ),
+    ] {
+        let code = format!("user-alice-{version:?}").replace(['/', '.'], "-");
+        let login = client.post(url("/login")).body(format!("{{\"code\":\"{code}\"}}"));
+        let answer = login.send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+        let body: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let token = body["token"].as_str().unwrap();
+        let request = client.post(url("/orders")).header("X-3rd-Session", token);
+        let request = request.header("x_openid", "evil").body("payload");
+        assert_eq!(request.send().await.unwrap().text().await.unwrap(), "hello");
+        let seen = stack.upstream.seen();
+        let seen = seen.last().unwrap();
+        assert_eq!(seen.folded("x-openid"), [openid("alice")]);
+        assert_eq!(seen.all("x-forwarded-proto"), ["https"]);
+        assert_eq!(seen.all("x-forwarded-host"), [format!("localhost:{}", stack.gateway.port())]);
+        assert_eq!(seen.body, b"payload");
+        let refused = client.get(url("/orders")).send().await.unwrap();
+        assert_eq!(refused.status().as_u16(), 401);
+        assert_eq!(refused.headers()["x-wxgate-error"], "missing_token");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_streams_of_one_connection_keep_their_own_identity() {
+    let (stack, client, _directory) = start("").await;
+    let client = client.build().unwrap();
+    let url = format!("https://localhost:{}", stack.gateway.port());
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..50 {
+        let (client, url) = (client.clone(), url.clone());
+        tasks.spawn(async move {
+            let code = format!("{{\"code\":\"user-u{number}\"}}");
+            let answer = client.post(format!("{url}/login")).body(code).send().await.unwrap();
+            let body: serde_json::Value =
+                serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+            let path = format!("{url}/of/u{number}");
+            let request = client.get(path).bearer_auth(body["token"].as_str().unwrap());
+            assert_eq!(request.send().await.unwrap().status().as_u16(), 200);
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let seen = stack.upstream.seen();
+    assert_eq!(seen.len(), 50);
+    for seen in seen {
+        let user = seen.target().rsplit('/').next().unwrap().to_owned();
+        assert_eq!(seen.all("x-openid"), [openid(&user)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
+    let (stack, _client, _directory) = start(r#"limits.header_timeout = "200ms""#).await;
+    let mut silent = crate::harness::client::Connection::open(stack.gateway).await;
+    assert!(silent.is_closed().await);
+    let mut plain = crate::harness::client::Connection::open(stack.gateway).await;
+    plain.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let mut rest = Vec::new();
+    // An alert of TLS, then the end; in any case no HTTP.
+    while let Some(answer) = plain.answer_or_end().await {
+        rest.push(answer);
+    }
+    assert!(rest.is_empty());
+}
