@@ -13,6 +13,7 @@ mod edge;
 mod forwarding;
 mod identity;
 mod login;
+mod peers;
 mod session;
 mod shutdown;
 mod tls;

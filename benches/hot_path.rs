@@ -1,0 +1,96 @@
+//! The gateway's own work on an authenticated request, without I/O: judge the path, find
+//! the session, strip and write headers. `cargo bench --bench hot_path`
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to say")]
+
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use http::HeaderValue;
+use pingora::http::RequestHeader;
+use wxgate::auth::Authenticator;
+use wxgate::clock::Clock;
+use wxgate::config::{Access, Config, Secrets};
+use wxgate::forwarded::TrustedProxies;
+use wxgate::identity::{AppId, Identity, OpenId};
+use wxgate::inject::Injector;
+use wxgate::metrics::Metrics;
+use wxgate::route::Routes;
+use wxgate::session::Sessions;
+
+/// Sessions in memory are never waited for.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!(),
+    }
+}
+
+/// A request as a Mini Program sends it.
+fn request(token: &str) -> RequestHeader {
+    let mut request = RequestHeader::build("GET", b"/api/orders/1234?page=2", None).unwrap();
+    for (name, value) in [
+        ("Host", "api.shop.example"),
+        ("Connection", "keep-alive"),
+        ("charset", "utf-8"),
+        ("X-3rd-Session", token),
+        (
+            "User-Agent",
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) MicroMessenger/8.0.66",
+        ),
+        ("content-type", "application/json"),
+        ("Accept-Encoding", "gzip,compress,br,deflate"),
+        ("Referer", "https://servicewechat.com/wx0123456789abcdef/42/page-frame.html"),
+    ] {
+        request.append_header(name, value.to_owned()).unwrap();
+    }
+    request
+}
+
+fn hot_path(criterion: &mut Criterion) {
+    let text = include_str!("../config/gateway.toml");
+    let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
+    let sessions = Sessions::in_memory(&config.session, Clock::system(), Metrics::new().unwrap());
+    let tokens: Vec<String> = (0..10_000)
+        .map(|number| {
+            let identity = Identity {
+                app_id: AppId::parse("wx0123456789abcdef").unwrap(),
+                openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
+                unionid: None,
+            };
+            now(sessions.create(identity)).unwrap().0.expose().to_owned()
+        })
+        .collect();
+    let routes = Routes::new(&config.endpoints, &config.routes);
+    let authenticator = Authenticator::new(sessions, &config.session);
+    let injector = Injector::new(&config.identity, &config.session);
+    let trusted = TrustedProxies::new(&config.server.trusted_proxies);
+    let proto = HeaderValue::from_static("http");
+    let peer = IpAddr::from([127, 0, 0, 1]);
+    let requests: Vec<_> = tokens.iter().map(|token| request(token)).collect();
+
+    let mut turn = requests.iter().cycle();
+    criterion.bench_function("judge, authenticate and inject", |bencher| {
+        bencher.iter_batched(
+            || turn.next().unwrap().clone(),
+            |mut request| {
+                let endpoint = routes.resolve(request.uri.path(), None);
+                let client = trusted.client(peer, &request.headers);
+                let id = client.request_id(&request.headers);
+                let session =
+                    now(authenticator.authenticate(&request.headers, Access::Required)).unwrap();
+                let forwarding = client.forwarding(&request.headers, id, &proto, None);
+                let identity = session.as_ref().map(|session| &session.identity);
+                injector.apply(&mut request, forwarding, identity).unwrap();
+                (black_box(endpoint), request)
+            },
+            criterion::BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(benches, hot_path);
+criterion_main!(benches);

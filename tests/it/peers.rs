@@ -1,0 +1,75 @@
+//! Peers that we did not write: curl, Python's requests, Node's http.
+//!
+//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::{Stack, openid};
+
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(name)
+}
+
+fn node_service() -> (Service, u16) {
+    let mut child = Command::new("node")
+        .arg(script("service.js"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("node runs (deploy/dev test installs it)");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (Service(child), line.trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_client_and_a_node_service_find_each_other() {
+    let (_service, port) = node_service();
+    let stack = Stack::start_with(&format!(
+        "[[upstream]]\nname = \"recorder\"\nservers = [\"127.0.0.1:{port}\"]"
+    ))
+    .await;
+    let client = Command::new("python3")
+        .arg(script("client.py"))
+        .arg(format!("http://{}", stack.gateway))
+        .arg(openid("alice"))
+        .output()
+        .expect("python3 runs (deploy/dev test installs it)");
+    let errors = String::from_utf8_lossy(&client.stderr);
+    assert_eq!(String::from_utf8_lossy(&client.stdout), "all well\n", "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
+    let stack = Stack::start().await;
+    let token = stack.login("alice").await;
+    let upload = stack.directory.path().join("upload");
+    std::fs::write(&upload, vec![b'x'; 3_000_000]).unwrap();
+    let curl = |path: &str, headers: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--noproxy", "*", "-w", "\n%{http_code}", "-H", "Expect: 100-continue"]);
+        for header in headers {
+            curl.args(["-H", header]);
+        }
+        curl.arg("--data-binary").arg(format!("@{}", upload.display()));
+        let output = curl.arg(format!("http://{}{path}", stack.gateway)).output();
+        String::from_utf8(output.expect("curl runs").stdout).unwrap()
+    };
+    let header = format!("X-3rd-Session: {token}");
+    assert_eq!(curl("/upload", &[&header]), "hello\n200");
+    assert_eq!(stack.upstream.seen()[0].body.len(), 3_000_000);
+    let refused = curl("/upload", &[]);
+    assert!(refused.ends_with("401") && refused.contains("missing_token"), "{refused}");
+    assert!(curl("/login", &[]).ends_with("413"));
+    assert_eq!(stack.upstream.seen().len(), 1);
+}
