@@ -7,7 +7,8 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::time::SystemTime;
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,11 +16,17 @@ use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use serde::Serialize;
 use sha2::Sha256;
-use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{LogDestination, LogSection};
 use crate::identity::OpenId;
 use crate::metrics::Metrics;
+
+/// Lines that wait for a slow destination; about 4 MiB.
+const QUEUED_LINES: usize = 8 << 10;
+
+/// How long the end of the process waits for them.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What is written of one request. Times are milliseconds, sizes bytes of bodies.
 #[derive(Serialize)]
@@ -47,8 +54,7 @@ pub struct Line<'a> {
 pub struct AccessLog {
     writer: Option<NonBlocking>,
     key: Vec<u8>,
-    /// Writes what is queued when it is dropped, for a second at most.
-    _guard: Option<WorkerGuard>,
+    _flush: Option<Flush>,
 }
 
 impl AccessLog {
@@ -73,14 +79,14 @@ impl AccessLog {
                 key
             }
         };
-        let (writer, guard) = match sink.map(tracing_appender::non_blocking) {
-            Some((writer, guard)) => {
+        let (writer, flush) = match sink.map(queued) {
+            Some((writer, flush)) => {
                 metrics.watch_log(writer.error_counter());
-                (Some(writer), Some(guard))
+                (Some(writer), Some(flush))
             }
             None => (None, None),
         };
-        Ok(Self { writer, key, _guard: guard })
+        Ok(Self { writer, key, _flush: flush })
     }
 
     /// Whether anything is written: a line need not be built otherwise.
@@ -104,6 +110,30 @@ impl AccessLog {
         mac.update(openid.as_str().as_bytes());
         let hash = mac.finalize().into_bytes();
         Some(URL_SAFE_NO_PAD.encode(hash.get(..12)?))
+    }
+}
+
+/// A writer that never blocks: it gives lines up when too many wait.
+pub fn queued<W: Write + Send + 'static>(destination: W) -> (NonBlocking, Flush) {
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES);
+    let (writer, guard) = builder.finish(destination);
+    (writer, Flush(Some(guard)))
+}
+
+/// Writes what is queued when it is dropped, as far as that is done in time.
+pub struct Flush(Option<WorkerGuard>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let guard = self.0.take();
+        let (done, waited) = mpsc::channel();
+        // The guard itself prints when its time is up, and would wait for ever where nobody
+        // reads what is printed.
+        std::thread::spawn(move || {
+            drop(guard);
+            let _ = done.send(());
+        });
+        let _ = waited.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 

@@ -12,8 +12,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpStream;
@@ -24,7 +25,9 @@ use tokio_rustls::TlsAcceptor;
 use self::connection::Connection;
 use self::head::{Head, HeadLimits};
 use crate::access_log::{self, Line};
+use crate::config::LimitsSection;
 use crate::forwarded;
+use crate::inject::REQUEST_ID;
 use crate::policy::{Policy, Process};
 use crate::proxy::Gateway;
 use crate::rejection::Rejection;
@@ -33,6 +36,9 @@ use crate::route::Endpoint;
 /// Tries of one request, the first included. Each is another server, or the same one after
 /// an idle connection turned out to be closed.
 const MOST_TRIES: usize = 8;
+
+/// Requests at once on one HTTP/2 connection.
+const MOST_STREAMS: u32 = 100;
 
 /// Serves public connections.
 pub struct Edge {
@@ -61,8 +67,13 @@ impl Edge {
         let conf = ServerConf { threads, max_retries: MOST_TRIES, ..ServerConf::default() };
         let gateway = Gateway::new(process.clone(), policy.clone());
         let limits = &policy.limits;
+        let mut proxy = pingora::proxy::http_proxy(&Arc::new(conf), gateway);
+        proxy.h2_options = Some(http2_options(limits));
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(limits.idle_timeout);
+        proxy.server_options = Some(options);
         Self {
-            proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
+            proxy: Arc::new(proxy),
             acceptor: tls.map(TlsAcceptor::from),
             head_limits: HeadLimits {
                 bytes: limits.max_header,
@@ -167,9 +178,10 @@ impl Edge {
     /// Answers a head that is no request, and ends its connection.
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
         let started = Instant::now();
-        let request_id = forwarded::fresh_request_id();
-        let request_id = request_id.to_str().unwrap_or_default();
-        let answer = rejection.answer(request_id);
+        let request_id_value = forwarded::fresh_request_id();
+        let request_id = request_id_value.to_str().unwrap_or_default();
+        let mut answer = rejection.answer(request_id);
+        answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let bytes_out = answer.body.len();
         connection.end_with(&answer.to_closing_http1()).await;
 
@@ -195,6 +207,14 @@ impl Edge {
             user: None,
         });
     }
+}
+
+/// A fresh `H2Options` has none of pingora's own bounds, so each is set here.
+fn http2_options(limits: &LimitsSection) -> H2Options {
+    let mut options = H2Options::new();
+    options.max_concurrent_streams(MOST_STREAMS);
+    options.max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));
+    options
 }
 
 /// Resolves when idle connections must end.

@@ -21,7 +21,7 @@
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 2 | `access_log` | one line a request |
-//! | 2 | `telemetry` | the process's own log |
+//! | 3 | `telemetry` | the process's own log |
 //! | 2 | `sandbox` | a simulated WeChat |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |

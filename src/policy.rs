@@ -32,7 +32,7 @@ pub struct Process {
 /// One configuration, ready to serve.
 pub struct Policy {
     pub routes: Routes,
-    pub pools: Vec<Pool>,
+    pub pools: Vec<Arc<Pool>>,
     pub authenticator: Authenticator,
     pub injector: Injector,
     pub login: Login,
@@ -56,7 +56,7 @@ impl Policy {
         let wechat = WeChat::new(&config.wechat, metrics.clone())?;
         let routes = Routes::new(&config.endpoints, &config.routes);
         Ok(Self {
-            pools: config.upstreams.iter().cloned().map(Pool::new).collect(),
+            pools: config.upstreams.iter().cloned().map(|pool| Arc::new(Pool::new(pool))).collect(),
             authenticator: Authenticator::new(process.sessions.clone(), &config.session),
             injector: Injector::new(&config.identity, &config.session),
             login: Login::new(

@@ -131,7 +131,7 @@ impl Server {
         let Self { public, admin, edge, process, policy, threads, shutdown_delay, drain_timeout } =
             self;
         let workers = Workers::start(threads).map_err(StartError::Workers)?;
-        let resolved = resolve_all(&policy);
+        let resolved = resolve_all(&policy.pools);
         let _ = tokio::time::timeout(FIRST_RESOLVE, resolved).await;
 
         let mut background = JoinSet::new();
@@ -230,21 +230,19 @@ async fn accept(
     }
 }
 
-async fn resolve_all(policy: &Policy) {
-    let mut pools: Vec<_> = policy.pools.iter().map(|pool| Box::pin(pool.resolve())).collect();
-    for pool in &mut pools {
-        pool.await;
-    }
+async fn resolve_all(pools: &[Arc<Pool>]) {
+    let resolve = |pool: Arc<Pool>| async move { pool.resolve().await };
+    pools.iter().cloned().map(resolve).collect::<JoinSet<_>>().join_all().await;
 }
 
 async fn keep_resolving(policy: Arc<Policy>) {
-    if !policy.pools.iter().any(Pool::has_names) {
+    if !policy.pools.iter().any(|pool| pool.has_names()) {
         return;
     }
     loop {
-        let is_missing = policy.pools.iter().any(Pool::is_empty);
+        let is_missing = policy.pools.iter().any(|pool| pool.is_empty());
         tokio::time::sleep(if is_missing { RESOLVE_RETRY } else { RESOLVE_INTERVAL }).await;
-        resolve_all(&policy).await;
+        resolve_all(&policy.pools).await;
     }
 }
 

@@ -6,18 +6,18 @@
 
 use std::io::IsTerminal;
 
-use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::access_log::{Flush, queued};
 use crate::config::{LogFormat, LogLevel, LogSection};
 use crate::metrics::Metrics;
 
 /// Installs the log of this process; called once, by `main`. What is queued is written when
 /// the guard is dropped.
-pub fn install(log: &LogSection, metrics: &Metrics) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+pub fn install(log: &LogSection, metrics: &Metrics) -> Flush {
+    let (writer, guard) = queued(std::io::stderr());
     metrics.watch_log(writer.error_counter());
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,

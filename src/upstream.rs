@@ -22,6 +22,9 @@ use crate::config::{ServerAddress, Upstream};
 /// Between two look-ups of host names.
 pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// For one look-up; the system's own patience may be longer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Between two look-ups while a pool has no address at all.
 pub const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
@@ -135,8 +138,11 @@ impl ServiceDiscovery for Names {
 impl Names {
     async fn look_up(&self, host: &str, port: u16) -> Vec<SocketAddr> {
         let name = format!("{host}:{port}");
-        let found: Result<Vec<_>, _> =
-            tokio::net::lookup_host((host, port)).await.map(Iterator::collect);
+        let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port)));
+        let found: std::io::Result<Vec<_>> = match found.await {
+            Ok(found) => found.map(Iterator::collect),
+            Err(elapsed) => Err(elapsed.into()),
+        };
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match found {
             Ok(addresses) => {

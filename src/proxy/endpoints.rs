@@ -118,7 +118,8 @@ async fn read_body(
     let read = async {
         let mut body = Vec::new();
         while let Some(chunk) = http.read_request_body().await.map_err(|error| {
-            failure::rejection(&error).unwrap_or(Rejection::BadRequest("the body did not come"))
+            failure::rejection(&error.into_down())
+                .unwrap_or(Rejection::BadRequest("the body did not come"))
         })? {
             if body.len() + chunk.len() > limit {
                 return Err(Rejection::BodyTooLarge);

@@ -359,3 +359,36 @@ async fn the_sandbox_keeps_wechats_semantics() {
     sandbox.signal("INT");
     assert_eq!(sandbox.code(), 0);
 }
+
+/// Nobody reads the log, and every request is served all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pipe_blocks_no_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let config = config_text(
+        directory.path(),
+        "http://127.0.0.1:1",
+        upstream.address,
+        "log.access = \"stdout\"",
+    );
+    let file = directory.path().join("gateway.toml");
+    std::fs::write(&file, &config).unwrap();
+    let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
+    let line: serde_json::Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
+    let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+
+    // More lines than the pipe and the queue hold together.
+    let mut connection = Connection::open(address).await;
+    let request = b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n";
+    for _ in 0..120 {
+        connection.send(&request.repeat(100)).await;
+        for _ in 0..100 {
+            assert_eq!(connection.answer(false).await.status, 401);
+        }
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.code(), 0);
+    let mut log = String::new();
+    gateway.child.stdout.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!((100..12_000).contains(&log.lines().count()), "some were written and some given up");
+}

@@ -274,3 +274,22 @@ async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
     stack.clock.advance(Duration::from_secs(1));
     stack.try_login(&old).await.assert_error(401, "invalid_code", "login");
 }
+
+/// The egress proxy is the configured one; the environment has no say.
+#[tokio::test(flavor = "multi_thread")]
+async fn wechat_is_reached_through_the_configured_proxy() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = stream.read(&mut bytes).await.unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    });
+    let changes = format!("wechat = {{ proxy = \"http://{proxy}\" }}");
+    let stack = Stack::start_with(&changes).await;
+    stack.try_login("user-a-1").await.assert_error(504, "wechat_timeout", "login");
+    let line = asked.await.unwrap();
+    assert!(line.starts_with(&format!("GET http://{}/sns/", stack.wechat_address)), "{line}");
+    assert_eq!(stack.sandbox.exchanges(), 0);
+}

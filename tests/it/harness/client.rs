@@ -234,6 +234,7 @@ impl Answer {
         assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
         assert!(body["request_id"].as_str().is_some_and(|id| !id.is_empty()));
         assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
+        assert_eq!(self.header("x-request-id"), body["request_id"].as_str());
         assert_eq!(self.header("x-wxgate-error"), Some(error));
         assert_eq!(self.header("content-type"), Some("application/json"));
         assert_eq!(self.header("cache-control"), Some("no-store"));
