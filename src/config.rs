@@ -8,6 +8,7 @@
 
 mod check;
 mod diagnostic;
+mod mask;
 mod reader;
 mod value;
 
@@ -109,8 +110,8 @@ pub struct AdminSection {
 pub struct WeChatSection {
     /// Scheme, host and port, without a trailing slash.
     pub base_url: String,
-    /// Egress proxy.
-    pub proxy: Option<String>,
+    /// URL of an egress proxy; it may hold a password.
+    pub proxy: Option<Secret>,
     /// Roots to trust instead of the system's, in PEM.
     pub ca_file: Option<PathBuf>,
     /// Of a whole exchange.

@@ -131,8 +131,8 @@ impl WeChat {
             .pool_idle_timeout(POOL_IDLE)
             .tls_certs_only(roots(section)?);
         if let Some(proxy) = &section.proxy {
-            let proxy =
-                reqwest::Proxy::all(proxy).map_err(|_| ClientError::Other("proxy".to_owned()))?;
+            let proxy = reqwest::Proxy::all(proxy.expose())
+                .map_err(|_| ClientError::Other("proxy".to_owned()))?;
             builder = builder.proxy(proxy);
         }
         let client =

@@ -17,6 +17,7 @@ use toml::de::DeTable;
 
 use self::secret::read_secret;
 use super::diagnostic::{Diagnostic, Problems};
+use super::mask::Line;
 use super::reader::{Report, Section};
 use super::value::Size;
 use super::{Config, LimitsSection, LogDestination, LogFormat, LogLevel, LogSection, Secrets};
@@ -44,23 +45,28 @@ pub fn known_keys() -> Vec<String> {
 }
 
 fn syntax_problem(error: &toml::de::Error) -> Diagnostic {
+    const UNQUOTED: [&str; 3] =
+        ["string values must be quoted", "invalid float", "invalid integer"];
+    let message = error.message();
+    let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
     Diagnostic {
         span: error.span(),
         key: String::new(),
-        message: format!("not TOML: {}", error.message()),
-        help: String::new(),
+        message: format!("not TOML: {message}"),
+        help: if is_unquoted { "text stands in quotes".to_owned() } else { String::new() },
+        line: Line::Judged,
     }
 }
 
 /// `None` means that a problem was reported.
 fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
-    let server = listener::server(root.section("server"), secrets);
-    let admin = listener::admin(root.section("admin"), server.as_ref());
-    let wechat = wechat::wechat(root.section("wechat"));
+    let (server, public) = listener::server(root.section("server"), secrets);
+    let admin = listener::admin(root.section("admin"), &public);
+    let wechat = wechat::wechat(root.section("wechat"), secrets);
     let apps = wechat::apps(&root, secrets);
-    let session = session::session(root.section("session"));
+    let (session, session_header) = session::session(root.section("session"));
     let login = session::login(root.section("login"));
-    let identity = session::identity(root.section("identity"), &session.header);
+    let identity = session::identity(root.section("identity"), &session, session_header);
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);
     let upstreams = routing::upstreams(&root);
@@ -88,26 +94,24 @@ fn limits(section: Section<'_>) -> LimitsSection {
         header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
         body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
         idle_timeout: section.positive("idle_timeout", Duration::from_secs(60)),
-        max_body: section.get_or("max_body", Size(10 << 20)).0,
+        max_body: max_body(&section),
         max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
-        max_header_count: match section.get_or("max_header_count", 100u64) {
-            count @ 1..=256 => usize::try_from(count).unwrap_or(256),
-            _ => {
-                if let Some(raw) = section.raw("max_header_count") {
-                    section.push(
-                        section.key("max_header_count"),
-                        raw.span(),
-                        "must be from 1 to 256",
-                        "",
-                    );
-                }
-                256
-            }
-        },
+        max_header_count: section.number("max_header_count", 100, 1..=256),
         max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
     };
     section.finish();
     limits
+}
+
+fn max_body(section: &Section<'_>) -> u64 {
+    let given = section.get::<Size>("max_body");
+    if let Some(given) = &given
+        && given.value.0 == 0
+    {
+        // Elsewhere 0 stands for no limit; here it would refuse every body.
+        section.problem(given, "must be more than 0B", "");
+    }
+    given.map_or(10 << 20, |given| given.value.0)
 }
 
 fn log(section: Section<'_>, secrets: Secrets) -> LogSection {

@@ -2,14 +2,15 @@
 //!
 //! A problem has a place, the key it is about, what is wrong, and help. Its first line is
 //! `FILE:LINE:COL: key: message`, which editors and CI understand; the line of the file and
-//! a caret follow. Quoted text on a line that names a secret is masked, unless it is the
-//! name of a variable or a file: what an operator put there by mistake is not repeated.
+//! a caret follow. What of the line may be shown is decided in `mask.rs`.
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 
 use unicode_width::UnicodeWidthStr;
+
+use super::mask::Line;
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +21,10 @@ pub struct Diagnostic {
     pub key: String,
     pub message: String,
     pub help: String,
+    pub line: Line,
 }
 
 /// All problems of one file.
-#[derive(Debug)]
 pub struct Problems {
     file: String,
     text: String,
@@ -38,21 +39,15 @@ impl Problems {
     }
 
     pub fn unreadable(file: &str, error: &io::Error) -> Self {
-        let reason = match error.kind() {
-            io::ErrorKind::NotFound => "no such file".to_owned(),
-            io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-            io::ErrorKind::IsADirectory => "is a directory".to_owned(),
-            io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
-            _ => error.to_string(),
-        };
         Self {
             file: file.to_owned(),
             text: String::new(),
             diagnostics: vec![Diagnostic {
                 span: None,
                 key: String::new(),
-                message: format!("cannot read the file: {reason}"),
+                message: format!("cannot read the file: {}", io_reason(error)),
                 help: String::new(),
+                line: Line::Judged,
             }],
         }
     }
@@ -66,13 +61,19 @@ impl Problems {
     }
 
     fn show(&self, diagnostic: &Diagnostic, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Diagnostic { span, key, message, help } = diagnostic;
+        let Diagnostic { span, key, message, help, line } = diagnostic;
         let colon = if key.is_empty() { "" } else { ": " };
-        let Some(place) = span.as_ref().and_then(|span| Place::find(&self.text, span)) else {
-            writeln!(out, "{}: {key}{colon}{message}", self.file)?;
-            return if help.is_empty() { Ok(()) } else { writeln!(out, "      {help}") };
+        let what = printable(&format!("{key}{colon}{message}"));
+        let find = |span| Place::find(&self.text, span, *line);
+        let Some(place) = span.as_ref().and_then(find) else {
+            writeln!(out, "{}: {what}", self.file)?;
+            return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };
         };
-        writeln!(out, "{}:{}:{}: {key}{colon}{message}", self.file, place.line, place.column)?;
+        writeln!(out, "{}:{}:{}: {what}", self.file, place.line, place.column)?;
+        if *span == Some(0..0) {
+            // It is about no line of the file, but editors want one.
+            return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };
+        }
         writeln!(out, "{:>5} | {}", place.line, place.shown)?;
         let caret = format!("{}{}", " ".repeat(place.indent), "^".repeat(place.width));
         writeln!(out, "      | {}", format!("{caret} {help}").trim_end())
@@ -85,7 +86,25 @@ impl fmt::Display for Problems {
     }
 }
 
+/// As shown: the text of the file may hold a secret.
+impl fmt::Debug for Problems {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
 impl std::error::Error for Problems {}
+
+/// Why a file cannot be read.
+pub fn io_reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::IsADirectory => "is a directory".to_owned(),
+        io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+        _ => error.to_string(),
+    }
+}
 
 /// A span as a reader sees it. Line and column count from 1, the column in characters;
 /// indent and width are in columns of a terminal, where a Chinese character takes two.
@@ -98,12 +117,14 @@ struct Place {
 }
 
 impl Place {
-    fn find(text: &str, span: &Range<usize>) -> Option<Self> {
-        let before = text.get(..span.start)?;
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    fn find(text: &str, span: &Range<usize>, how: Line) -> Option<Self> {
+        // What an editor shows of a byte order mark is nothing.
+        let mark = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+        let before = text.get(..span.start.max(mark))?;
+        let line_start = before.rfind('\n').map_or(mark, |newline| newline + 1);
         let rest = text.get(line_start..)?;
         let line = rest.split('\n').next()?.trim_end_matches('\r');
-        let offset = (span.start - line_start).min(line.len());
+        let offset = span.start.saturating_sub(line_start).min(line.len());
         let lead = line.get(..offset)?;
         // A span that goes on in later lines is marked to the end of its first.
         let marked =
@@ -111,45 +132,17 @@ impl Place {
         Some(Self {
             line: before.matches('\n').count() + 1,
             column: lead.chars().count() + 1,
-            shown: mask(&untab(line)),
-            indent: untab(lead).width(),
-            width: untab(marked).width().max(1),
+            shown: printable(&how.show(text.get(..line_start)?, line)),
+            indent: printable(lead).width(),
+            width: printable(marked).width().max(1),
         })
     }
 }
 
-/// One column a tab, so that carets stand where they should.
-fn untab(text: &str) -> String {
-    text.replace('\t', " ")
-}
-
-/// Stars for quoted text on a line about a secret. Characters keep their number and, as
-/// secrets are ASCII, their width.
-fn mask(line: &str) -> String {
-    const SENSITIVE: [&str; 4] = ["secret", "_key", "token", "password"];
-    if !SENSITIVE.iter().any(|word| line.contains(word)) {
-        return line.to_owned();
-    }
-    let mut shown = String::with_capacity(line.len());
-    let mut quote = None;
-    for character in line.chars() {
-        match quote {
-            None if matches!(character, '"' | '\'') => {
-                let before = shown.trim_end().trim_end_matches('=').trim_end();
-                let word = before.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next();
-                let is_reference = word.is_some_and(|word| word == "env" || word.ends_with("file"));
-                quote = Some((character, is_reference));
-                shown.push(character);
-            }
-            Some((open, _)) if open == character => {
-                quote = None;
-                shown.push(character);
-            }
-            Some((_, false)) => shown.push('*'),
-            _ => shown.push(character),
-        }
-    }
-    shown
+/// One column a tab or another control character, so that carets stand where they should and
+/// nothing is told to the terminal.
+fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
 }
 
 #[cfg(test)]
@@ -157,18 +150,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn literal_secrets_are_masked_and_references_are_not() {
-        assert_eq!(mask(r#"app_secret = "hunter2" # "x""#), r#"app_secret = "*******" # "*""#);
-        assert_eq!(mask(r#"app_secret = { env = "NAME" }"#), r#"app_secret = { env = "NAME" }"#);
-        assert_eq!(mask(r#"key_file = "a.pem""#), r#"key_file = "a.pem""#);
-        assert_eq!(mask(r#"app_secret = "unterminated"#), r#"app_secret = "************"#);
-    }
-
-    #[test]
     fn columns_count_characters_and_carets_stand_under_wide_ones() {
         let text = "a = 1\n名 = \"值\" # x\n";
         let start = text.find('"').unwrap();
-        let place = Place::find(text, &(start..start + 5)).unwrap();
+        let place = Place::find(text, &(start..start + 5), Line::Judged).unwrap();
         assert_eq!((place.line, place.column, place.indent, place.width), (2, 5, 5, 4));
+        let place = Place::find("\u{feff}a = 1\n", &(7..8), Line::Judged).unwrap();
+        assert_eq!((place.line, place.column, place.indent, place.width), (1, 5, 4, 1));
     }
 }

@@ -10,13 +10,12 @@ use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Diagnostic;
-use super::value::{FromValue, Size};
+use super::mask::Line;
+use super::value::{FromValue, Size, kind};
 
 /// What reading has found so far.
 #[derive(Default)]
@@ -45,6 +44,8 @@ pub struct Section<'a> {
     /// As documented, without.
     pattern: String,
     pub span: Range<usize>,
+    /// It is no table, and that is problem enough.
+    is_reported: bool,
     asked: RefCell<Vec<&'static str>>,
 }
 
@@ -56,6 +57,7 @@ impl<'a> Section<'a> {
             path: String::new(),
             pattern: String::new(),
             span: 0..0,
+            is_reported: false,
             asked: RefCell::default(),
         }
     }
@@ -66,7 +68,7 @@ impl<'a> Section<'a> {
         let table = found.as_ref().and_then(|(_, value)| match value.get_ref() {
             DeValue::Table(table) => Some(table),
             _ => {
-                self.wrong_type(name, value, "a table");
+                self.wrong_type(name, value, "a table", format!("write [{name}]"));
                 None
             }
         });
@@ -81,6 +83,7 @@ impl<'a> Section<'a> {
 
     /// An array of tables.
     pub fn tables(&self, name: &'static str) -> Vec<Section<'a>> {
+        self.asked.borrow_mut().push(name);
         let found = self.find(name);
         let path = format!("{}{name}", prefix(&self.path));
         let pattern = format!("{name}[]");
@@ -91,9 +94,12 @@ impl<'a> Section<'a> {
             return Vec::new();
         };
         let DeValue::Array(array) = value.get_ref() else {
-            self.wrong_type(name, value, &format!("an array of tables: write [[{name}]]"));
+            self.wrong_type(name, value, "an array of tables", format!("write [[{name}]]"));
             return Vec::new();
         };
+        if array.is_empty() {
+            self.push(path.clone(), value.span(), "is empty", format!("write [[{name}]]"));
+        }
         let mut sections = Vec::new();
         for (index, element) in array.iter().enumerate() {
             match element.get_ref() {
@@ -104,7 +110,7 @@ impl<'a> Section<'a> {
                     Some(table),
                     Some((key.clone(), element)),
                 )),
-                _ => self.wrong_type(name, element, "a table"),
+                _ => self.wrong_type(name, element, "a table", format!("write [[{name}]]")),
             }
         }
         sections
@@ -119,6 +125,7 @@ impl<'a> Section<'a> {
         found: Option<(Range<usize>, &Spanned<DeValue<'a>>)>,
     ) -> Section<'a> {
         self.asked.borrow_mut().push(name);
+        let is_reported = found.is_some() && table.is_none();
         let span = match found {
             // `[section]` and `[[section]]` have an own span that covers the header.
             Some((key, value)) if value.span().is_empty() => key,
@@ -131,6 +138,7 @@ impl<'a> Section<'a> {
             path,
             pattern: format!("{}{pattern}", prefix(&self.pattern)),
             span,
+            is_reported,
             asked: RefCell::default(),
         }
     }
@@ -155,11 +163,7 @@ impl<'a> Section<'a> {
 
     /// The value of a key that must be there.
     pub fn require<T: FromValue>(&self, name: &'static str) -> Option<Located<T>> {
-        if !self.has(name) {
-            self.ask(name);
-            self.push(self.key(name), self.span.clone(), "is missing".to_owned(), "");
-            return None;
-        }
+        self.report_missing(name, "");
         self.get(name)
     }
 
@@ -187,28 +191,29 @@ impl<'a> Section<'a> {
         Some(located)
     }
 
-    /// Any value that serde can read, for small closed shapes such as `{ env = "..." }`.
-    pub fn deserialize<T: Deserialize<'a>>(&self, name: &'static str) -> Option<Located<T>> {
-        self.ask(name);
-        let (_, value) = self.find(name)?;
-        match T::deserialize(value.clone().into_deserializer()) {
-            Ok(parsed) => Some(Located { value: parsed, key: self.key(name), span: value.span() }),
-            Err(error) => {
-                let message: toml::de::Error = error;
-                self.push(self.key(name), value.span(), message.message().to_owned(), "");
-                None
-            }
-        }
-    }
-
-    /// A duration that is longer than nothing.
+    /// A duration that is longer than nothing, on clocks that count milliseconds.
     pub fn positive(&self, name: &'static str, default: Duration) -> Duration {
         let Some(given) = self.get::<Duration>(name) else { return default };
-        if given.value.is_zero() {
-            self.problem(&given, "must be longer than 0", "");
+        if given.value < Duration::from_millis(1) {
+            self.problem(&given, "must be at least 1ms", "");
             return default;
         }
         given.value
+    }
+
+    /// A number within a range.
+    pub fn number(
+        &self,
+        name: &'static str,
+        default: usize,
+        range: RangeInclusive<usize>,
+    ) -> usize {
+        let Some(given) = self.get::<usize>(name) else { return default };
+        if range.contains(&given.value) {
+            return given.value;
+        }
+        self.problem(&given, format!("must be from {} to {}", range.start(), range.end()), "");
+        default
     }
 
     /// A size within a range.
@@ -218,7 +223,11 @@ impl<'a> Section<'a> {
         {
             return size;
         }
-        let show = |size: usize| bytesize::ByteSize(size as u64).display().iec().to_string();
+        let show = |size: usize| match size {
+            _ if size.is_multiple_of(1 << 20) => format!("{}MiB", size >> 20),
+            _ if size.is_multiple_of(1 << 10) => format!("{}KiB", size >> 10),
+            _ => format!("{size}B"),
+        };
         let message = format!("must be from {} to {}", show(*range.start()), show(*range.end()));
         self.problem(&given, message, "");
         default
@@ -236,10 +245,15 @@ impl<'a> Section<'a> {
 
     /// A list that must be there and not be empty.
     pub fn require_some<T: FromValue>(&self, name: &'static str, help: &str) -> Vec<Located<T>> {
-        if !self.has(name) {
+        self.report_missing(name, help);
+        self.some(name, help).unwrap_or_default()
+    }
+
+    /// Reports a key that must be there and is not.
+    pub fn report_missing(&self, name: &str, help: &str) {
+        if !self.has(name) && !self.is_reported {
             self.push(self.key(name), self.span.clone(), "is missing", help);
         }
-        self.some(name, help).unwrap_or_default()
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -260,6 +274,17 @@ impl<'a> Section<'a> {
         self.push(at.key.clone(), at.span.clone(), message, help);
     }
 
+    /// Reports a problem of what a value refers to. The name of a variable or a file is no
+    /// secret, whatever words it is made of.
+    pub fn reference_problem<T>(
+        &self,
+        at: &Located<T>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.report(at.key.clone(), at.span.clone(), message, help, Line::Shown);
+    }
+
     /// Reports a problem of a place.
     pub fn push(
         &self,
@@ -268,11 +293,23 @@ impl<'a> Section<'a> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
+        self.report(key, span, message, help, Line::Judged);
+    }
+
+    fn report(
+        &self,
+        key: String,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+        line: Line,
+    ) {
         self.report.borrow_mut().diagnostics.push(Diagnostic {
             span: Some(span),
             key,
             message: message.into(),
             help: help.into(),
+            line,
         });
     }
 
@@ -284,16 +321,21 @@ impl<'a> Section<'a> {
             if asked.contains(&name) {
                 continue;
             }
+            let is_part = |known: &str| known.split('_').any(|word| word == name);
             let nearest = asked
                 .iter()
-                .map(|known| (strsim::damerau_levenshtein(known, name), known))
+                .map(|known| {
+                    let distance = strsim::damerau_levenshtein(known, name);
+                    (if is_part(known) { 0 } else { distance }, known)
+                })
                 .min()
                 .filter(|(distance, _)| *distance <= 2 + name.len() / 6);
             let help = match nearest {
                 Some((_, known)) => format!("did you mean \"{known}\"?"),
                 None => String::new(),
             };
-            self.push(self.key(name), key.span(), "unknown key", help);
+            // It may be the misspelled name of a secret.
+            self.report(self.key(name), key.span(), "unknown key", help, Line::Masked);
         }
     }
 
@@ -309,9 +351,9 @@ impl<'a> Section<'a> {
         self.report.borrow_mut().known.insert(format!("{}{name}", prefix(&self.pattern)));
     }
 
-    fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
-        let message = format!("expected {expected}, found {}", value.get_ref().type_str());
-        self.push(self.key(name), value.span(), message, "");
+    fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, expected: &str, help: String) {
+        let message = format!("expected {expected}, found {}", kind(value.get_ref()));
+        self.push(self.key(name), value.span(), message, help);
     }
 }
 

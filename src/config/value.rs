@@ -30,7 +30,8 @@ fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("expected {expected}, found {}", kind(value)))
 }
 
-fn kind(value: &DeValue<'_>) -> String {
+/// What a value is, for a message about it.
+pub fn kind(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Integer(number) => format!("the number {}", number.as_str()),
         DeValue::Float(number) => format!("the number {}", number.as_str()),
@@ -72,12 +73,16 @@ impl FromValue for usize {
 impl FromValue for Duration {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str = "a duration with its unit, as \"500ms\", \"30s\" or \"2h\"";
+        const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
         let given = text(value, EXPECTED)?;
-        if given.trim().bytes().all(|b| b.is_ascii_digit()) && given.trim() != "0" {
-            return Err(format!("expected {EXPECTED}, found \"{given}\" without one"));
+        // `M` is a month to humantime, and a minute to whoever writes it here.
+        match humantime::parse_duration(given) {
+            Ok(duration) if duration > LONGEST => {
+                Err(format!("\"{given}\" is longer than 100 years"))
+            }
+            Ok(duration) if !given.contains('M') => Ok(duration),
+            _ => Err(format!("expected {EXPECTED}, found \"{given}\"")),
         }
-        humantime::parse_duration(given)
-            .map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
     }
 }
 
@@ -85,13 +90,10 @@ impl FromValue for Size {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str = "a size with its unit, as \"16KiB\" or \"10MiB\"";
         let given = text(value, EXPECTED)?;
-        if given.trim().bytes().all(|b| b.is_ascii_digit()) {
-            return Err(format!("expected {EXPECTED}, found \"{given}\" without one"));
-        }
-        given
-            .parse::<bytesize::ByteSize>()
-            .map(|size| Size(size.as_u64()))
-            .map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
+        let has_unit = given.ends_with(|c: char| c.is_ascii_alphabetic());
+        let size = given.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit);
+        size.map(|size| Size(size.as_u64()))
+            .ok_or_else(|| format!("expected {EXPECTED}, found \"{given}\""))
     }
 }
 
@@ -119,6 +121,8 @@ impl FromValue for PathBuf {
         let given = text(value, "a path")?;
         if given.is_empty() {
             Err("expected a path, found \"\"".to_owned())
+        } else if given.contains("-----BEGIN") {
+            Err("expected a path, found the contents of a file".to_owned())
         } else {
             Ok(given.into())
         }
@@ -147,7 +151,10 @@ impl FromValue for RoutePath {
         if !given.starts_with('/') {
             return Err(format!("\"{given}\" does not begin with \"/\""));
         }
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&b);
+        if given.contains('*') {
+            return Err(format!("\"{given}\" holds '*': there are no wildcards"));
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()+,=:@".contains(&b);
         if let Some(odd) = given.chars().find(|c| !u8::try_from(*c).is_ok_and(plain)) {
             return Err(format!(
                 "\"{given}\" holds '{odd}': only characters that every server reads alike can stand here"
@@ -166,8 +173,8 @@ impl FromValue for ServerAddress {
             "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
         let given = text(value, EXPECTED)?;
         let wrong = || format!("expected {EXPECTED}, found \"{given}\"");
-        if let Ok(address) = given.parse() {
-            return Ok(Self::Socket(address));
+        if let Ok(address) = given.parse::<SocketAddr>() {
+            return if address.port() == 0 { Err(wrong()) } else { Ok(Self::Socket(address)) };
         }
         let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');

@@ -144,7 +144,7 @@ fn check_can_do_without_secrets() {
     let file = write_config(directory.path(), changes);
     let output = run("check", &file);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("environment variable WXGATE_TEST_ABSENT: is not set"));
+    assert!(text(&output.stderr).contains("environment variable WXGATE_TEST_ABSENT is not set"));
     let output = wxgate().args(["check", "--without-secrets", "-c"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 }

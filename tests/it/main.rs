@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod architecture;
 mod command;
+mod config;
 mod edge;
 mod forwarding;
 mod identity;

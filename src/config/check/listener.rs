@@ -8,20 +8,24 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::secret::io_reason;
+use crate::config::diagnostic::io_reason;
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, Secrets, ServerSection, Tls};
 
-pub fn server(section: Section<'_>, secrets: Secrets) -> Option<ServerSection> {
+/// The section, and the places of its listeners.
+pub fn server(
+    section: Section<'_>,
+    secrets: Secrets,
+) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
     let listen = section.require_some::<SocketAddr>("listen", "as \"0.0.0.0:8080\"");
-    report_repeated(&section, &listen, |address| address.port() != 0);
+    report_overlaps(&section, &listen);
 
-    let threads = match section.get_or("threads", 0usize) {
+    let threads = match section.number("threads", 0, 0..=1024) {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     let server = ServerSection {
-        listen: values(listen),
+        listen: values(listen.clone()),
         threads,
         tls: section.optional_section("tls").and_then(|tls| read_tls(tls, secrets)),
         trusted_proxies: values(section.list("trusted_proxies").unwrap_or_default()),
@@ -29,7 +33,7 @@ pub fn server(section: Section<'_>, secrets: Secrets) -> Option<ServerSection> {
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
     };
     section.finish();
-    (!server.listen.is_empty()).then_some(server)
+    ((!listen.is_empty()).then_some(server), listen)
 }
 
 fn read_tls(section: Section<'_>, secrets: Secrets) -> Option<Tls> {
@@ -56,19 +60,20 @@ fn load_tls(
         CertificateDer::pem_file_iter(&cert_file.value).and_then(Iterator::collect);
     let chain = match chain {
         Ok(chain) if chain.is_empty() => {
-            section.problem(cert_file, "holds no certificate", "a PEM file with the full chain");
+            let help = "a PEM file with the full chain";
+            section.reference_problem(cert_file, "holds no certificate", help);
             None
         }
         Ok(chain) => Some(chain),
         Err(error) => {
-            section.problem(cert_file, format!("cannot be read: {}", pem_error(&error)), "");
+            section.reference_problem(cert_file, pem_error(&error), "");
             None
         }
     };
     let key = match PrivateKeyDer::from_pem_file(&key_file.value) {
         Ok(key) => Some(key),
         Err(error) => {
-            section.problem(key_file, format!("cannot be read: {}", pem_error(&error)), "");
+            section.reference_problem(key_file, pem_error(&error), "");
             None
         }
     };
@@ -83,11 +88,12 @@ fn load_tls(
             Some(Arc::new(config))
         }
         Err(rustls::Error::InconsistentKeys(_)) => {
-            section.problem(key_file, "does not belong to the certificate in cert_file", "");
+            let message = "does not belong to the certificate in cert_file";
+            section.reference_problem(key_file, message, "");
             None
         }
         Err(error) => {
-            section.problem(cert_file, format!("cannot be used: {error}"), "");
+            section.reference_problem(cert_file, format!("cannot be used: {error}"), "");
             None
         }
     }
@@ -98,36 +104,43 @@ pub fn pem_error(error: &rustls::pki_types::pem::Error) -> String {
     match error {
         Error::Io(error) => io_reason(error),
         Error::NoItemsFound => "holds no PEM of the right kind".to_owned(),
-        _ => "is not PEM".to_owned(),
+        _ => "holds no valid PEM".to_owned(),
     }
 }
 
-pub fn admin(section: Section<'_>, server: Option<&ServerSection>) -> AdminSection {
+pub fn admin(section: Section<'_>, public: &[Located<SocketAddr>]) -> AdminSection {
+    const HELP: &str = "metrics never stand on a public listener: choose another port";
     let default = SocketAddr::from(([127, 0, 0, 1], 9090));
-    let listen = section.get::<SocketAddr>("listen");
-    if let Some(listen) = &listen
-        && listen.value.port() != 0
-        && server.is_some_and(|server| server.listen.contains(&listen.value))
-    {
-        section.problem(
-            listen,
-            "is a public listener too",
-            "metrics never stand on a public listener: choose another port",
-        );
-    }
-    section.finish();
-    AdminSection { listen: listen.map_or(default, |listen| listen.value) }
-}
-
-fn report_repeated<T: PartialEq>(
-    section: &Section<'_>,
-    listed: &[Located<T>],
-    counts: impl Fn(&T) -> bool,
-) {
-    for (index, one) in listed.iter().enumerate() {
-        if counts(&one.value) && listed.iter().take(index).any(|earlier| earlier.value == one.value)
-        {
-            section.problem(one, "stands twice", "");
+    let given = section.get::<SocketAddr>("listen");
+    let listen = given.as_ref().map_or(default, |given| given.value);
+    if let Some(public) = public.iter().find(|public| overlap(public.value, listen)) {
+        match &given {
+            Some(given) => section.problem(given, "is a public listener too", HELP),
+            None => section.problem(public, "is where admin.listen is by default", HELP),
         }
     }
+    section.finish();
+    AdminSection { listen }
+}
+
+fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
+    for (index, one) in listed.iter().enumerate() {
+        for earlier in listed.iter().take(index) {
+            if one.value == earlier.value && one.value.port() != 0 {
+                section.problem(one, "stands twice", "");
+            } else if overlap(one.value, earlier.value) {
+                let help = "0.0.0.0 is all of IPv4, and [::] all of IPv6 and IPv4";
+                section.problem(one, format!("overlaps with {}", earlier.value), help);
+            }
+        }
+    }
+}
+
+/// Whether two listeners would want the same address. Port 0 is another one each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // All of IPv6 is all of IPv4 too, unless the system is told otherwise.
+    let covers = |a: SocketAddr, b: SocketAddr| {
+        a.ip().is_unspecified() && (a.is_ipv6() || a.is_ipv4() == b.is_ipv4())
+    };
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
 }

@@ -8,22 +8,35 @@ use crate::config::{Access, App, EndpointsSection, Route, RoutePath, ServerAddre
 use crate::identity::AppId;
 
 pub fn endpoints(section: Section<'_>) -> EndpointsSection {
-    let mut seen: HashMap<String, String> = HashMap::new();
-    let mut paths = |name: &'static str, default: &[&str]| -> Vec<RoutePath> {
-        let Some(listed) = section.list::<RoutePath>(name) else {
-            return default.iter().map(|path| RoutePath((*path).to_owned())).collect();
+    let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
+    let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
+        let listed = match section.list::<RoutePath>(name) {
+            Some(listed) => {
+                listed.into_iter().map(|path| (path.value.clone(), Some(path))).collect()
+            }
+            None => Vec::from_iter(default.map(|path| (RoutePath(path.to_owned()), None))),
         };
-        for path in &listed {
-            if let Some(first) = seen.insert(path.value.as_str().to_owned(), path.key.clone()) {
-                section.problem(path, "this path stands twice", format!("first in {first}"));
+        for (path, place) in &listed {
+            let Some((_, other, first)) = seen.iter().find(|(known, ..)| known == path) else {
+                seen.push((path.clone(), name, place.clone()));
+                continue;
+            };
+            // Of two, the one that stands in the file is to change.
+            let (place, other) = if place.is_some() { (place, *other) } else { (first, name) };
+            if let Some(place) = place {
+                section.problem(
+                    place,
+                    "this path stands twice",
+                    format!("endpoints.{other} has it too"),
+                );
             }
         }
-        listed.into_iter().map(|path| path.value).collect()
+        listed.into_iter().map(|(path, _)| path).collect()
     };
-    let login = paths("login", &["/login"]);
-    let logout = paths("logout", &["/logout"]);
-    let session = paths("session", &["/session"]);
-    let health = paths("health", &[]);
+    let login = paths("login", Some("/login"));
+    let logout = paths("logout", Some("/logout"));
+    let session = paths("session", Some("/session"));
+    let health = paths("health", None);
     let hosts = section.list::<String>("hosts").unwrap_or_default();
     for host in &hosts {
         if host.value.is_empty() || host.value.contains(['/', ':', ' ', '@']) {
@@ -37,9 +50,7 @@ pub fn endpoints(section: Section<'_>) -> EndpointsSection {
 
 pub fn upstreams(root: &Section<'_>) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
-    if sections.is_empty() && !root.has("upstream") {
-        root.push("upstream".to_owned(), 0..0, "is missing", "one [[upstream]] for each service");
-    }
+    root.report_missing("upstream", "one [[upstream]] for each service");
     let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
     for section in sections {
         let name = section.require::<String>("name");
@@ -51,6 +62,11 @@ pub fn upstreams(root: &Section<'_>) -> Vec<Located<Upstream>> {
             }
         }
         let servers = section.require_some::<ServerAddress>("servers", "as [\"127.0.0.1:3000\"]");
+        for (index, server) in servers.iter().enumerate() {
+            if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
+                section.problem(server, "stands twice", "");
+            }
+        }
         let upstream = Upstream {
             name: name.as_ref().map_or_else(String::new, |name| name.value.clone()),
             servers: values(servers),
@@ -75,42 +91,42 @@ pub fn routes(
     apps: Option<&[App]>,
 ) -> Option<Vec<Route>> {
     let sections = root.tables("route");
-    if sections.is_empty() && !root.has("route") {
-        root.push(
-            "route".to_owned(),
-            0..0,
-            "is missing",
-            "one [[route]] at least, as path = \"/\"",
-        );
-    }
+    root.report_missing("route", "one [[route]] at least, as path = \"/\"");
     let mut routes: Vec<Route> = Vec::with_capacity(sections.len());
     let mut paths: HashMap<String, String> = HashMap::new();
-    let mut names: HashMap<String, String> = HashMap::new();
+    let mut names: Vec<RouteName> = Vec::with_capacity(sections.len());
     let mut is_complete = true;
     for section in sections {
         let path = section.require::<RoutePath>("path");
         if let Some(path) = &path {
             // A trailing slash makes no difference to what a prefix matches.
             let prefix = path.value.as_str().trim_end_matches('/').to_owned();
-            if let Some(first) = paths.insert(prefix, path.key.clone()) {
-                section.problem(path, "this path is routed twice", format!("first in {first}"));
+            match paths.get(&prefix) {
+                Some(first) => {
+                    section.problem(path, "this path is routed twice", format!("first in {first}"));
+                }
+                None => drop(paths.insert(prefix, path.key.clone())),
             }
         }
         let name = section.get::<String>("name");
         if let Some(name) = &name {
             report_odd_name(&section, name);
-            if let Some(first) = names.insert(name.value.clone(), name.key.clone()) {
-                section.problem(name, "this name stands twice", format!("first as {first}"));
-            }
+        }
+        if let Some(path) = &path {
+            names.push(RouteName {
+                name: name.as_ref().map_or(path.value.as_str(), |name| &name.value).to_owned(),
+                given: name.clone(),
+                path: path.key.clone(),
+            });
         }
         let upstream = section.require::<String>("upstream");
         let index = upstream.and_then(|given| {
             let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
-            if index.is_none() {
-                let defined: Vec<_> = upstreams
-                    .iter()
-                    .map(|upstream| format!("\"{}\"", upstream.value.name))
-                    .collect();
+            let names = upstreams.iter().map(|upstream| &upstream.value.name);
+            let defined: Vec<_> =
+                names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
+            // Without any, that is the problem to report.
+            if index.is_none() && !defined.is_empty() {
                 section.problem(
                     &given,
                     format!("no upstream named \"{}\"", given.value),
@@ -122,6 +138,12 @@ pub fn routes(
         let access = section.get_or("auth", Access::Required);
         let methods = methods(&section);
         let route_apps = route_apps(&section, apps);
+        if let Some(raw) = section.raw("apps")
+            && access == Access::None
+        {
+            let message = "has no effect where auth is \"none\": no session is looked up";
+            section.push(section.key("apps"), raw.span(), message, "");
+        }
         section.finish();
         match (path, index) {
             (Some(path), Some(upstream)) => routes.push(Route {
@@ -135,11 +157,13 @@ pub fn routes(
             _ => is_complete = false,
         }
     }
+    report_repeated_names(root, &names);
     (is_complete && !routes.is_empty()).then_some(routes)
 }
 
 fn methods(section: &Section<'_>) -> Vec<String> {
-    let listed = section.list::<String>("methods").unwrap_or_default();
+    let listed = section.some::<String>("methods", "leave it out for every method");
+    let listed = listed.unwrap_or_default();
     for method in &listed {
         if method.value.is_empty()
             || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
@@ -151,7 +175,8 @@ fn methods(section: &Section<'_>) -> Vec<String> {
 }
 
 fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
-    let listed = section.list::<AppId>("apps").unwrap_or_default();
+    let listed = section.some::<AppId>("apps", "leave it out for sessions of every app");
+    let listed = listed.unwrap_or_default();
     for app_id in &listed {
         if apps.is_some_and(|apps| apps.iter().all(|app| app.app_id != app_id.value)) {
             section.problem(
@@ -164,11 +189,33 @@ fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
     listed.into_iter().map(|app_id| app_id.value).collect()
 }
 
+/// How a route is called in metrics and logs.
+struct RouteName {
+    name: String,
+    given: Option<Located<String>>,
+    /// Key of the route's path, which is its name by default.
+    path: String,
+}
+
+fn report_repeated_names(root: &Section<'_>, names: &[RouteName]) {
+    for (index, one) in names.iter().enumerate() {
+        let Some(given) = &one.given else { continue };
+        let is_other = |(at, other): &(usize, &RouteName)| {
+            // Of two names in the file, the second is the one to change.
+            other.name == one.name && (*at < index || (*at > index && other.given.is_none()))
+        };
+        if let Some((_, other)) = names.iter().enumerate().find(is_other) {
+            let first = other.given.as_ref().map_or(&other.path, |given| &given.key);
+            root.problem(given, "this name stands twice", format!("first as {first}"));
+        }
+    }
+}
+
 /// Names become labels of metrics; `@` marks the gateway's own.
 fn report_odd_name(section: &Section<'_>, name: &Located<String>) {
     let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
     if name.value.is_empty()
-        || name.value.len() > 64
+        || name.value.chars().count() > 64
         || name.value.starts_with('@')
         || !name.value.chars().all(legal)
     {

@@ -1,86 +1,85 @@
 //! Secrets by reference: from the environment or from a file, never in the configuration.
 
-use std::io;
-use std::path::Path;
-
-use serde::Deserialize;
+use toml::de::DeValue;
+use zeroize::Zeroizing;
 
 use crate::config::Secrets;
+use crate::config::diagnostic::io_reason;
 use crate::config::reader::Section;
+use crate::config::value::FromValue;
 use crate::secret::Secret;
 
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";
 
-/// Where a secret stands; exactly one is set.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Reference {
-    env: Option<String>,
-    file: Option<String>,
+/// Where a secret stands.
+enum Reference {
+    Variable(String),
+    File(String),
+}
+
+impl FromValue for Reference {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let literal = || Err(format!("a secret does not stand in this file: {REFERENCE_HELP}"));
+        let Some(table) = value.as_table() else { return literal() };
+        let mut entries = table.iter().map(|(key, value)| (&**key.get_ref(), value.get_ref()));
+        let (Some((key, value)), None) = (entries.next(), entries.next()) else {
+            return Err(format!("expected one of env and file: {REFERENCE_HELP}"));
+        };
+        match (key, value.as_str()) {
+            ("env" | "file", Some(name)) if looks_like_secret(name) => literal(),
+            ("env" | "file", Some("")) => Err(format!("{key} is empty")),
+            ("env", Some(name)) => Ok(Self::Variable(name.to_owned())),
+            ("file", Some(name)) => Ok(Self::File(name.to_owned())),
+            ("env" | "file", None) => Err(format!("{key} is not a string: {REFERENCE_HELP}")),
+            _ => Err(format!("expected one of env and file: {REFERENCE_HELP}")),
+        }
+    }
+}
+
+/// The 32 hexadecimal digits that WeChat gives out as an app's secret, where only its name
+/// may stand.
+fn looks_like_secret(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// A secret by reference. `None` when it is absent or was reported.
 pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) -> Option<Secret> {
-    if let Some(raw) = section.raw(name)
-        && raw.get_ref().is_str()
-    {
-        // Asked for, so that it is not an unknown key as well.
-        section.get::<String>(name);
-        section.push(
-            section.key(name),
-            raw.span(),
-            "a secret does not stand in this file",
-            REFERENCE_HELP,
-        );
-        return None;
-    }
-    let reference = section.deserialize::<Reference>(name)?;
-    let (source, found) = match (&reference.value.env, &reference.value.file) {
-        (Some(variable), None) => {
-            (format!("environment variable {variable}"), read_variable(variable, secrets))
-        }
-        (None, Some(file)) => (format!("file {file}"), read_secret_file(Path::new(file), secrets)),
-        _ => {
-            section.problem(&reference, "expected one of env and file", REFERENCE_HELP);
-            return None;
-        }
+    let reference = section.get::<Reference>(name)?;
+    let found = match &reference.value {
+        _ if secrets == Secrets::Ignore => Ok(String::new()),
+        Reference::Variable(variable) => read_variable(variable),
+        Reference::File(file) => read_file(file),
     };
     match found {
-        Ok(secret) => Some(secret),
+        Ok(text) => Some(Secret::new(text)),
         Err(reason) => {
-            section.problem(&reference, format!("{source}: {reason}"), "");
+            section.reference_problem(&reference, reason, "");
             None
         }
     }
 }
 
-fn read_variable(variable: &str, secrets: Secrets) -> Result<Secret, String> {
-    if secrets == Secrets::Ignore {
-        return Ok(Secret::new(String::new()));
-    }
-    match std::env::var(variable) {
-        Ok(text) if text.trim().is_empty() => Err("is empty".to_owned()),
-        Ok(text) => Ok(Secret::new(text.trim().to_owned())),
-        Err(std::env::VarError::NotPresent) => Err("is not set".to_owned()),
-        Err(std::env::VarError::NotUnicode(_)) => Err("is not UTF-8".to_owned()),
+fn read_variable(variable: &str) -> Result<String, String> {
+    let reason = match std::env::var(variable).map(trimmed) {
+        Ok(Some(text)) => return Ok(text),
+        Ok(None) => "is empty",
+        Err(std::env::VarError::NotPresent) => "is not set",
+        Err(std::env::VarError::NotUnicode(_)) => "is not UTF-8",
+    };
+    Err(format!("environment variable {variable} {reason}"))
+}
+
+fn read_file(file: &str) -> Result<String, String> {
+    match std::fs::read_to_string(file).map(trimmed) {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) => Err(format!("file {file} is empty")),
+        Err(error) => Err(format!("file {file}: {}", io_reason(&error))),
     }
 }
 
-fn read_secret_file(file: &Path, secrets: Secrets) -> Result<Secret, String> {
-    if secrets == Secrets::Ignore {
-        return Ok(Secret::new(String::new()));
-    }
-    match std::fs::read_to_string(file) {
-        Ok(text) if text.trim().is_empty() => Err("is empty".to_owned()),
-        Ok(text) => Ok(Secret::new(text.trim().to_owned())),
-        Err(error) => Err(io_reason(&error)),
-    }
-}
-
-pub fn io_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
-    }
+/// Editors and shells end what they write with a newline.
+fn trimmed(text: String) -> Option<String> {
+    let text = Zeroizing::new(text);
+    let trimmed = text.trim();
+    (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }

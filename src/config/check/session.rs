@@ -10,13 +10,15 @@ use crate::config::{Carriers, IdentitySection, LoginForms, LoginSection, Session
 
 const HOUR: u64 = 3600;
 
-pub fn session(section: Section<'_>) -> SessionSection {
+/// The section, and where its header is named.
+pub fn session(section: Section<'_>) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
     if idle_timeout > ttl
         && let Some(given) = section.raw("idle_timeout")
     {
-        section.push(section.key("idle_timeout"), given.span(), "is longer than ttl", "");
+        let message = format!("is longer than ttl, {}", humantime::format_duration(ttl));
+        section.push(section.key("idle_timeout"), given.span(), message, "");
     }
     let capacity = section.get::<u64>("capacity");
     if let Some(capacity) = &capacity
@@ -32,37 +34,46 @@ pub fn session(section: Section<'_>) -> SessionSection {
         },
         None => Carriers { header: true, bearer: true },
     };
-    let header = section.get::<HeaderName>("header");
-    if let Some(header) = &header {
-        report_reserved(&section, header);
+    let named = section.get::<HeaderName>("header");
+    if let Some(named) = &named {
+        report_reserved(&section, named);
     }
-    let header = header.map_or(HeaderName::from_static("x-3rd-session"), |header| header.value);
+    let header = match &named {
+        Some(named) => named.value.clone(),
+        None => HeaderName::from_static("x-3rd-session"),
+    };
     let capacity = capacity.map_or(1_000_000, |capacity| capacity.value);
     section.finish();
-    SessionSection { ttl, idle_timeout, capacity, carriers, header }
+    (SessionSection { ttl, idle_timeout, capacity, carriers, header }, named)
 }
 
 /// Headers that carry something else already.
 fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
-    const RESERVED: [&str; 14] = [
+    const RESERVED: [&str; 19] = [
         "authorization",
         "connection",
-        "content-length",
-        "content-type",
+        "content_encoding",
+        "content_length",
+        "content_type",
         "cookie",
         "expect",
         "forwarded",
         "host",
-        "keep-alive",
+        "keep_alive",
+        "proxy_authorization",
+        "proxy_connection",
         "te",
         "trailer",
-        "transfer-encoding",
+        "transfer_encoding",
         "upgrade",
-        "x-request-id",
+        "x_real_ip",
+        "x_request_id",
+        "x_wxgate_error",
     ];
-    let name = header.value.as_str();
-    if RESERVED.contains(&name) || name.starts_with("x-forwarded-") || name == "x-real-ip" {
-        section.problem(header, format!("\"{name}\" has a meaning of its own"), "");
+    let folded = fold(header.value.as_str());
+    if RESERVED.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
+        let message = format!("\"{}\" has a meaning of its own", header.value);
+        section.problem(header, message, "choose a name that nothing else uses");
     }
 }
 
@@ -85,25 +96,35 @@ pub fn login(section: Section<'_>) -> LoginSection {
     LoginSection { accept, max_body }
 }
 
-pub fn identity(section: Section<'_>, session_header: &HeaderName) -> IdentitySection {
-    let mut names: Vec<(String, String)> =
-        vec![(fold(session_header.as_str()), "session.header".to_owned())];
-    let mut name = |key: &'static str, default: &'static str| -> HeaderName {
+pub fn identity(
+    section: Section<'_>,
+    session: &SessionSection,
+    session_header: Option<Located<HeaderName>>,
+) -> IdentitySection {
+    let mut names = vec![(fold(session.header.as_str()), "session.header", session_header)];
+    let mut name = |key: &'static str, path: &'static str, default: &'static str| {
         let given = section.get::<HeaderName>(key);
         if let Some(given) = &given {
             report_reserved(&section, given);
-            let folded = fold(given.value.as_str());
-            if let Some((_, other)) = names.iter().find(|(known, _)| *known == folded) {
-                section.problem(given, format!("an upstream could not tell it from {other}"), "");
+        }
+        let name =
+            given.as_ref().map_or(HeaderName::from_static(default), |given| given.value.clone());
+        let folded = fold(name.as_str());
+        if let Some((_, other, place)) = names.iter().find(|(known, ..)| *known == folded) {
+            let message = |other: &str| format!("an upstream could not tell it from {other}");
+            match (&given, place) {
+                (Some(given), _) => section.problem(given, message(other), ""),
+                // The one that stands in the file collides with a default.
+                (None, Some(place)) => section.problem(place, message(path), ""),
+                (None, None) => {}
             }
         }
-        let name = given.map_or(HeaderName::from_static(default), |given| given.value);
-        names.push((fold(name.as_str()), format!("identity.{key}")));
+        names.push((folded, path, given));
         name
     };
-    let openid_header = name("openid_header", "x-openid");
-    let app_id_header = name("app_id_header", "x-appid");
-    let union_id_header = name("union_id_header", "x-unionid");
+    let openid_header = name("openid_header", "identity.openid_header", "x-openid");
+    let app_id_header = name("app_id_header", "identity.app_id_header", "x-appid");
+    let union_id_header = name("union_id_header", "identity.union_id_header", "x-unionid");
     section.finish();
     IdentitySection { openid_header, app_id_header, union_id_header }
 }

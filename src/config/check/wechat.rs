@@ -13,8 +13,9 @@ use super::secret::{REFERENCE_HELP, read_secret};
 use crate::config::reader::{Located, Section};
 use crate::config::{App, Secrets, WeChatSection};
 use crate::identity::AppId;
+use crate::secret::Secret;
 
-pub fn wechat(section: Section<'_>) -> Option<WeChatSection> {
+pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);
     let base_url = match section.get::<String>("base_url") {
         Some(given) => check_base_url(&section, &given, allow_plain_http),
@@ -23,34 +24,38 @@ pub fn wechat(section: Section<'_>) -> Option<WeChatSection> {
     };
     let proxy = section.get::<String>("proxy");
     if let Some(given) = &proxy
-        && reqwest::Proxy::all(&given.value).is_err()
+        && (http_url(&given.value).is_none() || reqwest::Proxy::all(&given.value).is_err())
     {
-        section.problem(given, "is not a URL", "as \"http://10.0.0.9:3128\"");
+        section.problem(given, "is not an http URL", "as \"http://10.0.0.9:3128\"");
     }
     let ca_file = section.get::<PathBuf>("ca_file");
-    if let Some(ca_file) = &ca_file {
+    if let Some(ca_file) = &ca_file
+        && secrets == Secrets::Load
+    {
         let roots: Result<Vec<_>, _> =
             CertificateDer::pem_file_iter(&ca_file.value).and_then(Iterator::collect);
         match roots {
-            Ok(roots) if roots.is_empty() => section.problem(ca_file, "holds no certificate", ""),
-            Ok(_) => {}
-            Err(error) => {
-                section.problem(ca_file, format!("cannot be read: {}", pem_error(&error)), "");
+            Ok(roots) if roots.is_empty() => {
+                section.reference_problem(ca_file, "holds no certificate", "");
             }
+            Ok(_) => {}
+            Err(error) => section.reference_problem(ca_file, pem_error(&error), ""),
         }
     }
     let timeout = section.positive("timeout", Duration::from_secs(5));
     let default_connect = Duration::from_secs(2).min(timeout / 2);
     let connect_timeout = section.positive("connect_timeout", default_connect);
-    if connect_timeout >= timeout {
-        let key = if section.has("connect_timeout") { "connect_timeout" } else { "timeout" };
-        let span = section.raw(key).map_or(section.span.clone(), toml::Spanned::span);
-        section.push(section.key(key), span, "connect_timeout must be shorter than timeout", "");
+    if connect_timeout >= timeout
+        && let Some(given) = section.raw("connect_timeout")
+    {
+        let message =
+            format!("must be shorter than timeout, {}", humantime::format_duration(timeout));
+        section.push(section.key("connect_timeout"), given.span(), message, "");
     }
     section.finish();
     Some(WeChatSection {
         base_url: base_url?,
-        proxy: proxy.map(|proxy| proxy.value),
+        proxy: proxy.map(|proxy| Secret::new(proxy.value)),
         ca_file: ca_file.map(|file| file.value),
         timeout,
         connect_timeout,
@@ -62,20 +67,14 @@ fn check_base_url(
     given: &Located<String>,
     allow_plain_http: bool,
 ) -> Option<String> {
-    let Ok(url) = reqwest::Url::parse(&given.value) else {
-        section.problem(given, "is not a URL", "as \"https://api.weixin.qq.com\"");
+    const HELP: &str = "as \"https://api.weixin.qq.com\"";
+    let Some(url) = http_url(&given.value) else {
+        section.problem(given, "is not an http or https URL", HELP);
         return None;
     };
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        section.problem(given, "is not an http or https URL", "");
-        return None;
-    }
-    if url.query().is_some()
-        || url.fragment().is_some()
-        || !url.username().is_empty()
-        || url.password().is_some()
-    {
-        section.problem(given, "must be scheme, host and port only", "");
+    let origin = url.origin().ascii_serialization();
+    if url.as_str().trim_end_matches('/') != origin {
+        section.problem(given, "must be scheme, host and port only", HELP);
         return None;
     }
     let is_loopback = match url.host_str() {
@@ -94,15 +93,18 @@ fn check_base_url(
         );
         return None;
     }
-    Some(given.value.trim_end_matches('/').to_owned())
+    Some(origin)
+}
+
+fn http_url(text: &str) -> Option<reqwest::Url> {
+    let url = reqwest::Url::parse(text).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
 pub fn apps(root: &Section<'_>, secrets: Secrets) -> Option<Vec<App>> {
     let sections = root.tables("app");
+    root.report_missing("app", "one [[app]] for each Mini Program");
     if sections.is_empty() {
-        if !root.has("app") {
-            root.push("app".to_owned(), 0..0, "is missing", "one [[app]] for each Mini Program");
-        }
         return None;
     }
     let mut apps = Vec::with_capacity(sections.len());
@@ -117,14 +119,7 @@ pub fn apps(root: &Section<'_>, secrets: Secrets) -> Option<Vec<App>> {
         {
             section.problem(app_id, "this app stands twice", format!("first as {first}"));
         }
-        if !section.has("app_secret") {
-            section.push(
-                section.key("app_secret"),
-                section.span.clone(),
-                "is missing",
-                REFERENCE_HELP,
-            );
-        }
+        section.report_missing("app_secret", REFERENCE_HELP);
         let secret = read_secret(&section, "app_secret", secrets);
         let is_default = section.get::<bool>("default");
         if let Some(is_default) = &is_default

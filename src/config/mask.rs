@@ -1,0 +1,148 @@
+//! What of a line of the file may be shown.
+//!
+//! Problems show the line that they are about, and an operator may have put a secret there
+//! by mistake: as a literal, without quotes, under a misspelled name, in text that is no
+//! TOML. Such a line is shown with stars for its values. When in doubt it is masked; the
+//! place of a problem is told all the same.
+
+use std::borrow::Cow;
+
+/// Words that tell of a secret.
+const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
+
+/// How the line of a problem is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// With its value masked if it looks as if it held a secret.
+    Judged,
+    /// With its value masked.
+    Masked,
+    /// As it is.
+    Shown,
+}
+
+impl Line {
+    /// `line` as it may be shown; `before` is what stands above it.
+    pub fn show<'a>(self, before: &str, line: &'a str) -> Cow<'a, str> {
+        match self {
+            Self::Masked => mask(line, false).into(),
+            Self::Judged if ends_in_secret(before) => mask(line, true).into(),
+            Self::Judged if is_sensitive(line) => mask(line, false).into(),
+            Self::Judged | Self::Shown => line.into(),
+        }
+    }
+}
+
+fn is_sensitive(line: &str) -> bool {
+    let lower = line.to_ascii_lowercase();
+    SENSITIVE.iter().any(|word| lower.contains(word))
+        // A URL may hold the password of a proxy.
+        || (lower.contains("://") && lower.contains('@'))
+}
+
+/// Whether a value that began on an earlier line and may be a secret goes on.
+fn ends_in_secret(before: &str) -> bool {
+    // No key takes a text of several lines; one that is given may be a pasted key.
+    if ["\"\"\"", "'''"].iter().any(|quotes| before.matches(quotes).count() % 2 == 1) {
+        return true;
+    }
+    let lower = before.to_ascii_lowercase();
+    let Some(at) = SENSITIVE.iter().filter_map(|word| lower.rfind(word)).max() else {
+        return false;
+    };
+    // A header ends whatever stood above it.
+    let since = lower.get(at..).and_then(|since| since.split("\n[").next()).unwrap_or_default();
+    let count = |signs: &[char]| since.matches(signs).count();
+    count(&['{', '[']) > count(&['}', ']'])
+}
+
+/// Stars for what stands in quotes or follows a key. Characters keep their number and, as
+/// secrets are ASCII, their width. The line may be no TOML: a key ends at a blank too.
+fn mask(line: &str, begins_in_value: bool) -> String {
+    let mut quote = None;
+    let mut braces = 0usize;
+    let mut is_key_begun = false;
+    let mut is_value = begins_in_value;
+    let mut star = |c: char| {
+        let is_hidden = match (quote, c) {
+            (Some(open), _) if open == c => {
+                quote = None;
+                false
+            }
+            (Some(_), _) => true,
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                is_value = true;
+                false
+            }
+            (None, '{') => {
+                braces += 1;
+                is_key_begun = false;
+                is_value = begins_in_value;
+                false
+            }
+            (None, ',') => {
+                is_key_begun = false;
+                is_value = begins_in_value || braces == 0;
+                false
+            }
+            (None, '}') => {
+                braces = braces.saturating_sub(1);
+                is_value = true;
+                false
+            }
+            (None, '[' | ']') => false,
+            (None, '=' | ':' | ' ' | '\t') => {
+                is_value |= is_key_begun || c == '=';
+                false
+            }
+            (None, _) => {
+                is_key_begun = true;
+                is_value
+            }
+        };
+        if is_hidden { '*' } else { c }
+    };
+    line.chars().map(&mut star).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_a_key_is_masked() {
+        for (line, shown) in [
+            (r#"app_secret = "hunter2" # "x""#, r#"app_secret = "*******" * "*""#),
+            (r#"  app_secret="hunter2""#, r#"  app_secret="*******""#),
+            (r#"app_secret = "unterminated"#, r#"app_secret = "************"#),
+            (r#"app_secret = "hun\"ter2""#, r#"app_secret = "****"****""#),
+            (r#""app_secret" = "hunter2""#, r#""**********" = "*******""#),
+            (
+                r#"app_secret = { value = "x", y = 1 } # z"#,
+                r#"app_secret = { value = "*", y = * } * *"#,
+            ),
+            ("app_secret = [hunter2, 1]", "app_secret = [*******, *]"),
+            ("app_secret = hunter2", "app_secret = *******"),
+            ("app_secret: hunter2", "app_secret: *******"),
+            ("app_secret hunter2", "app_secret *******"),
+            ("= hunter2", "= *******"),
+            ("[app.app_secret]", "[app.app_secret]"),
+        ] {
+            assert_eq!(mask(line, false), shown);
+        }
+        assert_eq!(mask(r#"hun,ter2""""#, true), r#"***,****""""#);
+    }
+
+    #[test]
+    fn a_line_is_masked_where_a_secret_may_stand() {
+        assert!(is_sensitive("AppSecret = 1"));
+        assert!(is_sensitive(r#"proxy = "http://me:word@10.0.0.9""#));
+        assert!(!is_sensitive(r#"listen = "0.0.0.0:80""#));
+        assert!(ends_in_secret("a = 1\napp_secret = {\n"));
+        assert!(ends_in_secret("app_secret = \"\"\"\n"));
+        assert!(ends_in_secret("key_file = \"\"\"\n-----BEGIN PRIVATE KEY-----\nabc\n"));
+        assert!(!ends_in_secret("app_secret = { env = \"A\" }\n[x]\n"));
+        assert!(!ends_in_secret("a = [\n"));
+    }
+}

@@ -1,0 +1,244 @@
+//! A configuration is taken whole, or refused with every problem in it and its place.
+//!
+//! Fixtures stand in `tests/config`. What is said about a file of `invalid` stands in
+//! `snapshots`, under the name of the file.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use wxgate::config::{Config, Secrets};
+
+/// Keys that have no default: the reference shows them as comments.
+const WITHOUT_DEFAULT: [&str; 9] = [
+    "app[].default",
+    "log.openid_key",
+    "route[].apps",
+    "route[].methods",
+    "route[].name",
+    "server.tls.cert_file",
+    "server.tls.key_file",
+    "wechat.ca_file",
+    "wechat.proxy",
+];
+
+fn fixtures(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new("tests/config").join(folder);
+    let mut files: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn reference() -> String {
+    fs::read_to_string("config/reference.toml").unwrap()
+}
+
+/// The reference with its examples in force.
+fn reference_with_examples() -> String {
+    let is_example = |line: &str| {
+        let key = line.split(" = ").next().unwrap_or_default();
+        line.starts_with('[')
+            || key != line && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    let uncomment = |line: &str| match line.strip_prefix("# ") {
+        Some(example) if is_example(example) => format!("{example}\n"),
+        _ => format!("{line}\n"),
+    };
+    reference().lines().map(uncomment).collect()
+}
+
+/// The keys that stand in a text, as `section.key` or `section[].key`.
+fn keys(text: &str) -> BTreeSet<String> {
+    let known = Config::known_keys();
+    let mut keys = BTreeSet::new();
+    let mut values = vec![(String::new(), toml::Value::Table(text.parse().unwrap()))];
+    while let Some((path, value)) = values.pop() {
+        match value {
+            toml::Value::Table(table) if !known.contains(&path) => {
+                let prefix = if path.is_empty() { path } else { format!("{path}.") };
+                values.extend(
+                    table.into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)),
+                );
+            }
+            toml::Value::Array(array) if !known.contains(&path) => {
+                values.extend(array.into_iter().map(|value| (format!("{path}[]"), value)));
+            }
+            _ => drop(keys.insert(path)),
+        }
+    }
+    keys
+}
+
+#[test]
+fn every_valid_file_loads() {
+    let files = fixtures("valid");
+    assert_eq!(files.len(), 5);
+    for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
+        Config::load(file, Secrets::Ignore).unwrap();
+    }
+}
+
+#[test]
+fn every_invalid_file_is_refused_with_its_problems_and_their_places() {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../config/snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+
+    let files = fixtures("invalid");
+    assert_eq!(files.len(), 91);
+    for file in &files {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(file).unwrap();
+        let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
+            panic!("{name} is not refused");
+        };
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        settings.bind(|| insta::assert_snapshot!(stem, problems));
+    }
+    assert_eq!(fixtures("snapshots").len(), files.len());
+}
+
+#[test]
+fn all_problems_of_a_file_are_found_at_once() {
+    let text = fs::read_to_string("tests/config/invalid/everything_at_once.toml").unwrap();
+    let problems = Config::parse("everything_at_once.toml", &text, Secrets::Load).unwrap_err();
+    assert_eq!(problems.len(), 18);
+}
+
+/// Fixtures hold secrets where an operator might put them by mistake.
+#[test]
+fn no_message_repeats_a_secret() {
+    const PLANTED: [&str; 3] = ["planted", "700700700", "0123456789abcdef0123456789abcdef"];
+    let mut with_secrets = 0;
+    for file in fixtures("invalid") {
+        let text = fs::read_to_string(&file).unwrap();
+        let problems = Config::parse("file", &text, Secrets::Load).unwrap_err();
+        with_secrets += usize::from(PLANTED.iter().any(|secret| text.contains(secret)));
+        for shown in [format!("{problems}"), format!("{problems:?}")] {
+            assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{shown}");
+        }
+    }
+    assert_eq!(with_secrets, 11);
+    for file in fixtures("snapshots") {
+        let shown = fs::read_to_string(&file).unwrap();
+        assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{}", file.display());
+    }
+}
+
+/// What is refused says why, and nothing that a file may hold ends in a panic.
+#[test]
+fn whatever_is_changed_in_a_file_it_loads_or_says_why_not() {
+    const VALUES: [&str; 12] = [
+        "",
+        "5",
+        "-1",
+        "true",
+        "\"\"",
+        "\"\\u0000\"",
+        "\"名\"",
+        "[]",
+        "[[]]",
+        "[5, \"x\"]",
+        "{}",
+        "{ x = 1 }",
+    ];
+    let mut tried = 0;
+    for file in fixtures("valid") {
+        let text = fs::read_to_string(&file).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let key = line.split(" = ").next().filter(|key| key.len() < line.len());
+            let replaced =
+                key.into_iter().flat_map(|key| VALUES.map(|value| format!("{key} = {value}")));
+            for change in
+                replaced.chain([String::new(), "[x]".to_owned(), "\u{feff}\t[".to_owned()])
+            {
+                let (before, after) = (lines[..at].join("\n"), lines[at + 1..].join("\n"));
+                let changed = format!("{before}\n{change}\n{after}");
+                tried += 1;
+                if let Err(problems) = Config::parse("file", &changed, Secrets::Ignore) {
+                    assert!(!problems.is_empty(), "{changed}");
+                    assert!(problems.to_string().starts_with("file:"), "{problems}");
+                }
+            }
+        }
+    }
+    assert!(tried > 1000, "{tried}");
+    let deep = format!("a = {}", "[".repeat(100_000));
+    assert!(Config::parse("file", &deep, Secrets::Ignore).is_err());
+}
+
+#[test]
+fn the_reference_has_every_key_and_no_other() {
+    let known = BTreeSet::from_iter(Config::known_keys());
+    let text = reference_with_examples();
+    Config::parse("reference.toml", &text, Secrets::Ignore).unwrap();
+    assert_eq!(keys(&text), known);
+
+    let commented: Vec<_> = known.difference(&keys(&reference())).cloned().collect();
+    assert_eq!(commented, WITHOUT_DEFAULT);
+}
+
+#[test]
+fn the_reference_shows_every_default() {
+    let load = |file: &str| Config::load(Path::new(file), Secrets::Ignore).unwrap();
+    let smallest = format!("{:#?}", load("config/gateway.toml"));
+    assert_eq!(format!("{:#?}", load("config/reference.toml")), smallest);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let latin = folder.path().join("latin.toml");
+    fs::write(&latin, b"# caf\xe9\n").unwrap();
+    for (path, reason) in [
+        (folder.path().join("absent.toml"), "no such file"),
+        (folder.path().to_owned(), "is a directory"),
+        (latin, "not UTF-8 text"),
+    ] {
+        let problems = Config::load(&path, Secrets::Ignore).unwrap_err();
+        let shown = format!("{}: cannot read the file: {reason}\n", path.display());
+        assert_eq!(problems.to_string(), shown);
+    }
+}
+
+#[test]
+fn secrets_are_read_from_variables_and_files() {
+    let text = fs::read_to_string("config/gateway.toml").unwrap();
+    let secret = |reference: &str| {
+        let text = text.replace("{ env = \"WECHAT_APP_SECRET\" }", reference);
+        let config = Config::parse("gateway.toml", &text, Secrets::Load).unwrap();
+        config.apps[0].secret.expose().to_owned()
+    };
+    // cargo sets it for tests.
+    assert_eq!(secret("{ env = \"CARGO_PKG_NAME\" }"), "wxgate");
+    assert_eq!(secret("{ file = \"tests/config/app_secret\" }"), "planted-secret");
+}
+
+#[test]
+fn a_certificate_needs_its_own_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["one", "two"] {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(path(&format!("{name}.crt")), made.cert.pem()).unwrap();
+        fs::write(path(&format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
+    }
+    let load = |cert: &str, key: &str| {
+        let tls = format!("tls = {{ cert_file = {:?}, key_file = {:?} }}", path(cert), path(key));
+        let text = fs::read_to_string("config/gateway.toml").unwrap();
+        let text = text
+            .replace("[server]", &format!("[server]\n{tls}"))
+            .replace("env = \"WECHAT_APP_SECRET\"", "file = \"tests/config/app_secret\"");
+        Config::parse("gateway.toml", &text, Secrets::Load)
+    };
+    let server_config = load("one.crt", "one.key").unwrap().server.tls.unwrap().server_config;
+    assert_eq!(server_config.unwrap().alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    let problems = load("one.crt", "two.key").unwrap_err().to_string();
+    assert!(problems.contains("does not belong to the certificate"), "{problems}");
+    let problems = load("one.key", "one.crt").unwrap_err().to_string();
+    assert!(problems.contains("cert_file: holds no certificate"), "{problems}");
+    assert!(problems.contains("key_file: holds no PEM of the right kind"), "{problems}");
+}
