@@ -5,6 +5,7 @@
 //! passes goes to the proxy, which gives the connection back for the next request. HTTP/2
 //! is framed by pingora's own protocol layer. It does not know what a request is for.
 
+mod chunked;
 mod connection;
 mod head;
 
@@ -125,7 +126,10 @@ impl Edge {
                 Wait::Over => return,
             };
             is_first = false;
-            let request = connection.begin_request(head.length, head.framing);
+            let Ok(request) = connection.begin_request(head.length, head.framing) else {
+                let malformed = Rejection::BadRequest("the body is malformed");
+                return self.refuse(connection, peer, &malformed).await;
+            };
             let mut session = ServerSession::new_http1(Box::new(connection));
             session.set_pipelined_prefix(request);
             let Some(reused) = self.proxy.process_new_http(session, &closing).await else { return };

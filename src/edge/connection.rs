@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
+use super::chunked::{Chunked, Malformed};
 use super::head::Framing;
 
 /// Answers up to this size leave in one piece.
@@ -46,8 +47,16 @@ pub struct Connection {
     /// Bytes read and not yet given to anybody.
     held: BytesMut,
     /// What is left of the body at hand.
-    body: Framing,
+    body: Body,
     digest: Arc<SocketDigest>,
+}
+
+/// What pingora may still read.
+enum Body {
+    Length(u64),
+    Chunked(Chunked),
+    /// Whatever comes: HTTP/2 frames itself, and what is only dropped needs no frame.
+    Open,
 }
 
 type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -75,7 +84,7 @@ impl Connection {
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER, transport),
             held: BytesMut::new(),
-            body: Framing::Length(0),
+            body: Body::Length(0),
             digest: Arc::new(digest),
         }
     }
@@ -99,35 +108,32 @@ impl Connection {
     }
 
     /// Lets pingora read the body that follows a head, and takes what was read of both.
-    pub fn begin_request(&mut self, head: usize, framing: Framing) -> BytesMut {
-        let request = match framing {
-            Framing::Length(length) => {
-                let body = usize::try_from(length).unwrap_or(usize::MAX);
-                let end = head.saturating_add(body).min(self.held.len());
-                self.body = Framing::Length(length - (end - head) as u64);
-                self.held.split_to(end)
-            }
-            Framing::Chunked => {
-                self.body = Framing::Chunked;
-                self.held.split()
-            }
+    ///
+    /// # Errors
+    /// When the body is not framed as it must be.
+    pub fn begin_request(&mut self, head: usize, framing: Framing) -> io::Result<BytesMut> {
+        self.body = match framing {
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Chunked::new()),
         };
+        let body = self.body.take(self.held.get(head..).unwrap_or_default())?;
+        let request = self.held.split_to(head + body);
         if self.held.is_empty() {
             // An idle connection keeps no buffer.
             self.held = BytesMut::new();
         }
-        request
+        Ok(request)
     }
 
     /// Allows HTTP/2 to read what it likes.
     pub fn begin_http2(&mut self) {
-        self.body = Framing::Chunked;
+        self.body = Body::Open;
     }
 
     /// Sends a last answer and closes.
     pub async fn end_with(mut self, answer: &[u8]) {
         // The client may still be sending a body that was never looked at.
-        self.body = Framing::Chunked;
+        self.body = Body::Open;
         if self.io.write_all(answer).await.is_ok() {
             Shutdown::shutdown(&mut self).await;
         }
@@ -158,23 +164,41 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let left = match this.body {
-            Framing::Chunked => u64::MAX,
-            Framing::Length(0) => return this.poll_early(cx),
-            Framing::Length(left) => left,
-        };
+        if this.body.is_over() {
+            return this.poll_early(cx);
+        }
         let before = buffer.filled().len();
         std::task::ready!(Pin::new(this.io.get_mut()).poll_read(cx, buffer))?;
-        let read = (buffer.filled().len() - before) as u64;
-        if let Framing::Length(left) = &mut this.body {
-            *left = left.saturating_sub(read);
-        }
-        if read > left {
-            let end = before + usize::try_from(left).unwrap_or(usize::MAX);
-            this.held.extend_from_slice(buffer.filled().get(end..).unwrap_or_default());
-            buffer.set_filled(end);
-        }
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        let end = before + this.body.take(read)?;
+        this.held.extend_from_slice(buffer.filled().get(end..).unwrap_or_default());
+        buffer.set_filled(end);
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Body {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.is_over(),
+            Self::Open => false,
+        }
+    }
+
+    /// Passes bytes of the connection; returns how many of them belong to the body.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Length(left) => {
+                let taken = (*left).min(bytes.len() as u64);
+                *left -= taken;
+                Ok(usize::try_from(taken).unwrap_or(bytes.len()))
+            }
+            Self::Chunked(chunked) => chunked.follow(bytes).map_err(|Malformed| {
+                io::Error::new(io::ErrorKind::InvalidData, "a chunked body is malformed")
+            }),
+            Self::Open => Ok(bytes.len()),
+        }
     }
 }
 
@@ -212,7 +236,7 @@ impl AsyncWrite for Connection {
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
         let close = async {
-            if self.io.shutdown().await.is_err() || self.body == Framing::Length(0) {
+            if self.io.shutdown().await.is_err() || self.body.is_over() {
                 return;
             }
             while matches!(self.read_more().await, Ok(1..)) {

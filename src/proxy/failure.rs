@@ -1,5 +1,7 @@
 //! From pingora's errors to answers.
 
+use std::io;
+
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::rejection::Rejection;
@@ -16,6 +18,10 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
         }),
         ErrorSource::Downstream => match error.etype() {
             ErrorType::ReadTimedout => Some(Rejection::RequestTimeout),
+            // The edge's own verdict on a body that it passes on.
+            ErrorType::ReadError if io_kind(error) == Some(io::ErrorKind::InvalidData) => {
+                Some(Rejection::BadRequest("the body is malformed"))
+            }
             ErrorType::ReadError
             | ErrorType::WriteError
             | ErrorType::WriteTimedout
@@ -31,4 +37,9 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
             _ => Some(Rejection::InternalError),
         },
     }
+}
+
+/// The kind of the I/O error at the root of an error.
+fn io_kind(error: &Error) -> Option<io::ErrorKind> {
+    error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind)
 }

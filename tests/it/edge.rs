@@ -159,3 +159,51 @@ async fn a_health_path_is_there_when_it_is_asked_for() {
     stack.get("/lb-health/").send().await.assert_error(401, "missing_token", "login");
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"@health\"}", 4.0).await;
 }
+
+/// A body whose end is doubtful is refused, whoever reads it, and nothing after it is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn doubtful_chunks_are_refused() {
+    let stack = Stack::start().await;
+    for path in ["/none", "/login"] {
+        for body in
+            ["5;\nhello\r\n0\r\n\r\n", ";a\r\n", "+5\r\nhello\r\n", "5\r\nhelloXX", "5 \r\nhello"]
+        {
+            for part in [1000, 4] {
+                let mut connection = Connection::open(stack.gateway).await;
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+                );
+                let bytes = [head.as_bytes(), body.as_bytes()].concat();
+                let (first, rest) = bytes.split_at(bytes.len().min(head.len() + part));
+                connection.send(first).await;
+                tokio::task::yield_now().await;
+                connection.send(rest).await;
+                connection.answer(false).await.assert_error(400, "bad_request", "none");
+            }
+        }
+    }
+    assert!(stack.upstream.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_after_a_chunked_one_is_served_and_trailers_go_nowhere() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    let trailers = "5\r\nhello\r\n0\r\nX-OpenId: evil\r\nX_OpenId: evil\r\n\r\n";
+    let head =
+        "POST /none HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTrailer: X-OpenId\r\n\r\n";
+    let next = String::from_utf8(stack.get("/none").bytes()).unwrap();
+    for part in [9, 1000] {
+        for bytes in format!("{head}{trailers}{head}{trailers}{next}").as_bytes().chunks(part) {
+            connection.send(bytes).await;
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..3 {
+            assert_eq!(connection.answer(false).await.status, 200);
+        }
+    }
+    let seen = stack.upstream.seen();
+    assert_eq!(seen.len(), 6);
+    assert_eq!(seen[0].body, b"hello");
+    assert!(seen.iter().all(|seen| seen.folded("x-openid").is_empty()));
+}

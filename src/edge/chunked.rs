@@ -1,0 +1,213 @@
+//! Where a chunked body ends.
+//!
+//! Follows the framing of a body as its bytes pass (RFC 9112, section 7.1), strictly: sizes
+//! are hexadecimal digits and nothing else, lines end with CR LF, extensions and trailers
+//! are short and hold no control bytes. What two parsers could read differently is an
+//! error, and the first byte after the body is known, so that the next request is not taken
+//! for a part of this one.
+
+/// Hexadecimal digits of a size: enough for 2^60 bytes.
+const MOST_DIGITS: u8 = 15;
+
+/// Bytes of an extension, and of all trailers.
+const LONGEST_EXTRA: u16 = 4 << 10;
+
+/// How far a body has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunked {
+    place: Place,
+    /// Of the chunk at hand.
+    left: u64,
+    digits: u8,
+    /// Bytes of the extension or trailers at hand.
+    extra: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Size,
+    Extension,
+    SizeLineFeed,
+    Data,
+    DataReturn,
+    DataLineFeed,
+    /// At the beginning of a trailer or of the empty line.
+    TrailerStart,
+    Trailer,
+    TrailerLineFeed,
+    EndLineFeed,
+    End,
+}
+
+/// The body is not framed as it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+impl Chunked {
+    pub fn new() -> Self {
+        Self { place: Place::Size, left: 0, digits: 0, extra: 0 }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.place == Place::End
+    }
+
+    /// Follows more bytes of a connection; returns how many of them belong to the body.
+    ///
+    /// # Errors
+    /// At the first byte that makes the framing doubtful.
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut at = 0;
+        while self.place != Place::End {
+            if self.place == Place::Data {
+                let passed = self.left.min((bytes.len() - at) as u64);
+                self.left -= passed;
+                at += usize::try_from(passed).unwrap_or(usize::MAX);
+                if self.left > 0 {
+                    return Ok(at);
+                }
+                self.place = Place::DataReturn;
+            }
+            let Some(byte) = bytes.get(at) else { return Ok(at) };
+            self.step(*byte)?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.place = match (self.place, byte) {
+            (Place::Size, b'\r') if self.digits > 0 => Place::SizeLineFeed,
+            (Place::Size, b';') if self.digits > 0 => self.begin_extra(Place::Extension),
+            (Place::Size, _) => {
+                let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
+                if self.digits == MOST_DIGITS {
+                    return Err(Malformed);
+                }
+                self.digits += 1;
+                self.left = self.left << 4 | u64::from(digit);
+                Place::Size
+            }
+            (Place::Extension, b'\r') => Place::SizeLineFeed,
+            (Place::Extension | Place::Trailer, b'\t' | 0x20..=0x7e | 0x80..) => self.extend()?,
+            (Place::SizeLineFeed, b'\n') if self.left > 0 => Place::Data,
+            (Place::SizeLineFeed, b'\n') => self.begin_extra(Place::TrailerStart),
+            (Place::DataReturn, b'\r') => Place::DataLineFeed,
+            (Place::DataLineFeed, b'\n') => {
+                self.digits = 0;
+                Place::Size
+            }
+            (Place::TrailerStart, b'\r') => Place::EndLineFeed,
+            // A name; a blank would continue the line before (obsolete folding).
+            (Place::TrailerStart, 0x21..=0x7e) => {
+                self.place = Place::Trailer;
+                self.extend()?
+            }
+            (Place::Trailer, b'\r') => Place::TrailerLineFeed,
+            (Place::TrailerLineFeed, b'\n') => Place::TrailerStart,
+            (Place::EndLineFeed, b'\n') => Place::End,
+            _ => return Err(Malformed),
+        };
+        Ok(())
+    }
+
+    fn begin_extra(&mut self, place: Place) -> Place {
+        self.extra = 0;
+        place
+    }
+
+    fn extend(&mut self) -> Result<Place, Malformed> {
+        self.extra += 1;
+        if self.extra > LONGEST_EXTRA { Err(Malformed) } else { Ok(self.place) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes of the body, or the error.
+    fn end(text: &str) -> Result<Option<usize>, Malformed> {
+        let mut body = Chunked::new();
+        let passed = body.follow(text.as_bytes())?;
+        Ok(body.is_over().then_some(passed))
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_found() {
+        for body in [
+            "0\r\n\r\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+            "5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n",
+            "5;name=\"value\"\r\nhello\r\n0\r\n\r\n",
+            "0\r\nX-Trailer: a\r\nY: b\r\n\r\n",
+        ] {
+            assert_eq!(end(body), Ok(Some(body.len())), "{body:?}");
+            assert_eq!(end(&format!("{body}GET /")), Ok(Some(body.len())), "{body:?}");
+            assert_eq!(end(&body[..body.len() - 1]), Ok(None), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn framing_that_two_parsers_could_read_differently_is_refused() {
+        for body in [
+            "0x5\r\n",
+            "+5\r\n",
+            "-1\r\n",
+            " 5\r\n",
+            "5 \r\n",
+            "5\t\r\n",
+            "5_0\r\n",
+            "5,\r\n",
+            "1234567890abcdef\r\n",
+            ";a\r\n",
+            "\r\n",
+            "5\n",
+            "5;\nhello",
+            "5;a=\n",
+            "5;\0",
+            "5;a\rb",
+            "5\r\nhelloX",
+            "5\r\nhello\n",
+            "0\r\n\n",
+            "0\r\nX: a\n",
+            "0\r\n folded\r\n",
+            "0\r\nX\0: a\r\n",
+        ] {
+            assert_eq!(end(body), Err(Malformed), "{body:?}");
+        }
+        let long = "x".repeat(5000);
+        assert_eq!(end(&format!("5;{long}")), Err(Malformed));
+        assert_eq!(end(&format!("0\r\nX: {long}")), Err(Malformed));
+        let many = "X: y\r\n".repeat(2000);
+        assert_eq!(end(&format!("0\r\n{many}")), Err(Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_how_bytes_are_cut(
+            chunks in prop::collection::vec("[a-z\r\n0-9]{1,40}", 0..5),
+            cuts in prop::collection::vec(1..20usize, 1..200),
+        ) {
+            let mut text: String =
+                chunks.iter().map(|chunk| format!("{:x}\r\n{chunk}\r\n", chunk.len())).collect();
+            text.push_str("0\r\n\r\n");
+            let whole = text.len();
+            text.push_str("GET / HTTP/1.1");
+            let mut body = Chunked::new();
+            let mut rest = text.as_bytes();
+            let mut passed = 0;
+            for cut in cuts.iter().cycle() {
+                let (part, after) = rest.split_at((*cut).min(rest.len()));
+                rest = after;
+                passed += body.follow(part).unwrap();
+                if body.is_over() {
+                    break;
+                }
+            }
+            prop_assert_eq!(passed, whole);
+        }
+    }
+}
