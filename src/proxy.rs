@@ -291,7 +291,10 @@ impl ProxyHttp for Gateway {
             http.set_keepalive(None);
             // A client that is gone by now misses nothing.
             let _ = self.answer(http, context, answer).await;
-            // Waits for the client to read the answer before the connection breaks.
+        }
+        if !http.is_http2() {
+            // Sends what was begun, so that it is seen to break off, and waits for the client
+            // to read it. A stream of HTTP/2 is reset when it is dropped.
             http.shutdown().await;
         }
         FailToProxy { error_code: status, can_reuse_downstream: false }

@@ -124,6 +124,8 @@ impl Chunked {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -191,8 +193,10 @@ mod tests {
             chunks in prop::collection::vec("[a-z\r\n0-9]{1,40}", 0..5),
             cuts in prop::collection::vec(1..20usize, 1..200),
         ) {
-            let mut text: String =
-                chunks.iter().map(|chunk| format!("{:x}\r\n{chunk}\r\n", chunk.len())).collect();
+            let mut text = String::new();
+            for chunk in &chunks {
+                write!(text, "{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
+            }
             text.push_str("0\r\n\r\n");
             let whole = text.len();
             text.push_str("GET / HTTP/1.1");

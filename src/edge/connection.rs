@@ -26,6 +26,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
@@ -49,14 +50,18 @@ pub struct Connection {
     /// What is left of the body at hand.
     body: Body,
     digest: Arc<SocketDigest>,
+    /// Set once the connection is closed on our side: until then the client is waited for.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 /// What pingora may still read.
 enum Body {
     Length(u64),
     Chunked(Chunked),
-    /// Whatever comes: HTTP/2 frames itself, and what is only dropped needs no frame.
-    Open,
+    /// HTTP/2 frames itself.
+    Http2,
+    /// Never looked at.
+    Refused,
 }
 
 type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -86,6 +91,7 @@ impl Connection {
             held: BytesMut::new(),
             body: Body::Length(0),
             digest: Arc::new(digest),
+            linger: None,
         }
     }
 
@@ -127,15 +133,16 @@ impl Connection {
 
     /// Allows HTTP/2 to read what it likes.
     pub fn begin_http2(&mut self) {
-        self.body = Body::Open;
+        self.body = Body::Http2;
     }
 
     /// Sends a last answer and closes.
     pub async fn end_with(mut self, answer: &[u8]) {
         // The client may still be sending a body that was never looked at.
-        self.body = Body::Open;
+        self.body = Body::Refused;
         if self.io.write_all(answer).await.is_ok() {
-            Shutdown::shutdown(&mut self).await;
+            // There is nobody left to tell of a failure.
+            let _ = AsyncWriteExt::shutdown(&mut self).await;
         }
     }
 
@@ -182,7 +189,7 @@ impl Body {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(chunked) => chunked.is_over(),
-            Self::Open => false,
+            Self::Http2 | Self::Refused => false,
         }
     }
 
@@ -197,7 +204,7 @@ impl Body {
             Self::Chunked(chunked) => chunked.follow(bytes).map_err(|Malformed| {
                 io::Error::new(io::ErrorKind::InvalidData, "a chunked body is malformed")
             }),
-            Self::Open => Ok(bytes.len()),
+            Self::Http2 | Self::Refused => Ok(bytes.len()),
         }
     }
 }
@@ -215,8 +222,28 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
+    /// Also waits for a client that may still be sending, until it has read its answer and
+    /// closes, or for [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            std::task::ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if this.body.is_over() || matches!(this.body, Body::Http2) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let deadline = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut dropped = [0; HELD];
+            let mut buffer = ReadBuf::new(&mut dropped);
+            let read = std::task::ready!(Pin::new(this.io.get_mut()).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     fn poll_write_vectored(
@@ -235,15 +262,8 @@ impl AsyncWrite for Connection {
 #[async_trait]
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
-        let close = async {
-            if self.io.shutdown().await.is_err() || self.body.is_over() {
-                return;
-            }
-            while matches!(self.read_more().await, Ok(1..)) {
-                self.held.clear();
-            }
-        };
-        let _ = tokio::time::timeout(LINGER, close).await;
+        // There is nobody left to tell of a failure.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
