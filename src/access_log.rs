@@ -1,39 +1,34 @@
 //! One JSON line a request.
 //!
 //! The fields are an allow-list: no token, code, secret, query or header can get in, and
-//! a user appears only as a keyed hash of the openid. Lines go to a thread of their own
-//! through a bounded queue; when their destination is full, lines are given up and counted
-//! (`wxgate_log_lines_dropped_total`), and no request ever waits for a log.
+//! a user appears only as a keyed hash of the openid. When their destination is full, lines
+//! are given up and counted (`wxgate_log_lines_dropped_total`).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::net::IpAddr;
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
-use rand::Rng;
+use rand::distr::{Alphanumeric, SampleString};
 use serde::Serialize;
 use sha2::Sha256;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{LogDestination, LogSection};
 use crate::identity::OpenId;
+use crate::log_writer::{Flush, queued};
 use crate::metrics::Metrics;
-
-/// Lines that wait for a slow destination; about 4 MiB.
-const QUEUED_LINES: usize = 8 << 10;
-
-/// How long the end of the process waits for them.
-const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
+use crate::secret::Secret;
 
 /// What is written of one request. Times are milliseconds, sizes bytes of bodies.
 #[derive(Serialize)]
 pub struct Line<'a> {
     pub time: String,
     pub request_id: &'a str,
-    pub client: Option<std::net::IpAddr>,
+    pub client: IpAddr,
     pub method: &'a str,
     /// Without the query.
     pub path: &'a str,
@@ -52,9 +47,9 @@ pub struct Line<'a> {
 
 /// The destination of access lines.
 pub struct AccessLog {
-    writer: Option<NonBlocking>,
-    key: Vec<u8>,
-    _flush: Option<Flush>,
+    writer: Option<(NonBlocking, Flush)>,
+    /// Keyed once; each name is made with a copy.
+    user_names: Hmac<Sha256>,
 }
 
 impl AccessLog {
@@ -72,21 +67,11 @@ impl AccessLog {
             }
         };
         let key = match &log.openid_key {
-            Some(key) => key.expose().as_bytes().to_vec(),
-            None => {
-                let mut key = vec![0; 32];
-                rand::rng().fill_bytes(&mut key);
-                key
-            }
+            Some(key) => key.clone(),
+            None => Secret::new(Alphanumeric.sample_string(&mut rand::rng(), 43)),
         };
-        let (writer, flush) = match sink.map(queued) {
-            Some((writer, flush)) => {
-                metrics.watch_log(writer.error_counter());
-                (Some(writer), Some(flush))
-            }
-            None => (None, None),
-        };
-        Ok(Self { writer, key, _flush: flush })
+        let user_names = Hmac::new_from_slice(key.expose().as_bytes()).map_err(io::Error::other)?;
+        Ok(Self { writer: sink.map(|sink| queued(sink, metrics)), user_names })
     }
 
     /// Whether anything is written: a line need not be built otherwise.
@@ -95,7 +80,7 @@ impl AccessLog {
     }
 
     pub fn write(&self, line: &Line<'_>) {
-        let Some(writer) = &self.writer else { return };
+        let Some((writer, _)) = &self.writer else { return };
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, line).is_ok() {
             text.push(b'\n');
@@ -105,35 +90,11 @@ impl AccessLog {
     }
 
     /// The name of a user in the log: 96 bits of HMAC-SHA-256 under `log.openid_key`.
-    pub fn user(&self, openid: &OpenId) -> Option<String> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
+    pub fn user(&self, openid: &OpenId) -> String {
+        let mut mac = self.user_names.clone();
         mac.update(openid.as_str().as_bytes());
         let hash = mac.finalize().into_bytes();
-        Some(URL_SAFE_NO_PAD.encode(hash.get(..12)?))
-    }
-}
-
-/// A writer that never blocks: it gives lines up when too many wait.
-pub fn queued<W: Write + Send + 'static>(destination: W) -> (NonBlocking, Flush) {
-    let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES);
-    let (writer, guard) = builder.finish(destination);
-    (writer, Flush(Some(guard)))
-}
-
-/// Writes what is queued when it is dropped, as far as that is done in time.
-pub struct Flush(Option<WorkerGuard>);
-
-impl Drop for Flush {
-    fn drop(&mut self) {
-        let guard = self.0.take();
-        let (done, waited) = mpsc::channel();
-        // The guard itself prints when its time is up, and would wait for ever where nobody
-        // reads what is printed.
-        std::thread::spawn(move || {
-            drop(guard);
-            let _ = done.send(());
-        });
-        let _ = waited.recv_timeout(FLUSH_TIMEOUT);
+        URL_SAFE_NO_PAD.encode(hash.first_chunk::<12>().unwrap_or(&[0; 12]))
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Finds the one token of a request in the carriers of the configuration, looks its session
 //! up, and says whose it is, or why there is nobody. Every way that does not end in a live
-//! session is a refusal, but for a request without a token where anonymous is allowed. A
-//! malformed, unknown, expired or revoked token get one answer, so that nothing is learned
-//! from it. It does not know what the route does with the identity.
+//! session is a refusal, but for a request without a token where anonymous is allowed. A token
+//! that is malformed, unknown, expired or revoked gets the same answer, so that nothing is
+//! learned from it. It does not know what the route does with the identity.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 
 use crate::config::{Access, SessionSection};
+use crate::header;
 use crate::metrics::Decision;
 use crate::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
@@ -77,7 +78,7 @@ impl Authenticator {
         }
     }
 
-    /// The session of a request; `None` is anonymous, or that nobody asks.
+    /// The session of a request. `None`: nobody, where that is allowed, or not looked up.
     ///
     /// # Errors
     /// Every [`AuthError`] is a refusal, whatever the access.
@@ -150,7 +151,7 @@ fn in_session_header<'a>(
     if values.next().is_some() {
         return Err(AuthError::ConflictingTokens);
     }
-    let text = token::trim(value.as_bytes());
+    let text = header::trim(value.as_bytes());
     Ok(match text {
         [] => Presented::Nothing,
         _ if token::has_token_shape(text) => Presented::Token(text),

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
 
 pub use self::diagnostic::{Diagnostic, Problems};
 use crate::identity::AppId;
@@ -45,8 +46,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     Load,
-    /// Secrets, keys and certificates are neither read nor missed; what comes out is good
-    /// for checking only.
+    /// Secrets, keys and certificates are neither read nor missed; what comes out has none.
     Ignore,
 }
 
@@ -95,8 +95,6 @@ pub struct ServerSection {
 /// Certificate and key, loaded and checked against each other.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    pub cert_file: PathBuf,
-    pub key_file: PathBuf,
     /// `None` only when secrets are ignored.
     pub server_config: Option<Arc<rustls::ServerConfig>>,
 }
@@ -112,8 +110,8 @@ pub struct WeChatSection {
     pub base_url: String,
     /// URL of an egress proxy; it may hold a password.
     pub proxy: Option<Secret>,
-    /// Roots to trust instead of the system's, in PEM.
-    pub ca_file: Option<PathBuf>,
+    /// Roots to trust instead of the system's, from `ca_file`.
+    pub roots: Option<Vec<CertificateDer<'static>>>,
     /// Of a whole exchange.
     pub timeout: Duration,
     /// Until the connection stands, TLS included. Shorter than `timeout`.
@@ -213,6 +211,8 @@ pub struct LimitsSection {
     pub max_header_count: usize,
     /// Bytes of a request target.
     pub max_target: usize,
+    /// Public connections at once.
+    pub max_connections: usize,
 }
 
 #[derive(Clone, Debug)]

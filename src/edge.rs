@@ -11,7 +11,7 @@ mod head;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::protocols::http::ServerSession;
@@ -19,7 +19,7 @@ use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -41,6 +41,9 @@ const MOST_TRIES: usize = 8;
 /// Requests at once on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 100;
 
+/// For each step of turning a connection away.
+const TURN_AWAY: Duration = Duration::from_millis(100);
+
 /// Serves public connections.
 pub struct Edge {
     proxy: Arc<HttpProxy<Gateway>>,
@@ -48,6 +51,8 @@ pub struct Edge {
     policy: Arc<Policy>,
     process: Arc<Process>,
     head_limits: HeadLimits,
+    /// One for each connection that is served.
+    permits: Semaphore,
 }
 
 /// How the wait for a head ended.
@@ -81,6 +86,7 @@ impl Edge {
                 lines: limits.max_header_count,
                 target: limits.max_target,
             },
+            permits: Semaphore::new(limits.max_connections),
             policy,
             process,
         }
@@ -90,6 +96,9 @@ impl Edge {
     pub async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         // Answers are flushed whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return self.turn_away(stream, peer).await;
+        };
         let mut closing = self.process.lifecycle.closing();
         let Some(acceptor) = &self.acceptor else {
             return self.serve_http1(Connection::plain(stream, peer), peer, closing).await;
@@ -179,6 +188,18 @@ impl Edge {
         deadline.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
     }
 
+    /// Answers a connection beyond the cap, quickly: it holds a descriptor.
+    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr) {
+        if self.acceptor.is_some() {
+            // A handshake would cost more than the connection is worth.
+            return;
+        }
+        let mut connection = Connection::plain(stream, peer);
+        // A request that is there already, unread, would reset the connection.
+        let _ = timeout(TURN_AWAY, connection.read_more()).await;
+        let _ = timeout(TURN_AWAY, self.refuse(connection, peer, &Rejection::Overloaded)).await;
+    }
+
     /// Answers a head that is no request, and ends its connection.
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
         let started = Instant::now();
@@ -187,15 +208,13 @@ impl Edge {
         let mut answer = rejection.answer(request_id);
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let bytes_out = answer.body.len();
-        connection.end_with(&answer.to_closing_http1()).await;
-
         let metrics = self.policy.metrics(Endpoint::None);
         let took = started.elapsed();
         metrics.observe(rejection.status(), took);
         self.process.access_log.write(&Line {
             time: access_log::timestamp(),
             request_id,
-            client: Some(peer.ip().to_canonical()),
+            client: peer.ip().to_canonical(),
             method: "",
             path: "",
             route: metrics.label(),
@@ -210,6 +229,7 @@ impl Edge {
             app_id: None,
             user: None,
         });
+        connection.end_with(&answer.to_closing_http1()).await;
     }
 }
 

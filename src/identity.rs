@@ -8,8 +8,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderValue;
-
 /// Longest id accepted. WeChat's have 28 characters.
 const LONGEST: usize = 128;
 
@@ -48,11 +46,6 @@ macro_rules! id {
 
             pub fn as_str(&self) -> &str {
                 &self.0
-            }
-
-            /// The id as a header value; `parse` has made sure that it is one.
-            pub fn header_value(&self) -> Option<HeaderValue> {
-                HeaderValue::from_str(&self.0).ok()
             }
         }
     };

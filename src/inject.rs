@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
+use crate::header::fold;
 use crate::identity::Identity;
 use crate::rejection::ERROR_HEADER;
 use crate::token;
@@ -196,10 +197,6 @@ impl FoldedNames {
 /// Names of 127 bytes and more share a bit.
 fn length_bit(length: usize) -> u128 {
     1 << length.min(127)
-}
-
-fn fold(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! | layer | module | what it decides |
 //! |---|---|---|
 //! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
-//! | 7 | `server` | from a configuration to a running gateway, and to its end |
+//! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
 //! | 6 | `edge` | every public connection: TLS, deadline and size of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `admin` | metrics and probes |
@@ -21,13 +21,15 @@
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 2 | `access_log` | one line a request |
-//! | 3 | `telemetry` | the process's own log |
+//! | 2 | `telemetry` | the process's own log |
 //! | 2 | `sandbox` | a simulated WeChat |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
+//! | 1 | `log_writer` | writing logs without waiting for them |
 //! | 1 | `token` | what a session token looks like |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `header` | how header names and values are read |
 //! | 0 | `http_server` | a small server for what is not public |
 //! | 0 | `identity` | who was proved |
 //! | 0 | `lifecycle` | serving, draining or closing |
@@ -36,7 +38,7 @@
 //!
 //! # The life of a request
 //!
-//! `edge` reads and judges its head; `proxy` takes the current `policy`, lets `route` judge
+//! `edge` reads and judges its head; `proxy` takes the `policy`, lets `route` judge
 //! the path and `auth` find the session, chooses a server from `upstream`, has `inject`
 //! strip and write headers, and at the end writes down how it went.
 //!
@@ -46,30 +48,32 @@
 //! `wechat` trade it for an identity, starts a session in `session`, and answers with the
 //! token.
 
-pub mod access_log;
-pub mod admin;
-pub mod answer;
+mod access_log;
+mod admin;
+mod answer;
 pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod demo;
-pub mod edge;
+mod edge;
 pub mod forwarded;
+mod header;
 pub mod http_server;
 pub mod identity;
 pub mod inject;
-pub mod lifecycle;
-pub mod login;
+mod lifecycle;
+mod log_writer;
+mod login;
 pub mod metrics;
-pub mod policy;
-pub mod proxy;
-pub mod rejection;
+mod policy;
+mod proxy;
+mod rejection;
 pub mod route;
 pub mod sandbox;
 pub mod secret;
 pub mod server;
 pub mod session;
 pub mod telemetry;
-pub mod token;
-pub mod upstream;
-pub mod wechat;
+mod token;
+mod upstream;
+mod wechat;

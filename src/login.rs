@@ -4,6 +4,7 @@
 //! and starts a session. The answer holds the token and nothing of the identity. It does
 //! not read sockets: `proxy.rs` hands it the body within its limit.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,6 @@ use crate::rejection::Rejection;
 use crate::secret::Secret;
 use crate::session::Sessions;
 use crate::wechat::{Code, WeChat, WeChatError};
-
-use std::sync::Arc;
 
 /// Serves logins by one configuration.
 pub struct Login {
@@ -38,12 +37,6 @@ pub enum LoginRequest<'a> {
 struct Fields {
     code: Secret,
     app_id: Option<String>,
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        String::deserialize(input).map(Self::new)
-    }
 }
 
 impl Login {
@@ -137,7 +130,7 @@ fn granted(token: &str, expires_in: Duration) -> Answer {
 fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
     let app_id = app.app_id.as_str();
     match error {
-        WeChatError::InvalidCode(_) | WeChatError::UserBlocked | WeChatError::RateLimited => {
+        WeChatError::InvalidCode(_) | WeChatError::UserBlocked(_) | WeChatError::RateLimited(_) => {
             tracing::debug!(request_id, app_id, %error, "login refused");
         }
         WeChatError::Busy(_)
@@ -145,7 +138,8 @@ fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
         | WeChatError::Malformed(_)
         | WeChatError::Certificate
         | WeChatError::Unreachable
-        | WeChatError::Lost(_) => {
+        | WeChatError::Timeout
+        | WeChatError::Broken => {
             tracing::warn!(request_id, app_id, %error, "login failed");
         }
     }
@@ -153,8 +147,8 @@ fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
 
 fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
     match request {
-        LoginRequest::Query(query) if accept.query => parse_form(query.as_bytes()),
-        LoginRequest::Query(_) => Err(Rejection::BadRequest("a login needs a body")),
+        // Whether it is accepted was judged with the method.
+        LoginRequest::Query(query) => parse_form(query.as_bytes()),
         LoginRequest::Body { content_type, body } => match media_type(content_type).as_str() {
             "" | "text/plain" | "application/json" if accept.json => parse_json(body),
             "application/x-www-form-urlencoded" if accept.form => parse_form(body),

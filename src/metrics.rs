@@ -27,6 +27,18 @@ pub enum Removal {
     Evicted,
 }
 
+impl Removal {
+    const ALL: [Self; 3] = [Self::Expired, Self::Revoked, Self::Evicted];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Evicted => "evicted",
+        }
+    }
+}
+
 /// How a request was judged; routes with `auth = "none"` make no decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -153,8 +165,7 @@ impl Metrics {
             )?,
             sessions: gauge("wxgate_sessions", "Sessions held")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
-            sessions_removed: ["expired", "revoked", "evicted"]
-                .map(|cause| removed.with_label_values(&[cause])),
+            sessions_removed: Removal::ALL.map(|r| removed.with_label_values(&[r.as_str()])),
             log_lines_dropped: single(
                 "wxgate_log_lines_dropped_total",
                 "Log lines given up because their destination was full",

@@ -1,8 +1,8 @@
 //! What lives as long as the process, and what lives as long as one configuration.
 //!
-//! A [`Policy`] is everything that requests are judged and served by; each request takes
-//! the current one, once, so that it sees one configuration from its first byte to its
-//! last. [`Process`] is what every policy shares: sessions, counters, logs.
+//! A [`Policy`] is everything that requests are judged and served by, and each request holds
+//! one from its first byte to its last. [`Process`] is what outlives it: sessions, counters,
+//! logs. Keeping the two apart is what lets a configuration be replaced.
 
 use std::sync::Arc;
 

@@ -66,7 +66,7 @@ impl Gateway {
             Endpoint::Logout => self.logout(http, context).await.map(Some),
             Endpoint::Session => self.session(http, context).await.map(Some),
             Endpoint::Health => self.health(http).map(Some),
-            Endpoint::Route(_) => self.admit(http, context).await.map(|()| None),
+            Endpoint::Route(index) => self.admit(http, context, index).await.map(|()| None),
             Endpoint::None => Err(Rejection::NoRoute),
         }
     }
@@ -76,9 +76,9 @@ impl Gateway {
         &self,
         http: &HttpSession,
         context: &mut RequestContext,
+        index: usize,
     ) -> Result<(), Rejection> {
         let policy = context.policy.clone();
-        let Endpoint::Route(index) = context.endpoint else { return Err(Rejection::NoRoute) };
         let route = policy.routes.get(index).ok_or(Rejection::NoRoute)?;
         let request = http.req_header();
         if !route.allows_method(request.method.as_str()) {
@@ -192,13 +192,13 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<Box<HttpPeer>> {
         // On a second try the body is sent, and counted, from its beginning.
         context.body_bytes = 0;
-        let pool = context.route().and_then(|route| context.policy.pools.get(route.upstream));
-        let Some(peer) = pool.and_then(|pool| pool.choose(&context.tried)) else {
+        let chosen = context.pool().and_then(|pool| pool.choose(&context.tried));
+        let Some((address, peer)) = chosen else {
             context.rejection = Some(Rejection::NoUpstream);
             return Error::e_explain(ErrorType::HTTPStatus(503), "no server");
         };
-        context.upstream = Some(peer.address);
-        Ok(peer.http_peer())
+        context.upstream = Some(address);
+        Ok(peer)
     }
 
     fn fail_to_connect(
@@ -209,8 +209,7 @@ impl ProxyHttp for Gateway {
         mut error: Box<Error>,
     ) -> Box<Error> {
         context.tried.extend(context.upstream);
-        let pool = context.route().and_then(|route| context.policy.pools.get(route.upstream));
-        error.set_retry(pool.is_some_and(|pool| pool.has_untried(&context.tried)));
+        error.set_retry(context.pool().is_some_and(|pool| pool.has_untried(&context.tried)));
         error
     }
 

@@ -3,7 +3,7 @@
 //! Every refusal that the gateway makes is one of these; each has one status, one `error`
 //! word and one `action`, which clients and dashboards rely on. An answer never holds
 //! WeChat's words, a secret, a code or a cause: causes go to the log with the request id.
-//! Modules map their own errors to a `Rejection` right under the error's definition.
+//! Each error of a module below becomes one of them by a `From`.
 
 use std::borrow::Cow;
 

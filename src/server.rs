@@ -28,7 +28,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::{Policy, Process};
 use crate::session::Sessions;
-use crate::upstream::{Pool, RESOLVE_INTERVAL, RESOLVE_RETRY};
+use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
 /// How often ended sessions are freed.
@@ -144,7 +144,10 @@ impl Server {
             };
             match http_server::serve(admin_socket, answer).await {}
         });
-        background.spawn(keep_resolving(policy.clone()));
+        for pool in &policy.pools {
+            let pool = pool.clone();
+            background.spawn(async move { pool.keep_resolving().await });
+        }
         background.spawn(keep_maintaining(process.clone()));
 
         let connections = TaskTracker::new();
@@ -233,17 +236,6 @@ async fn accept(
 async fn resolve_all(pools: &[Arc<Pool>]) {
     let resolve = |pool: Arc<Pool>| async move { pool.resolve().await };
     pools.iter().cloned().map(resolve).collect::<JoinSet<_>>().join_all().await;
-}
-
-async fn keep_resolving(policy: Arc<Policy>) {
-    if !policy.pools.iter().any(|pool| pool.has_names()) {
-        return;
-    }
-    loop {
-        let is_missing = policy.pools.iter().any(|pool| pool.is_empty());
-        tokio::time::sleep(if is_missing { RESOLVE_RETRY } else { RESOLVE_INTERVAL }).await;
-        resolve_all(&policy.pools).await;
-    }
 }
 
 async fn keep_maintaining(process: Arc<Process>) {

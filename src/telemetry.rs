@@ -1,8 +1,6 @@
 //! The process's own log, on stderr.
 //!
-//! Only this crate's events are written: libraries below would log paths and queries. Lines
-//! go through a bounded queue to a thread of their own, so a full pipe blocks nobody; lines
-//! given up are counted with those of the access log.
+//! Only this crate's events are written: libraries below would log paths and queries.
 
 use std::io::IsTerminal;
 
@@ -10,15 +8,14 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::access_log::{Flush, queued};
 use crate::config::{LogFormat, LogLevel, LogSection};
+use crate::log_writer::{Flush, queued};
 use crate::metrics::Metrics;
 
 /// Installs the log of this process; called once, by `main`. What is queued is written when
 /// the guard is dropped.
 pub fn install(log: &LogSection, metrics: &Metrics) -> Flush {
-    let (writer, guard) = queued(std::io::stderr());
-    metrics.watch_log(writer.error_counter());
+    let (writer, guard) = queued(std::io::stderr(), metrics);
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,

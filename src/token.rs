@@ -2,8 +2,8 @@
 //!
 //! Decides what a token looks like, how one is made and where one can stand in a header.
 //! `auth.rs` reads tokens with it and `inject.rs` removes them with the very same
-//! functions, so that what is read and what is removed cannot differ. The gateway keeps
-//! only the [`TokenDigest`]: whoever reads its memory or store finds no usable token.
+//! functions, so that what is read and what is removed cannot differ. Only the
+//! [`TokenDigest`] is kept: a session store that is read by somebody holds no usable token.
 
 use std::hash::{Hash, Hasher};
 
@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
+use crate::header::{is_blank, trim};
 use crate::secret::Secret;
 
 /// Length of a token in characters: 32 bytes in base64url without padding.
@@ -77,25 +78,6 @@ pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
 pub fn has_token_shape(text: &[u8]) -> bool {
     text.len() == TOKEN_LENGTH
         && text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-}
-
-/// Strips spaces and tabs from both ends.
-pub fn trim(mut text: &[u8]) -> &[u8] {
-    while let [first, rest @ ..] = text
-        && is_blank(*first)
-    {
-        text = rest;
-    }
-    while let [rest @ .., last] = text
-        && is_blank(*last)
-    {
-        text = rest;
-    }
-    text
-}
-
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t')
 }
 
 #[cfg(test)]

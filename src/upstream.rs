@@ -20,13 +20,13 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use crate::config::{ServerAddress, Upstream};
 
 /// Between two look-ups of host names.
-pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// For one look-up; the system's own patience may be longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Between two look-ups while a pool has no address at all.
-pub const RESOLVE_RETRY: Duration = Duration::from_secs(1);
+const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
 /// The servers of one upstream.
 pub struct Pool {
@@ -37,16 +37,9 @@ pub struct Pool {
 }
 
 /// A server that can be spoken to.
-#[derive(Clone)]
-pub struct Peer {
-    pub address: SocketAddr,
+struct Peer {
+    address: SocketAddr,
     template: HttpPeer,
-}
-
-impl Peer {
-    pub fn http_peer(&self) -> Box<HttpPeer> {
-        Box::new(self.template.clone())
-    }
 }
 
 impl Pool {
@@ -61,14 +54,14 @@ impl Pool {
         }
     }
 
-    /// The next server in turn that is not among `tried`.
-    pub fn choose(&self, tried: &[SocketAddr]) -> Option<Peer> {
+    /// The next server in turn that is not among `tried`: its address, and how to reach it.
+    pub fn choose(&self, tried: &[SocketAddr]) -> Option<(SocketAddr, Box<HttpPeer>)> {
         let peers = self.peers.load();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        (0..peers.len())
-            .filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()))
-            .find(|peer| !tried.contains(&peer.address))
-            .cloned()
+        let mut in_turn =
+            (0..peers.len()).filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()));
+        let peer = in_turn.find(|peer| !tried.contains(&peer.address))?;
+        Some((peer.address, Box::new(peer.template.clone())))
     }
 
     /// Whether some server has not been tried.
@@ -87,13 +80,17 @@ impl Pool {
         let _ = taken.await;
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.peers.load().is_empty()
-    }
-
-    /// Whether there is a name to look up again.
-    pub fn has_names(&self) -> bool {
-        self.section.servers.iter().any(|server| matches!(server, ServerAddress::Host { .. }))
+    /// Looks host names up again and again, for as long as it is polled.
+    pub async fn keep_resolving(&self) {
+        let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
+        if !self.section.servers.iter().any(is_name) {
+            return;
+        }
+        loop {
+            let is_empty = self.peers.load().is_empty();
+            tokio::time::sleep(if is_empty { RESOLVE_RETRY } else { RESOLVE_INTERVAL }).await;
+            self.resolve().await;
+        }
     }
 
     fn peer(&self, address: SocketAddr) -> Peer {

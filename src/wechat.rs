@@ -49,14 +49,14 @@ impl Code {
 }
 
 /// Why there is no identity, by what the client or the operator can do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeChatError {
     #[error("WeChat does not accept the code ({0})")]
     InvalidCode(ErrCode),
-    #[error("WeChat blocks the user")]
-    UserBlocked,
-    #[error("WeChat limits the calls of this user")]
-    RateLimited,
+    #[error("WeChat blocks the user ({0})")]
+    UserBlocked(ErrCode),
+    #[error("WeChat limits the calls of this user ({0})")]
+    RateLimited(ErrCode),
     #[error("WeChat is busy or out of quota ({0})")]
     Busy(ErrCode),
     #[error("WeChat refuses the app ({0})")]
@@ -67,24 +67,44 @@ pub enum WeChatError {
     Certificate,
     #[error("WeChat cannot be reached")]
     Unreachable,
-    #[error("WeChat did not answer; the code may be spent: {0}")]
-    Lost(&'static str),
+    #[error("WeChat did not answer in time; the code may be spent")]
+    Timeout,
+    #[error("WeChat's connection broke, or it failed; the code may be spent")]
+    Broken,
+}
+
+impl WeChatError {
+    /// The label `errcode` of metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::InvalidCode(errcode)
+            | Self::UserBlocked(errcode)
+            | Self::RateLimited(errcode)
+            | Self::Busy(errcode)
+            | Self::Refused(errcode) => errcode.label(),
+            Self::Malformed(_) => "malformed",
+            Self::Timeout => "timeout",
+            Self::Certificate | Self::Unreachable | Self::Broken => "transport",
+        }
+    }
 }
 
 impl From<&WeChatError> for Rejection {
     fn from(error: &WeChatError) -> Self {
         match error {
             WeChatError::InvalidCode(_) => Self::InvalidCode,
-            WeChatError::UserBlocked => Self::UserBlocked,
+            WeChatError::UserBlocked(_) => Self::UserBlocked,
             // The limit is per user and minute.
-            WeChatError::RateLimited => Self::RateLimited { retry_after: 60 },
+            WeChatError::RateLimited(_) => Self::RateLimited { retry_after: 60 },
             WeChatError::Busy(_) | WeChatError::Unreachable => {
                 Self::WeChatBusy { retry_after: jittered(2, 5) }
             }
             WeChatError::Refused(_) | WeChatError::Malformed(_) | WeChatError::Certificate => {
                 Self::WeChatRejected
             }
-            WeChatError::Lost(_) => Self::WeChatTimeout { retry_after: jittered(1, 5) },
+            WeChatError::Timeout | WeChatError::Broken => {
+                Self::WeChatTimeout { retry_after: jittered(1, 5) }
+            }
         }
     }
 }
@@ -102,14 +122,11 @@ pub enum ClientError {
          the package ca-certificates, set SSL_CERT_FILE, or set wechat.ca_file"
     )]
     NoRoots,
-    #[error("wechat.ca_file {path}: {reason}")]
-    CaFile { path: String, reason: String },
     #[error("the client for WeChat cannot be built: {0}")]
     Other(String),
 }
 
-/// The client of WeChat's API. Clones share connections.
-#[derive(Clone)]
+/// The client of WeChat's API.
 pub struct WeChat {
     client: reqwest::Client,
     endpoint: String,
@@ -147,21 +164,7 @@ impl WeChat {
     pub async fn exchange(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let started = Instant::now();
         let outcome = self.call(app, code).await;
-        let label = match &outcome {
-            Ok(_) => "ok",
-            Err(WeChatError::Lost("timeout")) => "timeout",
-            Err(WeChatError::Lost(_) | WeChatError::Unreachable | WeChatError::Certificate) => {
-                "transport"
-            }
-            Err(WeChatError::Malformed(_)) => "malformed",
-            Err(WeChatError::UserBlocked) => "40226",
-            Err(WeChatError::RateLimited) => "45011",
-            Err(
-                WeChatError::InvalidCode(code)
-                | WeChatError::Busy(code)
-                | WeChatError::Refused(code),
-            ) => code.label(),
-        };
+        let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
         self.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
         outcome
     }
@@ -179,7 +182,7 @@ impl WeChat {
             self.client.get(url).send().await.map_err(|error| transport_error(&error))?;
         let status = response.status();
         if status.is_server_error() {
-            return Err(WeChatError::Lost("a server error"));
+            return Err(WeChatError::Broken);
         }
         if !status.is_success() {
             return Err(WeChatError::Malformed("an unexpected status"));
@@ -204,9 +207,9 @@ fn transport_error(error: &reqwest::Error) -> WeChatError {
     } else if error.is_connect() {
         WeChatError::Unreachable
     } else if error.is_timeout() {
-        WeChatError::Lost("timeout")
+        WeChatError::Timeout
     } else {
-        WeChatError::Lost("the connection broke")
+        WeChatError::Broken
     }
 }
 
@@ -221,18 +224,13 @@ fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
 }
 
 fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {
-    let Some(path) = &section.ca_file else {
-        let found = rustls_native_certs::load_native_certs().certs;
-        if found.is_empty() && section.is_https() {
-            return Err(ClientError::NoRoots);
-        }
-        // A store may hold certificates that cannot be read; the others still count.
-        return Ok(found
-            .iter()
-            .filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok())
-            .collect());
+    let roots = match &section.roots {
+        Some(roots) => roots.clone(),
+        None => rustls_native_certs::load_native_certs().certs,
     };
-    let in_file = |reason: String| ClientError::CaFile { path: path.display().to_string(), reason };
-    let pem = std::fs::read(path).map_err(|error| in_file(error.to_string()))?;
-    reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| in_file("is not PEM".to_owned()))
+    if roots.is_empty() && section.is_https() {
+        return Err(ClientError::NoRoots);
+    }
+    // A system's store may hold certificates that cannot be read; the others still count.
+    Ok(roots.iter().filter_map(|root| reqwest::Certificate::from_der(root).ok()).collect())
 }

@@ -5,6 +5,7 @@
 //! `config/reference.toml`; a test compares the two.
 
 mod listener;
+mod pem;
 mod routing;
 mod secret;
 mod session;
@@ -98,6 +99,11 @@ fn limits(section: Section<'_>) -> LimitsSection {
         max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
         max_header_count: section.number("max_header_count", 100, 1..=256),
         max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
+        max_connections: match section.get_or("max_connections", 0usize) {
+            0 => default_connections(),
+            // A semaphore counts no further.
+            connections => connections.min(1 << 24),
+        },
     };
     section.finish();
     limits
@@ -112,6 +118,13 @@ fn max_body(section: &Section<'_>) -> u64 {
         section.problem(given, "must be more than 0B", "");
     }
     given.map_or(10 << 20, |given| given.value.0)
+}
+
+/// Half of the descriptors that the process may open: the other half is for the connections
+/// to upstreams and for what is not a connection.
+fn default_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20) / 2
 }
 
 fn log(section: Section<'_>, secrets: Secrets) -> LogSection {

@@ -5,6 +5,7 @@
 //! anything else looks at it (RFC 9112, sections 2.2, 3 and 6; the attacks are known as
 //! request smuggling). What passes has one reading, and its body one length.
 
+use crate::header::trim;
 use crate::rejection::Rejection;
 
 /// Limits of a head.
@@ -204,7 +205,7 @@ fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
     let value = rest.get(1..).unwrap_or_default();
     let is_name = !name.is_empty() && name.iter().copied().all(is_token_byte);
     let is_value = value.iter().all(|b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..));
-    if is_name && is_value { Ok((name, crate::token::trim(value))) } else { Err(malformed) }
+    if is_name && is_value { Ok((name, trim(value))) } else { Err(malformed) }
 }
 
 /// RFC 9110, section 5.6.2.

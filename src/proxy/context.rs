@@ -12,8 +12,9 @@ use crate::forwarded::Client;
 use crate::metrics::{Decision, InFlight};
 use crate::policy::{Policy, Process};
 use crate::rejection::Rejection;
-use crate::route::{Endpoint, Route};
+use crate::route::Endpoint;
 use crate::session::Session;
+use crate::upstream::Pool;
 
 /// What nginx logs for a client that left before its answer.
 const CLIENT_LEFT: u16 = 499;
@@ -63,30 +64,28 @@ impl RequestContext {
         self.request_id.to_str().unwrap_or_default()
     }
 
-    /// The route of the request, if it is for one.
-    pub fn route(&self) -> Option<&Route> {
-        match self.endpoint {
-            Endpoint::Route(index) => self.policy.routes.get(index),
-            _ => None,
-        }
+    /// The servers of the request's route, if it is for one.
+    pub fn pool(&self) -> Option<&Pool> {
+        let Endpoint::Route(index) = self.endpoint else { return None };
+        let route = self.policy.routes.get(index)?;
+        self.policy.pools.get(route.upstream).map(Arc::as_ref)
     }
 
     /// Counts the request and writes its access line.
-    pub fn record(&self, session: &HttpSession, process: &Process) {
-        let status =
-            session.response_written().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
+    pub fn record(&self, http: &HttpSession, process: &Process) {
+        let status = http.response_written().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
         let took = self.started.elapsed();
         let metrics = self.policy.metrics(self.endpoint);
         metrics.observe(status, took);
         if !process.access_log.is_on() {
             return;
         }
-        let request = session.req_header();
+        let request = http.req_header();
         let identity = self.session.as_ref().map(|session| &session.identity);
         process.access_log.write(&Line {
             time: access_log::timestamp(),
             request_id: self.request_id(),
-            client: Some(self.client.address),
+            client: self.client.address,
             method: request.method.as_str(),
             path: request.uri.path(),
             route: metrics.label(),
@@ -95,11 +94,11 @@ impl RequestContext {
             duration_ms: took.as_secs_f64() * 1000.0,
             upstream: self.upstream.map(|address| address.to_string()),
             upstream_status: self.upstream_status,
-            bytes_in: session.body_bytes_read(),
-            bytes_out: session.body_bytes_sent(),
+            bytes_in: http.body_bytes_read(),
+            bytes_out: http.body_bytes_sent(),
             decision: self.decision.map(Decision::as_str),
             app_id: identity.map(|identity| identity.app_id.as_str()),
-            user: identity.and_then(|identity| process.access_log.user(&identity.openid)),
+            user: identity.map(|identity| process.access_log.user(&identity.openid)),
         });
     }
 }

@@ -93,8 +93,8 @@ impl Reply {
     fn failure(&self, code: ErrCode, app_id: &AppId) -> WeChatError {
         match code.0 {
             40029 | 40163 | 41008 => WeChatError::InvalidCode(code),
-            40226 => WeChatError::UserBlocked,
-            45011 => WeChatError::RateLimited,
+            40226 => WeChatError::UserBlocked(code),
+            45011 => WeChatError::RateLimited(code),
             -1 | 45009 => WeChatError::Busy(code),
             _ => {
                 // Somebody must act on this one. WeChat's words are not repeated, its trace
@@ -165,8 +165,8 @@ mod tests {
         assert_eq!(judge(r#"{"errcode":"40163"}"#), invalid(40163));
         assert_eq!(judge(r#"{"errcode":41008}"#), invalid(41008));
         assert_eq!(judge(r#"{"errcode":40029,"openid":"o1","session_key":"k"}"#), invalid(40029));
-        assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked));
-        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited));
+        assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
+        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(ErrCode(45011))));
         assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(ErrCode(-1))));
         assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::Busy(ErrCode(45009))));
         assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(ErrCode(40125))));

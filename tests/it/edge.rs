@@ -208,3 +208,20 @@ async fn a_request_after_a_chunked_one_is_served_and_trailers_go_nowhere() {
     assert_eq!(seen[0].body, b"hello");
     assert!(seen.iter().all(|seen| seen.folded("x-openid").is_empty()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
+    let stack = Stack::start_with("limits.max_connections = 2").await;
+    let mut first = Connection::open(stack.gateway).await;
+    let mut second = Connection::open(stack.gateway).await;
+    for connection in [&mut first, &mut second] {
+        connection.send(&stack.get("/none").bytes()).await;
+        assert_eq!(connection.answer(false).await.status, 200);
+    }
+    let turned_away = stack.get("/none").send().await;
+    turned_away.assert_error(503, "overloaded", "retry");
+    assert_eq!(turned_away.header("retry-after"), Some("1"));
+    drop(first);
+    let again = async { while stack.get("/none").send().await.status != 200 {} };
+    tokio::time::timeout(crate::harness::PATIENCE, again).await.unwrap();
+}

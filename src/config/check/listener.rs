@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-use crate::config::diagnostic::io_reason;
+use super::pem;
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, Secrets, ServerSection, Tls};
 
@@ -44,7 +41,7 @@ fn read_tls(section: Section<'_>, secrets: Secrets) -> Option<Tls> {
             Secrets::Load => Some(load_tls(&section, &cert_file, &key_file)?),
             Secrets::Ignore => None,
         };
-        Some(Tls { cert_file: cert_file.value, key_file: key_file.value, server_config })
+        Some(Tls { server_config })
     });
     section.finish();
     tls
@@ -56,27 +53,8 @@ fn load_tls(
     cert_file: &Located<PathBuf>,
     key_file: &Located<PathBuf>,
 ) -> Option<Arc<rustls::ServerConfig>> {
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&cert_file.value).and_then(Iterator::collect);
-    let chain = match chain {
-        Ok(chain) if chain.is_empty() => {
-            let help = "a PEM file with the full chain";
-            section.reference_problem(cert_file, "holds no certificate", help);
-            None
-        }
-        Ok(chain) => Some(chain),
-        Err(error) => {
-            section.reference_problem(cert_file, pem_error(&error), "");
-            None
-        }
-    };
-    let key = match PrivateKeyDer::from_pem_file(&key_file.value) {
-        Ok(key) => Some(key),
-        Err(error) => {
-            section.reference_problem(key_file, pem_error(&error), "");
-            None
-        }
-    };
+    let chain = pem::certificates(section, cert_file, "a PEM file with the full chain");
+    let key = pem::private_key(section, key_file);
     let (chain, key) = chain.zip(key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -96,15 +74,6 @@ fn load_tls(
             section.reference_problem(cert_file, format!("cannot be used: {error}"), "");
             None
         }
-    }
-}
-
-pub fn pem_error(error: &rustls::pki_types::pem::Error) -> String {
-    use rustls::pki_types::pem::Error;
-    match error {
-        Error::Io(error) => io_reason(error),
-        Error::NoItemsFound => "holds no PEM of the right kind".to_owned(),
-        _ => "holds no valid PEM".to_owned(),
     }
 }
 

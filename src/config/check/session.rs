@@ -7,6 +7,7 @@ use http::HeaderName;
 use crate::config::reader::{Located, Section};
 use crate::config::value::{Carrier, LoginForm};
 use crate::config::{Carriers, IdentitySection, LoginForms, LoginSection, SessionSection};
+use crate::header::fold;
 
 const HOUR: u64 = 3600;
 
@@ -70,7 +71,7 @@ fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
         "x_request_id",
         "x_wxgate_error",
     ];
-    let folded = fold(header.value.as_str());
+    let folded = folded(header.value.as_str());
     if RESERVED.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
         let message = format!("\"{}\" has a meaning of its own", header.value);
         section.problem(header, message, "choose a name that nothing else uses");
@@ -101,7 +102,7 @@ pub fn identity(
     session: &SessionSection,
     session_header: Option<Located<HeaderName>>,
 ) -> IdentitySection {
-    let mut names = vec![(fold(session.header.as_str()), "session.header", session_header)];
+    let mut names = vec![(folded(session.header.as_str()), "session.header", session_header)];
     let mut name = |key: &'static str, path: &'static str, default: &'static str| {
         let given = section.get::<HeaderName>(key);
         if let Some(given) = &given {
@@ -109,7 +110,7 @@ pub fn identity(
         }
         let name =
             given.as_ref().map_or(HeaderName::from_static(default), |given| given.value.clone());
-        let folded = fold(name.as_str());
+        let folded = folded(name.as_str());
         if let Some((_, other, place)) = names.iter().find(|(known, ..)| *known == folded) {
             let message = |other: &str| format!("an upstream could not tell it from {other}");
             match (&given, place) {
@@ -129,9 +130,7 @@ pub fn identity(
     IdentitySection { openid_header, app_id_header, union_id_header }
 }
 
-/// The name as a CGI-like upstream reads it.
-fn fold(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
-        .collect()
+/// A name as a CGI-like upstream reads it.
+fn folded(name: &str) -> String {
+    name.bytes().map(|byte| char::from(fold(byte))).collect()
 }

@@ -5,10 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-
-use super::listener::pem_error;
+use super::pem;
 use super::secret::{REFERENCE_HELP, read_secret};
 use crate::config::reader::{Located, Section};
 use crate::config::{App, Secrets, WeChatSection};
@@ -29,19 +26,8 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
         section.problem(given, "is not an http URL", "as \"http://10.0.0.9:3128\"");
     }
     let ca_file = section.get::<PathBuf>("ca_file");
-    if let Some(ca_file) = &ca_file
-        && secrets == Secrets::Load
-    {
-        let roots: Result<Vec<_>, _> =
-            CertificateDer::pem_file_iter(&ca_file.value).and_then(Iterator::collect);
-        match roots {
-            Ok(roots) if roots.is_empty() => {
-                section.reference_problem(ca_file, "holds no certificate", "");
-            }
-            Ok(_) => {}
-            Err(error) => section.reference_problem(ca_file, pem_error(&error), ""),
-        }
-    }
+    let ca_file = ca_file.filter(|_| secrets == Secrets::Load);
+    let roots = ca_file.and_then(|ca_file| pem::certificates(&section, &ca_file, ""));
     let timeout = section.positive("timeout", Duration::from_secs(5));
     let default_connect = Duration::from_secs(2).min(timeout / 2);
     let connect_timeout = section.positive("connect_timeout", default_connect);
@@ -56,7 +42,7 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     Some(WeChatSection {
         base_url: base_url?,
         proxy: proxy.map(|proxy| Secret::new(proxy.value)),
-        ca_file: ca_file.map(|file| file.value),
+        roots,
         timeout,
         connect_timeout,
     })

@@ -1,0 +1,47 @@
+//! Certificates and keys in PEM files that the configuration names.
+
+use std::path::PathBuf;
+
+use rustls::pki_types::pem::{Error, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::diagnostic::io_reason;
+use crate::config::reader::{Located, Section};
+
+/// The certificates of a file. `None` when there are none and that was reported.
+pub fn certificates(
+    section: &Section<'_>,
+    file: &Located<PathBuf>,
+    help: &str,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(&file.value).and_then(Iterator::collect);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => {
+            section.reference_problem(file, "holds no certificate", help);
+            None
+        }
+        Ok(certificates) => Some(certificates),
+        Err(error) => {
+            section.reference_problem(file, reason(&error), "");
+            None
+        }
+    }
+}
+
+/// The private key of a file. `None` when there is none and that was reported.
+pub fn private_key(
+    section: &Section<'_>,
+    file: &Located<PathBuf>,
+) -> Option<PrivateKeyDer<'static>> {
+    let key = PrivateKeyDer::from_pem_file(&file.value);
+    key.map_err(|error| section.reference_problem(file, reason(&error), "")).ok()
+}
+
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Io(error) => io_reason(error),
+        Error::NoItemsFound => "holds no PEM of the right kind".to_owned(),
+        _ => "holds no valid PEM".to_owned(),
+    }
+}
