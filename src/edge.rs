@@ -1,13 +1,12 @@
 //! The one entry point of every public connection.
 //!
 //! Shakes hands where TLS is on, then reads the head of each HTTP/1 request under one
-//! deadline and one cap and judges it ([`head`]) before pingora sees a byte of it; what
+//! deadline and one cap and judges it (`head`) before pingora sees a byte of it; what
 //! passes goes to the proxy, which gives the connection back for the next request. HTTP/2
 //! is framed by pingora's own protocol layer. It does not know what a request is for.
 
 mod chunked;
 mod connection;
-mod head;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,10 +23,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use self::connection::Connection;
-use self::head::{Head, HeadLimits};
 use crate::access_log::{self, Line};
 use crate::config::LimitsSection;
 use crate::forwarded;
+use crate::head::{self, Head};
 use crate::inject::REQUEST_ID;
 use crate::policy::{Policy, Process};
 use crate::proxy::Gateway;
@@ -50,7 +49,6 @@ pub struct Edge {
     acceptor: Option<TlsAcceptor>,
     policy: Arc<Policy>,
     process: Arc<Process>,
-    head_limits: HeadLimits,
     /// One for each connection that is served.
     permits: Semaphore,
 }
@@ -81,11 +79,6 @@ impl Edge {
         Self {
             proxy: Arc::new(proxy),
             acceptor: tls.map(TlsAcceptor::from),
-            head_limits: HeadLimits {
-                bytes: limits.max_header,
-                lines: limits.max_header_count,
-                target: limits.max_target,
-            },
             permits: Semaphore::new(limits.max_connections),
             policy,
             process,
@@ -161,8 +154,13 @@ impl Edge {
         is_first: bool,
     ) -> Wait {
         let limits = &self.policy.limits;
-        if connection.held().is_empty() {
-            let patience = if is_first { limits.header_timeout } else { limits.idle_timeout };
+        let mut patience = if is_first { limits.header_timeout } else { limits.idle_timeout };
+        for _ in 0..2 {
+            // An empty line after a request is an old client's habit, and no request yet.
+            connection.skip_blank_line();
+            if !connection.held().is_empty() {
+                break;
+            }
             let read = tokio::select! {
                 read = timeout(patience, connection.read_more()) => read,
                 () = closed(closing) => return Wait::Over,
@@ -170,11 +168,12 @@ impl Edge {
             if !matches!(read, Ok(Ok(1..))) {
                 return Wait::Over;
             }
+            patience = limits.header_timeout;
         }
         let is_health = |path: &[u8]| self.policy.routes.is_health(path);
         let whole = async {
             loop {
-                match head::judge(connection.held(), self.head_limits, is_health) {
+                match head::judge(connection.held(), self.policy.head_limits, is_health) {
                     Ok(Some(head)) => return Wait::Head(head),
                     Ok(None) => {}
                     Err(rejection) => return Wait::Refused(rejection),
@@ -184,8 +183,12 @@ impl Edge {
                 }
             }
         };
-        let deadline = timeout(limits.header_timeout, whole).await;
-        deadline.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
+        tokio::select! {
+            wait = timeout(limits.header_timeout, whole) => {
+                wait.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
+            }
+            () = closed(closing) => Wait::Over,
+        }
     }
 
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.

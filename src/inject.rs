@@ -8,11 +8,14 @@
 //! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
 //! identity was proved.
 
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::StatusCode;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
-use crate::header::fold;
+use crate::header::{fold, trim};
 use crate::identity::Identity;
 use crate::rejection::ERROR_HEADER;
 use crate::token;
@@ -136,8 +139,8 @@ impl Injector {
         Ok(())
     }
 
-    /// Keeps an upstream's identity and session headers, and error marks that are not the
-    /// gateway's, from the client.
+    /// Keeps an upstream's identity and session headers, error marks that are not the
+    /// gateway's, and what concerns only its connection from the client.
     pub fn clean_response(&self, response: &mut ResponseHeader) {
         let stripped: Vec<HeaderName> = response
             .headers
@@ -148,6 +151,33 @@ impl Injector {
         for name in &stripped {
             response.remove_header(name);
         }
+        strip_hop_by_hop(response);
+        if response.status == StatusCode::NO_CONTENT {
+            // It has no body, and must not say that it has (RFC 9110, section 8.6).
+            response.remove_header(&CONTENT_LENGTH);
+        }
+    }
+}
+
+/// Removes what concerns only the connection to the upstream (RFC 9110, section 7.6.1);
+/// `Connection` itself pingora writes anew.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
+    if !response.headers.contains_key(CONNECTION) {
+        return;
+    }
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(trim(name)).ok())
+        // pingora frames the body by these.
+        .filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING)
+        .collect();
+    for name in &nominated {
+        response.remove_header(name);
     }
 }
 

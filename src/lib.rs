@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
-//! | 6 | `edge` | every public connection: TLS, deadline and size of a head, strict framing |
+//! | 6 | `edge` | every public connection: TLS, deadline of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `admin` | metrics and probes |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
@@ -17,6 +17,7 @@
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
+//! | 2 | `head` | whether the head of a request is beyond doubt |
 //! | 2 | `route` | which route or endpoint a path is for |
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
 //! | 2 | `inject` | the headers that are the gateway's to write |
@@ -57,6 +58,7 @@ pub mod config;
 pub mod demo;
 mod edge;
 pub mod forwarded;
+mod head;
 mod header;
 pub mod http_server;
 pub mod identity;

@@ -17,6 +17,9 @@ use crate::secret::Secret;
 use crate::session::Sessions;
 use crate::wechat::{Code, WeChat, WeChatError};
 
+/// Counts logins whose app is not known.
+const UNKNOWN_APP: &str = "unknown";
+
 /// Serves logins by one configuration.
 pub struct Login {
     apps: Vec<App>,
@@ -60,6 +63,11 @@ impl Login {
         self.section.accept.query
     }
 
+    /// Counts a login that was refused before it could be read.
+    pub fn refused(&self, rejection: &Rejection) {
+        self.metrics.login(UNKNOWN_APP, rejection.error());
+    }
+
     /// Serves one login. Whatever comes of it is counted.
     ///
     /// # Errors
@@ -69,7 +77,7 @@ impl Login {
         request: LoginRequest<'_>,
         request_id: &str,
     ) -> Result<Answer, Rejection> {
-        let mut app_id = "unknown";
+        let mut app_id = UNKNOWN_APP;
         let outcome = self.run(request, request_id, &mut app_id).await;
         let word = outcome.as_ref().map_or_else(Rejection::error, |_| "ok");
         self.metrics.login(app_id, word);

@@ -261,11 +261,11 @@ impl RouteMetrics {
     }
 
     pub fn observe(&self, code: u16, took: Duration) {
-        if let Some(slot) = self.by_code.get(usize::from(code.wrapping_sub(100))) {
-            slot.get_or_init(|| {
-                self.requests.with_label_values(&[&*self.label, &code.to_string()])
-            })
-            .inc();
+        let counter = || self.requests.with_label_values(&[&*self.label, &code.to_string()]);
+        match self.by_code.get(usize::from(code.wrapping_sub(100))) {
+            Some(slot) => slot.get_or_init(counter).inc(),
+            // What no status may be, an upstream may still send; three digits end at 999.
+            None => counter().inc(),
         }
         self.duration.observe(took.as_secs_f64());
     }

@@ -12,6 +12,7 @@ use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::config::{Config, LimitsSection};
 use crate::forwarded::TrustedProxies;
+use crate::head::HeadLimits;
 use crate::inject::Injector;
 use crate::lifecycle::Lifecycle;
 use crate::login::Login;
@@ -38,6 +39,7 @@ pub struct Policy {
     pub login: Login,
     pub trusted_proxies: TrustedProxies,
     pub limits: LimitsSection,
+    pub head_limits: HeadLimits,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
     route_metrics: Vec<RouteMetrics>,
@@ -68,6 +70,11 @@ impl Policy {
             ),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
+            head_limits: HeadLimits {
+                bytes: config.limits.max_header,
+                lines: config.limits.max_header_count,
+                target: config.limits.max_target,
+            },
             proto: HeaderValue::from_static(match config.server.tls {
                 Some(_) => "https",
                 None => "http",

@@ -19,16 +19,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, UPGRADE};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, UPGRADE};
+use http::{HeaderValue, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use self::context::RequestContext;
 use crate::answer::Answer;
 use crate::config::Access;
+use crate::head;
 use crate::inject::REQUEST_ID;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process};
@@ -38,6 +40,28 @@ use crate::route::{Endpoint, PathError};
 /// How long what is left of a body is waited for after its answer, so that the connection
 /// can go on.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
+
+/// Why a request is not served.
+enum Refusal {
+    Answered(Rejection),
+    /// The client left, or broke the connection, before there was anything to answer.
+    Left(Box<Error>),
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self::Answered(rejection)
+    }
+}
+
+impl From<PathError> for Refusal {
+    fn from(error: PathError) -> Self {
+        Self::Answered(match error {
+            PathError::Malformed => Rejection::BadRequest("the path is malformed"),
+            PathError::Ambiguous => Rejection::BadRequest("the path can be read in different ways"),
+        })
+    }
+}
 
 /// The gateway as pingora sees it.
 pub struct Gateway {
@@ -55,20 +79,28 @@ impl Gateway {
         &self,
         http: &mut HttpSession,
         context: &mut RequestContext,
-    ) -> Result<Option<Answer>, Rejection> {
+    ) -> Result<Option<Answer>, Refusal> {
         let request = http.req_header();
+        if http.is_http2() {
+            // On HTTP/1 the edge has judged the head.
+            head::judge_http2(request, context.policy.head_limits)?;
+        }
         context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
         if request.headers.contains_key(UPGRADE) {
-            return Err(Rejection::BadRequest("Upgrade is not allowed here"));
+            return Err(Rejection::BadRequest("Upgrade is not allowed here").into());
         }
-        match context.endpoint {
-            Endpoint::Login => self.login(http, context).await.map(Some),
-            Endpoint::Logout => self.logout(http, context).await.map(Some),
-            Endpoint::Session => self.session(http, context).await.map(Some),
-            Endpoint::Health => self.health(http).map(Some),
-            Endpoint::Route(index) => self.admit(http, context, index).await.map(|()| None),
-            Endpoint::None => Err(Rejection::NoRoute),
-        }
+        let answer = match context.endpoint {
+            Endpoint::Login => self.login(http, context).await?,
+            Endpoint::Logout => self.logout(http, context).await?,
+            Endpoint::Session => self.session(http, context).await?,
+            Endpoint::Health => self.health(http)?,
+            Endpoint::Route(index) => {
+                self.admit(http, context, index).await?;
+                return Ok(None);
+            }
+            Endpoint::None => return Err(Rejection::NoRoute.into()),
+        };
+        Ok(Some(answer))
     }
 
     /// Whether a request may go to its route.
@@ -135,8 +167,9 @@ impl Gateway {
         if answer.status != 204 {
             header.insert_header(CONTENT_LENGTH, answer.body.len())?;
         }
-        http.write_response_header(Box::new(header), answer.body.is_empty()).await?;
-        if !answer.body.is_empty() {
+        let is_bodyless = answer.body.is_empty() || http.req_header().method == Method::HEAD;
+        http.write_response_header(Box::new(header), is_bodyless).await?;
+        if !is_bodyless {
             http.write_response_body(Some(answer.body.into()), true).await?;
         }
         Ok(())
@@ -175,7 +208,8 @@ impl ProxyHttp for Gateway {
         let answer = match self.judge(http, context).await {
             Ok(None) => return Ok(false),
             Ok(Some(answer)) => answer,
-            Err(rejection) => {
+            Err(Refusal::Left(error)) => return Err(error),
+            Err(Refusal::Answered(rejection)) => {
                 let answer = rejection.answer(context.request_id());
                 context.rejection = Some(rejection);
                 answer
@@ -228,6 +262,9 @@ impl ProxyHttp for Gateway {
         );
         let identity = context.session.as_ref().map(|session| &session.identity);
         context.policy.injector.apply(request, forwarding, identity)?;
+        if http.is_http2() {
+            join_cookies(request)?;
+        }
         if !request.raw_path().starts_with(b"/") {
             // Absolute form is for proxies; a service gets its own form (RFC 9112, 3.2.1).
             request.set_uri(request.uri.clone());
@@ -256,6 +293,15 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for it: Upgrade is not forwarded.
+            context.rejection = Some(Rejection::BadGateway);
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
+        }
+        if response.status.is_informational() {
+            context.policy.injector.clean_response(response);
+            return Ok(());
+        }
         context.upstream_status = Some(response.status.as_u16());
         context.policy.injector.clean_response(response);
         response.insert_header(&REQUEST_ID, &context.request_id)?;
@@ -273,7 +319,8 @@ impl ProxyHttp for Gateway {
             context.rejection = failure::rejection(error);
         }
         let rejection = context.rejection.clone();
-        if rejection.is_some() {
+        // What a client does wrong is everyday, and must not fill the log.
+        if rejection.is_some() && *error.esource() != ErrorSource::Downstream {
             tracing::warn!(
                 request_id = context.request_id(),
                 upstream = context.upstream.map(tracing::field::display),
@@ -284,7 +331,7 @@ impl ProxyHttp for Gateway {
         }
         let status = rejection.as_ref().map_or(0, Rejection::status);
         if let Some(rejection) = rejection
-            && http.response_written().is_none()
+            && context::final_answer(http).is_none()
         {
             let answer = rejection.answer(context.request_id());
             http.set_keepalive(None);
@@ -314,20 +361,22 @@ impl ProxyHttp for Gateway {
     }
 }
 
-impl From<PathError> for Rejection {
-    fn from(error: PathError) -> Self {
-        match error {
-            PathError::Malformed => Self::BadRequest("the path is malformed"),
-            PathError::Ambiguous => Self::BadRequest("the path can be read in different ways"),
-        }
-    }
-}
-
 fn host(request: &RequestHeader) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers.get(HOST)?.to_str().ok(),
     }
+}
+
+/// HTTP/2 may carry a cookie in several fields; HTTP/1 has one (RFC 9113, section 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
+    let crumbs: Vec<&[u8]> =
+        request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let cookie = crumbs.join(&b"; "[..]);
+        request.insert_header(COOKIE, cookie)?;
+    }
+    Ok(())
 }
 
 fn content_length(request: &RequestHeader) -> Option<u64> {

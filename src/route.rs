@@ -1,6 +1,6 @@
 //! Which route or endpoint a request is for.
 //!
-//! A path is judged once, in every way that an upstream might read it ([`path`]); all of
+//! A path is judged once, in every way that an upstream might read it (`path`); all of
 //! the readings must meet the same [`Endpoint`], and then the bytes go on as they came.
 //! Prefixes match at segment borders and the longest wins. The gateway's own endpoints
 //! match exactly, come before routes, and may be limited to some hosts.
@@ -245,6 +245,8 @@ mod tests {
             "/%6cogin",
             "/x/a/%2e%2e/../%2e%2e/../public",
             "/public/a%2f..%2f..%2fadmin",
+            "/public/admin%3fx",
+            "/public/admin%2523",
         ] {
             assert_eq!(routes.resolve(path, None), Err(PathError::Ambiguous), "{path}");
         }

@@ -204,6 +204,8 @@ fn transport_error(error: &reqwest::Error) -> WeChatError {
     // request was written, or began to be.
     if is_certificate_error(error) {
         WeChatError::Certificate
+    } else if is_nonsense(error) {
+        WeChatError::Malformed("not HTTP")
     } else if error.is_connect() {
         WeChatError::Unreachable
     } else if error.is_timeout() {
@@ -221,6 +223,12 @@ fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
         || error.source().is_some_and(is_certificate_error)
+}
+
+/// Whether something came that is no HTTP.
+fn is_nonsense(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+        || error.source().is_some_and(is_nonsense)
 }
 
 fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {

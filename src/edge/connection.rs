@@ -31,13 +31,16 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::chunked::{Chunked, Malformed};
-use super::head::Framing;
+use crate::head::Framing;
 
 /// Answers up to this size leave in one piece.
 const WRITE_BUFFER: usize = 4 << 10;
 
-/// Of what comes before its time, so much is taken from the socket.
+/// Bytes of one read.
 const HELD: usize = 4 << 10;
+
+/// Of what comes before its time, so much is taken from the socket.
+const MOST_HELD: usize = 64 << 10;
 
 /// Time that a client gets to finish sending after its answer.
 const LINGER: Duration = Duration::from_secs(5);
@@ -107,6 +110,13 @@ impl Connection {
         &self.held
     }
 
+    /// Forgets an empty line, if that is all there is.
+    pub fn skip_blank_line(&mut self) {
+        if &*self.held == b"\r\n" {
+            self.held.clear();
+        }
+    }
+
     /// Reads more of the next request; 0 at the end of the connection.
     pub async fn read_more(&mut self) -> io::Result<usize> {
         self.held.reserve(HELD);
@@ -148,19 +158,17 @@ impl Connection {
 
     /// What comes before its time is held; the end of the connection is passed on.
     fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.held.is_empty() {
-            // The request at hand ends by its answer, not by a read: nothing to wake for.
-            return Poll::Pending;
-        }
-        let mut early = [0; HELD];
-        let mut buffer = ReadBuf::new(&mut early);
-        match Pin::new(self.io.get_mut()).poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                self.held.extend_from_slice(buffer.filled());
-                Poll::Pending
+        while self.held.len() < MOST_HELD {
+            let mut early = [0; HELD];
+            let mut buffer = ReadBuf::new(&mut early);
+            std::task::ready!(Pin::new(self.io.get_mut()).poll_read(cx, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
             }
-            other => other,
+            self.held.extend_from_slice(buffer.filled());
         }
+        // The request at hand ends by its answer, not by a read: nothing to wake for.
+        Poll::Pending
     }
 }
 

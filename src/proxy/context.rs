@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
 
 use crate::access_log::{self, Line};
@@ -101,4 +102,9 @@ impl RequestContext {
             user: identity.map(|identity| process.access_log.user(&identity.openid)),
         });
     }
+}
+
+/// The head of the answer that went out, if one did; `100` and its like only announce one.
+pub fn final_answer(http: &HttpSession) -> Option<&ResponseHeader> {
+    http.response_written().filter(|answer| !answer.status.is_informational())
 }

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
-use http::{HeaderValue, Method};
+use http::header::{CONTENT_TYPE, EXPECT};
+use http::{HeaderValue, Method, Version};
+use pingora::Error;
 use pingora::proxy::Session as HttpSession;
 use serde::Serialize;
 
 use super::context::RequestContext;
-use super::{Gateway, failure};
+use super::{Gateway, Refusal, content_length, failure};
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::login::LoginRequest;
@@ -20,24 +21,35 @@ impl Gateway {
         &self,
         http: &mut HttpSession,
         context: &mut RequestContext,
-    ) -> Result<Answer, Rejection> {
+    ) -> Result<Answer, Refusal> {
         let policy = context.policy.clone();
         let login = &policy.login;
         let request = http.req_header();
         let is_query = request.method == Method::GET && login.accepts_query();
         if !is_query && request.method != Method::POST {
             let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) });
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) }.into());
         }
         if is_query {
             let query = request.uri.query().unwrap_or_default();
-            return login.serve(LoginRequest::Query(query), context.request_id()).await;
+            return Ok(login.serve(LoginRequest::Query(query), context.request_id()).await?);
         }
         let content_type = request.headers.get(CONTENT_TYPE).cloned();
-        let content_type =
-            content_type.as_ref().map(|value| value.to_str().unwrap_or("unreadable"));
-        let body = read_body(http, login.max_body(), policy.limits.body_timeout).await?;
-        login.serve(LoginRequest::Body { content_type, body: &body }, context.request_id()).await
+        // Two could be told apart in two ways.
+        let is_one = request.headers.get_all(CONTENT_TYPE).iter().nth(1).is_none();
+        let content_type = content_type
+            .as_ref()
+            .map(|value| value.to_str().ok().filter(|_| is_one).unwrap_or("unreadable"));
+        let body = match read_body(http, login.max_body(), policy.limits.body_timeout).await {
+            Ok(body) => body,
+            Err(Refusal::Answered(rejection)) => {
+                login.refused(&rejection);
+                return Err(rejection.into());
+            }
+            Err(left) => return Err(left),
+        };
+        let request = LoginRequest::Body { content_type, body: &body };
+        Ok(login.serve(request, context.request_id()).await?)
     }
 
     pub(super) async fn logout(
@@ -97,36 +109,34 @@ async fn read_body(
     http: &mut HttpSession,
     limit: usize,
     time: Duration,
-) -> Result<Vec<u8>, Rejection> {
-    let headers = &http.req_header().headers;
-    let announced =
-        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(Rejection::BodyTooLarge);
+) -> Result<Vec<u8>, Refusal> {
+    let request = http.req_header();
+    if content_length(request).is_some_and(|length| length > limit as u64) {
+        return Err(Rejection::BodyTooLarge.into());
     }
-    if headers
-        .get(EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
+    let expect = request.headers.get(EXPECT);
+    let waits = expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if waits && request.version != Version::HTTP_10 {
         // Asking for the body would otherwise count as answering before it has come, after
         // which pingora closes the connection.
         http.set_close_on_response_before_downstream_finish(false);
         let asked = http.write_continue_response().await;
         http.set_close_on_response_before_downstream_finish(true);
-        asked.map_err(|_| Rejection::BadRequest("the body did not come"))?;
+        asked.map_err(Refusal::Left)?;
     }
     let read = async {
         let mut body = Vec::new();
-        while let Some(chunk) = http.read_request_body().await.map_err(|error| {
-            failure::rejection(&error.into_down())
-                .unwrap_or(Rejection::BadRequest("the body did not come"))
-        })? {
+        while let Some(chunk) =
+            http.read_request_body().await.map_err(Error::into_down).map_err(|error| {
+                failure::rejection(&error).map_or(Refusal::Left(error), Refusal::Answered)
+            })?
+        {
             if body.len() + chunk.len() > limit {
-                return Err(Rejection::BodyTooLarge);
+                return Err(Rejection::BodyTooLarge.into());
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     };
-    tokio::time::timeout(time, read).await.unwrap_or(Err(Rejection::RequestTimeout))
+    tokio::time::timeout(time, read).await.unwrap_or(Err(Rejection::RequestTimeout.into()))
 }

@@ -1,7 +1,8 @@
 //! The ways in which servers read a path.
 //!
 //! Some decode escapes, once or, behind another proxy, twice; some drop `;parameters`,
-//! take `\` for `/`, merge `//` or resolve dot segments, each in an order of its own. The
+//! take `\` for `/`, merge `//`, resolve dot segments or cut at a decoded `?`, each in an
+//! order of its own. The
 //! readings of a path are all that can be had from it by any of these steps in any order,
 //! with two decodings at most. They are few for any path that is not built to confuse; one
 //! that has very many is refused.
@@ -40,6 +41,7 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
             (decoded, with_slashes(&reading)),
             (decoded, merged(&reading)),
             (decoded, resolved(&reading)),
+            (decoded, cut(&reading)),
         ];
         if decoded < 2 && reading.contains(&b'%') {
             found.push((decoded + 1, decode(&reading)?));
@@ -128,6 +130,12 @@ fn merged(path: &[u8]) -> Vec<u8> {
     merged
 }
 
+/// What an escaped `?` or `#` leaves of a path, once it is decoded, to a server that splits
+/// off query and fragment after it.
+fn cut(path: &[u8]) -> Vec<u8> {
+    path.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or(path).to_vec()
+}
+
 /// Dot segments resolved (RFC 3986, section 5.2.4).
 fn resolved(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
@@ -180,8 +188,8 @@ mod tests {
         /// Whatever sequence of steps a server takes, its reading is among those judged.
         #[test]
         fn every_order_of_steps_is_among_the_readings(
-            path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%25){0,8}",
-            steps in prop::collection::vec(0..5u8, 0..8),
+            path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%3f|%25){0,8}",
+            steps in prop::collection::vec(0..6u8, 0..8),
         ) {
             let Ok(all) = readings(&path) else { return Ok(()) };
             let mut reading = path.into_bytes();
@@ -192,6 +200,7 @@ mod tests {
                     1 => with_slashes(&reading),
                     2 => merged(&reading),
                     3 => resolved(&reading),
+                    4 => cut(&reading),
                     _ if decoded < 2 => {
                         decoded += 1;
                         decode(&reading).unwrap()

@@ -225,3 +225,21 @@ async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
     let again = async { while stack.get("/none").send().await.status != 200 {} };
     tokio::time::timeout(crate::harness::PATIENCE, again).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_line_after_a_request_is_no_request() {
+    let stack =
+        Stack::start_with("limits = { header_timeout = \"300ms\", idle_timeout = \"60s\" }").await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&stack.post("/none").body("payload").bytes()).await;
+    assert_eq!(connection.answer(false).await.status, 200);
+    connection.send(b"\r\n").await;
+    assert!(connection.is_closed().await, "closed in the end, and nothing is said");
+    let mut connection = Connection::open(stack.gateway).await;
+    connection
+        .send(&[stack.get("/none").bytes(), b"\r\n".to_vec(), stack.get("/none").bytes()].concat())
+        .await;
+    for _ in 0..2 {
+        assert_eq!(connection.answer(false).await.status, 200);
+    }
+}

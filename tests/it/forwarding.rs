@@ -219,3 +219,109 @@ async fn a_client_that_leaves_is_counted_as_such() {
 fn upstream(servers: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}")
 }
+
+/// What only announces an answer is none: errors after it are still told.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_after_an_informational_answer_are_told_and_counted() {
+    let changes = "limits = { max_body = \"1KiB\", body_timeout = \"300ms\" }\n\
+                   [[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"300ms\"";
+    let stack = Stack::start_with(changes).await;
+    for (reply, status, error, action) in [
+        (Reply::Last(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()), 502, "bad_gateway", "retry"),
+        (Reply::Stall(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()), 504, "gateway_timeout", "retry"),
+    ] {
+        stack.upstream.reply(move |_| reply.clone());
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&stack.post("/none").body("x").bytes()).await;
+        let mut answer = connection.answer(false).await;
+        while answer.status < 200 {
+            answer = connection.answer(false).await;
+        }
+        answer.assert_error(status, error, action);
+        let counted = format!("wxgate_http_requests_total{{code=\"{status}\",route=\"/none\"}}");
+        stack.until_metric(&counted, 1.0).await;
+    }
+    // An upstream that asks for a body which is then too large, stops, or is no body.
+    let eager = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = eager.local_addr().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        loop {
+            let (mut stream, _) = eager.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+                let mut sink = vec![0; 4096];
+                while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+            });
+        }
+    });
+    let changes = format!(
+        "limits = {{ max_body = \"1KiB\", body_timeout = \"300ms\" }}\n{}",
+        upstream(&format!("[\"{address}\"]"))
+    );
+    let stack = Stack::start_with(&changes).await;
+    let large = format!("7d0\r\n{}\r\n", "x".repeat(2000));
+    for (body, status, error) in [
+        (large.as_str(), 413, "body_too_large"),
+        ("zz\r\n", 400, "bad_request"),
+        ("5\r\nhe", 408, "request_timeout"),
+    ] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection
+            .send(b"POST /none HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await;
+        assert_eq!(connection.answer(false).await.status, 100);
+        connection.send(body.as_bytes()).await;
+        connection.answer(false).await.assert_error(status, error, "none");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_nobody_asked_for_is_a_bad_gateway() {
+    let stack = Stack::start().await;
+    let switching =
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nRAW";
+    stack.upstream.reply(move |_| Reply::Last(switching.to_vec()));
+    stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_concerns_only_the_upstreams_connection_stays_there() {
+    let stack = Stack::start().await;
+    stack.upstream.reply(|_| {
+        Reply::ok(
+            "Keep-Alive: timeout=5\r\nConnection: X-Hop, keep-alive\r\nX-Hop: a\r\nX-End: b\r\n",
+            "hello",
+        )
+    });
+    let answer = stack.get("/none").send().await;
+    assert_eq!((answer.header("keep-alive"), answer.header("x-hop")), (None, None));
+    assert_eq!((answer.header("x-end"), answer.text().as_str()), (Some("b"), "hello"));
+    stack
+        .upstream
+        .reply(|_| Reply::Last(b"HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\n".to_vec()));
+    let answer = stack.get("/none").send().await;
+    assert_eq!((answer.status, answer.header("content-length")), (204, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_is_none_is_counted_all_the_same() {
+    let stack = Stack::start().await;
+    stack
+        .upstream
+        .reply(|_| Reply::Last(b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n".to_vec()));
+    assert_eq!(stack.get("/none").send().await.status, 799);
+    stack.until_metric("wxgate_http_requests_total{code=\"799\",route=\"/none\"}", 1.0).await;
+}
+
+/// Sending more does not hide that the client has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_after_sending_early_is_noticed() {
+    let stack = Stack::start().await;
+    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&[stack.get("/none").bytes(), b"GET /next".to_vec()].concat()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    drop(connection);
+    stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"/none\"}", 1.0).await;
+}

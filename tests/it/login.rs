@@ -293,3 +293,43 @@ async fn wechat_is_reached_through_the_configured_proxy() {
     assert!(line.starts_with(&format!("GET http://{}/sns/", stack.wechat_address)), "{line}");
     assert_eq!(stack.sandbox.exchanges(), 0);
 }
+
+/// Something that is no HTTP is nonsense, not a lost answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_http_is_rejected() {
+    for nonsense in
+        ["NOTHTTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = vec![0; 4096];
+            let _ = stream.read(&mut bytes).await;
+            let _ = stream.write_all(nonsense.as_bytes()).await;
+        });
+        let stack = Stack::start_with(&format!("wechat.base_url = \"http://{address}\"")).await;
+        stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_that_cannot_be_read_are_counted_and_a_client_that_left_is_told_apart() {
+    let stack = Stack::start().await;
+    let refused = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
+    refused.assert_error(413, "body_too_large", "none");
+    let counted = "wxgate_logins_total{app_id=\"unknown\",outcome=\"body_too_large\"}";
+    assert_eq!(stack.metric(counted).await, 1.0);
+    let twice = stack
+        .post("/login")
+        .header("Content-Type", "text/plain")
+        .header("Content-Type", "application/json");
+    twice.body(r#"{"code":"user-a"}"#).send().await.assert_error(400, "bad_request", "none");
+
+    let mut connection = client::Connection::open(stack.gateway).await;
+    connection.send(b"POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{").await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    drop(connection);
+    stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"@login\"}", 1.0).await;
+}

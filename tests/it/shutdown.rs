@@ -102,3 +102,14 @@ async fn orders_that_are_not_built_yet_change_nothing() {
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_head_does_not_hold_up_the_end() {
+    let mut stack = Stack::start_with("limits.header_timeout = \"600s\"").await;
+    let mut half = Connection::open(stack.gateway).await;
+    half.send(&stack.get("/none").bytes()).await;
+    assert_eq!(half.answer(false).await.status, 200);
+    half.send(b"GET /none HTTP/1.1\r\n").await;
+    stack.orders.send(Order::Drain).await.unwrap();
+    ended(&mut stack).await;
+}

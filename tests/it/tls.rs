@@ -132,3 +132,34 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     }
     assert!(rest.is_empty());
 }
+
+/// The rules for heads are those of HTTP/1, and what goes upstream is sound HTTP/1.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_is_held_to_the_same_rules() {
+    let (stack, client, _directory) = start("endpoints.health = \"/health\"").await;
+    let client = client.build().unwrap();
+    let url = |path: &str| format!("https://localhost:{}{path}", stack.gateway.port());
+    let cookies = client.get(url("/none")).header("Cookie", "a=1").header("Cookie", "b=2");
+    assert_eq!(cookies.send().await.unwrap().status().as_u16(), 200);
+    assert_eq!(stack.upstream.seen()[0].all("cookie"), ["a=1; b=2"]);
+
+    for path in ["/health", "/orders", "/none"] {
+        let answer = client.head(url(path)).send().await.unwrap();
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        assert_eq!(answer.text().await.unwrap(), "", "{path}");
+    }
+    let before = stack.upstream.seen().len();
+    for method in ["TRACE", "get", "G|T"] {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let answer = client.request(method.clone(), url("/none")).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 400, "{method}");
+    }
+    let long = client.get(url(&format!("/none/{}", "x".repeat(9000)))).send().await.unwrap();
+    assert_eq!(long.status().as_u16(), 431);
+    let mut many = client.get(url("/none"));
+    for number in 0..120 {
+        many = many.header(format!("x-{number}"), "a");
+    }
+    assert_eq!(many.send().await.unwrap().status().as_u16(), 431);
+    assert_eq!(stack.upstream.seen().len(), before);
+}

@@ -1,9 +1,16 @@
 //! Whether the head of a request is beyond doubt.
 //!
 //! pingora's parser is lenient, and another server may be lenient in another way: a head
-//! that two parsers could read differently is refused here, from its raw bytes, before
-//! anything else looks at it (RFC 9112, sections 2.2, 3 and 6; the attacks are known as
-//! request smuggling). What passes has one reading, and its body one length.
+//! that two parsers could read differently is refused here. On HTTP/1 that is judged from
+//! its raw bytes, before anything else looks at it (RFC 9112, sections 2.2, 3 and 6; the
+//! attacks are known as request smuggling); HTTP/2 has framing of its own, and what is
+//! judged is what would be written to an upstream in HTTP/1. What passes has one reading,
+//! and its body one length.
+
+use std::net::Ipv6Addr;
+
+use http::header::HOST;
+use pingora::http::RequestHeader;
 
 use crate::header::trim;
 use crate::rejection::Rejection;
@@ -66,6 +73,27 @@ pub fn judge(
     Ok(Some(Head { length: skipped + length, framing }))
 }
 
+/// Judges a head that came over HTTP/2.
+///
+/// # Errors
+/// The refusal to answer with.
+pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Rejection> {
+    if request.headers.len() > limits.lines {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    judge_method(request.method.as_str().as_bytes())?;
+    judge_target(request.raw_path(), limits)?;
+    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = request.headers.get(HOST).map(http::HeaderValue::as_bytes);
+    match authority.or(host) {
+        Some(host) => judge_host(host, None),
+        None => Err(Rejection::BadRequest("Host is missing")),
+    }
+}
+
+/// As pingora counts: so many are too many.
+const MOST_NOMINATED: usize = 10;
+
 const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
 
 fn find_end(text: &[u8]) -> Option<usize> {
@@ -107,25 +135,13 @@ impl<'a> RequestLine<'a> {
         else {
             return Err(malformed);
         };
-        let is_method = (1..=32).contains(&method.len())
-            && method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
-        if !is_method {
-            return Err(malformed);
-        }
-        if matches!(method, b"CONNECT" | b"TRACE") {
-            return Err(Rejection::BadRequest("this method is not served"));
-        }
+        judge_method(method)?;
         let is_http_10 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
             _ => return Err(malformed),
         };
-        if target.len() > limits.target {
-            return Err(Rejection::HeadersTooLarge);
-        }
-        if !target.iter().copied().all(is_target_byte) {
-            return Err(Rejection::BadRequest("the target holds bytes that none may hold"));
-        }
+        judge_target(target, limits)?;
         let (authority, path_and_query) = match target {
             [b'/', ..] => (None, target),
             _ => {
@@ -138,6 +154,29 @@ impl<'a> RequestLine<'a> {
         let path = path_and_query.split(|b| *b == b'?').next().unwrap_or_default();
         Ok(Self { path, authority, is_http_10 })
     }
+}
+
+fn judge_method(method: &[u8]) -> Result<(), Rejection> {
+    let is_method = (1..=32).contains(&method.len())
+        && method.first().is_some_and(u8::is_ascii_uppercase)
+        && method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
+    if !is_method || matches!(method, b"CONNECT" | b"TRACE") {
+        return Err(Rejection::BadRequest("this method is not served"));
+    }
+    Ok(())
+}
+
+fn judge_target(target: &[u8], limits: HeadLimits) -> Result<(), Rejection> {
+    if target.len() > limits.target {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    let mut parts = target.split(|b| *b == b'?');
+    let path = parts.next().unwrap_or_default();
+    // No URI may hold a backtick in its path, and pingora's has none.
+    if !target.iter().copied().all(is_target_byte) || path.contains(&b'`') {
+        return Err(Rejection::BadRequest("the target holds bytes that none may hold"));
+    }
+    Ok(())
 }
 
 /// Printable ASCII, but for what servers cut off, rewrite or take for `/`.
@@ -161,6 +200,7 @@ fn judge_fields(
 ) -> Result<Framing, Rejection> {
     let mut host = None;
     let mut length = None;
+    let mut nominated = 0;
     let mut is_chunked = false;
     for (count, line) in lines.enumerate() {
         if count >= limits.lines {
@@ -182,6 +222,8 @@ fn judge_fields(
                 ));
             }
             is_chunked = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            judge_connection(value, &mut nominated)?;
         }
     }
     match host {
@@ -219,17 +261,51 @@ fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
     number.ok_or(Rejection::BadRequest("Content-Length is not a number"))
 }
 
+/// A name or an address, with or without a port; and the same in an absolute target, to the
+/// letter, as pingora compares them.
 fn judge_host(host: &[u8], authority: Option<&[u8]>) -> Result<(), Rejection> {
-    let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(b);
-    if host.is_empty() || !host.iter().all(legal) {
+    if !std::str::from_utf8(host).is_ok_and(is_host) {
         return Err(Rejection::BadRequest("Host is malformed"));
     }
     match authority {
-        Some(authority) if !authority.eq_ignore_ascii_case(host) => {
+        Some(authority) if authority != host => {
             Err(Rejection::BadRequest("Host and target name different hosts"))
         }
         _ => Ok(()),
     }
+}
+
+fn is_host(host: &str) -> bool {
+    let (is_name, rest) = match host.strip_prefix('[') {
+        Some(bracketed) => match bracketed.split_once(']') {
+            Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let (name, rest) = host.split_at(host.find(':').unwrap_or(host.len()));
+            let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            (!name.is_empty() && name.bytes().all(legal), rest)
+        }
+    };
+    let is_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+}
+
+/// Counts what a `Connection` line nominates. pingora refuses the same, but only when the
+/// connection upstream stands.
+fn judge_connection(value: &[u8], nominated: &mut usize) -> Result<(), Rejection> {
+    /// What must not be taken away from an upstream.
+    const KEPT: [&[u8]; 4] =
+        [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+    for name in value.split(|b| *b == b',').map(trim) {
+        *nominated += 1;
+        let is_kept = KEPT.iter().any(|kept| name.eq_ignore_ascii_case(kept));
+        if *nominated >= MOST_NOMINATED || is_kept || !name.iter().copied().all(is_token_byte) {
+            return Err(Rejection::BadRequest("Connection is malformed"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -258,7 +334,7 @@ mod tests {
         assert_eq!(verdict(post), passed(Framing::Length(12), post.len()));
         let chunked = "POST / HTTP/1.1\r\nhost:h\r\ntransfer-encoding:  Chunked \r\n\r\n";
         assert_eq!(verdict(chunked), passed(Framing::Chunked, chunked.len()));
-        let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: H:80\r\n\r\n";
+        let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: h:80\r\n\r\n";
         assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
     }
 
@@ -310,6 +386,9 @@ mod tests {
             "GET http:// HTTP/1.1",
             "PRI * HTTP/2.0",
             "GET /\r/ HTTP/1.1",
+            "GET /a`b HTTP/1.1",
+            "- / HTTP/1.1",
+            "GET http://H/ HTTP/1.1",
         ] {
             assert!(is_bad(&format!("{line}\r\nHost: h\r\n\r\n")), "{line:?}");
         }
@@ -334,12 +413,27 @@ mod tests {
             "Host: h",
             "Host:",
             "é: a",
+            "Connection: \"X-OpenId\"",
+            "Connection: :path",
+            "Connection: Host",
+            "Connection: a,b,c,d,e,f,g,h,i,j",
         ] {
             assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n")), "{field:?}");
         }
-        for host in
-            ["", "Host: \r\n", "Host: a b\r\n", "Host: u@h\r\n", "Host: h/x\r\n", "Host: h,h\r\n"]
-        {
+        for host in [
+            "",
+            "Host: \r\n",
+            "Host: a b\r\n",
+            "Host: u@h\r\n",
+            "Host: h/x\r\n",
+            "Host: h,h\r\n",
+            "Host: [\r\n",
+            "Host: [::1\r\n",
+            "Host: ::\r\n",
+            "Host: h:\r\n",
+            "Host: h:99999\r\n",
+            "Host: h:8 0\r\n",
+        ] {
             assert!(is_bad(&format!("GET / HTTP/1.1\r\n{host}\r\n")), "{host:?}");
         }
     }
@@ -385,6 +479,39 @@ mod tests {
         ] {
             assert!(is_bad(text), "{text:?}");
         }
+    }
+
+    #[test]
+    fn hosts_of_every_kind_pass() {
+        for host in ["h", "shop.example:8080", "127.0.0.1", "[::1]", "[2001:db8::1]:443", "a_b-c."]
+        {
+            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_head_of_http_2_is_held_to_the_same_rules() {
+        let judged = |method: &str, path: &str, host: &str| {
+            let mut request = RequestHeader::build(method, path.as_bytes(), None).unwrap();
+            request.append_header("Host", host.to_owned()).unwrap();
+            judge_http2(&request, LIMITS)
+        };
+        assert_eq!(judged("GET", "/a?b=`", "h:80"), Ok(()));
+        for (method, path, host) in [
+            ("TRACE", "/", "h"),
+            ("get", "/", "h"),
+            ("G|T", "/", "h"),
+            ("GET", "/a\\b", "h"),
+            ("GET", "/", "h,h"),
+            ("GET", "/", "h:x"),
+            ("GET", "/", ""),
+        ] {
+            let verdict = judged(method, path, host);
+            assert!(matches!(verdict, Err(Rejection::BadRequest(_))), "{method} {path} {host}");
+        }
+        let long = format!("/{}", "x".repeat(100));
+        assert_eq!(judged("GET", &long, "h"), Err(Rejection::HeadersTooLarge));
     }
 
     #[test]
