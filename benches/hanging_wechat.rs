@@ -36,6 +36,7 @@ async fn main() {
         admin = {{ listen = "127.0.0.1:0" }}
         wechat = {{ base_url = "http://{}", timeout = "60s" }}
         log = {{ access = "off" }}
+        limits = {{ max_requests_per_connection = 1000000 }}
         app = [{{ app_id = "{}", app_secret = {{ env = "UNUSED" }} }}]
         upstream = [{{ name = "u", servers = ["{}"] }}]
         route = [{{ path = "/", upstream = "u" }}]

@@ -40,6 +40,8 @@ pub struct Config {
     pub log: LogSection,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
+    /// What works, but should not be left so. Shown at the start and by `check`.
+    pub warnings: Vec<String>,
 }
 
 /// Whether secrets are read, or may be absent as in CI.
@@ -211,8 +213,16 @@ pub struct LimitsSection {
     pub max_header_count: usize,
     /// Bytes of a request target.
     pub max_target: usize,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_timeout: Duration,
+    /// Bytes of body a second that a client must send, after a moment's grace; 0: any.
+    pub min_body_rate: u64,
+    /// Requests of one HTTP/1 connection.
+    pub max_requests_per_connection: usize,
     /// Public connections at once.
     pub max_connections: usize,
+    /// Of one address; `None`: as many as there may be in all.
+    pub max_connections_per_address: Option<usize>,
 }
 
 #[derive(Clone, Debug)]

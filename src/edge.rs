@@ -8,8 +8,10 @@
 mod chunked;
 mod connection;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
@@ -22,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use self::connection::Connection;
+use self::connection::{Connection, Pace};
 use crate::access_log::{self, Line};
 use crate::config::LimitsSection;
 use crate::forwarded;
@@ -49,8 +51,11 @@ pub struct Edge {
     acceptor: Option<TlsAcceptor>,
     policy: Arc<Policy>,
     process: Arc<Process>,
+    pace: Pace,
     /// One for each connection that is served.
     permits: Semaphore,
+    /// Connections by address, where that is limited. Never more than there are permits.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// How the wait for a head ended.
@@ -79,7 +84,9 @@ impl Edge {
         Self {
             proxy: Arc::new(proxy),
             acceptor: tls.map(TlsAcceptor::from),
+            pace: Pace { write_timeout: limits.write_timeout, min_body_rate: limits.min_body_rate },
             permits: Semaphore::new(limits.max_connections),
+            by_address: Mutex::default(),
             policy,
             process,
         }
@@ -92,9 +99,14 @@ impl Edge {
         let Ok(_permit) = self.permits.try_acquire() else {
             return self.turn_away(stream, peer).await;
         };
+        let Ok(_share) = self.share(peer.ip().to_canonical()) else {
+            return self.turn_away(stream, peer).await;
+        };
         let mut closing = self.process.lifecycle.closing();
         let Some(acceptor) = &self.acceptor else {
-            return self.serve_http1(Connection::plain(stream, peer), peer, closing).await;
+            return self
+                .serve_http1(Connection::plain(stream, peer, self.pace), peer, closing)
+                .await;
         };
         // A failed handshake is the client's affair.
         let handshake = timeout(self.policy.limits.header_timeout, acceptor.accept(stream));
@@ -103,7 +115,7 @@ impl Edge {
             () = closed(&mut closing) => return,
         };
         let Ok(Ok(stream)) = shaken else { return };
-        let mut connection = Connection::tls(stream, peer);
+        let mut connection = Connection::tls(stream, peer, self.pace);
         if connection.is_http2() {
             connection.begin_http2();
             self.proxy.process_new(Box::new(connection), &closing).await;
@@ -118,22 +130,24 @@ impl Edge {
         peer: SocketAddr,
         mut closing: watch::Receiver<bool>,
     ) {
-        let mut is_first = true;
-        loop {
-            let head = match self.wait_for_head(&mut connection, &mut closing, is_first).await {
+        let most = self.policy.limits.max_requests_per_connection;
+        for number in 1..=most {
+            let head = match self.wait_for_head(&mut connection, &mut closing, number == 1).await {
                 Wait::Head(head) => head,
                 Wait::Refused(rejection) => {
                     return self.refuse(connection, peer, &rejection).await;
                 }
                 Wait::Over => return,
             };
-            is_first = false;
             let Ok(request) = connection.begin_request(head.length, head.framing) else {
                 let malformed = Rejection::BadRequest("the body is malformed");
                 return self.refuse(connection, peer, &malformed).await;
             };
             let mut session = ServerSession::new_http1(Box::new(connection));
             session.set_pipelined_prefix(request);
+            if number == most {
+                session.set_keepalive_reuses_remaining(Some(0));
+            }
             let Some(reused) = self.proxy.process_new_http(session, &closing).await else { return };
             let (stream, _) = reused.consume();
             match stream.into_any().downcast::<Connection>() {
@@ -191,13 +205,28 @@ impl Edge {
         }
     }
 
+    /// One more connection of an address, unless it has as many as it may.
+    fn share(&self, address: IpAddr) -> Result<Option<Share<'_>>, TooMany> {
+        let Some(most) = self.policy.limits.max_connections_per_address else { return Ok(None) };
+        if self.policy.trusted_proxies.contains(address) {
+            return Ok(None);
+        }
+        let mut by_address = lock(&self.by_address);
+        let count = by_address.entry(address).or_default();
+        if *count >= most {
+            return Err(TooMany);
+        }
+        *count += 1;
+        Ok(Some(Share { by_address: &self.by_address, address }))
+    }
+
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.
     async fn turn_away(&self, stream: TcpStream, peer: SocketAddr) {
         if self.acceptor.is_some() {
             // A handshake would cost more than the connection is worth.
             return;
         }
-        let mut connection = Connection::plain(stream, peer);
+        let mut connection = Connection::plain(stream, peer, self.pace);
         // A request that is there already, unread, would reset the connection.
         let _ = timeout(TURN_AWAY, connection.read_more()).await;
         let _ = timeout(TURN_AWAY, self.refuse(connection, peer, &Rejection::Overloaded)).await;
@@ -234,6 +263,32 @@ impl Edge {
         });
         connection.end_with(&answer.to_closing_http1()).await;
     }
+}
+
+/// An address has as many connections as it may.
+struct TooMany;
+
+/// A connection of an address, until it is dropped.
+struct Share<'a> {
+    by_address: &'a Mutex<HashMap<IpAddr, usize>>,
+    address: IpAddr,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut by_address = lock(self.by_address);
+        if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// Nothing panics while it holds the lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A fresh `H2Options` has none of pingora's own bounds, so each is set here.

@@ -32,7 +32,8 @@ impl TrustedProxies {
         Self(networks.to_vec())
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    /// Whether an address, in its canonical form, is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -103,8 +104,14 @@ fn run(path: &Path) -> ExitCode {
         Ok(metrics) => metrics,
         Err(error) => return refuse(&error),
     };
+    if let Err(reason) = harden() {
+        return refuse(&reason);
+    }
     // Dropped last: it writes what is queued.
     let _log = telemetry::install(&config.log, &metrics);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     block_on(async {
         let orders = orders()?;
         let server = Server::bind(&config, Clock::system(), metrics)?;
@@ -113,10 +120,28 @@ fn run(path: &Path) -> ExitCode {
     })
 }
 
+/// Keeps what is in memory, secrets and tokens among it, in memory.
+fn harden() -> Result<(), String> {
+    if std::env::var_os("SSLKEYLOGFILE").is_some() {
+        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
+                    down. Unset it"
+            .to_owned());
+    }
+    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, no_core).map_err(|error| format!("core dumps: {error}"))?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| format!("core dumps: {error}"))?;
+    Ok(())
+}
+
 fn check(path: &Path, without_secrets: bool) -> ExitCode {
     let secrets = if without_secrets { Secrets::Ignore } else { Secrets::Load };
     match Config::load(path, secrets) {
-        Ok(_) => {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
             println!("{}: ok", path.display());
             ExitCode::SUCCESS
         }

@@ -31,9 +31,9 @@ pub fn check(name: &str, text: &str, secrets: Secrets) -> Result<Config, Problem
     }
     let report = RefCell::new(Report::default());
     let config = read(Section::root(&document, &report), secrets);
-    let diagnostics = report.into_inner().diagnostics;
+    let Report { diagnostics, warnings, .. } = report.into_inner();
     match config {
-        Some(config) if diagnostics.is_empty() => Ok(config),
+        Some(config) if diagnostics.is_empty() => Ok(Config { warnings, ..config }),
         _ => Err(Problems::new(name, text, diagnostics)),
     }
 }
@@ -87,6 +87,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         log,
         upstreams: upstreams.into_iter().map(|upstream| upstream.value).collect(),
         routes: routes?,
+        warnings: Vec::new(),
     })
 }
 
@@ -99,10 +100,21 @@ fn limits(section: Section<'_>) -> LimitsSection {
         max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
         max_header_count: section.number("max_header_count", 100, 1..=256),
         max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
+        write_timeout: section.positive("write_timeout", Duration::from_secs(30)),
+        min_body_rate: section.get_or("min_body_rate", Size(240)).0,
+        max_requests_per_connection: section.number(
+            "max_requests_per_connection",
+            1000,
+            1..=1 << 30,
+        ),
         max_connections: match section.get_or("max_connections", 0usize) {
             0 => default_connections(),
             // A semaphore counts no further.
             connections => connections.min(1 << 24),
+        },
+        max_connections_per_address: match section.get_or("max_connections_per_address", 0) {
+            0 => None,
+            connections => Some(connections),
         },
     };
     section.finish();

@@ -21,6 +21,8 @@ use super::value::{FromValue, Size, kind};
 #[derive(Default)]
 pub struct Report {
     pub diagnostics: Vec<Diagnostic>,
+    /// What works, but should not be left so.
+    pub warnings: Vec<String>,
     /// Keys asked for, as documented.
     pub known: BTreeSet<String>,
     /// Reading is only for `known`: sections that may be absent are walked through too.
@@ -283,6 +285,11 @@ impl<'a> Section<'a> {
         help: impl Into<String>,
     ) {
         self.report(at.key.clone(), at.span.clone(), message, help, Line::Shown);
+    }
+
+    /// Says something about a value that can be used all the same.
+    pub fn warn<T>(&self, at: &Located<T>, message: &str) {
+        self.report.borrow_mut().warnings.push(format!("{}: {message}", at.key));
     }
 
     /// Reports a problem of a place.

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -42,6 +42,9 @@ const HELD: usize = 4 << 10;
 /// Of what comes before its time, so much is taken from the socket.
 const MOST_HELD: usize = 64 << 10;
 
+/// Waiting for a body that is not judged: connections are slow to start.
+const BODY_GRACE: Duration = Duration::from_secs(5);
+
 /// Time that a client gets to finish sending after its answer.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -53,8 +56,23 @@ pub struct Connection {
     /// What is left of the body at hand.
     body: Body,
     digest: Arc<SocketDigest>,
+    pace: Pace,
+    /// Time spent waiting for the body at hand, and bytes of it that came.
+    waited: Duration,
+    received: u64,
+    waiting_since: Option<Instant>,
+    /// Set while the client takes nothing.
+    write_stall: Option<Pin<Box<Sleep>>>,
     /// Set once the connection is closed on our side: until then the client is waited for.
     linger: Option<Pin<Box<Sleep>>>,
+}
+
+/// How slow a client may be.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub write_timeout: Duration,
+    /// Bytes of body a second; 0: any.
+    pub min_body_rate: u64,
 }
 
 /// What pingora may still read.
@@ -77,15 +95,15 @@ fn tcp(transport: &Transport) -> &TcpStream {
 }
 
 impl Connection {
-    pub fn plain(stream: TcpStream, peer: SocketAddr) -> Self {
-        Self::new(Either::Left(stream), peer)
+    pub fn plain(stream: TcpStream, peer: SocketAddr, pace: Pace) -> Self {
+        Self::new(Either::Left(stream), peer, pace)
     }
 
-    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr) -> Self {
-        Self::new(Either::Right(Box::new(stream)), peer)
+    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr, pace: Pace) -> Self {
+        Self::new(Either::Right(Box::new(stream)), peer, pace)
     }
 
-    fn new(transport: Transport, peer: SocketAddr) -> Self {
+    fn new(transport: Transport, peer: SocketAddr, pace: Pace) -> Self {
         let digest = SocketDigest::from_raw_fd(tcp(&transport).as_raw_fd());
         // Known already: pingora need not ask the system.
         let _ = digest.peer_addr.set(Some(PingoraAddr::Inet(peer)));
@@ -94,6 +112,11 @@ impl Connection {
             held: BytesMut::new(),
             body: Body::Length(0),
             digest: Arc::new(digest),
+            pace,
+            waited: Duration::ZERO,
+            received: 0,
+            waiting_since: None,
+            write_stall: None,
             linger: None,
         }
     }
@@ -132,6 +155,8 @@ impl Connection {
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunked(Chunked::new()),
         };
+        self.waited = Duration::ZERO;
+        self.received = 0;
         let body = self.body.take(self.held.get(head..).unwrap_or_default())?;
         let request = self.held.split_to(head + body);
         if self.held.is_empty() {
@@ -154,6 +179,35 @@ impl Connection {
             // There is nobody left to tell of a failure.
             let _ = AsyncWriteExt::shutdown(&mut self).await;
         }
+    }
+
+    /// Whether the body still comes fast enough.
+    fn judge_pace(&mut self, read: usize) -> io::Result<()> {
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += since.elapsed();
+        }
+        self.received += read as u64;
+        let is_judged = !matches!(self.body, Body::Http2) && self.waited > BODY_GRACE;
+        if is_judged && self.received < self.pace.min_body_rate * self.waited.as_secs() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the body comes too slowly"));
+        }
+        Ok(())
+    }
+
+    /// Ends a write that the client takes nothing of for too long.
+    fn judge_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_stall = None;
+            return written;
+        }
+        let time = self.pace.write_timeout;
+        let stall = self.write_stall.get_or_insert_with(|| Box::pin(sleep(time)));
+        std::task::ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
     }
 
     /// What comes before its time is held; the end of the connection is passed on.
@@ -183,7 +237,12 @@ impl AsyncRead for Connection {
             return this.poll_early(cx);
         }
         let before = buffer.filled().len();
-        std::task::ready!(Pin::new(this.io.get_mut()).poll_read(cx, buffer))?;
+        let Poll::Ready(read) = Pin::new(this.io.get_mut()).poll_read(cx, buffer) else {
+            this.waiting_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        };
+        read?;
+        this.judge_pace(buffer.filled().len() - before)?;
         let read = buffer.filled().get(before..).unwrap_or_default();
         let end = before + this.body.take(read)?;
         this.held.extend_from_slice(buffer.filled().get(end..).unwrap_or_default());
@@ -223,11 +282,13 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.judge_write(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.judge_write(cx, flushed)
     }
 
     /// Also waits for a client that may still be sending, until it has read its answer and
@@ -259,7 +320,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.judge_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -18,6 +18,9 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
         }),
         ErrorSource::Downstream => match error.etype() {
             ErrorType::ReadTimedout => Some(Rejection::RequestTimeout),
+            ErrorType::ReadError if io_kind(error) == Some(io::ErrorKind::TimedOut) => {
+                Some(Rejection::RequestTimeout)
+            }
             // The edge's own verdict on a body that it passes on.
             ErrorType::ReadError if io_kind(error) == Some(io::ErrorKind::InvalidData) => {
                 Some(Rejection::BadRequest("the body is malformed"))

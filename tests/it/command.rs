@@ -369,7 +369,7 @@ async fn a_full_pipe_blocks_no_request() {
         directory.path(),
         "http://127.0.0.1:1",
         upstream.address,
-        "log.access = \"stdout\"",
+        "log.access = \"stdout\"\nlimits.max_requests_per_connection = 100000",
     );
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, &config).unwrap();
@@ -391,4 +391,35 @@ async fn a_full_pipe_blocks_no_request() {
     let mut log = String::new();
     gateway.child.stdout.take().unwrap().read_to_string(&mut log).unwrap();
     assert!((100..12_000).contains(&log.lines().count()), "some were written and some given up");
+}
+
+#[test]
+fn keys_and_memory_stay_in_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write_config(directory.path(), "");
+    let output = wxgate().args(["run", "-c"]).arg(&file).env("SSLKEYLOGFILE", "/tmp/x").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("SSLKEYLOGFILE"));
+
+    let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
+    gateway.line_with("listening");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+}
+
+#[test]
+fn a_secret_file_that_everybody_can_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = write_config(directory.path(), "");
+    let secret = directory.path().join("wechat-secret");
+    for (mode, is_warned) in [(0o644, true), (0o640, false)] {
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+        let output = run("check", &file);
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(text(&output.stderr).contains("warning: app[0].app_secret"), is_warned);
+    }
 }

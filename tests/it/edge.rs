@@ -243,3 +243,60 @@ async fn an_empty_line_after_a_request_is_no_request() {
         assert_eq!(connection.answer(false).await.status, 200);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_may_be_limited_and_a_trusted_proxy_is_not() {
+    let limit = "limits.max_connections_per_address = 1";
+    let stack = Stack::start_with(limit).await;
+    let mut first = Connection::open(stack.gateway).await;
+    first.send(&stack.get("/none").bytes()).await;
+    assert_eq!(first.answer(false).await.status, 200);
+    stack.get("/none").send().await.assert_error(503, "overloaded", "retry");
+    drop(first);
+    let again = async { while stack.get("/none").send().await.status != 200 {} };
+    tokio::time::timeout(crate::harness::PATIENCE, again).await.unwrap();
+
+    let trusted = format!("{limit}\nserver.trusted_proxies = [\"127.0.0.1\"]");
+    let stack = Stack::start_with(&trusted).await;
+    let _first = Connection::open(stack.gateway).await;
+    assert_eq!(stack.get("/none").send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_after_so_many_requests() {
+    let stack = Stack::start_with("limits.max_requests_per_connection = 3").await;
+    let mut connection = Connection::open(stack.gateway).await;
+    for kept in ["keep-alive", "keep-alive", "close"] {
+        connection.send(&stack.get("/none").bytes()).await;
+        assert_eq!(connection.answer(false).await.header("connection"), Some(kept));
+    }
+    assert!(connection.is_closed().await);
+}
+
+/// Each byte comes in time, and the body never comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_drips_is_cut_off() {
+    let stack = Stack::start_with("limits.min_body_rate = \"1KiB\"").await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n").await;
+    let dripped = async {
+        loop {
+            if !connection.is_silent(Duration::from_millis(300)).await {
+                return;
+            }
+            connection.send(b"x").await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, dripped).await.unwrap();
+    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let stack = Stack::start_with("limits.write_timeout = \"300ms\"").await;
+    stack.upstream.reply(|_| crate::harness::upstream::Reply::ok("", &"x".repeat(30_000_000)));
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&stack.get("/none").bytes()).await;
+    stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"/none\"}", 1.0).await;
+    assert!(!connection.answer(false).await.is_whole);
+}

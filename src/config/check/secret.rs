@@ -1,5 +1,7 @@
 //! Secrets by reference: from the environment or from a file, never in the configuration.
 
+use std::os::unix::fs::PermissionsExt;
+
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
@@ -50,6 +52,11 @@ pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) 
         Reference::Variable(variable) => read_variable(variable),
         Reference::File(file) => read_file(file),
     };
+    if let Reference::File(file) = &reference.value
+        && is_open_to_all(file)
+    {
+        section.warn(&reference, &format!("file {file} can be read by every user of this machine"));
+    }
     match found {
         Ok(text) => Some(Secret::new(text)),
         Err(reason) => {
@@ -75,6 +82,10 @@ fn read_file(file: &str) -> Result<String, String> {
         Ok(None) => Err(format!("file {file} is empty")),
         Err(error) => Err(format!("file {file}: {}", io_reason(&error))),
     }
+}
+
+fn is_open_to_all(file: &str) -> bool {
+    std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 /// Editors and shells end what they write with a newline.
