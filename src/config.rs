@@ -213,6 +213,10 @@ pub struct LimitsSection {
     pub max_header_count: usize,
     /// Bytes of a request target.
     pub max_target: usize,
+    /// How long nothing may pass on a WebSocket, either way.
+    pub websocket_idle_timeout: Duration,
+    /// The longest life of a WebSocket; the end of its session may come first.
+    pub websocket_lifetime: Duration,
     /// How long a client may take nothing of what is sent to it.
     pub write_timeout: Duration,
     /// Bytes of body a second that a client must send, after a moment's grace; 0: any.
@@ -294,6 +298,8 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Empty: sessions of every app.
     pub apps: Vec<AppId>,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
 }
 
 /// What a route asks of a session.

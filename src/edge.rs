@@ -139,12 +139,16 @@ impl Edge {
                 }
                 Wait::Over => return,
             };
+            let tunnel = head.is_upgrade.then(|| connection.tunnel());
             let Ok(request) = connection.begin_request(head.length, head.framing) else {
                 let malformed = Rejection::BadRequest("the body is malformed");
                 return self.refuse(connection, peer, &malformed).await;
             };
             let mut session = ServerSession::new_http1(Box::new(connection));
             session.set_pipelined_prefix(request);
+            if let Some(tunnel) = tunnel {
+                session.set_connection_user_context(Some(Box::new(tunnel)));
+            }
             if number == most {
                 session.set_keepalive_reuses_remaining(Some(0));
             }

@@ -30,6 +30,8 @@ pub struct Head {
     /// Bytes up to and with the empty line.
     pub length: usize,
     pub framing: Framing,
+    /// Whether the request asks to become something else.
+    pub is_upgrade: bool,
 }
 
 /// What follows a head.
@@ -69,8 +71,8 @@ pub fn judge(
     }
     let mut lines = Lines(head);
     let request = RequestLine::parse(lines.next().unwrap_or_default(), limits)?;
-    let framing = judge_fields(lines, &request, limits, is_health)?;
-    Ok(Some(Head { length: skipped + length, framing }))
+    let (framing, is_upgrade) = judge_fields(lines, &request, limits, is_health)?;
+    Ok(Some(Head { length: skipped + length, framing, is_upgrade }))
 }
 
 /// Judges a head that came over HTTP/2.
@@ -197,7 +199,8 @@ fn judge_fields(
     request: &RequestLine<'_>,
     limits: HeadLimits,
     is_health: impl Fn(&[u8]) -> bool,
-) -> Result<Framing, Rejection> {
+) -> Result<(Framing, bool), Rejection> {
+    let mut is_upgrade = false;
     let mut host = None;
     let mut length = None;
     let mut nominated = 0;
@@ -224,6 +227,8 @@ fn judge_fields(
             is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"connection") {
             judge_connection(value, &mut nominated)?;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            is_upgrade = true;
         }
     }
     match host {
@@ -233,8 +238,8 @@ fn judge_fields(
     }
     match (length, is_chunked) {
         (Some(_), true) => Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding")),
-        (None, true) => Ok(Framing::Chunked),
-        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+        (None, true) => Ok((Framing::Chunked, is_upgrade)),
+        (length, false) => Ok((Framing::Length(length.unwrap_or(0)), is_upgrade)),
     }
 }
 
@@ -325,7 +330,7 @@ mod tests {
     #[test]
     fn a_plain_head_passes_with_its_length_and_framing() {
         let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
-        let passed = |framing, length| Ok(Some(Head { length, framing }));
+        let passed = |framing, length| Ok(Some(Head { length, framing, is_upgrade: false }));
         assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
         assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
         let with_blank = format!("\r\n{head}");

@@ -10,7 +10,7 @@
 
 use http::StatusCode;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
 use pingora::http::{RequestHeader, ResponseHeader};
 
@@ -173,8 +173,8 @@ fn strip_hop_by_hop(response: &mut ResponseHeader) {
         .iter()
         .flat_map(|value| value.as_bytes().split(|b| *b == b','))
         .filter_map(|name| HeaderName::from_bytes(trim(name)).ok())
-        // pingora frames the body by these.
-        .filter(|name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING)
+        // pingora frames the body, and makes a WebSocket, by these.
+        .filter(|name| ![CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE].contains(name))
         .collect();
     for name in &nominated {
         response.remove_header(name);

@@ -20,6 +20,7 @@
 //! | 2 | `head` | whether the head of a request is beyond doubt |
 //! | 2 | `route` | which route or endpoint a path is for |
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
+//! | 2 | `websocket` | when a request may become one, and how long it may stay one |
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 2 | `access_log` | one line a request |
 //! | 2 | `telemetry` | the process's own log |
@@ -78,4 +79,5 @@ pub mod session;
 pub mod telemetry;
 mod token;
 mod upstream;
+mod websocket;
 mod wechat;

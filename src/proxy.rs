@@ -12,10 +12,11 @@ mod context;
 mod endpoints;
 mod failure;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,10 +25,10 @@ use http::{HeaderValue, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::context::RequestContext;
+use self::context::{AbortOnDrop, RequestContext};
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::head;
@@ -36,10 +37,17 @@ use crate::metrics::Decision;
 use crate::policy::{Policy, Process};
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, PathError};
+use crate::websocket;
 
 /// How long what is left of a body is waited for after its answer, so that the connection
 /// can go on.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
+
+/// A tunnel is cut so soon after its session has ended.
+const TUNNEL_WATCH: Duration = Duration::from_millis(500);
+
+/// How often what a client sends through a tunnel counts as a use of its session.
+const USE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a request is not served.
 enum Refusal {
@@ -87,7 +95,11 @@ impl Gateway {
         }
         context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
         if request.headers.contains_key(UPGRADE) {
-            return Err(Rejection::BadRequest("Upgrade is not allowed here").into());
+            let is_allowed = context.route().is_some_and(|route| route.websocket);
+            if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {
+                return Err(Rejection::BadRequest("Upgrade is not allowed here").into());
+            }
+            context.is_websocket = true;
         }
         let answer = match context.endpoint {
             Endpoint::Login => self.login(http, context).await?,
@@ -175,6 +187,32 @@ impl Gateway {
         Ok(())
     }
 
+    /// Lets bytes pass, and watches over them until their session or their time ends.
+    fn open_tunnel(&self, context: &mut RequestContext) {
+        let Some(tunnel) = context.tunnel.clone() else { return };
+        tunnel.open();
+        let lifetime = context.policy.limits.websocket_lifetime;
+        let session = context.session.clone();
+        let process = self.process.clone();
+        context.watch = Some(AbortOnDrop(tokio::spawn(async move {
+            let started = Instant::now();
+            let is_live = || session.as_ref().is_none_or(|s| process.sessions.is_live(s));
+            while started.elapsed() < lifetime && is_live() {
+                tokio::time::sleep(TUNNEL_WATCH.min(lifetime)).await;
+            }
+            tunnel.cut();
+        })));
+    }
+
+    /// What a client sends through a tunnel is a use of its session, noted now and then.
+    fn note_use(&self, context: &mut RequestContext) {
+        let is_due = context.noted_use.is_none_or(|noted| noted.elapsed() > USE_INTERVAL);
+        if let Some(session) = context.session.as_ref().filter(|_| is_due) {
+            self.process.sessions.touch(session);
+            context.noted_use = Some(Instant::now());
+        }
+    }
+
     fn end_connection_if_draining(&self, http: &mut HttpSession) {
         if self.process.lifecycle.is_draining() {
             http.set_keepalive(None);
@@ -188,6 +226,16 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> RequestContext {
         RequestContext::new(self.policy.clone(), &self.process)
+    }
+
+    /// What the edge hands over with a request: the switch of its connection.
+    fn on_connection_reuse(
+        &self,
+        _: &mut HttpSession,
+        context: &mut RequestContext,
+        handed_over: Box<dyn Any + Send + Sync>,
+    ) {
+        context.tunnel = handed_over.downcast().ok().map(|tunnel| *tunnel);
     }
 
     /// None: pingora's default is a compression module that is never on.
@@ -221,17 +269,23 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(
         &self,
-        _: &mut HttpSession,
+        http: &mut HttpSession,
         context: &mut RequestContext,
     ) -> pingora::Result<Box<HttpPeer>> {
         // On a second try the body is sent, and counted, from its beginning.
         context.body_bytes = 0;
         let chosen = context.pool().and_then(|pool| pool.choose(&context.tried));
-        let Some((address, peer)) = chosen else {
+        let Some((address, mut peer)) = chosen else {
             context.rejection = Some(Rejection::NoUpstream);
             return Error::e_explain(ErrorType::HTTPStatus(503), "no server");
         };
         context.upstream = Some(address);
+        if context.is_websocket {
+            let idle = context.policy.limits.websocket_idle_timeout;
+            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
+            peer.options.read_timeout = Some(idle);
+            http.set_read_timeout(Some(idle));
+        }
         Ok(peer)
     }
 
@@ -274,11 +328,15 @@ impl ProxyHttp for Gateway {
 
     async fn request_body_filter(
         &self,
-        _: &mut HttpSession,
+        http: &mut HttpSession,
         body: &mut Option<Bytes>,
         _: bool,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
+        if http.was_upgraded() {
+            self.note_use(context);
+            return Ok(());
+        }
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
         if context.body_bytes > context.policy.limits.max_body {
             context.rejection = Some(Rejection::BodyTooLarge);
@@ -294,9 +352,15 @@ impl ProxyHttp for Gateway {
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Nobody asked for it: Upgrade is not forwarded.
-            context.rejection = Some(Rejection::BadGateway);
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
+            context.upstream_status = Some(101);
+            if !context.is_websocket || !websocket::is_accepted(http.req_header(), response) {
+                context.rejection = Some(Rejection::BadGateway);
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
+            }
+            context.policy.injector.clean_response(response);
+            response.insert_header(&REQUEST_ID, &context.request_id)?;
+            self.open_tunnel(context);
+            return Ok(());
         }
         if response.status.is_informational() {
             context.policy.injector.clean_response(response);

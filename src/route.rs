@@ -51,6 +51,7 @@ pub struct Route {
     /// Index of the pool in the policy.
     pub upstream: usize,
     pub access: Access,
+    pub websocket: bool,
     methods: Vec<String>,
     /// Value of `Allow`.
     pub allow: String,
@@ -95,6 +96,7 @@ impl Routes {
                     name: route.name.clone(),
                     upstream: route.upstream,
                     access: route.access,
+                    websocket: route.websocket,
                     methods: route.methods.clone(),
                     allow: route.methods.join(", "),
                     apps: route.apps.clone(),

@@ -127,6 +127,18 @@ impl Sessions {
         session.remaining(self.clock.now_millis())
     }
 
+    /// Whether a session found earlier has not ended since. Asking is no use of it.
+    pub fn is_live(&self, session: &Session) -> bool {
+        !session.is_removed.load(Ordering::Acquire) && !self.expires_in(session).is_zero()
+    }
+
+    /// Counts something that was done under a session found earlier as a use of it.
+    pub fn touch(&self, session: &Session) {
+        if self.is_live(session) {
+            session.last_used_millis.store(self.clock.now_millis(), Ordering::Relaxed);
+        }
+    }
+
     /// Frees what has ended. Called every second and before metrics are read.
     pub fn maintain(&self) {
         match &self.backend {

@@ -100,6 +100,9 @@ fn limits(section: Section<'_>) -> LimitsSection {
         max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
         max_header_count: section.number("max_header_count", 100, 1..=256),
         max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
+        websocket_idle_timeout: section
+            .positive("websocket_idle_timeout", Duration::from_secs(300)),
+        websocket_lifetime: section.positive("websocket_lifetime", Duration::from_secs(24 * 3600)),
         write_timeout: section.positive("write_timeout", Duration::from_secs(30)),
         min_body_rate: section.get_or("min_body_rate", Size(240)).0,
         max_requests_per_connection: section.number(

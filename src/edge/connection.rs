@@ -32,6 +32,7 @@ use tokio_util::either::Either;
 
 use super::chunked::{Chunked, Malformed};
 use crate::head::Framing;
+use crate::websocket::{State, Tunnel};
 
 /// Answers up to this size leave in one piece.
 const WRITE_BUFFER: usize = 4 << 10;
@@ -57,6 +58,8 @@ pub struct Connection {
     body: Body,
     digest: Arc<SocketDigest>,
     pace: Pace,
+    /// Where the request at hand may become a WebSocket.
+    tunnel: Option<Arc<Tunnel>>,
     /// Time spent waiting for the body at hand, and bytes of it that came.
     waited: Duration,
     received: u64,
@@ -113,6 +116,7 @@ impl Connection {
             body: Body::Length(0),
             digest: Arc::new(digest),
             pace,
+            tunnel: None,
             waited: Duration::ZERO,
             received: 0,
             waiting_since: None,
@@ -166,6 +170,11 @@ impl Connection {
         Ok(request)
     }
 
+    /// The switch that lets the proxy make a tunnel of the connection.
+    pub fn tunnel(&mut self) -> Arc<Tunnel> {
+        self.tunnel.insert(Arc::default()).clone()
+    }
+
     /// Allows HTTP/2 to read what it likes.
     pub fn begin_http2(&mut self) {
         self.body = Body::Http2;
@@ -179,6 +188,20 @@ impl Connection {
             // There is nobody left to tell of a failure.
             let _ = AsyncWriteExt::shutdown(&mut self).await;
         }
+    }
+
+    /// Whatever comes, and first what came before the tunnel was open.
+    fn poll_tunnel(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            return Pin::new(self.io.get_mut()).poll_read(cx, buffer);
+        }
+        let early = self.held.split_to(self.held.len().min(buffer.remaining()));
+        buffer.put_slice(&early);
+        Poll::Ready(Ok(()))
     }
 
     /// Whether the body still comes fast enough.
@@ -233,6 +256,12 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        match this.tunnel.as_ref().map(|tunnel| tunnel.poll(cx)) {
+            Some(State::Open) => return this.poll_tunnel(cx, buffer),
+            // The end of the connection, as far as the proxy can see.
+            Some(State::Cut) => return Poll::Ready(Ok(())),
+            Some(State::Closed) | None => {}
+        }
         if this.body.is_over() {
             return this.poll_early(cx);
         }

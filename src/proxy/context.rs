@@ -7,15 +7,17 @@ use std::time::Instant;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
+use tokio::task::JoinHandle;
 
 use crate::access_log::{self, Line};
 use crate::forwarded::Client;
 use crate::metrics::{Decision, InFlight};
 use crate::policy::{Policy, Process};
 use crate::rejection::Rejection;
-use crate::route::Endpoint;
+use crate::route::{Endpoint, Route};
 use crate::session::Session;
 use crate::upstream::Pool;
+use crate::websocket::Tunnel;
 
 /// What nginx logs for a client that left before its answer.
 const CLIENT_LEFT: u16 = 499;
@@ -38,7 +40,24 @@ pub struct RequestContext {
     pub upstream_status: Option<u16>,
     /// Bytes of body on their way upstream.
     pub body_bytes: u64,
+    /// The switch of the connection, if the request asks to become something else.
+    pub tunnel: Option<Arc<Tunnel>>,
+    /// Whether it may become a WebSocket.
+    pub is_websocket: bool,
+    /// Cuts the tunnel in time.
+    pub watch: Option<AbortOnDrop>,
+    /// When something sent through the tunnel was last counted as a use.
+    pub noted_use: Option<Instant>,
     _in_flight: InFlight,
+}
+
+/// A task that ends with its owner.
+pub struct AbortOnDrop(pub JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl RequestContext {
@@ -57,6 +76,10 @@ impl RequestContext {
             upstream: None,
             upstream_status: None,
             body_bytes: 0,
+            tunnel: None,
+            is_websocket: false,
+            watch: None,
+            noted_use: None,
             _in_flight: process.metrics.request_started(),
         }
     }
@@ -65,11 +88,15 @@ impl RequestContext {
         self.request_id.to_str().unwrap_or_default()
     }
 
+    /// The route of the request, if it is for one.
+    pub fn route(&self) -> Option<&Route> {
+        let Endpoint::Route(index) = self.endpoint else { return None };
+        self.policy.routes.get(index)
+    }
+
     /// The servers of the request's route, if it is for one.
     pub fn pool(&self) -> Option<&Pool> {
-        let Endpoint::Route(index) = self.endpoint else { return None };
-        let route = self.policy.routes.get(index)?;
-        self.policy.pools.get(route.upstream).map(Arc::as_ref)
+        self.policy.pools.get(self.route()?.upstream).map(Arc::as_ref)
     }
 
     /// Counts the request and writes its access line.
@@ -106,5 +133,6 @@ impl RequestContext {
 
 /// The head of the answer that went out, if one did; `100` and its like only announce one.
 pub fn final_answer(http: &HttpSession) -> Option<&ResponseHeader> {
-    http.response_written().filter(|answer| !answer.status.is_informational())
+    http.response_written()
+        .filter(|answer| !answer.status.is_informational() || answer.status.as_u16() == 101)
 }

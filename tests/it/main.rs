@@ -18,3 +18,4 @@ mod peers;
 mod session;
 mod shutdown;
 mod tls;
+mod websocket;

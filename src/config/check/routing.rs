@@ -137,6 +137,7 @@ pub fn routes(
         });
         let access = section.get_or("auth", Access::Required);
         let methods = methods(&section);
+        let websocket = section.get_or("websocket", false);
         let route_apps = route_apps(&section, apps);
         if let Some(raw) = section.raw("apps")
             && access == Access::None
@@ -153,6 +154,7 @@ pub fn routes(
                 access,
                 methods,
                 apps: route_apps,
+                websocket,
             }),
             _ => is_complete = false,
         }

@@ -123,6 +123,15 @@ impl Connection {
         timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or an end in time")
     }
 
+    /// The next bytes, as many as these, and whether they are these.
+    pub async fn reads(&mut self, expected: &[u8]) -> bool {
+        let read =
+            async { while self.read.len() < expected.len() && self.more().await.is_some() {} };
+        timeout(PATIENCE, read).await.expect("bytes in time");
+        let end = expected.len().min(self.read.len());
+        self.read.drain(..end).eq(expected.iter().copied())
+    }
+
     /// Whether the gateway closes the connection, without another byte.
     pub async fn is_closed(&mut self) -> bool {
         self.read.is_empty() && timeout(PATIENCE, self.more()).await == Ok(None)

@@ -54,6 +54,8 @@ pub enum Reply {
     Last(Vec<u8>),
     /// Sends these bytes and nothing more.
     Stall(Vec<u8>),
+    /// Sends these bytes, and then back whatever comes.
+    Echo(Vec<u8>),
     /// Sends these bytes when it is notified.
     When(Arc<Notify>, Vec<u8>),
 }
@@ -122,6 +124,13 @@ async fn converse(
         seen.lock().unwrap().push(request.clone());
         let reply = replies.lock().unwrap().clone();
         match reply(&request) {
+            Reply::Echo(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                let _ = stream.write_all(&read).await;
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+                return;
+            }
             Reply::When(released, bytes) => {
                 released.notified().await;
                 let _ = stream.write_all(&bytes).await;
