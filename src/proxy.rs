@@ -8,19 +8,20 @@
 //! errors into answers, and [`ProxyHttp::logging`] writes down how it went. What each of
 //! them decides is decided in the modules below.
 
+mod admission;
 mod context;
 mod endpoints;
 mod failure;
+mod tunnel;
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, UPGRADE};
+use http::header::{CONTENT_LENGTH, COOKIE};
 use http::{HeaderValue, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -28,48 +29,17 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::context::{AbortOnDrop, RequestContext};
+use self::admission::Refusal;
+use self::context::RequestContext;
 use crate::answer::Answer;
-use crate::config::Access;
-use crate::head;
 use crate::inject::REQUEST_ID;
-use crate::metrics::Decision;
 use crate::policy::{Policy, Process};
 use crate::rejection::Rejection;
-use crate::route::{Endpoint, PathError};
 use crate::websocket;
 
 /// How long what is left of a body is waited for after its answer, so that the connection
 /// can go on.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
-
-/// A tunnel is cut so soon after its session has ended.
-const TUNNEL_WATCH: Duration = Duration::from_millis(500);
-
-/// How often what a client sends through a tunnel counts as a use of its session.
-const USE_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Why a request is not served.
-enum Refusal {
-    Answered(Rejection),
-    /// The client left, or broke the connection, before there was anything to answer.
-    Left(Box<Error>),
-}
-
-impl From<Rejection> for Refusal {
-    fn from(rejection: Rejection) -> Self {
-        Self::Answered(rejection)
-    }
-}
-
-impl From<PathError> for Refusal {
-    fn from(error: PathError) -> Self {
-        Self::Answered(match error {
-            PathError::Malformed => Rejection::BadRequest("the path is malformed"),
-            PathError::Ambiguous => Rejection::BadRequest("the path can be read in different ways"),
-        })
-    }
-}
 
 /// The gateway as pingora sees it.
 pub struct Gateway {
@@ -80,86 +50,6 @@ pub struct Gateway {
 impl Gateway {
     pub fn new(process: Arc<Process>, policy: Arc<Policy>) -> Self {
         Self { process, policy }
-    }
-
-    /// Judges a request: what is answered here is `Some`, what is forwarded `None`.
-    async fn judge(
-        &self,
-        http: &mut HttpSession,
-        context: &mut RequestContext,
-    ) -> Result<Option<Answer>, Refusal> {
-        let request = http.req_header();
-        if http.is_http2() {
-            // On HTTP/1 the edge has judged the head.
-            head::judge_http2(request, context.policy.head_limits)?;
-        }
-        context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
-        if request.headers.contains_key(UPGRADE) {
-            let is_allowed = context.route().is_some_and(|route| route.websocket);
-            if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {
-                return Err(Rejection::BadRequest("Upgrade is not allowed here").into());
-            }
-            context.is_websocket = true;
-        }
-        let answer = match context.endpoint {
-            Endpoint::Login => self.login(http, context).await?,
-            Endpoint::Logout => self.logout(http, context).await?,
-            Endpoint::Session => self.session(http, context).await?,
-            Endpoint::Health => self.health(http)?,
-            Endpoint::Route(index) => {
-                self.admit(http, context, index).await?;
-                return Ok(None);
-            }
-            Endpoint::None => return Err(Rejection::NoRoute.into()),
-        };
-        Ok(Some(answer))
-    }
-
-    /// Whether a request may go to its route.
-    async fn admit(
-        &self,
-        http: &HttpSession,
-        context: &mut RequestContext,
-        index: usize,
-    ) -> Result<(), Rejection> {
-        let policy = context.policy.clone();
-        let route = policy.routes.get(index).ok_or(Rejection::NoRoute)?;
-        let request = http.req_header();
-        if !route.allows_method(request.method.as_str()) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
-        }
-        if content_length(request).is_some_and(|length| length > policy.limits.max_body) {
-            return Err(Rejection::BodyTooLarge);
-        }
-        self.authenticate(http, context, route.access).await?;
-        match &context.session {
-            Some(session) if !route.accepts_app(&session.identity.app_id) => {
-                Err(Rejection::WrongApp)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn authenticate(
-        &self,
-        http: &HttpSession,
-        context: &mut RequestContext,
-        access: Access,
-    ) -> Result<(), Rejection> {
-        let headers = &http.req_header().headers;
-        let verdict = context.policy.authenticator.authenticate(headers, access).await;
-        let decision = match (&verdict, access) {
-            (_, Access::None) => None,
-            (Ok(Some(_)), _) => Some(Decision::Ok),
-            (Ok(None), _) => Some(Decision::Anonymous),
-            (Err(error), _) => Some(error.decision()),
-        };
-        if let Some(decision) = decision {
-            self.process.metrics.decided(decision);
-        }
-        context.decision = decision;
-        context.session = verdict.map_err(|error| Rejection::from(&error))?;
-        Ok(())
     }
 
     /// Writes an answer of the gateway's own. The connection goes on if the whole request
@@ -185,32 +75,6 @@ impl Gateway {
             http.write_response_body(Some(answer.body.into()), true).await?;
         }
         Ok(())
-    }
-
-    /// Lets bytes pass, and watches over them until their session or their time ends.
-    fn open_tunnel(&self, context: &mut RequestContext) {
-        let Some(tunnel) = context.tunnel.clone() else { return };
-        tunnel.open();
-        let lifetime = context.policy.limits.websocket_lifetime;
-        let session = context.session.clone();
-        let process = self.process.clone();
-        context.watch = Some(AbortOnDrop(tokio::spawn(async move {
-            let started = Instant::now();
-            let is_live = || session.as_ref().is_none_or(|s| process.sessions.is_live(s));
-            while started.elapsed() < lifetime && is_live() {
-                tokio::time::sleep(TUNNEL_WATCH.min(lifetime)).await;
-            }
-            tunnel.cut();
-        })));
-    }
-
-    /// What a client sends through a tunnel is a use of its session, noted now and then.
-    fn note_use(&self, context: &mut RequestContext) {
-        let is_due = context.noted_use.is_none_or(|noted| noted.elapsed() > USE_INTERVAL);
-        if let Some(session) = context.session.as_ref().filter(|_| is_due) {
-            self.process.sessions.touch(session);
-            context.noted_use = Some(Instant::now());
-        }
     }
 
     fn end_connection_if_draining(&self, http: &mut HttpSession) {
@@ -425,13 +289,6 @@ impl ProxyHttp for Gateway {
     }
 }
 
-fn host(request: &RequestHeader) -> Option<&str> {
-    match request.uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(HOST)?.to_str().ok(),
-    }
-}
-
 /// HTTP/2 may carry a cookie in several fields; HTTP/1 has one (RFC 9113, section 8.2.3).
 fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
     let crumbs: Vec<&[u8]> =
@@ -441,10 +298,6 @@ fn join_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
         request.insert_header(COOKIE, cookie)?;
     }
     Ok(())
-}
-
-fn content_length(request: &RequestHeader) -> Option<u64> {
-    request.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn peer(http: &HttpSession) -> IpAddr {

@@ -7,8 +7,8 @@ use std::time::Instant;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
-use tokio::task::JoinHandle;
 
+use super::tunnel::AbortOnDrop;
 use crate::access_log::{self, Line};
 use crate::forwarded::Client;
 use crate::metrics::{Decision, InFlight};
@@ -49,15 +49,6 @@ pub struct RequestContext {
     /// When something sent through the tunnel was last counted as a use.
     pub noted_use: Option<Instant>,
     _in_flight: InFlight,
-}
-
-/// A task that ends with its owner.
-pub struct AbortOnDrop(pub JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl RequestContext {

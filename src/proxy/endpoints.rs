@@ -9,8 +9,9 @@ use pingora::Error;
 use pingora::proxy::Session as HttpSession;
 use serde::Serialize;
 
+use super::admission::{Refusal, content_length};
 use super::context::RequestContext;
-use super::{Gateway, Refusal, content_length, failure};
+use super::{Gateway, failure};
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::login::LoginRequest;

@@ -1,0 +1,51 @@
+//! A request that has become a WebSocket, and its end.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::Gateway;
+use super::context::RequestContext;
+
+/// A tunnel is cut so soon after its session has ended.
+const TUNNEL_WATCH: Duration = Duration::from_millis(500);
+
+/// How often what a client sends through a tunnel counts as a use of its session.
+const USE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A task that ends with its owner.
+pub struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Gateway {
+    /// Lets bytes pass, and watches over them until their session or their time ends.
+    pub(super) fn open_tunnel(&self, context: &mut RequestContext) {
+        let Some(tunnel) = context.tunnel.clone() else { return };
+        tunnel.open();
+        let lifetime = context.policy.limits.websocket_lifetime;
+        let session = context.session.clone();
+        let process = self.process.clone();
+        context.watch = Some(AbortOnDrop(tokio::spawn(async move {
+            let started = Instant::now();
+            let is_live = || session.as_ref().is_none_or(|s| process.sessions.is_live(s));
+            while started.elapsed() < lifetime && is_live() {
+                tokio::time::sleep(TUNNEL_WATCH.min(lifetime)).await;
+            }
+            tunnel.cut();
+        })));
+    }
+
+    /// What a client sends through a tunnel is a use of its session, noted now and then.
+    pub(super) fn note_use(&self, context: &mut RequestContext) {
+        let is_due = context.noted_use.is_none_or(|noted| noted.elapsed() > USE_INTERVAL);
+        if let Some(session) = context.session.as_ref().filter(|_| is_due) {
+            self.process.sessions.touch(session);
+            context.noted_use = Some(Instant::now());
+        }
+    }
+}
