@@ -246,9 +246,12 @@ impl ProxyHttp for Gateway {
         if context.rejection.is_none() {
             context.rejection = failure::rejection(error);
         }
-        let rejection = context.rejection.clone();
+        let Some(rejection) = context.rejection.clone() else {
+            // The client is gone: there is nobody to answer, or to wait for.
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
         // What a client does wrong is everyday, and must not fill the log.
-        if rejection.is_some() && *error.esource() != ErrorSource::Downstream {
+        if *error.esource() != ErrorSource::Downstream {
             tracing::warn!(
                 request_id = context.request_id(),
                 upstream = context.upstream.map(tracing::field::display),
@@ -257,10 +260,8 @@ impl ProxyHttp for Gateway {
                 "a request failed"
             );
         }
-        let status = rejection.as_ref().map_or(0, Rejection::status);
-        if let Some(rejection) = rejection
-            && context::final_answer(http).is_none()
-        {
+        let status = rejection.status();
+        if context::final_answer(http).is_none() {
             let answer = rejection.answer(context.request_id());
             http.set_keepalive(None);
             // A client that is gone by now misses nothing.

@@ -325,7 +325,8 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {
-            std::task::ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            let closed = Pin::new(&mut this.io).poll_shutdown(cx);
+            std::task::ready!(this.judge_write(cx, closed))?;
             if this.body.is_over() || matches!(this.body, Body::Http2) {
                 return Poll::Ready(Ok(()));
             }
