@@ -6,6 +6,7 @@
 //! end is never believed. What is found here is written by `inject.rs`.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderMap;
 use http::header::{HOST, HeaderName, HeaderValue};
@@ -15,7 +16,11 @@ use rand::Rng;
 use crate::inject::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarding, REQUEST_ID};
 
 /// The networks whose word counts.
-pub struct TrustedProxies(Vec<IpNet>);
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    /// Whether it was said that somebody else's did not.
+    has_warned: AtomicBool,
+}
 
 /// The two ends of a request's way here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +34,37 @@ pub struct Client {
 
 impl TrustedProxies {
     pub fn new(networks: &[IpNet]) -> Self {
-        Self(networks.to_vec())
+        Self { networks: networks.to_vec(), has_warned: AtomicBool::new(false) }
     }
 
     /// Whether an address, in its canonical form, is one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(&address))
+        self.networks.iter().any(|network| network.contains(&address))
     }
 
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let peer = peer.to_canonical();
         let is_trusted = self.contains(peer);
+        if !is_trusted {
+            self.warn_once(peer, headers);
+        }
         let address =
             if is_trusted { self.forwarded_client(headers).unwrap_or(peer) } else { peer };
         Client { peer, address, is_trusted }
+    }
+
+    /// A forgotten setting shows in this; said every time, it would fill the log for anybody.
+    fn warn_once(&self, peer: IpAddr, headers: &HeaderMap) {
+        let is_news = !self.has_warned.load(Ordering::Relaxed)
+            && headers.contains_key(&FORWARDED_FOR)
+            && !self.has_warned.swap(true, Ordering::Relaxed);
+        if is_news {
+            tracing::warn!(
+                %peer,
+                "X-Forwarded-For of a peer that is not in server.trusted_proxies does not count; \
+                 this is said once"
+            );
+        }
     }
 
     /// The nearest address that is not a trusted proxy's, or the farthest trusted one. What

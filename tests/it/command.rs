@@ -238,6 +238,11 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
             format!("GET /x?canary HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
         connection.send(request.as_bytes()).await;
         assert_eq!(connection.answer(false).await.text(), "hello");
+        for _ in 0..3 {
+            let forged = "GET /y HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
+            connection.send(forged.as_bytes()).await;
+            assert_eq!(connection.answer(false).await.status, 401);
+        }
 
         gateway.signal("HUP");
         gateway.line_with("SIGHUP");
@@ -249,6 +254,7 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
         let log = &gateway.transcript;
         assert!(log.contains("\"path\":\"/x\""), "the access log is in it: {log}");
         assert!(log.contains("\"stopped\""), "{log}");
+        assert_eq!(log.matches("server.trusted_proxies").count(), 1, "said once: {log}");
         for canary in [token.as_str(), SECRET, "canary", "user-alice"] {
             assert!(!log.contains(canary), "{canary} in {log}");
         }
