@@ -160,6 +160,7 @@ impl Connection {
             Framing::Chunked => Body::Chunked(Chunked::new()),
         };
         self.waited = Duration::ZERO;
+        self.waiting_since = None;
         self.received = 0;
         let body = self.body.take(self.held.get(head..).unwrap_or_default())?;
         let request = self.held.split_to(head + body);
