@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::protocols::http::ServerSession;
@@ -236,17 +236,16 @@ impl Edge {
         let _ = timeout(TURN_AWAY, self.refuse(connection, peer, &Rejection::Overloaded)).await;
     }
 
-    /// Answers a head that is no request, and ends its connection.
+    /// Answers a head that is no request, and ends its connection. What was never a request
+    /// took no time.
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
-        let started = Instant::now();
         let request_id_value = forwarded::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
         let mut answer = rejection.answer(request_id);
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let bytes_out = answer.body.len();
         let metrics = self.policy.metrics(Endpoint::None);
-        let took = started.elapsed();
-        metrics.observe(rejection.status(), took);
+        metrics.observe(rejection.status(), Duration::ZERO);
         self.process.access_log.write(&Line {
             time: access_log::timestamp(),
             request_id,
@@ -256,7 +255,7 @@ impl Edge {
             route: metrics.label(),
             status: rejection.status(),
             error: Some(rejection.error()),
-            duration_ms: took.as_secs_f64() * 1000.0,
+            duration_ms: 0.0,
             upstream: None,
             upstream_status: None,
             bytes_in: 0,

@@ -197,11 +197,15 @@ impl ProxyHttp for Gateway {
         _: bool,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
+        let length = body.as_ref().map_or(0, Bytes::len);
         if http.was_upgraded() {
-            self.note_use(context);
+            // What a client sends through a tunnel is a use of its session.
+            if let Some(session) = context.session.as_ref().filter(|_| length > 0) {
+                self.process.sessions.touch(session);
+            }
             return Ok(());
         }
-        context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
+        context.body_bytes += length as u64;
         if context.body_bytes > context.policy.limits.max_body {
             context.rejection = Some(Rejection::BodyTooLarge);
             return Error::e_explain(ErrorType::HTTPStatus(413), "body too large");

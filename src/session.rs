@@ -19,6 +19,9 @@ use crate::identity::Identity;
 use crate::metrics::{Metrics, Removal};
 use crate::token::{SessionToken, TokenDigest};
 
+/// Uses that come in a stream are counted so often.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The session store of a process. Clones share it.
 #[derive(Clone)]
 pub struct Sessions {
@@ -132,10 +135,13 @@ impl Sessions {
         !session.is_removed.load(Ordering::Acquire) && !self.expires_in(session).is_zero()
     }
 
-    /// Counts something that was done under a session found earlier as a use of it.
+    /// Counts something that was done under a session found earlier as a use of it, once a
+    /// minute at most.
     pub fn touch(&self, session: &Session) {
-        if self.is_live(session) {
-            session.last_used_millis.store(self.clock.now_millis(), Ordering::Relaxed);
+        let now = self.clock.now_millis();
+        let last = session.last_used_millis.load(Ordering::Relaxed);
+        if now.saturating_sub(last) >= millis(TOUCH_INTERVAL) && self.is_live(session) {
+            session.last_used_millis.store(now, Ordering::Relaxed);
         }
     }
 

@@ -46,8 +46,6 @@ pub struct RequestContext {
     pub is_websocket: bool,
     /// Cuts the tunnel in time.
     pub watch: Option<AbortOnDrop>,
-    /// When something sent through the tunnel was last counted as a use.
-    pub noted_use: Option<Instant>,
     _in_flight: InFlight,
 }
 
@@ -70,7 +68,6 @@ impl RequestContext {
             tunnel: None,
             is_websocket: false,
             watch: None,
-            noted_use: None,
             _in_flight: process.metrics.request_started(),
         }
     }
@@ -92,7 +89,7 @@ impl RequestContext {
 
     /// Counts the request and writes its access line.
     pub fn record(&self, http: &HttpSession, process: &Process) {
-        let status = http.response_written().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
+        let status = final_answer(http).map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
         let took = self.started.elapsed();
         let metrics = self.policy.metrics(self.endpoint);
         metrics.observe(status, took);

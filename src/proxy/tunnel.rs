@@ -10,9 +10,6 @@ use super::context::RequestContext;
 /// A tunnel is cut so soon after its session has ended.
 const TUNNEL_WATCH: Duration = Duration::from_millis(500);
 
-/// How often what a client sends through a tunnel counts as a use of its session.
-const USE_INTERVAL: Duration = Duration::from_secs(60);
-
 /// A task that ends with its owner.
 pub struct AbortOnDrop(JoinHandle<()>);
 
@@ -38,14 +35,5 @@ impl Gateway {
             }
             tunnel.cut();
         })));
-    }
-
-    /// What a client sends through a tunnel is a use of its session, noted now and then.
-    pub(super) fn note_use(&self, context: &mut RequestContext) {
-        let is_due = context.noted_use.is_none_or(|noted| noted.elapsed() > USE_INTERVAL);
-        if let Some(session) = context.session.as_ref().filter(|_| is_due) {
-            self.process.sessions.touch(session);
-            context.noted_use = Some(Instant::now());
-        }
     }
 }

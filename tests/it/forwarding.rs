@@ -325,3 +325,14 @@ async fn a_client_that_leaves_after_sending_early_is_noticed() {
     drop(connection);
     stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"/none\"}", 1.0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_after_an_informational_answer_is_counted_as_such() {
+    let stack = Stack::start().await;
+    stack.upstream.reply(|_| Reply::Stall(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()));
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(&stack.get("/none").bytes()).await;
+    assert_eq!(connection.answer(false).await.status, 103);
+    drop(connection);
+    stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"/none\"}", 1.0).await;
+}

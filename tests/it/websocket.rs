@@ -161,8 +161,15 @@ async fn a_websocket_that_is_used_keeps_its_session() {
     stack.clock.advance(Duration::from_secs(29 * 60));
     socket.send(b"hello").await;
     assert!(socket.reads(b"hello").await);
-    let left = stack.get("/session").token(&token).send().await.json();
-    assert_eq!(left["expires_in"], 1800);
+    // Nothing but the frame has used the session for longer than its idle time.
+    stack.clock.advance(Duration::from_secs(29 * 60));
+    assert_eq!(stack.get("/session").token(&token).send().await.status, 200);
+
+    // A socket that is only open is no use of it.
+    let token = stack.login("alice").await;
+    let _silent = open(&stack, "/chat", Some(&token)).await;
+    stack.clock.advance(Duration::from_secs(31 * 60));
+    stack.get("/session").token(&token).send().await.assert_error(401, "session_expired", "login");
 }
 
 #[tokio::test(flavor = "multi_thread")]
