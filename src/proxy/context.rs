@@ -7,8 +7,8 @@ use std::time::Instant;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::tunnel::AbortOnDrop;
 use crate::access_log::{self, Line};
 use crate::forwarded::Client;
 use crate::metrics::{Decision, InFlight};
@@ -45,7 +45,7 @@ pub struct RequestContext {
     /// Whether it may become a WebSocket.
     pub is_websocket: bool,
     /// Cuts the tunnel in time.
-    pub watch: Option<AbortOnDrop>,
+    pub watch: Option<AbortOnDropHandle<()>>,
     _in_flight: InFlight,
 }
 

@@ -2,22 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Gateway;
 use super::context::RequestContext;
 
 /// A tunnel is cut so soon after its session has ended.
 const TUNNEL_WATCH: Duration = Duration::from_millis(500);
-
-/// A task that ends with its owner.
-pub struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 impl Gateway {
     /// Lets bytes pass, and watches over them until their session or their time ends.
@@ -27,7 +18,7 @@ impl Gateway {
         let lifetime = context.policy.limits.websocket_lifetime;
         let session = context.session.clone();
         let process = self.process.clone();
-        context.watch = Some(AbortOnDrop(tokio::spawn(async move {
+        context.watch = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
             let is_live = || session.as_ref().is_none_or(|s| process.sessions.is_live(s));
             while started.elapsed() < lifetime && is_live() {
