@@ -13,6 +13,7 @@ mod reader;
 mod value;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,6 +161,18 @@ pub struct LoginSection {
     pub accept: LoginForms,
     /// Bytes of a login's body.
     pub max_body: usize,
+    /// Logins of each app; `None`: as many as come.
+    pub rate_per_app: Option<Rate>,
+    /// Logins from each address.
+    pub rate_per_address: Option<Rate>,
+}
+
+/// So much, on average, in so long; as much may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: NonZeroU32,
+    /// At least a millisecond, at most a day.
+    pub period: Duration,
 }
 
 /// Forms of a login request that are taken; at least one is set.
@@ -205,7 +218,7 @@ pub struct LimitsSection {
     pub body_timeout: Duration,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
-    /// Bytes of a request body.
+    /// Bytes of a request body, where a route says nothing else.
     pub max_body: u64,
     /// Bytes of a request head.
     pub max_header: usize,
@@ -227,6 +240,8 @@ pub struct LimitsSection {
     pub max_connections: usize,
     /// Of one address; `None`: as many as there may be in all.
     pub max_connections_per_address: Option<usize>,
+    /// Users or addresses that one rate limit remembers.
+    pub max_rate_clients: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -300,6 +315,12 @@ pub struct Route {
     pub apps: Vec<AppId>,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
+    /// Bytes of a request body.
+    pub max_body: u64,
+    /// Requests of each user; `None`: as many as come.
+    pub rate_per_user: Option<Rate>,
+    /// Requests from each address.
+    pub rate_per_address: Option<Rate>,
 }
 
 /// What a route asks of a session.

@@ -21,6 +21,7 @@
 //! | 2 | `route` | which route or endpoint a path is for |
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
 //! | 2 | `websocket` | when a request may become one, and how long it may stay one |
+//! | 2 | `rate_limit` | how often somebody may ask |
 //! | 2 | `inject` | the headers that are the gateway's to write |
 //! | 2 | `access_log` | one line a request |
 //! | 2 | `telemetry` | the process's own log |
@@ -70,6 +71,7 @@ mod login;
 pub mod metrics;
 mod policy;
 mod proxy;
+mod rate_limit;
 mod rejection;
 pub mod route;
 pub mod sandbox;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::answer::Answer;
 use crate::config::{App, LoginForms, LoginSection};
 use crate::metrics::Metrics;
+use crate::rate_limit::RateLimit;
 use crate::rejection::Rejection;
 use crate::secret::Secret;
 use crate::session::Sessions;
@@ -24,6 +25,8 @@ const UNKNOWN_APP: &str = "unknown";
 pub struct Login {
     apps: Vec<App>,
     section: LoginSection,
+    /// By app.
+    rate: Option<RateLimit>,
     wechat: WeChat,
     sessions: Sessions,
     metrics: Arc<Metrics>,
@@ -46,11 +49,12 @@ impl Login {
     pub fn new(
         apps: &[App],
         section: &LoginSection,
+        rate: Option<RateLimit>,
         wechat: WeChat,
         sessions: Sessions,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { apps: apps.to_vec(), section: section.clone(), wechat, sessions, metrics }
+        Self { apps: apps.to_vec(), section: section.clone(), rate, wechat, sessions, metrics }
     }
 
     /// Bytes of body that a login may have.
@@ -98,6 +102,9 @@ impl Login {
         }
         let code = Code::parse(fields.code.expose())
             .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
+        if let Some(rate) = &self.rate {
+            rate.check(&app.app_id)?;
+        }
 
         let identity = self.wechat.exchange(app, &code).await.map_err(|error| {
             log_failure(&error, app, request_id);

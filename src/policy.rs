@@ -10,13 +10,15 @@ use http::HeaderValue;
 
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
-use crate::config::{Config, LimitsSection};
+use crate::clock::Clock;
+use crate::config::{Config, LimitsSection, Rate};
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
 use crate::inject::Injector;
 use crate::lifecycle::Lifecycle;
 use crate::login::Login;
 use crate::metrics::{Metrics, RouteMetrics};
+use crate::rate_limit::RateLimit;
 use crate::route::{Endpoint, Routes};
 use crate::session::Sessions;
 use crate::upstream::Pool;
@@ -27,6 +29,7 @@ pub struct Process {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub sessions: Sessions,
+    pub clock: Clock,
     pub lifecycle: Lifecycle,
 }
 
@@ -37,6 +40,9 @@ pub struct Policy {
     pub authenticator: Authenticator,
     pub injector: Injector,
     pub login: Login,
+    /// Of logins, by address.
+    pub login_rate: Option<RateLimit>,
+    route_rates: Vec<RouteRates>,
     pub trusted_proxies: TrustedProxies,
     pub limits: LimitsSection,
     pub head_limits: HeadLimits,
@@ -50,6 +56,12 @@ pub struct Policy {
     none_metrics: RouteMetrics,
 }
 
+/// How often a route may be asked.
+pub struct RouteRates {
+    pub per_user: Option<RateLimit>,
+    pub per_address: Option<RateLimit>,
+}
+
 impl Policy {
     /// # Errors
     /// When the client for WeChat cannot be built.
@@ -57,6 +69,11 @@ impl Policy {
         let metrics = &process.metrics;
         let wechat = WeChat::new(&config.wechat, metrics.clone())?;
         let routes = Routes::new(&config.endpoints, &config.routes);
+        let rate_limit = |rate: Option<Rate>| {
+            rate.map(|rate| {
+                RateLimit::new(rate, config.limits.max_rate_clients, process.clock.clone())
+            })
+        };
         Ok(Self {
             pools: config.upstreams.iter().cloned().map(|pool| Arc::new(Pool::new(pool))).collect(),
             authenticator: Authenticator::new(process.sessions.clone(), &config.session),
@@ -64,10 +81,20 @@ impl Policy {
             login: Login::new(
                 &config.apps,
                 &config.login,
+                rate_limit(config.login.rate_per_app),
                 wechat,
                 process.sessions.clone(),
                 metrics.clone(),
             ),
+            login_rate: rate_limit(config.login.rate_per_address),
+            route_rates: config
+                .routes
+                .iter()
+                .map(|route| RouteRates {
+                    per_user: rate_limit(route.rate_per_user),
+                    per_address: rate_limit(route.rate_per_address),
+                })
+                .collect(),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
             head_limits: HeadLimits {
@@ -87,6 +114,11 @@ impl Policy {
             none_metrics: metrics.route("@none"),
             routes,
         })
+    }
+
+    /// How often a client may ask for a route, by the route's index.
+    pub fn rates(&self, route: usize) -> Option<&RouteRates> {
+        self.route_rates.get(route)
     }
 
     /// The counters of an endpoint.

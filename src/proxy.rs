@@ -206,7 +206,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         context.body_bytes += length as u64;
-        if context.body_bytes > context.policy.limits.max_body {
+        if context.body_bytes > context.max_body() {
             context.rejection = Some(Rejection::BodyTooLarge);
             return Error::e_explain(ErrorType::HTTPStatus(413), "body too large");
         }

@@ -52,6 +52,8 @@ pub struct Route {
     pub upstream: usize,
     pub access: Access,
     pub websocket: bool,
+    /// Bytes of a request body.
+    pub max_body: u64,
     methods: Vec<String>,
     /// Value of `Allow`.
     pub allow: String,
@@ -97,6 +99,7 @@ impl Routes {
                     upstream: route.upstream,
                     access: route.access,
                     websocket: route.websocket,
+                    max_body: route.max_body,
                     methods: route.methods.clone(),
                     allow: route.methods.join(", "),
                     apps: route.apps.clone(),

@@ -92,9 +92,9 @@ impl Server {
     /// The first thing that is not to be had, by name.
     pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let access_log = AccessLog::open(&config.log, &metrics).map_err(StartError::AccessLog)?;
-        let sessions = Sessions::in_memory(&config.session, clock, metrics.clone());
+        let sessions = Sessions::in_memory(&config.session, clock.clone(), metrics.clone());
         let lifecycle = Lifecycle::default();
-        let process = Arc::new(Process { metrics, access_log, sessions, lifecycle });
+        let process = Arc::new(Process { metrics, access_log, sessions, clock, lifecycle });
         let policy = Arc::new(Policy::new(config, &process)?);
         let tls = config.server.tls.as_ref().and_then(|tls| tls.server_config.clone());
         Ok(Self {

@@ -20,8 +20,10 @@ use self::secret::read_secret;
 use super::diagnostic::{Diagnostic, Problems};
 use super::mask::Line;
 use super::reader::{Report, Section};
-use super::value::Size;
-use super::{Config, LimitsSection, LogDestination, LogFormat, LogLevel, LogSection, Secrets};
+use super::value::{RateLimit, Size};
+use super::{
+    Config, LimitsSection, LogDestination, LogFormat, LogLevel, LogSection, Rate, Secrets,
+};
 
 pub fn check(name: &str, text: &str, secrets: Secrets) -> Result<Config, Problems> {
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -72,7 +74,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let log = log(root.section("log"), secrets);
     let upstreams = routing::upstreams(&root);
     let endpoints = routing::endpoints(root.section("endpoints"));
-    let routes = routing::routes(&root, &upstreams, apps.as_deref());
+    let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body);
     root.finish();
     Some(Config {
         server: server?,
@@ -96,7 +98,7 @@ fn limits(section: Section<'_>) -> LimitsSection {
         header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
         body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
         idle_timeout: section.positive("idle_timeout", Duration::from_secs(60)),
-        max_body: max_body(&section),
+        max_body: max_body(&section, 10 << 20),
         max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
         max_header_count: section.number("max_header_count", 100, 1..=256),
         max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
@@ -119,12 +121,14 @@ fn limits(section: Section<'_>) -> LimitsSection {
             0 => None,
             connections => Some(connections),
         },
+        max_rate_clients: section.number("max_rate_clients", 100_000, 1..=1 << 30) as u64,
     };
     section.finish();
     limits
 }
 
-fn max_body(section: &Section<'_>) -> u64 {
+/// The key `max_body` of a section.
+fn max_body(section: &Section<'_>, default: u64) -> u64 {
     let given = section.get::<Size>("max_body");
     if let Some(given) = &given
         && given.value.0 == 0
@@ -132,7 +136,12 @@ fn max_body(section: &Section<'_>) -> u64 {
         // Elsewhere 0 stands for no limit; here it would refuse every body.
         section.problem(given, "must be more than 0B", "");
     }
-    given.map_or(10 << 20, |given| given.value.0)
+    given.map_or(default, |given| given.value.0)
+}
+
+/// A rate limit; `None` where it is off.
+fn rate(section: &Section<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
+    section.get_or(name, RateLimit(default)).0
 }
 
 /// Half of the descriptors that the process may open: the other half is for the connections

@@ -12,7 +12,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{Access, LogDestination, LogFormat, LogLevel, RoutePath, ServerAddress};
+use super::{Access, LogDestination, LogFormat, LogLevel, Rate, RoutePath, ServerAddress};
 use crate::identity::AppId;
 
 /// A value that can stand in the file.
@@ -184,6 +184,34 @@ impl FromValue for ServerAddress {
             && host.bytes().any(|b| b.is_ascii_alphabetic());
         let port = port.parse().ok().filter(|port| *port != 0u16).ok_or_else(wrong)?;
         if is_name { Ok(Self::Host { host: host.to_owned(), port }) } else { Err(wrong()) }
+    }
+}
+
+/// A rate, or the word `"off"`.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimit(pub Option<Rate>);
+
+impl FromValue for RateLimit {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "\"off\" or a rate, as \"10/s\", \"600/m\" or \"50/10s\" (50 in 10 seconds)";
+        let given = text(value, EXPECTED)?;
+        if given == "off" {
+            return Ok(Self(None));
+        }
+        let wrong = || format!("expected {EXPECTED}, found \"{given}\"");
+        let (count, period) = given.split_once('/').ok_or_else(wrong)?;
+        let count = count.trim().parse().map_err(|_| wrong())?;
+        let period = match period.trim() {
+            unit @ ("s" | "m" | "h") => humantime::parse_duration(&format!("1{unit}")),
+            period if !period.contains('M') => humantime::parse_duration(period),
+            _ => return Err(wrong()),
+        };
+        let period = period.map_err(|_| wrong())?;
+        if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&period) {
+            return Err(format!("\"{given}\": a rate is of 1ms to 24h"));
+        }
+        Ok(Self(Some(Rate { count, period })))
     }
 }
 

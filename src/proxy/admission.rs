@@ -13,6 +13,7 @@ use crate::answer::Answer;
 use crate::config::Access;
 use crate::head;
 use crate::metrics::Decision;
+use crate::rate_limit::RateLimit;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, PathError};
 use crate::websocket;
@@ -86,15 +87,20 @@ impl Gateway {
         if !route.allows_method(request.method.as_str()) {
             return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
         }
-        if content_length(request).is_some_and(|length| length > policy.limits.max_body) {
+        let rates = policy.rates(index);
+        check_address(context, rates.and_then(|rates| rates.per_address.as_ref()))?;
+        if content_length(request).is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
         self.authenticate(http, context, route.access).await?;
-        match &context.session {
-            Some(session) if !route.accepts_app(&session.identity.app_id) => {
-                Err(Rejection::WrongApp)
-            }
-            _ => Ok(()),
+        let Some(session) = &context.session else { return Ok(()) };
+        let identity = &session.identity;
+        if !route.accepts_app(&identity.app_id) {
+            return Err(Rejection::WrongApp);
+        }
+        match rates.and_then(|rates| rates.per_user.as_ref()) {
+            Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
+            None => Ok(()),
         }
     }
 
@@ -118,6 +124,17 @@ impl Gateway {
         context.decision = decision;
         context.session = verdict.map_err(|error| Rejection::from(&error))?;
         Ok(())
+    }
+}
+
+/// Counts a request of its client's address. Behind the address of a trusted proxy stands
+/// anybody, so it counts for nobody.
+pub fn check_address(context: &RequestContext, rate: Option<&RateLimit>) -> Result<(), Rejection> {
+    match rate {
+        Some(rate) if !context.policy.trusted_proxies.contains(context.client.address) => {
+            rate.check_address(context.client.address)
+        }
+        _ => Ok(()),
     }
 }
 

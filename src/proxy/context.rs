@@ -87,6 +87,11 @@ impl RequestContext {
         self.policy.pools.get(self.route()?.upstream).map(Arc::as_ref)
     }
 
+    /// Bytes of body that may be sent to the request's route.
+    pub fn max_body(&self) -> u64 {
+        self.route().map_or(0, |route| route.max_body)
+    }
+
     /// Counts the request and writes its access line.
     pub fn record(&self, http: &HttpSession, process: &Process) {
         let status = final_answer(http).map_or(CLIENT_LEFT, |answer| answer.status.as_u16());

@@ -9,7 +9,7 @@ use pingora::Error;
 use pingora::proxy::Session as HttpSession;
 use serde::Serialize;
 
-use super::admission::{Refusal, content_length};
+use super::admission::{Refusal, check_address, content_length};
 use super::context::RequestContext;
 use super::{Gateway, failure};
 use crate::answer::Answer;
@@ -30,6 +30,10 @@ impl Gateway {
         if !is_query && request.method != Method::POST {
             let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
             return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) }.into());
+        }
+        if let Err(rejection) = check_address(context, policy.login_rate.as_ref()) {
+            login.refused(&rejection);
+            return Err(rejection.into());
         }
         if is_query {
             let query = request.uri.query().unwrap_or_default();

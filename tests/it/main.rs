@@ -15,6 +15,7 @@ mod forwarding;
 mod identity;
 mod login;
 mod peers;
+mod rate_limits;
 mod session;
 mod shutdown;
 mod tls;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::{max_body, rate};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{Access, App, EndpointsSection, Route, RoutePath, ServerAddress, Upstream};
 use crate::identity::AppId;
@@ -89,6 +90,7 @@ pub fn routes(
     root: &Section<'_>,
     upstreams: &[Located<Upstream>],
     apps: Option<&[App]>,
+    default_max_body: u64,
 ) -> Option<Vec<Route>> {
     let sections = root.tables("route");
     root.report_missing("route", "one [[route]] at least, as path = \"/\"");
@@ -139,11 +141,17 @@ pub fn routes(
         let methods = methods(&section);
         let websocket = section.get_or("websocket", false);
         let route_apps = route_apps(&section, apps);
-        if let Some(raw) = section.raw("apps")
-            && access == Access::None
-        {
-            let message = "has no effect where auth is \"none\": no session is looked up";
-            section.push(section.key("apps"), raw.span(), message, "");
+        let max_body = max_body(&section, default_max_body);
+        let rate_per_user = rate(&section, "rate_per_user", None);
+        let rate_per_address = rate(&section, "rate_per_address", None);
+        for (name, is_set) in [("apps", true), ("rate_per_user", rate_per_user.is_some())] {
+            if let Some(raw) = section.raw(name)
+                && is_set
+                && access == Access::None
+            {
+                let message = "has no effect where auth is \"none\": no session is looked up";
+                section.push(section.key(name), raw.span(), message, "");
+            }
         }
         section.finish();
         match (path, index) {
@@ -155,6 +163,9 @@ pub fn routes(
                 methods,
                 apps: route_apps,
                 websocket,
+                max_body,
+                rate_per_user,
+                rate_per_address,
             }),
             _ => is_complete = false,
         }

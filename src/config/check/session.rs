@@ -1,15 +1,21 @@
 //! Sessions, logins and the headers that carry them.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::HeaderName;
 
+use super::rate;
 use crate::config::reader::{Located, Section};
 use crate::config::value::{Carrier, LoginForm};
-use crate::config::{Carriers, IdentitySection, LoginForms, LoginSection, SessionSection};
+use crate::config::{Carriers, IdentitySection, LoginForms, LoginSection, Rate, SessionSection};
 use crate::header::fold;
 
 const HOUR: u64 = 3600;
+
+/// Far more than a Mini Program's users are, and far less than floods a gateway.
+const LOGINS_PER_APP: Rate =
+    Rate { count: NonZeroU32::new(1000).unwrap(), period: Duration::from_secs(1) };
 
 /// The section, and where its header is named.
 pub fn session(section: Section<'_>) -> (SessionSection, Option<Located<HeaderName>>) {
@@ -93,8 +99,10 @@ pub fn login(section: Section<'_>) -> LoginSection {
         None => LoginForms { json: true, form: true, query: false },
     };
     let max_body = section.size("max_body", 16 << 10, 64..=1 << 20);
+    let rate_per_app = rate(&section, "rate_per_app", Some(LOGINS_PER_APP));
+    let rate_per_address = rate(&section, "rate_per_address", None);
     section.finish();
-    LoginSection { accept, max_body }
+    LoginSection { accept, max_body, rate_per_app, rate_per_address }
 }
 
 pub fn identity(
