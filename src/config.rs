@@ -88,6 +88,10 @@ pub struct ServerSection {
     /// Worker threads; never 0.
     pub threads: usize,
     pub tls: Option<Tls>,
+    /// Whether plain connections may be HTTP/2, by prior knowledge.
+    pub h2c: bool,
+    /// Of `listen`, those where a balancer first says whose connection it is.
+    pub proxy_protocol: Vec<SocketAddr>,
     pub trusted_proxies: Vec<IpNet>,
     /// How long new connections are still served after SIGTERM.
     pub shutdown_delay: Duration,
@@ -236,6 +240,11 @@ pub struct LimitsSection {
     pub min_body_rate: u64,
     /// Requests of one HTTP/1 connection.
     pub max_requests_per_connection: usize,
+    /// Requests at once of one HTTP/2 connection.
+    pub max_streams: u32,
+    /// Requests of one HTTP/2 connection that the client may give up at once, unless most
+    /// are not.
+    pub max_early_resets: usize,
     /// Public connections at once.
     pub max_connections: usize,
     /// Of one address; `None`: as many as there may be in all.

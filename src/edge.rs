@@ -7,16 +7,18 @@
 
 mod chunked;
 mod connection;
+mod http2;
+mod proxy_protocol;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
-use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpStream;
@@ -24,13 +26,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use self::connection::{Connection, Pace};
+use self::connection::Connection;
 use crate::access_log::{self, Line};
-use crate::config::LimitsSection;
 use crate::forwarded;
 use crate::head::{self, Head};
 use crate::inject::REQUEST_ID;
 use crate::policy::{Policy, Process};
+use crate::progress::Pace;
 use crate::proxy::Gateway;
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
@@ -38,9 +40,6 @@ use crate::route::Endpoint;
 /// Tries of one request, the first included. Each is another server, or the same one after
 /// an idle connection turned out to be closed.
 const MOST_TRIES: usize = 8;
-
-/// Requests at once on one HTTP/2 connection.
-const MOST_STREAMS: u32 = 100;
 
 /// For each step of turning a connection away.
 const TURN_AWAY: Duration = Duration::from_millis(100);
@@ -56,6 +55,17 @@ pub struct Edge {
     permits: Semaphore,
     /// Connections by address, where that is limited. Never more than there are permits.
     by_address: Mutex<HashMap<IpAddr, usize>>,
+    /// Whether it was said that a balancer is not what the configuration takes it for.
+    odd_balancer: Once,
+}
+
+/// What a listener expects of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A handshake of TLS or a request.
+    Client,
+    /// A balancer that first says whose connection it is.
+    ProxyProtocol,
 }
 
 /// How the wait for a head ended.
@@ -76,37 +86,55 @@ impl Edge {
         let conf = ServerConf { threads, max_retries: MOST_TRIES, ..ServerConf::default() };
         let gateway = Gateway::new(process.clone(), policy.clone());
         let limits = &policy.limits;
-        let mut proxy = pingora::proxy::http_proxy(&Arc::new(conf), gateway);
-        proxy.h2_options = Some(http2_options(limits));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(limits.idle_timeout);
-        proxy.server_options = Some(options);
         Self {
-            proxy: Arc::new(proxy),
+            proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
             acceptor: tls.map(TlsAcceptor::from),
-            pace: Pace { write_timeout: limits.write_timeout, min_body_rate: limits.min_body_rate },
+            pace: Pace {
+                body_timeout: limits.body_timeout,
+                write_timeout: limits.write_timeout,
+                min_body_rate: limits.min_body_rate,
+            },
             permits: Semaphore::new(limits.max_connections),
             by_address: Mutex::default(),
+            odd_balancer: Once::new(),
             policy,
             process,
         }
     }
 
     /// Serves a connection to its end.
-    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    pub async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, opening: Opening) {
         // Answers are flushed whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let Ok(_permit) = self.permits.try_acquire() else {
             return self.turn_away(stream, peer).await;
+        };
+        let peer = match opening {
+            Opening::Client => peer,
+            Opening::ProxyProtocol => match self.peer_behind(&mut stream, peer).await {
+                Ok(peer) => peer,
+                Err(Unbelievable) => return,
+            },
         };
         let Ok(_share) = self.share(peer.ip().to_canonical()) else {
             return self.turn_away(stream, peer).await;
         };
         let mut closing = self.process.lifecycle.closing();
         let Some(acceptor) = &self.acceptor else {
-            return self
-                .serve_http1(Connection::plain(stream, peer, self.pace), peer, closing)
-                .await;
+            let mut connection = Connection::plain(stream, peer, self.pace);
+            if !self.policy.h2c {
+                return self.serve_http1(connection, peer, closing).await;
+            }
+            let preface = Self::begins_as_http2(&mut connection);
+            let begins_as_http2 = tokio::select! {
+                begins = timeout(self.policy.limits.header_timeout, preface) => begins,
+                () = closed(&mut closing) => return,
+            };
+            return match begins_as_http2 {
+                Ok(true) => self.serve_http2(connection, closing).await,
+                Ok(false) => self.serve_http1(connection, peer, closing).await,
+                Err(_) => {}
+            };
         };
         // A failed handshake is the client's affair.
         let handshake = timeout(self.policy.limits.header_timeout, acceptor.accept(stream));
@@ -115,10 +143,9 @@ impl Edge {
             () = closed(&mut closing) => return,
         };
         let Ok(Ok(stream)) = shaken else { return };
-        let mut connection = Connection::tls(stream, peer, self.pace);
-        if connection.is_http2() {
-            connection.begin_http2();
-            self.proxy.process_new(Box::new(connection), &closing).await;
+        let connection = Connection::tls(stream, peer, self.pace);
+        if connection.has_agreed_on_http2() {
+            self.serve_http2(connection, closing).await;
         } else {
             self.serve_http1(connection, peer, closing).await;
         }
@@ -209,6 +236,40 @@ impl Edge {
         }
     }
 
+    /// Whose connection it is by the word of a balancer, if that may be believed.
+    async fn peer_behind(
+        &self,
+        stream: &mut TcpStream,
+        balancer: SocketAddr,
+    ) -> Result<SocketAddr, Unbelievable> {
+        let is_trusted = self.policy.trusted_proxies.contains(balancer.ip().to_canonical());
+        let header = async {
+            match proxy_protocol::read(stream).await {
+                Ok(source) => Ok(source.unwrap_or(balancer)),
+                // A probe for an open port is no mistake of anybody's.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
+                Err(_) => Err(Some("does not begin its connections with a PROXY header")),
+            }
+        };
+        let read = if is_trusted {
+            timeout(self.policy.limits.header_timeout, header).await.unwrap_or(Err(None))
+        } else {
+            Err(Some("is not in server.trusted_proxies"))
+        };
+        read.map_err(|mistake| {
+            if let Some(mistake) = mistake {
+                self.odd_balancer.call_once(|| {
+                    tracing::warn!(
+                        peer = %balancer.ip(),
+                        "who connects to a listener of server.proxy_protocol {mistake}, and is \
+                         refused; this is said once"
+                    );
+                });
+            }
+            Unbelievable
+        })
+    }
+
     /// One more connection of an address, unless it has as many as it may.
     fn share(&self, address: IpAddr) -> Result<Option<Share<'_>>, TooMany> {
         let Some(most) = self.policy.limits.max_connections_per_address else { return Ok(None) };
@@ -268,6 +329,9 @@ impl Edge {
     }
 }
 
+/// A connection begins as none may.
+struct Unbelievable;
+
 /// An address has as many connections as it may.
 struct TooMany;
 
@@ -292,14 +356,6 @@ impl Drop for Share<'_> {
 /// Nothing panics while it holds the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A fresh `H2Options` has none of pingora's own bounds, so each is set here.
-fn http2_options(limits: &LimitsSection) -> H2Options {
-    let mut options = H2Options::new();
-    options.max_concurrent_streams(MOST_STREAMS);
-    options.max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));
-    options
 }
 
 /// Resolves when idle connections must end.

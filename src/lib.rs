@@ -37,6 +37,7 @@
 //! | 0 | `identity` | who was proved |
 //! | 0 | `lifecycle` | serving, draining or closing |
 //! | 0 | `metrics` | counters, one method per event |
+//! | 0 | `progress` | whether a request of HTTP/2 still comes along |
 //! | 0 | `secret` | what cannot be printed |
 //!
 //! # The life of a request
@@ -70,6 +71,7 @@ mod log_writer;
 mod login;
 pub mod metrics;
 mod policy;
+mod progress;
 mod proxy;
 mod rate_limit;
 mod rejection;

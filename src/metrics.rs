@@ -185,10 +185,13 @@ impl Metrics {
         }
     }
 
-    /// Counts one request in flight until the guard is dropped.
-    pub fn request_started(&self) -> InFlight {
+    /// Counts one request in flight, until [`Metrics::request_ended`].
+    pub fn request_started(&self) {
         self.in_flight.inc();
-        InFlight(self.in_flight.clone())
+    }
+
+    pub fn request_ended(&self) {
+        self.in_flight.dec();
     }
 
     pub fn requests_in_flight(&self) -> i64 {
@@ -268,15 +271,6 @@ impl RouteMetrics {
             None => counter().inc(),
         }
         self.duration.observe(took.as_secs_f64());
-    }
-}
-
-/// See [`Metrics::request_started`].
-pub struct InFlight(IntGauge);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Policy {
     pub trusted_proxies: TrustedProxies,
     pub limits: LimitsSection,
     pub head_limits: HeadLimits,
+    /// Whether plain connections may begin as HTTP/2.
+    pub h2c: bool,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
     route_metrics: Vec<RouteMetrics>,
@@ -102,6 +104,7 @@ impl Policy {
                 lines: config.limits.max_header_count,
                 target: config.limits.max_target,
             },
+            h2c: config.server.h2c,
             proto: HeaderValue::from_static(match config.server.tls {
                 Some(_) => "https",
                 None => "http",

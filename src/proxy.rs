@@ -89,7 +89,7 @@ impl ProxyHttp for Gateway {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.policy.clone(), &self.process)
+        RequestContext::new(self.policy.clone(), self.process.clone())
     }
 
     /// What the edge hands over with a request: the switch of its connection.
@@ -113,12 +113,20 @@ impl ProxyHttp for Gateway {
         let limits = &context.policy.limits;
         http.set_read_timeout(Some(limits.body_timeout));
         http.set_total_drain_timeout(Some(DRAIN_BODY));
+        if http.is_http2() {
+            // On HTTP/1 the edge sees to it.
+            http.set_write_timeout(Some(limits.write_timeout));
+            context.progress = http.req_header().extensions.get().cloned();
+        }
         let headers = &http.req_header().headers;
         context.client = context.policy.trusted_proxies.client(peer(http), headers);
         context.request_id = context.client.request_id(headers);
 
         let answer = match self.judge(http, context).await {
-            Ok(None) => return Ok(false),
+            Ok(None) => {
+                context.progress.iter().for_each(|progress| progress.forward());
+                return Ok(false);
+            }
             Ok(Some(answer)) => answer,
             Err(Refusal::Left(error)) => return Err(error),
             Err(Refusal::Answered(rejection)) => {
@@ -194,7 +202,7 @@ impl ProxyHttp for Gateway {
         &self,
         http: &mut HttpSession,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
         let length = body.as_ref().map_or(0, Bytes::len);
@@ -205,6 +213,7 @@ impl ProxyHttp for Gateway {
             }
             return Ok(());
         }
+        context.progress.iter().for_each(|progress| progress.receive(length, is_end));
         context.body_bytes += length as u64;
         if context.body_bytes > context.max_body() {
             context.rejection = Some(Rejection::BodyTooLarge);
@@ -285,7 +294,7 @@ impl ProxyHttp for Gateway {
         _: Option<&Error>,
         context: &mut RequestContext,
     ) {
-        context.record(http, &self.process);
+        context.record(http);
     }
 
     /// Failures are logged above, by what they mean and without the request's path.

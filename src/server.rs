@@ -22,7 +22,7 @@ use crate::access_log::AccessLog;
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::edge::Edge;
+use crate::edge::{Edge, Opening};
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -70,7 +70,7 @@ pub enum StartError {
 
 /// A gateway whose listeners are bound.
 pub struct Server {
-    public: Vec<Listener>,
+    public: Vec<(Listener, Opening)>,
     admin: Listener,
     edge: Arc<Edge>,
     process: Arc<Process>,
@@ -102,7 +102,14 @@ impl Server {
                 .server
                 .listen
                 .iter()
-                .map(|address| listen(*address))
+                .map(|address| {
+                    let opening = if config.server.proxy_protocol.contains(address) {
+                        Opening::ProxyProtocol
+                    } else {
+                        Opening::Client
+                    };
+                    listen(*address).map(|listener| (listener, opening))
+                })
                 .collect::<Result<_, _>>()?,
             admin: listen(config.admin.listen)?,
             edge: Arc::new(Edge::new(process.clone(), policy.clone(), tls, config.server.threads)),
@@ -116,7 +123,7 @@ impl Server {
 
     /// Where the public listeners are, in the order of the configuration.
     pub fn public_addresses(&self) -> Vec<SocketAddr> {
-        self.public.iter().map(|listener| listener.address).collect()
+        self.public.iter().map(|(listener, _)| listener.address).collect()
     }
 
     pub fn admin_address(&self) -> SocketAddr {
@@ -152,10 +159,11 @@ impl Server {
 
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
-        for listener in public {
+        for (listener, opening) in public {
             tracing::info!(address = %listener.address, "listening");
             let socket = into_tokio(listener)?;
-            accepting.spawn(accept(socket, edge.clone(), workers.handles(), connections.clone()));
+            let (edge, connections) = (edge.clone(), connections.clone());
+            accepting.spawn(accept(socket, opening, edge, workers.handles(), connections));
         }
         process.lifecycle.set_ready();
 
@@ -209,6 +217,7 @@ async fn wait_for_stop(orders: &mut mpsc::Receiver<Order>) -> Order {
 
 async fn accept(
     listener: TcpListener,
+    opening: Opening,
     edge: Arc<Edge>,
     workers: Vec<Handle>,
     connections: TaskTracker,
@@ -226,7 +235,7 @@ async fn accept(
         let edge = edge.clone();
         let serve = async move {
             if let Ok(stream) = TcpStream::from_std(stream) {
-                edge.serve(stream, peer).await;
+                edge.serve(stream, peer, opening).await;
             }
         };
         worker.spawn(connections.track_future(serve));

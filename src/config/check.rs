@@ -112,6 +112,8 @@ fn limits(section: Section<'_>) -> LimitsSection {
             1000,
             1..=1 << 30,
         ),
+        max_streams: u32::try_from(section.number("max_streams", 100, 1..=1 << 16)).unwrap_or(100),
+        max_early_resets: section.number("max_early_resets", 200, 1..=1 << 30),
         max_connections: match section.get_or("max_connections", 0usize) {
             0 => default_connections(),
             // A semaphore counts no further.

@@ -32,6 +32,7 @@ use tokio_util::either::Either;
 
 use super::chunked::{Chunked, Malformed};
 use crate::head::Framing;
+use crate::progress::Pace;
 use crate::websocket::{State, Tunnel};
 
 /// Answers up to this size leave in one piece.
@@ -42,9 +43,6 @@ const HELD: usize = 4 << 10;
 
 /// Of what comes before its time, so much is taken from the socket.
 const MOST_HELD: usize = 64 << 10;
-
-/// Waiting for a body that is not judged: connections are slow to start.
-const BODY_GRACE: Duration = Duration::from_secs(5);
 
 /// Time that a client gets to finish sending after its answer.
 const LINGER: Duration = Duration::from_secs(5);
@@ -68,14 +66,6 @@ pub struct Connection {
     write_stall: Option<Pin<Box<Sleep>>>,
     /// Set once the connection is closed on our side: until then the client is waited for.
     linger: Option<Pin<Box<Sleep>>>,
-}
-
-/// How slow a client may be.
-#[derive(Clone, Copy)]
-pub struct Pace {
-    pub write_timeout: Duration,
-    /// Bytes of body a second; 0: any.
-    pub min_body_rate: u64,
 }
 
 /// What pingora may still read.
@@ -125,7 +115,8 @@ impl Connection {
         }
     }
 
-    pub fn is_http2(&self) -> bool {
+    /// Whether the handshake of TLS chose HTTP/2.
+    pub fn has_agreed_on_http2(&self) -> bool {
         match self.io.get_ref() {
             Either::Left(_) => false,
             Either::Right(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
@@ -200,6 +191,10 @@ impl Connection {
         if self.held.is_empty() {
             return Pin::new(self.io.get_mut()).poll_read(cx, buffer);
         }
+        self.give_held(buffer)
+    }
+
+    fn give_held(&mut self, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let early = self.held.split_to(self.held.len().min(buffer.remaining()));
         buffer.put_slice(&early);
         Poll::Ready(Ok(()))
@@ -211,8 +206,9 @@ impl Connection {
             self.waited += since.elapsed();
         }
         self.received += read as u64;
-        let is_judged = !matches!(self.body, Body::Http2) && self.waited > BODY_GRACE;
-        if is_judged && self.received < self.pace.min_body_rate * self.waited.as_secs() {
+        // Each stream of HTTP/2 has a pace of its own.
+        let is_judged = !matches!(self.body, Body::Http2);
+        if is_judged && self.pace.is_too_slow(self.received, self.waited) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the body comes too slowly"));
         }
         Ok(())
@@ -262,6 +258,9 @@ impl AsyncRead for Connection {
             // The end of the connection, as far as the proxy can see.
             Some(State::Cut) => return Poll::Ready(Ok(())),
             Some(State::Closed) | None => {}
+        }
+        if matches!(this.body, Body::Http2) && !this.held.is_empty() {
+            return this.give_held(buffer);
         }
         if this.body.is_over() {
             return this.poll_early(cx);
@@ -376,7 +375,7 @@ impl UniqueID for Connection {
 
 impl Ssl for Connection {
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.is_http2().then_some(ALPN::H2)
+        matches!(self.body, Body::Http2).then_some(ALPN::H2)
     }
 }
 

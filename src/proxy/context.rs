@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
+use http::uri::PathAndQuery;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access_log::{self, Line};
 use crate::forwarded::Client;
-use crate::metrics::{Decision, InFlight};
+use crate::metrics::Decision;
 use crate::policy::{Policy, Process};
+use crate::progress::Progress;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
 use crate::session::Session;
@@ -26,6 +28,7 @@ const CLIENT_LEFT: u16 = 499;
 pub struct RequestContext {
     /// The configuration that this request sees from its first byte to its last.
     pub policy: Arc<Policy>,
+    process: Arc<Process>,
     pub started: Instant,
     pub request_id: HeaderValue,
     pub client: Client,
@@ -46,14 +49,18 @@ pub struct RequestContext {
     pub is_websocket: bool,
     /// Cuts the tunnel in time.
     pub watch: Option<AbortOnDropHandle<()>>,
-    _in_flight: InFlight,
+    /// What the edge is told of a request of HTTP/2.
+    pub progress: Option<Arc<Progress>>,
+    is_recorded: bool,
 }
 
 impl RequestContext {
-    pub fn new(policy: Arc<Policy>, process: &Process) -> Self {
+    pub fn new(policy: Arc<Policy>, process: Arc<Process>) -> Self {
         let nobody = IpAddr::from([0, 0, 0, 0]);
+        process.metrics.request_started();
         Self {
             policy,
+            process,
             started: Instant::now(),
             request_id: HeaderValue::from_static(""),
             client: Client { peer: nobody, address: nobody, is_trusted: false },
@@ -68,7 +75,8 @@ impl RequestContext {
             tunnel: None,
             is_websocket: false,
             watch: None,
-            _in_flight: process.metrics.request_started(),
+            progress: None,
+            is_recorded: false,
         }
     }
 
@@ -93,33 +101,84 @@ impl RequestContext {
     }
 
     /// Counts the request and writes its access line.
-    pub fn record(&self, http: &HttpSession, process: &Process) {
+    pub fn record(&mut self, http: &HttpSession) {
         let status = final_answer(http).map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
+        let request = http.req_header();
+        if status == CLIENT_LEFT
+            && let Some(progress) = &self.progress
+        {
+            progress.leave();
+        }
+        self.write_down(&Seen {
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            status,
+            bytes_in: http.body_bytes_read(),
+            bytes_out: http.body_bytes_sent(),
+        });
+        self.is_recorded = true;
+    }
+
+    fn write_down(&self, seen: &Seen<'_>) {
         let took = self.started.elapsed();
         let metrics = self.policy.metrics(self.endpoint);
-        metrics.observe(status, took);
-        if !process.access_log.is_on() {
+        metrics.observe(seen.status, took);
+        let access_log = &self.process.access_log;
+        if !access_log.is_on() {
             return;
         }
-        let request = http.req_header();
         let identity = self.session.as_ref().map(|session| &session.identity);
-        process.access_log.write(&Line {
+        access_log.write(&Line {
             time: access_log::timestamp(),
             request_id: self.request_id(),
             client: self.client.address,
-            method: request.method.as_str(),
-            path: request.uri.path(),
+            method: seen.method,
+            path: seen.path,
             route: metrics.label(),
-            status,
+            status: seen.status,
             error: self.rejection.as_ref().map(Rejection::error),
             duration_ms: took.as_secs_f64() * 1000.0,
             upstream: self.upstream.map(|address| address.to_string()),
             upstream_status: self.upstream_status,
-            bytes_in: http.body_bytes_read(),
-            bytes_out: http.body_bytes_sent(),
+            bytes_in: seen.bytes_in,
+            bytes_out: seen.bytes_out,
             decision: self.decision.map(Decision::as_str),
             app_id: identity.map(|identity| identity.app_id.as_str()),
-            user: identity.map(|identity| process.access_log.user(&identity.openid)),
+            user: identity.map(|identity| access_log.user(&identity.openid)),
+        });
+    }
+}
+
+/// What is seen of a request and its answer from outside.
+struct Seen<'a> {
+    method: &'a str,
+    path: &'a str,
+    status: u16,
+    bytes_in: usize,
+    bytes_out: usize,
+}
+
+/// A request may also end without pingora's saying so: the edge ends one whose body stalls,
+/// and one that panics ends itself.
+impl Drop for RequestContext {
+    fn drop(&mut self) {
+        self.process.metrics.request_ended();
+        let is_stalled = self.progress.as_ref().is_some_and(|progress| progress.is_stalled());
+        let rejection = match (self.is_recorded, is_stalled, std::thread::panicking()) {
+            (false, true, _) => Rejection::RequestTimeout,
+            (false, false, true) => Rejection::InternalError,
+            _ => return,
+        };
+        let progress = self.progress.clone();
+        let progress = progress.as_ref();
+        let status = rejection.status();
+        self.rejection = Some(rejection);
+        self.write_down(&Seen {
+            method: progress.map_or("", |progress| progress.method.as_str()),
+            path: progress.and_then(|p| p.target.as_ref()).map_or("", PathAndQuery::path),
+            status,
+            bytes_in: usize::try_from(self.body_bytes).unwrap_or(usize::MAX),
+            bytes_out: 0,
         });
     }
 }

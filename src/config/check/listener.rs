@@ -21,16 +21,43 @@ pub fn server(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
+    let tls = section.optional_section("tls");
+    let h2c = section.get::<bool>("h2c");
+    if let Some(h2c) = h2c.as_ref().filter(|h2c| h2c.value && tls.is_some()) {
+        let help = "HTTP/2 is agreed on by the handshake there";
+        section.problem(h2c, "has no effect where the listeners are HTTPS", help);
+    }
+    let trusted_proxies = values(section.list("trusted_proxies").unwrap_or_default());
     let server = ServerSection {
         listen: values(listen.clone()),
         threads,
-        tls: section.optional_section("tls").and_then(|tls| read_tls(tls, secrets)),
-        trusted_proxies: values(section.list("trusted_proxies").unwrap_or_default()),
+        tls: tls.and_then(|tls| read_tls(tls, secrets)),
+        h2c: h2c.is_some_and(|h2c| h2c.value),
+        proxy_protocol: proxy_protocol(&section, &listen, !trusted_proxies.is_empty()),
+        trusted_proxies,
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
     };
     section.finish();
     ((!listen.is_empty()).then_some(server), listen)
+}
+
+fn proxy_protocol(
+    section: &Section<'_>,
+    listen: &[Located<SocketAddr>],
+    has_trusted_proxies: bool,
+) -> Vec<SocketAddr> {
+    let given = section.list::<SocketAddr>("proxy_protocol").unwrap_or_default();
+    for one in &given {
+        if !listen.iter().any(|listen| listen.value == one.value) {
+            section.problem(one, "is not one of server.listen", "");
+        }
+    }
+    if let Some(first) = given.first().filter(|_| !has_trusted_proxies) {
+        let message = "nobody could connect: server.trusted_proxies is empty";
+        section.problem(first, message, "name the networks of the balancers there");
+    }
+    values(given)
 }
 
 fn read_tls(section: Section<'_>, secrets: Secrets) -> Option<Tls> {

@@ -1,0 +1,141 @@
+//! One HTTP/2 connection, from its preface to its end.
+//!
+//! `h2` frames it and pingora serves its streams. What is decided here is how long it may
+//! be idle, how its end is announced, and when a stream or the whole connection is more of
+//! a burden than a request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{self, H2Accept, H2Options, HttpSession};
+use pingora::protocols::{Digest, GetSocketDigest};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::connection::Connection;
+use super::{Edge, closed};
+use crate::config::LimitsSection;
+use crate::progress::Progress;
+
+/// How an HTTP/2 connection begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Of what is no request, so much is borne on one connection.
+const MOST_MALFORMED: usize = 32;
+
+/// A request that is given up sooner than this was hardly meant.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// A client gets so long to close after it was told that its connection ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Edge {
+    /// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3). What is read to
+    /// find out is held.
+    pub(super) async fn begins_as_http2(connection: &mut Connection) -> bool {
+        loop {
+            let held = connection.held();
+            if held.starts_with(PREFACE) {
+                return true;
+            }
+            if !PREFACE.starts_with(held) {
+                return false;
+            }
+            if !matches!(connection.read_more().await, Ok(1..)) {
+                return false;
+            }
+        }
+    }
+
+    pub(super) async fn serve_http2(
+        &self,
+        mut connection: Connection,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        connection.begin_http2();
+        let limits = &self.policy.limits;
+        let socket_digest = connection.get_socket_digest();
+        let digest = Arc::new(Digest { socket_digest, ..Digest::default() });
+        let handshake = server::handshake(Box::new(connection), Some(options(limits)));
+        let Ok(Ok(mut connection)) = timeout(limits.header_timeout, handshake).await else {
+            return;
+        };
+        let mut streams = JoinSet::new();
+        let (mut malformed, mut early, mut total) = (0, 0, 0);
+        let mut patience = limits.header_timeout;
+        let mut is_ending = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = closed(&mut closing), if !is_ending => {
+                    connection.graceful_shutdown();
+                    is_ending = true;
+                }
+                Some(was_left_early) = streams.join_next() => {
+                    early += usize::from(was_left_early.unwrap_or(false));
+                    if early > limits.max_early_resets && early > total / 2 {
+                        break;
+                    }
+                }
+                accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => {
+                    match accepted {
+                        Ok(Some(H2Accept::Session(session))) => {
+                            total += 1;
+                            streams.spawn(self.serve_stream(session, closing.clone()));
+                        }
+                        Ok(Some(H2Accept::Rejected)) if malformed < MOST_MALFORMED => {
+                            malformed += 1;
+                        }
+                        _ => break,
+                    }
+                }
+                () = sleep(patience), if streams.is_empty() => {
+                    if is_ending {
+                        break;
+                    }
+                    connection.graceful_shutdown();
+                    is_ending = true;
+                }
+            }
+            patience = if is_ending { GOODBYE } else { limits.idle_timeout };
+        }
+        // Closed now, so that what is still being served learns that nobody waits for it.
+        drop(connection);
+        while streams.join_next().await.is_some() {}
+    }
+
+    /// Serves a request to its end; tells whether the client gave it up at once.
+    fn serve_stream(
+        &self,
+        mut session: HttpSession,
+        closing: watch::Receiver<bool>,
+    ) -> impl Future<Output = bool> + Send + 'static {
+        let request = session.req_header_mut();
+        let target = request.uri.path_and_query().cloned();
+        let progress = Arc::new(Progress::new(request.method.clone(), target));
+        request.extensions_mut().insert(progress.clone());
+        let (proxy, pace) = (self.proxy.clone(), self.pace);
+        async move {
+            let began = Instant::now();
+            let has_body = !session.is_body_empty();
+            let served = proxy.process_new_http(ServerSession::new_http2(session), &closing);
+            tokio::select! {
+                _ = served => {}
+                // What is dropped with the request resets its stream.
+                () = progress.stalls(pace), if has_body => {}
+            }
+            progress.is_left() && began.elapsed() < EARLY
+        }
+    }
+}
+
+/// A fresh `H2Options` has none of pingora's own bounds, so each is set here.
+fn options(limits: &LimitsSection) -> H2Options {
+    let mut options = H2Options::new();
+    options.max_concurrent_streams(limits.max_streams);
+    options.max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));
+    options
+}

@@ -1,0 +1,143 @@
+//! The header by which a balancer that passes bytes on says whose they are.
+//!
+//! PROXY protocol, versions 1 and 2. Reads not a byte more than the header: what follows is
+//! a handshake of TLS or a request.
+
+use std::io;
+use std::net::SocketAddr;
+
+use proxy_header::{ParseConfig, ProxyHeader};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How version 2 begins, and as many bytes as version 1 has at least.
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Longest header of version 1, line end included.
+const LONGEST_V1: usize = 107;
+
+/// Longest rest of a header of version 2: addresses, and what is said besides.
+const LONGEST_V2: usize = 4 << 10;
+
+/// Reads a header; `None` where the balancer speaks for itself, as in its health checks.
+///
+/// # Errors
+/// When the connection does not begin with a header that can be read.
+pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<SocketAddr>> {
+    let mut header = vec![0; SIGNATURE.len()];
+    stream.read_exact(&mut header).await?;
+    if header == SIGNATURE {
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await?;
+        header.extend_from_slice(&rest);
+        let [_, _, length @ ..] = rest;
+        let length = usize::from(u16::from_be_bytes(length));
+        if length > LONGEST_V2 {
+            return Err(malformed());
+        }
+        let begin = header.len();
+        header.resize(begin + length, 0);
+        stream.read_exact(header.get_mut(begin..).unwrap_or_default()).await?;
+    } else if header.starts_with(b"PROXY ") {
+        while !header.ends_with(b"\r\n") {
+            if header.len() >= LONGEST_V1 {
+                return Err(malformed());
+            }
+            header.push(stream.read_u8().await?);
+        }
+    } else {
+        return Err(malformed());
+    }
+    let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
+    match ProxyHeader::parse(&header, config) {
+        Ok((parsed, length)) if length == header.len() => {
+            Ok(parsed.proxied_address().map(|address| address.source))
+        }
+        _ => Err(malformed()),
+    }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "no PROXY header")
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_header::ProxiedAddress;
+
+    use super::*;
+
+    /// What is read of some bytes, and how many of them are left.
+    async fn read_all(bytes: &[u8]) -> (Option<Option<String>>, usize) {
+        let mut left = bytes;
+        let read = read(&mut left).await;
+        (read.ok().map(|source| source.map(|source| source.to_string())), left.len())
+    }
+
+    fn version_2(source: &str, destination: &str) -> Vec<u8> {
+        let address = ProxiedAddress::stream(source.parse().unwrap(), destination.parse().unwrap());
+        let mut bytes = Vec::new();
+        ProxyHeader::with_address(address).encode_v2(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn both_versions_say_whose_the_bytes_are_and_leave_what_follows() {
+        let v4 = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\nGET".as_slice();
+        let v6 = b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\nGET".as_slice();
+        assert_eq!(read_all(v4).await, (Some(Some("192.0.2.1:56324".to_owned())), 3));
+        assert_eq!(read_all(v6).await, (Some(Some("[2001:db8::1]:56324".to_owned())), 3));
+        let unknown = b"PROXY UNKNOWN\r\nGET".as_slice();
+        assert_eq!(read_all(unknown).await, (Some(None), 3));
+        let long = b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\nGET".as_slice();
+        assert_eq!(read_all(long).await, (Some(None), 3));
+
+        for (source, destination) in
+            [("192.0.2.1:56324", "198.51.100.2:443"), ("[2001:db8::1]:56324", "[2001:db8::2]:443")]
+        {
+            let mut bytes = version_2(source, destination);
+            bytes.extend_from_slice(b"GET");
+            assert_eq!(read_all(&bytes).await, (Some(Some(source.to_owned())), 3));
+        }
+        let mut local = Vec::new();
+        ProxyHeader::with_local().encode_v2(&mut local).unwrap();
+        assert_eq!(read_all(&local).await, (Some(None), 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_said_besides_is_passed_over_however_long_it_claims_to_be() {
+        let mut bytes = version_2("192.0.2.1:1", "198.51.100.2:443");
+        // A type, a length that is far too long, and one byte.
+        bytes.extend_from_slice(&[4, 0xff, 0xff, 0]);
+        let length = u16::try_from(bytes.len() - 16).unwrap();
+        bytes[14..16].copy_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(b"GET");
+        assert_eq!(read_all(&bytes).await, (Some(Some("192.0.2.1:1".to_owned())), 3));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_header_is_refused() {
+        let mut short = version_2("192.0.2.1:1", "198.51.100.2:443");
+        short[14..16].copy_from_slice(&4u16.to_be_bytes());
+        let mut long = short.clone();
+        long[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
+        let mut version_3 = version_2("192.0.2.1:1", "198.51.100.2:443");
+        version_3[12] = 0x31;
+        let endless = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat();
+        for bytes in [
+            b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".as_slice(),
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 56324\r\n",
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\n\r\n",
+            b"PROXY TCP4 2001:db8::1 2001:db8::2 56324 443\r\n",
+            b"PROXY UDP4 192.0.2.1 198.51.100.2 56324 443\r\n",
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 99999 443\r\n",
+            b"PROXY UNKNOWN",
+            b"",
+            &short,
+            &long,
+            &version_3,
+            &endless,
+        ] {
+            assert_eq!(read_all(bytes).await.0, None, "{}", bytes.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! HTTP/2 without TLS, and the limits that hold on each of its connections.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Method, Request};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use wxgate::server::Order;
+
+use crate::harness::client::Connection;
+use crate::harness::upstream::{Reply, Seen};
+use crate::harness::{PATIENCE, Stack, openid};
+
+/// A connection that begins as HTTP/2.
+struct Client {
+    requests: SendRequest<Bytes>,
+    connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Client {
+    async fn open(address: SocketAddr) -> Self {
+        Self::open_with(address, &h2::client::Builder::new()).await
+    }
+
+    async fn open_with(address: SocketAddr, builder: &h2::client::Builder) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (requests, connection) = builder.handshake(stream).await.unwrap();
+        Self { requests, connection: tokio::spawn(connection) }
+    }
+
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        is_whole: bool,
+    ) -> (ResponseFuture, h2::SendStream<Bytes>) {
+        let request = Request::builder().method(method).uri(format!("http://gateway.test{path}"));
+        let mut ready = timeout(PATIENCE, self.requests.clone().ready()).await.unwrap().unwrap();
+        ready.send_request(request.body(()).unwrap(), is_whole).unwrap()
+    }
+
+    async fn get(&mut self, path: &str) -> ResponseFuture {
+        self.send(Method::GET, path, true).await.0
+    }
+
+    /// Whether the gateway ends the connection.
+    async fn ends(self) -> bool {
+        timeout(PATIENCE, self.connection).await.is_ok()
+    }
+}
+
+async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
+    timeout(PATIENCE, response).await.expect("an end in time").map(|head| head.status().as_u16())
+}
+
+#[tokio::test]
+async fn a_plain_listener_takes_http_2_and_http_1_where_h2c_is_on() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let token = stack.login("alice").await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let request = client
+        .post(format!("http://{}/orders", stack.gateway))
+        .header("X-3rd-Session", &token)
+        .header("x_openid", "evil")
+        .body("payload");
+    let answer = request.send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
+    let seen = stack.upstream.seen();
+    assert_eq!(seen[0].folded("x-openid"), [openid("alice")]);
+    assert_eq!(seen[0].all("x-forwarded-proto"), ["http"]);
+    assert_eq!(seen[0].body, b"payload");
+    // A method that begins as the preface does.
+    assert_eq!(stack.request("PRI", "/none").send().await.status, 200);
+    assert_eq!(stack.post("/orders").token(&token).send().await.status, 200);
+}
+
+#[tokio::test]
+async fn http_2_is_no_request_where_h2c_is_off() {
+    let stack = Stack::start().await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    connection.answer(false).await.assert_error(400, "bad_request", "none");
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_resets_its_request_and_no_other() {
+    let log = "log.access = \"{dir}/access.log\"";
+    let stack = Stack::start_with(&format!(
+        "server.h2c = true\nlimits.body_timeout = \"300ms\"\nserver.drain_timeout = \"5s\"\n{log}"
+    ))
+    .await;
+    let mut client = Client::open(stack.gateway).await;
+    let (response, mut body) = client.send(Method::POST, "/none/stops", false).await;
+    body.send_data(Bytes::from_static(b"begin"), false).unwrap();
+    let reset = status(response).await.unwrap_err();
+    assert!(reset.is_reset(), "{reset}");
+    assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+    stack.until_metric("wxgate_http_requests_total{code=\"408\",route=\"/none\"}", 1.0).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+
+    let Stack { orders, ended, directory, .. } = &stack;
+    orders.send(Order::Drain).await.unwrap();
+    drop(client);
+    while !ended.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let log = std::fs::read_to_string(directory.path().join("access.log")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["path"], &line["error"]), (&"/none/stops".into(), &"request_timeout".into()));
+    assert_eq!((&line["method"], &line["bytes_in"]), (&"POST".into(), &5.into()));
+}
+
+#[tokio::test]
+async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"600ms\"").await;
+    let mut client = Client::open(stack.gateway).await;
+    let (response, mut body) = client.send(Method::POST, "/none", false).await;
+    for _ in 0..6 {
+        body.send_data(Bytes::from_static(b"piece"), false).unwrap();
+        // Not to wait for something: this is what the client does.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    body.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(status(response).await.unwrap(), 200);
+    assert_eq!(stack.upstream.seen()[0].body.len(), 30);
+}
+
+#[tokio::test]
+async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"100ms\"").await;
+    let released = std::sync::Arc::new(tokio::sync::Notify::new());
+    let reply = released.clone();
+    stack.upstream.reply(move |_: &Seen| {
+        Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
+    });
+    let mut client = Client::open(stack.gateway).await;
+    let (response, mut body) = client.send(Method::POST, "/none", false).await;
+    body.send_data(Bytes::from_static(b"all"), true).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    released.notify_one();
+    assert_eq!(status(response).await.unwrap(), 204);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.write_timeout = \"300ms\"").await;
+    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(100_000)));
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(10);
+    let mut client = Client::open_with(stack.gateway, &builder).await;
+    let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let mut body = response.into_body();
+    let mut received = 0;
+    let end = loop {
+        match timeout(PATIENCE, body.data()).await.unwrap() {
+            Some(Ok(data)) => received += data.len(),
+            Some(Err(error)) => break error,
+            None => panic!("an answer of {received} bytes came to its end"),
+        }
+    };
+    assert!(received <= 10 && end.is_reset(), "{received} bytes, {end}");
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_giving_up_loses_its_connection() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 10").await;
+    stack.upstream.reply(|_: &Seen| Reply::Stall(Vec::new()));
+    let mut client = Client::open(stack.gateway).await;
+    for number in 1..=11 {
+        let response = client.get("/none").await;
+        while stack.upstream.seen().len() < number {
+            tokio::task::yield_now().await;
+        }
+        drop(response);
+    }
+    assert!(client.ends().await);
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 3").await;
+    stack.upstream.reply(|seen: &Seen| match seen.target() {
+        "/none/slow" => Reply::Stall(Vec::new()),
+        _ => Reply::ok("", "hello"),
+    });
+    let mut client = Client::open(stack.gateway).await;
+    for number in 1..=10 {
+        let response = client.get("/none/slow").await;
+        while stack.upstream.seen().len() < number * 3 - 2 {
+            tokio::task::yield_now().await;
+        }
+        drop(response);
+        for _ in 0..2 {
+            assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_more_requests_are_taken_at_once_than_may_be() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.max_streams = 3").await;
+    let mut client = Client::open(stack.gateway).await;
+    assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+    assert_eq!(client.requests.current_max_send_streams(), 3);
+}
+
+#[tokio::test]
+async fn a_connection_without_requests_is_told_to_go() {
+    let limits = "limits.idle_timeout = \"200ms\"\nlimits.header_timeout = \"200ms\"";
+    let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;
+    let silent = Client::open(stack.gateway).await;
+    assert!(silent.ends().await);
+    let mut used = Client::open(stack.gateway).await;
+    assert_eq!(status(used.get("/none").await).await.unwrap(), 200);
+    assert!(used.ends().await);
+    // Nor is one that never says what it is.
+    let mut half = Connection::open(stack.gateway).await;
+    half.send(b"PRI * HT").await;
+    assert!(half.is_closed().await);
+}
+
+#[tokio::test]
+async fn draining_lets_requests_finish_and_takes_no_new_connection() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let released = std::sync::Arc::new(tokio::sync::Notify::new());
+    let reply = released.clone();
+    stack.upstream.reply(move |_: &Seen| {
+        Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
+    });
+    let mut client = Client::open(stack.gateway).await;
+    let response = client.get("/none").await;
+    while stack.upstream.seen().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    stack.orders.send(Order::Drain).await.unwrap();
+    while TcpStream::connect(stack.gateway).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    released.notify_one();
+    assert_eq!(status(response).await.unwrap(), 204);
+    assert!(client.ends().await);
+    let Stack { ended, .. } = &stack;
+    while !ended.is_finished() {
+        tokio::task::yield_now().await;
+    }
+}
