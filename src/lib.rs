@@ -61,7 +61,7 @@ pub mod config;
 pub mod demo;
 mod edge;
 pub mod forwarded;
-mod head;
+pub mod head;
 mod header;
 pub mod http_server;
 pub mod identity;

@@ -1,0 +1,118 @@
+//! What it costs to be strict: each judgement of a request beside the same work done as a
+//! lenient proxy does it. `cargo bench --bench strictness`
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to say")]
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use http::HeaderValue;
+use pingora::http::RequestHeader;
+use wxgate::config::{Config, Secrets};
+use wxgate::head::{self, HeadLimits};
+use wxgate::inject::{Forwarding, Injector};
+use wxgate::route::Routes;
+
+/// A request as a Mini Program sends it.
+const HEAD: &str = "GET /api/orders/1234?page=2 HTTP/1.1\r\n\
+    Host: api.shop.example\r\n\
+    Connection: keep-alive\r\n\
+    charset: utf-8\r\n\
+    X-3rd-Session: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\r\n\
+    User-Agent: Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) MicroMessenger/8.0.66\r\n\
+    content-type: application/json\r\n\
+    Accept-Encoding: gzip,compress,br,deflate\r\n\
+    Referer: https://servicewechat.com/wx0123456789abcdef/42/page-frame.html\r\n\r\n";
+
+const LIMITS: HeadLimits = HeadLimits { bytes: 16 << 10, lines: 100, target: 8 << 10 };
+
+fn request() -> RequestHeader {
+    let mut request = RequestHeader::build("GET", b"/api/orders/1234?page=2", None).unwrap();
+    for line in HEAD.lines().skip(1).filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        request.append_header(name.to_owned(), value.to_owned()).unwrap();
+    }
+    request
+}
+
+fn forwarding() -> Forwarding {
+    let value = HeaderValue::from_static("value");
+    Forwarding {
+        request_id: value.clone(),
+        forwarded_for: value.clone(),
+        proto: value.clone(),
+        host: Some(value.clone()),
+        client: value,
+        is_trusted: false,
+    }
+}
+
+/// Removes and writes by exact names, as a proxy without folding does.
+fn apply_leniently(request: &mut RequestHeader, forwarding: Forwarding) {
+    for name in ["x-openid", "x-appid", "x-unionid", "x-3rd-session"] {
+        request.remove_header(name);
+    }
+    request.insert_header("x-request-id", forwarding.request_id).unwrap();
+    request.insert_header("x-forwarded-for", forwarding.forwarded_for).unwrap();
+    request.insert_header("x-forwarded-proto", forwarding.proto).unwrap();
+    request.insert_header("x-real-ip", forwarding.client).unwrap();
+    request.insert_header("x-forwarded-host", forwarding.host.unwrap()).unwrap();
+}
+
+fn strictness(criterion: &mut Criterion) {
+    let text = include_str!("../config/gateway.toml");
+    let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
+    let routes = Routes::new(&config.endpoints, &config.routes);
+    let injector = Injector::new(&config.identity, &config.session);
+
+    // A lenient proxy judges no head at all: this is all there is to it.
+    criterion.bench_function("judge a head", |bencher| {
+        bencher.iter(|| head::judge(black_box(HEAD.as_bytes()), LIMITS, |_| false).unwrap());
+    });
+
+    let mut group = criterion.benchmark_group("route a path");
+    for (name, path) in [
+        ("plain", "/api/orders/1234"),
+        ("with an escape", "/api/orders/%E5%BC%A0"),
+        ("with an escaped slash", "/api/files/a%2Fb"),
+    ] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| routes.resolve(black_box(path), None).unwrap());
+        });
+    }
+    let prefixes = ["/api/orders", "/api", ""];
+    group.bench_function("plain, leniently", |bencher| {
+        bencher.iter(|| {
+            let path = black_box("/api/orders/1234");
+            prefixes.iter().position(|prefix| path.starts_with(prefix))
+        });
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group("strip and write");
+    let original = request();
+    group.bench_function("folded", |bencher| {
+        bencher.iter_batched(
+            || (original.clone(), forwarding()),
+            |(mut request, forwarding)| {
+                injector.apply(&mut request, forwarding, None).unwrap();
+                request
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("leniently", |bencher| {
+        bencher.iter_batched(
+            || (original.clone(), forwarding()),
+            |(mut request, forwarding)| {
+                apply_leniently(&mut request, forwarding);
+                request
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, strictness);
+criterion_main!(benches);
