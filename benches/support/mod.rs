@@ -1,0 +1,121 @@
+//! A gateway in the bench's own process, and a client that measures rounds of requests.
+
+#![allow(dead_code, reason = "each bench needs another part of it")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use wxgate::clock::Clock;
+use wxgate::config::{Config, Secrets};
+use wxgate::http_server::{self, response};
+use wxgate::metrics::Metrics;
+use wxgate::sandbox::{DEFAULT_APP, Sandbox};
+use wxgate::secret::Secret;
+use wxgate::server::{Order, Server};
+
+/// A gateway with one worker between a simulated WeChat and a service that says hello.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub sandbox: Arc<Sandbox>,
+    _orders: mpsc::Sender<Order>,
+}
+
+impl Gateway {
+    pub async fn start() -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let wechat = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text = format!(
+            r#"
+            server = {{ listen = "127.0.0.1:0", threads = 1 }}
+            admin = {{ listen = "127.0.0.1:0" }}
+            wechat = {{ base_url = "http://{}", timeout = "60s" }}
+            log = {{ access = "off" }}
+            limits = {{ max_requests_per_connection = 1000000 }}
+            app = [{{ app_id = "{}", app_secret = {{ env = "UNUSED" }} }}]
+            upstream = [{{ name = "u", servers = ["{}"] }}]
+            route = [{{ path = "/", upstream = "u" }}]
+            "#,
+            wechat.local_addr().unwrap(),
+            DEFAULT_APP.0,
+            service.local_addr().unwrap()
+        );
+        let mut config = Config::parse("bench", &text, Secrets::Ignore).unwrap();
+        config.apps.iter_mut().for_each(|app| app.secret = Secret::new(DEFAULT_APP.1.to_owned()));
+        let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
+        let sandbox = Sandbox::new(apps, Clock::system());
+        tokio::spawn(Arc::clone(&sandbox).serve(wechat));
+        tokio::spawn(async move {
+            let hello = |_| async { Ok(response(200, "text/plain", "hello")) };
+            match http_server::serve(service, hello).await {}
+        });
+        let server = Server::bind(&config, Clock::system(), Metrics::new().unwrap()).unwrap();
+        let address = *server.public_addresses().first().unwrap();
+        let (orders, receiver) = mpsc::channel(1);
+        tokio::spawn(server.run(receiver));
+        Self { address, sandbox, _orders: orders }
+    }
+
+    /// A client that is logged in.
+    pub async fn client(&self) -> Client {
+        let url = format!("http://{}/login", self.address);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.post(url).body(r#"{"code":"user-a"}"#).send().await.unwrap();
+        let body: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let token = body.get("token").unwrap().as_str().unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, request }
+    }
+}
+
+/// One keep-alive connection.
+pub struct Client {
+    stream: TcpStream,
+    request: String,
+}
+
+impl Client {
+    /// Times of so many requests, in seconds, the shortest first.
+    pub async fn round(&mut self, requests: usize) -> Vec<f64> {
+        let mut times = Vec::with_capacity(requests);
+        let mut buffer = [0; 4096];
+        for _ in 0..requests {
+            let started = Instant::now();
+            self.stream.write_all(self.request.as_bytes()).await.unwrap();
+            let mut read = 0;
+            while !buffer.get(..read).unwrap().ends_with(b"hello") {
+                let count = self.stream.read(buffer.get_mut(read..).unwrap()).await.unwrap();
+                assert_ne!(count, 0, "the gateway closed the connection");
+                read += count;
+            }
+            times.push(started.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        times
+    }
+}
+
+/// A share of sorted values lies at or below this one.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index of a short list"
+    )]
+    let index = (share * (sorted.len() - 1) as f64).round() as usize;
+    *sorted.get(index).unwrap()
+}
+
+pub fn spread(values: &mut [f64]) -> String {
+    values.sort_by(f64::total_cmp);
+    let (least, median, most) =
+        (quantile(values, 0.0), quantile(values, 0.5), quantile(values, 1.0));
+    format!("median {median:.3}, from {least:.3} to {most:.3}")
+}
