@@ -101,11 +101,19 @@ fn decode(text: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(decoded)
 }
 
-/// Whether a character stands in more bytes of UTF-8 than it takes (RFC 3629, section 3),
-/// which some decoders fold back to `/` or `.`. Other encodings, such as GBK, may pass.
+/// Whether a character stands in more bytes of UTF-8 than it takes (RFC 3629, section 3; with
+/// the longer sequences of RFC 2279), which some decoders fold back to `/` or `.`. Other
+/// encodings, such as GBK, may pass.
 fn has_overlong(text: &[u8]) -> bool {
     text.windows(2).any(|pair| {
-        matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f])
+        matches!(
+            pair,
+            [0xc0 | 0xc1, 0x80..=0xbf]
+                | [0xe0, 0x80..=0x9f]
+                | [0xf0, 0x80..=0x8f]
+                | [0xf8, 0x80..=0x87]
+                | [0xfc, 0x80..=0x83]
+        )
     })
 }
 
