@@ -252,6 +252,9 @@ mod tests {
             "/public/a%2f..%2f..%2fadmin",
             "/public/admin%3fx",
             "/public/admin%2523",
+            "/public/a%2fb/%2e%2e/%2e%2e/x",
+            "/public/a%5cb/%2e%2e/%2e%2e/x",
+            "/public/a%252fb/%252e%252e/%252e%252e/x",
         ] {
             assert_eq!(routes.resolve(path, None), Err(PathError::Ambiguous), "{path}");
         }
@@ -262,6 +265,7 @@ mod tests {
         let routes = routes();
         for (path, index) in [
             ("/objects/a%2Fb", 0),
+            ("/objects/a%2Fb%5Cc;v=1//x%20y/%7Eme", 0),
             ("/cart;jsessionid=1", 0),
             ("/api//orders", 0),
             ("/a/../b", 0),
