@@ -255,6 +255,7 @@ mod tests {
             "/public/a%2fb/%2e%2e/%2e%2e/x",
             "/public/a%5cb/%2e%2e/%2e%2e/x",
             "/public/a%252fb/%252e%252e/%252e%252e/x",
+            "/..;/public/..;/..;",
         ] {
             assert_eq!(routes.resolve(path, None), Err(PathError::Ambiguous), "{path}");
         }

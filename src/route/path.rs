@@ -38,6 +38,7 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
     while let Some((decoded, reading)) = readings.get(next).cloned() {
         let mut found = vec![
             (decoded, without_parameters(&reading)),
+            (decoded, without_last_parameters(&reading)),
             (decoded, with_slashes(&reading)),
             (decoded, merged(&reading)),
             (decoded, resolved(&reading)),
@@ -144,6 +145,13 @@ fn without_parameters(path: &[u8]) -> Vec<u8> {
     kept.join(&b'/')
 }
 
+/// Of the last segment alone, as Python's `urlparse` has it (RFC 1808, section 2.1).
+fn without_last_parameters(path: &[u8]) -> Vec<u8> {
+    let last = path.iter().rposition(|b| *b == b'/').unwrap_or_default();
+    let (before, last) = path.split_at(last);
+    [before, last.split(|b| *b == b';').next().unwrap_or(last)].concat()
+}
+
 fn with_slashes(path: &[u8]) -> Vec<u8> {
     path.iter().map(|b| if *b == b'\\' { b'/' } else { *b }).collect()
 }
@@ -213,7 +221,7 @@ mod tests {
         #[test]
         fn every_order_of_steps_is_among_the_readings(
             path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%3f|%25){0,8}",
-            steps in prop::collection::vec((0..6u8, prop::sample::select(&DECODINGS)), 0..8),
+            steps in prop::collection::vec((0..7u8, prop::sample::select(&DECODINGS)), 0..8),
         ) {
             let Ok(all) = readings(&path) else { return Ok(()) };
             let mut reading = path.into_bytes();
@@ -225,6 +233,7 @@ mod tests {
                     2 => merged(&reading),
                     3 => resolved(&reading),
                     4 => cut(&reading),
+                    5 => without_last_parameters(&reading),
                     _ if decoded < 2 => {
                         decoded += 1;
                         decode(&reading, decoding).unwrap()
