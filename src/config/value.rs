@@ -26,8 +26,16 @@ pub trait FromValue: Sized {
 #[derive(Clone, Copy, Debug)]
 pub struct Size(pub u64);
 
+/// Never of several lines: no key takes that, and what was drawn in by quotes that are not
+/// closed is not repeated in a message, for it may hold a secret.
 fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
-    value.as_str().ok_or_else(|| format!("expected {expected}, found {}", kind(value)))
+    match value.as_str() {
+        Some(given) if given.contains('\n') => {
+            Err(format!("expected {expected}, found a text of several lines"))
+        }
+        Some(given) => Ok(given),
+        None => Err(format!("expected {expected}, found {}", kind(value))),
+    }
 }
 
 /// What a value is, for a message about it.
@@ -118,11 +126,12 @@ impl FromValue for IpNet {
 
 impl FromValue for PathBuf {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        if value.as_str().is_some_and(|given| given.contains("-----BEGIN")) {
+            return Err("expected a path, found the contents of a file".to_owned());
+        }
         let given = text(value, "a path")?;
         if given.is_empty() {
             Err("expected a path, found \"\"".to_owned())
-        } else if given.contains("-----BEGIN") {
-            Err("expected a path, found the contents of a file".to_owned())
         } else {
             Ok(given.into())
         }
@@ -290,5 +299,22 @@ pub enum LoginForm {
 impl FromValue for LoginForm {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         word(value, &[("json", Self::Json), ("form", Self::Form), ("query", Self::Query)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Secrets};
+
+    #[test]
+    fn a_text_of_several_lines_is_refused_and_not_repeated() {
+        for key in
+            ["server.listen", "session.ttl", "limits.max_body", "wechat.base_url", "log.level"]
+        {
+            let text = format!("{key} = \"\"\"\napp_secret = 'planted'\n\"\"\"");
+            let shown = Config::parse("file", &text, Secrets::Ignore).unwrap_err().to_string();
+            assert!(shown.contains(&format!("{key}: expected")), "{shown}");
+            assert!(!shown.contains("planted"), "{shown}");
+        }
     }
 }
