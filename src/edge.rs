@@ -5,7 +5,7 @@
 //! passes goes to the proxy, which gives the connection back for the next request. HTTP/2
 //! is framed by pingora's own protocol layer. It does not know what a request is for.
 
-mod chunked;
+pub mod chunked;
 mod connection;
 mod http2;
 mod proxy_protocol;

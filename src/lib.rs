@@ -85,3 +85,14 @@ mod token;
 mod upstream;
 mod websocket;
 mod wechat;
+
+/// What the fuzz targets of `tests/fuzz` need, and nobody outside the crate may use.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::edge::chunked::{Chunked, Malformed};
+    pub use crate::head::{Framing, Head, HeadLimits, judge};
+    pub use crate::login::{Fields, LoginRequest, parse as parse_login};
+    pub use crate::rejection::Rejection;
+    pub use crate::wechat::reply::{ErrCode, Reply};
+    pub use crate::wechat::{Code, WeChatError};
+}

@@ -39,10 +39,11 @@ pub enum LoginRequest<'a> {
     Query(&'a str),
 }
 
+/// What a login says.
 #[derive(Deserialize)]
-struct Fields {
-    code: Secret,
-    app_id: Option<String>,
+pub struct Fields {
+    pub code: Secret,
+    pub app_id: Option<String>,
 }
 
 impl Login {
@@ -160,7 +161,11 @@ fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
     }
 }
 
-fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
+/// Takes the fields of a login out of what was sent.
+///
+/// # Errors
+/// When it is in no form that is accepted, or says something twice.
+pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
     match request {
         // Whether it is accepted was judged with the method.
         LoginRequest::Query(query) => parse_form(query.as_bytes()),

@@ -6,7 +6,7 @@
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
 
-mod reply;
+pub mod reply;
 
 use std::error::Error;
 use std::sync::Arc;
