@@ -1,0 +1,211 @@
+//! WeChat's answer becomes an identity only where it is beyond doubt, and no word of it gets
+//! out but its number and its trace id.
+//!
+//! An input is the body of an answer, or, after a byte 1, lines that make one. Where it holds [`CANARY`], as a session_key or
+//! anywhere else, no error and no log may hold it.
+
+#![no_main]
+
+mod json;
+
+use std::cell::RefCell;
+use std::fmt::{self, Write as _};
+use std::sync::Once;
+
+use http::HeaderValue;
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use wxgate::fuzzing::{Reply, WeChatError};
+use wxgate::identity::{AppId, Identity};
+
+use self::json::{Fields, compose};
+
+const NAMES: [&str; 7] =
+    ["openid", "session_key", "errcode", "unionid", "errmsg", "x", "openi\\u0064"];
+
+/// Holds a character that no trace id has.
+const CANARY: &str = "key+HyVFkGl5F5OQWJZZaNzBBg==";
+
+/// Errors that differ in what is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    InvalidCode,
+    UserBlocked,
+    RateLimited,
+    Busy,
+    Refused,
+    Malformed,
+}
+
+thread_local! {
+    /// What was logged since it was last taken.
+    static LOGGED: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fuzz_target!(|input: &[u8]| {
+    static LOG: Once = Once::new();
+    LOG.call_once(|| tracing::subscriber::set_global_default(Log).expect("the first"));
+
+    let composed = input.strip_prefix(&[1]).map(|lines| compose(lines, &NAMES));
+    let body = composed.as_ref().map_or(input, String::as_bytes);
+    let app_id = AppId::parse("wx0123456789abcdef").expect("legal");
+    let found = Reply::parse(body).and_then(|reply| reply.into_identity(&app_id));
+    let logged = LOGGED.take();
+    assert!(!logged.contains(CANARY), "{logged}");
+
+    match &found {
+        Ok(identity) => check_identity(identity, &app_id),
+        Err(error) => {
+            check_words(error);
+            check_log(*error, &logged);
+        }
+    }
+    // What is not UTF-8 in fields that nobody reads may pass or not.
+    if found.is_ok() || std::str::from_utf8(body).is_ok() {
+        let found = found.as_ref().map(as_text).map_err(|error| kind(*error));
+        assert_eq!(found, expected(&String::from_utf8_lossy(body)), "{}", body.escape_ascii());
+    }
+});
+
+fn as_text(identity: &Identity) -> (String, Option<String>) {
+    let unionid = identity.unionid.as_ref().map(|unionid| unionid.as_str().to_owned());
+    (identity.openid.as_str().to_owned(), unionid)
+}
+
+fn kind(error: WeChatError) -> Kind {
+    match error {
+        WeChatError::InvalidCode(_) => Kind::InvalidCode,
+        WeChatError::UserBlocked(_) => Kind::UserBlocked,
+        WeChatError::RateLimited(_) => Kind::RateLimited,
+        WeChatError::Busy(_) => Kind::Busy,
+        WeChatError::Refused(_) => Kind::Refused,
+        WeChatError::Malformed(_) => Kind::Malformed,
+        WeChatError::Certificate
+        | WeChatError::Unreachable
+        | WeChatError::Timeout
+        | WeChatError::Broken => panic!("{error:?} is not about a body"),
+    }
+}
+
+/// Openid and unionid, or what is wrong.
+fn expected(text: &str) -> Result<(String, Option<String>), Kind> {
+    let fields = Fields::parse(text).ok_or(Kind::Malformed)?;
+    let text = |name| fields.text(name).map_err(|()| Kind::Malformed);
+    let (openid, unionid, session_key) = (text("openid")?, text("unionid")?, text("session_key")?);
+    text("errmsg")?;
+    let errcode = match &*fields.all("errcode") {
+        [] | [Ok(Value::Null)] => 0,
+        [Ok(Value::Number(number))] => number.as_i64().ok_or(Kind::Malformed)?,
+        [Ok(Value::String(text))] => text.trim().parse().map_err(|_| Kind::Malformed)?,
+        _ => return Err(Kind::Malformed),
+    };
+    match errcode {
+        0 => {}
+        40029 | 40163 | 41008 => return Err(Kind::InvalidCode),
+        40226 => return Err(Kind::UserBlocked),
+        45011 => return Err(Kind::RateLimited),
+        -1 | 45009 => return Err(Kind::Busy),
+        _ => return Err(Kind::Refused),
+    }
+    session_key.filter(|key| !key.is_empty()).ok_or(Kind::Malformed)?;
+    let openid = openid.filter(|openid| is_id(openid)).ok_or(Kind::Malformed)?;
+    let unionid = unionid.filter(|unionid| !unionid.is_empty());
+    if unionid.as_deref().is_some_and(|unionid| !is_id(unionid)) {
+        return Err(Kind::Malformed);
+    }
+    Ok((openid, unionid))
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() <= 128
+        && !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// It can stand in headers just so.
+fn check_identity(identity: &Identity, app_id: &AppId) {
+    assert_eq!(&identity.app_id, app_id);
+    let (openid, unionid) = as_text(identity);
+    for id in [Some(openid), unionid].into_iter().flatten() {
+        assert!(id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b','));
+        assert_eq!(HeaderValue::from_str(&id).expect("legal").as_bytes(), id.as_bytes());
+        assert!(!format!("{identity:?}").contains(&id) || id.len() < 9);
+    }
+}
+
+/// Only the gateway's own words, and a number.
+fn check_words(error: &WeChatError) {
+    const WORDS: [&str; 9] = [
+        "WeChat does not accept the code (errcode #)",
+        "WeChat blocks the user (errcode #)",
+        "WeChat limits the calls of this user (errcode #)",
+        "WeChat is busy or out of quota (errcode #)",
+        "WeChat refuses the app (errcode #)",
+        "WeChat's answer cannot be understood: not the JSON expected",
+        "WeChat's answer cannot be understood: no session_key",
+        "WeChat's answer cannot be understood: no legal openid",
+        "WeChat's answer cannot be understood: no legal unionid",
+    ];
+    let text = error.to_string();
+    let number = |c: char| c.is_ascii_digit() || c == '-';
+    let words = match text.split_once("errcode ") {
+        Some((before, after)) => format!("{before}errcode #{}", after.trim_matches(number)),
+        None => text,
+    };
+    assert!(WORDS.contains(&words.as_str()), "{words}");
+    assert!(!format!("{error:?}").contains(CANARY));
+}
+
+/// Only a refusal of the app is logged here: its number, and a trace id or none.
+fn check_log(error: WeChatError, logged: &str) {
+    let WeChatError::Refused(code) = error else {
+        assert_eq!(logged, "");
+        return;
+    };
+    let code = code.to_string().replace("errcode ", "");
+    let rest = logged
+        .strip_prefix(&format!(
+            "message=WeChat refuses the app app_id=\"wx0123456789abcdef\" errcode={code} rid=\""
+        ))
+        .expect("the fields are known");
+    let rid = rest.strip_suffix("\" ").expect("the trace id is the last");
+    let is_rid = (8..=64).contains(&rid.len())
+        && rid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    assert!(is_rid || rid == "none", "{rid}");
+}
+
+/// Keeps what is logged.
+struct Log;
+
+struct Writer<'a>(&'a mut String);
+
+impl Visit for Writer<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, "{field}={value:?} ").expect("a String takes everything");
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event()
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        LOGGED.with_borrow_mut(|logged| event.record(&mut Writer(logged)));
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
