@@ -1,6 +1,7 @@
 //! HTTPS listeners, and HTTP/2 on them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, KeyPair};
@@ -30,12 +31,10 @@ pub async fn serve_tls(identity: &CertifiedKey<KeyPair>) -> SocketAddr {
     address
 }
 
-/// A stack whose public listener is HTTPS for `localhost`, and a client that trusts it.
-async fn start(changes: &str) -> (Stack, reqwest::ClientBuilder, tempfile::TempDir) {
+/// Changes that make the public listener HTTPS for `localhost`, and its certificate.
+pub fn https(directory: &Path, changes: &str) -> (String, CertifiedKey<KeyPair>) {
     let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let (cert_file, key_file) =
-        (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    let (cert_file, key_file) = (directory.join("cert.pem"), directory.join("key.pem"));
     std::fs::write(&cert_file, identity.cert.pem()).unwrap();
     std::fs::write(&key_file, identity.signing_key.serialize_pem()).unwrap();
     let tls = format!(
@@ -43,7 +42,14 @@ async fn start(changes: &str) -> (Stack, reqwest::ClientBuilder, tempfile::TempD
         cert_file.display(),
         key_file.display()
     );
-    let stack = Stack::start_with(&tls).await;
+    (tls, identity)
+}
+
+/// A stack whose public listener is HTTPS for `localhost`, and a client that trusts it.
+async fn start(changes: &str) -> (Stack, reqwest::ClientBuilder, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let (changes, identity) = https(directory.path(), changes);
+    let stack = Stack::start_with(&changes).await;
     let root = reqwest::Certificate::from_pem(identity.cert.pem().as_bytes()).unwrap();
     let client = reqwest::Client::builder()
         .no_proxy()

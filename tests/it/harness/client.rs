@@ -217,6 +217,37 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The first answer in these bytes, and its length, if it is whole; one without a length is
+    /// whole when they `have_ended`.
+    pub fn parse(bytes: &[u8], is_bodyless: bool, have_ended: bool) -> Option<(Self, usize)> {
+        let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
+        let mut lines = text.split("\r\n");
+        let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers = lines.map(|line| line.split_once(':').unwrap());
+        let headers =
+            headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        let mut answer =
+            Self { status, headers: headers.collect(), body: Vec::new(), is_whole: true };
+        let start = head + 4;
+        if answer.header("transfer-encoding").is_some() {
+            let (body, length) = unchunked(&bytes[start..])?;
+            answer.body = body;
+            return Some((answer, start + length));
+        }
+        let end = if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
+            start
+        } else if let Some(length) = answer.header("content-length") {
+            start + length.parse::<usize>().unwrap()
+        } else if have_ended {
+            bytes.len()
+        } else {
+            return None;
+        };
+        answer.body = bytes.get(start..end)?.to_vec();
+        Some((answer, end))
+    }
+
     /// The one value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(known, _)| known == name);
@@ -247,6 +278,24 @@ impl Answer {
         assert_eq!(self.header("x-wxgate-error"), Some(error));
         assert_eq!(self.header("content-type"), Some("application/json"));
         assert_eq!(self.header("cache-control"), Some("no-store"));
+    }
+}
+
+/// The chunks in these bytes together, and their length, if the last of them has come.
+fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let mut body = Vec::new();
+    let mut at = 0;
+    loop {
+        let line = bytes[at..].windows(2).position(|window| window == b"\r\n")?;
+        let size = std::str::from_utf8(&bytes[at..at + line]).unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let start = at + line + 2;
+        body.extend_from_slice(bytes.get(start..start + size)?);
+        at = start + size + 2;
+        bytes.get(..at)?;
+        if size == 0 {
+            return Some((body, at));
+        }
     }
 }
 

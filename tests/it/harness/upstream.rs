@@ -1,9 +1,11 @@
 //! A recording upstream on a raw socket.
 //!
 //! Keeps every request as its very bytes, reads them strictly, and answers what it is told
-//! to. It is no HTTP library: what the gateway sends is seen as it is.
+//! to. It is no HTTP library: what the gateway sends is seen as it is, and what no strict
+//! reader would take is kept as a fault.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -69,12 +71,20 @@ impl Reply {
     }
 }
 
+#[derive(Default)]
+struct Records {
+    whole: Vec<Seen>,
+    begun: Vec<Seen>,
+    faults: Vec<String>,
+}
+
 type Replies = dyn Fn(&Seen) -> Reply + Send + Sync;
 
 pub struct Upstream {
     pub address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    records: Arc<Mutex<Records>>,
     replies: Arc<Mutex<Arc<Replies>>>,
+    answers_early: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -82,17 +92,25 @@ impl Upstream {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
+        let records = Arc::new(Mutex::new(Records::default()));
         let replies: Arc<Mutex<Arc<Replies>>> =
             Arc::new(Mutex::new(Arc::new(|_: &Seen| Reply::ok("", "hello"))));
-        let (recorded, scripted) = (seen.clone(), replies.clone());
+        let answers_early = Arc::new(AtomicBool::new(false));
+        let script = (records.clone(), replies.clone(), answers_early.clone());
         let accepting = tokio::spawn(async move {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(converse(stream, connection, recorded.clone(), scripted.clone()));
+                let (recorded, scripted, early) = script.clone();
+                tokio::spawn(async move {
+                    if let Err(fault) =
+                        converse(stream, connection, &recorded, &scripted, &early).await
+                    {
+                        recorded.lock().unwrap().faults.push(fault);
+                    }
+                });
             }
         });
-        Self { address, seen, replies, accepting }
+        Self { address, records, replies, answers_early, accepting }
     }
 
     /// Answers every request from now on by `reply`.
@@ -100,9 +118,29 @@ impl Upstream {
         *self.replies.lock().unwrap() = Arc::new(reply);
     }
 
+    /// Whether requests are answered as soon as their heads have come.
+    pub fn answer_early(&self, early: bool) {
+        self.answers_early.store(early, Ordering::Relaxed);
+    }
+
     /// All requests so far.
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.records.lock().unwrap().whole.clone()
+    }
+
+    /// Those after so many.
+    pub fn seen_after(&self, count: usize) -> Vec<Seen> {
+        self.records.lock().unwrap().whole[count..].to_vec()
+    }
+
+    /// Requests after so many whose heads have come, with or without a whole body.
+    pub fn begun_after(&self, count: usize) -> Vec<Seen> {
+        self.records.lock().unwrap().begun[count..].to_vec()
+    }
+
+    /// What came that no strict reader would take.
+    pub fn faults(&self) -> Vec<String> {
+        self.records.lock().unwrap().faults.clone()
     }
 }
 
@@ -115,13 +153,20 @@ impl Drop for Upstream {
 async fn converse(
     mut stream: TcpStream,
     connection: usize,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    replies: Arc<Mutex<Arc<Replies>>>,
-) {
+    records: &Mutex<Records>,
+    replies: &Mutex<Arc<Replies>>,
+    answers_early: &AtomicBool,
+) -> Result<(), String> {
     let mut read = Vec::new();
-    while let Some(mut request) = read_request(&mut stream, &mut read).await {
+    while let Some(mut request) = read_head(&mut stream, &mut read).await? {
         request.connection = connection;
-        seen.lock().unwrap().push(request.clone());
+        records.lock().unwrap().begun.push(request.clone());
+        let is_early = answers_early.load(Ordering::Relaxed);
+        if !is_early {
+            let Some(body) = read_body(&request, &mut stream, &mut read).await? else { break };
+            request.body = body;
+            records.lock().unwrap().whole.push(request.clone());
+        }
         let reply = replies.lock().unwrap().clone();
         match reply(&request) {
             Reply::Echo(bytes) => {
@@ -129,7 +174,7 @@ async fn converse(
                 let _ = stream.write_all(&read).await;
                 let (mut from, mut to) = stream.split();
                 let _ = tokio::io::copy(&mut from, &mut to).await;
-                return;
+                break;
             }
             Reply::When(released, bytes) => {
                 released.notified().await;
@@ -137,72 +182,130 @@ async fn converse(
             }
             Reply::Bytes(bytes) => {
                 if stream.write_all(&bytes).await.is_err() {
-                    return;
+                    break;
                 }
             }
             Reply::Last(bytes) => {
                 let _ = stream.write_all(&bytes).await;
                 let _ = stream.shutdown().await;
-                return;
+                break;
             }
             Reply::Stall(bytes) => {
                 let _ = stream.write_all(&bytes).await;
                 std::future::pending::<()>().await;
             }
         }
+        if is_early {
+            let Some(body) = read_body(&request, &mut stream, &mut read).await? else { break };
+            request.body = body;
+            records.lock().unwrap().whole.push(request);
+        }
     }
+    Ok(())
 }
 
-/// Reads one request; `None` when the connection ends, also within one.
-async fn read_request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<Seen> {
+/// Reads a head; `None` when the connection ends before one begins.
+async fn read_head(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Seen>, String> {
     let end = loop {
         if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
             break at;
         }
-        more(stream, read).await?;
-    };
-    let head = String::from_utf8(read[..end].to_vec()).expect("a head of ASCII");
-    read.drain(..end + 4);
-    let mut lines = head.split("\r\n");
-    let request_line = lines.next()?.to_owned();
-    let lines: Vec<(String, String)> = lines
-        .map(|line| line.split_once(": ").unwrap_or_else(|| panic!("a header line: {line:?}")))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    let find = |wanted: &str| {
-        lines.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
-    };
-    let body = if find("transfer-encoding").is_some() {
-        read_chunked(stream, read).await?
-    } else {
-        let length = find("content-length").map_or(0, |value| value.parse().unwrap());
-        while read.len() < length {
-            more(stream, read).await?;
+        if more(stream, read).await.is_none() {
+            let is_clean = read.is_empty();
+            return if is_clean { Ok(None) } else { Err(fault("half a head", read)) };
         }
-        read.drain(..length).collect()
     };
-    Some(Seen { request_line, lines, body, connection: 0 })
+    let head: Vec<u8> = read.drain(..end + 4).take(end).collect();
+    parse_head(&head).map(Some)
 }
 
-async fn read_chunked(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<Vec<u8>> {
+/// RFC 9112, without any of its leniencies.
+fn parse_head(head: &[u8]) -> Result<Seen, String> {
+    let text = String::from_utf8_lossy(head);
+    if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
+        return Err(fault("control bytes", head));
+    }
+    let mut lines = text.split("\r\n");
+    let request_line = lines.next().unwrap_or_default().to_owned();
+    let parts: Vec<&str> = request_line.split(' ').collect();
+    let [method, target, "HTTP/1.1"] = parts[..] else {
+        return Err(fault("no request line", head));
+    };
+    if !is_token(method) || !target.starts_with(['/', '*']) {
+        return Err(fault("no method or target", head));
+    }
+    let lines: Vec<(String, String)> = lines
+        .map(|line| line.split_once(": ").filter(|(name, _)| is_token(name)))
+        .map(|line| line.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        .collect::<Option<_>>()
+        .ok_or_else(|| fault("no header line", head))?;
+    let seen = Seen { request_line, lines, body: Vec::new(), connection: 0 };
+    let is_framed = match (&seen.all("content-length")[..], &seen.all("transfer-encoding")[..]) {
+        ([], [] | ["chunked"]) => true,
+        ([length], []) => length.bytes().all(|b| b.is_ascii_digit()) && length.len() < 19,
+        _ => false,
+    };
+    if is_framed { Ok(seen) } else { Err(fault("doubtful framing", head)) }
+}
+
+fn is_token(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !name.is_empty() && name.bytes().all(legal)
+}
+
+fn fault(what: &str, bytes: &[u8]) -> String {
+    format!("{what}: {}", bytes.escape_ascii())
+}
+
+/// Reads the body of a request; `None` when the connection ends within it.
+async fn read_body(
+    request: &Seen,
+    stream: &mut TcpStream,
+    read: &mut Vec<u8>,
+) -> Result<Option<Vec<u8>>, String> {
+    if !request.all("transfer-encoding").is_empty() {
+        return read_chunked(stream, read).await;
+    }
+    let length = request.all("content-length").first().map_or(0, |value| value.parse().unwrap());
+    while read.len() < length {
+        if more(stream, read).await.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(read.drain(..length).collect()))
+}
+
+async fn read_chunked(
+    stream: &mut TcpStream,
+    read: &mut Vec<u8>,
+) -> Result<Option<Vec<u8>>, String> {
     let mut body = Vec::new();
     loop {
         let end = loop {
             if let Some(at) = read.windows(2).position(|window| window == b"\r\n") {
                 break at;
             }
-            more(stream, read).await?;
+            if more(stream, read).await.is_none() {
+                return Ok(None);
+            }
         };
-        let size = String::from_utf8(read[..end].to_vec()).unwrap();
-        let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("size {size:?}"));
+        let size = std::str::from_utf8(&read[..end]).ok();
+        let is_plain = |size: &&str| size.bytes().all(|b| b.is_ascii_hexdigit());
+        let size = size.filter(is_plain).and_then(|size| usize::from_str_radix(size, 16).ok());
+        let size = size.ok_or_else(|| fault("no size of a chunk", read))?;
         while read.len() < end + 2 + size + 2 {
-            more(stream, read).await?;
+            if more(stream, read).await.is_none() {
+                return Ok(None);
+            }
         }
         body.extend_from_slice(&read[end + 2..end + 2 + size]);
-        assert_eq!(&read[end + 2 + size..end + 4 + size], b"\r\n");
+        // After the last chunk that is a trailer.
+        if &read[end + 2 + size..end + 4 + size] != b"\r\n" {
+            return Err(fault("no end of a chunk", read));
+        }
         read.drain(..end + 4 + size);
         if size == 0 {
-            return Some(body);
+            return Ok(Some(body));
         }
     }
 }
