@@ -1,0 +1,9 @@
+//! Attacks, and what must hold after each of them.
+//!
+//! The cases are tables: bytes, and what they must come to. A [`siege::Siege`] runs them and
+//! looks at everything that they could have reached.
+
+mod identity;
+mod process_log;
+mod siege;
+mod wechat;

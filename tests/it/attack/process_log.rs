@@ -1,0 +1,58 @@
+//! What the gateways of this process log of themselves, and whether one of them panicked.
+
+use std::io;
+use std::panic;
+use std::sync::{Mutex, OnceLock};
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static INSTALLED: OnceLock<()> = OnceLock::new();
+
+/// Everything that was logged so far, at whatever level, by any stack.
+pub fn text_after(position: usize) -> String {
+    let log = LOG.lock().unwrap();
+    String::from_utf8_lossy(&log[position..]).into_owned()
+}
+
+pub fn position() -> usize {
+    LOG.lock().unwrap().len()
+}
+
+/// Panics that are no test's own.
+pub fn panics() -> Vec<String> {
+    PANICS.lock().unwrap().clone()
+}
+
+/// Begins to watch, if nobody does.
+pub fn install() {
+    INSTALLED.get_or_init(|| {
+        let targets = Targets::new().with_target("wxgate", LevelFilter::TRACE);
+        let lines = tracing_subscriber::fmt::layer().json().with_writer(|| Writer);
+        tracing_subscriber::registry().with(targets).with(lines).try_init().unwrap();
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let is_ours = panic.location().is_some_and(|at| !at.file().starts_with("tests/"));
+            if is_ours {
+                PANICS.lock().unwrap().push(panic.to_string());
+            }
+            before(panic);
+        }));
+    });
+}
+
+struct Writer;
+
+impl io::Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! A WeChat whose every answer is the test's choice, and whose session keys are known.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use wxgate::sandbox;
+
+use crate::harness::APP;
+
+type Replies = dyn Fn(&str) -> Vec<u8> + Send + Sync;
+
+pub struct WeChat {
+    pub address: SocketAddr,
+    /// In every answer, and to be found nowhere else.
+    pub session_key: String,
+    asked: Arc<Mutex<Vec<String>>>,
+    replies: Arc<Mutex<Arc<Replies>>>,
+    accepting: JoinHandle<()>,
+}
+
+impl WeChat {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let session_key = format!("canary+{:016x}/==", rand::random::<u64>());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let replies: Arc<Mutex<Arc<Replies>>> = Arc::new(Mutex::new(granting(&session_key)));
+        let (recorded, scripted) = (asked.clone(), replies.clone());
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(converse(stream, recorded.clone(), scripted.clone()));
+            }
+        });
+        Self { address, session_key, asked, replies, accepting }
+    }
+
+    /// Answers with these very bytes from now on.
+    pub fn answer(&self, bytes: Vec<u8>) {
+        *self.replies.lock().unwrap() = Arc::new(move |_| bytes.clone());
+    }
+
+    /// Answers as a WeChat should again.
+    pub fn behave(&self) {
+        *self.replies.lock().unwrap() = granting(&self.session_key);
+    }
+
+    /// The targets that were asked for.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for WeChat {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Codes mean what they mean to the sandbox: `user-NAME-ANYTHING` is user NAME, once.
+fn granting(session_key: &str) -> Arc<Replies> {
+    let session_key = session_key.to_owned();
+    let used = Mutex::new(HashSet::new());
+    Arc::new(move |target| {
+        if !used.lock().unwrap().insert(target.to_owned()) {
+            return ok("{\"errcode\":40163,\"errmsg\":\"code been used\"}");
+        }
+        let code = target.split("js_code=").nth(1).unwrap_or_default();
+        let user = code.split(['-', '&']).nth(1).unwrap_or_default();
+        let mut grant = json!({ "openid": sandbox::openid(APP, user), "session_key": session_key });
+        if let Some(unionid) = sandbox::unionid(user) {
+            grant["unionid"] = unionid.into();
+        }
+        ok(&grant.to_string())
+    })
+}
+
+/// A whole answer with this body.
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .into_bytes()
+}
+
+async fn converse(
+    mut stream: TcpStream,
+    asked: Arc<Mutex<Vec<String>>>,
+    replies: Arc<Mutex<Arc<Replies>>>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
+            return;
+        }
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    asked.lock().unwrap().push(target.clone());
+    let reply = replies.lock().unwrap().clone();
+    let _ = stream.write_all(&reply(&target)).await;
+}
