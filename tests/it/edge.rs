@@ -105,22 +105,6 @@ async fn pipelined_requests_are_answered_in_turn() {
     }
 }
 
-/// What follows an answer that came before its body is never taken for a request.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unread_body_is_never_the_next_request() {
-    let stack = Stack::start().await;
-    let token = stack.login("alice").await;
-    let smuggled = stack.get("/smuggled").token(&token).bytes().repeat(50);
-    for path in ["/refused", "/session", "/logout"] {
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&stack.post(path).body(smuggled.clone()).bytes()).await;
-        let answer = connection.answer(false).await;
-        assert!(matches!(answer.status, 204 | 401 | 405), "{path}");
-        assert!(connection.answer_or_end().await.is_none(), "{path}");
-    }
-    assert!(stack.upstream.seen().is_empty());
-}
-
 /// A phone in the middle of an upload reads the refusal, not a reset.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
