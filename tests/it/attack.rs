@@ -5,6 +5,9 @@
 
 mod framing;
 mod identity;
+mod login;
+mod path;
 mod process_log;
 mod siege;
+mod token;
 mod wechat;
