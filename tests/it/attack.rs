@@ -3,7 +3,9 @@
 //! The cases are tables: bytes, and what they must come to. A [`siege::Siege`] runs them and
 //! looks at everything that they could have reached.
 
+mod frames;
 mod framing;
+mod http2;
 mod identity;
 mod login;
 mod path;

@@ -1,0 +1,488 @@
+//! The same over HTTP/2, and what only HTTP/2 can do.
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use super::frames::{
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, GOAWAY, HEADERS, Heard, PING,
+    PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
+};
+use super::siege::{Must, Siege};
+use crate::harness::upstream::Seen;
+use crate::harness::{PATIENCE, openid};
+
+/// A stream that no attack uses.
+const BYSTANDERS_STREAM: u32 = 2_000_001;
+
+struct Outcome {
+    heard: Heard,
+    seen: Vec<Seen>,
+}
+
+/// Runs an attack of frames, and waits until its streams are over or the connection ends.
+async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must: Must) -> Outcome {
+    let (canary, _) = siege.canary();
+    let token = siege.bystanders_token().to_owned();
+    let bystander = request(
+        BYSTANDERS_STREAM,
+        &fields("GET", &canary, &[(b"x-3rd-session", token.as_bytes())]),
+    );
+    let opening = [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat();
+    let sent = [&opening, bytes, &bystander].concat();
+    let (mut from, mut to) = tokio::io::split(siege.connect(&["h2"]).await);
+    let sending = async {
+        // The connection may be closed on it.
+        let _ = to.write_all(&sent).await;
+        let _ = to.flush().await;
+        std::future::pending::<()>().await;
+    };
+    let mut heard = Heard::default();
+    let are_over = |heard: &Heard| {
+        let is_over = |stream| heard.streams.get(stream).is_some_and(frames::Stream::is_over);
+        streams.iter().chain([&BYSTANDERS_STREAM]).all(is_over)
+    };
+    tokio::select! {
+        listened = timeout(PATIENCE, heard.listen(&mut from, are_over)) => {
+            assert!(listened.is_ok(), "neither answers nor an end: {name}, {heard:?}");
+        }
+        () = sending => unreachable!(),
+    }
+    drop((from, to));
+    for stream in heard.streams.values() {
+        let text = String::from_utf8_lossy(&stream.body);
+        let told = siege.secrets.iter().find(|secret| text.contains(*secret));
+        assert_eq!(told, None, "{text}, after {name}");
+    }
+    let seen = siege.hold(name).await;
+    let is_canary = |seen: &Seen| seen.target().starts_with("/required/canary/");
+    let (canaries, seen): (Vec<Seen>, Vec<Seen>) = seen.into_iter().partition(is_canary);
+    let served = |stream: &frames::Stream| stream.body.starts_with(b"{\"openid\":");
+    let goes_on = heard.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
+    assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
+    if goes_on {
+        let answer = String::from_utf8_lossy(&heard.streams[&BYSTANDERS_STREAM].body);
+        assert!(answer.contains(&openid("bystander")) && answer.contains(&canary), "{answer}");
+    }
+    let served = streams.iter().filter(|stream| heard.streams.get(stream).is_some_and(served));
+    let served = served.count();
+    let told = format!("{must:?}, but {heard:?} and {seen:?}: {name}");
+    match must {
+        Must::Cut => assert!(served == 0 && seen.is_empty() && heard.has_ended, "{told}"),
+        Must::Refused => assert!(served == 0 && seen.is_empty(), "{told}"),
+        Must::Served(count) => {
+            assert!(served == count && seen.len() == count && goes_on, "{told}");
+        }
+        Must::Harmless => {}
+    }
+    Outcome { heard, seen }
+}
+
+pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Field<'a>> {
+    let mut fields: Vec<Field<'a>> = vec![
+        (b":method", method.as_bytes()),
+        (b":scheme", b"https"),
+        (b":path", path.as_bytes()),
+        (b":authority", b"localhost"),
+    ];
+    fields.extend_from_slice(more);
+    fields
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
+    let mut siege = Siege::start_https("").await;
+    let token = siege.token().to_owned();
+    let token: Field<'_> = (b"x-3rd-session", token.as_bytes());
+    let mut cases: Vec<Vec<(Vec<u8>, &[u8])>> = vec![
+        vec![(b"x-openid".to_vec(), b"a"), (b"x-openid".to_vec(), b"b")],
+        vec![(b"x-openid".to_vec(), b"")],
+        vec![(b"x-openid".to_vec(), &[b'e'; 9000])],
+        vec![(b"x-request-id".to_vec(), b"evil"), (b"x-forwarded-for".to_vec(), b"6.6.6.6")],
+        vec![(b"forwarded".to_vec(), b"for=6.6.6.6"), (b"x-forwarded-prefix".to_vec(), b"/evil")],
+        vec![(b"te".to_vec(), b"trailers"), (b"trailer".to_vec(), b"x-openid")],
+    ];
+    for byte in b"!#$%&'*+-.^_`|~" {
+        let spelled = |name: &str| name.replace('-', &char::from(*byte).to_string()).into_bytes();
+        let names = ["x-openid", "x-appid", "x-unionid", "x-wx-openid", "x-wx-from-appid"];
+        cases.push(names.map(|name| (spelled(name), &b"evil"[..])).to_vec());
+    }
+    for case in &cases {
+        for (path, has_token) in
+            [("/required", true), ("/optional", true), ("/optional", false), ("/none", true)]
+        {
+            let mut more: Vec<Field<'_>> =
+                case.iter().map(|(name, value)| (name.as_slice(), *value)).collect();
+            if has_token {
+                more.push(token);
+            }
+            let bytes = request(1, &fields("GET", path, &more));
+            let name = format!("{path} {}", bytes.escape_ascii());
+            run(&mut siege, &name, &bytes, &[1], Must::Served(1)).await;
+        }
+    }
+    // The block is cut anywhere, within the names too.
+    let more = [token, (b"x-openid", b"evil"), (b"x_openid", b"evil"), (b"cookie", b"a=b")];
+    let whole = block(&fields("GET", "/required", &more));
+    for size in 60..whole.len() {
+        let mut parts = whole.chunks(size);
+        let mut bytes = frame(HEADERS, END_STREAM, 1, parts.next().unwrap());
+        for part in parts {
+            bytes.extend(frame(CONTINUATION, 0, 1, part));
+        }
+        bytes.extend(frame(CONTINUATION, END_HEADERS, 1, b""));
+        let name = format!("continuations of {size}");
+        run(&mut siege, &name, &bytes, &[1], Must::Served(1)).await;
+    }
+    let crumbs: Vec<Field<'_>> =
+        [&b"a=1"[..], b"b=2", b"c=3", b"d=4", b"e=5"].map(|crumb| (&b"cookie"[..], crumb)).to_vec();
+    let bytes = request(1, &fields("GET", "/none", &crumbs));
+    let outcome = run(&mut siege, "crumbs", &bytes, &[1], Must::Served(1)).await;
+    assert_eq!(outcome.seen[0].all("cookie"), ["a=1; b=2; c=3; d=4; e=5"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_http_1_could_not_carry_is_refused() {
+    let mut siege = Siege::start_https("").await;
+    let token = siege.token().to_owned();
+    let more: [&[Field<'_>]; 40] = [
+        &[(b"x-a", b"a\r\nX-OpenId: evil")],
+        &[(b"x-a", b"a\nX-OpenId: evil")],
+        &[(b"x-a", b"a\rX-OpenId: evil")],
+        &[(b"x-a", b"a\0")],
+        &[(b"x-a", b"\x7f")],
+        &[(b"x-a", b"a\r\n\r\nGET /none HTTP/1.1\r\nHost: h\r\n\r\n")],
+        &[(b"X-OpenId", b"evil")],
+        &[(b"x-OpenId", b"evil")],
+        &[(b"x-a: b\r\nx-openid", b"evil")],
+        &[(b"x-openid:", b"evil")],
+        &[(b":x-openid", b"evil")],
+        &[(b"x openid", b"evil")],
+        &[(b"x-openid ", b"evil")],
+        &[(b" x-openid", b"evil")],
+        &[(b"x-openid\0", b"evil")],
+        &[(b"x-openid\xa0", b"evil")],
+        &[(b"x/openid", b"evil")],
+        &[(b"", b"evil")],
+        &[(b"transfer-encoding", b"chunked")],
+        &[(b"transfer-encoding", b"identity")],
+        &[(b"connection", b"x-openid")],
+        &[(b"connection", b"close")],
+        &[(b"keep-alive", b"x")],
+        &[(b"proxy-connection", b"x")],
+        &[(b"upgrade", b"websocket")],
+        &[(b"upgrade", b"h2c")],
+        &[(b"te", b"gzip")],
+        &[(b"te", b"trailers, x-openid")],
+        &[(b"host", b"evil")],
+        &[(b"host", b"localhost"), (b"host", b"evil")],
+        &[(b"content-length", b"5")],
+        &[(b"content-length", b"+0")],
+        &[(b"content-length", b"0, 0")],
+        &[(b"content-length", b"0"), (b"content-length", b"5")],
+        &[(b"content-length", b"")],
+        &[(b":status", b"200")],
+        &[(b":method", b"POST")],
+        &[(b":path", b"/none")],
+        &[(b":authority", b"evil")],
+        &[(b":protocol", b"websocket")],
+    ];
+    for more in more {
+        for path in ["/required", "/none"] {
+            let mut more = more.to_vec();
+            more.push((b"x-3rd-session", token.as_bytes()));
+            let bytes = request(1, &fields("GET", path, &more));
+            let name = format!("{path} {}", bytes.escape_ascii());
+            run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_line_would_be_doubtful_is_refused() {
+    let mut siege = Siege::start_https("").await;
+    let token = siege.token().to_owned();
+    let (get, https, none, host): (&[u8], &[u8], &[u8], &[u8]) =
+        (b"GET", b"https", b"/none", b"localhost");
+    let long = [b"/none/".as_slice(), &[b'x'; 20_000]].concat();
+    let lines: [[&[u8]; 4]; 36] = [
+        [get, https, b"/none HTTP/1.1\r\nX-OpenId: e\r\n", host],
+        [get, https, b"/none\r\n\r\nGET /none", host],
+        [get, https, b"/none\n", host],
+        [get, https, b"/none\0", host],
+        [get, https, b"/no ne", host],
+        [get, https, b"/none\tx", host],
+        [get, https, b"/none\x7f", host],
+        [get, https, b"/none/\xff", host],
+        [get, https, b"/none\\x", host],
+        [get, https, b"/none/../required", host],
+        [get, https, b"/none/%2e%2e/required", host],
+        [get, https, b"/none%00", host],
+        [get, https, b"", host],
+        [get, https, b"*", host],
+        [get, https, b"none", host],
+        [get, https, b"?x", host],
+        [get, https, b"https://evil/none", host],
+        [get, https, &long, host],
+        [b"GET / HTTP/1.1\r\nX: y", https, none, host],
+        [b"GET /none", https, none, host],
+        [b"get", https, none, host],
+        [b"G|T", https, none, host],
+        [b"", https, none, host],
+        [b"TRACE", https, none, host],
+        [b"CONNECT", https, none, host],
+        [b"GET\0", https, none, host],
+        [b"PRI", https, b"*", host],
+        [get, b"https://evil/?", none, host],
+        [get, b"ht tp", none, host],
+        [get, https, none, b"a\r\nX: y"],
+        [get, https, none, b"u@h"],
+        [get, https, none, b"h/x"],
+        [get, https, none, b"h h"],
+        [get, https, none, b"h,evil"],
+        [get, https, none, b"h:99999"],
+        [get, https, none, b""],
+    ];
+    for [method, scheme, path, authority] in lines {
+        let bytes = request(
+            1,
+            &[
+                (b":method", method),
+                (b":scheme", scheme),
+                (b":path", path),
+                (b":authority", authority),
+                (b"x-3rd-session", token.as_bytes()),
+            ],
+        );
+        let name = bytes.escape_ascii().to_string();
+        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+    }
+    // A fragment is cut off before anybody looks at it: judged and forwarded without it.
+    let fragment = request(1, &fields("GET", "/none#/required", &[]));
+    let outcome = run(&mut siege, "a fragment", &fragment, &[1], Must::Harmless).await;
+    assert!(outcome.seen.iter().all(|seen| seen.target() == "/none"));
+    let pseudo: [&[Field<'_>]; 7] = [
+        &[],
+        &[(b":method", get), (b":scheme", https)],
+        &[(b":scheme", https), (b":path", none), (b":authority", host)],
+        &[(b":method", get), (b":path", none), (b":authority", host)],
+        &[(b":method", get), (b":scheme", https), (b":path", none)],
+        &[(b":method", get), (b":scheme", https), (b"x", b"y"), (b":path", none)],
+        &[(b":method", b"CONNECT"), (b":authority", b"127.0.0.1:22")],
+    ];
+    for fields in pseudo {
+        let bytes = request(1, fields);
+        let name = format!("{fields:?}");
+        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_and_lengths_cannot_smuggle() {
+    let mut siege = Siege::start_https("").await;
+    let token = siege.token().to_owned();
+    let smuggled = b"0\r\n\r\nGET /none/smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    let length = smuggled.len().to_string();
+    let token: Field<'_> = (b"x-3rd-session", token.as_bytes());
+    for path in ["/required", "/none", "/login", "/nowhere"] {
+        let head = |more: &[Field<'_>]| {
+            let more = [&[token], more].concat();
+            frame(HEADERS, END_HEADERS, 1, &block(&fields("POST", path, &more)))
+        };
+        let data = |flags| frame(DATA, flags, 1, smuggled);
+        let trailers =
+            |fields: &[Field<'_>]| frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields));
+        let unended = frame(HEADERS, END_HEADERS, 1, &block(&[(b"x-openid", b"evil")]));
+        for (number, (bytes, must)) in [
+            ([head(&[]), data(END_STREAM)].concat(), Must::Harmless),
+            (
+                [head(&[(b"content-length", length.as_bytes())]), data(END_STREAM)].concat(),
+                Must::Harmless,
+            ),
+            (
+                [head(&[]), data(0), trailers(&[(b"x-openid", b"evil"), (b"x_openid", b"e")])]
+                    .concat(),
+                Must::Harmless,
+            ),
+            ([head(&[]), data(0), trailers(&[(b"content-length", b"0")])].concat(), Must::Harmless),
+            ([head(&[(b"content-length", b"5")]), data(END_STREAM)].concat(), Must::Refused),
+            ([head(&[(b"content-length", b"500")]), data(END_STREAM)].concat(), Must::Refused),
+            ([head(&[]), data(0), trailers(&[(b":path", b"/none")])].concat(), Must::Harmless),
+            ([head(&[]), data(0), trailers(&[(b":status", b"200")])].concat(), Must::Harmless),
+            ([head(&[]), data(0), trailers(&[(b"X-OpenId", b"e")])].concat(), Must::Refused),
+            ([head(&[]), data(0), trailers(&[(b"x-a", b"a\r\nb: c")])].concat(), Must::Refused),
+            ([head(&[]), data(0), unended, data(END_STREAM)].concat(), Must::Refused),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let name = format!("{number} on {path}");
+            let outcome = run(&mut siege, &name, &bytes, &[1], must).await;
+            for seen in outcome.seen {
+                assert_eq!(seen.body, smuggled, "{name}");
+            }
+        }
+        // Its head is on its way when the data come; the upstream reads a request without them.
+        let bytes = [head(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
+        let outcome = run(&mut siege, "data after none", &bytes, &[1], Must::Harmless).await;
+        assert!(outcome.seen.len() <= 1 && outcome.seen.iter().all(|seen| seen.body.is_empty()));
+    }
+}
+
+/// Frames that break the rules end their stream or the connection, and harm nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_out_of_order_are_refused() {
+    let mut siege = Siege::start_https("").await;
+    let open = block(&fields("POST", "/none", &[]));
+    let get = request(1, &fields("GET", "/none", &[]));
+    for (name, bytes) in [
+        ("DATA first", frame(DATA, END_STREAM, 1, b"x")),
+        ("an even stream", request(2, &fields("GET", "/none", &[]))),
+        ("stream 0", request(0, &fields("GET", "/none", &[]))),
+        ("PUSH_PROMISE", frame(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &*open].concat())),
+        ("CONTINUATION alone", frame(CONTINUATION, END_HEADERS, 1, &open)),
+        (
+            "a frame within a block",
+            [frame(HEADERS, END_STREAM, 1, &open), frame(PING, 0, 0, &[0; 8]), get.clone()]
+                .concat(),
+        ),
+        (
+            "another stream's CONTINUATION",
+            [frame(HEADERS, END_STREAM, 1, &open), frame(CONTINUATION, END_HEADERS, 3, b"")]
+                .concat(),
+        ),
+        (
+            "a block that is none",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\xff\xff\xff\xff\xff"),
+        ),
+        ("an index that is none", frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\xfe")),
+        (
+            "a Huffman code that is none",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\0\x84\xff\xff\xff\xff\0"),
+        ),
+        ("a long SETTINGS", frame(SETTINGS, 0, 0, &[0; 7])),
+        ("an ACK with something", frame(SETTINGS, ACK, 0, &[0; 6])),
+        ("a window that is too large", frame(SETTINGS, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff])),
+        ("no WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &[0; 4])),
+        ("a short PING", frame(PING, 0, 0, &[0; 7])),
+        ("a frame of 17 KiB", frame(DATA, 0, 1, &[0; 17 << 10])),
+        ("RST_STREAM of an idle stream", frame(RST_STREAM, 0, 1, &[0; 4])),
+        ("padding that is too long", frame(HEADERS, END_HEADERS | END_STREAM | 8, 1, &[255, 0])),
+    ] {
+        run(&mut siege, name, &bytes, &[], Must::Cut).await;
+    }
+    // GOAWAY says that nothing more is wanted; what came before may still be answered.
+    let goodbye = [get, frame(GOAWAY, 0, 0, &[0; 8])].concat();
+    run(&mut siege, "GOAWAY", &goodbye, &[1], Must::Harmless).await;
+}
+
+/// However much is begun and given up, others are served and all of it is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_frames_stop_nobody_else() {
+    let mut siege = Siege::start_https("").await;
+    siege.may_lose_requests();
+    let reset = |stream| frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
+    let token = siege.token().to_owned();
+    let session: [Field<'_>; 1] = [(b"x-3rd-session", token.as_bytes())];
+    let streams = (0..10_000).map(|number| 2 * number + 1);
+    for (path, more) in [("/required", &[][..]), ("/none", &[]), ("/required", &session)] {
+        let mut rapid = Vec::new();
+        for stream in streams.clone() {
+            rapid.extend(request(stream, &fields("GET", path, more)));
+            rapid.extend(reset(stream));
+        }
+        run(&mut siege, &format!("rapid resets on {path}"), &rapid, &[], Must::Harmless).await;
+    }
+    let mut made_to_reset = Vec::new();
+    for stream in streams.clone() {
+        made_to_reset.extend(request(stream, &fields("GET", "/required", &[])));
+        made_to_reset.extend(frame(WINDOW_UPDATE, 0, stream, &[0; 4]));
+    }
+    run(&mut siege, "streams made to be reset", &made_to_reset, &[], Must::Harmless).await;
+    let mut half_closed = Vec::new();
+    for stream in streams.take(1000) {
+        half_closed.extend(request(stream, &fields("GET", "/required", &[])));
+        half_closed.extend(frame(DATA, END_STREAM, stream, b"x"));
+        half_closed.extend(frame(PRIORITY, 0, stream, &stream.to_be_bytes()));
+    }
+    run(&mut siege, "data after the end", &half_closed, &[], Must::Harmless).await;
+
+    let open = block(&fields("POST", "/none", &[]));
+    let filler = block(&[(b"x-a", &[b'y'; 16_000])]);
+    let begun = frame(HEADERS, 0, 1, &open);
+    let endless = [begun, frame(CONTINUATION, 0, 1, &filler).repeat(640)].concat();
+    run(&mut siege, "an endless header block", &endless, &[], Must::Cut).await;
+    let empty =
+        [frame(HEADERS, 0, 1, &open), frame(CONTINUATION, 0, 1, b"").repeat(100_000)].concat();
+    run(&mut siege, "empty CONTINUATIONs", &empty, &[], Must::Cut).await;
+    // A field of 4000 bytes goes into the table, and is then named by a byte each time.
+    let mut bomb = block(&fields("GET", "/none", &[]));
+    bomb.extend_from_slice(&[0x40, 1, b'x', 127, 0xa1, 0x1e]);
+    bomb.extend_from_slice(&[b'y'; 4000]);
+    bomb.extend_from_slice(&[0xbe; 12_000]);
+    let bomb = frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb);
+    run(&mut siege, "a block that unpacks to 48 MB", &bomb, &[1], Must::Refused).await;
+
+    let body = frame(HEADERS, END_HEADERS, 1, &open);
+    let empty = [body, frame(DATA, 0, 1, b"").repeat(100_000), frame(DATA, END_STREAM, 1, b"")];
+    run(&mut siege, "empty DATA", &empty.concat(), &[], Must::Harmless).await;
+    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(20_000);
+    run(&mut siege, "SETTINGS", &settings, &[], Must::Harmless).await;
+    let pings = frame(PING, 0, 0, &[7; 8]).repeat(20_000);
+    let outcome = run(&mut siege, "PING", &pings, &[], Must::Harmless).await;
+    assert!(outcome.heard.pongs <= 20_000);
+    let priorities = frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 9]).repeat(20_000);
+    run(&mut siege, "PRIORITY", &priorities, &[], Must::Harmless).await;
+    // More streams at once than are allowed.
+    let mut many = Vec::new();
+    for number in 0..1000u32 {
+        many.extend(frame(HEADERS, END_HEADERS, 2 * number + 1, &open));
+    }
+    run(&mut siege, "a thousand streams at once", &many, &[], Must::Harmless).await;
+    assert_eq!(siege.stack.metric("wxgate_http_requests_in_flight").await, 0.0);
+}
+
+/// A client that takes nothing holds its own streams, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_of_nothing_holds_nobody_else() {
+    let mut siege = Siege::start_https("limits.write_timeout = \"500ms\"\n").await;
+    siege.may_lose_requests();
+    let mut held = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    for number in 0..100 {
+        held.extend(request(2 * number + 1, &fields("GET", "/none", &[])));
+    }
+    let mut wire = siege.connect(&["h2"]).await;
+    wire.write_all(&held).await.unwrap();
+    wire.flush().await.unwrap();
+    // Each has been forwarded, and nobody takes its answer.
+    while siege.stack.upstream.seen().len() < 100 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        siege.ask_as_bystander("streams that are held").await;
+    }
+    drop(wire);
+    siege.hold("streams that were held").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_streams_have_a_hundred_identities() {
+    let mut siege = Siege::start_https("").await;
+    let mut bytes = Vec::new();
+    let mut streams = Vec::new();
+    let mut tokens = Vec::new();
+    for number in 0..99u32 {
+        tokens.push(siege.token_of(&format!("u{number}")).await);
+    }
+    for (number, token) in (0u32..).zip(&tokens) {
+        let stream = 2 * number + 1;
+        let path = format!("/required/of/u{number}");
+        let more: [Field<'_>; 2] = [(b"x-3rd-session", token.as_bytes()), (b"x_openid", b"evil")];
+        bytes.extend(request(stream, &fields("GET", &path, &more)));
+        streams.push(stream);
+    }
+    let outcome = run(&mut siege, "99 users", &bytes, &streams, Must::Served(99)).await;
+    for (number, stream) in streams.iter().enumerate() {
+        let body = String::from_utf8_lossy(&outcome.heard.streams[stream].body).into_owned();
+        assert!(body.contains(&openid(&format!("u{number}"))), "{number}: {body}");
+    }
+}
