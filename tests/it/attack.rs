@@ -3,6 +3,7 @@
 //! The cases are tables: bytes, and what they must come to. A [`siege::Siege`] runs them and
 //! looks at everything that they could have reached.
 
+mod exhaustion;
 mod frames;
 mod framing;
 mod http2;

@@ -12,20 +12,20 @@ use crate::harness::client::{self, Connection};
 use crate::harness::upstream::Upstream;
 use crate::harness::{PATIENCE, SECRET, config_text};
 
-fn wxgate() -> Command {
+pub fn wxgate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_wxgate"))
 }
 
 /// A running program that does not outlive its test.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     lines: BufReader<Box<dyn Read + Send>>,
     /// All that was read so far.
     transcript: String,
 }
 
 impl Running {
-    fn start(command: &mut Command, reads_stderr: bool) -> Self {
+    pub fn start(command: &mut Command, reads_stderr: bool) -> Self {
         let (out, err) = (Stdio::piped(), Stdio::piped());
         let mut child = command.stdout(out).stderr(err).stdin(Stdio::null()).spawn().unwrap();
         let lines: Box<dyn Read + Send> = match reads_stderr {
@@ -36,7 +36,7 @@ impl Running {
     }
 
     /// Reads until a line that holds `text`.
-    fn line_with(&mut self, text: &str) -> String {
+    pub fn line_with(&mut self, text: &str) -> String {
         let mut line = String::new();
         while !line.contains(text) {
             line.clear();
