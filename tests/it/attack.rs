@@ -11,6 +11,7 @@ mod identity;
 mod login;
 mod path;
 mod process_log;
+mod service;
 mod siege;
 mod token;
 mod wechat;
