@@ -27,6 +27,9 @@ use crate::http_server::{self, Dropped, Request, Response, response};
 /// The app that is there when none is named.
 pub const DEFAULT_APP: (&str, &str) = ("wx0123456789abcdef", "sandbox-secret");
 
+/// How every session key of the sandbox begins, so that it is known where it should not be.
+pub const SESSION_KEY: &str = "c2FuZGJve";
+
 /// WeChat's codes live for five minutes (wx.login).
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
@@ -249,8 +252,8 @@ fn id(letter: char, of: &str, user: &str) -> String {
 }
 
 fn grant(app_id: &str, user: &str) -> Value {
-    let mut key = [0u8; 16];
-    rand::rng().fill_bytes(&mut key);
+    let mut key = *b"sandbox-xxxxxxxx";
+    rand::rng().fill_bytes(key.get_mut(8..).unwrap_or_default());
     let mut grant = json!({ "session_key": STANDARD.encode(key), "openid": openid(app_id, user) });
     if let (Some(unionid), Some(fields)) = (unionid(user), grant.as_object_mut()) {
         fields.insert("unionid".to_owned(), unionid.into());

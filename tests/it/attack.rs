@@ -10,7 +10,6 @@ mod http2;
 mod identity;
 mod login;
 mod path;
-mod process_log;
 mod service;
 mod siege;
 mod token;

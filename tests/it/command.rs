@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::harness::canary;
 use crate::harness::client::{self, Connection};
 use crate::harness::upstream::Upstream;
 use crate::harness::{PATIENCE, SECRET, config_text};
@@ -22,6 +23,7 @@ pub struct Running {
     lines: BufReader<Box<dyn Read + Send>>,
     /// All that was read so far.
     transcript: String,
+    is_gateway: bool,
 }
 
 impl Running {
@@ -32,7 +34,8 @@ impl Running {
             true => Box::new(child.stderr.take().unwrap()),
             false => Box::new(child.stdout.take().unwrap()),
         };
-        Self { child, lines: BufReader::new(lines), transcript: String::new() }
+        let is_gateway = command.get_args().next().is_some_and(|first| first == "run");
+        Self { child, lines: BufReader::new(lines), transcript: String::new(), is_gateway }
     }
 
     /// Reads until a line that holds `text`.
@@ -67,6 +70,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // The sandbox and the demo show what they are told to know.
+        if self.is_gateway {
+            canary::look_for_in("the program", &self.transcript);
+        }
     }
 }
 
@@ -84,7 +91,10 @@ fn write_config(directory: &Path, changes: &str) -> std::path::PathBuf {
 }
 
 fn run(subcommand: &str, file: &Path) -> Output {
-    wxgate().args([subcommand, "-c"]).arg(file).stdin(Stdio::null()).output().unwrap()
+    canary::plant(SECRET);
+    let output = wxgate().args([subcommand, "-c"]).arg(file).stdin(Stdio::null()).output().unwrap();
+    canary::look_for_in("the program", &(text(&output.stdout) + &text(&output.stderr)));
+    output
 }
 
 #[test]

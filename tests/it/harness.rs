@@ -3,7 +3,9 @@
 //! Everything listens on a port of its own choosing and ends with the [`Stack`]. Time that
 //! concerns lifetimes is a clock that tests advance.
 
+pub mod canary;
 pub mod client;
+pub mod process_log;
 pub mod upstream;
 
 use std::net::SocketAddr;
@@ -54,6 +56,8 @@ impl Stack {
     /// `{upstream}` for the recording upstream's address.
     pub async fn start_with(changes: &str) -> Self {
         install_provider();
+        process_log::install();
+        canary::plant(SECRET);
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual();
         let upstream = Upstream::start().await;
@@ -141,6 +145,12 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         self.wechat.abort();
+        let access_log = self.directory.path().join("access.log");
+        let access_log = std::fs::read_to_string(access_log).unwrap_or_default();
+        canary::look_for_in("the access log", &access_log);
+        if !std::thread::panicking() {
+            canary::assert_none_told();
+        }
     }
 }
 
@@ -166,7 +176,6 @@ pub fn config_text(
 ) -> String {
     let secret = directory.join("wechat-secret");
     std::fs::write(&secret, SECRET).unwrap();
-    let directory = directory.display().to_string();
     let base = format!(
         r#"
         [server]
@@ -177,7 +186,7 @@ pub fn config_text(
         [wechat]
         base_url = "{base_url}"
         [log]
-        access = "off"
+        access = "{}"
         [[app]]
         app_id = "{APP}"
         app_secret = {{ file = "{}" }}
@@ -197,10 +206,13 @@ pub fn config_text(
         upstream = "recorder"
         auth = "none"
         "#,
+        directory.join("access.log").display(),
         secret.display()
     );
     let mut base: toml::Table = base.parse().unwrap();
-    let changes = changes.replace("{dir}", &directory).replace("{upstream}", &upstream.to_string());
+    let changes = changes
+        .replace("{dir}", &directory.display().to_string())
+        .replace("{upstream}", &upstream.to_string());
     lay_over(&mut base, changes.parse().unwrap());
     base.to_string()
 }

@@ -31,9 +31,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::process_log;
 use super::wechat::WeChat;
 use crate::harness::client::{self, Answer};
+use crate::harness::process_log;
 use crate::harness::upstream::{Reply, Seen};
 use crate::harness::{APP, PATIENCE, SECRET, Stack, openid};
 use crate::tls::https;
@@ -213,7 +213,6 @@ impl Siege {
         tls: Option<Arc<rustls::ClientConfig>>,
         certificate: Option<tempfile::TempDir>,
     ) -> Self {
-        process_log::install();
         let wechat = WeChat::start().await;
         let keys = format!(
             "wechat.base_url = \"http://{}\"\nlog.access = \"{{dir}}/access.log\"\n",

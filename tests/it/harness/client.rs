@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::canary;
 use super::upstream::Seen;
 use super::{PATIENCE, Stack};
 
@@ -104,6 +105,7 @@ impl Connection {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
+        canary::plant_from(&String::from_utf8_lossy(bytes));
         self.stream.write_all(bytes).await.unwrap();
     }
 
@@ -143,6 +145,15 @@ impl Connection {
     }
 
     async fn read_answer(&mut self, is_bodyless: bool) -> Option<Answer> {
+        let answer = self.read_next(is_bodyless).await?;
+        canary::plant_from(&answer.text());
+        if answer.header("x-wxgate-error").is_some() {
+            canary::look_for_in("an error", &format!("{:?} {}", answer.headers, answer.text()));
+        }
+        Some(answer)
+    }
+
+    async fn read_next(&mut self, is_bodyless: bool) -> Option<Answer> {
         let end = loop {
             if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
@@ -301,7 +312,12 @@ fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
 
 /// Asks something that is no stack's gateway.
 pub async fn get(address: SocketAddr, path: &str) -> Answer {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    let answer = exchange(address, &request).await;
+    if path == "/metrics" {
+        canary::look_for_in("the metrics", &answer.text());
+    }
+    answer
 }
 
 /// Posts JSON to something that is no stack's gateway.

@@ -7,6 +7,9 @@ use std::sync::{Mutex, OnceLock};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use wxgate::sandbox::SESSION_KEY;
+
+use super::canary;
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -30,6 +33,7 @@ pub fn panics() -> Vec<String> {
 /// Begins to watch, if nobody does.
 pub fn install() {
     INSTALLED.get_or_init(|| {
+        canary::plant(SESSION_KEY);
         let targets = Targets::new().with_target("wxgate", LevelFilter::TRACE);
         let lines = tracing_subscriber::fmt::layer().json().with_writer(|| Writer);
         tracing_subscriber::registry().with(targets).with(lines).try_init().unwrap();
@@ -48,6 +52,7 @@ struct Writer;
 
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        canary::look_for_in("the process's log", &String::from_utf8_lossy(bytes));
         LOG.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }

@@ -1,0 +1,63 @@
+//! Secrets that pass through the suite, and whether anything ever tells them.
+//!
+//! Every token, code, app secret and session key that a test meets is planted here. What the
+//! gateways log, count and answer is looked through as it comes; the end of each stack fails
+//! its test if anything was found, in whichever test it was.
+
+use std::sync::Mutex;
+
+static PLANTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static FOUND: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Shorter ones could stand anywhere.
+const SHORTEST: usize = 8;
+
+pub fn plant(secret: &str) {
+    let mut planted = PLANTED.lock().unwrap();
+    if secret.len() >= SHORTEST && !planted.iter().any(|known| known == secret) {
+        planted.push(secret.to_owned());
+    }
+}
+
+/// Plants the code of a login, and the token of its answer.
+pub fn plant_from(json: &str) {
+    for field in ["\"code\":\"", "\"token\":\""] {
+        for rest in json.split(field).skip(1) {
+            plant(rest.split('"').next().unwrap());
+        }
+    }
+}
+
+/// A planted secret that a text holds.
+pub fn first_in(text: &str) -> Option<String> {
+    PLANTED.lock().unwrap().iter().find(|secret| text.contains(secret.as_str())).cloned()
+}
+
+/// Remembers what a text of the gateway tells, for [`assert_none_told`].
+pub fn look_for_in(place: &str, text: &str) {
+    if let Some(secret) = first_in(text) {
+        FOUND.lock().unwrap().push(format!("{place} tells {secret}: {text}"));
+    }
+}
+
+pub fn assert_none_told() {
+    assert_eq!(*FOUND.lock().unwrap(), [""; 0]);
+}
+
+#[test]
+fn what_was_planted_is_found() {
+    plant("a-secret-of-this-test");
+    assert_eq!(first_in("x a-secret-of-this-test x").as_deref(), Some("a-secret-of-this-test"));
+    plant_from(r#"{"code":"code-of-this-test","app_id":"wx1"}"#);
+    plant_from(r#"{"token":"token-of-this-test","token_type":"Bearer"}"#);
+    assert!(first_in("code-of-this-test").is_some() && first_in("token-of-this-test").is_some());
+    assert_eq!(first_in("nothing of the sort"), None);
+}
+
+#[test]
+fn what_a_gateway_logs_is_looked_through() {
+    super::process_log::install();
+    let before = super::process_log::position();
+    tracing::info!(target: "wxgate", "a line of this test");
+    assert!(super::process_log::text_after(before).contains("a line of this test"));
+}
