@@ -233,4 +233,38 @@ mod tests {
         let lines = headers(&[("x-3rd-session", &token)]);
         assert_eq!(authenticator(false, true).presented(&lines).unwrap(), Presented::Nothing);
     }
+
+    #[tokio::test]
+    async fn a_route_gets_a_session_a_refusal_or_nobody_by_its_access() {
+        let authenticator = authenticator(true, true);
+        let identity = crate::identity::Identity {
+            app_id: crate::identity::AppId::parse("wx1").unwrap(),
+            openid: crate::identity::OpenId::parse("o1").unwrap(),
+            unionid: None,
+        };
+        let (token, _) = authenticator.sessions.create(identity.clone()).await.unwrap();
+        let known = headers(&[("x-3rd-session", token.expose())]);
+        let unknown = headers(&[("x-3rd-session", &"A".repeat(43))]);
+        let malformed = headers(&[("x-3rd-session", "short")]);
+        let nothing = HeaderMap::new();
+        let judge = async |lines: &HeaderMap, access| {
+            let judged = authenticator.authenticate(lines, access).await;
+            judged.map(|session| session.map(|session| session.identity.clone()))
+        };
+        for access in [Access::Required, Access::Optional] {
+            assert_eq!(judge(&known, access).await.unwrap(), Some(identity.clone()));
+            for bad in [&unknown, &malformed] {
+                assert!(matches!(judge(bad, access).await, Err(AuthError::InvalidToken)));
+            }
+        }
+        assert!(matches!(judge(&nothing, Access::Required).await, Err(AuthError::MissingToken)));
+        assert_eq!(judge(&nothing, Access::Optional).await.unwrap(), None);
+        assert_eq!(judge(&known, Access::None).await.unwrap(), None);
+
+        authenticator.revoke(&nothing).await.unwrap();
+        authenticator.revoke(&malformed).await.unwrap();
+        assert!(judge(&known, Access::Required).await.is_ok());
+        authenticator.revoke(&known).await.unwrap();
+        assert!(matches!(judge(&known, Access::Required).await, Err(AuthError::InvalidToken)));
+    }
 }

@@ -375,4 +375,73 @@ mod tests {
         let kept: Vec<_> = request.headers.get_all("authorization").iter().collect();
         assert_eq!(kept, ["Basic abc"]);
     }
+
+    fn response(status: u16, lines: &[(&'static str, &'static str)]) -> ResponseHeader {
+        let mut response = ResponseHeader::build(status, None).unwrap();
+        for (name, value) in lines {
+            response.append_header(*name, *value).unwrap();
+        }
+        response
+    }
+
+    fn names(response: &ResponseHeader) -> Vec<&str> {
+        let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn an_answer_keeps_only_what_is_for_the_client() {
+        let mut answer = response(
+            200,
+            &[
+                ("X-OpenId", "o1"),
+                ("x_openid", "o1"),
+                ("X-AppId", "wx1"),
+                ("X-UnionId", "u1"),
+                ("X-3rd-Session", "token"),
+                ("X-Wxgate-Error", "mine"),
+                ("Keep-Alive", "timeout=5"),
+                ("Proxy-Connection", "close"),
+                ("Content-Length", "5"),
+                ("X-Request-Id", "theirs"),
+                ("X-Foreign", "kept"),
+            ],
+        );
+        injector().clean_response(&mut answer);
+        assert_eq!(names(&answer), ["content-length", "x-foreign", "x-request-id"]);
+    }
+
+    #[test]
+    fn what_an_answers_connection_nominates_goes_but_for_its_framing() {
+        let mut answer = response(
+            101,
+            &[
+                ("Connection", "upgrade, X-Hop"),
+                ("connection", "content-length,transfer-encoding , x-other"),
+                ("X-Hop", "1"),
+                ("X-Other", "1"),
+                ("X-Foreign", "kept"),
+                ("Content-Length", "5"),
+                ("Transfer-Encoding", "chunked"),
+                ("Upgrade", "websocket"),
+            ],
+        );
+        injector().clean_response(&mut answer);
+        let kept = ["connection", "content-length", "transfer-encoding", "upgrade", "x-foreign"];
+        assert_eq!(names(&answer), kept);
+    }
+
+    #[test]
+    fn an_answer_without_a_body_has_no_length() {
+        let mut answer = response(204, &[("Content-Length", "0"), ("X-Foreign", "kept")]);
+        injector().clean_response(&mut answer);
+        assert_eq!(names(&answer), ["x-foreign"]);
+    }
+
+    #[test]
+    fn a_set_of_one_name_holds_it() {
+        let one = FoldedNames::new(["x-one"].into_iter());
+        assert!(one.contains("X_One") && !one.contains("x-two") && !one.contains("x-onee"));
+    }
 }

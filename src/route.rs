@@ -308,4 +308,64 @@ mod tests {
             assert_eq!(routes.resolve(path, None), Err(PathError::Malformed), "{path:?}");
         }
     }
+
+    #[test]
+    fn a_route_takes_the_methods_and_apps_that_it_lists() {
+        let text = r#"
+            [server]
+            listen = "127.0.0.1:0"
+            [[app]]
+            app_id = "wx1"
+            app_secret = { env = "NONE" }
+            [[upstream]]
+            name = "u"
+            servers = ["127.0.0.1:1"]
+            [[route]]
+            path = "/"
+            upstream = "u"
+            [[route]]
+            path = "/narrow"
+            upstream = "u"
+            methods = ["GET", "POST"]
+            apps = ["wx1"]
+        "#;
+        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        let (wide, narrow) = (routes.get(0).unwrap(), routes.get(1).unwrap());
+        let (known, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
+        assert!(wide.allows_method("DELETE") && wide.accepts_app(&other));
+        assert!(narrow.allows_method("GET") && narrow.allows_method("POST"));
+        assert!(!narrow.allows_method("DELETE") && !narrow.allows_method("get"));
+        assert!(narrow.accepts_app(&known) && !narrow.accepts_app(&other));
+        let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
+        assert_eq!(names, ["/", "/narrow"]);
+        assert!(routes.get(2).is_none());
+    }
+
+    #[test]
+    fn endpoints_are_served_on_their_hosts_only() {
+        let text = r#"
+            [server]
+            listen = "127.0.0.1:0"
+            [[app]]
+            app_id = "wx1"
+            app_secret = { env = "NONE" }
+            [endpoints]
+            hosts = ["mini.example"]
+            [[upstream]]
+            name = "u"
+            servers = ["127.0.0.1:1"]
+            [[route]]
+            path = "/"
+            upstream = "u"
+        "#;
+        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        for own in ["mini.example", "MINI.Example:8080", "mini.example.", "mini.example.:80"] {
+            assert_eq!(routes.resolve("/login", Some(own)), Ok(Endpoint::Login), "{own}");
+        }
+        for other in [Some("other.example"), Some("mini.example:x"), Some("mini"), None] {
+            assert_eq!(routes.resolve("/login", other), Ok(Endpoint::Route(0)), "{other:?}");
+        }
+    }
 }
