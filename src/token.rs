@@ -92,6 +92,16 @@ mod tests {
     }
 
     #[test]
+    fn digests_are_spread_over_a_map() {
+        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let hashes: std::collections::HashSet<_> =
+            (0..1000).map(|_| hasher.hash_one(SessionToken::generate().digest())).collect();
+        assert_eq!(hashes.len(), 1000);
+    }
+
+    #[test]
     fn tokens_do_not_repeat() {
         let tokens: std::collections::HashSet<_> =
             (0..10_000).map(|_| SessionToken::generate().expose().to_owned()).collect();

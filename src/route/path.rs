@@ -292,6 +292,19 @@ mod tests {
         }
     }
 
+    /// They are served without a look at their readings.
+    #[test]
+    fn everyday_paths_are_plain() {
+        for path in
+            ["/", "/a", "/api/orders/1234", "/v1.2/file.tar.gz", "/a/b/", "/@me/~x", "/a-b_c"]
+        {
+            assert!(is_plain(path), "{path}");
+        }
+        for path in ["", "a", "//", "/a//b", "/.well-known/x", "/a/..", "/%41", "/a;b", "/a\\b"] {
+            assert!(!is_plain(path), "{path}");
+        }
+    }
+
     #[test]
     fn a_path_built_to_have_many_readings_is_refused() {
         let path = "/a;b%2fc%5cd%3be/..;%2e%2e\\x//y%252f%255c..%253b/./z%2f%2e%2e//..\\%252e";
