@@ -53,7 +53,8 @@ fn syntax_problem(error: &toml::de::Error) -> Diagnostic {
     let message = error.message();
     let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
     Diagnostic {
-        span: error.span(),
+        // The parser does not say where a key has too many parts.
+        span: Some(error.span().unwrap_or_default()),
         key: String::new(),
         message: format!("not TOML: {message}"),
         help: if is_unquoted { "text stands in quotes".to_owned() } else { String::new() },
@@ -162,4 +163,16 @@ fn log(section: Section<'_>, secrets: Secrets) -> LogSection {
     };
     section.finish();
     log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_too_many_parts_is_a_problem_with_a_place() {
+        let text = format!("x{} = 1", ".x".repeat(100));
+        let shown = check("file", &text, Secrets::Ignore).unwrap_err().to_string();
+        assert!(shown.starts_with("file:1:1: not TOML: "), "{shown:.100}");
+    }
 }
