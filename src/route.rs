@@ -223,6 +223,9 @@ mod tests {
         ] {
             assert_eq!(routes.resolve(path, None), Ok(Endpoint::Route(index)), "{path}");
         }
+        // Nobody decodes three times.
+        let thrice = "/public/%25252e%25252e/x";
+        assert_eq!(routes.resolve(thrice, None), Ok(Endpoint::Route(1)));
         assert_eq!(routes.resolve("/login", None), Ok(Endpoint::Login));
         assert_eq!(routes.resolve("/login/", None), Ok(Endpoint::Route(0)));
         assert_eq!(routes.resolve("/healthz", None), Ok(Endpoint::Health));
