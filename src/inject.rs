@@ -42,8 +42,20 @@ static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const WRITTEN: [&HeaderName; 5] =
     [&REQUEST_ID, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &REAL_IP];
 
-/// Never written by the gateway; they pass from a trusted proxy, spelled just so.
-const FROM_TRUSTED: [&str; 3] = ["forwarded", "x-forwarded-port", "x-forwarded-prefix"];
+/// Never written by the gateway; they pass from a trusted proxy, spelled just so. Some servers
+/// take another path than the request's from them, or (`Proxy`) another way out.
+const FROM_TRUSTED: [&str; 10] = [
+    "forwarded",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-uri",
+    "x-forwarded-path",
+    "x-original-url",
+    "x-rewrite-url",
+    "script-name",
+    "path-info",
+    "proxy",
+];
 
 /// Strips and writes headers by one configuration.
 pub struct Injector {
@@ -256,7 +268,7 @@ mod tests {
     }
 
     /// Written out apart from the code under test.
-    const GATEWAYS_OWN: [&str; 20] = [
+    const GATEWAYS_OWN: [&str; 27] = [
         "x_openid",
         "x_appid",
         "x_unionid",
@@ -277,6 +289,13 @@ mod tests {
         "forwarded",
         "x_forwarded_port",
         "x_forwarded_prefix",
+        "x_forwarded_uri",
+        "x_forwarded_path",
+        "x_original_url",
+        "x_rewrite_url",
+        "script_name",
+        "path_info",
+        "proxy",
     ];
 
     fn cgi_name(name: &str) -> String {

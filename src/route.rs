@@ -259,6 +259,10 @@ mod tests {
             "/public/a%5cb/%2e%2e/%2e%2e/x",
             "/public/a%252fb/%252e%252e/%252e%252e/x",
             "/..;/public/..;/..;",
+            "//x/public/y",
+            "///u@x:80/public/y",
+            "/%2fx/public/y",
+            "//x/login",
         ] {
             assert_eq!(routes.resolve(path, None), Err(PathError::Ambiguous), "{path}");
         }

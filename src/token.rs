@@ -95,9 +95,9 @@ mod tests {
     fn digests_are_spread_over_a_map() {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let building = BuildHasherDefault::<DefaultHasher>::default();
         let hashes: std::collections::HashSet<_> =
-            (0..1000).map(|_| hasher.hash_one(SessionToken::generate().digest())).collect();
+            (0..1000).map(|_| building.hash_one(SessionToken::generate().digest())).collect();
         assert_eq!(hashes.len(), 1000);
     }
 

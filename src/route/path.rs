@@ -2,7 +2,8 @@
 //!
 //! Some decode escapes, once or, behind another proxy, twice, and some of these leave
 //! escaped slashes as they are; some drop `;parameters`, take `\` for `/`, merge `//`, resolve
-//! dot segments or cut at a decoded `?`, each in an order of its own. The readings of a path
+//! dot segments, take what follows `//` for a host, or cut at a decoded `?`, each in an
+//! order of its own. The readings of a path
 //! are all that can be had from it by any of these steps in any order, with two decodings at
 //! most. They are few for any path that is not built to confuse; one that has very many is
 //! refused.
@@ -89,11 +90,12 @@ fn escape(text: &[u8], at: usize) -> Option<u8> {
 type Step = fn(&[u8]) -> Vec<u8>;
 
 /// The steps but for decoding, each with what must stand in a path for it to change anything.
-const STEPS: [(&[&[u8]], Step); 6] = [
+const STEPS: [(&[&[u8]], Step); 7] = [
     (&[b";"], without_parameters),
     (&[b";"], without_last_parameters),
     (&[b"\\"], with_slashes),
     (&[b"//"], merged),
+    (&[b"//"], without_authority),
     (&[b"/."], resolved),
     (&[b"?", b"#"], cut),
 ];
@@ -200,6 +202,18 @@ fn merged(path: &[u8]) -> Vec<u8> {
     merged
 }
 
+/// What begins with two slashes is a reference to another host (RFC 3986, section 4.2) for a
+/// service that parses the target as a URL; more slashes make no difference to browsers' rules.
+fn without_authority(path: &[u8]) -> Vec<u8> {
+    let Some(rest) = path.strip_prefix(b"//") else { return path.to_vec() };
+    let begin = rest.iter().position(|b| *b != b'/').unwrap_or(rest.len());
+    let rest = rest.get(begin..).unwrap_or_default();
+    match rest.iter().position(|b| *b == b'/') {
+        Some(end) => rest.get(end..).unwrap_or_default().to_vec(),
+        None => b"/".to_vec(),
+    }
+}
+
 /// What an escaped `?` or `#` leaves of a path, once it is decoded, to a server that splits
 /// off query and fragment after it.
 fn cut(path: &[u8]) -> Vec<u8> {
@@ -268,7 +282,7 @@ mod tests {
         #[test]
         fn every_order_of_steps_is_among_the_readings(
             path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%3f|%25){0,8}",
-            steps in prop::collection::vec((0..7u8, prop::sample::select(DECODINGS.to_vec())), 0..8),
+            steps in prop::collection::vec((0..8u8, prop::sample::select(DECODINGS.to_vec())), 0..8),
         ) {
             let Ok(all) = readings(&path) else { return Ok(()) };
             let mut reading = path.into_bytes();
@@ -281,6 +295,7 @@ mod tests {
                     3 => resolved(&reading),
                     4 => cut(&reading),
                     5 => without_last_parameters(&reading),
+                    6 => without_authority(&reading),
                     _ if decoded < 2 => {
                         decoded += 1;
                         decode(&reading, decoding).unwrap()
