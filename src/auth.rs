@@ -113,6 +113,14 @@ impl Authenticator {
         Ok(())
     }
 
+    /// What the token of a request is known by, if it carries one.
+    pub fn digest(&self, headers: &HeaderMap) -> Option<TokenDigest> {
+        match self.presented(headers) {
+            Ok(Presented::Token(text)) => TokenDigest::parse(text),
+            _ => None,
+        }
+    }
+
     async fn find(&self, text: &[u8]) -> Result<Arc<Session>, AuthError> {
         let digest = TokenDigest::parse(text).ok_or(AuthError::InvalidToken)?;
         self.sessions.get(&digest).await?.ok_or(AuthError::InvalidToken)

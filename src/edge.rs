@@ -23,10 +23,11 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use self::connection::Connection;
+use self::proxy_protocol::Source;
 use crate::access_log::{self, Line};
 use crate::forwarded;
 use crate::head::{self, Head};
@@ -34,6 +35,7 @@ use crate::inject::REQUEST_ID;
 use crate::policy::{Policy, Process};
 use crate::progress::Pace;
 use crate::proxy::Gateway;
+use crate::rate_limit::network;
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
 
@@ -106,33 +108,38 @@ impl Edge {
     pub async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, opening: Opening) {
         // Answers are flushed whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
+        let mut closing = self.process.lifecycle.closing();
         let Ok(_permit) = self.permits.try_acquire() else {
             return self.turn_away(stream, peer).await;
         };
         let peer = match opening {
             Opening::Client => peer,
-            Opening::ProxyProtocol => match self.peer_behind(&mut stream, peer).await {
-                Ok(peer) => peer,
-                Err(Unbelievable) => return,
-            },
+            Opening::ProxyProtocol => {
+                let found = tokio::select! {
+                    found = self.peer_behind(&mut stream, peer) => found,
+                    () = closed(&mut closing) => return,
+                };
+                let Ok(peer) = found else { return };
+                peer
+            }
         };
         let Ok(_share) = self.share(peer.ip().to_canonical()) else {
             return self.turn_away(stream, peer).await;
         };
-        let mut closing = self.process.lifecycle.closing();
         let Some(acceptor) = &self.acceptor else {
             let mut connection = Connection::plain(stream, peer, self.pace);
             if !self.policy.h2c {
-                return self.serve_http1(connection, peer, closing).await;
+                return self.serve_http1(connection, peer, closing, None).await;
             }
+            let deadline = Instant::now() + self.policy.limits.header_timeout;
             let preface = Self::begins_as_http2(&mut connection);
             let begins_as_http2 = tokio::select! {
-                begins = timeout(self.policy.limits.header_timeout, preface) => begins,
+                begins = timeout_at(deadline, preface) => begins,
                 () = closed(&mut closing) => return,
             };
             return match begins_as_http2 {
                 Ok(true) => self.serve_http2(connection, closing).await,
-                Ok(false) => self.serve_http1(connection, peer, closing).await,
+                Ok(false) => self.serve_http1(connection, peer, closing, Some(deadline)).await,
                 Err(_) => {}
             };
         };
@@ -147,7 +154,7 @@ impl Edge {
         if connection.has_agreed_on_http2() {
             self.serve_http2(connection, closing).await;
         } else {
-            self.serve_http1(connection, peer, closing).await;
+            self.serve_http1(connection, peer, closing, None).await;
         }
     }
 
@@ -156,10 +163,13 @@ impl Edge {
         mut connection: Connection,
         peer: SocketAddr,
         mut closing: watch::Receiver<bool>,
+        mut begun: Option<Instant>,
     ) {
         let most = self.policy.limits.max_requests_per_connection;
         for number in 1..=most {
-            let head = match self.wait_for_head(&mut connection, &mut closing, number == 1).await {
+            let is_first = number == 1;
+            let wait = self.wait_for_head(&mut connection, &mut closing, is_first, begun.take());
+            let head = match wait.await {
                 Wait::Head(head) => head,
                 Wait::Refused(rejection) => {
                     return self.refuse(connection, peer, &rejection).await;
@@ -173,13 +183,22 @@ impl Edge {
             };
             let mut session = ServerSession::new_http1(Box::new(connection));
             session.set_pipelined_prefix(request);
-            if let Some(tunnel) = tunnel {
+            if let Some(tunnel) = tunnel.clone() {
                 session.set_connection_user_context(Some(Box::new(tunnel)));
             }
             if number == most {
                 session.set_keepalive_reuses_remaining(Some(0));
             }
-            let Some(reused) = self.proxy.process_new_http(session, &closing).await else { return };
+            let served = self.proxy.process_new_http(session, &closing);
+            let reused = match tunnel {
+                None => served.await,
+                // Whatever it waits for, a tunnel that was cut is over.
+                Some(tunnel) => tokio::select! {
+                    reused = served => reused,
+                    () = tunnel.after_cut() => return,
+                },
+            };
+            let Some(reused) = reused else { return };
             let (stream, _) = reused.consume();
             match stream.into_any().downcast::<Connection>() {
                 Ok(returned) => connection = *returned,
@@ -191,12 +210,13 @@ impl Edge {
 
     /// Waits for a whole head that is beyond doubt. An idle connection may take its time;
     /// from its first byte on a head has `limits.header_timeout`, as has the first head of
-    /// a connection from the start.
+    /// a connection from the start. Of one that has been begun the deadline is given.
     async fn wait_for_head(
         &self,
         connection: &mut Connection,
         closing: &mut watch::Receiver<bool>,
         is_first: bool,
+        begun: Option<Instant>,
     ) -> Wait {
         let limits = &self.policy.limits;
         let mut patience = if is_first { limits.header_timeout } else { limits.idle_timeout };
@@ -228,8 +248,9 @@ impl Edge {
                 }
             }
         };
+        let deadline = begun.unwrap_or_else(|| Instant::now() + limits.header_timeout);
         tokio::select! {
-            wait = timeout(limits.header_timeout, whole) => {
+            wait = timeout_at(deadline, whole) => {
                 wait.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
             }
             () = closed(closing) => Wait::Over,
@@ -245,7 +266,10 @@ impl Edge {
         let is_trusted = self.policy.trusted_proxies.contains(balancer.ip().to_canonical());
         let header = async {
             match proxy_protocol::read(stream).await {
-                Ok(source) => Ok(source.unwrap_or(balancer)),
+                Ok(Source::Client(source)) => Ok(source),
+                Ok(Source::Balancer) => Ok(balancer),
+                // Nobody's word counts less, and nobody is trusted by this address.
+                Ok(Source::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
                 // A probe for an open port is no mistake of anybody's.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
                 Err(_) => Err(Some("does not begin its connections with a PROXY header")),
@@ -276,6 +300,7 @@ impl Edge {
         if self.policy.trusted_proxies.contains(address) {
             return Ok(None);
         }
+        let address = network(address);
         let mut by_address = lock(&self.by_address);
         let count = by_address.entry(address).or_default();
         if *count >= most {

@@ -4,7 +4,7 @@
 //! The edge makes one of these with each request there, the proxy tells it what comes, and
 //! the edge ends what does not.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -41,6 +41,9 @@ pub struct Progress {
     pub target: Option<PathAndQuery>,
     state: AtomicU8,
     received: AtomicU64,
+    /// Status of the answer; 0 before there is one.
+    answered: AtomicU16,
+    sent: AtomicU64,
 }
 
 /// States of a request.
@@ -55,12 +58,20 @@ mod state {
     pub const STALLED: u8 = 3;
     /// The client left it.
     pub const LEFT: u8 = 4;
+    /// It is answered to the end: nobody needs the rest of its body.
+    pub const ANSWERED: u8 = 5;
 }
 
 impl Progress {
     pub fn new(method: Method, target: Option<PathAndQuery>) -> Self {
-        let (state, received) = (AtomicU8::new(state::HELD), AtomicU64::new(0));
-        Self { method, target, state, received }
+        Self {
+            method,
+            target,
+            state: AtomicU8::new(state::HELD),
+            received: AtomicU64::new(0),
+            answered: AtomicU16::new(0),
+            sent: AtomicU64::new(0),
+        }
     }
 
     /// The body goes to a service from now on, and has to come.
@@ -81,6 +92,30 @@ impl Progress {
         self.state.store(state::LEFT, Ordering::Relaxed);
     }
 
+    /// The answer has begun.
+    pub fn answer(&self, status: u16) {
+        self.answered.store(status, Ordering::Relaxed);
+    }
+
+    /// More of the answer has come.
+    pub fn send(&self, bytes: usize, is_end: bool) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        if is_end {
+            self.state.store(state::ANSWERED, Ordering::Relaxed);
+        }
+    }
+
+    /// Status and bytes of the answer, if there is one.
+    pub fn answered(&self) -> Option<(u16, u64)> {
+        let status = self.answered.load(Ordering::Relaxed);
+        (status != 0).then(|| (status, self.sent.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the edge has ended it.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state.load(Ordering::Relaxed), state::STALLED | state::ANSWERED)
+    }
+
     pub fn is_stalled(&self) -> bool {
         self.state.load(Ordering::Relaxed) == state::STALLED
     }
@@ -89,7 +124,8 @@ impl Progress {
         self.state.load(Ordering::Relaxed) == state::LEFT
     }
 
-    /// Resolves when a body that is forwarded comes too slowly, or stops coming. The time
+    /// Resolves when a body that is forwarded comes too slowly, stops coming, or still comes
+    /// when everything is answered. The time
     /// that the service takes to accept what came counts too: it cannot be told apart here.
     pub async fn stalls(&self, pace: Pace) {
         let (mut known, mut since, mut began) = (0, Instant::now(), Instant::now());
@@ -100,6 +136,8 @@ impl Progress {
                 state::HELD => (since, began) = (Instant::now(), Instant::now()),
                 state::FORWARDED if received > known => (known, since) = (received, Instant::now()),
                 state::FORWARDED => {}
+                // The rest of its body would be waited for in vain.
+                state::ANSWERED => return,
                 _ => std::future::pending().await,
             }
             let is_stalled = since.elapsed() >= pace.body_timeout;

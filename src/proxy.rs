@@ -208,8 +208,10 @@ impl ProxyHttp for Gateway {
         let length = body.as_ref().map_or(0, Bytes::len);
         if http.was_upgraded() {
             // What a client sends through a tunnel is a use of its session.
-            if let Some(session) = context.session.as_ref().filter(|_| length > 0) {
-                self.process.sessions.touch(session);
+            if let Some((session, digest)) =
+                context.session.as_ref().zip(context.digest.as_ref()).filter(|_| length > 0)
+            {
+                self.process.sessions.touch(session, digest);
             }
             return Ok(());
         }
@@ -236,7 +238,7 @@ impl ProxyHttp for Gateway {
             }
             context.policy.injector.clean_response(response);
             response.insert_header(&REQUEST_ID, &context.request_id)?;
-            self.open_tunnel(context);
+            self.open_tunnel(http.req_header(), context);
             return Ok(());
         }
         if response.status.is_informational() {
@@ -244,10 +246,23 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         context.upstream_status = Some(response.status.as_u16());
+        context.progress.iter().for_each(|progress| progress.answer(response.status.as_u16()));
         context.policy.injector.clean_response(response);
         response.insert_header(&REQUEST_ID, &context.request_id)?;
         self.end_connection_if_draining(http);
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut HttpSession,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        context: &mut RequestContext,
+    ) -> pingora::Result<Option<Duration>> {
+        let length = body.as_ref().map_or(0, Bytes::len);
+        context.progress.iter().for_each(|progress| progress.send(length, is_end));
+        Ok(None)
     }
 
     async fn fail_to_proxy(

@@ -83,11 +83,15 @@ impl RateLimit {
     /// [`RateLimit::check`] by address. One client has a whole /64 of IPv6 (RFC 6177), so
     /// that is what counts there.
     pub fn check_address(&self, address: IpAddr) -> Result<(), Rejection> {
-        self.check(&match address {
-            IpAddr::V4(v4) => u64::from(v4.to_bits()),
-            // No prefix of a public network is as small as an IPv4 address.
-            IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
-        })
+        self.check(&network(address))
+    }
+}
+
+/// What of an address is one client's: of IPv6 its /64.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() >> 64 << 64).to_be_bytes()),
     }
 }
 

@@ -135,13 +135,18 @@ impl Sessions {
         !session.is_removed.load(Ordering::Acquire) && !self.expires_in(session).is_zero()
     }
 
-    /// Counts something that was done under a session found earlier as a use of it, once a
-    /// minute at most.
-    pub fn touch(&self, session: &Session) {
+    /// Counts something that was done under a session found earlier, by its token, as a use of
+    /// it, once a minute at most.
+    pub fn touch(&self, session: &Session, digest: &TokenDigest) {
         let now = self.clock.now_millis();
         let last = session.last_used_millis.load(Ordering::Relaxed);
-        if now.saturating_sub(last) >= millis(TOUCH_INTERVAL) && self.is_live(session) {
+        let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
+        if now.saturating_sub(last) >= millis(interval) && self.is_live(session) {
             session.last_used_millis.store(now, Ordering::Relaxed);
+            // The store, too, counts what is looked up as used.
+            match &self.backend {
+                Backend::Memory(memory) => drop(memory.get(digest)),
+            }
         }
     }
 
@@ -296,5 +301,22 @@ mod tests {
         let Backend::Memory(memory) = &store.sessions.backend;
         assert_eq!(created, 500);
         assert_eq!(created - removed, memory.len());
+    }
+
+    /// As the frames of a WebSocket do.
+    #[tokio::test]
+    async fn what_is_done_under_a_session_keeps_it_like_a_look_up() {
+        let store = Store::new(3);
+        let held = store.login().await;
+        let session = store.sessions.get(&held).await.unwrap().unwrap();
+        for _ in 0..8 {
+            // Ten seconds without a use would end it.
+            store.clock.advance(Duration::from_secs(4));
+            store.sessions.touch(&session, &held);
+            store.login().await;
+            store.sessions.maintain();
+        }
+        assert!(store.sessions.is_live(&session));
+        assert!(store.is_live(&held).await, "others were pushed out, this one was not");
     }
 }

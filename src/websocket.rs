@@ -8,6 +8,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +19,7 @@ use http::header::{
 use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use sha1::{Digest, Sha1};
+use tokio::sync::Notify;
 
 use crate::header::trim;
 
@@ -58,9 +60,15 @@ fn nominates_upgrade(connection: &[u8]) -> bool {
     connection.split(|b| *b == b',').any(|name| trim(name).eq_ignore_ascii_case(b"upgrade"))
 }
 
+/// A tunnel that was cut may end in order for so long: both sides learn of it then.
+const ORDERLY_END: Duration = Duration::from_millis(250);
+
 /// The switch between a connection and what is done with it.
 #[derive(Default)]
-pub struct Tunnel(Mutex<Switch>);
+pub struct Tunnel {
+    switch: Mutex<Switch>,
+    has_been_cut: Notify,
+}
 
 #[derive(Default)]
 struct Switch {
@@ -88,6 +96,18 @@ impl Tunnel {
 
     pub fn cut(&self) {
         self.set(State::Cut);
+        self.has_been_cut.notify_one();
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.lock().state == State::Cut
+    }
+
+    /// Resolves a moment after the cut. One side may be waited for that takes nothing any
+    /// more, so that the other never learns of it.
+    pub async fn after_cut(&self) {
+        self.has_been_cut.notified().await;
+        tokio::time::sleep(ORDERLY_END).await;
     }
 
     /// The state, and to be woken when it changes.
@@ -109,7 +129,7 @@ impl Tunnel {
 
     /// Nothing panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Switch> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

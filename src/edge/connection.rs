@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -64,8 +65,20 @@ pub struct Connection {
     waiting_since: Option<Instant>,
     /// Set while the client takes nothing.
     write_stall: Option<Pin<Box<Sleep>>>,
+    traffic: Arc<Traffic>,
     /// Set once the connection is closed on our side: until then the client is waited for.
     linger: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a connection has passed on, for whoever lets HTTP/2 own it.
+#[derive(Default)]
+pub struct Traffic(AtomicU64);
+
+impl Traffic {
+    /// Writes that came to an end: more of them means that the client takes something.
+    pub fn sent(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What pingora may still read.
@@ -111,6 +124,7 @@ impl Connection {
             received: 0,
             waiting_since: None,
             write_stall: None,
+            traffic: Arc::default(),
             linger: None,
         }
     }
@@ -165,6 +179,10 @@ impl Connection {
     /// The switch that lets the proxy make a tunnel of the connection.
     pub fn tunnel(&mut self) -> Arc<Tunnel> {
         self.tunnel.insert(Arc::default()).clone()
+    }
+
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     /// Allows HTTP/2 to read what it likes.
@@ -222,6 +240,7 @@ impl Connection {
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.write_stall = None;
+            self.traffic.0.fetch_add(1, Ordering::Relaxed);
             return written;
         }
         let time = self.pace.write_timeout;
@@ -327,7 +346,7 @@ impl AsyncWrite for Connection {
         if this.linger.is_none() {
             let closed = Pin::new(&mut this.io).poll_shutdown(cx);
             std::task::ready!(this.judge_write(cx, closed))?;
-            if this.body.is_over() || matches!(this.body, Body::Http2) {
+            if this.body.is_over() {
                 return Poll::Ready(Ok(()));
             }
         }

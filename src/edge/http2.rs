@@ -29,8 +29,14 @@ const MOST_MALFORMED: usize = 32;
 /// A request that is given up sooner than this was hardly meant.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// A client gets so long to close after it was told that its connection ends.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// A client gets so long to read what is on its way, and to close, when its connection ends.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether everything has been sent.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes of an answer that wait for the client's window.
+const SEND_BUFFER: usize = 64 << 10;
 
 impl Edge {
     /// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3). What is read to
@@ -58,21 +64,35 @@ impl Edge {
         connection.begin_http2();
         let limits = &self.policy.limits;
         let socket_digest = connection.get_socket_digest();
+        let traffic = connection.traffic();
         let digest = Arc::new(Digest { socket_digest, ..Digest::default() });
         let handshake = server::handshake(Box::new(connection), Some(options(limits)));
-        let Ok(Ok(mut connection)) = timeout(limits.header_timeout, handshake).await else {
-            return;
+        let shaken = tokio::select! {
+            shaken = timeout(limits.header_timeout, handshake) => shaken,
+            () = closed(&mut closing) => return,
         };
+        let Ok(Ok(mut connection)) = shaken else { return };
         let mut streams = JoinSet::new();
         let (mut malformed, mut early, mut total) = (0, 0, 0);
         let mut patience = limits.header_timeout;
-        let mut is_ending = false;
+        let mut ending = None;
+        let (mut sent, mut sent_at) = (0, Instant::now());
         loop {
+            // What was served may still be on its way to the client.
+            let is_sending = streams.is_empty() && connection.has_streams();
+            if !is_sending || traffic.sent() > sent {
+                (sent, sent_at) = (traffic.sent(), Instant::now());
+            }
+            let time = match (is_sending, ending) {
+                (true, _) => LOOK,
+                (false, Some(_)) => GOODBYE,
+                (false, None) => patience,
+            };
             tokio::select! {
                 biased;
-                () = closed(&mut closing), if !is_ending => {
+                () = closed(&mut closing), if ending.is_none() => {
                     connection.graceful_shutdown();
-                    is_ending = true;
+                    ending = Some(Instant::now());
                 }
                 Some(was_left_early) = streams.join_next() => {
                     early += usize::from(was_left_early.unwrap_or(false));
@@ -82,7 +102,11 @@ impl Edge {
                 }
                 accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => {
                     match accepted {
+                        // Dropped, so that it is reset: the client was told long ago.
+                        Ok(Some(H2Accept::Session(_)))
+                            if ending.is_some_and(|since: Instant| since.elapsed() > GOODBYE) => {}
                         Ok(Some(H2Accept::Session(session))) => {
+                            patience = limits.idle_timeout;
                             total += 1;
                             streams.spawn(self.serve_stream(session, closing.clone()));
                         }
@@ -92,15 +116,17 @@ impl Edge {
                         _ => break,
                     }
                 }
-                () = sleep(patience), if streams.is_empty() => {
-                    if is_ending {
+                () = sleep(time), if streams.is_empty() => {
+                    if is_sending && sent_at.elapsed() < limits.write_timeout {
+                        continue;
+                    }
+                    if ending.is_some() || is_sending {
                         break;
                     }
                     connection.graceful_shutdown();
-                    is_ending = true;
+                    ending = Some(Instant::now());
                 }
             }
-            patience = if is_ending { GOODBYE } else { limits.idle_timeout };
         }
         // Closed now, so that what is still being served learns that nobody waits for it.
         drop(connection);
@@ -136,6 +162,9 @@ impl Edge {
 fn options(limits: &LimitsSection) -> H2Options {
     let mut options = H2Options::new();
     options.max_concurrent_streams(limits.max_streams);
+    // What h2 holds for a client that takes nothing, of each stream.
+    options.max_send_buffer_size(SEND_BUFFER);
+    options.max_pending_accept_reset_streams(limits.max_early_resets);
     options.max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));
     options
 }

@@ -18,11 +18,24 @@ const LONGEST_V1: usize = 107;
 /// Longest rest of a header of version 2: addresses, and what is said besides.
 const LONGEST_V2: usize = 4 << 10;
 
-/// Reads a header; `None` where the balancer speaks for itself, as in its health checks.
+/// The first byte after the signature where a balancer speaks for itself.
+const LOCAL: u8 = 0x20;
+
+/// Whose connection it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The balancer's own, as in its health checks.
+    Balancer,
+    Client(SocketAddr),
+    /// Somebody's, who is not named.
+    Unknown,
+}
+
+/// Reads a header.
 ///
 /// # Errors
 /// When the connection does not begin with a header that can be read.
-pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<SocketAddr>> {
+pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Source> {
     let mut header = vec![0; SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
     if header == SIGNATURE {
@@ -37,6 +50,9 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Soc
         let begin = header.len();
         header.resize(begin + length, 0);
         stream.read_exact(header.get_mut(begin..).unwrap_or_default()).await?;
+        if rest.first() == Some(&LOCAL) {
+            return Ok(Source::Balancer);
+        }
     } else if header.starts_with(b"PROXY ") {
         while !header.ends_with(b"\r\n") {
             if header.len() >= LONGEST_V1 {
@@ -50,7 +66,8 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Soc
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
     match ProxyHeader::parse(&header, config) {
         Ok((parsed, length)) if length == header.len() => {
-            Ok(parsed.proxied_address().map(|address| address.source))
+            let address = parsed.proxied_address();
+            Ok(address.map_or(Source::Unknown, |address| Source::Client(address.source)))
         }
         _ => Err(malformed()),
     }
@@ -67,10 +84,14 @@ mod tests {
     use super::*;
 
     /// What is read of some bytes, and how many of them are left.
-    async fn read_all(bytes: &[u8]) -> (Option<Option<String>>, usize) {
+    async fn read_all(bytes: &[u8]) -> (Option<Source>, usize) {
         let mut left = bytes;
         let read = read(&mut left).await;
-        (read.ok().map(|source| source.map(|source| source.to_string())), left.len())
+        (read.ok(), left.len())
+    }
+
+    fn client(address: &str) -> Source {
+        Source::Client(address.parse().unwrap())
     }
 
     fn version_2(source: &str, destination: &str) -> Vec<u8> {
@@ -84,23 +105,28 @@ mod tests {
     async fn both_versions_say_whose_the_bytes_are_and_leave_what_follows() {
         let v4 = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\nGET".as_slice();
         let v6 = b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\nGET".as_slice();
-        assert_eq!(read_all(v4).await, (Some(Some("192.0.2.1:56324".to_owned())), 3));
-        assert_eq!(read_all(v6).await, (Some(Some("[2001:db8::1]:56324".to_owned())), 3));
+        assert_eq!(read_all(v4).await, (Some(client("192.0.2.1:56324")), 3));
+        assert_eq!(read_all(v6).await, (Some(client("[2001:db8::1]:56324")), 3));
         let unknown = b"PROXY UNKNOWN\r\nGET".as_slice();
-        assert_eq!(read_all(unknown).await, (Some(None), 3));
+        assert_eq!(read_all(unknown).await, (Some(Source::Unknown), 3));
         let long = b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\nGET".as_slice();
-        assert_eq!(read_all(long).await, (Some(None), 3));
+        assert_eq!(read_all(long).await, (Some(Source::Unknown), 3));
 
         for (source, destination) in
             [("192.0.2.1:56324", "198.51.100.2:443"), ("[2001:db8::1]:56324", "[2001:db8::2]:443")]
         {
             let mut bytes = version_2(source, destination);
             bytes.extend_from_slice(b"GET");
-            assert_eq!(read_all(&bytes).await, (Some(Some(source.to_owned())), 3));
+            assert_eq!(read_all(&bytes).await, (Some(client(source)), 3));
         }
         let mut local = Vec::new();
         ProxyHeader::with_local().encode_v2(&mut local).unwrap();
-        assert_eq!(read_all(&local).await, (Some(None), 0));
+        assert_eq!(read_all(&local).await, (Some(Source::Balancer), 0));
+        // Whatever it names then does not count.
+        let odd = b"\r\n\r\n\0\r\nQUIT\n\x20\x11\x00\x00GET";
+        assert_eq!(read_all(odd).await, (Some(Source::Balancer), 3));
+        let unix = [b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8".as_slice(), &[0; 216]].concat();
+        assert_eq!(read_all(&unix).await, (Some(Source::Unknown), 0));
     }
 
     #[tokio::test]
@@ -111,7 +137,7 @@ mod tests {
         let length = u16::try_from(bytes.len() - 16).unwrap();
         bytes[14..16].copy_from_slice(&length.to_be_bytes());
         bytes.extend_from_slice(b"GET");
-        assert_eq!(read_all(&bytes).await, (Some(Some("192.0.2.1:1".to_owned())), 3));
+        assert_eq!(read_all(&bytes).await, (Some(client("192.0.2.1:1")), 3));
     }
 
     #[tokio::test]

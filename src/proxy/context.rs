@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
 use crate::session::Session;
+use crate::token::TokenDigest;
 use crate::upstream::Pool;
 use crate::websocket::Tunnel;
 
@@ -47,9 +48,11 @@ pub struct RequestContext {
     pub tunnel: Option<Arc<Tunnel>>,
     /// Whether it may become a WebSocket.
     pub is_websocket: bool,
+    /// The token that a tunnel was opened with.
+    pub digest: Option<TokenDigest>,
     /// Cuts the tunnel in time.
     pub watch: Option<AbortOnDropHandle<()>>,
-    /// What the edge is told of a request of HTTP/2.
+    /// What the edge is told of a request of HTTP/2, and what is known of a tunnel that it cuts.
     pub progress: Option<Arc<Progress>>,
     is_recorded: bool,
 }
@@ -74,6 +77,7 @@ impl RequestContext {
             body_bytes: 0,
             tunnel: None,
             is_websocket: false,
+            digest: None,
             watch: None,
             progress: None,
             is_recorded: false,
@@ -158,27 +162,31 @@ struct Seen<'a> {
     bytes_out: usize,
 }
 
-/// A request may also end without pingora's saying so: the edge ends one whose body stalls,
-/// and one that panics ends itself.
+/// A request may also end without pingora's saying so: the edge ends one whose body stalls and
+/// a tunnel that was cut, and one that panics ends itself.
 impl Drop for RequestContext {
     fn drop(&mut self) {
         self.process.metrics.request_ended();
-        let is_stalled = self.progress.as_ref().is_some_and(|progress| progress.is_stalled());
-        let rejection = match (self.is_recorded, is_stalled, std::thread::panicking()) {
-            (false, true, _) => Rejection::RequestTimeout,
-            (false, false, true) => Rejection::InternalError,
-            _ => return,
-        };
+        let is_ended = self.progress.as_ref().is_some_and(|progress| progress.is_ended())
+            || self.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_cut());
+        if self.is_recorded || !(is_ended || std::thread::panicking()) {
+            return;
+        }
+        if std::thread::panicking() {
+            self.rejection = Some(Rejection::InternalError);
+        } else if self.progress.as_ref().is_some_and(|progress| progress.is_stalled()) {
+            self.rejection = Some(Rejection::RequestTimeout);
+        }
         let progress = self.progress.clone();
         let progress = progress.as_ref();
-        let status = rejection.status();
-        self.rejection = Some(rejection);
+        let answered = progress.and_then(|progress| progress.answered());
+        let unanswered = self.rejection.as_ref().map_or(CLIENT_LEFT, Rejection::status);
         self.write_down(&Seen {
             method: progress.map_or("", |progress| progress.method.as_str()),
             path: progress.and_then(|p| p.target.as_ref()).map_or("", PathAndQuery::path),
-            status,
+            status: answered.map_or(unanswered, |(status, _)| status),
             bytes_in: usize::try_from(self.body_bytes).unwrap_or(usize::MAX),
-            bytes_out: 0,
+            bytes_out: answered.map_or(0, |(_, sent)| usize::try_from(sent).unwrap_or(usize::MAX)),
         });
     }
 }

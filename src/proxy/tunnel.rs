@@ -1,20 +1,27 @@
 //! A request that has become a WebSocket, and its end.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pingora::http::RequestHeader;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Gateway;
 use super::context::RequestContext;
+use crate::progress::Progress;
 
 /// A tunnel is cut so soon after its session has ended.
 const TUNNEL_WATCH: Duration = Duration::from_millis(500);
 
 impl Gateway {
     /// Lets bytes pass, and watches over them until their session or their time ends.
-    pub(super) fn open_tunnel(&self, context: &mut RequestContext) {
+    pub(super) fn open_tunnel(&self, request: &RequestHeader, context: &mut RequestContext) {
         let Some(tunnel) = context.tunnel.clone() else { return };
         tunnel.open();
+        let progress = Progress::new(request.method.clone(), request.uri.path_and_query().cloned());
+        progress.answer(101);
+        context.progress = Some(Arc::new(progress));
+        context.digest = context.policy.authenticator.digest(&request.headers);
         let lifetime = context.policy.limits.websocket_lifetime;
         let session = context.session.clone();
         let process = self.process.clone();

@@ -252,3 +252,47 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_was_sent() {
+    let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"300ms\"").await;
+    stack.upstream.reply(|_: &Seen| Reply::ok("", "early"));
+    let mut client = Client::open(stack.gateway).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("http://gateway.test/none")
+        .header("content-length", "100");
+    let mut ready = client.requests.clone().ready().await.unwrap();
+    let (response, mut body) = ready.send_request(request.body(()).unwrap(), false).unwrap();
+    body.send_data(Bytes::from(vec![b'x'; 50]), false).unwrap();
+    // The recorder reads whole requests; what has come of this one is all that it gets.
+    drop(body);
+    let _ = timeout(PATIENCE, response).await.unwrap();
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+    assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+}
+
+/// An answer is not over when it was handed to the protocol layer: the client must have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_ends() {
+    for changes in ["limits.idle_timeout = \"200ms\"", ""] {
+        let stack = Stack::start_with(&format!("server.h2c = true\n{changes}")).await;
+        stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(2_000_000)));
+        let mut client = Client::open(stack.gateway).await;
+        let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
+        if changes.is_empty() {
+            stack.orders.send(Order::Drain).await.unwrap();
+        }
+        let mut body = response.into_body();
+        let mut received = 0;
+        while let Some(data) = timeout(PATIENCE, body.data()).await.unwrap() {
+            let length = data.unwrap_or_else(|error| panic!("{received}: {error}")).len();
+            received += length;
+            body.flow_control().release_capacity(length).unwrap();
+            // Not to wait for something: this is what the client does.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(received, 2_000_000);
+        assert!(client.ends().await);
+    }
+}

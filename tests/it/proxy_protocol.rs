@@ -120,3 +120,18 @@ async fn the_header_comes_before_the_handshake_of_tls() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(stack.upstream.seen()[0].all("x-real-ip"), ["192.0.2.1"]);
 }
+
+#[tokio::test]
+async fn a_client_that_is_not_named_has_no_word_about_its_address() {
+    let stack = Stack::start_with(ON).await;
+    for header in [b"PROXY UNKNOWN\r\n".as_slice(), b"\r\n\r\n\0\r\nQUIT\n\x21\x00\x00\x00"] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(header).await;
+        connection.send(b"GET /none HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
+        assert_eq!(connection.answer(false).await.status, 200);
+    }
+    for seen in stack.upstream.seen() {
+        assert_eq!(seen.all("x-real-ip"), ["0.0.0.0"]);
+        assert_eq!(seen.all("x-forwarded-for"), ["0.0.0.0"]);
+    }
+}

@@ -196,3 +196,19 @@ async fn a_websocket_is_in_flight_while_draining() {
     assert!(socket.reads(b"still there").await);
     assert!(!stack.ended.is_finished());
 }
+
+/// A service that reads nothing fills the way to it, and must not keep a cut from coming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_whose_way_is_full_is_cut_all_the_same() {
+    let stack = start("").await;
+    stack.upstream.reply(|_| Reply::Push(ACCEPTED.to_vec(), b"push".to_vec()));
+    let token = stack.login("alice").await;
+    let mut socket = open(&stack, "/chat", Some(&token)).await;
+    let flood = vec![b'x'; 100 << 20];
+    let sent = tokio::time::timeout(Duration::from_secs(1), socket.send(&flood)).await;
+    assert!(sent.is_err(), "the way is full");
+    assert_eq!(stack.post("/logout").token(&token).send().await.status, 204);
+    assert!(socket.ends().await);
+    stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+    stack.until_metric("wxgate_http_requests_total{code=\"101\",route=\"/\"}", 1.0).await;
+}

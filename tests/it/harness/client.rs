@@ -139,6 +139,16 @@ impl Connection {
         self.read.is_empty() && timeout(PATIENCE, self.more()).await == Ok(None)
     }
 
+    /// Whether the gateway ends the connection, whatever comes before.
+    pub async fn ends(&mut self) -> bool {
+        let end = async {
+            while self.more().await.is_some() {
+                self.read.clear();
+            }
+        };
+        timeout(PATIENCE, end).await.is_ok()
+    }
+
     /// Whether nothing comes for a while.
     pub async fn is_silent(&mut self, time: Duration) -> bool {
         self.read.is_empty() && timeout(time, self.more()).await.is_err()

@@ -58,6 +58,8 @@ pub enum Reply {
     Stall(Vec<u8>),
     /// Sends these bytes, and then back whatever comes.
     Echo(Vec<u8>),
+    /// Sends the first bytes, then the others for ever, and reads nothing.
+    Push(Vec<u8>, Vec<u8>),
     /// Sends these bytes when it is notified.
     When(Arc<Notify>, Vec<u8>),
 }
@@ -175,6 +177,13 @@ async fn converse(
                 let (mut from, mut to) = stream.split();
                 let _ = tokio::io::copy(&mut from, &mut to).await;
                 break;
+            }
+            Reply::Push(first, more) => {
+                let _ = stream.write_all(&first).await;
+                while stream.write_all(&more).await.is_ok() {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+                return Ok(());
             }
             Reply::When(released, bytes) => {
                 released.notified().await;
