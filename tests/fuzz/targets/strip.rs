@@ -34,7 +34,18 @@ static GATEWAYS: LazyLock<[Gateway; 2]> = LazyLock::new(|| {
 
 const WRITTEN: [&str; 5] =
     ["X-Request-Id", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP"];
-const FROM_TRUSTED: [&str; 3] = ["Forwarded", "X-Forwarded-Port", "X-Forwarded-Prefix"];
+const FROM_TRUSTED: [&str; 10] = [
+    "Forwarded",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Uri",
+    "X-Forwarded-Path",
+    "X-Original-URL",
+    "X-Rewrite-URL",
+    "Script-Name",
+    "Path-Info",
+    "Proxy",
+];
 const CLOUD_RUN: [&str; 8] = [
     "X-WX-OPENID",
     "X-WX-APPID",
