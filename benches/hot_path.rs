@@ -65,7 +65,7 @@ fn hot_path(criterion: &mut Criterion) {
         })
         .collect();
     let routes = Routes::new(&config.endpoints, &config.routes);
-    let authenticator = Authenticator::new(sessions, &config.session);
+    let authenticator = Authenticator::new(sessions, &config.session, &config.apps);
     let injector = Injector::new(&config.identity, &config.session);
     let trusted = TrustedProxies::new(&config.server.trusted_proxies);
     let proto = HeaderValue::from_static("http");

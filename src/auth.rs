@@ -11,8 +11,9 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 
-use crate::config::{Access, SessionSection};
+use crate::config::{Access, App, SessionSection};
 use crate::header;
+use crate::identity::AppId;
 use crate::metrics::Decision;
 use crate::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
@@ -21,6 +22,8 @@ use crate::token::{self, TokenDigest};
 /// Judges requests by one configuration.
 pub struct Authenticator {
     sessions: Sessions,
+    /// Those of the configuration; a session of any other is no good.
+    apps: Vec<AppId>,
     /// `None` when the header is no carrier.
     header: Option<HeaderName>,
     reads_bearer: bool,
@@ -70,9 +73,10 @@ enum Presented<'a> {
 }
 
 impl Authenticator {
-    pub fn new(sessions: Sessions, section: &SessionSection) -> Self {
+    pub fn new(sessions: Sessions, section: &SessionSection, apps: &[App]) -> Self {
         Self {
             sessions,
+            apps: apps.iter().map(|app| app.app_id.clone()).collect(),
             header: section.carriers.header.then(|| section.header.clone()),
             reads_bearer: section.carriers.bearer,
         }
@@ -123,7 +127,10 @@ impl Authenticator {
 
     async fn find(&self, text: &[u8]) -> Result<Arc<Session>, AuthError> {
         let digest = TokenDigest::parse(text).ok_or(AuthError::InvalidToken)?;
-        self.sessions.get(&digest).await?.ok_or(AuthError::InvalidToken)
+        let session = self.sessions.get(&digest).await?;
+        session
+            .filter(|session| self.apps.contains(&session.identity.app_id))
+            .ok_or(AuthError::InvalidToken)
     }
 
     fn presented<'a>(&self, headers: &'a HeaderMap) -> Result<Presented<'a>, AuthError> {
@@ -178,6 +185,15 @@ mod tests {
     use crate::config::Carriers;
     use crate::metrics::Metrics;
 
+    fn app(app_id: &str) -> App {
+        App {
+            app_id: AppId::parse(app_id).unwrap(),
+            secret: crate::secret::Secret::new(String::new()),
+            is_default: true,
+            login_rate: None,
+        }
+    }
+
     fn authenticator(header: bool, bearer: bool) -> Authenticator {
         let section = SessionSection {
             ttl: Duration::from_secs(60),
@@ -187,7 +203,7 @@ mod tests {
             header: HeaderName::from_static("x-3rd-session"),
         };
         let sessions = Sessions::in_memory(&section, Clock::manual(), Metrics::new().unwrap());
-        Authenticator::new(sessions, &section)
+        Authenticator::new(sessions, &section, &[app("wx1")])
     }
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
@@ -243,10 +259,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_session_of_an_app_that_is_not_configured_any_more_is_no_good() {
+        let authenticator = authenticator(true, true);
+        let identity = crate::identity::Identity {
+            app_id: AppId::parse("wx2").unwrap(),
+            openid: crate::identity::OpenId::parse("o1").unwrap(),
+            unionid: None,
+        };
+        let (token, _) = authenticator.sessions.create(identity).await.unwrap();
+        let lines = headers(&[("x-3rd-session", token.expose())]);
+        for access in [Access::Required, Access::Optional] {
+            let judged = authenticator.authenticate(&lines, access).await;
+            assert!(matches!(judged, Err(AuthError::InvalidToken)));
+        }
+    }
+
+    #[tokio::test]
     async fn a_route_gets_a_session_a_refusal_or_nobody_by_its_access() {
         let authenticator = authenticator(true, true);
         let identity = crate::identity::Identity {
-            app_id: crate::identity::AppId::parse("wx1").unwrap(),
+            app_id: AppId::parse("wx1").unwrap(),
             openid: crate::identity::OpenId::parse("o1").unwrap(),
             unionid: None,
         };

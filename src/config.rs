@@ -123,11 +123,24 @@ pub struct WeChatSection {
     pub timeout: Duration,
     /// Until the connection stands, TLS included. Shorter than `timeout`.
     pub connect_timeout: Duration,
+    /// Asked where `base_url` cannot be reached.
+    pub fallback_base_url: Option<String>,
+    /// Exchanges at once.
+    pub max_in_flight: usize,
+    /// Exchanges that wait until others are over.
+    pub queue: usize,
+    /// How long one waits.
+    pub queue_timeout: Duration,
+    /// Failures in a row after which WeChat is left alone; 0: never.
+    pub breaker_failures: u32,
+    pub breaker_pause: Duration,
 }
 
 impl WeChatSection {
+    /// Whether certificates are needed.
     pub fn is_https(&self) -> bool {
-        self.base_url.starts_with("https:")
+        let urls = [Some(&self.base_url), self.fallback_base_url.as_ref()];
+        urls.into_iter().flatten().any(|url| url.starts_with("https:"))
     }
 }
 
@@ -138,6 +151,8 @@ pub struct App {
     pub secret: Secret,
     /// Whether logins that name no app are for this one. At most one app is the default.
     pub is_default: bool,
+    /// Logins; `None`: as many as come.
+    pub login_rate: Option<Rate>,
 }
 
 #[derive(Clone, Debug)]
@@ -165,8 +180,8 @@ pub struct LoginSection {
     pub accept: LoginForms,
     /// Bytes of a login's body.
     pub max_body: usize,
-    /// Logins of each app; `None`: as many as come.
-    pub rate_per_app: Option<Rate>,
+    /// How long a code gets the same answer again; zero: never.
+    pub replay_window: Duration,
     /// Logins from each address.
     pub rate_per_address: Option<Rate>,
 }

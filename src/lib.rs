@@ -84,7 +84,7 @@ pub mod telemetry;
 mod token;
 mod upstream;
 mod websocket;
-mod wechat;
+pub mod wechat;
 
 /// What the fuzz targets of `tests/fuzz` need, and nobody outside the crate may use.
 #[cfg(fuzzing)]

@@ -1,33 +1,37 @@
 //! A login, from the request's body to the answer.
 //!
-//! Takes the code in one of the accepted forms, finds the app, trades the code with WeChat
-//! and starts a session. The answer holds the token and nothing of the identity. It does
-//! not read sockets: `proxy.rs` hands it the body within its limit.
+//! Takes the code in one of the accepted forms and finds the app; logins with one code share
+//! an exchange and its answer, which holds the token and nothing of the identity. It does not
+//! read sockets: `proxy.rs` hands it the body within its limit.
+
+mod exchange;
+mod notices;
+mod pace;
+mod replay;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::exchange::Exchange;
+use self::replay::{Grant, Key, Replays, Source};
 use crate::answer::Answer;
-use crate::config::{App, LoginForms, LoginSection};
+use crate::clock::Clock;
+use crate::config::{Config, LoginForms, LoginSection};
 use crate::metrics::Metrics;
-use crate::rate_limit::RateLimit;
 use crate::rejection::Rejection;
 use crate::secret::Secret;
 use crate::session::Sessions;
-use crate::wechat::{Code, WeChat, WeChatError};
+use crate::wechat::{Code, WeChat};
 
 /// Counts logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
 
 /// Serves logins by one configuration.
 pub struct Login {
-    apps: Vec<App>,
     section: LoginSection,
-    /// By app.
-    rate: Option<RateLimit>,
-    wechat: WeChat,
+    exchange: Arc<Exchange>,
+    replays: Replays,
     sessions: Sessions,
     metrics: Arc<Metrics>,
 }
@@ -48,14 +52,25 @@ pub struct Fields {
 
 impl Login {
     pub fn new(
-        apps: &[App],
-        section: &LoginSection,
-        rate: Option<RateLimit>,
+        config: &Config,
         wechat: WeChat,
         sessions: Sessions,
+        clock: &Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { apps: apps.to_vec(), section: section.clone(), rate, wechat, sessions, metrics }
+        let longest = config.wechat.queue_timeout + config.wechat.timeout;
+        Self {
+            replays: Replays::new(config.login.replay_window, longest, clock.clone()),
+            exchange: Arc::new(Exchange::new(&config.apps, wechat, sessions.clone(), clock)),
+            section: config.login.clone(),
+            sessions,
+            metrics,
+        }
+    }
+
+    /// Frees what is over. Called every second.
+    pub fn maintain(&self) {
+        self.replays.maintain();
     }
 
     /// Bytes of body that a login may have.
@@ -96,41 +111,51 @@ impl Login {
         counted_app: &mut &'a str,
     ) -> Result<Answer, Rejection> {
         let fields = parse(request, self.section.accept)?;
-        let app = self.app(fields.app_id.as_deref())?;
-        *counted_app = app.app_id.as_str();
+        let (index, app_id) = self.app(fields.app_id.as_deref())?;
+        *counted_app = app_id;
         if Code::is_mock(fields.code.expose()) {
             return Err(Rejection::InvalidCode);
         }
         let code = Code::parse(fields.code.expose())
             .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
-        if let Some(rate) = &self.rate {
-            rate.check(&app.app_id)?;
-        }
 
-        let identity = self.wechat.exchange(app, &code).await.map_err(|error| {
-            log_failure(&error, app, request_id);
-            Rejection::from(&error)
-        })?;
-        let (token, expires_in) = self.sessions.create(identity).await.map_err(|error| {
-            tracing::error!(request_id, %error, "a session cannot be kept");
-            Rejection::StoreUnavailable
-        })?;
-        Ok(granted(token.expose(), expires_in))
+        let key = Key::of(app_id, fields.code.expose());
+        let (exchange, request_id) = (self.exchange.clone(), request_id.to_owned());
+        let trade = || async move { exchange.trade(index, code, &request_id).await };
+        let (outcome, source) = self.replays.share(key, trade).await;
+        if source != Source::Own {
+            self.metrics.login_coalesced();
+        }
+        let grant = outcome?;
+        if source == Source::Repeated && !self.is_live(&grant).await? {
+            return Err(Rejection::InvalidCode);
+        }
+        Ok(granted(&grant))
     }
 
-    fn app(&self, app_id: Option<&str>) -> Result<&App, Rejection> {
+    /// Whether nobody has ended the session since.
+    async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
+        let known = self.sessions.knows(&grant.token.digest()).await;
+        known.map_err(|_| Rejection::StoreUnavailable)
+    }
+
+    /// The index and the id of an app.
+    fn app(&self, app_id: Option<&str>) -> Result<(usize, &str), Rejection> {
+        let mut apps = self.exchange.apps.iter().map(|(app, _)| app).enumerate();
         let found = match app_id {
-            Some(app_id) => self.apps.iter().find(|app| app.app_id.as_str() == app_id),
-            None => self.apps.iter().find(|app| app.is_default),
+            Some(app_id) => apps.find(|(_, app)| app.app_id.as_str() == app_id),
+            None => apps.find(|(_, app)| app.is_default),
         };
-        found.ok_or(Rejection::BadRequest(match app_id {
-            Some(_) => "this app_id is not known here",
-            None => "app_id is needed: there are several apps and no default",
-        }))
+        found.map(|(index, app)| (index, app.app_id.as_str())).ok_or(Rejection::BadRequest(
+            match app_id {
+                Some(_) => "this app_id is not known here",
+                None => "app_id is needed: there are several apps and no default",
+            },
+        ))
     }
 }
 
-fn granted(token: &str, expires_in: Duration) -> Answer {
+fn granted(grant: &Grant) -> Answer {
     #[derive(Serialize)]
     struct Granted<'a> {
         token: &'a str,
@@ -138,27 +163,8 @@ fn granted(token: &str, expires_in: Duration) -> Answer {
         expires_in: u64,
     }
 
-    let expires_in = expires_in.as_secs();
+    let (token, expires_in) = (grant.token.expose(), grant.expires_in.as_secs());
     Answer::json(200, &Granted { token, token_type: "Bearer", expires_in })
-}
-
-/// Refusals of a code are everyday and only counted; the others are for somebody to see.
-fn log_failure(error: &WeChatError, app: &App, request_id: &str) {
-    let app_id = app.app_id.as_str();
-    match error {
-        WeChatError::InvalidCode(_) | WeChatError::UserBlocked(_) | WeChatError::RateLimited(_) => {
-            tracing::debug!(request_id, app_id, %error, "login refused");
-        }
-        WeChatError::Busy(_)
-        | WeChatError::Refused(_)
-        | WeChatError::Malformed(_)
-        | WeChatError::Certificate
-        | WeChatError::Unreachable
-        | WeChatError::Timeout
-        | WeChatError::Broken => {
-            tracing::warn!(request_id, app_id, %error, "login failed");
-        }
-    }
 }
 
 /// Takes the fields of a login out of what was sent.

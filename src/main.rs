@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -15,9 +16,10 @@ use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::demo::Demo;
 use wxgate::metrics::Metrics;
-use wxgate::sandbox::{DEFAULT_APP, Sandbox};
+use wxgate::sandbox::{DEFAULT_APP, Habits, Sandbox};
 use wxgate::server::{Order, Server};
 use wxgate::telemetry;
+use wxgate::wechat::WeChat;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -46,6 +48,10 @@ enum Command {
         /// Do not read secrets, keys and certificates, for places where they are absent.
         #[arg(long)]
         without_secrets: bool,
+        /// Also ask WeChat whether it can be reached, its certificate is good and it takes
+        /// each app. No code is spent.
+        #[arg(long, conflicts_with = "without_secrets")]
+        live: bool,
     },
     /// Try a whole gateway with a simulated WeChat; no account and no file is needed.
     Demo {
@@ -68,7 +74,29 @@ enum Command {
         /// An app that it knows, repeatable.
         #[arg(long = "app", value_name = "APP_ID:SECRET", value_parser = parse_app)]
         apps: Vec<(String, String)>,
+        #[command(flatten)]
+        mood: Mood,
     },
+}
+
+/// How the simulated WeChat behaves.
+#[derive(clap::Args)]
+struct Mood {
+    /// Time that an exchange takes.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    latency: Duration,
+    /// So long after the start exchanges take longer: two seconds at first, less and less.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    slow_start: Duration,
+    /// Logins of one user in a minute; those beyond get 45011.
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    user_quota: u32,
+    /// Logins in all; those beyond get 45009. By default any number.
+    #[arg(long, value_name = "COUNT")]
+    quota: Option<u64>,
+    /// Answer everything with 40164, as if the caller's address were not on the whitelist.
+    #[arg(long)]
+    refuse_ip: bool,
 }
 
 const SANDBOX_HELP: &str = "\
@@ -82,16 +110,22 @@ Codes:
   slow-3s-NAME                   is answered after three seconds
   hang-, garbage-, drop-ANYTHING is never answered, is answered with no JSON, or
                                  ends the connection
-  status-500-ANYTHING, huge-     is answered with that HTTP status, or with 1 MiB";
+  status-500-, half-, huge-      is answered with that HTTP status, with half of a
+                                 JSON, or with 100 MiB
+
+Each login gives the user a new session_key and makes the one before worthless:
+  GET /wxa/checksession?access_token=ANY&openid=...&signature=...&sig_method=hmac_sha256
+                                 says whether a signature is of the last one
+  GET /sandbox/stats             exchanges so far, and the most at once";
 
 fn main() -> ExitCode {
     // pingora's and reqwest's TLS use the process's provider.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
-        Command::Check { config, without_secrets } => check(&config, without_secrets),
+        Command::Check { config, without_secrets, live } => check(&config, without_secrets, live),
         Command::Demo { upstream, listen, admin } => demo(Demo { listen, admin, upstream }),
-        Command::Sandbox { listen, apps } => sandbox(listen, apps),
+        Command::Sandbox { listen, apps, mood } => sandbox(listen, apps, &mood),
     }
 }
 
@@ -135,7 +169,7 @@ fn harden() -> Result<(), String> {
     Ok(())
 }
 
-fn check(path: &Path, without_secrets: bool) -> ExitCode {
+fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
     let secrets = if without_secrets { Secrets::Ignore } else { Secrets::Load };
     match Config::load(path, secrets) {
         Ok(config) => {
@@ -143,9 +177,29 @@ fn check(path: &Path, without_secrets: bool) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             println!("{}: ok", path.display());
-            ExitCode::SUCCESS
+            if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
         }
         Err(problems) => refuse_config(&problems),
+    }
+}
+
+/// Says of each app whether WeChat takes it.
+async fn check_live(config: &Config) -> Result<(), Failure> {
+    let wechat = WeChat::new(&config.wechat, Clock::system(), Metrics::new()?)?;
+    let mut failed = 0;
+    for app in &config.apps {
+        let app_id = app.app_id.as_str();
+        match wechat.probe(app).await {
+            Ok(()) => println!("{app_id}: WeChat takes the app and its secret"),
+            Err(error) => {
+                failed += 1;
+                println!("{app_id}: {error}{}", error.details());
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(format!("{failed} of {} apps cannot log in", config.apps.len()).into()),
     }
 }
 
@@ -157,7 +211,14 @@ fn demo(demo: Demo) -> ExitCode {
     })
 }
 
-fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>) -> ExitCode {
+fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> ExitCode {
+    let habits = Habits {
+        latency: mood.latency,
+        slow_start: mood.slow_start,
+        user_quota: mood.user_quota,
+        quota: mood.quota,
+        refuses_address: mood.refuse_ip,
+    };
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
     }
@@ -170,7 +231,7 @@ fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>) -> ExitCode {
         for (app_id, secret) in &apps {
             println!("app {app_id} with secret {secret}");
         }
-        let sandbox = Sandbox::new(apps, Clock::system());
+        let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
         tokio::select! {
             () = sandbox.serve(listener) => {}
             () = stopped(&mut orders) => {}

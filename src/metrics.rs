@@ -71,6 +71,7 @@ pub struct Metrics {
     in_flight: IntGauge,
     decisions: [IntCounter; 5],
     logins: IntCounterVec,
+    logins_coalesced: IntCounter,
     exchanges: IntCounterVec,
     exchange_duration: Histogram,
     sessions: IntGauge,
@@ -121,7 +122,6 @@ impl Metrics {
             )?,
         )?
         .set(unix_seconds());
-        single("wxgate_login_coalesced_total", "Logins that shared the exchange of another")?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
 
         Ok(Arc::new(Self {
@@ -147,6 +147,10 @@ impl Metrics {
                 "wxgate_logins_total",
                 "Logins by app and outcome: ok or the error of the answer",
                 &["app_id", "outcome"],
+            )?,
+            logins_coalesced: single(
+                "wxgate_login_coalesced_total",
+                "Logins that shared the exchange of another",
             )?,
             exchanges: counter(
                 "wxgate_code2session_requests_total",
@@ -207,6 +211,11 @@ impl Metrics {
     /// `app_id` is one of the file, or `unknown`; `outcome` is `ok` or a rejection's word.
     pub fn login(&self, app_id: &str, outcome: &'static str) {
         self.logins.with_label_values(&[app_id, outcome]).inc();
+    }
+
+    /// Counts a login that got the answer of another.
+    pub fn login_coalesced(&self) {
+        self.logins_coalesced.inc();
     }
 
     pub fn exchanged(&self, app_id: &str, errcode: &str, took: Duration) {

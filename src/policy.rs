@@ -69,7 +69,7 @@ impl Policy {
     /// When the client for WeChat cannot be built.
     pub fn new(config: &Config, process: &Process) -> Result<Self, ClientError> {
         let metrics = &process.metrics;
-        let wechat = WeChat::new(&config.wechat, metrics.clone())?;
+        let wechat = WeChat::new(&config.wechat, process.clock.clone(), metrics.clone())?;
         let routes = Routes::new(&config.endpoints, &config.routes);
         let rate_limit = |rate: Option<Rate>| {
             rate.map(|rate| {
@@ -78,14 +78,17 @@ impl Policy {
         };
         Ok(Self {
             pools: config.upstreams.iter().cloned().map(|pool| Arc::new(Pool::new(pool))).collect(),
-            authenticator: Authenticator::new(process.sessions.clone(), &config.session),
+            authenticator: Authenticator::new(
+                process.sessions.clone(),
+                &config.session,
+                &config.apps,
+            ),
             injector: Injector::new(&config.identity, &config.session),
             login: Login::new(
-                &config.apps,
-                &config.login,
-                rate_limit(config.login.rate_per_app),
+                config,
                 wechat,
                 process.sessions.clone(),
+                &process.clock,
                 metrics.clone(),
             ),
             login_rate: rate_limit(config.login.rate_per_address),

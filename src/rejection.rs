@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use rand::RngExt;
 use serde::Serialize;
 
 use crate::answer::Answer;
@@ -51,6 +52,11 @@ pub enum Action {
     Retry,
     /// Repeating will not help.
     None,
+}
+
+/// Seconds, spread so that phones that failed together do not come back together.
+pub fn jittered(least: u32, most: u32) -> u32 {
+    rand::rng().random_range(least..=most)
 }
 
 impl Rejection {

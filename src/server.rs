@@ -155,7 +155,7 @@ impl Server {
             let pool = pool.clone();
             background.spawn(async move { pool.keep_resolving().await });
         }
-        background.spawn(keep_maintaining(process.clone()));
+        background.spawn(keep_maintaining(process.clone(), policy.clone()));
 
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
@@ -247,10 +247,11 @@ async fn resolve_all(pools: &[Arc<Pool>]) {
     pools.iter().cloned().map(resolve).collect::<JoinSet<_>>().join_all().await;
 }
 
-async fn keep_maintaining(process: Arc<Process>) {
+async fn keep_maintaining(process: Arc<Process>, policy: Arc<Policy>) {
     loop {
         tokio::time::sleep(MAINTENANCE).await;
         process.sessions.maintain();
+        policy.login.maintain();
     }
 }
 

@@ -110,6 +110,17 @@ impl Sessions {
         Ok(Some(session))
     }
 
+    /// Whether a token stands for a live session. Asking is no use of it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
+        let found = match &self.backend {
+            Backend::Memory(memory) => memory.get(digest),
+        };
+        Ok(found.is_some_and(|session| self.is_live(&session)))
+    }
+
     /// Ends the session of a token, if there is one.
     ///
     /// # Errors

@@ -1,26 +1,30 @@
 //! WeChat's side of a login: a one-time code traded for an identity.
 //!
 //! [`WeChat::exchange`] calls code2Session (auth.code2Session,
-//! `GET /sns/jscode2session`) exactly once: after a byte may have been sent the code may be
-//! spent, so nothing is ever repeated. The request's URL holds the app secret; no URL, and
+//! `GET /sns/jscode2session`) once, when the [`Gate`] lets it: after a byte may have been sent
+//! the code may be spent, so nothing is ever repeated. The request's URL holds the app secret; no URL, and
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
 
+mod breaker;
+mod gate;
 pub mod reply;
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::RngExt;
 use reqwest::redirect;
+use zeroize::Zeroizing;
 
-pub use self::reply::ErrCode;
+use self::gate::{Closed, Gate};
 use self::reply::Reply;
+pub use self::reply::{ErrCode, Refusal};
+use crate::clock::Clock;
 use crate::config::{App, WeChatSection};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, jittered};
 use crate::secret::Secret;
 
 /// Bytes of an answer that are read; real ones have under 300.
@@ -49,7 +53,7 @@ impl Code {
 }
 
 /// Why there is no identity, by what the client or the operator can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeChatError {
     #[error("WeChat does not accept the code ({0})")]
     InvalidCode(ErrCode),
@@ -57,10 +61,12 @@ pub enum WeChatError {
     UserBlocked(ErrCode),
     #[error("WeChat limits the calls of this user ({0})")]
     RateLimited(ErrCode),
-    #[error("WeChat is busy or out of quota ({0})")]
+    #[error("WeChat is busy ({0})")]
     Busy(ErrCode),
-    #[error("WeChat refuses the app ({0})")]
-    Refused(ErrCode),
+    #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
+    OutOfQuota(Refusal),
+    #[error("WeChat refuses the app ({})", .0.errcode)]
+    Refused(Refusal),
     #[error("WeChat's answer cannot be understood: {0}")]
     Malformed(&'static str),
     #[error("WeChat's certificate cannot be trusted")]
@@ -71,20 +77,74 @@ pub enum WeChatError {
     Timeout,
     #[error("WeChat's connection broke, or it failed; the code may be spent")]
     Broken,
+    #[error("as many logins wait for WeChat as may")]
+    QueueFull,
+    #[error("WeChat fails, and is left alone for a while")]
+    LeftAlone(Duration),
 }
 
 impl WeChatError {
     /// The label `errcode` of metrics.
-    fn label(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
             Self::InvalidCode(errcode)
             | Self::UserBlocked(errcode)
             | Self::RateLimited(errcode)
             | Self::Busy(errcode)
-            | Self::Refused(errcode) => errcode.label(),
+            | Self::OutOfQuota(Refusal { errcode, .. })
+            | Self::Refused(Refusal { errcode, .. }) => errcode.label(),
             Self::Malformed(_) => "malformed",
             Self::Timeout => "timeout",
-            Self::Certificate | Self::Unreachable | Self::Broken => "transport",
+            Self::Certificate
+            | Self::Unreachable
+            | Self::Broken
+            | Self::QueueFull
+            | Self::LeftAlone(_) => "transport",
+        }
+    }
+
+    /// What it is about: the same kind is the same trouble.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::Unreachable => "unreachable",
+            Self::Broken => "broken",
+            Self::QueueFull => "queue full",
+            Self::LeftAlone(_) => "left alone",
+            other => other.label(),
+        }
+    }
+
+    /// Whether WeChat itself said so: its service works.
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidCode(_)
+                | Self::UserBlocked(_)
+                | Self::RateLimited(_)
+                | Self::OutOfQuota(_)
+                | Self::Refused(_)
+        )
+    }
+
+    /// Whether somebody can do something about it; refusals of a code are everyday.
+    pub fn is_for_the_operator(&self) -> bool {
+        !matches!(self, Self::InvalidCode(_) | Self::UserBlocked(_))
+    }
+
+    /// What of it support and operators need, as the end of a line.
+    pub fn details(&self) -> String {
+        let Some(refusal) = self.refusal() else { return String::new() };
+        let address = refusal.seen_address.map(|address| format!(", asked from {address}"));
+        let rid = refusal.rid.as_deref().map(|rid| format!(", rid {rid}"));
+        address.unwrap_or_default() + &rid.unwrap_or_default()
+    }
+
+    /// What WeChat said besides the number.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::OutOfQuota(refusal) | Self::Refused(refusal) => Some(refusal),
+            _ => None,
         }
     }
 }
@@ -96,9 +156,14 @@ impl From<&WeChatError> for Rejection {
             WeChatError::UserBlocked(_) => Self::UserBlocked,
             // The limit is per user and minute.
             WeChatError::RateLimited(_) => Self::RateLimited { retry_after: 60 },
-            WeChatError::Busy(_) | WeChatError::Unreachable => {
+            WeChatError::Busy(_) | WeChatError::Unreachable | WeChatError::QueueFull => {
                 Self::WeChatBusy { retry_after: jittered(2, 5) }
             }
+            WeChatError::LeftAlone(wait) => {
+                let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 4);
+                Self::WeChatBusy { retry_after: jittered(seconds + 1, seconds + 4) }
+            }
+            WeChatError::OutOfQuota(_) => Self::WeChatBusy { retry_after: jittered(60, 90) },
             WeChatError::Refused(_) | WeChatError::Malformed(_) | WeChatError::Certificate => {
                 Self::WeChatRejected
             }
@@ -109,9 +174,13 @@ impl From<&WeChatError> for Rejection {
     }
 }
 
-/// Seconds, spread so that phones that failed together do not come back together.
-fn jittered(least: u32, most: u32) -> u32 {
-    rand::rng().random_range(least..=most)
+impl From<Closed> for WeChatError {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Full => Self::QueueFull,
+            Closed::Open(wait) => Self::LeftAlone(wait),
+        }
+    }
 }
 
 /// The client cannot be built.
@@ -130,13 +199,21 @@ pub enum ClientError {
 pub struct WeChat {
     client: reqwest::Client,
     endpoint: String,
+    fallback: Option<String>,
+    /// Of a whole exchange.
+    timeout: Duration,
+    gate: Gate,
     metrics: Arc<Metrics>,
 }
 
 impl WeChat {
     /// # Errors
     /// When there are no roots to verify WeChat with, or the client cannot be built.
-    pub fn new(section: &WeChatSection, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
+    pub fn new(
+        section: &WeChatSection,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
         let mut builder = reqwest::Client::builder()
             .http1_only()
             .no_proxy()
@@ -144,7 +221,6 @@ impl WeChat {
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(section.connect_timeout)
-            .timeout(section.timeout)
             .pool_idle_timeout(POOL_IDLE)
             .tls_certs_only(roots(section)?);
         if let Some(proxy) = &section.proxy {
@@ -154,32 +230,75 @@ impl WeChat {
         }
         let client =
             builder.build().map_err(|error| ClientError::Other(error.without_url().to_string()))?;
-        Ok(Self { client, endpoint: format!("{}/sns/jscode2session", section.base_url), metrics })
+        let endpoint = |base_url: &String| format!("{base_url}/sns/jscode2session");
+        Ok(Self {
+            client,
+            endpoint: endpoint(&section.base_url),
+            fallback: section.fallback_base_url.as_ref().map(endpoint),
+            timeout: section.timeout,
+            gate: Gate::new(section, clock),
+            metrics,
+        })
     }
 
-    /// Trades a code. The code is sent at most once, whatever comes of it.
+    /// Trades a code, when its turn has come. The code is sent at most once, whatever comes
+    /// of it.
     ///
     /// # Errors
-    /// See [`WeChatError`]; the details that an operator needs are in the log.
+    /// See [`WeChatError`].
     pub async fn exchange(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let pass = self.gate.enter().await?;
         let started = Instant::now();
         let outcome = self.call(app, code).await;
+        pass.report(outcome.as_ref().map_or_else(WeChatError::is_answer, |_| true));
         let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
         self.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
         outcome
     }
 
+    /// Asks whether WeChat can be reached and takes the app, with a code that is none.
+    ///
+    /// # Errors
+    /// Why a login of the app would fail, whatever its code.
+    pub async fn probe(&self, app: &App) -> Result<(), WeChatError> {
+        let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
+        match self.call(app, &no_code).await {
+            // The app and its secret were looked at first.
+            Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let deadline = Instant::now() + self.timeout;
+        let answer = match self.ask(&self.endpoint, app, code, deadline).await {
+            // Nothing was sent, so that this is no repetition.
+            Err(WeChatError::Unreachable) if let Some(fallback) = &self.fallback => {
+                self.ask(fallback, app, code, deadline).await
+            }
+            answer => answer,
+        };
+        Reply::parse(&answer?)?.into_identity(&app.app_id)
+    }
+
+    /// Sends one request, and reads its answer.
+    async fn ask(
+        &self,
+        endpoint: &str,
+        app: &App,
+        code: &Code,
+        deadline: Instant,
+    ) -> Result<Zeroizing<Vec<u8>>, WeChatError> {
         let query = [
             ("appid", app.app_id.as_str()),
             ("secret", app.secret.expose()),
             ("js_code", code.0.expose()),
             ("grant_type", "authorization_code"),
         ];
-        let url = reqwest::Url::parse_with_params(&self.endpoint, query)
+        let url = reqwest::Url::parse_with_params(endpoint, query)
             .map_err(|_| WeChatError::Malformed("base_url"))?;
-        let mut response =
-            self.client.get(url).send().await.map_err(|error| transport_error(&error))?;
+        let request = self.client.get(url).timeout(deadline - Instant::now());
+        let mut response = request.send().await.map_err(|error| transport_error(&error))?;
         let status = response.status();
         if status.is_server_error() {
             return Err(WeChatError::Broken);
@@ -187,14 +306,14 @@ impl WeChat {
         if !status.is_success() {
             return Err(WeChatError::Malformed("an unexpected status"));
         }
-        let mut body = zeroize::Zeroizing::new(Vec::with_capacity(1024));
+        let mut body = Zeroizing::new(Vec::with_capacity(1024));
         while let Some(chunk) = response.chunk().await.map_err(|error| transport_error(&error))? {
             if body.len() + chunk.len() > LONGEST_REPLY {
                 return Err(WeChatError::Malformed("too long"));
             }
             body.extend_from_slice(&chunk);
         }
-        Reply::parse(&body)?.into_identity(&app.app_id)
+        Ok(body)
     }
 }
 

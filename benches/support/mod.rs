@@ -26,14 +26,19 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start() -> Self {
+        Self::start_with("timeout = \"60s\"").await
+    }
+
+    /// With these keys of `[wechat]`.
+    pub async fn start_with(wechat_keys: &str) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let wechat = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = hello().await;
         let text = format!(
             r#"
             server = {{ listen = "127.0.0.1:0", threads = 1 }}
             admin = {{ listen = "127.0.0.1:0" }}
-            wechat = {{ base_url = "http://{}", timeout = "60s" }}
+            wechat = {{ base_url = "http://{}", {wechat_keys} }}
             log = {{ access = "off" }}
             limits = {{ max_requests_per_connection = 1000000 }}
             app = [{{ app_id = "{}", app_secret = {{ env = "UNUSED" }} }}]
@@ -42,17 +47,13 @@ impl Gateway {
             "#,
             wechat.local_addr().unwrap(),
             DEFAULT_APP.0,
-            service.local_addr().unwrap()
+            service
         );
         let mut config = Config::parse("bench", &text, Secrets::Ignore).unwrap();
         config.apps.iter_mut().for_each(|app| app.secret = Secret::new(DEFAULT_APP.1.to_owned()));
         let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
         let sandbox = Sandbox::new(apps, Clock::system());
         tokio::spawn(Arc::clone(&sandbox).serve(wechat));
-        tokio::spawn(async move {
-            let hello = |_| async { Ok(response(200, "text/plain", "hello")) };
-            match http_server::serve(service, hello).await {}
-        });
         let server = Server::bind(&config, Clock::system(), Metrics::new().unwrap()).unwrap();
         let address = *server.public_addresses().first().unwrap();
         let (orders, receiver) = mpsc::channel(1);
@@ -67,11 +68,19 @@ impl Gateway {
         let answer = client.post(url).body(r#"{"code":"user-a"}"#).send().await.unwrap();
         let body: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         let token = body.get("token").unwrap().as_str().unwrap();
-        let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client { stream, request }
+        Client::connect(self.address, &format!("X-3rd-Session: {token}\r\n")).await
     }
+}
+
+/// A service that says hello; where it listens.
+pub async fn hello() -> SocketAddr {
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = service.local_addr().unwrap();
+    tokio::spawn(async move {
+        let hello = |_| async { Ok(response(200, "text/plain", "hello")) };
+        match http_server::serve(service, hello).await {}
+    });
+    address
 }
 
 /// One keep-alive connection.
@@ -81,6 +90,13 @@ pub struct Client {
 }
 
 impl Client {
+    /// With these header lines on each request.
+    pub async fn connect(gateway: SocketAddr, lines: &str) -> Self {
+        let stream = TcpStream::connect(gateway).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, request: format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n") }
+    }
+
     /// Times of so many requests, in seconds, the shortest first.
     pub async fn round(&mut self, requests: usize) -> Vec<f64> {
         let mut times = Vec::with_capacity(requests);
@@ -99,6 +115,12 @@ impl Client {
         times.sort_by(f64::total_cmp);
         times
     }
+}
+
+/// Bytes of memory that a process holds.
+pub fn resident(process: u32) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
 /// A share of sorted values lies at or below this one.

@@ -67,9 +67,9 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let (server, public) = listener::server(root.section("server"), secrets);
     let admin = listener::admin(root.section("admin"), &public);
     let wechat = wechat::wechat(root.section("wechat"), secrets);
-    let apps = wechat::apps(&root, secrets);
+    let (login, rate_per_app) = session::login(root.section("login"));
+    let apps = wechat::apps(&root, secrets, rate_per_app);
     let (session, session_header) = session::session(root.section("session"));
-    let login = session::login(root.section("login"));
     let identity = session::identity(root.section("identity"), &session, session_header);
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);

@@ -5,6 +5,7 @@
 //! `session_key` must be there, as in any true answer, and is wiped unread: nothing needs it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -73,7 +74,7 @@ impl Reply {
         if let Some(code) = self.errcode
             && code != 0
         {
-            return Err(self.failure(ErrCode(code), app_id));
+            return Err(self.failure(ErrCode(code)));
         }
         if self.session_key.is_none_or(|key| key.is_empty()) {
             return Err(WeChatError::Malformed("no session_key"));
@@ -90,26 +91,42 @@ impl Reply {
         Ok(Identity { app_id: app_id.clone(), openid, unionid })
     }
 
-    fn failure(&self, code: ErrCode, app_id: &AppId) -> WeChatError {
-        match code.0 {
-            40029 | 40163 | 41008 => WeChatError::InvalidCode(code),
-            40226 => WeChatError::UserBlocked(code),
-            45011 => WeChatError::RateLimited(code),
-            -1 | 45009 => WeChatError::Busy(code),
-            _ => {
-                // Somebody must act on this one. WeChat's words are not repeated, its trace
-                // id is: support asks for it.
-                let rid = self.errmsg.as_deref().and_then(trace_id).unwrap_or("none");
-                tracing::warn!(
-                    app_id = app_id.as_str(),
-                    errcode = code.0,
-                    rid,
-                    "WeChat refuses the app"
-                );
-                WeChatError::Refused(code)
-            }
+    fn failure(&self, errcode: ErrCode) -> WeChatError {
+        match errcode.0 {
+            40029 | 40163 | 41008 => WeChatError::InvalidCode(errcode),
+            40226 => WeChatError::UserBlocked(errcode),
+            45011 => WeChatError::RateLimited(errcode),
+            -1 => WeChatError::Busy(errcode),
+            45009 => WeChatError::OutOfQuota(self.refusal(errcode)),
+            _ => WeChatError::Refused(self.refusal(errcode)),
         }
     }
+
+    /// WeChat's words are not repeated; what support and operators need of them is taken out.
+    fn refusal(&self, errcode: ErrCode) -> Refusal {
+        let errmsg = self.errmsg.as_deref();
+        Refusal {
+            errcode,
+            rid: errmsg.and_then(trace_id).map(Box::from),
+            seen_address: errmsg.and_then(seen_address),
+        }
+    }
+}
+
+/// A refusal that somebody must act on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub errcode: ErrCode,
+    /// WeChat's trace id: its support asks for it.
+    pub rid: Option<Box<str>>,
+    /// The address from which WeChat was asked, as it saw it: to be put on its whitelist.
+    pub seen_address: Option<IpAddr>,
+}
+
+/// The address in `invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist`.
+fn seen_address(errmsg: &str) -> Option<IpAddr> {
+    let (_, rest) = errmsg.split_once("invalid ip ")?;
+    rest.split([' ', ',']).next()?.parse().ok()
 }
 
 /// The trace id at the end of an `errmsg`: `... rid: 608d5803-66b84dfc-005383b1`.
@@ -168,9 +185,10 @@ mod tests {
         assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
         assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(ErrCode(45011))));
         assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(ErrCode(-1))));
-        assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::Busy(ErrCode(45009))));
-        assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(ErrCode(40125))));
-        assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(ErrCode(99999))));
+        let refusal = |code| Refusal { errcode: ErrCode(code), rid: None, seen_address: None };
+        assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(refusal(45009))));
+        assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(refusal(40125))));
+        assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(refusal(99999))));
         assert_eq!(ErrCode(99999).label(), "other");
     }
 
@@ -197,6 +215,19 @@ mod tests {
         }
         let long = format!(r#"{{"openid":"{}","session_key":"k"}}"#, "o".repeat(10_000));
         assert!(matches!(judge(&long), Err(WeChatError::Malformed(_))));
+    }
+
+    #[test]
+    fn the_address_that_wechat_saw_is_taken_from_its_words() {
+        let seen = |errmsg| seen_address(errmsg).map(|address| address.to_string());
+        let v4 = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6";
+        assert_eq!(seen(v4).as_deref(), Some("203.0.113.7"));
+        assert_eq!(
+            seen("invalid ip 2001:db8::1, not in whitelist").as_deref(),
+            Some("2001:db8::1")
+        );
+        assert_eq!(seen("invalid ip secret, not in whitelist"), None);
+        assert_eq!(seen("not in whitelist"), None);
     }
 
     #[test]

@@ -439,3 +439,115 @@ fn a_secret_file_that_everybody_can_read_is_warned_of() {
         assert_eq!(text(&output.stderr).contains("warning: app[0].app_secret"), is_warned);
     }
 }
+
+/// A sandbox on a port of its own, and its address.
+fn start_sandbox(options: &[&str]) -> (Running, SocketAddr) {
+    let arguments = ["sandbox", "--listen", "127.0.0.1:0"];
+    let mut sandbox = Running::start(wxgate().args(arguments).args(options), false);
+    let line = sandbox.line_with("http://");
+    let address = line.trim().rsplit('/').next().unwrap().parse().unwrap();
+    (sandbox, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_has_the_moods_of_wechat() {
+    let ask = async |address: SocketAddr, code: &str| {
+        let query = format!(
+            "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
+            crate::harness::APP
+        );
+        client::get(address, &format!("/sns/jscode2session?{query}")).await.json()
+    };
+    let (_sandbox, quota) = start_sandbox(&["--user-quota", "2", "--quota", "4"]);
+    assert!(ask(quota, "user-alice-1").await["openid"].is_string());
+    assert!(ask(quota, "user-alice-2").await["openid"].is_string());
+    assert_eq!(ask(quota, "user-alice-3").await["errcode"], 45011);
+    assert!(ask(quota, "user-bob-1").await["openid"].is_string());
+    assert_eq!(ask(quota, "user-bob-2").await["errcode"], 45009);
+
+    let (_sandbox, refusing) = start_sandbox(&["--refuse-ip"]);
+    let refused = ask(refusing, "user-alice-1").await;
+    assert_eq!(refused["errcode"], 40164);
+    assert!(refused["errmsg"].as_str().unwrap().contains("invalid ip 203.0.113.7"));
+
+    let (_sandbox, slow) = start_sandbox(&["--latency", "100ms", "--slow-start", "1s"]);
+    let time = async |code: &str| {
+        let began = Instant::now();
+        assert!(ask(slow, code).await["openid"].is_string());
+        began.elapsed()
+    };
+    assert!(time("user-alice-1").await > Duration::from_millis(200));
+    while time(&format!("user-alice-{}", rand::random::<u32>())).await > Duration::from_millis(200)
+    {
+    }
+    assert!(time("user-alice-2").await >= Duration::from_millis(100));
+}
+
+/// Whoever logs in again makes the session_key from before worthless.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_displaces_session_keys() {
+    use base64::Engine;
+    use hmac::{Hmac, KeyInit, Mac};
+
+    let (_sandbox, address) = start_sandbox(&[]);
+    let key = async |code: &str| {
+        let query = format!(
+            "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
+            crate::harness::APP
+        );
+        let path = format!("/sns/jscode2session?{query}");
+        let granted = client::get(address, &path).await.json();
+        granted["session_key"].as_str().unwrap().to_owned()
+    };
+    let check = async |key: &str| {
+        let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
+        let signature = Hmac::<sha2::Sha256>::new_from_slice(&key).unwrap().finalize();
+        let signature: String =
+            signature.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let openid = crate::harness::openid("alice");
+        let path = format!(
+            "/wxa/checksession?access_token=x&openid={openid}&signature={signature}&sig_method=hmac_sha256"
+        );
+        client::get(address, &path).await.json()["errcode"].as_i64().unwrap()
+    };
+    let first = key("user-alice-1").await;
+    assert_eq!(check(&first).await, 0);
+    let second = key("user-alice-2").await;
+    assert_eq!((check(&first).await, check(&second).await), (87009, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
+    let check = |address: SocketAddr, changes: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let url = format!("http://{address}");
+        let text = config_text(directory.path(), &url, nowhere, changes);
+        let file = directory.path().join("gateway.toml");
+        std::fs::write(&file, text).unwrap();
+        let output = wxgate().args(["check", "--live", "-c"]).arg(&file).output().unwrap();
+        let shown = text_of(&output);
+        canary::look_for_in("the program", &shown);
+        (output.status.code().unwrap(), shown)
+    };
+    let (_good, address) = start_sandbox(&[]);
+    let (code, shown) = check(address, "");
+    assert!(code == 0 && shown.contains("WeChat takes the app"), "{shown}");
+    let stats = client::get(address, "/sandbox/stats").await.json();
+    assert_eq!(stats["exchanges"], 1);
+
+    let (_other, address) = start_sandbox(&["--app", &format!("{}:other", crate::harness::APP)]);
+    let (code, shown) = check(address, "");
+    assert!(code == 1 && shown.contains("errcode 40125") && shown.contains("rid "), "{shown}");
+    let (_unlisted, address) = start_sandbox(&["--refuse-ip"]);
+    let (code, shown) = check(address, "");
+    assert!(code == 1 && shown.contains("40164") && shown.contains("203.0.113.7"), "{shown}");
+    let (code, shown) = check("127.0.0.1:1".parse().unwrap(), "");
+    assert!(code == 1 && shown.contains("cannot be reached"), "{shown}");
+    let usage = wxgate().args(["check", "--live", "--without-secrets", "-c", "x"]).output();
+    assert_eq!(usage.unwrap().status.code(), Some(2));
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
+}

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 10] = [
+const WITHOUT_DEFAULT: [&str; 12] = [
     "app[].default",
+    "app[].login_rate",
     "log.openid_key",
     "route[].apps",
     "route[].max_body",
@@ -20,6 +21,7 @@ const WITHOUT_DEFAULT: [&str; 10] = [
     "server.tls.cert_file",
     "server.tls.key_file",
     "wechat.ca_file",
+    "wechat.fallback_base_url",
     "wechat.proxy",
 ];
 

@@ -135,13 +135,15 @@ async fn every_errcode_has_its_answer() {
         let counter =
             format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"{counted}\"}}");
         assert_eq!(stack.metric(&counter).await, 1.0, "{counter}");
+        // Without quota the app is left alone for a minute.
+        stack.clock.advance(Duration::from_secs(60));
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_is_good_once_and_for_five_minutes() {
-    let stack = Stack::start().await;
+    let stack = Stack::start_with("login.replay_window = \"0s\"").await;
     assert_eq!(stack.try_login("user-alice-1").await.status, 200);
     stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
     stack.try_login("no-such-code").await.assert_error(401, "invalid_code", "login");
@@ -157,6 +159,7 @@ async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
         ("drop-1", 504, "wechat_timeout", "login"),
         ("status-500-1", 504, "wechat_timeout", "login"),
         ("garbage-1", 502, "wechat_rejected", "none"),
+        ("half-1", 502, "wechat_rejected", "none"),
         ("huge-1", 502, "wechat_rejected", "none"),
         ("status-302-1", 502, "wechat_rejected", "none"),
         ("status-404-1", 502, "wechat_rejected", "none"),

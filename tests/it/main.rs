@@ -21,5 +21,6 @@ mod proxy_protocol;
 mod rate_limits;
 mod session;
 mod shutdown;
+mod storm;
 mod tls;
 mod websocket;

@@ -84,7 +84,11 @@ fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
     }
 }
 
-pub fn login(section: Section<'_>) -> LoginSection {
+/// Of a code of `wx.login`.
+const CODE_LIFE: Duration = Duration::from_secs(300);
+
+/// The section, and the rate of apps that have none of their own.
+pub fn login(section: Section<'_>) -> (LoginSection, Option<Rate>) {
     let accept =
         section.some::<LoginForm>("accept", "at least one of \"json\", \"form\", \"query\"");
     let accept = match accept {
@@ -99,10 +103,16 @@ pub fn login(section: Section<'_>) -> LoginSection {
         None => LoginForms { json: true, form: true, query: false },
     };
     let max_body = section.size("max_body", 16 << 10, 64..=1 << 20);
+    let replay_window = section.get::<Duration>("replay_window");
+    if let Some(given) = replay_window.as_ref().filter(|given| given.value > CODE_LIFE) {
+        section.problem(given, "must be at most 5m: no code lives longer", "");
+    }
+    let replay_window =
+        replay_window.map_or(Duration::from_secs(10), |given| given.value.min(CODE_LIFE));
     let rate_per_app = rate(&section, "rate_per_app", Some(LOGINS_PER_APP));
     let rate_per_address = rate(&section, "rate_per_address", None);
     section.finish();
-    LoginSection { accept, max_body, rate_per_app, rate_per_address }
+    (LoginSection { accept, max_body, replay_window, rate_per_address }, rate_per_app)
 }
 
 pub fn identity(

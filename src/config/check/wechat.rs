@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::pem;
 use super::secret::{REFERENCE_HELP, read_secret};
+use super::{pem, rate};
 use crate::config::reader::{Located, Section};
-use crate::config::{App, Secrets, WeChatSection};
+use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
 use crate::secret::Secret;
 
@@ -38,6 +38,14 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
             format!("must be shorter than timeout, {}", humantime::format_duration(timeout));
         section.push(section.key("connect_timeout"), given.span(), message, "");
     }
+    let fallback = section.get::<String>("fallback_base_url");
+    let fallback_base_url =
+        fallback.and_then(|given| check_base_url(&section, &given, allow_plain_http));
+    let max_in_flight = section.number("max_in_flight", 256, 1..=1 << 20);
+    let queue = section.number("queue", 4096, 0..=1 << 20);
+    let queue_timeout = section.positive("queue_timeout", Duration::from_secs(3));
+    let breaker_failures = section.number("breaker_failures", 20, 0..=1 << 20);
+    let breaker_pause = section.positive("breaker_pause", Duration::from_secs(5));
     section.finish();
     Some(WeChatSection {
         base_url: base_url?,
@@ -45,6 +53,12 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
         roots,
         timeout,
         connect_timeout,
+        fallback_base_url,
+        max_in_flight,
+        queue,
+        queue_timeout,
+        breaker_failures: u32::try_from(breaker_failures).unwrap_or(u32::MAX),
+        breaker_pause,
     })
 }
 
@@ -87,7 +101,7 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
-pub fn apps(root: &Section<'_>, secrets: Secrets) -> Option<Vec<App>> {
+pub fn apps(root: &Section<'_>, secrets: Secrets, default_rate: Option<Rate>) -> Option<Vec<App>> {
     let sections = root.tables("app");
     root.report_missing("app", "one [[app]] for each Mini Program");
     if sections.is_empty() {
@@ -120,12 +134,14 @@ pub fn apps(root: &Section<'_>, secrets: Secrets) -> Option<Vec<App>> {
                 None => default = Some(is_default.key.clone()),
             }
         }
+        let login_rate = rate(&section, "login_rate", default_rate);
         section.finish();
         match app_id.zip(secret) {
             Some((app_id, secret)) => apps.push(App {
                 app_id: app_id.value,
                 secret,
                 is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
+                login_rate,
             }),
             None => is_complete = false,
         }

@@ -215,7 +215,7 @@ impl Siege {
     ) -> Self {
         let wechat = WeChat::start().await;
         let keys = format!(
-            "wechat.base_url = \"http://{}\"\nlog.access = \"{{dir}}/access.log\"\n",
+            "wechat.base_url = \"http://{}\"\nwechat.breaker_failures = 0\nlog.access = \"{{dir}}/access.log\"\n",
             wechat.address
         );
         let stack = Stack::start_with(&(keys + changes)).await;

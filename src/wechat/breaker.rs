@@ -1,0 +1,132 @@
+//! When to leave WeChat alone: a circuit breaker.
+//!
+//! After so many failures in a row it opens, and calls are refused without being made. When
+//! the pause is over one call at a time is let through as a probe; a success closes it, a
+//! failure opens it again. It knows neither clocks nor calls: the time is passed in.
+
+use std::time::Duration;
+
+/// The state of one service.
+pub struct Breaker {
+    /// Failures in a row after which it opens; 0: never.
+    most_failures: u32,
+    pause: Duration,
+    /// The longest that a probe may take.
+    patience: Duration,
+    state: State,
+}
+
+enum State {
+    Closed {
+        failures: u32,
+    },
+    /// Until then nothing passes; after it, a probe.
+    Open {
+        until: Duration,
+    },
+}
+
+impl Breaker {
+    pub fn new(most_failures: u32, pause: Duration, patience: Duration) -> Self {
+        let patience = patience.max(pause);
+        Self { most_failures, pause, patience, state: State::Closed { failures: 0 } }
+    }
+
+    /// Whether a call may be made now.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
+        let State::Open { until } = &mut self.state else { return Ok(()) };
+        if now < *until {
+            return Err(until.saturating_sub(now));
+        }
+        // This one is the probe. Should it never report, there is another in time.
+        *until = now + self.patience;
+        Ok(())
+    }
+
+    /// Says how a call went. Whether it has just opened.
+    pub fn report(&mut self, is_success: bool, now: Duration) -> bool {
+        match &mut self.state {
+            _ if is_success => self.state = State::Closed { failures: 0 },
+            State::Closed { failures } => {
+                *failures += 1;
+                if *failures == self.most_failures {
+                    self.state = State::Open { until: now + self.pause };
+                    return true;
+                }
+            }
+            // The probe, or a call from before.
+            State::Open { until } => *until = now + self.pause,
+        }
+        false
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(5);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn open() -> Breaker {
+        let mut breaker = Breaker::new(3, PAUSE, PAUSE);
+        assert!(!breaker.report(false, at(0)));
+        assert!(!breaker.report(false, at(0)));
+        assert!(breaker.report(false, at(0)));
+        breaker
+    }
+
+    #[test]
+    fn only_failures_in_a_row_open_it() {
+        let mut breaker = Breaker::new(3, PAUSE, PAUSE);
+        for _ in 0..10 {
+            breaker.report(false, at(0));
+            breaker.report(false, at(0));
+            breaker.report(true, at(0));
+            assert_eq!(breaker.admit(at(0)), Ok(()));
+        }
+        assert_eq!(open().admit(at(1)), Err(at(4)));
+    }
+
+    #[test]
+    fn after_the_pause_one_probe_passes_at_a_time() {
+        let mut breaker = open();
+        assert_eq!(breaker.admit(at(5)), Ok(()));
+        assert_eq!(breaker.admit(at(5)), Err(PAUSE));
+        // It never reported.
+        assert_eq!(breaker.admit(at(10)), Ok(()));
+        assert_eq!(breaker.admit(at(10)), Err(PAUSE));
+    }
+
+    #[test]
+    fn the_probe_decides() {
+        let mut breaker = open();
+        breaker.admit(at(5)).unwrap();
+        assert!(!breaker.report(false, at(7)));
+        assert_eq!(breaker.admit(at(11)), Err(at(1)));
+        breaker.admit(at(12)).unwrap();
+        breaker.report(true, at(12));
+        assert!(!breaker.is_open());
+        assert_eq!(breaker.admit(at(12)), Ok(()));
+        assert_eq!(breaker.admit(at(12)), Ok(()));
+    }
+
+    #[test]
+    fn none_opens_that_may_fail_for_ever() {
+        let mut breaker = Breaker::new(0, PAUSE, PAUSE);
+        for _ in 0..1000 {
+            assert!(!breaker.report(false, at(0)));
+        }
+        assert_eq!(breaker.admit(at(0)), Ok(()));
+    }
+}

@@ -1,0 +1,101 @@
+//! How many may ask WeChat at once, and whether anybody may.
+//!
+//! Calls beyond `wechat.max_in_flight` wait, `wechat.queue` of them for
+//! `wechat.queue_timeout` at most; what is beyond that is refused at once, and everything
+//! is while the [`Breaker`] is open. What waits holds neither a connection to WeChat nor a
+//! byte of its answer.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::breaker::Breaker;
+use crate::clock::Clock;
+use crate::config::WeChatSection;
+
+/// The way to WeChat.
+pub struct Gate {
+    in_flight: Semaphore,
+    waiting: Semaphore,
+    queue_timeout: Duration,
+    breaker: Mutex<Breaker>,
+    clock: Clock,
+}
+
+/// Nobody may ask now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// As many wait as may, or this one has waited long enough.
+    Full,
+    /// WeChat is left alone for so long.
+    Open(Duration),
+}
+
+/// Leave to make one call.
+pub struct Pass<'a> {
+    gate: &'a Gate,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Gate {
+    pub fn new(section: &WeChatSection, clock: Clock) -> Self {
+        Self {
+            in_flight: Semaphore::new(section.max_in_flight),
+            waiting: Semaphore::new(section.queue),
+            queue_timeout: section.queue_timeout,
+            breaker: Mutex::new(Breaker::new(
+                section.breaker_failures,
+                section.breaker_pause,
+                // A little more than an exchange: its report comes first.
+                section.timeout + Duration::from_secs(1),
+            )),
+            clock,
+        }
+    }
+
+    /// Waits for leave to make a call.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn enter(&self) -> Result<Pass<'_>, Closed> {
+        let permit = match self.in_flight.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => self.wait().await?,
+        };
+        // After the wait: what it waited for may have shown that nothing works.
+        self.breaker().admit(self.clock.now()).map_err(Closed::Open)?;
+        Ok(Pass { gate: self, _permit: permit })
+    }
+
+    async fn wait(&self) -> Result<SemaphorePermit<'_>, Closed> {
+        let _place = self.waiting.try_acquire().map_err(|_| Closed::Full)?;
+        match timeout(self.queue_timeout, self.in_flight.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // It is never closed; if it were, nobody could pass.
+            Ok(Err(_)) | Err(_) => Err(Closed::Full),
+        }
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass<'_> {
+    /// Says whether WeChat answered as a service does that works.
+    pub fn report(self, is_success: bool) {
+        let now = self.gate.clock.now();
+        let mut breaker = self.gate.breaker();
+        let was_open = breaker.is_open();
+        let has_opened = breaker.report(is_success, now);
+        drop(breaker);
+        if has_opened {
+            tracing::error!("WeChat fails again and again; logins are refused for a while");
+        } else if was_open && is_success {
+            tracing::info!("WeChat works again");
+        }
+    }
+}
