@@ -259,6 +259,11 @@ mod tests {
             "/public/a%5cb/%2e%2e/%2e%2e/x",
             "/public/a%252fb/%252e%252e/%252e%252e/x",
             "/..;/public/..;/..;",
+            // Servers that keep escaped slashes and read the rest.
+            "/public/a%2fb/..%3bx/..%3bx/y",
+            "/public/a%2fb/%2e%2e%3bx/%2e%2e%3bx/y",
+            "/public/a%2f%5cb/..%3bx/..%3bx/y",
+            "/public/a%2fb/..%5c..%5cy",
             "//x/public/y",
             "///u@x:80/public/y",
             "/%2fx/public/y",
