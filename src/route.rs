@@ -264,6 +264,8 @@ mod tests {
             "/public/a%2fb/%2e%2e%3bx/%2e%2e%3bx/y",
             "/public/a%2f%5cb/..%3bx/..%3bx/y",
             "/public/a%2fb/..%5c..%5cy",
+            "/public/a%2fb/%252e%252e%255c%252e%252e%255cy",
+            "/public/%252e%252e%252fx/y",
             "//x/public/y",
             "///u@x:80/public/y",
             "/%2fx/public/y",

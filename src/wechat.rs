@@ -1,7 +1,7 @@
 //! WeChat's side of a login: a one-time code traded for an identity.
 //!
 //! [`WeChat::exchange`] calls code2Session (auth.code2Session,
-//! `GET /sns/jscode2session`) once, when the [`Gate`] lets it: after a byte may have been sent
+//! `GET /sns/jscode2session`) once, when the gate lets it: after a byte may have been sent
 //! the code may be spent, so nothing is ever repeated. The request's URL holds the app secret; no URL, and
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
