@@ -253,23 +253,31 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_was_sent() {
-    let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"300ms\"").await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", "early"));
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    // Unlike the recorder, it answers as soon as anything comes.
+    let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = service.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = service.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").await.unwrap();
+        while stream.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {}
+    });
+    let stack = Stack::start_with(&format!(
+        "server.h2c = true\nlimits.body_timeout = \"300ms\"\n\
+         [[upstream]]\nname = \"recorder\"\nservers = [\"{address}\"]"
+    ))
+    .await;
     let mut client = Client::open(stack.gateway).await;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri("http://gateway.test/none")
-        .header("content-length", "100");
-    let mut ready = client.requests.clone().ready().await.unwrap();
-    let (response, mut body) = ready.send_request(request.body(()).unwrap(), false).unwrap();
-    body.send_data(Bytes::from(vec![b'x'; 50]), false).unwrap();
-    // The recorder reads whole requests; what has come of this one is all that it gets.
-    drop(body);
-    let _ = timeout(PATIENCE, response).await.unwrap();
+    let (response, mut body) = client.send(Method::POST, "/none", false).await;
+    body.send_data(Bytes::from_static(b"begin"), false).unwrap();
+    assert_eq!(status(response).await.unwrap(), 200);
+    stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"/none\"}", 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
-    assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+    assert_eq!(stack.metric("wxgate_http_requests_total{code=\"408\",route=\"/none\"}").await, 0.0);
 }
 
 /// An answer is not over when it was handed to the protocol layer: the client must have it.
