@@ -7,7 +7,6 @@
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,23 +67,11 @@ impl RateLimit {
     /// # Errors
     /// [`Rejection::RateLimited`], with the time until there is another, when there is none.
     pub fn check(&self, key: &impl Hash) -> Result<(), Rejection> {
-        self.check_for(key, NonZeroU32::MIN)
-    }
-
-    /// [`RateLimit::check`] for something that takes as much as several, or as much as there
-    /// may be at once.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn check_for(&self, key: &impl Hash, cost: NonZeroU32) -> Result<(), Rejection> {
         let key = self.hasher.hash_one(key);
         let bucket = self.buckets.get_with(key, || {
             Arc::new(RateLimiter::direct_with_clock(self.quota, self.clock.clone()))
         });
-        let taken = bucket.check_n(cost.min(self.quota.burst_size()));
-        // Nothing costs more than there may be.
-        let taken = taken.unwrap_or(Ok(()));
-        taken.map_err(|until| {
+        bucket.check().map_err(|until| {
             let wait = until.wait_time_from(clock::Clock::now(&self.clock));
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             Rejection::RateLimited {
@@ -110,6 +97,8 @@ pub fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn rate(count: u32, seconds: u64) -> Rate {

@@ -36,7 +36,7 @@ impl Exchange {
             Err(WeChatError::OutOfQuota(_)) => pace.pause(),
             Err(WeChatError::QueueFull | WeChatError::LeftAlone(_)) => pace.give_back(),
             Err(error) if !error.is_answer() => {}
-            Ok(_) | Err(_) => pace.resume(),
+            Ok(_) | Err(_) => pace.go_on(),
         }
         let identity = exchanged.map_err(|error| {
             self.notices.say(&error, app.app_id.as_str(), request_id);

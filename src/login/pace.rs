@@ -1,17 +1,16 @@
 //! How fast the codes of one app are traded.
 //!
-//! By its configured rate, which a sign of WeChat's displeasure halves: errcode 45011 is
-//! about one user's calls in a minute, but says that the app asks a lot. The rate recovers
-//! over a minute and never falls below a sixteenth. When the quota of the day is used up
-//! (45009) nothing is asked but once a minute.
+//! By its configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
+//! about one user's calls in a minute, but says that the app asks a lot: it halves the rate,
+//! which is whole again after a minute. One user cannot make it less than half; where more
+//! than one in ten answers complains, it falls on, to a sixteenth at least. When the quota of
+//! the day is used up (45009) nothing is asked but once a minute.
 
-use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::Rate;
-use crate::rate_limit::RateLimit;
 use crate::rejection::{Rejection, jittered};
 
 /// A slowed rate is whole again after so long.
@@ -23,35 +22,52 @@ const ONE_COMPLAINT: Duration = Duration::from_secs(1);
 /// How often WeChat is asked whether there is quota again.
 const QUOTA_PROBE: Duration = Duration::from_secs(60);
 
-/// The least part of the rate.
+/// What part of the rate the complaints of a few can leave.
+const LEAST_FOR_A_FEW: f64 = 1.0 / 2.0;
+
+/// What part of the rate is always left.
 const LEAST: f64 = 1.0 / 16.0;
 
 /// The pace of one app.
 pub struct Pace {
-    rate: Option<RateLimit>,
+    rate: Option<Rate>,
     clock: Clock,
     state: Mutex<State>,
 }
 
 struct State {
+    /// Logins that may pass at once, as it was then.
+    bucket: f64,
+    filled_at: Duration,
     /// What part of the rate was left at the last complaint, and when that was.
     left: f64,
     slowed_at: Option<Duration>,
+    /// Answers since that complaint, and how many of them complained.
+    answers: u32,
+    complaints: u32,
     /// The next question where there is no quota.
     next_probe: Option<Duration>,
 }
 
 impl Pace {
     pub fn new(rate: Option<Rate>, clock: Clock) -> Self {
-        let state = State { left: 1.0, slowed_at: None, next_probe: None };
-        let rate = rate.map(|rate| RateLimit::new(rate, 1, clock.clone()));
+        let state = State {
+            bucket: rate.map_or(0.0, |rate| f64::from(rate.count.get())),
+            filled_at: clock.now(),
+            left: 1.0,
+            slowed_at: None,
+            answers: 0,
+            complaints: 0,
+            next_probe: None,
+        };
         Self { rate, clock, state: Mutex::new(state) }
     }
 
     /// Takes leave to trade one code.
     ///
     /// # Errors
-    /// The refusal to answer with.
+    /// The refusal to answer with. Those who are refused together are strangers, and must not
+    /// come back together: its time is spread.
     pub fn check(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
         let mut state = self.state();
@@ -62,27 +78,38 @@ impl Pace {
             }
             *next_probe = now + QUOTA_PROBE;
         }
-        let cost = state.cost(now);
-        drop(state);
-        let Some(rate) = &self.rate else { return Ok(()) };
-        rate.check_for(&(), cost).map_err(|rejection| match rejection {
-            // Those who are refused together are strangers, and must not come back together.
-            Rejection::RateLimited { retry_after } => Rejection::RateLimited {
-                retry_after: jittered(retry_after, retry_after.saturating_add(2)),
-            },
-            other => other,
+        let Some(rate) = self.rate else { return Ok(()) };
+        state.take(rate, now).map_err(|wait| {
+            let wait = seconds(wait);
+            Rejection::RateLimited { retry_after: jittered(wait, wait.saturating_add(2)) }
         })
     }
 
-    /// WeChat has had enough for a while (45011).
+    /// WeChat answered, and does not complain: there is quota, too.
+    pub fn go_on(&self) {
+        let mut state = self.state();
+        state.answers = state.answers.saturating_add(1);
+        state.next_probe = None;
+    }
+
+    /// WeChat has had enough of a user for a while (45011).
     pub fn slow(&self) {
         let now = self.clock.now();
         let mut state = self.state();
+        state.answers = state.answers.saturating_add(1);
+        state.complaints = state.complaints.saturating_add(1);
         if state.slowed_at.is_some_and(|at| now < at + ONE_COMPLAINT) {
             return;
         }
-        state.left = (state.left_at(now) / 2.0).max(LEAST);
+        if let Some(rate) = self.rate {
+            state.fill(rate, now);
+        }
+        let is_widespread = state.complaints > 1 && state.complaints > state.answers / 10;
+        let least = if is_widespread { LEAST } else { LEAST_FOR_A_FEW };
+        let left = state.left_at(now);
+        state.left = (left / 2.0).max(least).min(left);
         state.slowed_at = Some(now);
+        (state.answers, state.complaints) = (0, 0);
     }
 
     /// There is no quota left today (45009).
@@ -98,11 +125,6 @@ impl Pace {
         state.next_probe = state.next_probe.map(|_| now);
     }
 
-    /// There is quota.
-    pub fn resume(&self) {
-        self.state().next_probe = None;
-    }
-
     /// Nothing panics while it holds the lock.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,19 +132,34 @@ impl Pace {
 }
 
 impl State {
+    /// What part of the rate there is now.
     fn left_at(&self, now: Duration) -> f64 {
         let Some(at) = self.slowed_at else { return 1.0 };
         let recovered = now.saturating_sub(at).as_secs_f64() / RECOVERY.as_secs_f64();
         (self.left + (1.0 - self.left) * recovered).min(1.0)
     }
 
-    /// What one login takes of the rate.
-    fn cost(&self, now: Duration) -> NonZeroU32 {
-        let left = self.left_at(now);
-        (1..16u32)
-            .find(|cost| f64::from(*cost) * left >= 1.0)
-            .and_then(NonZeroU32::new)
-            .unwrap_or(NonZeroU32::MIN.saturating_add(15))
+    /// Puts into the bucket what came in since. A slowed rate has a smaller bucket, which holds
+    /// one login at least.
+    fn fill(&mut self, rate: Rate, now: Duration) {
+        let in_a_period = f64::from(rate.count.get()) * self.left_at(now);
+        let periods = now.saturating_sub(self.filled_at).div_duration_f64(rate.period);
+        self.bucket = (self.bucket + periods * in_a_period).min(in_a_period.max(1.0));
+        self.filled_at = now;
+    }
+
+    /// Takes one login out of the bucket.
+    ///
+    /// # Errors
+    /// The time until there is one.
+    fn take(&mut self, rate: Rate, now: Duration) -> Result<(), Duration> {
+        self.fill(rate, now);
+        if self.bucket >= 1.0 {
+            self.bucket -= 1.0;
+            return Ok(());
+        }
+        let one = rate.period.div_f64(f64::from(rate.count.get()) * self.left_at(now));
+        Err(one.mul_f64(1.0 - self.bucket))
     }
 }
 
@@ -132,6 +169,8 @@ fn seconds(wait: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn pace(count: u32) -> (Pace, Clock) {
@@ -164,20 +203,42 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_never_falls_to_nothing() {
+    fn one_user_cannot_slow_all_to_less_than_half() {
         let (pace, clock) = pace(160);
         for _ in 0..20 {
-            pace.slow();
+            for _ in 0..100 {
+                pace.go_on();
+            }
+            (0..9).for_each(|_| pace.slow());
             clock.advance(Duration::from_secs(1));
         }
         let slowed = passes(&pace, &clock);
-        assert!((9..=14).contains(&slowed), "{slowed}");
-        let (pace, clock) = self::pace(2);
-        for _ in 0..20 {
-            pace.slow();
-            clock.advance(Duration::from_secs(1));
+        assert!((79..=90).contains(&slowed), "{slowed}");
+    }
+
+    #[test]
+    fn where_many_complain_the_rate_falls_on_and_never_to_nothing() {
+        for (count, least, most) in [(160, 9, 14), (16, 1, 2)] {
+            let (pace, clock) = pace(count);
+            for _ in 0..20 {
+                (0..50).for_each(|_| pace.go_on());
+                (0..10).for_each(|_| pace.slow());
+                clock.advance(Duration::from_secs(1));
+            }
+            let slowed = passes(&pace, &clock);
+            assert!((least..=most).contains(&slowed), "{slowed}");
         }
-        assert!(passes(&pace, &clock) >= 1);
+    }
+
+    #[test]
+    fn a_small_rate_is_slowed_as_well_as_a_large_one() {
+        let (pace, clock) = pace(1);
+        pace.check().unwrap();
+        pace.slow();
+        clock.advance(Duration::from_millis(1100));
+        assert!(matches!(pace.check(), Err(Rejection::RateLimited { .. })));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(pace.check(), Ok(()));
     }
 
     #[test]
@@ -201,7 +262,8 @@ mod tests {
         pace.give_back();
         assert_eq!(pace.check(), Ok(()));
         assert_busy(60);
-        pace.resume();
+        pace.go_on();
+        assert_eq!(pace.check(), Ok(()));
         assert_eq!(pace.check(), Ok(()));
     }
 
