@@ -129,10 +129,12 @@ fn seen_address(errmsg: &str) -> Option<IpAddr> {
     rest.split([' ', ',']).next()?.parse().ok()
 }
 
-/// The trace id at the end of an `errmsg`: `... rid: 608d5803-66b84dfc-005383b1`.
+/// The trace id at the end of an `errmsg`: `... rid: 608d5803-66b84dfc-005383b1`, of old
+/// `... hints: [ req_id: AijFoqaLRa-pTFm4 ]`.
 fn trace_id(errmsg: &str) -> Option<&str> {
-    let (_, rest) = errmsg.split_once("rid: ")?;
-    let rid = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next()?;
+    let (_, rest) = errmsg.split_once("rid: ").or_else(|| errmsg.split_once("req_id: "))?;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let rid = rest.split(|c: char| !is_part(c)).next()?;
     (8..=64).contains(&rid.len()).then_some(rid)
 }
 
@@ -235,6 +237,10 @@ mod tests {
         assert_eq!(
             trace_id("invalid code, rid: 608d5803-66b84dfc-005383b1"),
             Some("608d5803-66b84dfc-005383b1")
+        );
+        assert_eq!(
+            trace_id("invalid code, hints: [ req_id: AijFoqaLRa-pTFm4 ]"),
+            Some("AijFoqaLRa-pTFm4")
         );
         assert_eq!(trace_id("invalid code rid: \"secret\""), None);
         assert_eq!(trace_id("invalid code"), None);
