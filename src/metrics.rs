@@ -150,7 +150,7 @@ impl Metrics {
             )?,
             logins_coalesced: single(
                 "wxgate_login_coalesced_total",
-                "Logins that shared the exchange of another",
+                "Logins that shared the exchange of another with the same code, or got its answer again",
             )?,
             exchanges: counter(
                 "wxgate_code2session_requests_total",

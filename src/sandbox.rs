@@ -231,9 +231,6 @@ impl Sandbox {
     }
 
     fn quota_refusal(&self, app_id: &str, user: &str) -> Option<i64> {
-        if self.habits.quota.is_some_and(|q| self.logins.fetch_add(1, Ordering::Relaxed) >= q) {
-            return Some(45009);
-        }
         let minute = self.clock.now().as_secs() / 60;
         let counted = self.minutes.entry(openid(app_id, user)).and_upsert_with(|last| {
             match last.map(moka::Entry::into_value) {
@@ -241,7 +238,11 @@ impl Sandbox {
                 _ => (minute, 1),
             }
         });
-        (counted.into_value().1 > self.habits.user_quota).then_some(45011)
+        if counted.into_value().1 > self.habits.user_quota {
+            return Some(45011);
+        }
+        let quota = self.habits.quota?;
+        (self.logins.fetch_add(1, Ordering::Relaxed) >= quota).then_some(45009)
     }
 
     /// Who logs in gets a new `session_key`, and the one before is worth nothing.
