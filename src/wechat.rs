@@ -6,6 +6,7 @@
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
 
+mod addresses;
 mod breaker;
 mod gate;
 pub mod reply;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use reqwest::redirect;
 use zeroize::Zeroizing;
 
+use self::addresses::Addresses;
 use self::gate::{Closed, Gate};
 use self::reply::Reply;
 pub use self::reply::{ErrCode, Refusal};
@@ -198,8 +200,7 @@ pub enum ClientError {
 /// The client of WeChat's API.
 pub struct WeChat {
     client: reqwest::Client,
-    endpoint: String,
-    fallback: Option<String>,
+    addresses: Addresses,
     /// Of a whole exchange.
     timeout: Duration,
     gate: Gate,
@@ -230,11 +231,9 @@ impl WeChat {
         }
         let client =
             builder.build().map_err(|error| ClientError::Other(error.without_url().to_string()))?;
-        let endpoint = |base_url: &String| format!("{base_url}/sns/jscode2session");
         Ok(Self {
             client,
-            endpoint: endpoint(&section.base_url),
-            fallback: section.fallback_base_url.as_ref().map(endpoint),
+            addresses: Addresses::new(section, clock.clone()),
             timeout: section.timeout,
             gate: Gate::new(section, clock),
             metrics,
@@ -256,35 +255,54 @@ impl WeChat {
         outcome
     }
 
-    /// Asks whether WeChat can be reached and takes the app, with a code that is none.
-    ///
-    /// # Errors
-    /// Why a login of the app would fail, whatever its code.
-    pub async fn probe(&self, app: &App) -> Result<(), WeChatError> {
+    /// Asks each address of WeChat whether it can be reached and takes the app, with a code
+    /// that is none. Says of each why a login of the app would fail there, whatever its code.
+    pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
-        match self.call(app, &no_code).await {
-            // The app and its secret were looked at first.
-            Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
-            Err(error) => Err(error),
+        let mut found = Vec::new();
+        for address in self.addresses.all() {
+            let deadline = Instant::now() + self.timeout;
+            let outcome = match self.ask(address, app, &no_code, deadline).await {
+                // Who looks at the code has taken the app.
+                Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
+                Err(error) => Err(error),
+            };
+            found.push((address, outcome));
         }
+        found
     }
 
     async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let deadline = Instant::now() + self.timeout;
-        let answer = match self.ask(&self.endpoint, app, code, deadline).await {
-            // Nothing was sent, so that this is no repetition.
-            Err(WeChatError::Unreachable) if let Some(fallback) = &self.fallback => {
-                self.ask(fallback, app, code, deadline).await
-            }
-            answer => answer,
-        };
-        Reply::parse(&answer?)?.into_identity(&app.app_id)
+        let (first, second) = self.addresses.in_order();
+        let outcome = self.ask(first, app, code, deadline).await;
+        let Err(WeChatError::Unreachable) = outcome else { return outcome };
+        self.addresses.lost(first);
+        let Some(second) = second else { return outcome };
+        // Nothing was sent, so that this is no repetition.
+        let outcome = self.ask(second, app, code, deadline).await;
+        if let Err(WeChatError::Unreachable) = outcome {
+            self.addresses.lost(second);
+        }
+        outcome
+    }
+
+    /// Trades a code at one address.
+    async fn ask(
+        &self,
+        address: &str,
+        app: &App,
+        code: &Code,
+        deadline: Instant,
+    ) -> Result<Identity, WeChatError> {
+        let answer = self.send(address, app, code, deadline).await?;
+        Reply::parse(&answer)?.into_identity(&app.app_id)
     }
 
     /// Sends one request, and reads its answer.
-    async fn ask(
+    async fn send(
         &self,
-        endpoint: &str,
+        address: &str,
         app: &App,
         code: &Code,
         deadline: Instant,
@@ -295,7 +313,7 @@ impl WeChat {
             ("js_code", code.0.expose()),
             ("grant_type", "authorization_code"),
         ];
-        let url = reqwest::Url::parse_with_params(endpoint, query)
+        let url = reqwest::Url::parse_with_params(&format!("{address}/sns/jscode2session"), query)
             .map_err(|_| WeChatError::Malformed("base_url"))?;
         let request = self.client.get(url).timeout(deadline - Instant::now());
         let mut response = request.send().await.map_err(|error| transport_error(&error))?;
@@ -319,8 +337,8 @@ impl WeChat {
 
 /// Tells what happened before anything was sent from what happened after.
 fn transport_error(error: &reqwest::Error) -> WeChatError {
-    // The connect timeout is shorter than the whole, so the latter strikes only after the
-    // request was written, or began to be.
+    // All connections together may take less time than the whole, so that the latter ends
+    // only after the request was written, or began to be.
     if is_certificate_error(error) {
         WeChatError::Certificate
     } else if is_nonsense(error) {

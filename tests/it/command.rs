@@ -544,6 +544,14 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
     assert!(code == 1 && shown.contains("40164") && shown.contains("203.0.113.7"), "{shown}");
     let (code, shown) = check("127.0.0.1:1".parse().unwrap(), "");
     assert!(code == 1 && shown.contains("cannot be reached"), "{shown}");
+    let (_fallback, fallback) = start_sandbox(&[]);
+    let changes = format!("wechat.fallback_base_url = \"http://{fallback}\"");
+    let (code, shown) = check("127.0.0.1:1".parse().unwrap(), &changes);
+    let names = |address: &str, outcome: &str| {
+        shown.lines().any(|line| line.contains(address) && line.contains(outcome))
+    };
+    assert!(code == 1 && names("127.0.0.1:1:", "cannot be reached"), "{shown}");
+    assert!(names(&fallback.to_string(), "WeChat takes the app"), "{shown}");
     let usage = wxgate().args(["check", "--live", "--without-secrets", "-c", "x"]).output();
     assert_eq!(usage.unwrap().status.code(), Some(2));
 }

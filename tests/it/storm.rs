@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use wxgate::sandbox::Sandbox;
 
 use crate::harness::client::{Answer, Connection};
-use crate::harness::{APP, Stack};
+use crate::harness::{APP, Stack, process_log};
 
 fn login_bytes(code: &str) -> Vec<u8> {
     let body = json!({ "code": code }).to_string();
@@ -223,16 +223,40 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
     let fallback = listener.local_addr().unwrap();
     tokio::spawn(sandbox.clone().serve(listener));
 
+    let before = process_log::position();
     let stack = Stack::start_with(&format!(
         "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"http://{fallback}\""
     ))
     .await;
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
+    assert!(process_log::text_after(before).contains("wechat.fallback_base_url is asked first"));
+    // No connection to the first is waited for again within a minute.
+    let back = TcpListener::bind(nobody).await.unwrap();
+    token(&stack.try_login("user-alice-2").await);
+    assert_eq!(sandbox.exchanges(), 2);
+    stack.clock.advance(Duration::from_secs(60));
+    let (_, asked) = tokio::join!(stack.try_login("user-alice-3"), back.accept());
+    drop(asked.unwrap());
+    assert_eq!(sandbox.exchanges(), 2);
 
     let stack =
         Stack::start_with(&format!("wechat.fallback_base_url = \"http://{fallback}\"")).await;
     stack.try_login("drop-1").await.assert_error(504, "wechat_timeout", "login");
     stack.try_login("status-500-1").await.assert_error(504, "wechat_timeout", "login");
-    assert_eq!((stack.sandbox.exchanges(), sandbox.exchanges()), (2, 1));
+    assert_eq!((stack.sandbox.exchanges(), sandbox.exchanges()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Takes connections, and says nothing: no TLS comes about.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (silent, _held) = (silent.local_addr().unwrap(), silent);
+    let stack = Stack::start_with(&format!(
+        "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"https://{silent}\"\n\
+         timeout = \"300ms\""
+    ))
+    .await;
+    stack.try_login("user-alice-1").await.assert_error(503, "wechat_busy", "retry");
 }

@@ -29,18 +29,22 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let ca_file = ca_file.filter(|_| secrets == Secrets::Load);
     let roots = ca_file.and_then(|ca_file| pem::certificates(&section, &ca_file, ""));
     let timeout = section.positive("timeout", Duration::from_secs(5));
-    let default_connect = Duration::from_secs(2).min(timeout / 2);
-    let connect_timeout = section.positive("connect_timeout", default_connect);
-    if connect_timeout >= timeout
-        && let Some(given) = section.raw("connect_timeout")
-    {
-        let message =
-            format!("must be shorter than timeout, {}", humantime::format_duration(timeout));
-        section.push(section.key("connect_timeout"), given.span(), message, "");
-    }
     let fallback = section.get::<String>("fallback_base_url");
     let fallback_base_url =
-        fallback.and_then(|given| check_base_url(&section, &given, allow_plain_http));
+        fallback.as_ref().and_then(|given| check_base_url(&section, given, allow_plain_http));
+    // Where no connection stood in time nothing was sent, and only then.
+    let connections = 1 + u32::from(fallback.is_some());
+    let default_connect = Duration::from_secs(2).min(timeout / (connections + 1));
+    let connect_timeout = section.positive("connect_timeout", default_connect);
+    if connect_timeout * connections >= timeout
+        && let Some(given) = section.raw("connect_timeout")
+    {
+        let what =
+            if fallback.is_some() { "half of timeout (there is a fallback)" } else { "timeout" };
+        let most = humantime::format_duration(timeout / connections);
+        let message = format!("must be shorter than {what}, {most}");
+        section.push(section.key("connect_timeout"), given.span(), message, "");
+    }
     let max_in_flight = section.number("max_in_flight", 256, 1..=1 << 20);
     let queue = section.number("queue", 4096, 0..=1 << 20);
     let queue_timeout = section.positive("queue_timeout", Duration::from_secs(3));
