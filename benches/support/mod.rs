@@ -31,23 +31,29 @@ impl Gateway {
 
     /// With these keys of `[wechat]`.
     pub async fn start_with(wechat_keys: &str) -> Self {
+        Self::start_at(None, wechat_keys).await
+    }
+
+    /// With this WeChat instead of the simulated one; nobody must log in.
+    pub async fn start_at(base_url: Option<&str>, wechat_keys: &str) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let wechat = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let service = hello().await;
+        let simulated = format!("http://{}", wechat.local_addr().unwrap());
+        let auth = if base_url.is_some() { "none" } else { "required" };
+        let base_url = base_url.unwrap_or(&simulated);
         let text = format!(
             r#"
             server = {{ listen = "127.0.0.1:0", threads = 1 }}
             admin = {{ listen = "127.0.0.1:0" }}
-            wechat = {{ base_url = "http://{}", {wechat_keys} }}
+            wechat = {{ base_url = "{base_url}", {wechat_keys} }}
             log = {{ access = "off" }}
             limits = {{ max_requests_per_connection = 1000000 }}
             app = [{{ app_id = "{}", app_secret = {{ env = "UNUSED" }} }}]
             upstream = [{{ name = "u", servers = ["{}"] }}]
-            route = [{{ path = "/", upstream = "u" }}]
+            route = [{{ path = "/", upstream = "u", auth = "{auth}" }}]
             "#,
-            wechat.local_addr().unwrap(),
-            DEFAULT_APP.0,
-            service
+            DEFAULT_APP.0, service
         );
         let mut config = Config::parse("bench", &text, Secrets::Ignore).unwrap();
         config.apps.iter_mut().for_each(|app| app.secret = Secret::new(DEFAULT_APP.1.to_owned()));
