@@ -14,12 +14,14 @@ use crate::secret::Secret;
 
 pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);
+    let proxy = section.get::<String>("proxy");
+    // A loopback address that a proxy is asked for is the proxy's own.
+    let is_direct = proxy.as_ref().is_none_or(|proxy| is_loopback(&proxy.value));
     let base_url = match section.get::<String>("base_url") {
-        Some(given) => check_base_url(&section, &given, allow_plain_http),
+        Some(given) => check_base_url(&section, &given, allow_plain_http, is_direct),
         None if section.has("base_url") => None,
         None => Some("https://api.weixin.qq.com".to_owned()),
     };
-    let proxy = section.get::<String>("proxy");
     if let Some(given) = &proxy
         && (http_url(&given.value).is_none() || reqwest::Proxy::all(&given.value).is_err())
     {
@@ -30,8 +32,15 @@ pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let roots = ca_file.and_then(|ca_file| pem::certificates(&section, &ca_file, ""));
     let timeout = section.positive("timeout", Duration::from_secs(5));
     let fallback = section.get::<String>("fallback_base_url");
-    let fallback_base_url =
-        fallback.as_ref().and_then(|given| check_base_url(&section, given, allow_plain_http));
+    let fallback_base_url = fallback
+        .as_ref()
+        .and_then(|given| check_base_url(&section, given, allow_plain_http, is_direct));
+    if let Some(given) = &fallback
+        && fallback_base_url.is_some()
+        && fallback_base_url == base_url
+    {
+        section.problem(given, "is base_url itself", "as \"https://api2.weixin.qq.com\"");
+    }
     // Where no connection stood in time nothing was sent, and only then.
     let connections = 1 + u32::from(fallback.is_some());
     let default_connect = Duration::from_secs(2).min(timeout / (connections + 1));
@@ -70,6 +79,7 @@ fn check_base_url(
     section: &Section<'_>,
     given: &Located<String>,
     allow_plain_http: bool,
+    is_direct: bool,
 ) -> Option<String> {
     const HELP: &str = "as \"https://api.weixin.qq.com\"";
     let Some(url) = http_url(&given.value) else {
@@ -81,15 +91,8 @@ fn check_base_url(
         section.problem(given, "must be scheme, host and port only", HELP);
         return None;
     }
-    let is_loopback = match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => host
-            .trim_matches(['[', ']'])
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback()),
-        None => false,
-    };
-    if url.scheme() == "http" && !is_loopback && !allow_plain_http {
+    let stays_here = is_direct && is_loopback(&given.value);
+    if url.scheme() == "http" && !stays_here && !allow_plain_http {
         section.problem(
             given,
             "plain http to another machine would show the app secret to the network",
@@ -98,6 +101,18 @@ fn check_base_url(
         return None;
     }
     Some(origin)
+}
+
+/// Whether a URL leads to this machine.
+fn is_loopback(text: &str) -> bool {
+    match http_url(text).as_ref().and_then(reqwest::Url::host_str) {
+        Some("localhost") => true,
+        Some(host) => host
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback()),
+        None => false,
+    }
 }
 
 fn http_url(text: &str) -> Option<reqwest::Url> {
