@@ -29,6 +29,7 @@
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 1 | `log_writer` | writing logs without waiting for them |
+//! | 1 | `seldom` | what is said at most once a minute |
 //! | 1 | `token` | what a session token looks like |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
@@ -78,6 +79,7 @@ mod rejection;
 pub mod route;
 pub mod sandbox;
 pub mod secret;
+mod seldom;
 pub mod server;
 pub mod session;
 pub mod telemetry;

@@ -49,7 +49,7 @@ enum Command {
         #[arg(long)]
         without_secrets: bool,
         /// Also ask WeChat, at each of its addresses, whether it can be reached, its certificate
-        /// is good and it takes each app. It is asked once for each app, with a code that is
+        /// is good and it takes each app. Each is asked once for each app, with a code that is
         /// none: no code is spent. That it looks at the secret before the code is its habit,
         /// not its promise.
         #[arg(long, conflicts_with = "without_secrets")]

@@ -1,8 +1,8 @@
 //! WeChat's side of a login: a one-time code traded for an identity.
 //!
-//! [`WeChat::exchange`] calls code2Session (auth.code2Session,
-//! `GET /sns/jscode2session`) once, when the gate lets it: after a byte may have been sent
-//! the code may be spent, so nothing is ever repeated. The request's URL holds the app secret; no URL, and
+//! [`Turn::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
+//! once, when the gate has let it: after a byte may have been sent the code may be spent, so
+//! nothing is ever repeated. The request's URL holds the app secret; no URL, and
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
 
@@ -11,6 +11,7 @@ mod breaker;
 mod gate;
 pub mod reply;
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use reqwest::redirect;
 use zeroize::Zeroizing;
 
 use self::addresses::Addresses;
-use self::gate::{Closed, Gate};
+use self::gate::{Closed, Gate, Pass};
 use self::reply::Reply;
 pub use self::reply::{ErrCode, Refusal};
 use crate::clock::Clock;
@@ -61,10 +62,10 @@ pub enum WeChatError {
     InvalidCode(ErrCode),
     #[error("WeChat blocks the user ({0})")]
     UserBlocked(ErrCode),
-    #[error("WeChat limits the calls of this user ({0})")]
-    RateLimited(ErrCode),
-    #[error("WeChat is busy ({0})")]
-    Busy(ErrCode),
+    #[error("WeChat limits the calls of this user ({})", .0.errcode)]
+    RateLimited(Refusal),
+    #[error("WeChat is busy ({})", .0.errcode)]
+    Busy(Refusal),
     #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
     OutOfQuota(Refusal),
     #[error("WeChat refuses the app ({})", .0.errcode)]
@@ -91,8 +92,8 @@ impl WeChatError {
         match self {
             Self::InvalidCode(errcode)
             | Self::UserBlocked(errcode)
-            | Self::RateLimited(errcode)
-            | Self::Busy(errcode)
+            | Self::RateLimited(Refusal { errcode, .. })
+            | Self::Busy(Refusal { errcode, .. })
             | Self::OutOfQuota(Refusal { errcode, .. })
             | Self::Refused(Refusal { errcode, .. }) => errcode.label(),
             Self::Malformed(_) => "malformed",
@@ -106,15 +107,17 @@ impl WeChatError {
     }
 
     /// What it is about: the same kind is the same trouble.
-    pub fn kind(&self) -> &'static str {
-        match self {
+    pub fn kind(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Certificate => "certificate",
             Self::Unreachable => "unreachable",
             Self::Broken => "broken",
             Self::QueueFull => "queue full",
             Self::LeftAlone(_) => "left alone",
+            Self::Malformed(how) => how,
+            Self::Refused(refusal) => return Cow::Owned(refusal.errcode.to_string()),
             other => other.label(),
-        }
+        })
     }
 
     /// Whether WeChat itself said so: its service works.
@@ -145,7 +148,10 @@ impl WeChatError {
     /// What WeChat said besides the number.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::OutOfQuota(refusal) | Self::Refused(refusal) => Some(refusal),
+            Self::RateLimited(refusal)
+            | Self::Busy(refusal)
+            | Self::OutOfQuota(refusal)
+            | Self::Refused(refusal) => Some(refusal),
             _ => None,
         }
     }
@@ -157,7 +163,7 @@ impl From<&WeChatError> for Rejection {
             WeChatError::InvalidCode(_) => Self::InvalidCode,
             WeChatError::UserBlocked(_) => Self::UserBlocked,
             // The limit is per user and minute.
-            WeChatError::RateLimited(_) => Self::RateLimited { retry_after: 60 },
+            WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
             WeChatError::Busy(_) | WeChatError::Unreachable | WeChatError::QueueFull => {
                 Self::WeChatBusy { retry_after: jittered(2, 5) }
             }
@@ -207,6 +213,12 @@ pub struct WeChat {
     metrics: Arc<Metrics>,
 }
 
+/// The turn to trade one code.
+pub struct Turn<'a> {
+    wechat: &'a WeChat,
+    pass: Pass<'a>,
+}
+
 impl WeChat {
     /// # Errors
     /// When there are no roots to verify WeChat with, or the client cannot be built.
@@ -240,19 +252,12 @@ impl WeChat {
         })
     }
 
-    /// Trades a code, when its turn has come. The code is sent at most once, whatever comes
-    /// of it.
+    /// Waits for the turn to trade one code.
     ///
     /// # Errors
-    /// See [`WeChatError`].
-    pub async fn exchange(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
-        let pass = self.gate.enter().await?;
-        let started = Instant::now();
-        let outcome = self.call(app, code).await;
-        pass.report(outcome.as_ref().map_or_else(WeChatError::is_answer, |_| true));
-        let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
-        self.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
-        outcome
+    /// When WeChat is not to be asked now.
+    pub async fn turn(&self) -> Result<Turn<'_>, WeChatError> {
+        Ok(Turn { wechat: self, pass: self.gate.enter().await? })
     }
 
     /// Asks each address of WeChat whether it can be reached and takes the app, with a code
@@ -276,15 +281,13 @@ impl WeChat {
         let deadline = Instant::now() + self.timeout;
         let (first, second) = self.addresses.in_order();
         let outcome = self.ask(first, app, code, deadline).await;
-        let Err(WeChatError::Unreachable) = outcome else { return outcome };
-        self.addresses.lost(first);
-        let Some(second) = second else { return outcome };
-        // Nothing was sent, so that this is no repetition.
-        let outcome = self.ask(second, app, code, deadline).await;
-        if let Err(WeChatError::Unreachable) = outcome {
-            self.addresses.lost(second);
+        let is_connected = outcome != Err(WeChatError::Unreachable);
+        self.addresses.report(first, is_connected);
+        match second {
+            // Nothing was sent, so that this is no repetition.
+            Some(second) if !is_connected => self.ask(second, app, code, deadline).await,
+            _ => outcome,
         }
-        outcome
     }
 
     /// Trades a code at one address.
@@ -332,6 +335,21 @@ impl WeChat {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
+    }
+}
+
+impl Turn<'_> {
+    /// Trades a code. It is sent at most once, whatever comes of it.
+    ///
+    /// # Errors
+    /// See [`WeChatError`].
+    pub async fn exchange(self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let started = Instant::now();
+        let outcome = self.wechat.call(app, code).await;
+        self.pass.report(outcome.as_ref().map_or_else(WeChatError::is_answer, |_| true));
+        let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
+        self.wechat.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
+        outcome
     }
 }
 

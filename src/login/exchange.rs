@@ -30,18 +30,20 @@ impl Exchange {
     pub async fn trade(&self, app: usize, code: Code, request_id: &str) -> Outcome {
         let (app, pace) = self.apps.get(app).ok_or(Rejection::InternalError)?;
         pace.check()?;
-        let exchanged = self.wechat.exchange(app, &code).await;
+        let refused = |error: WeChatError| {
+            self.notices.say(&error, app.app_id.as_str(), request_id);
+            Rejection::from(&error)
+        };
+        let turn = self.wechat.turn().await.map_err(refused)?;
+        pace.ask()?;
+        let exchanged = turn.exchange(app, &code).await;
         match &exchanged {
             Err(WeChatError::RateLimited(_)) => pace.slow(),
             Err(WeChatError::OutOfQuota(_)) => pace.pause(),
-            Err(WeChatError::QueueFull | WeChatError::LeftAlone(_)) => pace.give_back(),
             Err(error) if !error.is_answer() => {}
-            Ok(_) | Err(_) => pace.go_on(),
+            Ok(_) | Err(_) => pace.resume(),
         }
-        let identity = exchanged.map_err(|error| {
-            self.notices.say(&error, app.app_id.as_str(), request_id);
-            Rejection::from(&error)
-        })?;
+        let identity = exchanged.map_err(refused)?;
         let (token, expires_in) = self.sessions.create(identity).await.map_err(|error| {
             tracing::error!(request_id, %error, "a session cannot be kept");
             Rejection::StoreUnavailable

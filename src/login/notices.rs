@@ -3,26 +3,22 @@
 //! When WeChat refuses an app, or cannot be reached, every login fails for the same reason;
 //! one line a minute says so, and how many were like it since the last.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::seldom::Seldom;
 use crate::wechat::WeChatError;
 
-/// Between two lines about the same.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// Kinds of trouble told apart; WeChat chooses its numbers.
+const MOST: usize = 1000;
 
 /// What was said of late.
 pub struct Notices {
     clock: Clock,
-    /// By app and kind of failure: as many as there are of both.
-    said: Mutex<HashMap<(String, &'static str), Said>>,
-}
-
-struct Said {
-    at: Duration,
-    since: u64,
+    /// By app and kind of failure.
+    said: Mutex<HashMap<(String, Cow<'static, str>), Seldom>>,
 }
 
 impl Notices {
@@ -36,7 +32,7 @@ impl Notices {
             tracing::debug!(request_id, app_id, %error, "login refused");
             return;
         }
-        let Some(others) = self.others_since(app_id, error.kind()) else { return };
+        let Some(others) = self.others(app_id, error.kind()) else { return };
         let refusal = error.refusal();
         tracing::error!(
             request_id,
@@ -49,21 +45,14 @@ impl Notices {
         );
     }
 
-    /// How many were like it since the last line; `None` while that is not a minute ago.
-    fn others_since(&self, app_id: &str, kind: &'static str) -> Option<u64> {
-        let now = self.clock.now();
+    fn others(&self, app_id: &str, kind: Cow<'static, str>) -> Option<u64> {
         // Nothing panics while it holds the lock.
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(last) = said.get_mut(&(app_id.to_owned(), kind)) else {
-            said.insert((app_id.to_owned(), kind), Said { at: now, since: 0 });
-            return Some(0);
-        };
-        if now < last.at + INTERVAL {
-            last.since += 1;
-            return None;
+        let mut key = (app_id.to_owned(), kind);
+        if said.len() >= MOST && !said.contains_key(&key) {
+            key.1 = Cow::Borrowed("other");
         }
-        last.at = now;
-        Some(std::mem::take(&mut last.since))
+        said.entry(key).or_insert_with(|| Seldom::new(self.clock.clone())).others()
     }
 }
 
@@ -72,17 +61,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_said_once_a_minute_with_the_number_of_others() {
-        let clock = Clock::manual();
-        let notices = Notices::new(clock.clone());
-        assert_eq!(notices.others_since("wx1", "40125"), Some(0));
-        assert_eq!(notices.others_since("wx1", "40125"), None);
-        assert_eq!(notices.others_since("wx2", "40125"), Some(0));
-        assert_eq!(notices.others_since("wx1", "40164"), Some(0));
-        clock.advance(Duration::from_millis(59_999));
-        assert_eq!(notices.others_since("wx1", "40125"), None);
-        clock.advance(Duration::from_millis(1));
-        assert_eq!(notices.others_since("wx1", "40125"), Some(2));
-        assert_eq!(notices.others_since("wx1", "40125"), None);
+    fn each_trouble_of_each_app_is_told_apart_as_long_as_there_are_not_too_many() {
+        let notices = Notices::new(Clock::manual());
+        assert_eq!(notices.others("wx1", "40125".into()), Some(0));
+        assert_eq!(notices.others("wx1", "40125".into()), None);
+        assert_eq!(notices.others("wx2", "40125".into()), Some(0));
+        assert_eq!(notices.others("wx1", "40164".into()), Some(0));
+        let said =
+            (0..10_000).filter_map(|number: i32| notices.others("wx1", number.to_string().into()));
+        assert_eq!(said.count(), MOST - 3 + 1);
+        assert_eq!(notices.others("wx1", "40125".into()), None);
     }
 }

@@ -1,15 +1,17 @@
 //! Which of WeChat's addresses is asked first.
 //!
 //! `wechat.base_url`, as long as a connection to it can be made. Where none could, and there
-//! is a fallback, that one goes first for a minute: not every login must wait in vain.
+//! is a fallback, that one goes first, and once a minute one login tries the base: not all of
+//! them wait in vain.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::WeChatSection;
+use crate::seldom::Seldom;
 
-/// How long the fallback goes first.
+/// Between two tries of a base that was lost.
 const HOLD: Duration = Duration::from_secs(60);
 
 /// Base URLs of WeChat's API.
@@ -17,14 +19,20 @@ pub struct Addresses {
     base: String,
     fallback: Option<String>,
     clock: Clock,
-    /// When no connection to the base could be made, where that still counts.
-    lost_at: Mutex<Option<Duration>>,
+    /// When the base is tried again; `None`: it is asked first.
+    next_try: Mutex<Option<Duration>>,
+    said: Seldom,
 }
 
 impl Addresses {
     pub fn new(section: &WeChatSection, clock: Clock) -> Self {
-        let (base, fallback) = (section.base_url.clone(), section.fallback_base_url.clone());
-        Self { base, fallback, clock, lost_at: Mutex::new(None) }
+        Self {
+            base: section.base_url.clone(),
+            fallback: section.fallback_base_url.clone(),
+            next_try: Mutex::new(None),
+            said: Seldom::new(clock.clone()),
+            clock,
+        }
     }
 
     /// All of them.
@@ -34,36 +42,38 @@ impl Addresses {
 
     /// The one to ask, and the one for when it cannot be connected to.
     pub fn in_order(&self) -> (&str, Option<&str>) {
+        let Some(fallback) = &self.fallback else { return (&self.base, None) };
         let now = self.clock.now();
-        match &self.fallback {
-            Some(fallback) if self.lost_at().is_some_and(|at| now < at + HOLD) => {
-                (fallback, Some(&self.base))
+        match &mut *self.next_try() {
+            None => (&self.base, Some(fallback)),
+            Some(next_try) if now >= *next_try => {
+                // This one tries it.
+                *next_try = now + HOLD;
+                (&self.base, Some(fallback))
             }
-            fallback => (&self.base, fallback.as_deref()),
+            Some(_) => (fallback, Some(&self.base)),
         }
     }
 
-    /// No connection to this one could be made.
-    pub fn lost(&self, address: &str) {
-        if self.fallback.is_none() {
+    /// Whether a connection to this one could be made.
+    pub fn report(&self, address: &str, is_connected: bool) {
+        if self.fallback.is_none() || address != self.base {
             return;
         }
-        let now = self.clock.now();
-        let mut lost_at = self.lost_at();
-        if address != self.base {
-            *lost_at = None;
-        } else if lost_at.is_none_or(|at| now >= at + HOLD) {
-            *lost_at = Some(now);
-            drop(lost_at);
-            tracing::warn!(
-                "no connection to wechat.base_url; wechat.fallback_base_url is asked first for a \
-                 minute"
-            );
+        let mut next_try = self.next_try();
+        match (*next_try, is_connected) {
+            (Some(_), true) => *next_try = None,
+            (None, false) => *next_try = Some(self.clock.now() + HOLD),
+            (None, true) | (Some(_), false) => {}
+        }
+        drop(next_try);
+        if !is_connected && let Some(others) = self.said.others() {
+            tracing::warn!(others, "no connection to wechat.base_url; its fallback is asked first");
         }
     }
 
     /// Nothing panics while it holds the lock.
-    fn lost_at(&self) -> MutexGuard<'_, Option<Duration>> {
-        self.lost_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn next_try(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.next_try.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::breaker::Breaker;
 use crate::clock::Clock;
 use crate::config::WeChatSection;
+use crate::seldom::Seldom;
 
 /// The way to WeChat.
 pub struct Gate {
@@ -21,6 +22,8 @@ pub struct Gate {
     waiting: Semaphore,
     queue_timeout: Duration,
     breaker: Mutex<Breaker>,
+    said_open: Seldom,
+    said_closed: Seldom,
     clock: Clock,
 }
 
@@ -51,6 +54,8 @@ impl Gate {
                 // A little more than an exchange: its report comes first.
                 section.timeout + Duration::from_secs(1),
             )),
+            said_open: Seldom::new(clock.clone()),
+            said_closed: Seldom::new(clock.clone()),
             clock,
         }
     }
@@ -92,10 +97,14 @@ impl Pass<'_> {
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
         drop(breaker);
-        if has_opened {
-            tracing::error!("WeChat fails again and again; logins are refused for a while");
-        } else if was_open && is_success {
-            tracing::info!("WeChat works again");
+        if has_opened && let Some(others) = self.gate.said_open.others() {
+            tracing::error!(others, "WeChat fails again and again; logins are refused for a while");
+        }
+        if was_open
+            && is_success
+            && let Some(others) = self.gate.said_closed.others()
+        {
+            tracing::info!(others, "WeChat works again");
         }
     }
 }

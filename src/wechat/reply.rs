@@ -67,7 +67,10 @@ pub struct Reply {
 
 impl Reply {
     pub fn parse(body: &[u8]) -> Result<Self, WeChatError> {
-        serde_json::from_slice(body).map_err(|_| WeChatError::Malformed("not the JSON expected"))
+        // serde would read the fields from an array too.
+        let is_object = body.trim_ascii_start().starts_with(b"{");
+        let reply = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
+        reply.ok_or(WeChatError::Malformed("not the JSON expected"))
     }
 
     pub fn into_identity(self, app_id: &AppId) -> Result<Identity, WeChatError> {
@@ -95,8 +98,8 @@ impl Reply {
         match errcode.0 {
             40029 | 40163 | 41008 => WeChatError::InvalidCode(errcode),
             40226 => WeChatError::UserBlocked(errcode),
-            45011 => WeChatError::RateLimited(errcode),
-            -1 => WeChatError::Busy(errcode),
+            45011 => WeChatError::RateLimited(self.refusal(errcode)),
+            -1 => WeChatError::Busy(self.refusal(errcode)),
             45009 => WeChatError::OutOfQuota(self.refusal(errcode)),
             _ => WeChatError::Refused(self.refusal(errcode)),
         }
@@ -185,9 +188,9 @@ mod tests {
         assert_eq!(judge(r#"{"errcode":41008}"#), invalid(41008));
         assert_eq!(judge(r#"{"errcode":40029,"openid":"o1","session_key":"k"}"#), invalid(40029));
         assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
-        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(ErrCode(45011))));
-        assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(ErrCode(-1))));
         let refusal = |code| Refusal { errcode: ErrCode(code), rid: None, seen_address: None };
+        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(refusal(45011))));
+        assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(refusal(-1))));
         assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(refusal(45009))));
         assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(refusal(40125))));
         assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(refusal(99999))));
@@ -203,6 +206,7 @@ mod tests {
             "\"ok\"",
             "<html>",
             "{",
+            r#"[0,null,"o1",null,"k"]"#,
             r#"{"openid":"o1"}"#,
             r#"{"session_key":"k"}"#,
             r#"{"openid":"","session_key":"k"}"#,

@@ -458,7 +458,7 @@ async fn the_sandbox_has_the_moods_of_wechat() {
         );
         client::get(address, &format!("/sns/jscode2session?{query}")).await.json()
     };
-    let (_sandbox, quota) = start_sandbox(&["--user-quota", "2", "--quota", "4"]);
+    let (_sandbox, quota) = start_sandbox(&["--user-quota", "2", "--quota", "3"]);
     assert!(ask(quota, "user-alice-1").await["openid"].is_string());
     assert!(ask(quota, "user-alice-2").await["openid"].is_string());
     assert_eq!(ask(quota, "user-alice-3").await["errcode"], 45011);
