@@ -1,0 +1,60 @@
+/** The example in `miniprogram-simulate`, which runs components of Mini Programs. */
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { JSDOM } from "jsdom";
+import { World } from "./world.mjs";
+import { Phone } from "./wx.mjs";
+
+const require = createRequire(import.meta.url);
+const example = fileURLToPath(new URL("../example", import.meta.url));
+
+/** What never comes is a failure. */
+const LIMIT = { timeout: 30_000 };
+
+let world;
+before(async () => {
+  world = await World.start();
+  const { window } = new JSDOM("<body></body>");
+  const { document, CustomEvent, Event } = window;
+  Object.assign(globalThis, { window, document, CustomEvent, Event });
+});
+after(() => world.close());
+
+/** The component, once its first call is over. */
+async function shown(phone) {
+  const { createClient } = require("../example/wxgate-client.js");
+  const client = createClient({ baseUrl: world.baseUrl, wx: phone });
+  globalThis.getApp = () => ({ client });
+  const simulate = require("miniprogram-simulate");
+  const id = simulate.load(`${example}/components/account/account`, { compiler: "simulate", rootPath: example });
+  const component = simulate.render(id);
+  component.attach(document.body);
+  const text = (name) => component.querySelector(`.${name}`).dom.textContent;
+  const until = async (name, words) => {
+    while (!words.test(text(name))) await new Promise(setImmediate);
+  };
+  return { text, until, tap: (name) => component.querySelector(`.${name}`).dispatchEvent("tap") };
+}
+
+test("the example logs in, calls, and logs out", LIMIT, async () => {
+  const phone = new Phone();
+  const page = await shown(phone);
+  await page.until("state", /logged in for 7200 s/);
+  assert.match(page.text("answer"), /"url":"\/hello".*"x-openid":"o/);
+  page.tap("many");
+  await page.until("answer", /^20 answers$/);
+  assert.equal(phone.count("login"), 1);
+  page.tap("logout");
+  await page.until("state", /^not logged in$/);
+  page.tap("call");
+  await page.until("state", /logged in for/);
+  assert.equal(phone.count("login"), 2);
+});
+
+test("the example tells what went wrong", LIMIT, async () => {
+  const page = await shown(new Phone({ codes: ["err-40226-a"] }));
+  await page.until("answer", /^sorry: user_blocked \(request [0-9a-f]{32}\)$/);
+});

@@ -1,0 +1,177 @@
+/** What takes long, on a clock that the tests move, and without sockets. */
+
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+import { createClient } from "../dist/wxgate-client.mjs";
+import { Storage } from "./wx.mjs";
+
+const real = { setTimeout, clearTimeout, now: Date.now };
+let now;
+let timers;
+
+beforeEach(() => {
+  now = 1_800_000_000_000;
+  timers = new Map();
+  Date.now = () => now;
+  globalThis.setTimeout = (call, wait) => {
+    const timer = Symbol("timer");
+    timers.set(timer, { call, at: now + wait });
+    return timer;
+  };
+  globalThis.clearTimeout = (timer) => timers.delete(timer);
+});
+afterEach(() => {
+  Date.now = real.now;
+  Object.assign(globalThis, { setTimeout: real.setTimeout, clearTimeout: real.clearTimeout });
+});
+
+/** Time goes on. */
+function tick(milliseconds) {
+  now += milliseconds;
+  for (const [timer, { call, at }] of [...timers]) {
+    if (at <= now && timers.delete(timer)) call();
+  }
+}
+
+/** A phone whose gateway gives these answers, one after the other, and then the last for ever. */
+function app(...answers) {
+  const storage = new Storage();
+  const phone = {
+    codes: 0,
+    sent: [],
+    login: ({ success }) => success({ code: `code-${++phone.codes}`, errMsg: "login:ok" }),
+    request(option) {
+      phone.sent.push(option);
+      const answer = answers.length > 1 ? answers.shift() : answers[0];
+      if (answer.errMsg) option.fail(answer);
+      else option.success(answer);
+    },
+    getStorageSync: (key) => storage.getStorageSync(key),
+    setStorageSync: (key, value) => storage.setStorageSync(key, value),
+    removeStorageSync: (key) => storage.removeStorageSync(key),
+  };
+  const client = createClient({ baseUrl: "https://api.example.com", wx: phone });
+  return { phone, client };
+}
+
+const refused = (statusCode, error, header = {}) => ({
+  statusCode,
+  header: { "X-Wxgate-Error": error, ...header },
+  data: {},
+});
+const granted = { statusCode: 200, header: {}, data: { token: "t", expires_in: 7200 } };
+const lost = { errMsg: "request:fail timeout" };
+
+/** The outcome, after the clock was moved so often by a second that there is one. */
+async function outcome(promise, seconds = 120) {
+  let settled;
+  promise.then((value) => (settled = { value }), (error) => (settled = { error }));
+  for (let waited = 0; waited <= seconds; waited++) {
+    // Whatever can happen without time has happened after this.
+    await new Promise(setImmediate);
+    if (settled) return { waited, ...settled };
+    tick(1000);
+  }
+  return { waited: Infinity };
+}
+
+test("a wx.login that never says anything is an error", async () => {
+  const { phone, client } = app(granted);
+  phone.login = () => {};
+  const { waited, error } = await outcome(client.login());
+  assert.deepEqual([waited, error.error], [15, "login_failed"]);
+});
+
+test("failures are followed by longer and longer waits, and then by none", async () => {
+  const { phone, client } = app(refused(403, "user_blocked"));
+  const waits = [];
+  for (let i = 0; i < 5; i++) waits.push((await outcome(client.login())).waited);
+  assert.deepEqual(waits, [0, 2, 4, 8, 0]);
+  assert.equal(phone.codes, 4);
+  tick(16_000);
+  await outcome(client.login());
+  assert.equal(phone.codes, 5);
+});
+
+test("a login that works ends the waiting", async () => {
+  const blocked = refused(403, "user_blocked");
+  const { client } = app(blocked, granted, granted, blocked, granted);
+  const waits = [];
+  for (let i = 0; i < 5; i++) waits.push((await outcome(client.login())).waited);
+  assert.deepEqual(waits, [0, 2, 0, 0, 2]);
+});
+
+test("sessions that end at once make no more than ten logins a minute", async () => {
+  const { phone, client } = app(granted);
+  for (let i = 0; i < 10; i++) await outcome(client.login());
+  const { error } = await outcome(client.login());
+  assert.deepEqual([error.error, error.action, error.retryAfter], ["too_many_logins", "retry", 60]);
+  assert.equal(phone.codes, 10);
+  tick(60_000);
+  await outcome(client.login());
+  assert.equal(phone.codes, 11);
+});
+
+test("a busy gateway is asked four times with four codes", async () => {
+  const { phone, client } = app(refused(503, "wechat_busy", { "Retry-After": "3" }));
+  const { waited, error } = await outcome(client.login());
+  assert.deepEqual([waited, error.error], [9, "wechat_busy"]);
+  assert.deepEqual(phone.sent.map(({ data }) => data.code), ["code-1", "code-2", "code-3", "code-4"]);
+});
+
+test("Retry-After is waited for before a fresh code", async () => {
+  const { phone, client } = app(refused(504, "wechat_timeout", { "retry-after": "4" }), granted);
+  assert.equal((await outcome(client.login())).waited, 4);
+  assert.equal(phone.codes, 2);
+});
+
+test("a code is sent again only inside the replay window", async () => {
+  const { phone, client } = app(lost);
+  const { error } = await outcome(client.login());
+  assert.equal(error.error, "network");
+  assert.deepEqual(phone.sent.map(({ data }) => data.code), ["code-1", "code-1"]);
+  const slow = app(lost);
+  const request = slow.phone.request;
+  slow.phone.request = (option) => setTimeout(() => request(option), 9500);
+  await outcome(slow.client.login());
+  assert.equal(slow.phone.sent.length, 1);
+});
+
+test("an answer that is not the gateway's is an error", async () => {
+  const html = { statusCode: 502, header: {}, data: "<html>" };
+  const { error } = await outcome(app(html).client.login());
+  assert.deepEqual([error.error, error.action, error.statusCode], ["unexpected_answer", "retry", 502]);
+  const portal = { statusCode: 200, header: {}, data: "<html>please log in" };
+  assert.equal((await outcome(app(portal).client.login())).error.error, "unexpected_answer");
+});
+
+test("errors are told where the body cannot be read", async () => {
+  const bytes = { ...refused(503, "overloaded", { "Retry-After": "99" }), data: new ArrayBuffer(3) };
+  const { client } = app(granted, bytes);
+  await outcome(client.login());
+  const { error } = await outcome(client.request({ url: "/" }));
+  assert.deepEqual([error.error, error.action, error.retryAfter], ["overloaded", "retry", 99]);
+});
+
+test("a logout that the gateway refuses is an error, and can be repeated", async () => {
+  const down = refused(503, "store_unavailable", { "Retry-After": "1" });
+  const { phone, client } = app(granted, down, { statusCode: 204, header: {}, data: "" });
+  await outcome(client.login());
+  const { error } = await outcome(client.logout());
+  assert.deepEqual([error.error, error.action], ["store_unavailable", "retry"]);
+  assert.equal((await outcome(client.logout())).error, undefined);
+  assert.deepEqual(phone.sent.map(({ url }) => new URL(url).pathname), ["/login", "/logout", "/logout"]);
+});
+
+test("an error that is newer than the client is told by its action", async () => {
+  const newer = { ...refused(503, "brand_new"), data: { error: "brand_new", action: "retry" } };
+  const { error } = await outcome(app(granted, newer).client.request({ url: "/", method: "POST" }));
+  assert.deepEqual([error.error, error.action], ["brand_new", "retry"]);
+});
+
+test("a request that is answered 401 for ever is sent twice", async () => {
+  const { phone, client } = app(granted, refused(401, "session_expired"), granted, refused(401, "session_expired"));
+  const { error } = await outcome(client.request({ url: "/", method: "POST" }));
+  assert.equal(error.error, "session_expired");
+  assert.deepEqual([phone.codes, phone.sent.length], [2, 4]);
+});

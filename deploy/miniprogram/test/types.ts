@@ -1,0 +1,47 @@
+/** What a caller may write, and what not: read by the compiler only. */
+
+import { createClient, WxgateError, type Action, type Client } from "../dist/index";
+
+interface Order {
+  id: number;
+}
+
+const client: Client = createClient({ baseUrl: "https://api.example.com", wx });
+createClient({ baseUrl: "https://api.example.com", appId: "wx1", storage: wx, maxWait: 5 });
+
+export async function calls(): Promise<void> {
+  const { data, statusCode } = await client.request<Order[]>({ url: "/orders", method: "GET" });
+  const first: number = data[0].id + statusCode;
+  client.request({ url: "/orders", success: ({ data }) => data, fail: ({ errMsg }) => errMsg });
+  const task = client.request({ url: "/orders", enableChunked: true });
+  task.onChunkReceived(({ data }) => data.byteLength);
+  task.abort();
+  const upload = client.uploadFile({ url: "/photos", filePath: "wxfile://x", name: "photo" });
+  upload.onProgressUpdate(({ progress }) => progress);
+  const text: string = (await upload).data;
+  const path: string = (await client.downloadFile({ url: "/photo" })).tempFilePath;
+  const socket = await client.connectSocket({ url: "/live", protocols: ["v1"] });
+  socket.send({ data: "hello" });
+  const { expires_in, app_id } = await client.session();
+  await client.login();
+  await client.logout();
+  void [first, text, path, expires_in + 1, app_id.length];
+}
+
+export function why(error: unknown): Action | undefined {
+  if (!(error instanceof WxgateError)) return undefined;
+  const known: [string, string | undefined, number] = [error.error, error.requestId, error.statusCode];
+  void known;
+  return error.action;
+}
+
+export function mistakes(): void {
+  // @ts-expect-error a gateway is needed
+  createClient({});
+  // @ts-expect-error a url is needed
+  client.request({ method: "GET" });
+  // @ts-expect-error WeChat has no PATCH
+  client.request({ url: "/", method: "PATCH" });
+  // @ts-expect-error a file is needed
+  client.uploadFile({ url: "/", name: "photo" });
+}
