@@ -29,11 +29,13 @@ Component({
 
     show(calls) {
       return calls
-        .then((answer) => {
-          this.setData({ answer: typeof answer === "string" ? answer : JSON.stringify(answer) });
-          return client.session();
-        })
-        .then(({ expires_in }) => this.setData({ state: `logged in for ${expires_in} s` }))
+        .then((answer) => Promise.all([answer, client.session()]))
+        .then(([answer, { expires_in }]) =>
+          this.setData({
+            answer: typeof answer === "string" ? answer : JSON.stringify(answer),
+            state: `logged in for ${expires_in} s`,
+          }),
+        )
         .catch((error) => this.tell(error));
     },
 
