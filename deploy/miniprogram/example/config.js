@@ -4,7 +4,7 @@ const baseUrl = "http://127.0.0.1:8080";
 
 // The simulated WeChat takes codes like this one, and the developer tools have no real ones
 // without an app of yours. In your app leave this out: the client takes `wx` by itself.
-const phone = Object.create(wx);
-phone.login = ({ success }) => success({ code: `user-tools-${Date.now()}`, errMsg: "login:ok" });
+const login = ({ success }) => success({ code: `user-tools-${Date.now()}`, errMsg: "login:ok" });
+const phone = Object.create(wx, { login: { value: login } });
 
 module.exports = { baseUrl, phone };

@@ -35,7 +35,7 @@ var __copyProps = (to, from, except, desc) => {
 };
 var __toCommonJS = (mod) => __copyProps(__defProp({}, "__esModule", { value: true }), mod);
 var __async = (__this, __arguments, generator) => {
-  return new Promise((resolve2, reject) => {
+  return new Promise((resolve, reject) => {
     var fulfilled = (value) => {
       try {
         step(generator.next(value));
@@ -50,7 +50,7 @@ var __async = (__this, __arguments, generator) => {
         reject(e);
       }
     };
-    var step = (x) => x.done ? resolve2(x.value) : Promise.resolve(x.value).then(fulfilled, rejected);
+    var step = (x) => x.done ? resolve(x.value) : Promise.resolve(x.value).then(fulfilled, rejected);
     step((generator = generator.apply(__this, __arguments)).next());
   });
 };
@@ -78,38 +78,43 @@ var ACTIONS = {
   gateway_timeout: "retry"
 };
 var WxgateError = class extends Error {
-  constructor(error, action, message, details = {}) {
-    super(`${error}: ${message}`);
+  constructor(error, action, errMsg, details = {}) {
+    super(`${error}: ${errMsg}`);
     this.name = "WxgateError";
     this.error = error;
     this.action = action;
-    this.errMsg = message;
+    this.errMsg = errMsg;
     this.requestId = details.requestId;
     this.statusCode = details.statusCode || 0;
     this.retryAfter = details.retryAfter;
   }
 };
+function platformError(thrown, error = "network") {
+  if (thrown instanceof WxgateError) return thrown;
+  return new WxgateError(error, "retry", String(thrown && (thrown.errMsg || thrown.message) || thrown));
+}
 function gatewayError(answer) {
-  const error = header(answer, "x-wxgate-error");
-  return error ? describe(answer, error) : void 0;
+  const { error, action, message } = body(answer.data);
+  const isHeadless = !Object.keys(answer.header || {}).length && ACTIONS[error] === action;
+  const word = header(answer, "x-wxgate-error") || isHeadless && error;
+  if (!word) return void 0;
+  const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
+  return describe(answer, word, known, typeof message === "string" ? message : "");
 }
 function endpointError(answer) {
-  return gatewayError(answer) || describe(answer, "unexpected_answer");
+  const action = answer.statusCode > 499 ? "retry" : "none";
+  return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
 }
-function describe(answer, error) {
-  const { statusCode } = answer;
-  const { action, message } = body(answer.data);
-  const fallback = ACTIONS[error] || (error === "unexpected_answer" && statusCode > 499 ? "retry" : "none");
-  return new WxgateError(error, action || fallback, message || `HTTP ${statusCode}`, {
-    statusCode,
+function describe(answer, error, action, message) {
+  return new WxgateError(error, action, message || `HTTP ${answer.statusCode}`, {
+    statusCode: answer.statusCode,
     requestId: header(answer, "x-request-id"),
     retryAfter: Number(header(answer, "retry-after")) || void 0
   });
 }
 function body(data) {
-  if (typeof data !== "string") return data || {};
   try {
-    return JSON.parse(data) || {};
+    return (typeof data === "string" ? JSON.parse(data) : data) || {};
   } catch (_) {
     return {};
   }
@@ -128,54 +133,66 @@ var PROVEN = 1e4;
 var Session = class {
   constructor(around) {
     this.around = around;
+    /** Counts logouts: a call from before one must not log in again. */
+    this.logouts = 0;
     this.savedEnd = 0;
     this.provenAt = 0;
+    this.refused = /* @__PURE__ */ new Set();
     this.codes = [];
     this.failures = 0;
   }
   /** The token; logs in where there is none, or it must be over. */
   token() {
-    return this.other();
+    return __async(this, null, function* () {
+      return !this.pending && this.current() || this.login();
+    });
   }
-  /** A token other than this one, which was refused. */
-  other(refused) {
-    if (!this.held || this.held.token === refused || !isLive(this.held)) {
-      this.held = this.load();
-    }
-    const { held } = this;
-    const isGood = held && held.token !== refused && isLive(held);
-    return isGood ? Promise.resolve(held.token) : this.login();
+  /** The token, where there is one that may be good: from storage where ours is not. */
+  current() {
+    if (!this.isUsable(this.held)) this.held = this.load();
+    return this.isUsable(this.held) ? this.held.token : void 0;
   }
   /** Logs in, together with everybody who wants to right now. */
   login() {
     return this.pending || (this.pending = this.logIn());
   }
-  /** The token was used: its end has moved. */
+  /** The gateway does not take this token. */
+  refuse(token) {
+    this.refused.add(token);
+    this.provenAt = 0;
+  }
+  /** The gateway has taken the token: its end has moved. */
   used(token) {
     const { held } = this;
     if (!held || held.token !== token) return;
-    this.provenAt = Date.now();
-    held.endsAt = this.provenAt + held.expiresIn * 1e3;
+    held.endsAt = Date.now() + held.expiresIn * 1e3;
     if (held.endsAt - this.savedEnd > held.expiresIn * 100) this.save(held);
   }
-  /** Whether it was just seen to be good. */
-  isProven() {
-    return Date.now() - this.provenAt < PROVEN;
+  /** The gateway has just said that the session is good. */
+  prove() {
+    this.provenAt = Date.now();
   }
-  /** The token to end, once a login under way is over. */
-  last() {
+  isProven() {
+    return isWithin(this.provenAt, PROVEN);
+  }
+  /** Takes the token out, once a login under way is over. */
+  detach() {
     return __async(this, null, function* () {
       if (this.pending) yield this.pending.catch(() => {
       });
       const held = this.held || this.load();
-      return held && held.token;
+      this.logouts++;
+      this.held = void 0;
+      this.provenAt = 0;
+      attempt(() => this.around.storage.removeStorageSync(this.around.key));
+      return held;
     });
   }
-  /** It has ended. */
-  forget() {
-    this.held = void 0;
-    this.provenAt = 0;
-    attempt(() => this.around.storage.removeStorageSync(this.around.key));
+  /** Puts it back, where there is no other. */
+  restore(held) {
+    if (this.current() || this.pending) return;
+    this.held = held;
+    this.save(held);
   }
   logIn() {
     return __async(this, null, function* () {
@@ -186,14 +203,15 @@ var Session = class {
         this.failures = 0;
         this.failed = void 0;
         this.held = held;
-        this.provenAt = Date.now();
+        this.prove();
         this.save(held);
         return held.token;
       } catch (thrown) {
-        const error = thrown;
+        const error = platformError(thrown);
         if (error !== ((_a = this.failed) == null ? void 0 : _a.error)) {
-          const wait = Math.max(error.retryAfter || 0, Math.min(60, __pow(2, ++this.failures)));
-          this.failed = { error, until: Date.now() + wait * 1e3 };
+          const most = error.error === "network" ? this.around.maxWait : 60;
+          const wait = Math.max(error.retryAfter || 0, Math.min(most, __pow(2, ++this.failures)));
+          this.failed = { error, at: Date.now(), wait: wait * 1e3 };
         }
         throw error;
       } finally {
@@ -205,9 +223,10 @@ var Session = class {
   backOff() {
     return __async(this, null, function* () {
       const { failed } = this;
-      const wait = failed ? (failed.until - Date.now()) / 1e3 : 0;
-      if (failed && wait > this.around.maxWait) throw failed.error;
-      if (wait > 0) yield pause(wait);
+      if (!failed || !isWithin(failed.at, failed.wait)) return;
+      const left = (failed.at + failed.wait - Date.now()) / 1e3;
+      if (left > this.around.maxWait) throw failed.error;
+      yield pause(left);
     });
   }
   exchange() {
@@ -215,14 +234,11 @@ var Session = class {
       let code = yield this.code();
       for (let freshCodes = 0; ; freshCodes++) {
         const sentAt = Date.now();
-        let answer;
-        try {
-          answer = yield this.around.trade(code);
-        } catch (lost) {
-          if (Date.now() + 1e3 - sentAt > REPLAY_WINDOW) throw lost;
+        const answer = yield this.around.trade(code).catch((lost) => __async(this, null, function* () {
           yield pause(1);
-          answer = yield this.around.trade(code);
-        }
+          if (!isWithin(sentAt, REPLAY_WINDOW)) throw lost;
+          return this.around.trade(code);
+        }));
         const { token, expires_in: expiresIn } = answer.data || {};
         if (answer.statusCode === 200 && token && expiresIn > 0) {
           return { token, expiresIn, endsAt: Date.now() + expiresIn * 1e3 };
@@ -237,40 +253,46 @@ var Session = class {
     });
   }
   code() {
-    const now = Date.now();
-    this.codes = this.codes.filter((at) => now - at < 6e4);
-    if (this.codes.length >= CODES_A_MINUTE) {
-      const retryAfter = Math.ceil((this.codes[0] + 6e4 - now) / 1e3);
-      const message = `${CODES_A_MINUTE} in a minute`;
-      throw new WxgateError("too_many_logins", "retry", message, { retryAfter });
-    }
-    this.codes.push(now);
-    return new Promise((resolve2, reject) => {
-      const fail = ({ errMsg }) => reject(new WxgateError("login_failed", "retry", errMsg));
-      const timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
-      swallow(
-        this.around.login({
-          timeout: CODE_TIMEOUT,
-          success: ({ code, errMsg }) => code ? resolve2(code) : fail({ errMsg: errMsg || "login:fail no code" }),
-          fail,
-          complete: () => clearTimeout(timer)
-        })
-      );
+    return __async(this, null, function* () {
+      this.codes = this.codes.filter((at) => isWithin(at, 6e4));
+      if (this.codes.length >= CODES_A_MINUTE) {
+        const retryAfter = Math.ceil((this.codes[0] + 6e4 - Date.now()) / 1e3);
+        const message = `${CODES_A_MINUTE} in a minute`;
+        throw new WxgateError("too_many_logins", "retry", message, { retryAfter });
+      }
+      this.codes.push(Date.now());
+      let timer;
+      try {
+        const result = yield new Promise((success, fail) => {
+          timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
+          swallow(this.around.login({ timeout: CODE_TIMEOUT, success, fail }));
+        });
+        if (result.code) return result.code;
+        throw result;
+      } catch (thrown) {
+        throw platformError(thrown, "login_failed");
+      } finally {
+        clearTimeout(timer);
+      }
     });
+  }
+  isUsable(held) {
+    return !!held && !this.refused.has(held.token) && Date.now() < held.endsAt;
   }
   load() {
     const held = attempt(() => this.around.storage.getStorageSync(this.around.key));
-    if (!held || !held.token) return void 0;
+    if (!held || typeof held.token !== "string") return void 0;
     this.savedEnd = held.endsAt;
-    return held;
+    return __spreadValues({}, held);
   }
   save(held) {
     this.savedEnd = held.endsAt;
     attempt(() => this.around.storage.setStorageSync(this.around.key, __spreadValues({}, held)));
   }
 };
-function isLive(held) {
-  return Date.now() < held.endsAt;
+function isWithin(since, milliseconds) {
+  const age = Date.now() - since;
+  return age >= 0 && age < milliseconds;
 }
 function attempt(storage) {
   try {
@@ -284,7 +306,7 @@ function swallow(result) {
   });
 }
 function pause(seconds) {
-  return new Promise((resolve2) => setTimeout(resolve2, seconds * 1e3));
+  return new Promise((resolve) => setTimeout(resolve, seconds * 1e3));
 }
 
 // src/index.ts
@@ -293,6 +315,7 @@ var NEVER_FORWARDED = /^(rate_limited|store_unavailable|no_upstream)$/;
 var RETRIES = 2;
 var LOGIN_TIMEOUT = 8500;
 var EVENTS = ["HeadersReceived", "ChunkReceived", "ProgressUpdate"];
+var METHODS = { request: "GET", downloadFile: "GET", uploadFile: "POST" };
 var sessions = /* @__PURE__ */ new WeakMap();
 function createClient(options) {
   var _a;
@@ -315,72 +338,88 @@ function createClient(options) {
     })
   }));
   function send(verb, option, started) {
-    return new Promise((resolve2, reject) => {
-      var _a2;
-      let header2;
-      const task = platform[verb](__spreadProps(__spreadValues({}, option), {
-        success: (answer) => resolve2(answer.header ? answer : __spreadProps(__spreadValues({}, answer), { header: header2 })),
-        fail: ({ errMsg }) => reject(new WxgateError("network", "retry", errMsg)),
-        complete: void 0
-      }));
-      swallow(task);
-      (_a2 = task == null ? void 0 : task.onHeadersReceived) == null ? void 0 : _a2.call(task, (received) => header2 = received.header || {});
-      started == null ? void 0 : started(task);
+    return __async(this, null, function* () {
+      let seen = {};
+      try {
+        const answer = yield new Promise((success, fail) => {
+          var _a2;
+          const task = platform[verb](__spreadProps(__spreadValues({}, option), { success, fail, complete: void 0 }));
+          swallow(task);
+          (_a2 = task == null ? void 0 : task.onHeadersReceived) == null ? void 0 : _a2.call(task, ({ header: header2 }) => seen = header2 || {});
+          started == null ? void 0 : started(task);
+        });
+        return __spreadProps(__spreadValues({}, answer), { header: __spreadValues(__spreadValues({}, seen), answer.header) });
+      } catch (thrown) {
+        throw platformError(thrown);
+      }
     });
   }
-  function call(verb, option) {
-    let task;
-    let abort;
-    const wanted = [];
-    let isAborted = false;
-    const aborted = new Promise((_, reject) => {
-      abort = () => {
-        var _a2;
-        isAborted = true;
-        reject(new WxgateError("aborted", "none", `${verb}:fail abort`));
-        (_a2 = task == null ? void 0 : task.abort) == null ? void 0 : _a2.call(task);
-      };
-    });
-    function run() {
-      return __async(this, null, function* () {
-        const url = resolve(base, option.url);
-        const isSafe = verb === "downloadFile" || SAFE.test(option.method || METHODS[verb]);
-        let token = yield verb === "uploadFile" ? checked() : session.token();
-        let logins = 0;
-        for (let retries = 0; ; ) {
-          if (isAborted) return aborted;
-          const header2 = withToken(option.header, token);
-          const answer = yield send(verb, __spreadProps(__spreadValues({}, option), { url, header: header2 }), (started) => {
-            task = started;
-            wanted.forEach(([name, values]) => {
-              var _a2;
-              return (_a2 = task == null ? void 0 : task[name]) == null ? void 0 : _a2.call(task, ...values);
-            });
-          });
-          const error = gatewayError(answer);
-          if (!error) {
-            session.used(token);
-            return answer;
-          }
-          const wait = error.retryAfter || 1 + Math.random();
-          if (error.statusCode === 401 && !logins++) {
-            token = yield session.other(token);
-          } else if (error.action === "retry" && (isSafe || NEVER_FORWARDED.test(error.error)) && wait <= maxWait && retries++ < RETRIES) {
-            yield pause(wait);
-          } else {
-            throw error;
-          }
+  function run(verb, option, control) {
+    return __async(this, null, function* () {
+      const url = locate(base, option.url);
+      const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
+      const { logouts } = session;
+      let token = yield verb === "uploadFile" ? checked() : session.token();
+      let hasLoggedIn = false;
+      let retries = 0;
+      for (; ; ) {
+        if (control.isAborted) throw aborted(verb);
+        const header2 = withToken(option.header, token);
+        const answer = yield send(verb, __spreadProps(__spreadValues({}, option), { url, header: header2 }), control.started);
+        const error = gatewayError(answer);
+        if (!error) {
+          session.used(token);
+          return answer;
         }
-      });
-    }
-    const promise = Promise.race([run(), aborted]);
+        if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
+          session.refuse(token);
+          const stored = session.current();
+          hasLoggedIn = !stored;
+          token = stored || (yield session.token());
+          continue;
+        }
+        const isRepeatable = isSafe || NEVER_FORWARDED.test(error.error);
+        const wait = error.retryAfter || 1;
+        if (error.action !== "retry" || !isRepeatable || wait > maxWait || retries++ >= RETRIES) {
+          throw error;
+        }
+        yield pause(wait + Math.random());
+      }
+    });
+  }
+  function call(verb, given) {
+    const option = __spreadValues({}, given);
+    for (const name of ["data", "formData", "header"]) option[name] = copy(option[name]);
+    const events = [];
+    let task;
+    const control = {
+      isAborted: false,
+      started(latest) {
+        task = latest;
+        events.forEach(([name, values]) => {
+          var _a2;
+          return (_a2 = task == null ? void 0 : task[name]) == null ? void 0 : _a2.call(task, ...values);
+        });
+      }
+    };
+    let stop;
+    const stopped = new Promise((_, reject) => stop = reject);
+    const running = run(verb, option, control).catch((thrown) => {
+      throw platformError(thrown);
+    });
+    const promise = Promise.race([running, stopped]);
     notify(option, promise);
-    promise.abort = abort;
+    promise.abort = () => {
+      var _a2;
+      control.isAborted = true;
+      stop(aborted(verb));
+      (_a2 = task == null ? void 0 : task.abort) == null ? void 0 : _a2.call(task);
+    };
     for (const event of EVENTS) {
       for (const name of ["on" + event, "off" + event]) {
         promise[name] = (...values) => {
           var _a2;
-          wanted.push([name, values]);
+          events.push([name, values]);
           (_a2 = task == null ? void 0 : task[name]) == null ? void 0 : _a2.call(task, ...values);
         };
       }
@@ -394,77 +433,92 @@ function createClient(options) {
       return session.token();
     });
   }
-  function withToken(header2 = {}, token) {
-    const headers = {};
-    for (const name of Object.keys(header2)) {
-      if (name.toLowerCase() !== sessionHeader.toLowerCase()) headers[name] = header2[name];
+  function withToken(given, token) {
+    const headers = __spreadValues({}, given);
+    for (const name of Object.keys(headers)) {
+      if (name.toLowerCase() === sessionHeader.toLowerCase()) delete headers[name];
     }
     return __spreadProps(__spreadValues({}, headers), { [sessionHeader]: token });
+  }
+  function connect(option) {
+    return __async(this, null, function* () {
+      const url = locate(socketBase, option.url);
+      const header2 = withToken(option.header, yield checked());
+      return __spreadProps(__spreadValues({ success: () => {
+      } }, option), { url, header: header2 });
+    });
   }
   const client = {
     request: (option) => call("request", option),
     uploadFile: (option) => call("uploadFile", option),
     downloadFile: (option) => call("downloadFile", option),
     connectSocket(option) {
-      return __async(this, null, function* () {
-        var _a2, _b2;
-        let asked;
-        try {
-          const url = resolve(socketBase, option.url);
-          asked = __spreadProps(__spreadValues({}, option), { url, header: withToken(option.header, yield checked()) });
-        } catch (error) {
-          (_a2 = option.fail) == null ? void 0 : _a2.call(option, error);
-          (_b2 = option.complete) == null ? void 0 : _b2.call(option, error);
-          throw error;
-        }
-        return platform.connectSocket(asked);
+      const { fail, complete } = option;
+      const ready = connect(__spreadValues({}, option));
+      ready.catch(teller(fail, complete));
+      const socket = ready.then(platform.connectSocket.bind(platform)).catch((thrown) => {
+        throw platformError(thrown);
       });
+      if (fail || complete) swallow(socket);
+      return socket;
     },
     login: () => session.login().then(() => {
     }),
     logout() {
       return __async(this, null, function* () {
-        const token = yield session.last();
-        if (!token) return;
-        const header2 = withToken({}, token);
-        const option = { url: base + endpoints.logout, method: "POST", header: header2 };
-        const answer = yield send("request", option);
-        if (answer.statusCode !== 204) throw endpointError(answer);
-        session.forget();
+        const held = yield session.detach();
+        if (!held) return;
+        try {
+          const header2 = withToken({}, held.token);
+          const option = { url: base + endpoints.logout, method: "POST", header: header2 };
+          const answer = yield send("request", option);
+          if (answer.statusCode !== 204) throw endpointError(answer);
+        } catch (error) {
+          session.restore(held);
+          throw error;
+        }
       });
     },
     session() {
       return __async(this, null, function* () {
         const answer = yield client.request({ url: endpoints.session });
         if (answer.statusCode !== 200) throw endpointError(answer);
+        session.prove();
         return answer.data;
       });
     }
   };
   return client;
 }
-var METHODS = { request: "GET", uploadFile: "POST" };
+function aborted(verb) {
+  return new WxgateError("aborted", "none", `${verb}:fail abort`);
+}
 function share(platform, key, around) {
   const known = sessions.get(platform) || {};
   sessions.set(platform, known);
   return known[key] || (known[key] = new Session(around(key)));
 }
-function resolve(base, url) {
-  if (/^\/(?!\/)/.test(url)) return base + url;
-  if (url.startsWith(base + "/")) return url;
+function locate(base, given) {
+  const url = String(given);
+  const whole = /^\/(?!\/)/.test(url) ? base + url : url;
+  const isBeside = /\\|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
+  if (whole.startsWith(base + "/") && !isBeside) return whole;
   throw new WxgateError("foreign_url", "none", `not a path, nor below ${base}`);
+}
+function copy(value) {
+  return Object.prototype.toString.call(value) === "[object Object]" ? __spreadValues({}, value) : value;
 }
 function notify(option, promise) {
   const { success, fail, complete } = option;
   if (!success && !fail && !complete) return;
-  promise.then(
-    (result) => {
-      success == null ? void 0 : success(result);
+  promise.then(teller(success, complete), teller(fail, complete));
+}
+function teller(callback, complete) {
+  return (result) => {
+    try {
+      callback == null ? void 0 : callback(result);
+    } finally {
       complete == null ? void 0 : complete(result);
-    },
-    (error) => {
-      fail == null ? void 0 : fail(error);
-      complete == null ? void 0 : complete(error);
     }
-  );
+  };
 }

@@ -43,53 +43,61 @@ export class WxgateError extends Error {
   readonly statusCode: number;
   /** Seconds to wait before the next try. */
   readonly retryAfter?: number;
-  /** What `wx` said, or the message. */
+  /** What `wx` said, or the gateway's message. */
   readonly errMsg: string;
 
   constructor(
     error: string,
     action: Action,
-    message: string,
+    errMsg: string,
     details: { requestId?: string; statusCode?: number; retryAfter?: number } = {},
   ) {
-    super(`${error}: ${message}`);
+    super(`${error}: ${errMsg}`);
     this.name = "WxgateError";
     this.error = error;
     this.action = action;
-    this.errMsg = message;
+    this.errMsg = errMsg;
     this.requestId = details.requestId;
     this.statusCode = details.statusCode || 0;
     this.retryAfter = details.retryAfter;
   }
 }
 
+/** What a function of `wx` failed with. */
+export function platformError(thrown: any, error = "network"): WxgateError {
+  if (thrown instanceof WxgateError) return thrown;
+  return new WxgateError(error, "retry", String((thrown && (thrown.errMsg || thrown.message)) || thrown));
+}
+
 /** The gateway's error in an answer; undefined where the service answered. */
 export function gatewayError(answer: Answer): WxgateError | undefined {
-  const error = header(answer, "x-wxgate-error");
-  return error ? describe(answer, error) : undefined;
+  const { error, action, message } = body(answer.data);
+  // Some phones show no headers of an upload's answer at all.
+  const isHeadless = !Object.keys(answer.header || {}).length && ACTIONS[error] === action;
+  const word = header(answer, "x-wxgate-error") || (isHeadless && error);
+  if (!word) return undefined;
+  const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
+  return describe(answer, word, known, typeof message === "string" ? message : "");
 }
 
 /** The error in an answer of the gateway's own endpoints that is no success. */
 export function endpointError(answer: Answer): WxgateError {
-  return gatewayError(answer) || describe(answer, "unexpected_answer");
+  const action = answer.statusCode > 499 ? "retry" : "none";
+  return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
 }
 
-function describe(answer: Answer, error: string): WxgateError {
-  const { statusCode } = answer;
-  const { action, message } = body(answer.data);
-  const fallback = ACTIONS[error] || (error === "unexpected_answer" && statusCode > 499 ? "retry" : "none");
-  return new WxgateError(error, action || fallback, message || `HTTP ${statusCode}`, {
-    statusCode,
+function describe(answer: Answer, error: string, action: Action, message: string): WxgateError {
+  return new WxgateError(error, action, message || `HTTP ${answer.statusCode}`, {
+    statusCode: answer.statusCode,
     requestId: header(answer, "x-request-id"),
     retryAfter: Number(header(answer, "retry-after")) || undefined,
   });
 }
 
 /** The fields of an error's body, which may be unreadable. */
-function body(data: unknown): { action?: Action; message?: string } {
-  if (typeof data !== "string") return (data as object) || {};
+function body(data: any): any {
   try {
-    return JSON.parse(data) || {};
+    return (typeof data === "string" ? JSON.parse(data) : data) || {};
   } catch (_) {
     return {};
   }

@@ -5,9 +5,9 @@
  * repeated once, or waits and is repeated, where nothing can happen twice by that.
  */
 
-/// <reference types="miniprogram-api-typings" />
+/// <reference types="miniprogram-api-typings" preserve="true" />
 
-import { WxgateError, endpointError, gatewayError, type Answer } from "./error";
+import { WxgateError, endpointError, gatewayError, platformError, type Answer } from "./error";
 import { Session, pause, swallow, type Storage } from "./session";
 
 export { WxgateError, type Action } from "./error";
@@ -86,6 +86,9 @@ const LOGIN_TIMEOUT = 8500;
 
 const EVENTS = ["HeadersReceived", "ChunkReceived", "ProgressUpdate"];
 
+/** What the verbs are where the caller does not say. */
+const METHODS = { request: "GET", downloadFile: "GET", uploadFile: "POST" };
+
 /** Sessions by what they run on: two clients of one app do not log in twice. */
 const sessions = new WeakMap<Storage, Record<string, Session>>();
 
@@ -113,77 +116,87 @@ export function createClient(options: Options): Client {
   }));
 
   /** One try. Rejects where no answer came. */
-  function send(verb: Verb, option: any, started?: (task: any) => void): Promise<Answer> {
-    return new Promise((resolve, reject) => {
-      let header: Record<string, string>;
-      const task = platform[verb]({
-        ...option,
-        success: (answer: Answer) => resolve(answer.header ? answer : { ...answer, header }),
-        fail: ({ errMsg }: { errMsg: string }) =>
-          reject(new WxgateError("network", "retry", errMsg)),
-        complete: undefined,
+  async function send(verb: Verb, option: any, started?: (task: any) => void): Promise<Answer> {
+    let seen = {};
+    try {
+      const answer: Answer = await new Promise((success, fail) => {
+        const task = platform[verb]({ ...option, success, fail, complete: undefined });
+        swallow(task);
+        // The results of uploads and downloads have no headers.
+        task?.onHeadersReceived?.(({ header }: Answer) => (seen = header || {}));
+        started?.(task);
       });
-      swallow(task);
-      // Uploads and downloads show the answer's headers in this way only.
-      task?.onHeadersReceived?.((received: Answer) => (header = received.header || {}));
-      started?.(task);
-    });
+      return { ...answer, header: { ...seen, ...answer.header } };
+    } catch (thrown) {
+      throw platformError(thrown);
+    }
   }
 
-  /** Makes a call of `wx` with a token, as often as need be. */
-  function call(verb: Verb, option: any): any {
-    let task: any;
-    let abort!: () => void;
-    const wanted: [string, any[]][] = [];
-    let isAborted = false;
-    const aborted = new Promise<never>((_, reject) => {
-      abort = () => {
-        isAborted = true;
-        reject(new WxgateError("aborted", "none", `${verb}:fail abort`));
-        task?.abort?.();
-      };
-    });
-
-    async function run(): Promise<Answer> {
-      const url = resolve(base, option.url);
-      const isSafe = verb === "downloadFile" || SAFE.test(option.method || METHODS[verb]);
-      let token = await (verb === "uploadFile" ? checked() : session.token());
-      let logins = 0;
-      for (let retries = 0; ; ) {
-        if (isAborted) return aborted;
-        const header = withToken(option.header, token);
-        const answer = await send(verb, { ...option, url, header }, (started) => {
-          task = started;
-          wanted.forEach(([name, values]) => task?.[name]?.(...values));
-        });
-        const error = gatewayError(answer);
-        if (!error) {
-          session.used(token);
-          return answer;
-        }
-        const wait = error.retryAfter || 1 + Math.random();
-        if (error.statusCode === 401 && !logins++) {
-          token = await session.other(token);
-        } else if (
-          error.action === "retry" &&
-          (isSafe || NEVER_FORWARDED.test(error.error)) &&
-          wait <= maxWait &&
-          retries++ < RETRIES
-        ) {
-          await pause(wait);
-        } else {
-          throw error;
-        }
+  /** Makes a call with a token, as often as need be. */
+  async function run(verb: Verb, option: any, control: Control): Promise<Answer> {
+    const url = locate(base, option.url);
+    const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
+    const { logouts } = session;
+    let token = await (verb === "uploadFile" ? checked() : session.token());
+    let hasLoggedIn = false;
+    let retries = 0;
+    for (;;) {
+      if (control.isAborted) throw aborted(verb);
+      const header = withToken(option.header, token);
+      const answer = await send(verb, { ...option, url, header }, control.started);
+      const error = gatewayError(answer);
+      if (!error) {
+        session.used(token);
+        return answer;
       }
+      // After a logout nobody is logged in again by what was asked before.
+      if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
+        session.refuse(token);
+        const stored = session.current();
+        hasLoggedIn = !stored;
+        token = stored || (await session.token());
+        continue;
+      }
+      const isRepeatable = isSafe || NEVER_FORWARDED.test(error.error);
+      const wait = error.retryAfter || 1;
+      if (error.action !== "retry" || !isRepeatable || wait > maxWait || retries++ >= RETRIES) {
+        throw error;
+      }
+      // Calls that were refused together do not come back together.
+      await pause(wait + Math.random());
     }
+  }
 
-    const promise: any = Promise.race([run(), aborted]);
+  /** A call that can be handled like a task of `wx`, whatever try it is at. */
+  function call(verb: Verb, given: any): any {
+    // What the caller does with it afterwards must not change a later try.
+    const option = { ...given };
+    for (const name of ["data", "formData", "header"]) option[name] = copy(option[name]);
+    const events: [string, any[]][] = [];
+    let task: any;
+    const control: Control = {
+      isAborted: false,
+      started(latest) {
+        task = latest;
+        events.forEach(([name, values]) => task?.[name]?.(...values));
+      },
+    };
+    let stop!: (error: WxgateError) => void;
+    const stopped = new Promise<never>((_, reject) => (stop = reject));
+    const running = run(verb, option, control).catch((thrown) => {
+      throw platformError(thrown);
+    });
+    const promise: any = Promise.race([running, stopped]);
     notify(option, promise);
-    promise.abort = abort;
+    promise.abort = () => {
+      control.isAborted = true;
+      stop(aborted(verb));
+      task?.abort?.();
+    };
     for (const event of EVENTS) {
       for (const name of ["on" + event, "off" + event]) {
         promise[name] = (...values: any[]) => {
-          wanted.push([name, values]);
+          events.push([name, values]);
           task?.[name]?.(...values);
         };
       }
@@ -199,51 +212,69 @@ export function createClient(options: Options): Client {
   }
 
   /** The caller's headers, and the token in place of any of their own. */
-  function withToken(header: Record<string, string> = {}, token: string): object {
-    const headers: Record<string, string> = {};
-    for (const name of Object.keys(header)) {
-      if (name.toLowerCase() !== sessionHeader.toLowerCase()) headers[name] = header[name];
+  function withToken(given: any, token: string): object {
+    const headers: Record<string, string> = { ...given };
+    for (const name of Object.keys(headers)) {
+      if (name.toLowerCase() === sessionHeader.toLowerCase()) delete headers[name];
     }
     return { ...headers, [sessionHeader]: token };
+  }
+
+  async function connect(option: any): Promise<any> {
+    const url = locate(socketBase, option.url);
+    const header = withToken(option.header, await checked());
+    // uni-app gives the task only to those who want to be called back.
+    return { success: () => {}, ...option, url, header };
   }
 
   const client: Client = {
     request: (option) => call("request", option),
     uploadFile: (option) => call("uploadFile", option),
     downloadFile: (option) => call("downloadFile", option),
-    async connectSocket(option) {
-      let asked: object;
-      try {
-        const url = resolve(socketBase, option.url);
-        asked = { ...option, url, header: withToken(option.header, await checked()) };
-      } catch (error: any) {
-        // What `wx` was asked it answers itself.
-        option.fail?.(error);
-        option.complete?.(error);
-        throw error;
-      }
-      return platform.connectSocket(asked);
+    connectSocket(option) {
+      const { fail, complete } = option;
+      const ready = connect({ ...option });
+      // What `wx` was asked it answers itself.
+      ready.catch(teller(fail, complete));
+      const socket = ready.then(platform.connectSocket.bind(platform)).catch((thrown) => {
+        throw platformError(thrown);
+      });
+      if (fail || complete) swallow(socket);
+      return socket;
     },
     login: () => session.login().then(() => {}),
     async logout() {
-      const token = await session.last();
-      if (!token) return;
-      const header = withToken({}, token);
-      const option = { url: base + endpoints.logout, method: "POST", header };
-      const answer = await send("request", option);
-      if (answer.statusCode !== 204) throw endpointError(answer);
-      session.forget();
+      const held = await session.detach();
+      if (!held) return;
+      try {
+        const header = withToken({}, held.token);
+        const option = { url: base + endpoints.logout, method: "POST", header };
+        const answer = await send("request", option);
+        if (answer.statusCode !== 204) throw endpointError(answer);
+      } catch (error) {
+        session.restore(held);
+        throw error;
+      }
     },
     async session() {
       const answer: Answer = await client.request({ url: endpoints.session });
       if (answer.statusCode !== 200) throw endpointError(answer);
+      session.prove();
       return answer.data as any;
     },
   };
   return client;
 }
 
-const METHODS: Record<string, string> = { request: "GET", uploadFile: "POST" };
+/** What the maker of a call and its tries tell each other. */
+interface Control {
+  isAborted: boolean;
+  started(task: any): void;
+}
+
+function aborted(verb: Verb): WxgateError {
+  return new WxgateError("aborted", "none", `${verb}:fail abort`);
+}
 
 function share(
   platform: Platform,
@@ -255,25 +286,33 @@ function share(
   return known[key] || (known[key] = new Session(around(key)));
 }
 
-/** The token must go to nobody but the gateway. */
-function resolve(base: string, url: string): string {
-  if (/^\/(?!\/)/.test(url)) return base + url;
-  if (url.startsWith(base + "/")) return url;
+/** The token must go to nobody but the gateway, nor beside the path of its base. */
+function locate(base: string, given: unknown): string {
+  const url = String(given);
+  const whole = /^\/(?!\/)/.test(url) ? base + url : url;
+  const isBeside = /\\|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
+  if (whole.startsWith(base + "/") && !isBeside) return whole;
   throw new WxgateError("foreign_url", "none", `not a path, nor below ${base}`);
+}
+
+function copy(value: any): any {
+  return Object.prototype.toString.call(value) === "[object Object]" ? { ...value } : value;
 }
 
 /** Calls back as `wx` does, where somebody wants that instead of the promise. */
 function notify(option: any, promise: Promise<unknown>): void {
   const { success, fail, complete } = option;
   if (!success && !fail && !complete) return;
-  promise.then(
-    (result) => {
-      success?.(result);
+  promise.then(teller(success, complete), teller(fail, complete));
+}
+
+/** What fails in the one callback does not keep the other from being called. */
+function teller(callback: any, complete: any): (result: unknown) => void {
+  return (result) => {
+    try {
+      callback?.(result);
+    } finally {
       complete?.(result);
-    },
-    (error) => {
-      fail?.(error);
-      complete?.(error);
-    },
-  );
+    }
+  };
 }

@@ -5,7 +5,7 @@
  * says the gateway alone. A token that somebody else of the app has stored since counts, too.
  */
 
-import { WxgateError, endpointError, type Answer } from "./error";
+import { WxgateError, endpointError, platformError, type Answer } from "./error";
 
 /** What is kept between two starts of the app. */
 interface Held {
@@ -45,33 +45,36 @@ const CODE_TIMEOUT = 15_000;
 /** Calls of `wx.login` in a minute. WeChat allows four in a second, and dislikes loops. */
 const CODES_A_MINUTE = 10;
 
-/** A use within so long shows that the session is good. */
+/** The session was seen to be good: it still is for so long. */
 const PROVEN = 10_000;
 
 export class Session {
+  /** Counts logouts: a call from before one must not log in again. */
+  logouts = 0;
+
+  // The token.
   private held?: Held;
   private savedEnd = 0;
   private provenAt = 0;
+  private readonly refused = new Set<string>();
+
+  // The login under way, and those before it.
   private pending?: Promise<string>;
   private codes: number[] = [];
   private failures = 0;
-  private failed?: { error: WxgateError; until: number };
+  private failed?: { error: WxgateError; at: number; wait: number };
 
   constructor(private readonly around: Surroundings) {}
 
   /** The token; logs in where there is none, or it must be over. */
-  token(): Promise<string> {
-    return this.other();
+  async token(): Promise<string> {
+    return (!this.pending && this.current()) || this.login();
   }
 
-  /** A token other than this one, which was refused. */
-  other(refused?: string): Promise<string> {
-    if (!this.held || this.held.token === refused || !isLive(this.held)) {
-      this.held = this.load();
-    }
-    const { held } = this;
-    const isGood = held && held.token !== refused && isLive(held);
-    return isGood ? Promise.resolve(held.token) : this.login();
+  /** The token, where there is one that may be good: from storage where ours is not. */
+  current(): string | undefined {
+    if (!this.isUsable(this.held)) this.held = this.load();
+    return this.isUsable(this.held) ? this.held!.token : undefined;
   }
 
   /** Logs in, together with everybody who wants to right now. */
@@ -79,33 +82,46 @@ export class Session {
     return this.pending || (this.pending = this.logIn());
   }
 
-  /** The token was used: its end has moved. */
+  /** The gateway does not take this token. */
+  refuse(token: string): void {
+    this.refused.add(token);
+    this.provenAt = 0;
+  }
+
+  /** The gateway has taken the token: its end has moved. */
   used(token: string): void {
     const { held } = this;
     if (!held || held.token !== token) return;
-    this.provenAt = Date.now();
-    held.endsAt = this.provenAt + held.expiresIn * 1000;
+    held.endsAt = Date.now() + held.expiresIn * 1000;
     // Storage is slow: it is not written for every request.
     if (held.endsAt - this.savedEnd > held.expiresIn * 100) this.save(held);
   }
 
-  /** Whether it was just seen to be good. */
-  isProven(): boolean {
-    return Date.now() - this.provenAt < PROVEN;
+  /** The gateway has just said that the session is good. */
+  prove(): void {
+    this.provenAt = Date.now();
   }
 
-  /** The token to end, once a login under way is over. */
-  async last(): Promise<string | undefined> {
+  isProven(): boolean {
+    return isWithin(this.provenAt, PROVEN);
+  }
+
+  /** Takes the token out, once a login under way is over. */
+  async detach(): Promise<Held | undefined> {
     if (this.pending) await this.pending.catch(() => {});
     const held = this.held || this.load();
-    return held && held.token;
-  }
-
-  /** It has ended. */
-  forget(): void {
+    this.logouts++;
     this.held = undefined;
     this.provenAt = 0;
     attempt(() => this.around.storage.removeStorageSync(this.around.key));
+    return held;
+  }
+
+  /** Puts it back, where there is no other. */
+  restore(held: Held): void {
+    if (this.current() || this.pending) return;
+    this.held = held;
+    this.save(held);
   }
 
   private async logIn(): Promise<string> {
@@ -115,14 +131,16 @@ export class Session {
       this.failures = 0;
       this.failed = undefined;
       this.held = held;
-      this.provenAt = Date.now();
+      this.prove();
       this.save(held);
       return held.token;
     } catch (thrown) {
-      const error = thrown as WxgateError;
+      const error = platformError(thrown);
       if (error !== this.failed?.error) {
-        const wait = Math.max(error.retryAfter || 0, Math.min(60, 2 ** ++this.failures));
-        this.failed = { error, until: Date.now() + wait * 1000 };
+        // Whoever was offline may be back at any time.
+        const most = error.error === "network" ? this.around.maxWait : 60;
+        const wait = Math.max(error.retryAfter || 0, Math.min(most, 2 ** ++this.failures));
+        this.failed = { error, at: Date.now(), wait: wait * 1000 };
       }
       throw error;
     } finally {
@@ -133,24 +151,22 @@ export class Session {
   /** Waits as long as the last failure asks for, or fails in the same way. */
   private async backOff(): Promise<void> {
     const { failed } = this;
-    const wait = failed ? (failed.until - Date.now()) / 1000 : 0;
-    if (failed && wait > this.around.maxWait) throw failed.error;
-    if (wait > 0) await pause(wait);
+    if (!failed || !isWithin(failed.at, failed.wait)) return;
+    const left = (failed.at + failed.wait - Date.now()) / 1000;
+    if (left > this.around.maxWait) throw failed.error;
+    await pause(left);
   }
 
   private async exchange(): Promise<Held> {
     let code = await this.code();
     for (let freshCodes = 0; ; freshCodes++) {
       const sentAt = Date.now();
-      let answer: Answer;
-      try {
-        answer = await this.around.trade(code);
-      } catch (lost) {
-        // The gateway gives the same code the same answer, for a while.
-        if (Date.now() + 1000 - sentAt > REPLAY_WINDOW) throw lost;
+      const answer = await this.around.trade(code).catch(async (lost) => {
         await pause(1);
-        answer = await this.around.trade(code);
-      }
+        // The gateway gives the same code the same answer, for a while.
+        if (!isWithin(sentAt, REPLAY_WINDOW)) throw lost;
+        return this.around.trade(code);
+      });
       const { token, expires_in: expiresIn } = (answer.data || {}) as Record<string, any>;
       if (answer.statusCode === 200 && token && expiresIn > 0) {
         return { token, expiresIn, endsAt: Date.now() + expiresIn * 1000 };
@@ -164,36 +180,38 @@ export class Session {
     }
   }
 
-  private code(): Promise<string> {
-    const now = Date.now();
-    this.codes = this.codes.filter((at) => now - at < 60_000);
+  private async code(): Promise<string> {
+    this.codes = this.codes.filter((at) => isWithin(at, 60_000));
     if (this.codes.length >= CODES_A_MINUTE) {
-      const retryAfter = Math.ceil((this.codes[0] + 60_000 - now) / 1000);
+      const retryAfter = Math.ceil((this.codes[0] + 60_000 - Date.now()) / 1000);
       const message = `${CODES_A_MINUTE} in a minute`;
       throw new WxgateError("too_many_logins", "retry", message, { retryAfter });
     }
-    this.codes.push(now);
-    return new Promise((resolve, reject) => {
-      const fail = ({ errMsg }: { errMsg: string }) =>
-        reject(new WxgateError("login_failed", "retry", errMsg));
-      const timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
-      swallow(
-        this.around.login({
-          timeout: CODE_TIMEOUT,
-          success: ({ code, errMsg }: { code?: string; errMsg: string }) =>
-            code ? resolve(code) : fail({ errMsg: errMsg || "login:fail no code" }),
-          fail,
-          complete: () => clearTimeout(timer),
-        }),
-      );
-    });
+    this.codes.push(Date.now());
+    let timer: any;
+    try {
+      const result: any = await new Promise((success, fail) => {
+        timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
+        swallow(this.around.login({ timeout: CODE_TIMEOUT, success, fail }));
+      });
+      if (result.code) return result.code;
+      throw result;
+    } catch (thrown) {
+      throw platformError(thrown, "login_failed");
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  private isUsable(held?: Held): boolean {
+    return !!held && !this.refused.has(held.token) && Date.now() < held.endsAt;
   }
 
   private load(): Held | undefined {
     const held = attempt(() => this.around.storage.getStorageSync(this.around.key));
-    if (!held || !held.token) return undefined;
+    if (!held || typeof held.token !== "string") return undefined;
     this.savedEnd = held.endsAt;
-    return held;
+    return { ...held };
   }
 
   private save(held: Held): void {
@@ -202,8 +220,10 @@ export class Session {
   }
 }
 
-function isLive(held: Held): boolean {
-  return Date.now() < held.endsAt;
+/** A phone's clock may be set back: what lies in the future is long ago. */
+function isWithin(since: number, milliseconds: number): boolean {
+  const age = Date.now() - since;
+  return age >= 0 && age < milliseconds;
 }
 
 /** Storage may be full or forbidden; then the token lives as long as the app runs. */

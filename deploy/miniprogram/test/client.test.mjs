@@ -7,6 +7,9 @@ import { createClient, WxgateError } from "../dist/wxgate-client.mjs";
 import { World } from "./world.mjs";
 import { Phone, Storage } from "./wx.mjs";
 
+/** What hangs is a failure. */
+const LIMITS = { concurrency: true, timeout: 60_000 };
+
 let world;
 before(async () => (world = await World.start()));
 after(() => world.close());
@@ -33,7 +36,7 @@ async function failure(promise) {
   return error;
 }
 
-describe("one login", { concurrency: true }, () => {
+describe("one login", LIMITS, () => {
   test("a cold start with twenty parallel requests logs in once", async () => {
     const { phone, client } = app();
     const answers = await together(20, (i) => client.request({ url: `/cold/${i}` }));
@@ -111,7 +114,7 @@ describe("one login", { concurrency: true }, () => {
   });
 });
 
-describe("the end of a session", { concurrency: true }, () => {
+describe("the end of a session", LIMITS, () => {
   test("twenty requests that meet it log in once, and each is repeated", async () => {
     const { phone, client } = app();
     await client.request({ url: "/" });
@@ -140,9 +143,12 @@ describe("the end of a session", { concurrency: true }, () => {
 
   test("a logout during a login ends what the login began", async () => {
     const { phone, client } = app();
-    const call = client.request({ url: "/" });
-    await Promise.all([client.logout(), call]);
-    assert.equal(phone.count("POST /logout"), 1);
+    const call = client.request({ url: "/" }).catch((error) => error);
+    await client.logout();
+    // Whether it came first or not, it begins no other session.
+    assert.ok([undefined, "session_expired"].includes((await call).error));
+    assert.deepEqual([phone.count("POST /logout"), phone.count("login")], [1, 1]);
+    assert.deepEqual(phone.storage.entries(), []);
   });
 
   test("a logout whose answer is lost can be repeated", async () => {
@@ -152,6 +158,36 @@ describe("the end of a session", { concurrency: true }, () => {
     assert.equal((await failure(client.logout())).error, "network");
     await client.logout();
     assert.deepEqual(phone.storage.entries(), []);
+  });
+
+  test("calls that begin during a login wait for it", async () => {
+    const { phone, client } = app();
+    await client.request({ url: "/" });
+    await world.revoke(tokenOf(phone.storage));
+    const login = phone.login;
+    const asked = new Promise((resolve) => (phone.login = (option) => resolve(() => login(option))));
+    const first = client.request({ url: "/waits/1" });
+    const goOn = await asked;
+    const others = [
+      client.request({ url: "/waits/2" }),
+      client.uploadFile({ url: "/waits/3", filePath: import.meta.filename ?? process.argv[1], name: "x" }),
+    ];
+    goOn();
+    await Promise.all([first, ...others]);
+    const counts = ["GET /waits/1", "GET /waits/2", "POST /waits/3", "login"].map((what) => phone.count(what));
+    assert.deepEqual(counts, [2, 1, 1, 2]);
+  });
+
+  test("a stored token that is dead, too, costs one more try", async () => {
+    const storage = new Storage();
+    const [one, other] = [app({ storage }), app({ storage })];
+    await one.client.request({ url: "/" });
+    await other.client.login();
+    const [[, { token }]] = storage.entries();
+    await world.revoke(token);
+    await world.revoke(one.phone.sent);
+    await one.client.request({ url: "/dead" });
+    assert.equal(one.phone.count("login"), 2);
   });
 
   test("two tabs go on with the session of the one that logged in", async () => {
@@ -203,7 +239,7 @@ describe("the end of a session", { concurrency: true }, () => {
   });
 });
 
-describe("what the gateway asks for", { concurrency: true }, () => {
+describe("what the gateway asks for", LIMITS, () => {
   test("a rate limit is waited for, whatever the method", async () => {
     const { client } = app();
     await client.request({ url: "/" });
@@ -282,7 +318,7 @@ describe("what the gateway asks for", { concurrency: true }, () => {
   });
 });
 
-describe("lost answers", { concurrency: true }, () => {
+describe("lost answers", LIMITS, () => {
   test("a login whose answer is lost is asked for again with the same code", async () => {
     const lonely = await World.start();
     try {
@@ -306,7 +342,7 @@ describe("lost answers", { concurrency: true }, () => {
   });
 });
 
-describe("wx.login", { concurrency: true }, () => {
+describe("wx.login", LIMITS, () => {
   test("its failure is an error with its words", async () => {
     const { client } = app({ codes: [new Error("login:fail interrupted")] });
     const error = await failure(client.request({ url: "/" }));
@@ -320,7 +356,7 @@ describe("wx.login", { concurrency: true }, () => {
   });
 });
 
-describe("files", { concurrency: true }, () => {
+describe("files", LIMITS, () => {
   const file = join(mkdtempSync(join(tmpdir(), "wxgate-")), "photo");
   writeFileSync(file, "a photo");
 
@@ -369,7 +405,7 @@ describe("files", { concurrency: true }, () => {
   });
 });
 
-describe("sockets", { concurrency: true }, () => {
+describe("sockets", LIMITS, () => {
   test("a socket has the session, and a good one", async () => {
     const { phone, client } = app();
     await client.request({ url: "/" });
@@ -397,7 +433,7 @@ describe("sockets", { concurrency: true }, () => {
   });
 });
 
-describe("calls", { concurrency: true }, () => {
+describe("calls", LIMITS, () => {
   test("callbacks are called as wx does", async () => {
     const { client } = app();
     const told = [];
@@ -447,12 +483,26 @@ describe("calls", { concurrency: true }, () => {
 
   test("the token goes to nobody but the gateway", async () => {
     const { phone, client } = app();
-    for (const url of [`http://${world.service}/`, "//elsewhere/", `${world.baseUrl}.evil/`, "relative", ""]) {
+    const beside = ["/../other", "/a/%2E%2e/other", "/..\\other", "/a/."];
+    const elsewhere = [`http://${world.service}/`, "//elsewhere/", `${world.baseUrl}.evil/`, "relative", ""];
+    for (const url of [...beside, ...elsewhere, undefined]) {
       assert.equal((await failure(client.request({ url }))).error, "foreign_url", url);
       assert.equal((await failure(client.connectSocket({ url }))).error, "foreign_url", url);
     }
     assert.deepEqual(phone.log, []);
     assert.equal((await client.request({ url: `${world.baseUrl}/whole` })).data.url, "/whole");
+  });
+
+  test("what the caller changes afterwards is not sent", async () => {
+    const { client } = app();
+    const option = { url: "/changed", method: "POST", data: { i: 0 }, header: { "X-I": "0" } };
+    const calls = [1, 2, 3].map((i) => {
+      option.data.i = i;
+      option.header["X-I"] = `${i}`;
+      return client.request(option);
+    });
+    const sent = (await Promise.all(calls)).map(({ data }) => [JSON.parse(data.body).i, data.headers["x-i"]]);
+    assert.deepEqual(sent, [[1, "1"], [2, "2"], [3, "3"]]);
   });
 
   test("a session header of the caller's gives way", async () => {

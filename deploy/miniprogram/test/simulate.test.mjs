@@ -43,6 +43,22 @@ async function shown(phone) {
   return { text, until, tap: (name) => component.querySelector(`.${name}`).dispatchEvent("tap") };
 }
 
+test("the example's client is made where wx has only getters, and logs in", async () => {
+  const phone = new Phone();
+  const wx = {};
+  for (const name of ["login", "request", "getStorageSync", "setStorageSync", "removeStorageSync"]) {
+    Object.defineProperty(wx, name, { get: () => phone[name], enumerable: true });
+  }
+  const made = await new Promise((App) => {
+    Object.assign(globalThis, { wx, App });
+    require("../example/app.js");
+  });
+  // Nobody listens there, but the login of the example came about.
+  const { error } = await made.client.request({ url: "/" }).catch((error) => error);
+  assert.ok(["network", undefined].includes(error));
+  assert.equal(phone.count("login"), 0);
+});
+
 test("the example logs in, calls, and logs out", async () => {
   const phone = new Phone();
   const page = await shown(phone);

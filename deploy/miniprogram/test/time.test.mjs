@@ -112,6 +112,90 @@ test("sessions that end at once make no more than ten logins a minute", async ()
   assert.equal(phone.codes, 11);
 });
 
+test("a clock that is set back stops nobody", async () => {
+  const { phone, client } = app(refused(403, "user_blocked"), granted);
+  for (let i = 0; i < 9; i++) await outcome(client.login());
+  await outcome(client.login());
+  now -= 86_400_000;
+  assert.deepEqual(await outcome(client.login()), { waited: 0, value: undefined });
+  assert.ok(phone.codes >= 10);
+});
+
+test("who was offline is not kept waiting for longer than a call may", async () => {
+  const { client } = app(lost);
+  for (let i = 0; i < 6; i++) await outcome(client.login());
+  const { waited } = await outcome(client.login());
+  assert.ok(waited > 0 && waited <= 12, `${waited}`);
+});
+
+test("an answer to a login that is nobody's is no reason to ask again", async () => {
+  for (const action of ["explode", "retry", "login"]) {
+    const { phone, client } = app({ statusCode: 404, header: { Server: "x" }, data: { error: "e", action } });
+    const { error } = await outcome(client.login());
+    assert.deepEqual([error.error, error.action, phone.codes], ["unexpected_answer", "none", 1]);
+  }
+});
+
+test("headers that only an event shows count, as do bodies where there are none at all", async () => {
+  const { phone, client } = app(granted);
+  const { header } = refused(403, "wrong_app");
+  for (const event of [header, {}]) {
+    phone.uploadFile = (option) => {
+      const data = JSON.stringify({ error: "rate_limited", action: "retry", request_id: "r" });
+      setTimeout(() => option.success({ statusCode: 403, header: {}, data }), 0);
+      return { onHeadersReceived: (listener) => listener({ header: event }) };
+    };
+    const call = client.uploadFile({ url: "/", filePath: "f", name: "n" });
+    const { error } = await outcome(call);
+    assert.equal(error.error, event === header ? "wrong_app" : "rate_limited");
+  }
+});
+
+test("a failure without words is an error", async () => {
+  const { phone, client } = app(granted);
+  await outcome(client.login());
+  phone.request = ({ fail }) => fail();
+  assert.equal((await outcome(client.request({ url: "/" }))).error.error, "network");
+  phone.request = () => {
+    throw new TypeError("odd");
+  };
+  assert.equal((await outcome(client.request({ url: "/" }))).error.errMsg, "odd");
+});
+
+test("what was asked before a logout logs nobody in", async () => {
+  const { phone, client } = app(granted);
+  await outcome(client.login());
+  let answer;
+  const request = phone.request;
+  phone.request = (option) => (answer = option.success);
+  const call = client.request({ url: "/slow" });
+  await new Promise(setImmediate);
+  const late = answer;
+  phone.request = ({ success }) => success({ statusCode: 204, header: {}, data: "" });
+  await outcome(client.logout());
+  phone.request = request;
+  late(refused(401, "session_expired"));
+  assert.equal((await outcome(call)).error.error, "session_expired");
+  assert.equal(phone.codes, 1);
+});
+
+test("a socket that uni-app opens is its task, and one that fails is an error", async () => {
+  const { phone, client } = app(granted);
+  const task = { send() {} };
+  phone.connectSocket = (option) => (option.success ? task : Promise.resolve({ errMsg: "connectSocket:ok" }));
+  assert.equal((await outcome(client.connectSocket({ url: "/" }))).value, task);
+  phone.connectSocket = () => Promise.reject({ errMsg: "connectSocket:fail" });
+  assert.equal((await outcome(client.connectSocket({ url: "/" }))).error.errMsg, "connectSocket:fail");
+});
+
+test("storage that gives out what it holds is not written into", async () => {
+  const { phone, client } = app(granted, { statusCode: 200, header: {}, data: "" });
+  const { getStorageSync } = phone;
+  phone.getStorageSync = (key) => Object.freeze(getStorageSync(key));
+  await outcome(client.login());
+  assert.equal((await outcome(client.request({ url: "/" }))).value.statusCode, 200);
+});
+
 test("a busy gateway is asked four times with four codes", async () => {
   const { phone, client } = app(refused(503, "wechat_busy", { "Retry-After": "3" }));
   const { waited, error } = await outcome(client.login());

@@ -169,6 +169,7 @@ export class Phone {
       if (isOver) return;
       if (!METHODS.includes(method)) return fail("invalid method");
       this.log.push(`${method} ${url.pathname}`);
+      this.sent = header["x-3rd-session"] || this.sent;
       const lost = this.#lost.indexOf(url.pathname);
       if (lost >= 0) this.#lost.splice(lost, 1);
       const headers = { ...header, referer: "https://servicewechat.com/wx/0/page-frame.html" };
