@@ -7,6 +7,7 @@
 
 pub mod chunked;
 mod connection;
+mod deadline;
 mod http2;
 mod proxy_protocol;
 
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use self::connection::Connection;
+use self::deadline::Deadline;
 use self::proxy_protocol::Source;
 use crate::access_log::{self, Line};
 use crate::forwarded;
@@ -160,28 +163,38 @@ impl Edge {
 
     async fn serve_http1(
         &self,
-        mut connection: Connection,
+        connection: Connection,
         peer: SocketAddr,
-        mut closing: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
         let most = self.policy.limits.max_requests_per_connection;
+        let mut connection = Box::new(connection);
+        // Made once for all requests of the connection: each waits for both.
+        let mut watched = closing.clone();
+        let mut closed = pin!(closed(&mut watched));
+        let mut deadline = Deadline::new();
         for number in 1..=most {
             let is_first = number == 1;
-            let wait = self.wait_for_head(&mut connection, &mut closing, is_first, begun.take());
-            let head = match wait.await {
+            let wait = self.wait_for_head(&mut connection, &mut deadline, is_first, begun.take());
+            let wait = tokio::select! {
+                biased;
+                wait = wait => wait,
+                () = &mut closed => return,
+            };
+            let head = match wait {
                 Wait::Head(head) => head,
                 Wait::Refused(rejection) => {
-                    return self.refuse(connection, peer, &rejection).await;
+                    return self.refuse(*connection, peer, &rejection).await;
                 }
                 Wait::Over => return,
             };
             let tunnel = head.is_upgrade.then(|| connection.tunnel());
             let Ok(request) = connection.begin_request(head.length, head.framing) else {
                 let malformed = Rejection::BadRequest("the body is malformed");
-                return self.refuse(connection, peer, &malformed).await;
+                return self.refuse(*connection, peer, &malformed).await;
             };
-            let mut session = ServerSession::new_http1(Box::new(connection));
+            let mut session = ServerSession::new_http1(connection);
             session.set_pipelined_prefix(request);
             if let Some(tunnel) = tunnel.clone() {
                 session.set_connection_user_context(Some(Box::new(tunnel)));
@@ -189,19 +202,19 @@ impl Edge {
             if number == most {
                 session.set_keepalive_reuses_remaining(Some(0));
             }
-            let served = self.proxy.process_new_http(session, &closing);
+            let mut served = self.proxy.process_new_http(session, &closing);
             let reused = match tunnel {
-                None => served.await,
+                None => served.as_mut().await,
                 // Whatever it waits for, a tunnel that was cut is over.
                 Some(tunnel) => tokio::select! {
-                    reused = served => reused,
+                    reused = served.as_mut() => reused,
                     () = tunnel.after_cut() => return,
                 },
             };
             let Some(reused) = reused else { return };
             let (stream, _) = reused.consume();
             match stream.into_any().downcast::<Connection>() {
-                Ok(returned) => connection = *returned,
+                Ok(returned) => connection = returned,
                 // pingora gives back what it was given.
                 Err(_) => return,
             }
@@ -214,7 +227,7 @@ impl Edge {
     async fn wait_for_head(
         &self,
         connection: &mut Connection,
-        closing: &mut watch::Receiver<bool>,
+        deadline: &mut Deadline,
         is_first: bool,
         begun: Option<Instant>,
     ) -> Wait {
@@ -226,34 +239,26 @@ impl Edge {
             if !connection.held().is_empty() {
                 break;
             }
-            let read = tokio::select! {
-                read = timeout(patience, connection.read_more()) => read,
-                () = closed(closing) => return Wait::Over,
-            };
-            if !matches!(read, Ok(Ok(1..))) {
+            deadline.set(Instant::now() + patience);
+            if !matches!(deadline.limit(connection.read_more()).await, Some(Ok(1..))) {
                 return Wait::Over;
             }
             patience = limits.header_timeout;
         }
         let is_health = |path: &[u8]| self.policy.routes.is_health(path);
-        let whole = async {
-            loop {
-                match head::judge(connection.held(), self.policy.head_limits, is_health) {
-                    Ok(Some(head)) => return Wait::Head(head),
-                    Ok(None) => {}
-                    Err(rejection) => return Wait::Refused(rejection),
-                }
-                if !matches!(connection.read_more().await, Ok(1..)) {
-                    return Wait::Over;
-                }
+        let mut end = begun;
+        loop {
+            match head::judge(connection.held(), self.policy.head_limits, is_health) {
+                Ok(Some(head)) => return Wait::Head(head),
+                Ok(None) => {}
+                Err(rejection) => return Wait::Refused(rejection),
             }
-        };
-        let deadline = begun.unwrap_or_else(|| Instant::now() + limits.header_timeout);
-        tokio::select! {
-            wait = timeout_at(deadline, whole) => {
-                wait.unwrap_or(Wait::Refused(Rejection::RequestTimeout))
+            deadline.set(*end.get_or_insert_with(|| Instant::now() + limits.header_timeout));
+            match deadline.limit(connection.read_more()).await {
+                Some(Ok(1..)) => {}
+                Some(_) => return Wait::Over,
+                None => return Wait::Refused(Rejection::RequestTimeout),
             }
-            () = closed(closing) => Wait::Over,
         }
     }
 

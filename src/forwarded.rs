@@ -111,16 +111,23 @@ impl Client {
     ) -> Forwarding {
         let is_proto = |value: &[u8]| matches!(value, b"http" | b"https");
         let host = self.claimed(headers, &FORWARDED_HOST, |value| !value.is_empty());
+        let forwarded_for = self.forwarded_for(headers);
+        let client = if self.is_trusted {
+            address_value(self.address)
+        } else {
+            // The only hop that there is.
+            forwarded_for.clone()
+        };
         Forwarding {
             request_id,
-            forwarded_for: self.forwarded_for(headers),
+            forwarded_for,
             proto: self
                 .claimed(headers, &FORWARDED_PROTO, is_proto)
                 .unwrap_or_else(|| own_proto.clone()),
             host: host
                 .or_else(|| headers.get(HOST).cloned())
                 .or_else(|| HeaderValue::from_str(authority?).ok()),
-            client: address_value(self.address),
+            client,
             is_trusted: self.is_trusted,
         }
     }

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -252,8 +253,8 @@ impl Connection {
     /// What comes before its time is held; the end of the connection is passed on.
     fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.held.len() < MOST_HELD {
-            let mut early = [0; HELD];
-            let mut buffer = ReadBuf::new(&mut early);
+            let mut early = [MaybeUninit::uninit(); HELD];
+            let mut buffer = ReadBuf::uninit(&mut early);
             std::task::ready!(Pin::new(self.io.get_mut()).poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
@@ -355,8 +356,8 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Ok(()));
         }
         loop {
-            let mut dropped = [0; HELD];
-            let mut buffer = ReadBuf::new(&mut dropped);
+            let mut dropped = [MaybeUninit::uninit(); HELD];
+            let mut buffer = ReadBuf::uninit(&mut dropped);
             let read = std::task::ready!(Pin::new(this.io.get_mut()).poll_read(cx, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
