@@ -94,9 +94,10 @@ function platformError(thrown, error = "network") {
   return new WxgateError(error, "retry", String(thrown && (thrown.errMsg || thrown.message) || thrown));
 }
 function gatewayError(answer) {
-  const { error, action, message } = body(answer.data);
-  const isHeadless = !Object.keys(answer.header || {}).length && ACTIONS[error] === action;
-  const word = header(answer, "x-wxgate-error") || isHeadless && error;
+  const { error, action, message, request_id: id } = body(answer.data);
+  const isOurs = answer.statusCode > 399 && action && ACTIONS[error] === action && id;
+  const isHeadless = !Object.keys(answer.header || {}).length;
+  const word = header(answer, "x-wxgate-error") || isHeadless && isOurs && error;
   if (!word) return void 0;
   const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
   return describe(answer, word, known, typeof message === "string" ? message : "");
@@ -144,6 +145,7 @@ var Session = class {
   /** The token; logs in where there is none, or it must be over. */
   token() {
     return __async(this, null, function* () {
+      if (this.leaving) yield this.leaving;
       return !this.pending && this.current() || this.login();
     });
   }
@@ -178,10 +180,11 @@ var Session = class {
   /** Takes the token out, once a login under way is over. */
   detach() {
     return __async(this, null, function* () {
-      if (this.pending) yield this.pending.catch(() => {
-      });
-      const held = this.held || this.load();
       this.logouts++;
+      if (this.pending) yield this.leaving = this.pending.catch(() => {
+      });
+      this.leaving = void 0;
+      const held = this.held || this.load();
       this.held = void 0;
       this.provenAt = 0;
       attempt(() => this.around.storage.removeStorageSync(this.around.key));
@@ -190,9 +193,13 @@ var Session = class {
   }
   /** Puts it back, where there is no other. */
   restore(held) {
-    if (this.current() || this.pending) return;
-    this.held = held;
-    this.save(held);
+    return __async(this, null, function* () {
+      if (this.pending) yield this.pending.catch(() => {
+      });
+      if (this.current()) return;
+      this.held = held;
+      this.save(held);
+    });
   }
   logIn() {
     return __async(this, null, function* () {
@@ -371,8 +378,8 @@ function createClient(options) {
           session.used(token);
           return answer;
         }
+        if (error.statusCode === 401) session.refuse(token);
         if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
-          session.refuse(token);
           const stored = session.current();
           hasLoggedIn = !stored;
           token = stored || (yield session.token());
@@ -428,9 +435,10 @@ function createClient(options) {
   }
   function checked() {
     return __async(this, null, function* () {
-      yield session.token();
-      if (!session.isProven()) yield client.session();
-      return session.token();
+      const { logouts } = session;
+      const token = yield session.token();
+      if (!session.isProven() && session.logouts === logouts) yield client.session();
+      return session.logouts === logouts ? session.token() : token;
     });
   }
   function withToken(given, token) {
@@ -444,8 +452,8 @@ function createClient(options) {
     return __async(this, null, function* () {
       const url = locate(socketBase, option.url);
       const header2 = withToken(option.header, yield checked());
-      return __spreadProps(__spreadValues({ success: () => {
-      } }, option), { url, header: header2 });
+      return __spreadProps(__spreadValues({}, option), { success: option.success || (() => {
+      }), url, header: header2 });
     });
   }
   const client = {
@@ -453,13 +461,18 @@ function createClient(options) {
     uploadFile: (option) => call("uploadFile", option),
     downloadFile: (option) => call("downloadFile", option),
     connectSocket(option) {
-      const { fail, complete } = option;
-      const ready = connect(__spreadValues({}, option));
-      ready.catch(teller(fail, complete));
-      const socket = ready.then(platform.connectSocket.bind(platform)).catch((thrown) => {
-        throw platformError(thrown);
+      const { success, fail, complete } = option;
+      let isAsked = false;
+      const socket = connect(__spreadValues({}, option)).then((asked) => {
+        const task = platform.connectSocket(asked);
+        isAsked = true;
+        return task;
+      }).catch((thrown) => {
+        const error = platformError(thrown);
+        if (!isAsked) teller(fail, complete)(error);
+        throw error;
       });
-      if (fail || complete) swallow(socket);
+      if (success || fail || complete) swallow(socket);
       return socket;
     },
     login: () => session.login().then(() => {
@@ -474,7 +487,7 @@ function createClient(options) {
           const answer = yield send("request", option);
           if (answer.statusCode !== 204) throw endpointError(answer);
         } catch (error) {
-          session.restore(held);
+          yield session.restore(held);
           throw error;
         }
       });
@@ -501,12 +514,13 @@ function share(platform, key, around) {
 function locate(base, given) {
   const url = String(given);
   const whole = /^\/(?!\/)/.test(url) ? base + url : url;
-  const isBeside = /\\|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
+  const isBeside = /[\\\x00-\x20]|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
   if (whole.startsWith(base + "/") && !isBeside) return whole;
   throw new WxgateError("foreign_url", "none", `not a path, nor below ${base}`);
 }
 function copy(value) {
-  return Object.prototype.toString.call(value) === "[object Object]" ? __spreadValues({}, value) : value;
+  const isPlain = value && Object.getPrototypeOf(value) === Object.prototype;
+  return isPlain ? __spreadValues({}, value) : value;
 }
 function notify(option, promise) {
   const { success, fail, complete } = option;

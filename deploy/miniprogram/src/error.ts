@@ -71,10 +71,11 @@ export function platformError(thrown: any, error = "network"): WxgateError {
 
 /** The gateway's error in an answer; undefined where the service answered. */
 export function gatewayError(answer: Answer): WxgateError | undefined {
-  const { error, action, message } = body(answer.data);
-  // Some phones show no headers of an upload's answer at all.
-  const isHeadless = !Object.keys(answer.header || {}).length && ACTIONS[error] === action;
-  const word = header(answer, "x-wxgate-error") || (isHeadless && error);
+  const { error, action, message, request_id: id } = body(answer.data);
+  // Some phones show no headers of an upload's answer at all; then its whole shape counts.
+  const isOurs = answer.statusCode > 399 && action && ACTIONS[error] === action && id;
+  const isHeadless = !Object.keys(answer.header || {}).length;
+  const word = header(answer, "x-wxgate-error") || (isHeadless && isOurs && error);
   if (!word) return undefined;
   const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
   return describe(answer, word, known, typeof message === "string" ? message : "");

@@ -149,9 +149,9 @@ export function createClient(options: Options): Client {
         session.used(token);
         return answer;
       }
+      if (error.statusCode === 401) session.refuse(token);
       // After a logout nobody is logged in again by what was asked before.
       if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
-        session.refuse(token);
         const stored = session.current();
         hasLoggedIn = !stored;
         token = stored || (await session.token());
@@ -206,9 +206,10 @@ export function createClient(options: Options): Client {
 
   /** A token of a session that is good, as far as can be known. */
   async function checked(): Promise<string> {
-    await session.token();
-    if (!session.isProven()) await client.session();
-    return session.token();
+    const { logouts } = session;
+    const token = await session.token();
+    if (!session.isProven() && session.logouts === logouts) await client.session();
+    return session.logouts === logouts ? session.token() : token;
   }
 
   /** The caller's headers, and the token in place of any of their own. */
@@ -224,7 +225,7 @@ export function createClient(options: Options): Client {
     const url = locate(socketBase, option.url);
     const header = withToken(option.header, await checked());
     // uni-app gives the task only to those who want to be called back.
-    return { success: () => {}, ...option, url, header };
+    return { ...option, success: option.success || (() => {}), url, header };
   }
 
   const client: Client = {
@@ -232,14 +233,21 @@ export function createClient(options: Options): Client {
     uploadFile: (option) => call("uploadFile", option),
     downloadFile: (option) => call("downloadFile", option),
     connectSocket(option) {
-      const { fail, complete } = option;
-      const ready = connect({ ...option });
-      // What `wx` was asked it answers itself.
-      ready.catch(teller(fail, complete));
-      const socket = ready.then(platform.connectSocket.bind(platform)).catch((thrown) => {
-        throw platformError(thrown);
-      });
-      if (fail || complete) swallow(socket);
+      const { success, fail, complete } = option;
+      let isAsked = false;
+      const socket = connect({ ...option })
+        .then((asked) => {
+          const task = platform.connectSocket(asked);
+          isAsked = true;
+          return task;
+        })
+        .catch((thrown) => {
+          const error = platformError(thrown);
+          // What `wx` was asked it answers itself.
+          if (!isAsked) teller(fail, complete)(error);
+          throw error;
+        });
+      if (success || fail || complete) swallow(socket);
       return socket;
     },
     login: () => session.login().then(() => {}),
@@ -252,7 +260,7 @@ export function createClient(options: Options): Client {
         const answer = await send("request", option);
         if (answer.statusCode !== 204) throw endpointError(answer);
       } catch (error) {
-        session.restore(held);
+        await session.restore(held);
         throw error;
       }
     },
@@ -290,13 +298,14 @@ function share(
 function locate(base: string, given: unknown): string {
   const url = String(given);
   const whole = /^\/(?!\/)/.test(url) ? base + url : url;
-  const isBeside = /\\|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
+  const isBeside = /[\\\x00-\x20]|\/(\.|%2e){1,2}(\/|$)/i.test(url.split(/[?#]/)[0]);
   if (whole.startsWith(base + "/") && !isBeside) return whole;
   throw new WxgateError("foreign_url", "none", `not a path, nor below ${base}`);
 }
 
 function copy(value: any): any {
-  return Object.prototype.toString.call(value) === "[object Object]" ? { ...value } : value;
+  const isPlain = value && Object.getPrototypeOf(value) === Object.prototype;
+  return isPlain ? { ...value } : value;
 }
 
 /** Calls back as `wx` does, where somebody wants that instead of the promise. */

@@ -58,8 +58,9 @@ export class Session {
   private provenAt = 0;
   private readonly refused = new Set<string>();
 
-  // The login under way, and those before it.
+  // The login under way, and those before it; and a logout that waits for it.
   private pending?: Promise<string>;
+  private leaving?: Promise<unknown>;
   private codes: number[] = [];
   private failures = 0;
   private failed?: { error: WxgateError; at: number; wait: number };
@@ -68,6 +69,7 @@ export class Session {
 
   /** The token; logs in where there is none, or it must be over. */
   async token(): Promise<string> {
+    if (this.leaving) await this.leaving;
     return (!this.pending && this.current()) || this.login();
   }
 
@@ -108,9 +110,10 @@ export class Session {
 
   /** Takes the token out, once a login under way is over. */
   async detach(): Promise<Held | undefined> {
-    if (this.pending) await this.pending.catch(() => {});
-    const held = this.held || this.load();
     this.logouts++;
+    if (this.pending) await (this.leaving = this.pending.catch(() => {}));
+    this.leaving = undefined;
+    const held = this.held || this.load();
     this.held = undefined;
     this.provenAt = 0;
     attempt(() => this.around.storage.removeStorageSync(this.around.key));
@@ -118,8 +121,9 @@ export class Session {
   }
 
   /** Puts it back, where there is no other. */
-  restore(held: Held): void {
-    if (this.current() || this.pending) return;
+  async restore(held: Held): Promise<void> {
+    if (this.pending) await this.pending.catch(() => {});
+    if (this.current()) return;
     this.held = held;
     this.save(held);
   }

@@ -483,7 +483,7 @@ describe("calls", LIMITS, () => {
 
   test("the token goes to nobody but the gateway", async () => {
     const { phone, client } = app();
-    const beside = ["/../other", "/a/%2E%2e/other", "/..\\other", "/a/."];
+    const beside = ["/../other", "/a/%2E%2e/other", "/..\\other", "/a/.", "/.\t./x", "/.. "];
     const elsewhere = [`http://${world.service}/`, "//elsewhere/", `${world.baseUrl}.evil/`, "relative", ""];
     for (const url of [...beside, ...elsewhere, undefined]) {
       assert.equal((await failure(client.request({ url }))).error, "foreign_url", url);

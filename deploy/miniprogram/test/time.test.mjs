@@ -188,6 +188,74 @@ test("a socket that uni-app opens is its task, and one that fails is an error", 
   assert.equal((await outcome(client.connectSocket({ url: "/" }))).error.errMsg, "connectSocket:fail");
 });
 
+test("what a service says where no headers are seen is its own", async () => {
+  const { phone, client } = app(granted);
+  for (const [statusCode, data] of [
+    [200, { error: 1, msg: "x" }],
+    [400, { error: "invalid_file" }],
+    [200, { error: "overloaded", action: "retry", request_id: "r" }],
+    [503, { error: "overloaded", action: "retry" }],
+  ]) {
+    phone.uploadFile = ({ success }) => success({ statusCode, header: {}, data: JSON.stringify(data) });
+    const { value } = await outcome(client.uploadFile({ url: "/", filePath: "f", name: "n" }));
+    assert.equal(value.statusCode, statusCode);
+  }
+});
+
+test("a token that was refused twice is not used again", async () => {
+  const { phone, client } = app(granted, refused(401, "session_expired"));
+  const fresh = { ...granted, data: { token: "t2", expires_in: 7200 } };
+  const { request } = phone;
+  phone.request = (option) => (/login/.test(option.url) && phone.codes > 1 ? option.success(fresh) : request(option));
+  assert.equal((await outcome(client.request({ url: "/" }))).error.error, "session_expired");
+  phone.uploadFile = ({ header, success }) => success({ statusCode: 200, header: {}, data: header["X-3rd-Session"] });
+  fresh.data = { token: "t3", expires_in: 7200 };
+  assert.equal((await outcome(client.uploadFile({ url: "/", filePath: "f", name: "n" }))).value.data, "t3");
+});
+
+test("a call that begins after a logout has a session of its own", async () => {
+  const { phone, client } = app(granted, { statusCode: 204, header: {}, data: "" });
+  const { login } = phone;
+  let goOn;
+  phone.login = (option) => (goOn = () => login(option));
+  const before = client.request({ url: "/before" });
+  const logout = client.logout();
+  const after = client.request({ url: "/after" });
+  const next = { ...granted, data: { token: "t2", expires_in: 7200 } };
+  const { request } = phone;
+  phone.request = (option) => (/login/.test(option.url) && phone.codes > 1 ? option.success(next) : request(option));
+  await new Promise(setImmediate);
+  phone.login = login;
+  goOn();
+  await Promise.all([outcome(before), outcome(logout), outcome(after)]);
+  const last = phone.sent.find(({ url }) => url.endsWith("/after"));
+  assert.equal(last.header["X-3rd-Session"], "t2");
+  assert.equal(phone.codes, 2);
+});
+
+test("a logout that fails offline can be repeated", async () => {
+  const { phone, client } = app(granted, lost, lost, lost, { statusCode: 204, header: {}, data: "" });
+  await outcome(client.login());
+  const calls = [client.logout(), client.request({ url: "/" })].map((call) => outcome(call));
+  assert.deepEqual((await Promise.all(calls)).map(({ error }) => error.error), ["network", "network"]);
+  assert.equal((await outcome(client.logout())).error, undefined);
+  assert.match(phone.sent.at(-1).url, /logout$/);
+  assert.equal(phone.sent.at(-1).header["X-3rd-Session"], "t");
+});
+
+test("a socket that cannot be asked for is told to whoever listens, and to nobody else", async () => {
+  const { phone, client } = app(granted);
+  phone.connectSocket = () => {
+    throw new TypeError("odd");
+  };
+  const told = [];
+  const listen = (error) => told.push(error.errMsg);
+  await outcome(client.connectSocket({ url: "/", fail: listen, complete: listen }));
+  client.connectSocket({ url: "/", success: listen });
+  await new Promise(setImmediate);
+  assert.deepEqual(told, ["odd", "odd"]);
+});
+
 test("storage that gives out what it holds is not written into", async () => {
   const { phone, client } = app(granted, { statusCode: 200, header: {}, data: "" });
   const { getStorageSync } = phone;
