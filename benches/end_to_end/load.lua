@@ -1,0 +1,24 @@
+-- What Mini Programs send, each request with another of the tokens.
+local tokens = {}
+local next_token = 0
+
+function init(arguments)
+    for token in io.lines(arguments[1]) do
+        tokens[#tokens + 1] = token
+    end
+    wrk.method = "GET"
+    wrk.headers["User-Agent"] = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_6 like Mac OS X) AppleWebKit/605.1.15 MicroMessenger/8.0.66 NetType/WIFI Language/zh_CN"
+    wrk.headers["Referer"] = "https://servicewechat.com/wx0123456789abcdef/42/page-frame.html"
+    wrk.headers["Content-Type"] = "application/json"
+    wrk.headers["Accept-Encoding"] = "gzip,compress,br,deflate"
+    -- The requests are made before, so that wrk itself costs little.
+    for i, token in ipairs(tokens) do
+        wrk.headers["X-3rd-Session"] = token
+        tokens[i] = wrk.format(nil, "/api/orders/" .. i .. "?page=2")
+    end
+end
+
+function request()
+    next_token = next_token % #tokens + 1
+    return tokens[next_token]
+end
