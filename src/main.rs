@@ -2,6 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are shown as help")]
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -232,9 +233,11 @@ fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> 
         let listener = tokio::net::TcpListener::bind(listen)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        println!("simulated WeChat at http://{}", listener.local_addr()?);
+        let mut out = std::io::stdout();
+        // Whoever has read what it wanted to know may have closed it.
+        let _ = writeln!(out, "simulated WeChat at http://{}", listener.local_addr()?);
         for (app_id, secret) in &apps {
-            println!("app {app_id} with secret {secret}");
+            let _ = writeln!(out, "app {app_id} with secret {secret}");
         }
         let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
         tokio::select! {
