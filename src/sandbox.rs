@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http::Method;
 use http_body_util::BodyExt;
@@ -35,8 +34,8 @@ pub const SESSION_KEY: &str = "c2FuZGJve";
 /// WeChat's codes live for five minutes (wx.login).
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
-/// An answer that nobody should read to its end; never written, it takes no memory.
-static HUGE: [u8; 100 << 20] = [0; 100 << 20];
+/// Bytes of an answer that nobody should read to its end.
+const HUGE: usize = 100 << 20;
 
 /// An exchange at the beginning of a slow start.
 const SLOWEST: Duration = Duration::from_secs(2);
@@ -205,7 +204,7 @@ impl Sandbox {
             }
             Meaning::Garbage => return Ok(response(200, "text/html", "<html>{\"openid\":\"o\"")),
             Meaning::Half => return Ok(response(200, "text/plain", "{\"openid\":\"o12")),
-            Meaning::Huge => return Ok(response(200, "text/plain", Bytes::from_static(&HUGE))),
+            Meaning::Huge => return Ok(response(200, "text/plain", vec![0; HUGE])),
             Meaning::Hang => return std::future::pending().await,
             Meaning::Drop => return Err(Dropped),
         };
