@@ -141,7 +141,8 @@ impl Edge {
                 () = closed(&mut closing) => return,
             };
             return match begins_as_http2 {
-                Ok(true) => self.serve_http2(connection, closing).await,
+                // Boxed, or every connection would have the room that one of HTTP/2 needs.
+                Ok(true) => Box::pin(self.serve_http2(connection, closing)).await,
                 Ok(false) => self.serve_http1(connection, peer, closing, Some(deadline)).await,
                 Err(_) => {}
             };
@@ -155,7 +156,7 @@ impl Edge {
         let Ok(Ok(stream)) = shaken else { return };
         let connection = Connection::tls(stream, peer, self.pace);
         if connection.has_agreed_on_http2() {
-            self.serve_http2(connection, closing).await;
+            Box::pin(self.serve_http2(connection, closing)).await;
         } else {
             self.serve_http1(connection, peer, closing, None).await;
         }
