@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use http::header::HOST;
 use pingora::http::RequestHeader;
 
-use crate::header::trim;
+use crate::header::{all, trim};
 use crate::rejection::Rejection;
 
 /// Limits of a head.
@@ -153,15 +153,14 @@ impl<'a> RequestLine<'a> {
                 (Some(authority), path)
             }
         };
-        let path = path_and_query.split(|b| *b == b'?').next().unwrap_or_default();
-        Ok(Self { path, authority, is_http_10 })
+        Ok(Self { path: path_of(path_and_query), authority, is_http_10 })
     }
 }
 
 fn judge_method(method: &[u8]) -> Result<(), Rejection> {
     let is_method = (1..=32).contains(&method.len())
         && method.first().is_some_and(u8::is_ascii_uppercase)
-        && method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
+        && all(method, |b| b.is_ascii_uppercase() || b == b'-');
     if !is_method || matches!(method, b"CONNECT" | b"TRACE") {
         return Err(Rejection::BadRequest("this method is not served"));
     }
@@ -172,13 +171,16 @@ fn judge_target(target: &[u8], limits: HeadLimits) -> Result<(), Rejection> {
     if target.len() > limits.target {
         return Err(Rejection::HeadersTooLarge);
     }
-    let mut parts = target.split(|b| *b == b'?');
-    let path = parts.next().unwrap_or_default();
     // No URI may hold a backtick in its path, and pingora's has none.
-    if !target.iter().copied().all(is_target_byte) || path.contains(&b'`') {
+    if !all(target, is_target_byte) || path_of(target).contains(&b'`') {
         return Err(Rejection::BadRequest("the target holds bytes that none may hold"));
     }
     Ok(())
+}
+
+fn path_of(path_and_query: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'?', path_and_query).unwrap_or(path_and_query.len());
+    path_and_query.get(..end).unwrap_or_default()
 }
 
 /// Printable ASCII, but for what servers cut off, rewrite or take for `/`.
@@ -251,13 +253,14 @@ fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
     let (name, rest) = line.split_at(colon);
     let value = rest.get(1..).unwrap_or_default();
     let is_name = !name.is_empty() && name.iter().copied().all(is_token_byte);
-    let is_value = value.iter().all(|b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..));
+    let is_value = all(value, |b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..));
     if is_name && is_value { Ok((name, trim(value))) } else { Err(malformed) }
 }
 
-/// RFC 9110, section 5.6.2.
+/// RFC 9110, section 5.6.2: printable ASCII, but for its delimiters.
 fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    matches!(byte, 0x21..=0x7e)
+        && !matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'['..=b']' | b'{' | b'}')
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, Rejection> {

@@ -21,6 +21,11 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// Whether it holds for every byte. Looks at all of them, many at once: what is refused is rare.
+pub fn all(bytes: &[u8], holds: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |so_far, byte| so_far & holds(*byte))
+}
+
 pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
-use crate::header::{is_blank, trim};
+use crate::header::{all, is_blank, trim};
 use crate::secret::Secret;
 
 /// Length of a token in characters: 32 bytes in base64url without padding.
@@ -77,7 +77,7 @@ pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
 /// 43 characters of base64url, as every token of ours.
 pub fn has_token_shape(text: &[u8]) -> bool {
     text.len() == TOKEN_LENGTH
-        && text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        && all(text, |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 #[cfg(test)]
