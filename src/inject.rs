@@ -8,6 +8,7 @@
 //! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
 //! identity was proved.
 
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
@@ -57,11 +58,14 @@ const FROM_TRUSTED: [&str; 10] = [
     "proxy",
 ];
 
+/// What an upstream may say of its connection without nominating it.
+const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
+
 /// Strips and writes headers by one configuration.
 pub struct Injector {
-    openid: HeaderName,
-    app_id: HeaderName,
-    union_id: HeaderName,
+    openid: Bytes,
+    app_id: Bytes,
+    union_id: Bytes,
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
@@ -93,11 +97,12 @@ impl Injector {
             .chain(CLOUD_RUN)
             .chain(WRITTEN.map(HeaderName::as_str))
             .chain(FROM_TRUSTED);
-        let response = own.iter().copied().chain([ERROR_HEADER.as_str()]);
+        let written = |name: &HeaderName| Bytes::copy_from_slice(name.as_str().as_bytes());
+        let response = own.iter().copied().chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
         Self {
-            openid: identity.openid_header.clone(),
-            app_id: identity.app_id_header.clone(),
-            union_id: identity.union_id_header.clone(),
+            openid: written(&identity.openid_header),
+            app_id: written(&identity.app_id_header),
+            union_id: written(&identity.union_id_header),
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
@@ -117,18 +122,19 @@ impl Injector {
     ) -> pingora::Result<()> {
         self.strip(request, forwarding.is_trusted)?;
 
-        request.insert_header(&REQUEST_ID, forwarding.request_id)?;
-        request.insert_header(&FORWARDED_FOR, forwarding.forwarded_for)?;
-        request.insert_header(&FORWARDED_PROTO, forwarding.proto)?;
-        request.insert_header(&REAL_IP, forwarding.client)?;
+        // As text that lives for ever, a name is not copied.
+        request.insert_header(REQUEST_ID.as_str(), forwarding.request_id)?;
+        request.insert_header(FORWARDED_FOR.as_str(), forwarding.forwarded_for)?;
+        request.insert_header(FORWARDED_PROTO.as_str(), forwarding.proto)?;
+        request.insert_header(REAL_IP.as_str(), forwarding.client)?;
         if let Some(host) = forwarding.host {
-            request.insert_header(&FORWARDED_HOST, host)?;
+            request.insert_header(FORWARDED_HOST.as_str(), host)?;
         }
         if let Some(identity) = identity {
-            request.insert_header(&self.openid, identity.openid.as_str())?;
-            request.insert_header(&self.app_id, identity.app_id.as_str())?;
+            request.insert_header(self.openid.clone(), identity.openid.as_str())?;
+            request.insert_header(self.app_id.clone(), identity.app_id.as_str())?;
             if let Some(unionid) = &identity.unionid {
-                request.insert_header(&self.union_id, unionid.as_str())?;
+                request.insert_header(self.union_id.clone(), unionid.as_str())?;
             }
         }
         Ok(())
@@ -163,7 +169,7 @@ impl Injector {
         for name in &stripped {
             response.remove_header(name);
         }
-        strip_hop_by_hop(response);
+        strip_nominated(response);
         if response.status == StatusCode::NO_CONTENT {
             // It has no body, and must not say that it has (RFC 9110, section 8.6).
             response.remove_header(&CONTENT_LENGTH);
@@ -171,11 +177,9 @@ impl Injector {
     }
 }
 
-/// Removes what concerns only the connection to the upstream (RFC 9110, section 7.6.1);
+/// Removes what an upstream says to concern only its connection (RFC 9110, section 7.6.1);
 /// `Connection` itself pingora writes anew.
-fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    response.remove_header("keep-alive");
-    response.remove_header("proxy-connection");
+fn strip_nominated(response: &mut ResponseHeader) {
     if !response.headers.contains_key(CONNECTION) {
         return;
     }
@@ -213,32 +217,30 @@ fn strip_bearer(request: &mut RequestHeader) -> pingora::Result<()> {
     Ok(())
 }
 
-/// A set of header names, compared folded. Folding keeps the length, so most names are
-/// passed over by their length alone.
-struct FoldedNames {
-    lengths: u128,
-    names: Vec<Box<[u8]>>,
-}
+/// A set of header names, compared folded. Folding keeps the length, so a name is compared
+/// with those of its own length only: the index is the length.
+struct FoldedNames(Vec<Vec<Box<[u8]>>>);
 
 impl FoldedNames {
     fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let names: Vec<Box<[u8]>> = names.map(|name| name.bytes().map(fold).collect()).collect();
-        let lengths = names.iter().fold(0, |lengths, name| lengths | length_bit(name.len()));
-        Self { lengths, names }
+        let mut by_length = Vec::new();
+        for name in names {
+            let name: Box<[u8]> = name.bytes().map(fold).collect();
+            by_length.resize_with(by_length.len().max(name.len() + 1), Vec::new);
+            if let Some(same_length) = by_length.get_mut(name.len()) {
+                same_length.push(name);
+            }
+        }
+        Self(by_length)
     }
 
     fn contains(&self, name: &str) -> bool {
-        self.lengths & length_bit(name.len()) != 0
-            && self.names.iter().any(|known| {
-                known.len() == name.len()
-                    && known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
+        self.0.get(name.len()).is_some_and(|same_length| {
+            same_length.iter().any(|known| {
+                known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
             })
+        })
     }
-}
-
-/// Names of 127 bytes and more share a bit.
-fn length_bit(length: usize) -> u128 {
-    1 << length.min(127)
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl Gateway {
         for (name, value) in &answer.headers {
             header.append_header(name, value)?;
         }
-        header.insert_header(&REQUEST_ID, &context.request_id)?;
+        header.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
         if answer.status != 204 {
             header.insert_header(CONTENT_LENGTH, answer.body.len())?;
         }
@@ -237,7 +237,7 @@ impl ProxyHttp for Gateway {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
             }
             context.policy.injector.clean_response(response);
-            response.insert_header(&REQUEST_ID, &context.request_id)?;
+            response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
             self.open_tunnel(http.req_header(), context);
             return Ok(());
         }
@@ -248,7 +248,7 @@ impl ProxyHttp for Gateway {
         context.upstream_status = Some(response.status.as_u16());
         context.progress.iter().for_each(|progress| progress.answer(response.status.as_u16()));
         context.policy.injector.clean_response(response);
-        response.insert_header(&REQUEST_ID, &context.request_id)?;
+        response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
         self.end_connection_if_draining(http);
         Ok(())
     }
