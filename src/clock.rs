@@ -36,9 +36,16 @@ impl Clock {
     /// Milliseconds since the clock was made.
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
-            // A process does not live for 2^64 milliseconds.
-            Source::System(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Source::System(start) => whole_millis(start.elapsed()),
             Source::Manual(millis) => millis.load(Ordering::Acquire),
+        }
+    }
+
+    /// What [`Clock::now_millis`] is, if the time has just been asked for.
+    pub fn millis_at(&self, now: Instant) -> u64 {
+        match &self.0 {
+            Source::System(start) => whole_millis(now.saturating_duration_since(*start)),
+            Source::Manual(_) => self.now_millis(),
         }
     }
 
@@ -49,4 +56,9 @@ impl Clock {
             millis.fetch_add(by, Ordering::AcqRel);
         }
     }
+}
+
+/// A process does not live for 2^64 milliseconds.
+fn whole_millis(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1000).saturating_add(u64::from(time.subsec_millis()))
 }

@@ -91,14 +91,14 @@ impl Expiry<TokenDigest, Arc<Session>> for Remaining {
         &self,
         _: &TokenDigest,
         session: &Arc<Session>,
-        _: Instant,
+        now: Instant,
         left: Option<Duration>,
         _: Instant,
     ) -> Option<Duration> {
         // The read that is under way is a use, but is noted only after it: what is left
         // after it is the idle timeout, or less where the absolute end is nearer. One that
         // has ended already stays as it is, for its owner to find and count.
-        let now = self.0.now_millis();
+        let now = self.0.millis_at(now);
         if session.remaining(now).is_zero() {
             return left;
         }
