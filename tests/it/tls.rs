@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use rustls::HandshakeKind;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::{Stack, install_provider, openid};
 
@@ -168,4 +170,39 @@ async fn http_2_is_held_to_the_same_rules() {
     }
     assert_eq!(many.send().await.unwrap().status().as_u16(), 431);
     assert_eq!(stack.upstream.seen().len(), before);
+}
+
+/// A phone comes with a connection an hour, and other phones in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_comes_again_after_many_others_resumes_its_tls_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let (changes, identity) = https(directory.path(), "");
+    let stack = Stack::start_with(&changes).await;
+    let client = || {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(identity.cert.der().clone()).unwrap();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+        TlsConnector::from(Arc::new(config.with_no_client_auth()))
+    };
+    let again = client();
+    assert_eq!(handshake(&stack, &again).await, HandshakeKind::Full);
+    for _ in 0..300 {
+        assert_eq!(handshake(&stack, &client()).await, HandshakeKind::Full);
+    }
+    assert_eq!(handshake(&stack, &again).await, HandshakeKind::Resumed);
+}
+
+/// One connection with one request on it.
+async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
+    let stream = TcpStream::connect(stack.gateway).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    stream.get_ref().1.handshake_kind().unwrap()
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::ring::Ticketer;
+
 use super::pem;
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, Secrets, ServerSection, Tls};
@@ -86,9 +88,13 @@ fn load_tls(
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .and_then(|config| Ok((config, Ticketer::new()?)));
     match config {
-        Ok(mut config) => {
+        Ok((mut config, ticketer)) => {
+            // What a session needs to be resumed is with the client, sealed by a key that
+            // changes every six hours: the default remembers the last 256 sessions of all.
+            config.ticketer = ticketer;
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             Some(Arc::new(config))
         }
