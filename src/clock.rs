@@ -41,14 +41,6 @@ impl Clock {
         }
     }
 
-    /// What [`Clock::now_millis`] is, if the time has just been asked for.
-    pub fn millis_at(&self, now: Instant) -> u64 {
-        match &self.0 {
-            Source::System(start) => whole_millis(now.saturating_duration_since(*start)),
-            Source::Manual(_) => self.now_millis(),
-        }
-    }
-
     /// Moves a manual clock; the system's clock moves by itself and ignores this.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(millis) = &self.0 {

@@ -48,7 +48,6 @@ pub struct Session {
     pub identity: Identity,
     /// On the clock, as `last_used`.
     ends_at_millis: u64,
-    idle_millis: u64,
     last_used_millis: AtomicU64,
     is_removed: AtomicBool,
 }
@@ -59,7 +58,8 @@ impl Sessions {
         Self {
             backend: Backend::Memory(memory::Memory::new(
                 section.capacity,
-                clock.clone(),
+                // Whoever was not used for its whole life is at its end, too.
+                section.idle_timeout.min(section.ttl),
                 metrics.clone(),
             )),
             ttl: section.ttl,
@@ -80,11 +80,10 @@ impl Sessions {
         let session = Session {
             identity,
             ends_at_millis: now.saturating_add(millis(self.ttl)),
-            idle_millis: millis(self.idle_timeout),
             last_used_millis: AtomicU64::new(now),
             is_removed: AtomicBool::new(false),
         };
-        let expires_in = session.remaining(now);
+        let expires_in = self.remaining(&session, now);
         match &self.backend {
             Backend::Memory(memory) => memory.insert(token.digest(), session),
         }
@@ -102,7 +101,7 @@ impl Sessions {
         };
         let Some(session) = found else { return Ok(None) };
         let now = self.clock.now_millis();
-        if session.remaining(now).is_zero() {
+        if self.remaining(&session, now).is_zero() {
             self.remove(digest, Removal::Expired);
             return Ok(None);
         }
@@ -136,9 +135,15 @@ impl Sessions {
         }
     }
 
+    fn remaining(&self, session: &Session, now_millis: u64) -> Duration {
+        let last_used = session.last_used_millis.load(Ordering::Relaxed);
+        let idle_end = last_used.saturating_add(millis(self.idle_timeout));
+        Duration::from_millis(session.ends_at_millis.min(idle_end).saturating_sub(now_millis))
+    }
+
     /// Time until `session` ends if it is not used again.
     pub fn expires_in(&self, session: &Session) -> Duration {
-        session.remaining(self.clock.now_millis())
+        self.remaining(session, self.clock.now_millis())
     }
 
     /// Whether a session found earlier has not ended since. Asking is no use of it.
@@ -170,12 +175,6 @@ impl Sessions {
 }
 
 impl Session {
-    fn remaining(&self, now_millis: u64) -> Duration {
-        let idle_end =
-            self.last_used_millis.load(Ordering::Relaxed).saturating_add(self.idle_millis);
-        Duration::from_millis(self.ends_at_millis.min(idle_end).saturating_sub(now_millis))
-    }
-
     /// Whether this call is the one that removed it: later ones must not count it again.
     fn mark_removed(&self) -> bool {
         !self.is_removed.swap(true, Ordering::AcqRel)

@@ -2,20 +2,20 @@
 //!
 //! moka is told to be a plain LRU: its default admission policy (`TinyLFU`) refuses keys
 //! that it has rarely seen when it is full, so that a new login would get a token that is
-//! already gone. Its clock is real time and only frees memory; whether a session has ended
-//! is judged by its owner.
+//! already gone. It drops what was not looked up for the idle timeout, by a clock of its own,
+//! and so only frees memory: whether a session has ended is judged by its owner. An expiry of
+//! each entry would free what has come to its absolute end a little sooner, for 64 bytes a
+//! session and a timer moved with every look-up.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::Session;
-use crate::clock::Clock;
 use crate::metrics::{Metrics, Removal};
 use crate::token::TokenDigest;
 
@@ -26,12 +26,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(capacity: u64, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    pub fn new(capacity: u64, longest_unused: Duration, metrics: Arc<Metrics>) -> Self {
         let counted = metrics.clone();
         let cache = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Remaining(clock))
+            .time_to_idle(longest_unused)
             .eviction_listener(move |_, session: Arc<Session>, cause| {
                 let removal = match cause {
                     RemovalCause::Size => Removal::Evicted,
@@ -71,39 +71,6 @@ impl Memory {
     pub fn len(&self) -> u64 {
         self.cache.run_pending_tasks();
         self.cache.entry_count()
-    }
-}
-
-/// Tells moka how long a session may stay in memory at most.
-struct Remaining(Clock);
-
-impl Expiry<TokenDigest, Arc<Session>> for Remaining {
-    fn expire_after_create(
-        &self,
-        _: &TokenDigest,
-        session: &Arc<Session>,
-        _: Instant,
-    ) -> Option<Duration> {
-        Some(session.remaining(self.0.now_millis()))
-    }
-
-    fn expire_after_read(
-        &self,
-        _: &TokenDigest,
-        session: &Arc<Session>,
-        now: Instant,
-        left: Option<Duration>,
-        _: Instant,
-    ) -> Option<Duration> {
-        // The read that is under way is a use, but is noted only after it: what is left
-        // after it is the idle timeout, or less where the absolute end is nearer. One that
-        // has ended already stays as it is, for its owner to find and count.
-        let now = self.0.millis_at(now);
-        if session.remaining(now).is_zero() {
-            return left;
-        }
-        let until_end = session.ends_at_millis.saturating_sub(now);
-        Some(Duration::from_millis(session.idle_millis.min(until_end)))
     }
 }
 
