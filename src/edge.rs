@@ -46,6 +46,10 @@ use crate::route::Endpoint;
 /// an idle connection turned out to be closed.
 const MOST_TRIES: usize = 8;
 
+/// Connections to services that a worker keeps for the next request. With fewer than are asked
+/// for at once, the others would be opened and closed with each request.
+const MOST_IDLE: usize = 1024;
+
 /// For each step of turning a connection away.
 const TURN_AWAY: Duration = Duration::from_millis(100);
 
@@ -88,7 +92,12 @@ impl Edge {
         tls: Option<Arc<rustls::ServerConfig>>,
         threads: usize,
     ) -> Self {
-        let conf = ServerConf { threads, max_retries: MOST_TRIES, ..ServerConf::default() };
+        let conf = ServerConf {
+            threads,
+            max_retries: MOST_TRIES,
+            upstream_keepalive_pool_size: MOST_IDLE,
+            ..ServerConf::default()
+        };
         let gateway = Gateway::new(process.clone(), policy.clone());
         let limits = &policy.limits;
         Self {

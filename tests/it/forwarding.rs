@@ -1,8 +1,12 @@
 //! Requests on their way to a service, and what becomes of them when it misbehaves.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 
 use crate::harness::Stack;
 use crate::harness::client::Connection;
@@ -214,6 +218,48 @@ async fn a_client_that_leaves_is_counted_as_such() {
     let counted = "wxgate_http_requests_total{code=\"499\",route=\"/none\"}";
     stack.until_metric(counted, 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
+}
+
+/// As many as are asked for at once, twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
+    const AT_ONCE: usize = 300;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let servers = format!("[\"{}\"]", service.local_addr().unwrap());
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    tokio::spawn(async move {
+        let all_are_here = Arc::new(Barrier::new(AT_ONCE));
+        loop {
+            let (mut stream, _) = service.accept().await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+            let all_are_here = all_are_here.clone();
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while stream.read_buf(&mut read).await.unwrap() > 0 {
+                    if read.ends_with(b"\r\n\r\n") {
+                        read.clear();
+                        all_are_here.wait().await;
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let stack = Stack::start_with(&upstream(&servers)).await;
+    for _ in 0..2 {
+        let mut clients = Vec::new();
+        for _ in 0..AT_ONCE {
+            let mut client = Connection::open(stack.gateway).await;
+            client.send(&stack.get("/none").bytes()).await;
+            clients.push(client);
+        }
+        for client in &mut clients {
+            assert_eq!(client.answer(false).await.status, 200);
+        }
+    }
+    assert_eq!(opened.load(Ordering::Relaxed), AT_ONCE);
 }
 
 fn upstream(servers: &str) -> String {
