@@ -5,17 +5,11 @@
 //! WeChat never asked by more than `wechat.max_in_flight` at once. Gateway and WeChat are
 //! processes of their own; meanwhile one client asks for something proxied.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a bench that cannot be set up has nothing to say"
-)]
+#![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to say")]
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,20 +17,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use wxgate::sandbox::DEFAULT_APP;
 
-use self::support::{Client, hello, quantile, resident};
+use self::support::{Client, hello, quantile, resident, start};
 
 const PHONES: usize = 10_000;
 const REQUESTS: usize = 2000;
-
-/// A process that ends with the bench.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -64,7 +48,7 @@ async fn main() {
     let mut client = Client::connect(gateway, "").await;
     client.round(REQUESTS).await;
     let quiet = client.round(REQUESTS).await;
-    let memory = resident(gateway_process.0.id());
+    let memory = resident(gateway_process.id());
 
     let began = Instant::now();
     let mut phones = JoinSet::new();
@@ -95,7 +79,7 @@ async fn main() {
         let (quiet, stormy) = (quiet * 1e6, stormy * 1e6);
         println!("proxied, {share}:           {quiet:.0} us quiet, {stormy:.0} us in the storm");
     }
-    let grown = resident(gateway_process.0.id()).saturating_sub(memory);
+    let grown = resident(gateway_process.id()).saturating_sub(memory);
     println!("memory grown by:         {} MiB", grown >> 20);
 }
 
@@ -116,27 +100,4 @@ async fn log_in(gateway: SocketAddr, number: usize, tries: usize) -> Option<Dura
     let answer = answer.to_ascii_lowercase();
     let wait = answer.split("retry-after: ").nth(1).unwrap().split("\r\n").next().unwrap();
     Some(Duration::from_secs(wait.parse().unwrap()))
-}
-
-/// Starts the program; where it listens.
-fn start(arguments: &[&str]) -> (Process, SocketAddr) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_wxgate"))
-        .args(arguments)
-        .env("BENCH_SECRET", DEFAULT_APP.1)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let is_gateway = arguments.first() == Some(&"run");
-    let lines: Box<dyn std::io::Read> = if is_gateway {
-        Box::new(child.stderr.take().unwrap())
-    } else {
-        Box::new(child.stdout.take().unwrap())
-    };
-    let process = Process(child);
-    let address = BufReader::new(lines)
-        .lines()
-        .map_while(Result::ok)
-        .find_map(|line| line.split(['"', '/', ' ']).find_map(|word| word.parse().ok()));
-    (process, address.expect("it says where it listens"))
 }

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each bench needs another part of it")]
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -123,6 +125,45 @@ impl Client {
     }
 }
 
+/// A process that ends with the bench.
+pub struct Process(Child);
+
+impl Process {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Starts the program; where it listens.
+pub fn start(arguments: &[&str]) -> (Process, SocketAddr) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_wxgate"))
+        .args(arguments)
+        .env("BENCH_SECRET", DEFAULT_APP.1)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let is_gateway = arguments.first() == Some(&"run");
+    let lines: Box<dyn std::io::Read> = if is_gateway {
+        Box::new(child.stderr.take().unwrap())
+    } else {
+        Box::new(child.stdout.take().unwrap())
+    };
+    let process = Process(child);
+    let address = BufReader::new(lines)
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.split(['"', '/', ' ']).find_map(|word| word.parse().ok()));
+    (process, address.unwrap())
+}
+
 /// Bytes of memory that a process holds.
 pub fn resident(process: u32) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap();
@@ -139,6 +180,15 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     )]
     let index = (share * (sorted.len() - 1) as f64).round() as usize;
     *sorted.get(index).unwrap()
+}
+
+/// Seconds of CPU that a process has had, the system's included.
+pub fn cpu(process: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_ascii_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).unwrap().parse::<f64>().unwrap();
+    // The kernel counts hundredths for everybody.
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 pub fn spread(values: &mut [f64]) -> String {
