@@ -1,10 +1,11 @@
-//! What `benches/end_to_end/run` needs besides the peers' packages: an empty pingora proxy,
-//! an auth server for nginx's `auth_request`, and a load of a fixed rate.
+//! What `benches/end_to_end` needs besides the peers' packages: an empty pingora proxy, an auth
+//! server for nginx's `auth_request`, a load of a fixed rate, and one of TLS handshakes.
 //!
 //! ```text
 //! parts empty LISTEN SERVICE
 //! parts auth LISTEN USERS            lines of "TOKEN OPENID"
 //! parts pace TARGET RATE SECONDS CONNECTIONS TOKENS
+//! parts handshakes TARGET SECONDS CLIENTS full|resumed
 //! ```
 
 #![allow(
@@ -29,9 +30,14 @@ use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
 use pingora::server::Server;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep_until};
+use tokio_rustls::TlsConnector;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,6 +54,12 @@ fn main() {
             Duration::from_secs_f64(seconds.parse().unwrap()),
             connections.parse().unwrap(),
             tokens,
+        )),
+        ["handshakes", target, seconds, clients, kind] => block_on(handshakes(
+            target.parse().unwrap(),
+            Duration::from_secs_f64(seconds.parse().unwrap()),
+            clients.parse().unwrap(),
+            kind == "resumed",
         )),
         // Cargo runs every bench; this one is a tool.
         _ => {}
@@ -190,4 +202,99 @@ async fn client(
         due += interval;
     }
     times
+}
+
+/// Connections with one handshake and one request each; prints how many there were. All are
+/// full, or all but the first of each client are resumed.
+async fn handshakes(target: SocketAddr, duration: Duration, clients: usize, resumed: bool) {
+    let end = Instant::now() + duration;
+    let clients: Vec<_> = (0..clients)
+        .map(|_| {
+            tokio::spawn(async move {
+                let connector = connector(resumed);
+                let mut count = 0;
+                while Instant::now() < end {
+                    let kind = handshake(target, &connector).await;
+                    assert_eq!(kind == HandshakeKind::Resumed, resumed && count > 0, "{kind:?}");
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    let mut count = 0;
+    for client in clients {
+        count += client.await.unwrap();
+    }
+    println!("{count}");
+}
+
+fn connector(resumes: bool) -> TlsConnector {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    if !resumes {
+        config.resumption = Resumption::disabled();
+    }
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn handshake(target: SocketAddr, connector: &TlsConnector) -> HandshakeKind {
+    let stream = TcpStream::connect(target).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    // Tickets come with the answer.
+    let mut answer = Vec::new();
+    // Not all servers say that they close.
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    stream.get_ref().1.handshake_kind().unwrap()
+}
+
+/// Believes any certificate, at no cost: measured is the server.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
 }
