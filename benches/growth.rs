@@ -2,7 +2,7 @@
 //!
 //! Memory and the time of a look-up with ten thousand, a million and ten million sessions, each
 //! in a process of its own; memory of ten thousand idle connections; the cost of a login.
-//! Gateway and WeChat are processes of their own.
+//! Gateway and WeChat are processes of their own. Needs 6 GB of memory, and `ulimit -n 20000`.
 
 #![allow(
     clippy::unwrap_used,
@@ -53,6 +53,7 @@ async fn main() {
     for size in SIZES {
         let program = std::env::current_exe().unwrap();
         let output = Command::new(program).args(["hold", &size.to_string()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         print!("{}", String::from_utf8(output.stdout).unwrap());
     }
     serve().await;

@@ -46,8 +46,9 @@ use crate::route::Endpoint;
 /// an idle connection turned out to be closed.
 const MOST_TRIES: usize = 8;
 
-/// Connections to services that a worker keeps for the next request. With fewer than are asked
-/// for at once, the others would be opened and closed with each request.
+/// Connections to services that are kept for the next request, for each worker; never more than
+/// half as many as clients may have, for descriptors are shared. With fewer than are asked for
+/// at once, the others would be opened and closed with each request.
 const MOST_IDLE: usize = 1024;
 
 /// For each step of turning a connection away.
@@ -92,14 +93,16 @@ impl Edge {
         tls: Option<Arc<rustls::ServerConfig>>,
         threads: usize,
     ) -> Self {
+        let limits = &policy.limits;
         let conf = ServerConf {
             threads,
             max_retries: MOST_TRIES,
-            upstream_keepalive_pool_size: MOST_IDLE,
+            // pingora has one pool, of this many for each thread.
+            upstream_keepalive_pool_size: (limits.max_connections / 2 / threads)
+                .clamp(1, MOST_IDLE),
             ..ServerConf::default()
         };
         let gateway = Gateway::new(process.clone(), policy.clone());
-        let limits = &policy.limits;
         Self {
             proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
             acceptor: tls.map(TlsAcceptor::from),

@@ -122,7 +122,7 @@ impl Injector {
     ) -> pingora::Result<()> {
         self.strip(request, forwarding.is_trusted)?;
 
-        // As text that lives for ever, a name is not copied.
+        // As text that lives for ever, a name is copied once less.
         request.insert_header(REQUEST_ID.as_str(), forwarding.request_id)?;
         request.insert_header(FORWARDED_FOR.as_str(), forwarding.forwarded_for)?;
         request.insert_header(FORWARDED_PROTO.as_str(), forwarding.proto)?;

@@ -3,9 +3,9 @@
 //! moka is told to be a plain LRU: its default admission policy (`TinyLFU`) refuses keys
 //! that it has rarely seen when it is full, so that a new login would get a token that is
 //! already gone. It drops what was not looked up for the idle timeout, by a clock of its own,
-//! and so only frees memory: whether a session has ended is judged by its owner. An expiry of
-//! each entry would free what has come to its absolute end a little sooner, for 64 bytes a
-//! session and a timer moved with every look-up.
+//! and so only frees memory: whether a session has ended is judged by its owner. What has come
+//! to its absolute end and is not asked for again is held for an idle timeout more; an expiry of
+//! each entry would free it at once, for 40 bytes a session and a timer moved by every look-up.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;

@@ -223,7 +223,7 @@ async fn a_client_that_leaves_is_counted_as_such() {
 /// As many as are asked for at once, twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
-    const AT_ONCE: usize = 300;
+    const AT_ONCE: usize = 200;
     let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let servers = format!("[\"{}\"]", service.local_addr().unwrap());
     let opened = Arc::new(AtomicUsize::new(0));

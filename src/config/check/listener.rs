@@ -92,8 +92,9 @@ fn load_tls(
         .and_then(|config| Ok((config, Ticketer::new()?)));
     match config {
         Ok((mut config, ticketer)) => {
-            // What a session needs to be resumed is with the client, sealed by a key that
-            // changes every six hours: the default remembers the last 256 sessions of all.
+            // What a session needs to be resumed is with the client, sealed by a key of the
+            // process that opens it for twelve hours at most: the default remembers the last
+            // 256 sessions of all.
             config.ticketer = ticketer;
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             Some(Arc::new(config))
