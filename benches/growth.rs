@@ -21,10 +21,9 @@ use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
 use wxgate::metrics::Metrics;
-use wxgate::sandbox::DEFAULT_APP;
 use wxgate::session::Sessions;
 
-use self::support::{Client, Process, cpu, hello, quantile, resident, start};
+use self::support::{Client, Process, cpu, hello, quantile, resident, start, start_gateway};
 
 // As the program has it.
 #[global_allocator]
@@ -133,24 +132,11 @@ async fn serve() {
     let (_wechat, wechat) =
         start(&["sandbox", "--listen", "127.0.0.1:0", "--user-quota", "1000000"]);
     let service = hello().await;
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("gateway.toml");
-    let text = format!(
-        r#"
-        server = {{ listen = "127.0.0.1:0", threads = 1 }}
-        admin = {{ listen = "127.0.0.1:0" }}
-        wechat = {{ base_url = "http://{wechat}" }}
-        log = {{ access = "off" }}
-        login = {{ rate_per_app = "off" }}
-        limits = {{ max_requests_per_connection = 1000000, max_connections = 11000, idle_timeout = "10m" }}
-        app = [{{ app_id = "{}", app_secret = {{ env = "BENCH_SECRET" }} }}]
-        upstream = [{{ name = "u", servers = ["{service}"] }}]
-        route = [{{ path = "/", upstream = "u", auth = "none" }}]
-        "#,
-        DEFAULT_APP.0
-    );
-    std::fs::write(&file, text).unwrap();
-    let (process, gateway) = start(&["run", "-c", file.to_str().unwrap()]);
+    let keys = r#"
+        login = { rate_per_app = "off" }
+        limits = { max_requests_per_connection = 1000000, max_connections = 11000, idle_timeout = "10m" }
+    "#;
+    let (process, gateway) = start_gateway(wechat, service, keys);
 
     // The pool of connections to the service is there before what is measured.
     Client::connect(gateway, "").await.round(REQUESTS).await;

@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use wxgate::sandbox::DEFAULT_APP;
 
-use self::support::{Client, hello, quantile, resident, start};
+use self::support::{Client, hello, quantile, resident, start, start_gateway};
 
 const PHONES: usize = 10_000;
 const REQUESTS: usize = 2000;
@@ -27,23 +26,8 @@ async fn main() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let (_wechat, wechat) = start(&["sandbox", "--listen", "127.0.0.1:0", "--latency", "200ms"]);
     let service = hello().await;
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("gateway.toml");
-    let text = format!(
-        r#"
-        server = {{ listen = "127.0.0.1:0", threads = 1 }}
-        admin = {{ listen = "127.0.0.1:0" }}
-        wechat = {{ base_url = "http://{wechat}" }}
-        log = {{ access = "off" }}
-        limits = {{ max_requests_per_connection = 1000000, max_connections = 15000 }}
-        app = [{{ app_id = "{}", app_secret = {{ env = "BENCH_SECRET" }} }}]
-        upstream = [{{ name = "u", servers = ["{service}"] }}]
-        route = [{{ path = "/", upstream = "u", auth = "none" }}]
-        "#,
-        DEFAULT_APP.0
-    );
-    std::fs::write(&file, text).unwrap();
-    let (gateway_process, gateway) = start(&["run", "-c", file.to_str().unwrap()]);
+    let keys = "limits = { max_requests_per_connection = 1000000, max_connections = 15000 }";
+    let (gateway_process, gateway) = start_gateway(wechat, service, keys);
 
     let mut client = Client::connect(gateway, "").await;
     client.round(REQUESTS).await;

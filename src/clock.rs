@@ -36,7 +36,8 @@ impl Clock {
     /// Milliseconds since the clock was made.
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
-            Source::System(start) => whole_millis(start.elapsed()),
+            // A process does not live for 2^64 milliseconds.
+            Source::System(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             Source::Manual(millis) => millis.load(Ordering::Acquire),
         }
     }
@@ -48,9 +49,4 @@ impl Clock {
             millis.fetch_add(by, Ordering::AcqRel);
         }
     }
-}
-
-/// A process does not live for 2^64 milliseconds.
-fn whole_millis(time: Duration) -> u64 {
-    time.as_secs().saturating_mul(1000).saturating_add(u64::from(time.subsec_millis()))
 }

@@ -164,6 +164,27 @@ pub fn start(arguments: &[&str]) -> (Process, SocketAddr) {
     (process, address.unwrap())
 }
 
+/// Starts a gateway with one worker and these keys besides; where it listens.
+pub fn start_gateway(wechat: SocketAddr, service: SocketAddr, keys: &str) -> (Process, SocketAddr) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("gateway.toml");
+    let text = format!(
+        r#"
+        server = {{ listen = "127.0.0.1:0", threads = 1 }}
+        admin = {{ listen = "127.0.0.1:0" }}
+        wechat = {{ base_url = "http://{wechat}" }}
+        log = {{ access = "off" }}
+        app = [{{ app_id = "{}", app_secret = {{ env = "BENCH_SECRET" }} }}]
+        upstream = [{{ name = "u", servers = ["{service}"] }}]
+        route = [{{ path = "/", upstream = "u", auth = "none" }}]
+        {keys}
+        "#,
+        DEFAULT_APP.0
+    );
+    std::fs::write(&file, text).unwrap();
+    start(&["run", "-c", file.to_str().unwrap()])
+}
+
 /// Bytes of memory that a process holds.
 pub fn resident(process: u32) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap();
