@@ -1,13 +1,15 @@
 //! The configuration, validated: plain data whose types cannot be wrong.
 //!
 //! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file,
-//! collects every problem in it with its place, and either returns a whole [`Config`] or
-//! all the problems. Behaviour modules take their own section, never the whole. Each key,
+//! collects every problem in it and in what it includes with its place, and either returns a
+//! whole [`Config`] or all the problems. Behaviour modules take their own section, never the whole. Each key,
 //! its default and its meaning stand in `config/reference.toml`, which a test holds against
 //! this code.
 
 mod check;
 mod diagnostic;
+mod frozen;
+mod include;
 mod mask;
 mod reader;
 mod value;
@@ -22,6 +24,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
+use self::diagnostic::Source;
 pub use self::diagnostic::{Diagnostic, Problems};
 use crate::identity::AppId;
 use crate::secret::Secret;
@@ -53,16 +56,50 @@ pub enum Secrets {
     Ignore,
 }
 
+/// A configuration, or why there is none, and what it was made from.
+pub struct Loaded {
+    /// The error is every problem found, each with its place.
+    pub config: Result<Config, Problems>,
+    pub files: Files,
+}
+
+/// The files that a configuration is made from: when one of them changes, it may be another.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// Those that were read, or could not be.
+    pub listed: Vec<PathBuf>,
+    /// Where others are looked for.
+    patterns: Vec<String>,
+}
+
+impl Files {
+    /// All files there are at the moment.
+    pub fn find(&self) -> Vec<PathBuf> {
+        let found = self.patterns.iter().flat_map(|pattern| include::find(pattern));
+        self.listed.iter().cloned().chain(found.flatten()).collect()
+    }
+}
+
 impl Config {
-    /// Reads and validates a file, and the secrets and certificates that it names.
+    /// Reads and validates a file, what it includes, and the secrets and certificates that it
+    /// names.
     ///
     /// # Errors
     /// Every problem found, each with its place.
     pub fn load(path: &Path, secrets: Secrets) -> Result<Self, Problems> {
+        Self::read(path, secrets, None).config
+    }
+
+    /// [`Config::load`], and from which files. Where the configuration is to take the place of
+    /// one that is `running`, what it cannot change there is a problem too.
+    pub fn read(path: &Path, secrets: Secrets, running: Option<&Self>) -> Loaded {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&name, &text, secrets),
-            Err(error) => Err(Problems::unreadable(&name, &error)),
+            Ok(text) => check::check(Source { name, text }, secrets, running),
+            Err(error) => Loaded {
+                config: Err(Problems::unreadable(&name, &error)),
+                files: Files { listed: vec![path.to_owned()], patterns: Vec::new() },
+            },
         }
     }
 
@@ -72,12 +109,18 @@ impl Config {
     /// # Errors
     /// Every problem found, each with its place.
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
-        check::check(name, text, secrets)
+        let source = Source { name: name.to_owned(), text: text.to_owned() };
+        check::check(source, secrets, None).config
     }
 
     /// Every key that a file may have, as `section.key` or `section[].key`.
     pub fn known_keys() -> Vec<String> {
         check::known_keys()
+    }
+
+    /// The keys that cannot change while the gateway runs.
+    pub fn frozen_keys() -> Vec<&'static str> {
+        frozen::keys().collect()
     }
 }
 
@@ -93,6 +136,8 @@ pub struct ServerSection {
     /// Of `listen`, those where a balancer first says whose connection it is.
     pub proxy_protocol: Vec<SocketAddr>,
     pub trusted_proxies: Vec<IpNet>,
+    /// How often the configuration's files are looked at for changes; zero: never.
+    pub watch_interval: Duration,
     /// How long new connections are still served after SIGTERM.
     pub shutdown_delay: Duration,
     /// How long what is in flight may take after that.
@@ -111,7 +156,7 @@ pub struct AdminSection {
     pub listen: SocketAddr,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeChatSection {
     /// Scheme, host and port, without a trailing slash.
     pub base_url: String,
@@ -300,7 +345,7 @@ pub enum LogDestination {
 }
 
 /// A pool of servers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: String,
     /// Never empty.

@@ -1,7 +1,7 @@
 //! From a document to a [`Config`]: every rule about what a configuration may say.
 //!
-//! Goes on after a problem, so that all of them are found at once. Pure but for the secret
-//! and certificate files that the document names. Defaults stand here and in
+//! Goes on after a problem, so that all of them are found at once. Pure but for the files that
+//! the document includes or names: secrets, certificates. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
 mod listener;
@@ -12,47 +12,74 @@ mod session;
 mod wechat;
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeTable;
 
 use self::secret::read_secret;
-use super::diagnostic::{Diagnostic, Problems};
+use super::diagnostic::{Diagnostic, Problems, Source};
 use super::mask::Line;
 use super::reader::{Report, Section};
 use super::value::{RateLimit, Size};
 use super::{
-    Config, LimitsSection, LogDestination, LogFormat, LogLevel, LogSection, Rate, Secrets,
+    Config, Files, LimitsSection, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Rate,
+    Secrets, frozen, include,
 };
 
-pub fn check(name: &str, text: &str, secrets: Secrets) -> Result<Config, Problems> {
-    let (document, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        let diagnostics = errors.iter().map(syntax_problem).collect();
-        return Err(Problems::new(name, text, diagnostics));
+/// Checks a file with all that it includes. Where it is to take the place of what runs, that
+/// is given.
+pub fn check(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded {
+    let mut files = Files { listed: vec![PathBuf::from(&main.name)], patterns: Vec::new() };
+    let mut sources = vec![main];
+    let mut diagnostics = include::read(&mut sources, &mut files);
+    let config = check_all(&sources, secrets, running, &mut files, &mut diagnostics);
+    let problems = || Problems::new(sources, diagnostics);
+    Loaded { config: config.ok_or_else(problems), files }
+}
+
+/// `None` means that a problem was reported.
+fn check_all(
+    sources: &[Source],
+    secrets: Secrets,
+    running: Option<&Config>,
+    files: &mut Files,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Option<Config> {
+    let parsed = sources.iter().map(|source| DeTable::parse_recoverable(&source.text));
+    let (documents, errors): (Vec<_>, Vec<_>) = parsed.unzip();
+    for (source, errors) in errors.iter().enumerate() {
+        diagnostics.extend(errors.iter().map(|error| syntax_problem(source, error)));
+    }
+    if errors.iter().any(|errors| !errors.is_empty()) {
+        return None;
     }
     let report = RefCell::new(Report::default());
-    let config = read(Section::root(&document, &report), secrets);
-    let Report { diagnostics, warnings, .. } = report.into_inner();
-    match config {
-        Some(config) if diagnostics.is_empty() => Ok(Config { warnings, ..config }),
-        _ => Err(Problems::new(name, text, diagnostics)),
+    let config = read(Section::root(&documents, &report), secrets);
+    let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
+    diagnostics.extend(found);
+    files.listed.extend(named);
+    let config = config.filter(|_| diagnostics.is_empty())?;
+    if let (Some(running), Some(document)) = (running, documents.first()) {
+        diagnostics.extend(frozen::problems(running, &config, document));
     }
+    diagnostics.is_empty().then_some(Config { warnings, ..config })
 }
 
 pub fn known_keys() -> Vec<String> {
-    let (document, _) = DeTable::parse_recoverable("");
+    let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
-    read(Section::root(&document, &report), Secrets::Ignore);
+    read(Section::root(&documents, &report), Secrets::Ignore);
     report.into_inner().known.into_iter().collect()
 }
 
-fn syntax_problem(error: &toml::de::Error) -> Diagnostic {
+fn syntax_problem(source: usize, error: &toml::de::Error) -> Diagnostic {
     const UNQUOTED: [&str; 3] =
         ["string values must be quoted", "invalid float", "invalid integer"];
     let message = error.message();
     let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
     Diagnostic {
+        source,
         // The parser does not say where a key has too many parts.
         span: Some(error.span().unwrap_or_default()),
         key: String::new(),
@@ -76,6 +103,8 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let upstreams = routing::upstreams(&root);
     let endpoints = routing::endpoints(root.section("endpoints"));
     let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body);
+    // What it finds has been read.
+    root.list::<String>("include");
     root.finish();
     Some(Config {
         server: server?,

@@ -15,6 +15,8 @@ use super::mask::Line;
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
+    /// Index of the file in [`Problems`].
+    pub source: usize,
     /// Byte range in the text, where there is one.
     pub span: Option<Range<usize>>,
     /// The key, as `route[1].upstream`. Empty for the file as a whole.
@@ -24,25 +26,31 @@ pub struct Diagnostic {
     pub line: Line,
 }
 
-/// All problems of one file.
+/// A file, as it is called and as it was read.
+pub struct Source {
+    pub name: String,
+    pub text: String,
+}
+
+/// All problems of one file and those that it includes.
 pub struct Problems {
-    file: String,
-    text: String,
+    sources: Vec<Source>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl Problems {
-    /// Problems of `text`, in the order of their places.
-    pub fn new(file: &str, text: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
-        diagnostics.sort_by_key(|d| d.span.as_ref().map_or(usize::MAX, |span| span.start));
-        Self { file: file.to_owned(), text: text.to_owned(), diagnostics }
+    /// Problems of files, in the order of their places.
+    pub fn new(sources: Vec<Source>, mut diagnostics: Vec<Diagnostic>) -> Self {
+        let start = |d: &Diagnostic| d.span.as_ref().map_or(usize::MAX, |span| span.start);
+        diagnostics.sort_by_key(|diagnostic| (diagnostic.source, start(diagnostic)));
+        Self { sources, diagnostics }
     }
 
     pub fn unreadable(file: &str, error: &io::Error) -> Self {
         Self {
-            file: file.to_owned(),
-            text: String::new(),
+            sources: vec![Source { name: file.to_owned(), text: String::new() }],
             diagnostics: vec![Diagnostic {
+                source: 0,
                 span: None,
                 key: String::new(),
                 message: format!("cannot read the file: {}", io_reason(error)),
@@ -60,16 +68,29 @@ impl Problems {
         self.diagnostics.is_empty()
     }
 
+    /// Each problem as it is shown, its line of the file and its help included.
+    pub fn iter(&self) -> impl Iterator<Item = String> {
+        struct One<'a>(&'a Problems, &'a Diagnostic);
+        impl fmt::Display for One<'_> {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.show(self.1, out)
+            }
+        }
+        let shown = |diagnostic| One(self, diagnostic).to_string().trim_end().to_owned();
+        self.diagnostics.iter().map(shown)
+    }
+
     fn show(&self, diagnostic: &Diagnostic, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Diagnostic { span, key, message, help, line } = diagnostic;
+        let Diagnostic { source, span, key, message, help, line } = diagnostic;
+        let Some(Source { name, text }) = self.sources.get(*source) else { return Ok(()) };
         let colon = if key.is_empty() { "" } else { ": " };
         let what = printable(&format!("{key}{colon}{message}"));
-        let find = |span| Place::find(&self.text, span, *line);
+        let find = |span| Place::find(text, span, *line);
         let Some(place) = span.as_ref().and_then(find) else {
-            writeln!(out, "{}: {what}", self.file)?;
+            writeln!(out, "{name}: {what}")?;
             return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };
         };
-        writeln!(out, "{}:{}:{}: {what}", self.file, place.line, place.column)?;
+        writeln!(out, "{name}:{}:{}: {what}", place.line, place.column)?;
         if *span == Some(0..0) {
             // It is about no line of the file, but editors want one.
             return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };

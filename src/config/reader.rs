@@ -3,11 +3,13 @@
 //! serde stops at the first error, and operators want all of them, so `check.rs` asks a
 //! [`Section`] for each key it knows, with a default. A key that is absent gives the
 //! default; one of the wrong type gives the default and a problem; a key that nobody asked
-//! for is an unknown key. What was asked for is also the list of keys that exist.
+//! for is an unknown key. What was asked for is also the list of keys that exist. A document
+//! may include others, which add to its arrays of tables and say nothing else.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -23,6 +25,8 @@ pub struct Report {
     pub diagnostics: Vec<Diagnostic>,
     /// What works, but should not be left so.
     pub warnings: Vec<String>,
+    /// Files that were read because a value names them.
+    pub files: Vec<PathBuf>,
     /// Keys asked for, as documented.
     pub known: BTreeSet<String>,
     /// Reading is only for `known`: sections that may be absent are walked through too.
@@ -34,6 +38,8 @@ pub struct Report {
 pub struct Located<T> {
     pub value: T,
     pub key: String,
+    /// Index of its document.
+    pub source: usize,
     pub span: Range<usize>,
 }
 
@@ -45,20 +51,35 @@ pub struct Section<'a> {
     path: String,
     /// As documented, without.
     pattern: String,
+    pub source: usize,
     pub span: Range<usize>,
+    /// Of a root, the roots of what it includes.
+    included: Vec<Section<'a>>,
     /// It is no table, and that is problem enough.
     is_reported: bool,
     asked: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Section<'a> {
-    pub fn root(table: &'a Spanned<DeTable<'a>>, report: &'a RefCell<Report>) -> Self {
+    /// The root of the first document, which includes the others.
+    pub fn root(documents: &'a [Spanned<DeTable<'a>>], report: &'a RefCell<Report>) -> Self {
+        let mut roots = documents
+            .iter()
+            .enumerate()
+            .map(|(source, document)| Self::whole(source, Some(document.get_ref()), report));
+        let first = roots.next().unwrap_or_else(|| Self::whole(0, None, report));
+        Self { included: roots.collect(), ..first }
+    }
+
+    fn whole(source: usize, table: Option<&'a DeTable<'a>>, report: &'a RefCell<Report>) -> Self {
         Self {
             report,
-            table: Some(table.get_ref()),
+            table,
             path: String::new(),
             pattern: String::new(),
+            source,
             span: 0..0,
+            included: Vec::new(),
             is_reported: false,
             asked: RefCell::default(),
         }
@@ -83,14 +104,20 @@ impl<'a> Section<'a> {
         (section.table.is_some() || self.report.borrow().is_listing).then_some(section)
     }
 
-    /// An array of tables.
+    /// An array of tables, with what included documents add to it.
     pub fn tables(&self, name: &'static str) -> Vec<Section<'a>> {
+        let mut sections = self.own_tables(name);
+        sections.extend(self.included.iter().flat_map(|included| included.own_tables(name)));
+        sections
+    }
+
+    fn own_tables(&self, name: &'static str) -> Vec<Section<'a>> {
         self.asked.borrow_mut().push(name);
         let found = self.find(name);
         let path = format!("{}{name}", prefix(&self.path));
         let pattern = format!("{name}[]");
         let Some((key, value)) = &found else {
-            if self.report.borrow().is_listing {
+            if self.report.borrow().is_listing && self.source == 0 {
                 return vec![self.child(name, path, &pattern, None, None)];
             }
             return Vec::new();
@@ -139,7 +166,9 @@ impl<'a> Section<'a> {
             table,
             path,
             pattern: format!("{}{pattern}", prefix(&self.pattern)),
+            source: self.source,
             span,
+            included: Vec::new(),
             is_reported,
             asked: RefCell::default(),
         }
@@ -150,12 +179,16 @@ impl<'a> Section<'a> {
         self.ask(name);
         let (_, value) = self.find(name)?;
         match T::from_value(value.get_ref()) {
-            Ok(parsed) => Some(Located { value: parsed, key: self.key(name), span: value.span() }),
+            Ok(parsed) => Some(self.located(name, parsed, value.span())),
             Err(message) => {
                 self.push(self.key(name), value.span(), message, "");
                 None
             }
         }
+    }
+
+    fn located<T>(&self, name: &str, value: T, span: Range<usize>) -> Located<T> {
+        Located { value, key: self.key(name), source: self.source, span }
     }
 
     /// The value of a key that has a default.
@@ -180,13 +213,7 @@ impl<'a> Section<'a> {
         let mut located = Vec::with_capacity(values.len());
         for value in values {
             match T::from_value(value.get_ref()) {
-                Ok(parsed) => {
-                    located.push(Located {
-                        value: parsed,
-                        key: self.key(name),
-                        span: value.span(),
-                    });
-                }
+                Ok(parsed) => located.push(self.located(name, parsed, value.span())),
                 Err(message) => self.push(self.key(name), value.span(), message, ""),
             }
         }
@@ -259,7 +286,7 @@ impl<'a> Section<'a> {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.find(name).is_some()
+        self.find(name).is_some() || self.included.iter().any(|included| included.has(name))
     }
 
     /// The raw value of a key, for questions about its type.
@@ -273,7 +300,7 @@ impl<'a> Section<'a> {
 
     /// Reports a problem of a value.
     pub fn problem<T>(&self, at: &Located<T>, message: impl Into<String>, help: impl Into<String>) {
-        self.push(at.key.clone(), at.span.clone(), message, help);
+        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Judged);
     }
 
     /// Reports a problem of what a value refers to. The name of a variable or a file is no
@@ -284,7 +311,12 @@ impl<'a> Section<'a> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.report(at.key.clone(), at.span.clone(), message, help, Line::Shown);
+        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Shown);
+    }
+
+    /// Takes down that a file was read.
+    pub fn reads(&self, file: &Path) {
+        self.report.borrow_mut().files.push(file.to_owned());
     }
 
     /// Says something about a value that can be used all the same.
@@ -300,11 +332,12 @@ impl<'a> Section<'a> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.report(key, span, message, help, Line::Judged);
+        self.report(self.source, key, span, message, help, Line::Judged);
     }
 
     fn report(
         &self,
+        source: usize,
         key: String,
         span: Range<usize>,
         message: impl Into<String>,
@@ -312,6 +345,7 @@ impl<'a> Section<'a> {
         line: Line,
     ) {
         self.report.borrow_mut().diagnostics.push(Diagnostic {
+            source,
             span: Some(span),
             key,
             message: message.into(),
@@ -342,7 +376,23 @@ impl<'a> Section<'a> {
                 None => String::new(),
             };
             // It may be the misspelled name of a secret.
-            self.report(self.key(name), key.span(), "unknown key", help, Line::Masked);
+            let place = (self.key(name), key.span());
+            self.report(self.source, place.0, place.1, "unknown key", help, Line::Masked);
+        }
+        drop(asked);
+        self.included.into_iter().for_each(Section::finish_included);
+    }
+
+    fn finish_included(self) {
+        let asked = self.asked.borrow();
+        for (key, _) in self.table.into_iter().flatten() {
+            let name: &str = key.get_ref();
+            if !asked.contains(&name) {
+                let message = "does not stand in an included file";
+                let tables: Vec<_> = asked.iter().map(|name| format!("[[{name}]]")).collect();
+                let help = format!("only {} do", tables.join(", "));
+                self.report(self.source, self.key(name), key.span(), message, help, Line::Masked);
+            }
         }
     }
 

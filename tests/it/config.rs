@@ -185,6 +185,36 @@ fn the_reference_has_every_key_and_no_other() {
 }
 
 #[test]
+fn the_reference_says_which_keys_need_a_restart() {
+    let mut marked = BTreeSet::new();
+    let (mut section, mut comment) = (String::new(), String::new());
+    for line in reference().lines() {
+        let example = line.strip_prefix("# ").filter(|line| {
+            line.starts_with('[')
+                || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+        });
+        let line = example.unwrap_or(line);
+        if let Some(text) = line.strip_prefix('#') {
+            comment += text;
+            continue;
+        }
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_end_matches(']').to_owned();
+        }
+        let key = match line.split_once(" = ") {
+            Some((key, _)) => format!("{section}.{key}"),
+            None => section.clone(),
+        };
+        let words = comment.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        if words.contains("needs a restart") && !words.contains("is behind") {
+            marked.insert(key);
+        }
+        comment.clear();
+    }
+    assert_eq!(marked, Config::frozen_keys().into_iter().map(str::to_owned).collect());
+}
+
+#[test]
 fn the_reference_shows_every_default() {
     let load = |file: &str| Config::load(Path::new(file), Secrets::Ignore).unwrap();
     let smallest = format!("{:#?}", load("config/gateway.toml"));

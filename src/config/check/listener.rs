@@ -30,6 +30,13 @@ pub fn server(
         section.problem(h2c, "has no effect where the listeners are HTTPS", help);
     }
     let trusted_proxies = values(section.list("trusted_proxies").unwrap_or_default());
+    let watch_interval = section.get::<Duration>("watch_interval");
+    if let Some(given) = &watch_interval
+        && !given.value.is_zero()
+        && given.value < Duration::from_millis(10)
+    {
+        section.problem(given, "must be at least 10ms, or 0s for never", "");
+    }
     let server = ServerSection {
         listen: values(listen.clone()),
         threads,
@@ -37,6 +44,7 @@ pub fn server(
         h2c: h2c.is_some_and(|h2c| h2c.value),
         proxy_protocol: proxy_protocol(&section, &listen, !trusted_proxies.is_empty()),
         trusted_proxies,
+        watch_interval: watch_interval.map_or(Duration::from_secs(1), |given| given.value),
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
     };

@@ -14,6 +14,7 @@ pub fn certificates(
     file: &Located<PathBuf>,
     help: &str,
 ) -> Option<Vec<CertificateDer<'static>>> {
+    section.reads(&file.value);
     let certificates: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(&file.value).and_then(Iterator::collect);
     match certificates {
@@ -34,6 +35,7 @@ pub fn private_key(
     section: &Section<'_>,
     file: &Located<PathBuf>,
 ) -> Option<PrivateKeyDer<'static>> {
+    section.reads(&file.value);
     let key = PrivateKeyDer::from_pem_file(&file.value);
     key.map_err(|error| section.reference_problem(file, reason(&error), "")).ok()
 }

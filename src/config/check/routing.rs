@@ -80,7 +80,7 @@ pub fn upstreams(root: &Section<'_>) -> Vec<Located<Upstream>> {
             Some(name) => (name.key, name.span),
             None => (section.key("name"), section.span.clone()),
         };
-        upstreams.push(Located { value: upstream, key, span });
+        upstreams.push(Located { value: upstream, key, source: section.source, span });
         section.finish();
     }
     upstreams

@@ -1,6 +1,7 @@
 //! Secrets by reference: from the environment or from a file, never in the configuration.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use toml::de::DeValue;
 use zeroize::Zeroizing;
@@ -50,7 +51,10 @@ pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) 
     let found = match &reference.value {
         _ if secrets == Secrets::Ignore => Ok(String::new()),
         Reference::Variable(variable) => read_variable(variable),
-        Reference::File(file) => read_file(file),
+        Reference::File(file) => {
+            section.reads(Path::new(file));
+            read_file(file)
+        }
     };
     if let Reference::File(file) = &reference.value
         && is_open_to_all(file)
