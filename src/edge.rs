@@ -32,12 +32,13 @@ use self::connection::Connection;
 use self::deadline::Deadline;
 use self::proxy_protocol::Source;
 use crate::access_log::{self, Line};
+use crate::config::LimitsSection;
 use crate::forwarded;
 use crate::head::{self, Head};
 use crate::inject::REQUEST_ID;
-use crate::policy::{Policy, Process};
+use crate::policy::{Policies, Policy, Process};
 use crate::progress::Pace;
-use crate::proxy::Gateway;
+use crate::proxy::{Gateway, HandedOver};
 use crate::rate_limit::network;
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
@@ -58,9 +59,8 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 pub struct Edge {
     proxy: Arc<HttpProxy<Gateway>>,
     acceptor: Option<TlsAcceptor>,
-    policy: Arc<Policy>,
+    policies: Arc<Policies>,
     process: Arc<Process>,
-    pace: Pace,
     /// One for each connection that is served.
     permits: Semaphore,
     /// Connections by address, where that is limited. Never more than there are permits.
@@ -80,7 +80,8 @@ pub enum Opening {
 
 /// How the wait for a head ended.
 enum Wait {
-    Head(Head),
+    /// With the policy that it was judged by, and that is its request's.
+    Head(Head, Arc<Policy>),
     Refused(Rejection),
     /// The client left, or was idle for too long, or the gateway is closing.
     Over,
@@ -89,32 +90,26 @@ enum Wait {
 impl Edge {
     pub fn new(
         process: Arc<Process>,
-        policy: Arc<Policy>,
+        policies: Arc<Policies>,
         tls: Option<Arc<rustls::ServerConfig>>,
         threads: usize,
     ) -> Self {
-        let limits = &policy.limits;
+        let max_connections = policies.current().limits.max_connections;
         let conf = ServerConf {
             threads,
             max_retries: MOST_TRIES,
             // pingora has one pool, of this many for each thread.
-            upstream_keepalive_pool_size: (limits.max_connections / 2 / threads)
-                .clamp(1, MOST_IDLE),
+            upstream_keepalive_pool_size: (max_connections / 2 / threads).clamp(1, MOST_IDLE),
             ..ServerConf::default()
         };
-        let gateway = Gateway::new(process.clone(), policy.clone());
+        let gateway = Gateway::new(process.clone(), policies.clone());
         Self {
             proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
             acceptor: tls.map(TlsAcceptor::from),
-            pace: Pace {
-                body_timeout: limits.body_timeout,
-                write_timeout: limits.write_timeout,
-                min_body_rate: limits.min_body_rate,
-            },
-            permits: Semaphore::new(limits.max_connections),
+            permits: Semaphore::new(max_connections),
             by_address: Mutex::default(),
             odd_balancer: Once::new(),
-            policy,
+            policies,
             process,
         }
     }
@@ -124,29 +119,33 @@ impl Edge {
         // Answers are flushed whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let mut closing = self.process.lifecycle.closing();
+        let policy = self.policies.current();
         let Ok(_permit) = self.permits.try_acquire() else {
-            return self.turn_away(stream, peer).await;
+            return self.turn_away(stream, peer, &policy).await;
         };
         let peer = match opening {
             Opening::Client => peer,
             Opening::ProxyProtocol => {
                 let found = tokio::select! {
-                    found = self.peer_behind(&mut stream, peer) => found,
+                    found = self.peer_behind(&mut stream, peer, &policy) => found,
                     () = closed(&mut closing) => return,
                 };
                 let Ok(peer) = found else { return };
                 peer
             }
         };
-        let Ok(_share) = self.share(peer.ip().to_canonical()) else {
-            return self.turn_away(stream, peer).await;
+        let Ok(_share) = self.share(peer.ip().to_canonical(), &policy) else {
+            return self.turn_away(stream, peer, &policy).await;
         };
+        // No connection may hold a policy for as long as it lives.
+        let (limits, pace, h2c) = (policy.limits.clone(), pace(&policy.limits), policy.h2c);
+        drop(policy);
         let Some(acceptor) = &self.acceptor else {
-            let mut connection = Connection::plain(stream, peer, self.pace);
-            if !self.policy.h2c {
+            let mut connection = Connection::plain(stream, peer, pace);
+            if !h2c {
                 return self.serve_http1(connection, peer, closing, None).await;
             }
-            let deadline = Instant::now() + self.policy.limits.header_timeout;
+            let deadline = Instant::now() + limits.header_timeout;
             let preface = Self::begins_as_http2(&mut connection);
             let begins_as_http2 = tokio::select! {
                 begins = timeout_at(deadline, preface) => begins,
@@ -154,21 +153,21 @@ impl Edge {
             };
             return match begins_as_http2 {
                 // Boxed, or every connection would have the room that one of HTTP/2 needs.
-                Ok(true) => Box::pin(self.serve_http2(connection, closing)).await,
+                Ok(true) => Box::pin(self.serve_http2(connection, closing, limits)).await,
                 Ok(false) => self.serve_http1(connection, peer, closing, Some(deadline)).await,
                 Err(_) => {}
             };
         };
         // A failed handshake is the client's affair.
-        let handshake = timeout(self.policy.limits.header_timeout, acceptor.accept(stream));
+        let handshake = timeout(limits.header_timeout, acceptor.accept(stream));
         let shaken = tokio::select! {
             shaken = handshake => shaken,
             () = closed(&mut closing) => return,
         };
         let Ok(Ok(stream)) = shaken else { return };
-        let connection = Connection::tls(stream, peer, self.pace);
+        let connection = Connection::tls(stream, peer, pace);
         if connection.has_agreed_on_http2() {
-            Box::pin(self.serve_http2(connection, closing)).await;
+            Box::pin(self.serve_http2(connection, closing, limits)).await;
         } else {
             self.serve_http1(connection, peer, closing, None).await;
         }
@@ -181,13 +180,12 @@ impl Edge {
         closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
-        let most = self.policy.limits.max_requests_per_connection;
         let mut connection = Box::new(connection);
         // Made once for all requests of the connection: each waits for both.
         let mut watched = closing.clone();
         let mut closed = pin!(closed(&mut watched));
         let mut deadline = Deadline::new();
-        for number in 1..=most {
+        for number in 1.. {
             let is_first = number == 1;
             let wait = self.wait_for_head(&mut connection, &mut deadline, is_first, begun.take());
             let wait = tokio::select! {
@@ -195,8 +193,8 @@ impl Edge {
                 wait = wait => wait,
                 () = &mut closed => return,
             };
-            let head = match wait {
-                Wait::Head(head) => head,
+            let (head, policy) = match wait {
+                Wait::Head(head, policy) => (head, policy),
                 Wait::Refused(rejection) => {
                     return self.refuse(*connection, peer, &rejection).await;
                 }
@@ -209,12 +207,11 @@ impl Edge {
             };
             let mut session = ServerSession::new_http1(connection);
             session.set_pipelined_prefix(request);
-            if let Some(tunnel) = tunnel.clone() {
-                session.set_connection_user_context(Some(Box::new(tunnel)));
-            }
-            if number == most {
+            if number >= policy.limits.max_requests_per_connection {
                 session.set_keepalive_reuses_remaining(Some(0));
             }
+            let handed_over = HandedOver { policy, tunnel: tunnel.clone() };
+            session.set_connection_user_context(Some(Box::new(handed_over)));
             let mut served = self.proxy.process_new_http(session, &closing);
             let reused = match tunnel {
                 None => served.as_mut().await,
@@ -244,25 +241,32 @@ impl Edge {
         is_first: bool,
         begun: Option<Instant>,
     ) -> Wait {
-        let limits = &self.policy.limits;
-        let mut patience = if is_first { limits.header_timeout } else { limits.idle_timeout };
+        let mut policy = None;
         for _ in 0..2 {
             // An empty line after a request is an old client's habit, and no request yet.
             connection.skip_blank_line();
             if !connection.held().is_empty() {
                 break;
             }
-            deadline.set(Instant::now() + patience);
+            let is_idle = !is_first && policy.is_none();
+            deadline.set(
+                Instant::now() + {
+                    let limits = &self.policies.current().limits;
+                    if is_idle { limits.idle_timeout } else { limits.header_timeout }
+                },
+            );
             if !matches!(deadline.limit(connection.read_more()).await, Some(Ok(1..))) {
                 return Wait::Over;
             }
-            patience = limits.header_timeout;
+            policy = Some(self.policies.current());
         }
-        let is_health = |path: &[u8]| self.policy.routes.is_health(path);
+        let policy = policy.unwrap_or_else(|| self.policies.current());
+        let limits = &policy.limits;
+        let is_health = |path: &[u8]| policy.routes.is_health(path);
         let mut end = begun;
         loop {
-            match head::judge(connection.held(), self.policy.head_limits, is_health) {
-                Ok(Some(head)) => return Wait::Head(head),
+            match head::judge(connection.held(), policy.head_limits, is_health) {
+                Ok(Some(head)) => return Wait::Head(head, policy),
                 Ok(None) => {}
                 Err(rejection) => return Wait::Refused(rejection),
             }
@@ -280,8 +284,9 @@ impl Edge {
         &self,
         stream: &mut TcpStream,
         balancer: SocketAddr,
+        policy: &Policy,
     ) -> Result<SocketAddr, Unbelievable> {
-        let is_trusted = self.policy.trusted_proxies.contains(balancer.ip().to_canonical());
+        let is_trusted = policy.trusted_proxies.contains(balancer.ip().to_canonical());
         let header = async {
             match proxy_protocol::read(stream).await {
                 Ok(Source::Client(source)) => Ok(source),
@@ -294,7 +299,7 @@ impl Edge {
             }
         };
         let read = if is_trusted {
-            timeout(self.policy.limits.header_timeout, header).await.unwrap_or(Err(None))
+            timeout(policy.limits.header_timeout, header).await.unwrap_or(Err(None))
         } else {
             Err(Some("is not in server.trusted_proxies"))
         };
@@ -313,9 +318,9 @@ impl Edge {
     }
 
     /// One more connection of an address, unless it has as many as it may.
-    fn share(&self, address: IpAddr) -> Result<Option<Share<'_>>, TooMany> {
-        let Some(most) = self.policy.limits.max_connections_per_address else { return Ok(None) };
-        if self.policy.trusted_proxies.contains(address) {
+    fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<Share<'_>>, TooMany> {
+        let Some(most) = policy.limits.max_connections_per_address else { return Ok(None) };
+        if policy.trusted_proxies.contains(address) {
             return Ok(None);
         }
         let address = network(address);
@@ -329,12 +334,12 @@ impl Edge {
     }
 
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.
-    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr, policy: &Policy) {
         if self.acceptor.is_some() {
             // A handshake would cost more than the connection is worth.
             return;
         }
-        let mut connection = Connection::plain(stream, peer, self.pace);
+        let mut connection = Connection::plain(stream, peer, pace(&policy.limits));
         // A request that is there already, unread, would reset the connection.
         let _ = timeout(TURN_AWAY, connection.read_more()).await;
         let _ = timeout(TURN_AWAY, self.refuse(connection, peer, &Rejection::Overloaded)).await;
@@ -348,7 +353,8 @@ impl Edge {
         let mut answer = rejection.answer(request_id);
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let bytes_out = answer.body.len();
-        let metrics = self.policy.metrics(Endpoint::None);
+        let policy = self.policies.current();
+        let metrics = policy.metrics(Endpoint::None);
         metrics.observe(rejection.status(), Duration::ZERO);
         self.process.access_log.write(&Line {
             time: access_log::timestamp(),
@@ -369,6 +375,15 @@ impl Edge {
             user: None,
         });
         connection.end_with(&answer.to_closing_http1()).await;
+    }
+}
+
+/// How fast a connection must be.
+fn pace(limits: &LimitsSection) -> Pace {
+    Pace {
+        body_timeout: limits.body_timeout,
+        write_timeout: limits.write_timeout,
+        min_body_rate: limits.min_body_rate,
     }
 }
 

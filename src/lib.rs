@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
+//! | 6 | `reload` | taking a changed configuration into service |
 //! | 6 | `edge` | every public connection: TLS, deadline of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `admin` | metrics and probes |
@@ -76,6 +77,7 @@ mod progress;
 mod proxy;
 mod rate_limit;
 mod rejection;
+pub mod reload;
 pub mod route;
 pub mod sandbox;
 pub mod secret;

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::secret::Secret;
 use crate::session::Sessions;
-use crate::wechat::{Code, WeChat};
+use crate::wechat::{ClientError, Code};
 
 /// Counts logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
@@ -51,21 +51,34 @@ pub struct Fields {
 }
 
 impl Login {
+    /// Goes on where `previous` was with whatever is configured as it was there: a code that is
+    /// under way stays one, an app that is slowed stays slow.
+    ///
+    /// # Errors
+    /// When the client for WeChat cannot be built.
     pub fn new(
         config: &Config,
-        wechat: WeChat,
+        previous: Option<&Self>,
         sessions: Sessions,
         clock: &Clock,
         metrics: Arc<Metrics>,
-    ) -> Self {
+    ) -> Result<Self, ClientError> {
+        let window = config.login.replay_window;
         let longest = config.wechat.queue_timeout + config.wechat.timeout;
-        Self {
-            replays: Replays::new(config.login.replay_window, longest, clock.clone()),
-            exchange: Arc::new(Exchange::new(&config.apps, wechat, sessions.clone(), clock)),
+        let known = previous.map(|previous| &previous.replays);
+        let replays = match known.filter(|known| known.is_for(window, longest)) {
+            Some(known) => known.clone(),
+            None => Replays::new(window, longest, clock.clone()),
+        };
+        let previous = previous.map(|previous| &*previous.exchange);
+        let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
+        Ok(Self {
+            replays,
+            exchange: Arc::new(exchange),
             section: config.login.clone(),
             sessions,
             metrics,
-        }
+        })
     }
 
     /// Frees what is over. Called every second.

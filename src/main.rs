@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -14,9 +15,10 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use wxgate::clock::Clock;
-use wxgate::config::{Config, Secrets};
+use wxgate::config::{Config, Loaded, Secrets};
 use wxgate::demo::Demo;
 use wxgate::metrics::Metrics;
+use wxgate::reload::Origin;
 use wxgate::sandbox::{DEFAULT_APP, Habits, Sandbox};
 use wxgate::server::{Order, Server};
 use wxgate::telemetry;
@@ -133,8 +135,9 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> ExitCode {
-    let config = match Config::load(path, Secrets::Load) {
-        Ok(config) => config,
+    let Loaded { config, files } = Config::read(path, Secrets::Load, None);
+    let config = match config {
+        Ok(config) => Arc::new(config),
         Err(problems) => return refuse_config(&problems),
     };
     let metrics = match Metrics::new() {
@@ -145,14 +148,15 @@ fn run(path: &Path) -> ExitCode {
         return refuse(&reason);
     }
     // Dropped last: it writes what is queued.
-    let _log = telemetry::install(&config.log, &metrics);
+    let (_log, level) = telemetry::install(&config.log, &metrics);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     block_on(async {
         let orders = orders()?;
         let server = Server::bind(&config, Clock::system(), metrics)?;
-        server.run(orders).await?;
+        let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
+        server.following(origin).run(orders).await?;
         Ok(())
     })
 }

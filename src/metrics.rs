@@ -77,6 +77,8 @@ pub struct Metrics {
     sessions: IntGauge,
     sessions_created: IntCounter,
     sessions_removed: [IntCounter; 3],
+    reload_successful: IntGauge,
+    reload_success_time: Gauge,
     log_lines_dropped: IntCounter,
     log_writers: Mutex<Vec<ErrorCounter>>,
 }
@@ -112,16 +114,17 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         removed.with_label_values(&["replaced"]);
         // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
-        gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?
-            .set(1);
-        register(
+        let reload_successful =
+            gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?;
+        reload_successful.set(1);
+        let reload_success_time = register(
             &registry,
             Gauge::new(
                 "wxgate_config_last_reload_success_timestamp_seconds",
                 "Time of the last successful (re)load",
             )?,
-        )?
-        .set(unix_seconds());
+        )?;
+        reload_success_time.set(unix_seconds());
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
 
         Ok(Arc::new(Self {
@@ -175,6 +178,8 @@ impl Metrics {
                 "Log lines given up because their destination was full",
             )?,
             log_writers: Mutex::new(Vec::new()),
+            reload_successful,
+            reload_success_time,
             registry,
         }))
     }
@@ -186,6 +191,14 @@ impl Metrics {
             requests: self.requests.clone(),
             by_code: std::array::from_fn(|_| OnceLock::new()),
             duration: self.request_duration.with_label_values(&[label]),
+        }
+    }
+
+    /// Tells how the last reload ended.
+    pub fn reloaded(&self, is_successful: bool) {
+        self.reload_successful.set(i64::from(is_successful));
+        if is_successful {
+            self.reload_success_time.set(unix_seconds());
         }
     }
 

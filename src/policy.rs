@@ -5,13 +5,15 @@
 //! logs. Keeping the two apart is what lets a configuration be replaced.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
-use crate::config::{Config, LimitsSection, Rate};
+use crate::config::{Config, LimitsSection, Rate, Upstream};
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
 use crate::inject::Injector;
@@ -22,7 +24,27 @@ use crate::rate_limit::RateLimit;
 use crate::route::{Endpoint, Routes};
 use crate::session::Sessions;
 use crate::upstream::Pool;
-use crate::wechat::{ClientError, WeChat};
+use crate::wechat::ClientError;
+
+/// The configuration that is served by, which a reload replaces. Whoever has taken one keeps
+/// it to its end.
+pub struct Policies(ArcSwap<Policy>);
+
+impl Policies {
+    pub fn new(policy: Policy) -> Self {
+        Self(ArcSwap::from_pointee(policy))
+    }
+
+    /// The policy for what begins at this moment.
+    pub fn current(&self) -> Arc<Policy> {
+        self.0.load_full()
+    }
+
+    /// Lets everything that begins from now on be served by another.
+    pub fn replace(&self, policy: Policy) {
+        self.0.store(Arc::new(policy));
+    }
+}
 
 /// What outlives a configuration.
 pub struct Process {
@@ -41,10 +63,14 @@ pub struct Policy {
     pub injector: Injector,
     pub login: Login,
     /// Of logins, by address.
-    pub login_rate: Option<RateLimit>,
+    pub login_rate: Option<Arc<RateLimit>>,
     route_rates: Vec<RouteRates>,
     pub trusted_proxies: TrustedProxies,
     pub limits: LimitsSection,
+    /// How long new connections are still served after SIGTERM, and how long what is in flight
+    /// may take after that.
+    pub shutdown_delay: Duration,
+    pub drain_timeout: Duration,
     pub head_limits: HeadLimits,
     /// Whether plain connections may begin as HTTP/2.
     pub h2c: bool,
@@ -60,24 +86,36 @@ pub struct Policy {
 
 /// How often a route may be asked.
 pub struct RouteRates {
-    pub per_user: Option<RateLimit>,
-    pub per_address: Option<RateLimit>,
+    pub per_user: Option<Arc<RateLimit>>,
+    pub per_address: Option<Arc<RateLimit>>,
 }
 
 impl Policy {
+    /// What is configured as it is in `previous` goes on as it was there: servers that were
+    /// found, logins under way, and who has asked how often.
+    ///
     /// # Errors
     /// When the client for WeChat cannot be built.
-    pub fn new(config: &Config, process: &Process) -> Result<Self, ClientError> {
+    pub fn new(
+        config: &Config,
+        process: &Process,
+        previous: Option<&Self>,
+    ) -> Result<Self, ClientError> {
         let metrics = &process.metrics;
-        let wechat = WeChat::new(&config.wechat, process.clock.clone(), metrics.clone())?;
         let routes = Routes::new(&config.endpoints, &config.routes);
-        let rate_limit = |rate: Option<Rate>| {
-            rate.map(|rate| {
-                RateLimit::new(rate, config.limits.max_rate_clients, process.clock.clone())
-            })
+        let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
+            let (rate, capacity) = (rate?, config.limits.max_rate_clients);
+            let known = known.filter(|known| known.is_for(rate, capacity)).cloned();
+            let new = || Arc::new(RateLimit::new(rate, capacity, process.clock.clone()));
+            Some(known.unwrap_or_else(new))
+        };
+        let pool = |section: &Upstream| {
+            let mut known = previous.into_iter().flat_map(|previous| &previous.pools);
+            let same = known.find(|pool| pool.section() == section).cloned();
+            same.unwrap_or_else(|| Arc::new(Pool::new(section.clone())))
         };
         Ok(Self {
-            pools: config.upstreams.iter().cloned().map(|pool| Arc::new(Pool::new(pool))).collect(),
+            pools: config.upstreams.iter().map(pool).collect(),
             authenticator: Authenticator::new(
                 process.sessions.clone(),
                 &config.session,
@@ -86,22 +124,32 @@ impl Policy {
             injector: Injector::new(&config.identity, &config.session),
             login: Login::new(
                 config,
-                wechat,
+                previous.map(|previous| &previous.login),
                 process.sessions.clone(),
                 &process.clock,
                 metrics.clone(),
+            )?,
+            login_rate: rate_limit(
+                config.login.rate_per_address,
+                previous.and_then(|previous| previous.login_rate.as_ref()),
             ),
-            login_rate: rate_limit(config.login.rate_per_address),
             route_rates: config
                 .routes
                 .iter()
-                .map(|route| RouteRates {
-                    per_user: rate_limit(route.rate_per_user),
-                    per_address: rate_limit(route.rate_per_address),
+                .map(|route| {
+                    let known = previous.and_then(|previous| previous.rates_of(&route.name));
+                    let per_user = known.and_then(|known| known.per_user.as_ref());
+                    let per_address = known.and_then(|known| known.per_address.as_ref());
+                    RouteRates {
+                        per_user: rate_limit(route.rate_per_user, per_user),
+                        per_address: rate_limit(route.rate_per_address, per_address),
+                    }
                 })
                 .collect(),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
+            shutdown_delay: config.server.shutdown_delay,
+            drain_timeout: config.server.drain_timeout,
             head_limits: HeadLimits {
                 bytes: config.limits.max_header,
                 lines: config.limits.max_header_count,
@@ -125,6 +173,10 @@ impl Policy {
     /// How often a client may ask for a route, by the route's index.
     pub fn rates(&self, route: usize) -> Option<&RouteRates> {
         self.route_rates.get(route)
+    }
+
+    fn rates_of(&self, name: &str) -> Option<&RouteRates> {
+        self.rates(self.routes.iter().position(|route| route.name == name)?)
     }
 
     /// The counters of an endpoint.

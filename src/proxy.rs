@@ -33,9 +33,9 @@ use self::admission::Refusal;
 use self::context::RequestContext;
 use crate::answer::Answer;
 use crate::inject::REQUEST_ID;
-use crate::policy::{Policy, Process};
+use crate::policy::{Policies, Policy, Process};
 use crate::rejection::Rejection;
-use crate::websocket;
+use crate::websocket::{self, Tunnel};
 
 /// How long what is left of a body is waited for after its answer, so that the connection
 /// can go on.
@@ -44,12 +44,20 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 /// The gateway as pingora sees it.
 pub struct Gateway {
     process: Arc<Process>,
-    policy: Arc<Policy>,
+    policies: Arc<Policies>,
+}
+
+/// What the edge hands over with a request of HTTP/1.
+pub struct HandedOver {
+    /// The one by which its head was judged.
+    pub policy: Arc<Policy>,
+    /// The switch of its connection, if it asks to become something else.
+    pub tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Gateway {
-    pub fn new(process: Arc<Process>, policy: Arc<Policy>) -> Self {
-        Self { process, policy }
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>) -> Self {
+        Self { process, policies }
     }
 
     /// Writes an answer of the gateway's own. The connection goes on if the whole request
@@ -89,17 +97,21 @@ impl ProxyHttp for Gateway {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.policy.clone(), self.process.clone())
+        RequestContext::new(self.policies.current(), self.process.clone())
     }
 
-    /// What the edge hands over with a request: the switch of its connection.
+    /// Comes right after the context was made.
     fn on_connection_reuse(
         &self,
         _: &mut HttpSession,
         context: &mut RequestContext,
         handed_over: Box<dyn Any + Send + Sync>,
     ) {
-        context.tunnel = handed_over.downcast().ok().map(|tunnel| *tunnel);
+        if let Ok(handed_over) = handed_over.downcast::<HandedOver>() {
+            let HandedOver { policy, tunnel } = *handed_over;
+            context.policy = policy;
+            context.tunnel = tunnel;
+        }
     }
 
     /// None: pingora's default is a compression module that is never on.

@@ -24,6 +24,8 @@ use crate::rejection::Rejection;
 
 /// Buckets of one rate, by user or by address.
 pub struct RateLimit {
+    rate: Rate,
+    capacity: u64,
     quota: Quota,
     clock: Ticks,
     hasher: RandomState,
@@ -51,6 +53,8 @@ impl RateLimit {
         let step = (rate.period / rate.count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(step).unwrap_or(Quota::per_second(rate.count));
         Self {
+            rate,
+            capacity,
             quota: quota.allow_burst(rate.count),
             clock: Ticks(clock),
             hasher: RandomState::new(),
@@ -60,6 +64,11 @@ impl RateLimit {
                 .time_to_idle(rate.period)
                 .build(),
         }
+    }
+
+    /// Whether it was made for this.
+    pub fn is_for(&self, rate: Rate, capacity: u64) -> bool {
+        (self.rate, self.capacity) == (rate, capacity)
     }
 
     /// Takes one of what `key` may have.

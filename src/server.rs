@@ -26,16 +26,13 @@ use crate::edge::{Edge, Opening};
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::policy::{Policy, Process};
+use crate::policy::{Policies, Policy, Process};
+use crate::reload::{self, Origin, Reloader};
 use crate::session::Sessions;
-use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
-
-/// The start waits no longer than this for host names to be resolved.
-const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 
 /// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -74,10 +71,9 @@ pub struct Server {
     admin: Listener,
     edge: Arc<Edge>,
     process: Arc<Process>,
-    policy: Arc<Policy>,
+    policies: Arc<Policies>,
+    origin: Option<Origin>,
     threads: usize,
-    shutdown_delay: Duration,
-    drain_timeout: Duration,
 }
 
 struct Listener {
@@ -95,7 +91,7 @@ impl Server {
         let sessions = Sessions::in_memory(&config.session, clock.clone(), metrics.clone());
         let lifecycle = Lifecycle::default();
         let process = Arc::new(Process { metrics, access_log, sessions, clock, lifecycle });
-        let policy = Arc::new(Policy::new(config, &process)?);
+        let policies = Arc::new(Policies::new(Policy::new(config, &process, None)?));
         let tls = config.server.tls.as_ref().and_then(|tls| tls.server_config.clone());
         Ok(Self {
             public: config
@@ -112,13 +108,23 @@ impl Server {
                 })
                 .collect::<Result<_, _>>()?,
             admin: listen(config.admin.listen)?,
-            edge: Arc::new(Edge::new(process.clone(), policy.clone(), tls, config.server.threads)),
+            edge: Arc::new(Edge::new(
+                process.clone(),
+                policies.clone(),
+                tls,
+                config.server.threads,
+            )),
             process,
-            policy,
+            policies,
+            origin: None,
             threads: config.server.threads,
-            shutdown_delay: config.server.shutdown_delay,
-            drain_timeout: config.server.drain_timeout,
         })
+    }
+
+    /// Lets the gateway follow the file that its configuration came from.
+    pub fn following(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
     }
 
     /// Where the public listeners are, in the order of the configuration.
@@ -135,13 +141,11 @@ impl Server {
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
     pub async fn run(self, mut orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
-        let Self { public, admin, edge, process, policy, threads, shutdown_delay, drain_timeout } =
-            self;
+        let Self { public, admin, edge, process, policies, origin, threads } = self;
         let workers = Workers::start(threads).map_err(StartError::Workers)?;
-        let resolved = resolve_all(&policy.pools);
-        let _ = tokio::time::timeout(FIRST_RESOLVE, resolved).await;
-
         let mut background = JoinSet::new();
+        reload::resolve(&policies.current().pools, &mut background).await;
+
         let admin_socket = into_tokio(admin)?;
         let admin_process = process.clone();
         background.spawn(async move {
@@ -151,11 +155,14 @@ impl Server {
             };
             match http_server::serve(admin_socket, answer).await {}
         });
-        for pool in &policy.pools {
-            let pool = pool.clone();
-            background.spawn(async move { pool.keep_resolving().await });
-        }
-        background.spawn(keep_maintaining(process.clone(), policy.clone()));
+        background.spawn(keep_maintaining(process.clone(), policies.clone()));
+        // One that waits is as good as several.
+        let (reload, asked) = mpsc::channel(1);
+        let reload = origin.map(|origin| {
+            let reloader = Reloader::new(origin, process.clone(), policies.clone());
+            background.spawn(reloader.run(asked));
+            reload
+        });
 
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
@@ -167,15 +174,17 @@ impl Server {
         }
         process.lifecycle.set_ready();
 
-        if wait_for_stop(&mut orders).await == Order::Stop {
+        let reload = reload.as_ref();
+        if wait_for_stop(&mut orders, reload).await == Order::Stop {
             tracing::info!("stopped");
             return Ok(());
         }
+        let Policy { shutdown_delay, drain_timeout, .. } = *policies.current();
         tracing::info!(delay = ?shutdown_delay, "draining");
         process.lifecycle.drain();
         let is_stopped = tokio::select! {
             () = tokio::time::sleep(shutdown_delay) => false,
-            _ = wait_for_stop(&mut orders) => true,
+            _ = wait_for_stop(&mut orders, reload) => true,
         };
         // Ends the accept loops, and with them the listeners.
         accepting.shutdown().await;
@@ -185,7 +194,7 @@ impl Server {
             tokio::select! {
                 () = connections.wait() => true,
                 () = tokio::time::sleep(drain_timeout) => false,
-                _ = wait_for_stop(&mut orders) => false,
+                _ = wait_for_stop(&mut orders, reload) => false,
             }
         };
         if is_stopped || !in_time.await {
@@ -200,13 +209,18 @@ impl Server {
 
 /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
 /// gateway serves no purpose any more.
-async fn wait_for_stop(orders: &mut mpsc::Receiver<Order>) -> Order {
+async fn wait_for_stop(
+    orders: &mut mpsc::Receiver<Order>,
+    reload: Option<&mpsc::Sender<()>>,
+) -> Order {
     loop {
         match orders.recv().await {
             Some(order @ (Order::Drain | Order::Stop)) => return order,
-            Some(Order::Reload) => {
-                tracing::warn!("SIGHUP: reload is not built yet, nothing has changed");
-            }
+            Some(Order::Reload) => match reload {
+                // Where one waits already, it will read what there is.
+                Some(reload) => drop(reload.try_send(())),
+                None => tracing::warn!("SIGHUP: there is no file to reload"),
+            },
             Some(Order::Upgrade) => {
                 tracing::warn!("SIGQUIT: upgrade is not built yet, nothing has changed");
             }
@@ -242,16 +256,11 @@ async fn accept(
     }
 }
 
-async fn resolve_all(pools: &[Arc<Pool>]) {
-    let resolve = |pool: Arc<Pool>| async move { pool.resolve().await };
-    pools.iter().cloned().map(resolve).collect::<JoinSet<_>>().join_all().await;
-}
-
-async fn keep_maintaining(process: Arc<Process>, policy: Arc<Policy>) {
+async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
     loop {
         tokio::time::sleep(MAINTENANCE).await;
         process.sessions.maintain();
-        policy.login.maintain();
+        policies.current().login.maintain();
     }
 }
 

@@ -26,7 +26,7 @@ const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Sessions {
     backend: Backend,
-    ttl: Duration,
+    ttl_millis: Arc<AtomicU64>,
     idle_timeout: Duration,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -62,11 +62,17 @@ impl Sessions {
                 section.idle_timeout.min(section.ttl),
                 metrics.clone(),
             )),
-            ttl: section.ttl,
+            ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
             idle_timeout: section.idle_timeout,
             clock,
             metrics,
         }
+    }
+
+    /// Gives the sessions that are created from now on another life. Those that are there keep
+    /// theirs.
+    pub fn set_ttl(&self, ttl: Duration) {
+        self.ttl_millis.store(millis(ttl), Ordering::Relaxed);
     }
 
     /// Starts a session; the token is in nobody's hands but the caller's. Also returns the
@@ -79,7 +85,7 @@ impl Sessions {
         let now = self.clock.now_millis();
         let session = Session {
             identity,
-            ends_at_millis: now.saturating_add(millis(self.ttl)),
+            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
             last_used_millis: AtomicU64::new(now),
             is_removed: AtomicBool::new(false),
         };

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -54,6 +54,11 @@ impl Pool {
         }
     }
 
+    /// What it was made from.
+    pub fn section(&self) -> &Upstream {
+        &self.section
+    }
+
     /// The next server in turn that is not among `tried`: its address, and how to reach it.
     pub fn choose(&self, tried: &[SocketAddr]) -> Option<(SocketAddr, Box<HttpPeer>)> {
         let peers = self.peers.load();
@@ -80,16 +85,18 @@ impl Pool {
         let _ = taken.await;
     }
 
-    /// Looks host names up again and again, for as long as it is polled.
-    pub async fn keep_resolving(&self) {
+    /// Looks the host names of a pool up again and again, for as long as anybody has it.
+    pub async fn keep_resolving(pool: Weak<Self>) {
         let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
-        if !self.section.servers.iter().any(is_name) {
-            return;
-        }
-        loop {
-            let is_empty = self.peers.load().is_empty();
-            tokio::time::sleep(if is_empty { RESOLVE_RETRY } else { RESOLVE_INTERVAL }).await;
-            self.resolve().await;
+        let interval = |pool: &Self| {
+            let has_names = pool.section.servers.iter().any(is_name);
+            let is_empty = pool.peers.load().is_empty();
+            has_names.then_some(if is_empty { RESOLVE_RETRY } else { RESOLVE_INTERVAL })
+        };
+        while let Some(interval) = pool.upgrade().and_then(|pool| interval(&pool)) {
+            tokio::time::sleep(interval).await;
+            let Some(pool) = pool.upgrade() else { return };
+            pool.resolve().await;
         }
     }
 

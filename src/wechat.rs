@@ -207,8 +207,7 @@ pub enum ClientError {
 pub struct WeChat {
     client: reqwest::Client,
     addresses: Addresses,
-    /// Of a whole exchange.
-    timeout: Duration,
+    section: WeChatSection,
     gate: Gate,
     metrics: Arc<Metrics>,
 }
@@ -246,10 +245,15 @@ impl WeChat {
         Ok(Self {
             client,
             addresses: Addresses::new(section, clock.clone()),
-            timeout: section.timeout,
+            section: section.clone(),
             gate: Gate::new(section, clock),
             metrics,
         })
+    }
+
+    /// What it was made from.
+    pub fn section(&self) -> &WeChatSection {
+        &self.section
     }
 
     /// Waits for the turn to trade one code.
@@ -266,7 +270,7 @@ impl WeChat {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
         let mut found = Vec::new();
         for address in self.addresses.all() {
-            let deadline = Instant::now() + self.timeout;
+            let deadline = Instant::now() + self.section.timeout;
             let outcome = match self.ask(address, app, &no_code, deadline).await {
                 // Who looks at the code has taken the app.
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
@@ -278,7 +282,7 @@ impl WeChat {
     }
 
     async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.section.timeout;
         let (first, second) = self.addresses.in_order();
         let outcome = self.ask(first, app, code, deadline).await;
         let is_connected = outcome != Err(WeChatError::Unreachable);

@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::connection::Connection;
-use super::{Edge, closed};
+use super::{Edge, closed, pace};
 use crate::config::LimitsSection;
-use crate::progress::Progress;
+use crate::progress::{Pace, Progress};
 
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -60,13 +60,14 @@ impl Edge {
         &self,
         mut connection: Connection,
         mut closing: watch::Receiver<bool>,
+        limits: LimitsSection,
     ) {
         connection.begin_http2();
-        let limits = &self.policy.limits;
+        let pace = pace(&limits);
         let socket_digest = connection.get_socket_digest();
         let traffic = connection.traffic();
         let digest = Arc::new(Digest { socket_digest, ..Digest::default() });
-        let handshake = server::handshake(Box::new(connection), Some(options(limits)));
+        let handshake = server::handshake(Box::new(connection), Some(options(&limits)));
         let shaken = tokio::select! {
             shaken = timeout(limits.header_timeout, handshake) => shaken,
             () = closed(&mut closing) => return,
@@ -108,7 +109,7 @@ impl Edge {
                         Ok(Some(H2Accept::Session(session))) => {
                             patience = limits.idle_timeout;
                             total += 1;
-                            streams.spawn(self.serve_stream(session, closing.clone()));
+                            streams.spawn(self.serve_stream(session, pace, closing.clone()));
                         }
                         Ok(Some(H2Accept::Rejected)) if malformed < MOST_MALFORMED => {
                             malformed += 1;
@@ -137,13 +138,14 @@ impl Edge {
     fn serve_stream(
         &self,
         mut session: HttpSession,
+        pace: Pace,
         closing: watch::Receiver<bool>,
     ) -> impl Future<Output = bool> + Send + 'static {
         let request = session.req_header_mut();
         let target = request.uri.path_and_query().cloned();
         let progress = Arc::new(Progress::new(request.method.clone(), target));
         request.extensions_mut().insert(progress.clone());
-        let (proxy, pace) = (self.proxy.clone(), self.pace);
+        let proxy = self.proxy.clone();
         async move {
             let began = Instant::now();
             let has_body = !session.is_body_empty();

@@ -6,24 +6,49 @@ use super::notices::Notices;
 use super::pace::Pace;
 use super::replay::{Grant, Outcome};
 use crate::clock::Clock;
-use crate::config::App;
+use crate::config::{App, Config};
+use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::session::Sessions;
-use crate::wechat::{Code, WeChat, WeChatError};
+use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
 /// Trades the codes of every app.
 pub struct Exchange {
-    pub apps: Vec<(App, Pace)>,
-    wechat: WeChat,
+    pub apps: Vec<(App, Arc<Pace>)>,
+    wechat: Arc<WeChat>,
     sessions: Sessions,
     notices: Notices,
 }
 
 impl Exchange {
-    pub fn new(apps: &[App], wechat: WeChat, sessions: Sessions, clock: &Clock) -> Self {
-        let paced = |app: &App| (app.clone(), Pace::new(app.login_rate, clock.clone()));
-        let apps = apps.iter().map(paced).collect();
-        Self { apps, wechat, sessions, notices: Notices::new(clock.clone()) }
+    /// An app whose rate is that of `previous` goes on where it was there, and so does what is
+    /// known of WeChat where its section is the same.
+    ///
+    /// # Errors
+    /// When the client for WeChat cannot be built.
+    pub fn new(
+        config: &Config,
+        previous: Option<&Self>,
+        sessions: Sessions,
+        clock: &Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
+        let paced = |app: &App| {
+            let known = previous.into_iter().flat_map(|previous| &previous.apps);
+            let same = known
+                .filter(|(known, _)| known.app_id == app.app_id)
+                .find(|(known, _)| known.login_rate == app.login_rate);
+            let pace = same.map(|(_, pace)| pace.clone());
+            let new = || Arc::new(Pace::new(app.login_rate, clock.clone()));
+            (app.clone(), pace.unwrap_or_else(new))
+        };
+        let known = previous.map(|previous| &previous.wechat);
+        let wechat = match known.filter(|known| *known.section() == config.wechat) {
+            Some(known) => known.clone(),
+            None => Arc::new(WeChat::new(&config.wechat, clock.clone(), metrics)?),
+        };
+        let apps = config.apps.iter().map(paced).collect();
+        Ok(Self { apps, wechat, sessions, notices: Notices::new(clock.clone()) })
     }
 
     /// Trades a code of the app with this index for a session.

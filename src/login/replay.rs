@@ -53,6 +53,7 @@ impl Key {
 pub struct Replays {
     flights: Cache<Key, Arc<Flight>>,
     window: Duration,
+    longest: Duration,
     clock: Clock,
 }
 
@@ -86,7 +87,12 @@ impl Replays {
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(Freed { under_way: longest * 2, over: window })
             .build();
-        Self { flights, window, clock }
+        Self { flights, window, longest, clock }
+    }
+
+    /// Whether it was made for these times.
+    pub fn is_for(&self, window: Duration, longest: Duration) -> bool {
+        (self.window, self.longest) == (window, longest)
     }
 
     /// The outcome for a code; `exchange` is run where there is none yet. It runs to its end

@@ -88,7 +88,7 @@ impl Gateway {
             return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
         }
         let rates = policy.rates(index);
-        check_address(context, rates.and_then(|rates| rates.per_address.as_ref()))?;
+        check_address(context, rates.and_then(|rates| rates.per_address.as_deref()))?;
         if content_length(request).is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
@@ -98,7 +98,7 @@ impl Gateway {
         if !route.accepts_app(&identity.app_id) {
             return Err(Rejection::WrongApp);
         }
-        match rates.and_then(|rates| rates.per_user.as_ref()) {
+        match rates.and_then(|rates| rates.per_user.as_deref()) {
             Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
             None => Ok(()),
         }

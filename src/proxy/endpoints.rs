@@ -31,7 +31,7 @@ impl Gateway {
             let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
             return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) }.into());
         }
-        if let Err(rejection) = check_address(context, policy.login_rate.as_ref()) {
+        if let Err(rejection) = check_address(context, policy.login_rate.as_deref()) {
             login.refused(&rejection);
             return Err(rejection.into());
         }

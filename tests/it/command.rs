@@ -255,7 +255,7 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
         }
 
         gateway.signal("HUP");
-        gateway.line_with("SIGHUP");
+        gateway.line_with("the configuration is reloaded");
         gateway.signal("QUIT");
         gateway.line_with("SIGQUIT");
         gateway.signal(signal);

@@ -9,7 +9,7 @@ pub mod process_log;
 pub mod upstream;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wxgate::clock::Clock;
-use wxgate::config::{Config, Secrets};
+use wxgate::config::{Config, Loaded, Secrets};
 use wxgate::metrics::Metrics;
+use wxgate::reload::Origin;
 use wxgate::sandbox::{self, DEFAULT_APP, Sandbox};
 use wxgate::server::{Order, Server, StartError};
 
@@ -69,8 +70,12 @@ impl Stack {
         let wechat = tokio::spawn(sandbox.clone().serve(socket));
 
         let text = config_text(directory.path(), &base_url, upstream.address, changes);
-        let config = Config::parse("test", &text, Secrets::Load).unwrap_or_else(|p| panic!("{p}"));
+        let path = directory.path().join("gateway.toml");
+        std::fs::write(&path, text).unwrap();
+        let Loaded { config, files } = Config::read(&path, Secrets::Load, None);
+        let config = Arc::new(config.unwrap_or_else(|problems| panic!("{problems}")));
         let server = Server::bind(&config, clock.clone(), Metrics::new().unwrap()).unwrap();
+        let server = server.following(Origin { path, config, files, log: None });
         let gateway = server.public_addresses()[0];
         let admin = server.admin_address();
         let (orders, receiver) = mpsc::channel(4);
@@ -89,6 +94,44 @@ impl Stack {
         };
         stack.until_ready().await;
         stack
+    }
+
+    /// Where the gateway's configuration stands.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.path().join("gateway.toml")
+    }
+
+    /// Writes another configuration, as [`Stack::start_with`] would.
+    pub fn write_config(&self, changes: &str) {
+        let base_url = format!("http://{}", self.wechat_address);
+        let text = config_text(self.directory.path(), &base_url, self.upstream.address, changes);
+        std::fs::write(self.config_file(), text).unwrap();
+    }
+
+    /// Has the gateway take another configuration, and tells whether it did.
+    pub async fn reload(&self, changes: &str) -> bool {
+        self.write_config(changes);
+        self.order_reload().await
+    }
+
+    /// Has the gateway read its configuration again, and tells whether it took it.
+    pub async fn order_reload(&self) -> bool {
+        let before = self.metric(RELOAD_TIME).await;
+        // A reload that fails shows only where the one before did not.
+        let could_fail = self.metric(RELOAD_SUCCESSFUL).await > 0.0;
+        self.orders.send(Order::Reload).await.unwrap();
+        let ended = async {
+            loop {
+                if self.metric(RELOAD_TIME).await > before {
+                    return true;
+                }
+                if could_fail && self.metric(RELOAD_SUCCESSFUL).await == 0.0 {
+                    return false;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ended).await.expect("a reload ends")
     }
 
     async fn until_ready(&self) {
@@ -154,6 +197,10 @@ impl Drop for Stack {
     }
 }
 
+pub const RELOAD_TIME: &str = "wxgate_config_last_reload_success_timestamp_seconds";
+
+pub const RELOAD_SUCCESSFUL: &str = "wxgate_config_last_reload_successful";
+
 /// Longer than anything takes that works, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -181,6 +228,7 @@ pub fn config_text(
         [server]
         listen = "127.0.0.1:0"
         threads = 1
+        watch_interval = "0s"
         [admin]
         listen = "127.0.0.1:0"
         [wechat]

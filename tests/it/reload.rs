@@ -1,0 +1,314 @@
+//! A changed configuration, taken while the gateway runs.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::harness::client::Connection;
+use crate::harness::process_log;
+use crate::harness::upstream::{Reply, Upstream};
+use crate::harness::{APP, OTHER_APP, PATIENCE, RELOAD_SUCCESSFUL, RELOAD_TIME, Stack, openid};
+
+const OPEN: &str = r#"
+    [[route]]
+    path = "/"
+    upstream = "recorder"
+    auth = "none"
+"#;
+
+/// What the process's log says of a stack's files.
+fn said(stack: &Stack) -> String {
+    let directory = stack.directory.path().display().to_string();
+    let lines = process_log::text_after(0);
+    lines.lines().filter(|line| line.contains(&directory)).collect()
+}
+
+/// Waits until something holds.
+async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let held = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_changes_routes_upstreams_apps_and_limits() {
+    let stack = Stack::start().await;
+    let other = Upstream::start().await;
+    assert_eq!(stack.get("/other").send().await.status, 401);
+    let changes = format!(
+        r#"
+        [limits]
+        max_target = "64B"
+        [[app]]
+        app_id = "{APP}"
+        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        [[app]]
+        app_id = "{OTHER_APP}"
+        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        [[upstream]]
+        name = "recorder"
+        servers = ["{{upstream}}"]
+        [[upstream]]
+        name = "other"
+        servers = ["{}"]
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        [[route]]
+        path = "/other"
+        upstream = "other"
+        auth = "none"
+        "#,
+        other.address
+    );
+    assert!(stack.reload(&changes).await);
+    assert_eq!(stack.get("/other").send().await.status, 200);
+    assert_eq!(other.seen().len(), 1);
+    assert_eq!(stack.get(&format!("/{}", "x".repeat(80))).send().await.status, 431);
+    let login = serde_json::json!({ "code": "user-anna-1", "app_id": OTHER_APP });
+    assert_eq!(stack.post("/login").json(&login).send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_outlive_a_reload_and_a_new_ttl_is_for_new_ones() {
+    let stack = Stack::start().await;
+    let old = stack.login("anna").await;
+    assert!(stack.reload("session.ttl = \"3h\"").await);
+    let new = stack.login("bert").await;
+    let is_live = async |token: &str| stack.get("/").token(token).send().await.status == 200;
+    for _ in 0..3 {
+        assert!(is_live(&old).await && is_live(&new).await);
+        stack.clock.advance(Duration::from_secs(3600));
+    }
+    assert!(is_live(&old).await, "it began with a longer life");
+    assert!(!is_live(&new).await);
+}
+
+/// A file is taken whole or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
+    let stack = Stack::start().await;
+    let taken = stack.metric(RELOAD_TIME).await;
+    for (changes, problem) in [
+        ("server.treads = 1", "server.treads: unknown key"),
+        ("session.ttl = 5", "session.ttl: expected"),
+        (
+            "app = [{ app_id = \"wx1\", app_secret = { file = \"{dir}/absent\" } }]",
+            "app[0].app_secret: file",
+        ),
+        ("[[route]]\npath = \"/\"\nupstream = \"absent\"", "no upstream named"),
+    ] {
+        // So that the failure shows.
+        assert!(stack.reload("").await);
+        assert!(!stack.reload(&format!("{changes}\n")).await, "{changes}");
+        assert!(said(&stack).contains(problem), "{problem}");
+        assert_eq!(stack.get("/").send().await.status, 401);
+        assert_eq!(stack.get("/none").send().await.status, 200);
+    }
+    assert!(stack.reload("").await);
+    fs::write(stack.config_file(), "[server\nlisten").unwrap();
+    assert!(!stack.order_reload().await);
+    assert!(said(&stack).contains("gateway.toml:1:8: not TOML"));
+    fs::remove_file(stack.config_file()).unwrap();
+    assert_eq!(stack.get("/none").send().await.status, 200);
+    assert!(stack.reload("").await, "what is mended is taken");
+    assert_eq!(stack.metric(RELOAD_SUCCESSFUL).await, 1.0);
+    assert!(stack.metric(RELOAD_TIME).await > taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_change_live_is_refused_by_name() {
+    let stack = Stack::start().await;
+    for (key, change) in [
+        ("server.listen", "server.listen = \"127.0.0.1:1\""),
+        ("server.threads", "server.threads = 2"),
+        ("admin.listen", "admin.listen = \"127.0.0.1:1\""),
+        ("session.capacity", "session.capacity = 5"),
+        ("session.idle_timeout", "session.idle_timeout = \"1m\""),
+        ("limits.max_connections", "limits.max_connections = 5"),
+        ("log.access", "log.access = \"off\""),
+        ("log.format", "log.format = \"text\""),
+    ] {
+        assert!(stack.reload("").await);
+        // Together with a change that could be taken.
+        assert!(!stack.reload(&format!("{change}\nsession.header = \"X-Other\"")).await, "{key}");
+        let refusal = format!("{key}: cannot change while the gateway runs");
+        assert!(said(&stack).contains(&refusal), "{refusal}");
+        assert!(said(&stack).contains("restart or upgrade needed"));
+        let token = stack.login("anna").await;
+        assert_eq!(stack.get("/").token(&token).send().await.status, 200);
+    }
+}
+
+/// A request that is under way when the configuration changes ends as it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_sees_one_configuration() {
+    let stack = Stack::start().await;
+    let token = stack.login("anna").await;
+    let release = Arc::new(Notify::new());
+    let released = release.clone();
+    let late =
+        b"HTTP/1.1 200 OK\r\nX-Other: secret\r\nX-OpenId: own\r\nContent-Length: 4\r\n\r\nlate";
+    stack.upstream.reply(move |_| Reply::When(released.clone(), late.to_vec()));
+    let mut busy = Connection::open(stack.gateway).await;
+    busy.send(&stack.get("/").token(&token).bytes()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    assert!(stack.reload("identity.openid_header = \"X-Other\"").await);
+    release.notify_one();
+    let answer = busy.answer(false).await;
+    assert_eq!(answer.header("x-other"), Some("secret"), "the old names are stripped");
+    assert_eq!(answer.header("x-openid"), None);
+    // The next one, on the same connection, is of the new configuration.
+    release.notify_one();
+    busy.send(&stack.get("/").token(&token).bytes()).await;
+    let answer = busy.answer(false).await;
+    assert_eq!(answer.header("x-other"), None);
+    assert_eq!(answer.header("x-openid"), Some("own"));
+    let seen = stack.upstream.seen();
+    assert_eq!(seen[0].all("x-openid"), [openid("anna")]);
+    assert_eq!(seen[1].all("x-other"), [openid("anna")]);
+    assert!(seen[1].all("x-openid").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_taken_by_itself() {
+    let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
+    let open = format!("server.watch_interval = \"10ms\"\n{OPEN}");
+    stack.write_config(&open);
+    until("the file is taken", async || stack.get("/").send().await.status == 200).await;
+    // Broken, and mended.
+    fs::write(stack.config_file(), "broken").unwrap();
+    stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
+    stack.write_config("server.watch_interval = \"10ms\"");
+    until("it is taken again", async || stack.get("/").send().await.status == 401).await;
+    stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
+}
+
+/// A secret is a file of its own, and so is what is included.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_secret_is_taken_by_itself() {
+    let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
+    let secret = stack.directory.path().join("wechat-secret");
+    fs::write(&secret, "0000000000000000000000000000dead").unwrap();
+    let refused = async || {
+        let code: u64 = rand::random();
+        stack.try_login(&format!("user-anna-{code}")).await.status == 502
+    };
+    until("the new secret is used", refused).await;
+    fs::write(&secret, crate::harness::SECRET).unwrap();
+    until("the old one is used again", async || !refused().await).await;
+}
+
+/// A ConfigMap is a folder of links through a link, `..data`, that is swapped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swapped_link_of_a_config_map_is_taken() {
+    let stack = Stack::start_with("server.watch_interval = \"10ms\"\n").await;
+    let volume = stack.directory.path();
+    let file = stack.config_file();
+    let text = fs::read_to_string(&file).unwrap();
+    for (version, auth) in [("..1", "required"), ("..2", "none")] {
+        fs::create_dir(volume.join(version)).unwrap();
+        let text = text.replace("\"required\"", &format!("\"{auth}\""));
+        fs::write(volume.join(version).join("gateway.toml"), text).unwrap();
+    }
+    symlink("..1", volume.join("..data")).unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink("..data/gateway.toml", &file).unwrap();
+    let taken = stack.metric(RELOAD_TIME).await;
+    until("the link is seen", async || stack.metric(RELOAD_TIME).await > taken).await;
+    assert_eq!(stack.get("/").send().await.status, 401);
+    symlink("..2", volume.join("..next")).unwrap();
+    fs::rename(volume.join("..next"), volume.join("..data")).unwrap();
+    until("the swap is taken", async || stack.get("/").send().await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn included_files_add_routes_and_are_watched() {
+    let watched = "server.watch_interval = \"10ms\"\n";
+    let stack = Stack::start_with(&format!("include = [\"conf.d/*.toml\"]\n{watched}")).await;
+    let folder = stack.directory.path().join("conf.d");
+    fs::create_dir(&folder).unwrap();
+    let service = Upstream::start().await;
+    let text = format!(
+        "[[upstream]]\nname = \"shop\"\nservers = [\"{}\"]\n\
+         [[route]]\npath = \"/shop\"\nupstream = \"shop\"\nauth = \"none\"\n",
+        service.address
+    );
+    fs::write(folder.join("shop.toml"), &text).unwrap();
+    until("a new file is found", async || stack.get("/shop").send().await.status == 200).await;
+    assert!(!service.seen().is_empty());
+    // Not meant to be read.
+    fs::write(folder.join(".#shop.toml"), "half").unwrap();
+    fs::write(folder.join("shop.toml"), text.replace("none", "required")).unwrap();
+    until("a change is found", async || stack.get("/shop").send().await.status == 401).await;
+    fs::write(folder.join("shop.toml"), format!("{text}[session]\nttl = \"1h\"\n")).unwrap();
+    stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
+    assert!(said(&stack).contains("shop.toml:8:2: session: does not stand in an included"));
+    fs::remove_file(folder.join("shop.toml")).unwrap();
+    stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
+    assert_eq!(stack.get("/shop").send().await.status, 401, "the route of / is left");
+}
+
+/// What is remembered of clients and codes is not lost with the configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
+    let rates = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
+                 rate_per_address = \"2/h\"\n";
+    let stack = Stack::start_with(rates).await;
+    let code = format!("user-anna-{}", rand::random::<u64>());
+    let token = stack.try_login(&code).await.json()["token"].clone();
+    assert_eq!(stack.get("/").send().await.status, 200);
+    assert!(stack.reload(&format!("session.ttl = \"5h\"\n{rates}")).await);
+    assert_eq!(stack.try_login(&code).await.json()["token"], token);
+    assert_eq!(stack.get("/").send().await.status, 200);
+    assert_eq!(stack.get("/").send().await.status, 429);
+    assert!(stack.reload(&rates.replace("2/h", "3/h")).await);
+    assert_eq!(stack.get("/").send().await.status, 200, "another rate begins anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reloads_under_load_fail_no_request() {
+    let stack = Arc::new(Stack::start().await);
+    let token = stack.login("anna").await;
+    let (ends, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients = (0..4).map(|number| {
+        let (stack, token, ends) = (stack.clone(), token.clone(), ends.clone());
+        let served = served.clone();
+        tokio::spawn(async move {
+            let mut connection = Connection::open(stack.gateway).await;
+            while !ends.load(Ordering::Relaxed) {
+                connection.send(&stack.get("/").token(&token).bytes()).await;
+                let answer = connection.answer(false).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                if answer.header("connection") == Some("close") {
+                    connection = Connection::open(stack.gateway).await;
+                }
+                if served.fetch_add(1, Ordering::Relaxed) % 50 == number {
+                    stack.login(&format!("user{number}")).await;
+                }
+            }
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    for round in 0..30 {
+        let before = served.load(Ordering::Relaxed);
+        let upstreams = format!(
+            "[[upstream]]\nname = \"recorder\"\nservers = [\"{{upstream}}\"]\n\
+             read_timeout = \"{}s\"\n",
+            30 + round
+        );
+        assert!(stack.reload(&upstreams).await);
+        until("requests go on", async || served.load(Ordering::Relaxed) > before + 20).await;
+    }
+    ends.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+}
