@@ -18,11 +18,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
 
 use self::diagnostic::Source;
 pub use self::diagnostic::{Diagnostic, Problems};
@@ -130,7 +131,7 @@ pub struct ServerSection {
     pub listen: Vec<SocketAddr>,
     /// Worker threads; never 0.
     pub threads: usize,
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsSection>,
     /// Whether plain connections may be HTTP/2, by prior knowledge.
     pub h2c: bool,
     /// Of `listen`, those where a balancer first says whose connection it is.
@@ -144,11 +145,41 @@ pub struct ServerSection {
     pub drain_timeout: Duration,
 }
 
-/// Certificate and key, loaded and checked against each other.
+/// TLS of the public listeners.
 #[derive(Clone, Debug)]
-pub struct Tls {
-    /// `None` only when secrets are ignored.
-    pub server_config: Option<Arc<rustls::ServerConfig>>,
+pub struct TlsSection {
+    /// Where none of the others fits. `None` only when secrets are ignored.
+    pub default: Option<Certificate>,
+    /// For clients that ask for one of their names. Of two with one name the first is it.
+    pub certificates: Vec<Certificate>,
+}
+
+impl TlsSection {
+    /// Whether a client that asks for a lower-case host finds it in the certificate it gets.
+    pub fn is_for(&self, host: &str) -> bool {
+        self.certificates.iter().chain(&self.default).any(|certificate| certificate.is_for(host))
+    }
+}
+
+/// A certificate, verified, with its chain and its key.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// As the configuration calls it.
+    pub file: PathBuf,
+    /// Hosts that it is for: lower-case names, `*.` in front of some, and addresses.
+    pub names: Vec<String>,
+    /// When the first of the chain expires.
+    pub expires: SystemTime,
+    pub chain_and_key: Arc<CertifiedKey>,
+}
+
+impl Certificate {
+    fn is_for(&self, host: &str) -> bool {
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|name| {
+            name == host || name.strip_prefix("*.").is_some_and(|name| Some(name) == parent)
+        })
+    }
 }
 
 #[derive(Debug)]

@@ -26,7 +26,6 @@ use pingora::server::configuration::ServerConf;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
 
 use self::connection::Connection;
 use self::deadline::Deadline;
@@ -58,7 +57,6 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 /// Serves public connections.
 pub struct Edge {
     proxy: Arc<HttpProxy<Gateway>>,
-    acceptor: Option<TlsAcceptor>,
     policies: Arc<Policies>,
     process: Arc<Process>,
     /// One for each connection that is served.
@@ -88,12 +86,7 @@ enum Wait {
 }
 
 impl Edge {
-    pub fn new(
-        process: Arc<Process>,
-        policies: Arc<Policies>,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        threads: usize,
-    ) -> Self {
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>, threads: usize) -> Self {
         let max_connections = policies.current().limits.max_connections;
         let conf = ServerConf {
             threads,
@@ -105,7 +98,6 @@ impl Edge {
         let gateway = Gateway::new(process.clone(), policies.clone());
         Self {
             proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
-            acceptor: tls.map(TlsAcceptor::from),
             permits: Semaphore::new(max_connections),
             by_address: Mutex::default(),
             odd_balancer: Once::new(),
@@ -138,9 +130,10 @@ impl Edge {
             return self.turn_away(stream, peer, &policy).await;
         };
         // No connection may hold a policy for as long as it lives.
-        let (limits, pace, h2c) = (policy.limits.clone(), pace(&policy.limits), policy.h2c);
+        let (limits, pace) = (policy.limits.clone(), pace(&policy.limits));
+        let (tls, h2c) = (policy.tls.clone(), policy.h2c);
         drop(policy);
-        let Some(acceptor) = &self.acceptor else {
+        let Some(tls) = tls else {
             let mut connection = Connection::plain(stream, peer, pace);
             if !h2c {
                 return self.serve_http1(connection, peer, closing, None).await;
@@ -159,12 +152,12 @@ impl Edge {
             };
         };
         // A failed handshake is the client's affair.
-        let handshake = timeout(limits.header_timeout, acceptor.accept(stream));
+        let handshake = timeout(limits.header_timeout, tls.accept(stream));
         let shaken = tokio::select! {
             shaken = handshake => shaken,
             () = closed(&mut closing) => return,
         };
-        let Ok(Ok(stream)) = shaken else { return };
+        let Ok(Some(stream)) = shaken else { return };
         let connection = Connection::tls(stream, peer, pace);
         if connection.has_agreed_on_http2() {
             Box::pin(self.serve_http2(connection, closing, limits)).await;
@@ -335,7 +328,7 @@ impl Edge {
 
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.
     async fn turn_away(&self, stream: TcpStream, peer: SocketAddr, policy: &Policy) {
-        if self.acceptor.is_some() {
+        if policy.tls.is_some() {
             // A handshake would cost more than the connection is worth.
             return;
         }

@@ -21,6 +21,7 @@
 //! | 2 | `head` | whether the head of a request is beyond doubt |
 //! | 2 | `route` | which route or endpoint a path is for |
 //! | 2 | `upstream` | which server is next, and how it is spoken to |
+//! | 2 | `tls` | the handshake with clients: certificates by name, versions, tickets |
 //! | 2 | `websocket` | when a request may become one, and how long it may stay one |
 //! | 2 | `rate_limit` | how often somebody may ask |
 //! | 2 | `inject` | the headers that are the gateway's to write |
@@ -85,6 +86,7 @@ mod seldom;
 pub mod server;
 pub mod session;
 pub mod telemetry;
+pub mod tls;
 mod token;
 mod upstream;
 mod websocket;

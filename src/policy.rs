@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
+use rustls::server::ProducesTickets;
 
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
@@ -23,6 +24,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::rate_limit::RateLimit;
 use crate::route::{Endpoint, Routes};
 use crate::session::Sessions;
+use crate::tls::Tls;
 use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
@@ -53,6 +55,8 @@ pub struct Process {
     pub sessions: Sessions,
     pub clock: Clock,
     pub lifecycle: Lifecycle,
+    /// Keys for the tickets of TLS.
+    pub tickets: Arc<dyn ProducesTickets>,
 }
 
 /// One configuration, ready to serve.
@@ -74,6 +78,8 @@ pub struct Policy {
     pub head_limits: HeadLimits,
     /// Whether plain connections may begin as HTTP/2.
     pub h2c: bool,
+    /// Where the public listeners are HTTPS.
+    pub tls: Option<Tls>,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
     route_metrics: Vec<RouteMetrics>,
@@ -82,6 +88,15 @@ pub struct Policy {
     session_metrics: RouteMetrics,
     health_metrics: RouteMetrics,
     none_metrics: RouteMetrics,
+}
+
+/// Why a configuration cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error(transparent)]
+    WeChat(#[from] ClientError),
+    #[error("server.tls: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// How often a route may be asked.
@@ -95,13 +110,15 @@ impl Policy {
     /// found, logins under way, and who has asked how often.
     ///
     /// # Errors
-    /// When the client for WeChat cannot be built.
+    /// When the client for WeChat or what TLS needs cannot be built.
     pub fn new(
         config: &Config,
         process: &Process,
         previous: Option<&Self>,
-    ) -> Result<Self, ClientError> {
+    ) -> Result<Self, PolicyError> {
         let metrics = &process.metrics;
+        let tls = config.server.tls.as_ref();
+        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone())).transpose()?;
         let routes = Routes::new(&config.endpoints, &config.routes);
         let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
             let (rate, capacity) = (rate?, config.limits.max_rate_clients);
@@ -156,10 +173,8 @@ impl Policy {
                 target: config.limits.max_target,
             },
             h2c: config.server.h2c,
-            proto: HeaderValue::from_static(match config.server.tls {
-                Some(_) => "https",
-                None => "http",
-            }),
+            proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
+            tls,
             route_metrics: routes.iter().map(|route| metrics.route(&route.name)).collect(),
             login_metrics: metrics.route("@login"),
             logout_metrics: metrics.route("@logout"),

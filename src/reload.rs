@@ -22,10 +22,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{Config, Files, Loaded, Problems, Secrets};
-use crate::policy::{Policies, Policy, Process};
+use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::telemetry::LogControl;
 use crate::upstream::Pool;
-use crate::wechat::ClientError;
 
 /// A new policy waits no longer than this for host names to be resolved.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
@@ -60,7 +59,7 @@ enum ReloadError {
     #[error("the configuration has problems")]
     Config(#[from] Problems),
     #[error(transparent)]
-    WeChat(#[from] ClientError),
+    Policy(#[from] PolicyError),
     #[error("the configuration cannot be read: {0}")]
     Read(io::Error),
 }

@@ -26,10 +26,10 @@ use crate::edge::{Edge, Opening};
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::policy::{Policies, Policy, Process};
+use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::reload::{self, Origin, Reloader};
 use crate::session::Sessions;
-use crate::wechat::ClientError;
+use crate::tls;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
@@ -58,7 +58,9 @@ pub enum StartError {
     #[error("log.access: cannot open the file: {0}")]
     AccessLog(io::Error),
     #[error(transparent)]
-    WeChat(#[from] ClientError),
+    Policy(#[from] PolicyError),
+    #[error("keys for the tickets of TLS: {0}")]
+    Tickets(rustls::Error),
     #[error("metrics: {0}")]
     Metrics(String),
     #[error("cannot start worker threads: {0}")]
@@ -90,9 +92,10 @@ impl Server {
         let access_log = AccessLog::open(&config.log, &metrics).map_err(StartError::AccessLog)?;
         let sessions = Sessions::in_memory(&config.session, clock.clone(), metrics.clone());
         let lifecycle = Lifecycle::default();
-        let process = Arc::new(Process { metrics, access_log, sessions, clock, lifecycle });
+        let tickets = tls::tickets().map_err(StartError::Tickets)?;
+        let process =
+            Arc::new(Process { metrics, access_log, sessions, clock, lifecycle, tickets });
         let policies = Arc::new(Policies::new(Policy::new(config, &process, None)?));
-        let tls = config.server.tls.as_ref().and_then(|tls| tls.server_config.clone());
         Ok(Self {
             public: config
                 .server
@@ -108,12 +111,7 @@ impl Server {
                 })
                 .collect::<Result<_, _>>()?,
             admin: listen(config.admin.listen)?,
-            edge: Arc::new(Edge::new(
-                process.clone(),
-                policies.clone(),
-                tls,
-                config.server.threads,
-            )),
+            edge: Arc::new(Edge::new(process.clone(), policies.clone(), config.server.threads)),
             process,
             policies,
             origin: None,

@@ -4,11 +4,13 @@
 //! the document includes or names: secrets, certificates. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
+mod chain;
 mod listener;
 mod pem;
 mod routing;
 mod secret;
 mod session;
+mod tls;
 mod wechat;
 
 use std::cell::RefCell;
@@ -101,7 +103,8 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);
     let upstreams = routing::upstreams(&root);
-    let endpoints = routing::endpoints(root.section("endpoints"));
+    let tls = server.as_ref().and_then(|server| server.tls.as_ref());
+    let endpoints = routing::endpoints(root.section("endpoints"), tls);
     let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body);
     // What it finds has been read.
     root.list::<String>("include");

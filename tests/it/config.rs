@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 12] = [
+const WITHOUT_DEFAULT: [&str; 14] = [
     "app[].default",
     "app[].login_rate",
     "log.openid_key",
@@ -19,6 +19,8 @@ const WITHOUT_DEFAULT: [&str; 12] = [
     "route[].methods",
     "route[].name",
     "server.tls.cert_file",
+    "server.tls.certificate[].cert_file",
+    "server.tls.certificate[].key_file",
     "server.tls.key_file",
     "wechat.ca_file",
     "wechat.fallback_base_url",
@@ -267,8 +269,8 @@ fn a_certificate_needs_its_own_key() {
             .replace("env = \"WECHAT_APP_SECRET\"", "file = \"tests/config/app_secret\"");
         Config::parse("gateway.toml", &text, Secrets::Load)
     };
-    let server_config = load("one.crt", "one.key").unwrap().server.tls.unwrap().server_config;
-    assert_eq!(server_config.unwrap().alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    let certificate = load("one.crt", "one.key").unwrap().server.tls.unwrap().default.unwrap();
+    assert_eq!(certificate.names, ["localhost"]);
     let problems = load("one.crt", "two.key").unwrap_err().to_string();
     assert!(problems.contains("does not belong to the certificate"), "{problems}");
     let problems = load("one.key", "one.crt").unwrap_err().to_string();

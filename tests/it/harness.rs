@@ -4,6 +4,7 @@
 //! concerns lifetimes is a clock that tests advance.
 
 pub mod canary;
+pub mod certificate;
 pub mod client;
 pub mod process_log;
 pub mod upstream;

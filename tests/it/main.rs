@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod architecture;
 mod attack;
+mod certificates;
 mod command;
 mod config;
 mod edge;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::harness::certificate::{Authority, credulous};
 use crate::harness::{Stack, install_provider, openid};
 
 /// A TLS server that says nothing.
@@ -40,7 +41,7 @@ pub fn https(directory: &Path, changes: &str) -> (String, CertifiedKey<KeyPair>)
     std::fs::write(&cert_file, identity.cert.pem()).unwrap();
     std::fs::write(&key_file, identity.signing_key.serialize_pem()).unwrap();
     let tls = format!(
-        "server.tls = {{ cert_file = \"{}\", key_file = \"{}\" }}\n{changes}",
+        "server.tls.cert_file = \"{}\"\nserver.tls.key_file = \"{}\"\n{changes}",
         cert_file.display(),
         key_file.display()
     );
@@ -205,4 +206,55 @@ async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
     stream.get_ref().1.handshake_kind().unwrap()
+}
+
+/// Host names that are asked for, and the certificate that is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::root("root");
+    let default = authority.issue(&["localhost", "c.test"]);
+    let exact = authority.issue(&["a.test", "B.test"]);
+    let wildcard = authority.issue(&["*.b.test", "*.a.test"]);
+    let late = authority.issue(&["a.test", "x.b.test"]);
+    let write = |issued: &crate::harness::certificate::Issued, name: &str| {
+        format!("{{ {} }}", issued.write(directory.path(), name, &[&authority.certificate]))
+    };
+    let changes = format!(
+        "server.tls = {{ certificate = [{}, {}, {}], {} }}",
+        write(&exact, "exact"),
+        write(&wildcard, "wildcard"),
+        write(&late, "late"),
+        default.write(directory.path(), "default", &[])
+    );
+    let stack = Stack::start_with(&changes).await;
+    for (asked, issued) in [
+        ("a.test", &exact),
+        ("A.Test", &exact),
+        ("b.test", &exact),
+        ("y.b.test", &wildcard),
+        ("y.a.test", &wildcard),
+        ("Y.A.TEST", &wildcard),
+        ("x.b.test", &late),
+        ("z.y.b.test", &default),
+        ("c.test", &default),
+        ("unknown.test", &default),
+        ("test", &default),
+        ("127.0.0.1", &default),
+    ] {
+        let stream = TcpStream::connect(stack.gateway).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(credulous()));
+        let name = ServerName::try_from(asked).unwrap();
+        let stream = connector.connect(name, stream).await.unwrap();
+        let shown = stream.get_ref().1.peer_certificates().unwrap();
+        assert_eq!(&shown[0], issued.der(), "{asked}");
+        let is_default = std::ptr::eq(issued, &default);
+        assert_eq!(shown.len(), if is_default { 1 } else { 2 }, "the chain of the file");
+    }
+    let mut config = credulous();
+    config.enable_sni = false;
+    let stream = TcpStream::connect(stack.gateway).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    assert_eq!(&stream.get_ref().1.peer_certificates().unwrap()[0], default.der());
 }

@@ -1,15 +1,11 @@
-//! Where the gateway listens, and with which certificate.
+//! Where the gateway listens.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::crypto::ring::Ticketer;
-
-use super::pem;
+use super::tls;
 use crate::config::reader::{Located, Section, values};
-use crate::config::{AdminSection, Secrets, ServerSection, Tls};
+use crate::config::{AdminSection, Secrets, ServerSection};
 
 /// The section, and the places of its listeners.
 pub fn server(
@@ -23,9 +19,9 @@ pub fn server(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let tls = section.optional_section("tls");
+    let tls_section = section.optional_section("tls");
     let h2c = section.get::<bool>("h2c");
-    if let Some(h2c) = h2c.as_ref().filter(|h2c| h2c.value && tls.is_some()) {
+    if let Some(h2c) = h2c.as_ref().filter(|h2c| h2c.value && tls_section.is_some()) {
         let help = "HTTP/2 is agreed on by the handshake there";
         section.problem(h2c, "has no effect where the listeners are HTTPS", help);
     }
@@ -40,7 +36,7 @@ pub fn server(
     let server = ServerSection {
         listen: values(listen.clone()),
         threads,
-        tls: tls.and_then(|tls| read_tls(tls, secrets)),
+        tls: tls_section.map(|tls| tls::tls(tls, secrets)),
         h2c: h2c.is_some_and(|h2c| h2c.value),
         proxy_protocol: proxy_protocol(&section, &listen, !trusted_proxies.is_empty()),
         trusted_proxies,
@@ -68,55 +64,6 @@ fn proxy_protocol(
         section.problem(first, message, "name the networks of the balancers there");
     }
     values(given)
-}
-
-fn read_tls(section: Section<'_>, secrets: Secrets) -> Option<Tls> {
-    let cert_file = section.require::<PathBuf>("cert_file");
-    let key_file = section.require::<PathBuf>("key_file");
-    let tls = cert_file.zip(key_file).and_then(|(cert_file, key_file)| {
-        let server_config = match secrets {
-            Secrets::Load => Some(load_tls(&section, &cert_file, &key_file)?),
-            Secrets::Ignore => None,
-        };
-        Some(Tls { server_config })
-    });
-    section.finish();
-    tls
-}
-
-/// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
-fn load_tls(
-    section: &Section<'_>,
-    cert_file: &Located<PathBuf>,
-    key_file: &Located<PathBuf>,
-) -> Option<Arc<rustls::ServerConfig>> {
-    let chain = pem::certificates(section, cert_file, "a PEM file with the full chain");
-    let key = pem::private_key(section, key_file);
-    let (chain, key) = chain.zip(key)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .and_then(|config| Ok((config, Ticketer::new()?)));
-    match config {
-        Ok((mut config, ticketer)) => {
-            // What a session needs to be resumed is with the client, sealed by a key of the
-            // process that opens it for twelve hours at most: the default remembers the last
-            // 256 sessions of all.
-            config.ticketer = ticketer;
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            Some(Arc::new(config))
-        }
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            let message = "does not belong to the certificate in cert_file";
-            section.reference_problem(key_file, message, "");
-            None
-        }
-        Err(error) => {
-            section.reference_problem(cert_file, format!("cannot be used: {error}"), "");
-            None
-        }
-    }
 }
 
 pub fn admin(section: Section<'_>, public: &[Located<SocketAddr>]) -> AdminSection {

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::tls::warn_of_uncovered;
 use super::{max_body, rate};
 use crate::config::reader::{Located, Section, values};
-use crate::config::{Access, App, EndpointsSection, Route, RoutePath, ServerAddress, Upstream};
+use crate::config::{
+    Access, App, EndpointsSection, Route, RoutePath, ServerAddress, TlsSection, Upstream,
+};
 use crate::identity::AppId;
 
-pub fn endpoints(section: Section<'_>) -> EndpointsSection {
+pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
     let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
     let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
         let listed = match section.list::<RoutePath>(name) {
@@ -43,6 +46,9 @@ pub fn endpoints(section: Section<'_>) -> EndpointsSection {
         if host.value.is_empty() || host.value.contains(['/', ':', ' ', '@']) {
             section.problem(host, "is not a host name", "a name without scheme and port");
         }
+    }
+    if let Some(tls) = tls {
+        warn_of_uncovered(&section, &hosts, tls);
     }
     let hosts = hosts.into_iter().map(|host| host.value.to_ascii_lowercase()).collect();
     section.finish();

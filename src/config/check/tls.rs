@@ -1,0 +1,111 @@
+//! TLS of the public listeners: which certificates there are, and for whom.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::ring;
+use rustls::sign::CertifiedKey;
+
+use super::chain::{Chain, Flaw, Mismatch, Roots};
+use super::pem;
+use crate::config::reader::{Located, Section};
+use crate::config::{Certificate, Secrets, TlsSection};
+
+pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {
+    let roots = Roots::default();
+    let default = certificate(&section, secrets, &roots);
+    let mut certificates = Vec::new();
+    for listed in section.tables("certificate") {
+        if let Some((file, certificate)) = certificate(&listed, secrets, &roots) {
+            if certificate.names.is_empty() {
+                let message = "no client would get this certificate: it holds no host name";
+                listed.reference_problem(&file, message, "its names are looked for in SNI");
+            }
+            certificates.push((file, certificate));
+        }
+        listed.finish();
+    }
+    for (index, one) in certificates.iter().chain(&default).enumerate() {
+        let earlier = certificates.get(..index).unwrap_or_default();
+        warn_of_names_held_before(&section, one, earlier);
+    }
+    section.finish();
+    TlsSection {
+        default: default.map(|(_, certificate)| certificate),
+        certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
+    }
+}
+
+/// Says which hosts no certificate is for. Nothing is known of them where secrets are ignored.
+pub fn warn_of_uncovered(section: &Section<'_>, hosts: &[Located<String>], tls: &TlsSection) {
+    if tls.default.is_none() {
+        return;
+    }
+    for host in hosts.iter().filter(|host| !tls.is_for(&host.value.to_ascii_lowercase())) {
+        section.warn(host, &format!("no certificate of server.tls is for \"{}\"", host.value));
+    }
+}
+
+/// A certificate, and where its file is named.
+type Placed = (Located<PathBuf>, Certificate);
+
+/// The certificate of a section. `None` where secrets are ignored, or something
+/// was reported.
+fn certificate(section: &Section<'_>, secrets: Secrets, roots: &Roots) -> Option<Placed> {
+    let cert_file = section.require::<PathBuf>("cert_file");
+    let key_file = section.require::<PathBuf>("key_file");
+    let (cert_file, key_file) = cert_file.zip(key_file).filter(|_| secrets == Secrets::Load)?;
+    let certificates = pem::certificates(section, &cert_file, "a PEM file with the full chain");
+    let key = pem::private_key(section, &key_file);
+    let (certificates, key) = certificates.zip(key)?;
+    let refuse = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
+
+    let key = ring::default_provider().key_provider.load_private_key(key);
+    let key = key.map_err(|error| {
+        section.reference_problem(&key_file, format!("cannot be used: {error}"), "");
+    });
+    let chain = Chain::parse(&certificates).map_err(refuse);
+    let (chain, key) = chain.ok().zip(key.ok())?;
+    match chain.judge_order(key.public_key().as_deref()) {
+        Ok(()) => {}
+        Err(Mismatch::ForeignKey) => {
+            let message = "does not belong to the certificate in cert_file";
+            section.reference_problem(&key_file, message, "");
+        }
+        Err(Mismatch::Order(flaw)) => refuse(flaw),
+    }
+    match chain.judge_dates(SystemTime::now()) {
+        Ok(None) => {}
+        Ok(Some(warning)) => section.warn(&cert_file, &warning),
+        Err(flaw) => refuse(flaw),
+    }
+    if let Some(warning) = chain.gap(roots) {
+        section.warn(&cert_file, &warning);
+    }
+    let names = chain.names();
+    if names.is_empty() {
+        section.warn(&cert_file, "the certificate holds no host name that clients would look for");
+    }
+    let certificate = Certificate {
+        file: cert_file.value.clone(),
+        names,
+        expires: chain.expires(),
+        chain_and_key: Arc::new(CertifiedKey::new(certificates.clone(), key)),
+    };
+    Some((cert_file, certificate))
+}
+
+fn warn_of_names_held_before(
+    section: &Section<'_>,
+    (file, certificate): &Placed,
+    earlier: &[Placed],
+) {
+    for name in &certificate.names {
+        let first = earlier.iter().find(|(_, earlier)| earlier.names.contains(name));
+        if let Some((first, _)) = first {
+            let message = format!("\"{name}\" is in {} too, which is used for it", first.key);
+            section.warn(file, &message);
+        }
+    }
+}
