@@ -152,12 +152,17 @@ pub struct TlsSection {
     pub default: Option<Certificate>,
     /// For clients that ask for one of their names. Of two with one name the first is it.
     pub certificates: Vec<Certificate>,
+    pub handshake_timeout: Duration,
 }
 
 impl TlsSection {
     /// Whether a client that asks for a lower-case host finds it in the certificate it gets.
     pub fn is_for(&self, host: &str) -> bool {
-        self.certificates.iter().chain(&self.default).any(|certificate| certificate.is_for(host))
+        self.all().any(|certificate| certificate.is_for(host))
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Certificate> {
+        self.certificates.iter().chain(&self.default)
     }
 }
 
@@ -307,7 +312,7 @@ pub struct IdentitySection {
 
 #[derive(Clone, Debug)]
 pub struct LimitsSection {
-    /// For a whole request head, from its first byte; a TLS handshake has as long.
+    /// For a whole request head, from its first byte.
     pub header_timeout: Duration,
     /// Between two reads of a body.
     pub body_timeout: Duration,

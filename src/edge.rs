@@ -151,13 +151,11 @@ impl Edge {
                 Err(_) => {}
             };
         };
-        // A failed handshake is the client's affair.
-        let handshake = timeout(limits.header_timeout, tls.accept(stream));
         let shaken = tokio::select! {
-            shaken = handshake => shaken,
+            shaken = tls.accept(stream) => shaken,
             () = closed(&mut closing) => return,
         };
-        let Ok(Some(stream)) = shaken else { return };
+        let Some(stream) = shaken else { return };
         let connection = Connection::tls(stream, peer, pace);
         if connection.has_agreed_on_http2() {
             Box::pin(self.serve_http2(connection, closing, limits)).await;

@@ -6,7 +6,7 @@
 //! is the gateway's own: several gateways live in one process without sharing a number.
 
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -79,6 +79,10 @@ pub struct Metrics {
     sessions_removed: [IntCounter; 3],
     reload_successful: IntGauge,
     reload_success_time: Gauge,
+    certificate_expiry: IntGaugeVec,
+    /// The labels of what is in use.
+    certificates: Mutex<Vec<String>>,
+    handshakes_failed: IntCounter,
     log_lines_dropped: IntCounter,
     log_writers: Mutex<Vec<ErrorCounter>>,
 }
@@ -96,6 +100,9 @@ impl Metrics {
         };
         let single = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
 
         let decisions = counter(
             "wxgate_auth_decisions_total",
@@ -104,13 +111,7 @@ impl Metrics {
         )?;
         let removed =
             counter("wxgate_sessions_removed_total", "Sessions that ended, by cause", &["cause"])?;
-        let build = register(
-            &registry,
-            IntGaugeVec::new(
-                Opts::new("wxgate_build_info", "Version of wxgate, always 1"),
-                &["version"],
-            )?,
-        )?;
+        let build = gauges("wxgate_build_info", "Version of wxgate, always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         removed.with_label_values(&["replaced"]);
         // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
@@ -173,6 +174,16 @@ impl Metrics {
             sessions: gauge("wxgate_sessions", "Sessions held")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
             sessions_removed: Removal::ALL.map(|r| removed.with_label_values(&[r.as_str()])),
+            certificate_expiry: gauges(
+                "wxgate_tls_certificate_expiry_timestamp_seconds",
+                "When the first certificate of a file in use expires",
+                &["certificate"],
+            )?,
+            certificates: Mutex::default(),
+            handshakes_failed: single(
+                "wxgate_tls_handshakes_failed_total",
+                "TLS handshakes that failed or were not over in time; who just left is not counted",
+            )?,
             log_lines_dropped: single(
                 "wxgate_log_lines_dropped_total",
                 "Log lines given up because their destination was full",
@@ -246,6 +257,26 @@ impl Metrics {
         }
     }
 
+    /// Files of certificates and when they expire; those of before are forgotten.
+    pub fn set_certificates(&self, in_use: impl Iterator<Item = (String, SystemTime)>) {
+        let mut certificates = lock(&self.certificates);
+        let before = std::mem::take(&mut *certificates);
+        for (file, expires) in in_use {
+            let expires = expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let gauge = self.certificate_expiry.with_label_values(&[&file]);
+            gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
+            certificates.push(file);
+        }
+        for gone in before.iter().filter(|file| !certificates.contains(file)) {
+            // Twice in a list, it is gone already.
+            let _ = self.certificate_expiry.remove_label_values(&[gone]);
+        }
+    }
+
+    pub fn handshake_failed(&self) {
+        self.handshakes_failed.inc();
+    }
+
     /// Counts the lines that this log writer gives up from now on.
     pub fn watch_log(&self, dropped: ErrorCounter) {
         lock(&self.log_writers).push(dropped);
@@ -310,7 +341,5 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn unix_seconds() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

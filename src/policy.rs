@@ -14,7 +14,7 @@ use rustls::server::ProducesTickets;
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
-use crate::config::{Config, LimitsSection, Rate, Upstream};
+use crate::config::{Config, LimitsSection, Rate, TlsSection, Upstream};
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
 use crate::inject::Injector;
@@ -118,7 +118,12 @@ impl Policy {
     ) -> Result<Self, PolicyError> {
         let metrics = &process.metrics;
         let tls = config.server.tls.as_ref();
-        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone())).transpose()?;
+        let certificates = tls.into_iter().flat_map(TlsSection::all);
+        metrics.set_certificates(
+            certificates.map(|one| (one.file.display().to_string(), one.expires)),
+        );
+        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone()));
+        let tls = tls.transpose()?;
         let routes = Routes::new(&config.endpoints, &config.routes);
         let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
             let (rate, capacity) = (rate?, config.limits.max_rate_clients);

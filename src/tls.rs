@@ -7,7 +7,9 @@
 //! hands; it does not know what is said on a connection after that.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -15,15 +17,19 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::{Certificate, TlsSection};
+use crate::metrics::Metrics;
 
 /// The ends of handshakes with clients. Clones are one.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
+    handshake_timeout: Duration,
+    metrics: Arc<Metrics>,
 }
 
 /// Keys for the tickets of clients, which live as long as the process. A ticket is what a
@@ -42,6 +48,7 @@ impl Tls {
     pub fn new(
         section: &TlsSection,
         tickets: Arc<dyn ProducesTickets>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])?
@@ -49,12 +56,27 @@ impl Tls {
             .with_cert_resolver(Arc::new(ByName::new(section)));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = tickets;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)) })
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            handshake_timeout: section.handshake_timeout,
+            metrics,
+        })
     }
 
-    /// Shakes hands. `None`: it failed, and the client knows why as far as it may.
+    /// Shakes hands. `None`: that failed, the client was told as far as it may be, and there is
+    /// nothing left to do.
     pub async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        self.acceptor.accept(stream).await.ok()
+        let reason = match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
+            // Who just leaves may be a balancer that looks for an open port.
+            Ok(Err(_)) => return None,
+            Err(_) => "it was not over in time".to_owned(),
+        };
+        // Whose fault it is cannot be told, and most are somebody's scan.
+        tracing::debug!(reason, "a handshake failed");
+        self.metrics.handshake_failed();
+        None
     }
 }
 

@@ -38,6 +38,7 @@ async fn promised_metrics_are_there() {
         "wxgate_sessions_removed_total{cause=\"revoked\"} 0",
         "wxgate_sessions_removed_total{cause=\"evicted\"} 0",
         "wxgate_sessions_removed_total{cause=\"replaced\"} 0",
+        "wxgate_tls_handshakes_failed_total 0",
         "wxgate_log_lines_dropped_total 0",
         "wxgate_config_last_reload_successful 1",
         "wxgate_config_last_reload_success_timestamp_seconds 1",

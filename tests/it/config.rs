@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 14] = [
+const WITHOUT_DEFAULT: [&str; 15] = [
     "app[].default",
     "app[].login_rate",
     "log.openid_key",
@@ -21,6 +21,7 @@ const WITHOUT_DEFAULT: [&str; 14] = [
     "server.tls.cert_file",
     "server.tls.certificate[].cert_file",
     "server.tls.certificate[].key_file",
+    "server.tls.handshake_timeout",
     "server.tls.key_file",
     "wechat.ca_file",
     "wechat.fallback_base_url",

@@ -1,4 +1,4 @@
-//! Peers that we did not write: curl, Python's requests, Node's http.
+//! Peers that we did not write: curl, Python's requests, Node's http, OpenSSL.
 //!
 //! `deploy/dev test` installs them; where one is missing these tests fail and say so.
 
@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use crate::harness::certificate::Authority;
 use crate::harness::{Stack, openid};
 
 struct Service(Child);
@@ -82,4 +83,36 @@ async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
     assert!(refused.ends_with("401") && refused.contains("missing_token"), "{refused}");
     assert!(curl("/login", &[]).ends_with("413"));
     assert_eq!(stack.upstream.seen().len(), 1);
+}
+
+/// OpenSSL completes no chain that it is not given, as phones do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn openssl_verifies_the_chain_and_agrees_on_tls_1_2_and_1_3_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = Authority::root("root");
+    let middle = root.intermediate("middle");
+    let tls = middle.issue(&["a.test"]).write(directory.path(), "a", &[&middle.certificate]);
+    let root_file = directory.path().join("root.pem");
+    std::fs::write(&root_file, root.certificate.pem()).unwrap();
+    let stack = Stack::start_with(&format!("server.tls = {{ {tls} }}")).await;
+    let connect = |arguments: &[&str]| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_client", "-brief", "-verify_return_error", "-servername", "a.test"]);
+        openssl.args(["-verify_hostname", "a.test", "-alpn", "h2,http/1.1", "-connect"]);
+        openssl.arg(stack.gateway.to_string()).arg("-CAfile").arg(&root_file).args(arguments);
+        let output = openssl.stdin(Stdio::null()).output();
+        let output = output.expect("openssl runs (deploy/dev test installs it)");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (version, shown) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+        let (is_connected, said) = connect(&[version]);
+        assert!(is_connected && said.contains("Verification: OK"), "{said}");
+        assert!(said.contains(&format!("Protocol version: {shown}")), "{said}");
+    }
+    for version in ["-tls1", "-tls1_1"] {
+        // Debian's own would not even try otherwise.
+        let (is_connected, said) = connect(&[version, "-cipher", "DEFAULT@SECLEVEL=0"]);
+        assert!(!is_connected && said.contains("SSL alert number"), "{said}");
+    }
+    stack.until_metric("wxgate_tls_handshakes_failed_total", 2.0).await;
 }

@@ -10,9 +10,12 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use wxgate::config::{Config, Secrets};
+use wxgate::metrics::Metrics;
+use wxgate::tls::Tls;
 
 use crate::harness::certificate::{Authority, credulous};
-use crate::harness::{Stack, install_provider, openid};
+use crate::harness::{Stack, config_text, install_provider, openid};
 
 /// A TLS server that says nothing.
 pub async fn serve_tls(identity: &CertifiedKey<KeyPair>) -> SocketAddr {
@@ -129,7 +132,7 @@ async fn many_streams_of_one_connection_keep_their_own_identity() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
-    let (stack, _client, _directory) = start(r#"limits.header_timeout = "200ms""#).await;
+    let (stack, _client, _directory) = start(r#"server.tls.handshake_timeout = "200ms""#).await;
     let mut silent = crate::harness::client::Connection::open(stack.gateway).await;
     assert!(silent.is_closed().await);
     let mut plain = crate::harness::client::Connection::open(stack.gateway).await;
@@ -140,6 +143,13 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
         rest.push(answer);
     }
     assert!(rest.is_empty());
+    stack.until_metric("wxgate_tls_handshakes_failed_total", 2.0).await;
+    // Who only looks whether the port is open has failed at nothing.
+    drop(TcpStream::connect(stack.gateway).await.unwrap());
+    let mut begun = crate::harness::client::Connection::open(stack.gateway).await;
+    begun.send(&[22, 3, 1, 0]).await;
+    assert!(begun.is_closed().await, "and each byte that comes does not move the deadline");
+    stack.until_metric("wxgate_tls_handshakes_failed_total", 3.0).await;
 }
 
 /// The rules for heads are those of HTTP/1, and what goes upstream is sound HTTP/1.
@@ -228,6 +238,11 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
         default.write(directory.path(), "default", &[])
     );
     let stack = Stack::start_with(&changes).await;
+    let expiry = format!(
+        "wxgate_tls_certificate_expiry_timestamp_seconds{{certificate=\"{}\"}}",
+        directory.path().join("late.crt").display()
+    );
+    assert!(stack.metric(&expiry).await > 4e9);
     for (asked, issued) in [
         ("a.test", &exact),
         ("A.Test", &exact),
@@ -257,4 +272,60 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     let name = ServerName::try_from("a.test").unwrap();
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
     assert_eq!(&stream.get_ref().1.peer_certificates().unwrap()[0], default.der());
+}
+
+/// A new configuration has other certificates, and phones go on as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::root("root");
+    let file =
+        |name: &str| format!("{{certificate=\"{}/{name}.crt\"}}", directory.path().display());
+    let expiry = |text: &str, name: &str| {
+        let metric = format!("wxgate_tls_certificate_expiry_timestamp_seconds{} ", file(name));
+        let value = text.lines().find_map(|line| line.strip_prefix(&metric)?.parse::<u64>().ok());
+        value.inspect(|seconds| assert_eq!(*seconds, 4_102_444_800, "2100-01-01"))
+    };
+    install_provider();
+    let metrics = Metrics::new().unwrap();
+    let tickets = wxgate::tls::tickets().unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.certificate.der().clone()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+
+    for (name, kind) in [("before", HandshakeKind::Full), ("after", HandshakeKind::Resumed)] {
+        let issued = authority.issue_with(&["localhost"], |params| {
+            params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+        });
+        let tls = format!("server.tls = {{ {} }}", issued.write(directory.path(), name, &[]));
+        let text = config_text(directory.path(), "http://127.0.0.1:1", address, &tls);
+        let config = Config::parse("test", &text, Secrets::Load).unwrap();
+        let section = config.server.tls.unwrap();
+        let one = Tls::new(&section, tickets.clone(), metrics.clone()).unwrap();
+        metrics.set_certificates(
+            section.all().map(|one| (one.file.display().to_string(), one.expires)),
+        );
+        let served = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = one.accept(stream).await.unwrap();
+            stream.write_all(b"hello").await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let asked = async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let host = ServerName::try_from("localhost").unwrap();
+            let mut stream = connector.connect(host, stream).await.unwrap();
+            let mut hello = String::new();
+            stream.read_to_string(&mut hello).await.unwrap();
+            assert_eq!(hello, "hello");
+            stream.get_ref().1.handshake_kind().unwrap()
+        };
+        assert_eq!(tokio::join!(served, asked).1, kind, "{name}");
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(expiry(&text, name).is_some(), "{text}");
+        assert_eq!(text.matches("{certificate=").count(), 1, "{text}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::ring;
 use rustls::sign::CertifiedKey;
@@ -30,10 +30,12 @@ pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {
         let earlier = certificates.get(..index).unwrap_or_default();
         warn_of_names_held_before(&section, one, earlier);
     }
+    let handshake_timeout = section.positive("handshake_timeout", Duration::from_secs(10));
     section.finish();
     TlsSection {
         default: default.map(|(_, certificate)| certificate),
         certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
+        handshake_timeout,
     }
 }
 

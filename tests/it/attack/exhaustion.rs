@@ -103,7 +103,7 @@ async fn thousands_of_paths_make_no_series() {
 /// What is no handshake, or one of a version that is given up, gets no request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_is_none_is_ended() {
-    let mut siege = Siege::start_https("limits.header_timeout = \"2s\"\n").await;
+    let mut siege = Siege::start_https("server.tls.handshake_timeout = \"2s\"\n").await;
     let hello = |version: [u8; 2]| {
         let mut hello = vec![0x16, 3, 1, 0, 47, 1, 0, 0, 43];
         hello.extend_from_slice(&version);
