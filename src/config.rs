@@ -35,6 +35,7 @@ use crate::secret::Secret;
 pub struct Config {
     pub server: ServerSection,
     pub admin: AdminSection,
+    pub forward_auth: ForwardAuthSection,
     pub wechat: WeChatSection,
     pub apps: Vec<App>,
     pub session: SessionSection,
@@ -190,6 +191,13 @@ impl Certificate {
 #[derive(Debug)]
 pub struct AdminSection {
     pub listen: SocketAddr,
+}
+
+#[derive(Debug)]
+pub struct ForwardAuthSection {
+    /// Empty: nobody is answered.
+    pub listen: Vec<SocketAddr>,
+    pub path: RoutePath,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -93,6 +93,21 @@ pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Re
     }
 }
 
+/// Judges what a trusted proxy says of a request that it has.
+///
+/// # Errors
+/// The refusal to answer with.
+pub fn judge_told(
+    method: &str,
+    target: &str,
+    host: &str,
+    limits: HeadLimits,
+) -> Result<(), Rejection> {
+    judge_method(method.as_bytes())?;
+    judge_target(target.as_bytes(), limits)?;
+    judge_host(host.as_bytes(), None)
+}
+
 /// As pingora counts: so many are too many.
 const MOST_NOMINATED: usize = 10;
 

@@ -9,15 +9,16 @@
 //! identity was proved.
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderValue,
+    TRANSFER_ENCODING, UPGRADE,
 };
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
 use crate::header::{fold, trim};
-use crate::identity::Identity;
+use crate::identity::{Identity, UnionId};
 use crate::rejection::ERROR_HEADER;
 use crate::token;
 
@@ -38,6 +39,13 @@ pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for"
 pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+
+/// What a proxy that asks for a decision says of the request.
+const TOLD: [&HeaderName; 5] =
+    [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST, &FORWARDED_PROTO, &FORWARDED_FOR];
 
 /// Written by the gateway on every request.
 const WRITTEN: [&HeaderName; 5] =
@@ -69,6 +77,11 @@ pub struct Injector {
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
+    /// Of the openid, the app id and the unionid, for those who ask for them.
+    identity: [HeaderName; 3],
+    /// What a proxy that asks writes or removes, and how else it could be spelled.
+    asker: Vec<HeaderName>,
+    asker_folded: FoldedNames,
 }
 
 /// What is said of a request's way to the gateway.
@@ -97,15 +110,30 @@ impl Injector {
             .chain(CLOUD_RUN)
             .chain(WRITTEN.map(HeaderName::as_str))
             .chain(FROM_TRUSTED);
+        let identity = [
+            identity.openid_header.clone(),
+            identity.app_id_header.clone(),
+            identity.union_id_header.clone(),
+        ];
+        let asker: Vec<_> = TOLD
+            .into_iter()
+            .chain(&identity)
+            .cloned()
+            .chain(CLOUD_RUN.map(HeaderName::from_static))
+            .collect();
+        let [openid, app_id, union_id] = &identity;
         let written = |name: &HeaderName| Bytes::copy_from_slice(name.as_str().as_bytes());
         let response = own.iter().copied().chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
         Self {
-            openid: written(&identity.openid_header),
-            app_id: written(&identity.app_id_header),
-            union_id: written(&identity.union_id_header),
+            openid: written(openid),
+            app_id: written(app_id),
+            union_id: written(union_id),
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
+            asker_folded: FoldedNames::new(asker.iter().map(HeaderName::as_str)),
+            asker,
+            identity,
         }
     }
 
@@ -138,6 +166,40 @@ impl Injector {
             }
         }
         Ok(())
+    }
+
+    /// Tells another proxy whose a request is. Each header is there once, and empty where there
+    /// is nothing to say, so that it takes the place of what the client sent.
+    ///
+    /// # Errors
+    /// When a value cannot be written; the request must then not be allowed.
+    pub fn tell(
+        &self,
+        headers: &mut HeaderMap,
+        identity: Option<&Identity>,
+    ) -> Result<(), InvalidHeaderValue> {
+        let unionid = identity.and_then(|identity| identity.unionid.as_ref());
+        let values = [
+            identity.map(|identity| identity.openid.as_str()),
+            identity.map(|identity| identity.app_id.as_str()),
+            unionid.map(UnionId::as_str),
+        ];
+        for (name, value) in self.identity.iter().zip(values) {
+            let value = match value {
+                Some(value) => HeaderValue::from_str(value)?,
+                None => HeaderValue::from_static(""),
+            };
+            headers.insert(name, value);
+        }
+        Ok(())
+    }
+
+    /// Whether a header that was passed on by another proxy is one that this proxy writes or
+    /// removes, but in a spelling that it would miss.
+    pub fn is_evaded(&self, passed_on: &HeaderMap) -> bool {
+        passed_on
+            .keys()
+            .any(|name| self.asker_folded.contains(name.as_str()) && !self.asker.contains(name))
     }
 
     fn strip(&self, request: &mut RequestHeader, is_trusted: bool) -> pingora::Result<()> {

@@ -11,6 +11,7 @@
 //! | 6 | `reload` | taking a changed configuration into service |
 //! | 6 | `edge` | every public connection: TLS, deadline of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
+//! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
 //! | 5 | `admin` | metrics and probes |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
@@ -63,6 +64,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 mod edge;
+mod forward_auth;
 pub mod forwarded;
 pub mod head;
 mod header;

@@ -4,6 +4,8 @@
 //! one from its first byte to its last. [`Process`] is what outlives it: sessions, counters,
 //! logs. Keeping the two apart is what lets a configuration be replaced.
 
+mod admission;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use rustls::server::ProducesTickets;
 
+pub use self::admission::{Asked, Verdict};
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
@@ -82,6 +85,9 @@ pub struct Policy {
     pub tls: Option<Tls>,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
+    /// The path of forward-auth, without a slash at its end.
+    pub forward_auth_path: String,
+    pub forward_auth_metrics: RouteMetrics,
     route_metrics: Vec<RouteMetrics>,
     login_metrics: RouteMetrics,
     logout_metrics: RouteMetrics,
@@ -180,6 +186,8 @@ impl Policy {
             h2c: config.server.h2c,
             proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
             tls,
+            forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
+            forward_auth_metrics: metrics.route("@forward_auth"),
             route_metrics: routes.iter().map(|route| metrics.route(&route.name)).collect(),
             login_metrics: metrics.route("@login"),
             logout_metrics: metrics.route("@logout"),

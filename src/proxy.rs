@@ -198,7 +198,7 @@ impl ProxyHttp for Gateway {
             &context.policy.proto,
             downstream.uri.authority().map(http::uri::Authority::as_str),
         );
-        let identity = context.session.as_ref().map(|session| &session.identity);
+        let identity = context.verdict.identity();
         context.policy.injector.apply(request, forwarding, identity)?;
         if http.is_http2() {
             join_cookies(request)?;
@@ -221,7 +221,7 @@ impl ProxyHttp for Gateway {
         if http.was_upgraded() {
             // What a client sends through a tunnel is a use of its session.
             if let Some((session, digest)) =
-                context.session.as_ref().zip(context.digest.as_ref()).filter(|_| length > 0)
+                context.verdict.session.as_ref().zip(context.digest.as_ref()).filter(|_| length > 0)
             {
                 self.process.sessions.touch(session, digest);
             }

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 
 use crate::config::{Access, EndpointsSection, Route as RouteSection};
 use crate::identity::AppId;
+use crate::rejection::Rejection;
 
 /// Where a request ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,15 @@ pub enum PathError {
     Malformed,
     #[error("servers would read the path in different ways")]
     Ambiguous,
+}
+
+impl From<PathError> for Rejection {
+    fn from(error: PathError) -> Self {
+        Self::BadRequest(match error {
+            PathError::Malformed => "the path is malformed",
+            PathError::Ambiguous => "the path can be read in different ways",
+        })
+    }
 }
 
 /// All routes and endpoints of one configuration.

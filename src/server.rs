@@ -23,6 +23,7 @@ use crate::admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::edge::{Edge, Opening};
+use crate::forward_auth::ForwardAuth;
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -70,6 +71,7 @@ pub enum StartError {
 /// A gateway whose listeners are bound.
 pub struct Server {
     public: Vec<(Listener, Opening)>,
+    forward_auth: Vec<Listener>,
     admin: Listener,
     edge: Arc<Edge>,
     process: Arc<Process>,
@@ -110,6 +112,12 @@ impl Server {
                     listen(*address).map(|listener| (listener, opening))
                 })
                 .collect::<Result<_, _>>()?,
+            forward_auth: config
+                .forward_auth
+                .listen
+                .iter()
+                .map(|address| listen(*address))
+                .collect::<Result<_, _>>()?,
             admin: listen(config.admin.listen)?,
             edge: Arc::new(Edge::new(process.clone(), policies.clone(), config.server.threads)),
             process,
@@ -130,6 +138,11 @@ impl Server {
         self.public.iter().map(|(listener, _)| listener.address).collect()
     }
 
+    /// Where other proxies ask, in the order of the configuration.
+    pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
+        self.forward_auth.iter().map(|listener| listener.address).collect()
+    }
+
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address
     }
@@ -139,7 +152,7 @@ impl Server {
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
     pub async fn run(self, mut orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
-        let Self { public, admin, edge, process, policies, origin, threads } = self;
+        let Self { public, forward_auth, admin, edge, process, policies, origin, threads } = self;
         let workers = Workers::start(threads).map_err(StartError::Workers)?;
         let mut background = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut background).await;
@@ -167,8 +180,23 @@ impl Server {
         for (listener, opening) in public {
             tracing::info!(address = %listener.address, "listening");
             let socket = into_tokio(listener)?;
-            let (edge, connections) = (edge.clone(), connections.clone());
-            accepting.spawn(accept(socket, opening, edge, workers.handles(), connections));
+            let edge = edge.clone();
+            let serve = move |stream, peer| {
+                let edge = edge.clone();
+                async move { edge.serve(stream, peer, opening).await }
+            };
+            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone()));
+        }
+        let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
+        for listener in forward_auth {
+            tracing::info!(address = %listener.address, "listening for forward-auth");
+            let socket = into_tokio(listener)?;
+            let decisions = decisions.clone();
+            let serve = move |stream, peer| {
+                let decisions = decisions.clone();
+                async move { decisions.serve(stream, peer).await }
+            };
+            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone()));
         }
         process.lifecycle.set_ready();
 
@@ -227,10 +255,9 @@ async fn wait_for_stop(
     }
 }
 
-async fn accept(
+async fn accept<F: Future<Output = ()> + Send + 'static>(
     listener: TcpListener,
-    opening: Opening,
-    edge: Arc<Edge>,
+    serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
     workers: Vec<Handle>,
     connections: TaskTracker,
 ) {
@@ -244,13 +271,13 @@ async fn accept(
         };
         // The connection leaves this thread's reactor for its worker's.
         let Ok(stream) = stream.into_std() else { continue };
-        let edge = edge.clone();
-        let serve = async move {
+        let serve = serve.clone();
+        let served = async move {
             if let Ok(stream) = TcpStream::from_std(stream) {
-                edge.serve(stream, peer, opening).await;
+                serve(stream, peer).await;
             }
         };
-        worker.spawn(connections.track_future(serve));
+        worker.spawn(connections.track_future(served));
     }
 }
 

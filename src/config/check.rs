@@ -95,6 +95,12 @@ fn syntax_problem(source: usize, error: &toml::de::Error) -> Diagnostic {
 fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let (server, public) = listener::server(root.section("server"), secrets);
     let admin = listener::admin(root.section("admin"), &public);
+    let forward_auth = listener::forward_auth(
+        root.section("forward_auth"),
+        &public,
+        &admin,
+        server.as_ref().is_some_and(|server| !server.trusted_proxies.is_empty()),
+    );
     let wechat = wechat::wechat(root.section("wechat"), secrets);
     let (login, rate_per_app) = session::login(root.section("login"));
     let apps = wechat::apps(&root, secrets, rate_per_app);
@@ -112,6 +118,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     Some(Config {
         server: server?,
         admin,
+        forward_auth,
         wechat: wechat?,
         apps: apps?,
         session,

@@ -18,11 +18,12 @@ use super::mask::Line;
 type Agree = fn(&Config, &Config) -> bool;
 
 /// The keys, each with what it decides.
-const FROZEN: [(&str, Agree); 11] = [
+const FROZEN: [(&str, Agree); 12] = [
     ("server.listen", |a, b| a.server.listen == b.server.listen),
     ("server.threads", |a, b| a.server.threads == b.server.threads),
     ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
     ("server.tls", |a, b| a.server.tls.is_some() == b.server.tls.is_some()),
+    ("forward_auth.listen", |a, b| a.forward_auth.listen == b.forward_auth.listen),
     ("admin.listen", |a, b| a.admin.listen == b.admin.listen),
     ("session.idle_timeout", |a, b| a.session.idle_timeout == b.session.idle_timeout),
     ("session.capacity", |a, b| a.session.capacity == b.session.capacity),

@@ -1,7 +1,5 @@
 //! Whether a request is served, and by whom: the gateway itself, or the service of a route.
 
-use std::borrow::Cow;
-
 use http::header::{CONTENT_LENGTH, HOST, UPGRADE};
 use pingora::Error;
 use pingora::http::RequestHeader;
@@ -12,8 +10,7 @@ use super::context::RequestContext;
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::head;
-use crate::metrics::Decision;
-use crate::rate_limit::RateLimit;
+use crate::policy::Asked;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, PathError};
 use crate::websocket;
@@ -33,10 +30,7 @@ impl From<Rejection> for Refusal {
 
 impl From<PathError> for Refusal {
     fn from(error: PathError) -> Self {
-        Self::Answered(match error {
-            PathError::Malformed => Rejection::BadRequest("the path is malformed"),
-            PathError::Ambiguous => Rejection::BadRequest("the path can be read in different ways"),
-        })
+        Self::Answered(error.into())
     }
 }
 
@@ -81,27 +75,15 @@ impl Gateway {
         context: &mut RequestContext,
         index: usize,
     ) -> Result<(), Rejection> {
-        let policy = context.policy.clone();
-        let route = policy.routes.get(index).ok_or(Rejection::NoRoute)?;
         let request = http.req_header();
-        if !route.allows_method(request.method.as_str()) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
-        }
-        let rates = policy.rates(index);
-        check_address(context, rates.and_then(|rates| rates.per_address.as_deref()))?;
-        if content_length(request).is_some_and(|length| length > route.max_body) {
-            return Err(Rejection::BodyTooLarge);
-        }
-        self.authenticate(http, context, route.access).await?;
-        let Some(session) = &context.session else { return Ok(()) };
-        let identity = &session.identity;
-        if !route.accepts_app(&identity.app_id) {
-            return Err(Rejection::WrongApp);
-        }
-        match rates.and_then(|rates| rates.per_user.as_deref()) {
-            Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
-            None => Ok(()),
-        }
+        let asked = Asked {
+            method: request.method.as_str(),
+            headers: &request.headers,
+            client: context.client.address,
+            length: content_length(request),
+        };
+        let metrics = &self.process.metrics;
+        context.policy.admit(index, &asked, metrics, &mut context.verdict).await
     }
 
     pub(super) async fn authenticate(
@@ -111,30 +93,8 @@ impl Gateway {
         access: Access,
     ) -> Result<(), Rejection> {
         let headers = &http.req_header().headers;
-        let verdict = context.policy.authenticator.authenticate(headers, access).await;
-        let decision = match (&verdict, access) {
-            (_, Access::None) => None,
-            (Ok(Some(_)), _) => Some(Decision::Ok),
-            (Ok(None), _) => Some(Decision::Anonymous),
-            (Err(error), _) => Some(error.decision()),
-        };
-        if let Some(decision) = decision {
-            self.process.metrics.decided(decision);
-        }
-        context.decision = decision;
-        context.session = verdict.map_err(|error| Rejection::from(&error))?;
-        Ok(())
-    }
-}
-
-/// Counts a request of its client's address. Behind the address of a trusted proxy stands
-/// anybody, so it counts for nobody.
-pub fn check_address(context: &RequestContext, rate: Option<&RateLimit>) -> Result<(), Rejection> {
-    match rate {
-        Some(rate) if !context.policy.trusted_proxies.contains(context.client.address) => {
-            rate.check_address(context.client.address)
-        }
-        _ => Ok(()),
+        let metrics = &self.process.metrics;
+        context.policy.authenticate(headers, access, metrics, &mut context.verdict).await
     }
 }
 

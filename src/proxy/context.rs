@@ -13,11 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::access_log::{self, Line};
 use crate::forwarded::Client;
 use crate::metrics::Decision;
-use crate::policy::{Policy, Process};
+use crate::policy::{Policy, Process, Verdict};
 use crate::progress::Progress;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
-use crate::session::Session;
 use crate::token::TokenDigest;
 use crate::upstream::Pool;
 use crate::websocket::Tunnel;
@@ -34,8 +33,7 @@ pub struct RequestContext {
     pub request_id: HeaderValue,
     pub client: Client,
     pub endpoint: Endpoint,
-    pub session: Option<Arc<Session>>,
-    pub decision: Option<Decision>,
+    pub verdict: Verdict,
     /// The error that was answered, or would have been if the answer had not begun.
     pub rejection: Option<Rejection>,
     /// Servers to which no connection could be made.
@@ -68,8 +66,7 @@ impl RequestContext {
             request_id: HeaderValue::from_static(""),
             client: Client { peer: nobody, address: nobody, is_trusted: false },
             endpoint: Endpoint::None,
-            session: None,
-            decision: None,
+            verdict: Verdict::default(),
             rejection: None,
             tried: Vec::new(),
             upstream: None,
@@ -131,7 +128,7 @@ impl RequestContext {
         if !access_log.is_on() {
             return;
         }
-        let identity = self.session.as_ref().map(|session| &session.identity);
+        let identity = self.verdict.identity();
         access_log.write(&Line {
             time: access_log::timestamp(),
             request_id: self.request_id(),
@@ -146,7 +143,7 @@ impl RequestContext {
             upstream_status: self.upstream_status,
             bytes_in: seen.bytes_in,
             bytes_out: seen.bytes_out,
-            decision: self.decision.map(Decision::as_str),
+            decision: self.verdict.decision.map(Decision::as_str),
             app_id: identity.map(|identity| identity.app_id.as_str()),
             user: identity.map(|identity| access_log.user(&identity.openid)),
         });

@@ -9,7 +9,7 @@ use pingora::Error;
 use pingora::proxy::Session as HttpSession;
 use serde::Serialize;
 
-use super::admission::{Refusal, check_address, content_length};
+use super::admission::{Refusal, content_length};
 use super::context::RequestContext;
 use super::{Gateway, failure};
 use crate::answer::Answer;
@@ -31,7 +31,9 @@ impl Gateway {
             let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
             return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) }.into());
         }
-        if let Err(rejection) = check_address(context, policy.login_rate.as_deref()) {
+        if let Err(rejection) =
+            policy.check_address(context.client.address, policy.login_rate.as_deref())
+        {
             login.refused(&rejection);
             return Err(rejection.into());
         }
@@ -90,7 +92,7 @@ impl Gateway {
             return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
         }
         self.authenticate(http, context, Access::Required).await?;
-        let session = context.session.as_ref().ok_or(Rejection::InternalError)?;
+        let session = context.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();
         let app_id = session.identity.app_id.as_str();
         Ok(Answer::json(200, &Shown { expires_in, app_id }))

@@ -23,7 +23,7 @@ impl Gateway {
         context.progress = Some(Arc::new(progress));
         context.digest = context.policy.authenticator.digest(&request.headers);
         let lifetime = context.policy.limits.websocket_lifetime;
-        let session = context.session.clone();
+        let session = context.verdict.session.clone();
         let process = self.process.clone();
         context.watch = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();

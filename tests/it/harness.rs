@@ -37,6 +37,7 @@ pub const SECRET: &str = DEFAULT_APP.1;
 pub struct Stack {
     pub gateway: SocketAddr,
     pub admin: SocketAddr,
+    pub forward_auth: Option<SocketAddr>,
     pub sandbox: Arc<Sandbox>,
     pub upstream: Upstream,
     pub clock: Clock,
@@ -79,11 +80,13 @@ impl Stack {
         let server = server.following(Origin { path, config, files, log: None });
         let gateway = server.public_addresses()[0];
         let admin = server.admin_address();
+        let forward_auth = server.forward_auth_addresses().first().copied();
         let (orders, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
         let stack = Self {
             gateway,
             admin,
+            forward_auth,
             sandbox,
             upstream,
             clock,

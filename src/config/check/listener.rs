@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::tls;
 use crate::config::reader::{Located, Section, values};
-use crate::config::{AdminSection, Secrets, ServerSection};
+use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerSection};
 
 /// The section, and the places of its listeners.
 pub fn server(
@@ -79,6 +79,36 @@ pub fn admin(section: Section<'_>, public: &[Located<SocketAddr>]) -> AdminSecti
     }
     section.finish();
     AdminSection { listen }
+}
+
+/// Off without `listen`.
+pub fn forward_auth(
+    section: Section<'_>,
+    public: &[Located<SocketAddr>],
+    admin: &AdminSection,
+    has_trusted_proxies: bool,
+) -> ForwardAuthSection {
+    const HELP: &str = "decisions never stand on another listener: choose another port";
+    let path = section.get_or("path", RoutePath("/auth".to_owned()));
+    if section.has("path") {
+        section.report_missing("listen", "as \"127.0.0.1:8081\"");
+    }
+    let listen = section.list::<SocketAddr>("listen").unwrap_or_default();
+    report_overlaps(&section, &listen);
+    for one in &listen {
+        if public.iter().any(|public| overlap(public.value, one.value)) {
+            section.problem(one, "is a public listener too", HELP);
+        }
+        if overlap(admin.listen, one.value) {
+            section.problem(one, "is admin.listen too", HELP);
+        }
+    }
+    if let Some(first) = listen.first().filter(|_| !has_trusted_proxies) {
+        let message = "nobody could ask: server.trusted_proxies is empty";
+        section.problem(first, message, "name the addresses of the proxies in front there");
+    }
+    section.finish();
+    ForwardAuthSection { listen: values(listen), path }
 }
 
 fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {

@@ -1,0 +1,114 @@
+//! Whether a route takes a request, and whose it is.
+//!
+//! The one decision that is asked for in two ways: `proxy` forwards what is admitted,
+//! `forward_auth` only says so to another proxy. Method, rates, session and app are judged
+//! here, in this order, and nowhere else. What was found out before a refusal stands in the
+//! [`Verdict`], for the log. It does not know which path led to the route, or what is
+//! answered.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use super::Policy;
+use crate::config::Access;
+use crate::identity::Identity;
+use crate::metrics::{Decision, Metrics};
+use crate::rate_limit::RateLimit;
+use crate::rejection::Rejection;
+use crate::session::Session;
+
+/// A request, as far as a route's rules are about it.
+pub struct Asked<'a> {
+    pub method: &'a str,
+    pub headers: &'a HeaderMap,
+    /// Who asks, as far as it is known.
+    pub client: IpAddr,
+    /// The length that its body is announced with.
+    pub length: Option<u64>,
+}
+
+/// Whose a request is. Others than `required` routes may take it without a session.
+#[derive(Default)]
+pub struct Verdict {
+    pub session: Option<Arc<Session>>,
+    pub decision: Option<Decision>,
+}
+
+impl Verdict {
+    pub fn identity(&self) -> Option<&Identity> {
+        self.session.as_ref().map(|session| &session.identity)
+    }
+}
+
+impl Policy {
+    /// # Errors
+    /// Why the route, by its index, does not take the request.
+    pub async fn admit(
+        &self,
+        route: usize,
+        asked: &Asked<'_>,
+        metrics: &Metrics,
+        verdict: &mut Verdict,
+    ) -> Result<(), Rejection> {
+        let rates = self.rates(route);
+        let route = self.routes.get(route).ok_or(Rejection::NoRoute)?;
+        if !route.allows_method(asked.method) {
+            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
+        }
+        self.check_address(asked.client, rates.and_then(|rates| rates.per_address.as_deref()))?;
+        if asked.length.is_some_and(|length| length > route.max_body) {
+            return Err(Rejection::BodyTooLarge);
+        }
+        self.authenticate(asked.headers, route.access, metrics, verdict).await?;
+        let Some(session) = &verdict.session else { return Ok(()) };
+        let identity = &session.identity;
+        if !route.accepts_app(&identity.app_id) {
+            return Err(Rejection::WrongApp);
+        }
+        match rates.and_then(|rates| rates.per_user.as_deref()) {
+            Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds the session of a request, and counts how that went.
+    ///
+    /// # Errors
+    /// Why there is none where one is needed.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        access: Access,
+        metrics: &Metrics,
+        verdict: &mut Verdict,
+    ) -> Result<(), Rejection> {
+        let found = self.authenticator.authenticate(headers, access).await;
+        let decision = match (&found, access) {
+            (_, Access::None) => None,
+            (Ok(Some(_)), _) => Some(Decision::Ok),
+            (Ok(None), _) => Some(Decision::Anonymous),
+            (Err(error), _) => Some(error.decision()),
+        };
+        if let Some(decision) = decision {
+            metrics.decided(decision);
+        }
+        verdict.decision = decision;
+        verdict.session = found.map_err(|error| Rejection::from(&error))?;
+        Ok(())
+    }
+
+    /// Counts a request of its client's address. Behind the address of a trusted proxy stands
+    /// anybody, so it counts for nobody.
+    ///
+    /// # Errors
+    /// When the address has asked too often.
+    pub fn check_address(&self, client: IpAddr, rate: Option<&RateLimit>) -> Result<(), Rejection> {
+        match rate {
+            Some(rate) if !self.trusted_proxies.contains(client) => rate.check_address(client),
+            _ => Ok(()),
+        }
+    }
+}
