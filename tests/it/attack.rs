@@ -10,7 +10,7 @@ mod http2;
 mod identity;
 mod login;
 mod path;
-mod service;
+pub mod service;
 mod siege;
 mod token;
 mod wechat;

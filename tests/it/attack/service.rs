@@ -18,9 +18,9 @@ use super::siege::{Attack, Must, READERS, ROUTES, Siege};
 use crate::harness::PATIENCE;
 
 /// A service, and where it writes down what it believed.
-struct Service {
+pub struct Service {
     child: Child,
-    port: u16,
+    pub port: u16,
     directory: tempfile::TempDir,
 }
 
@@ -86,7 +86,7 @@ fn script(program: &str, name: &str) -> Service {
 }
 
 /// A server that cannot choose its port: one that is free now, or the next.
-fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String>) -> Service {
+pub fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String>) -> Service {
     for _ in 0..10 {
         let directory = directory();
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -96,6 +96,9 @@ fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String>) -
         let child = programs.iter().find_map(|program| {
             // Apache ends its whole process group.
             let mut command = Command::new(program);
+            // Caddy keeps what it ran with.
+            command.env("XDG_CONFIG_HOME", directory.path());
+            command.env("XDG_DATA_HOME", directory.path());
             command.args(&arguments).stderr(Stdio::piped()).process_group(0).spawn().ok()
         });
         let child = child

@@ -1,1 +1,273 @@
-//! The proxies that ask.
+//! nginx, Caddy and HAProxy ask, each by its file of `deploy/forward-auth`.
+//!
+//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+
+use std::path::{Path, PathBuf};
+
+use wxgate::server::Order;
+
+use super::start;
+use crate::attack::service::{Service, server};
+use crate::harness::client::{Answer, Connection};
+use crate::harness::upstream::Seen;
+use crate::harness::{APP, PATIENCE, Stack, openid};
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/forward-auth").join(name)
+}
+
+/// A shipped file, with the addresses of a stack; each must have stood there.
+fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
+    let mut text = std::fs::read_to_string(shipped(name)).unwrap();
+    let addresses = [
+        ("127.0.0.1:8080", stack.gateway.to_string()),
+        ("127.0.0.1:8081", stack.forward_auth.unwrap().to_string()),
+        ("127.0.0.1:3000", stack.upstream.address.to_string()),
+    ];
+    for (from, to) in addresses.iter().chain(changes) {
+        assert!(text.contains(from), "{from} stands in {name}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+fn nginx(stack: &Stack) -> Service {
+    server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
+        let shown = directory.display();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|name| format!("{name}_temp_path {shown}/{name};\n"))
+            .concat();
+        let listen = ("listen 80;", format!("listen 127.0.0.1:{port};"));
+        let file = filled_in("nginx.conf", stack, &[listen]);
+        let config = format!(
+            "daemon off; master_process off; pid {shown}/pid; error_log stderr;
+            events {{ worker_connections 256; }}
+            http {{ access_log off; {temporary} {file} }}"
+        );
+        std::fs::write(directory.join("nginx.conf"), config).unwrap();
+        let config = format!("{shown}/nginx.conf");
+        ["-p", &shown.to_string(), "-c", &config, "-e", "stderr"].map(str::to_owned).to_vec()
+    })
+}
+
+fn caddy(stack: &Stack) -> Service {
+    server(&["caddy", "/usr/bin/caddy"], |directory, port| {
+        let site = ("api.example.com {", format!("http://:{port} {{"));
+        let file = filled_in("Caddyfile", stack, &[site]);
+        let config = format!("{{\n\tadmin off\n}}\n{file}");
+        let path = directory.join("Caddyfile");
+        std::fs::write(&path, config).unwrap();
+        let path = path.display().to_string();
+        ["run", "--adapter", "caddyfile", "--config", &path].map(str::to_owned).to_vec()
+    })
+}
+
+fn haproxy(stack: &Stack) -> Service {
+    server(&["haproxy", "/usr/sbin/haproxy"], |directory, port| {
+        let script = shipped("haproxy.lua").display().to_string();
+        let changes =
+            [("bind :80", format!("bind 127.0.0.1:{port}")), ("/etc/haproxy/haproxy.lua", script)];
+        let path = directory.join("haproxy.cfg");
+        std::fs::write(&path, filled_in("haproxy.cfg", stack, &changes)).unwrap();
+        ["-db", "-f", &path.display().to_string()].map(str::to_owned).to_vec()
+    })
+}
+
+/// A client of a proxy in front, and the service behind it.
+struct Front<'a> {
+    stack: &'a Stack,
+    port: u16,
+}
+
+impl Front<'_> {
+    /// The answer, and what the service saw.
+    async fn send(&self, request: &str, lines: &[(&str, &str)], body: &str) -> (Answer, Vec<Seen>) {
+        let before = self.stack.upstream.seen().len();
+        let lines: String =
+            lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let length = if body.is_empty() {
+            String::new()
+        } else {
+            format!("Content-Length: {}\r\n", body.len())
+        };
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n{lines}{length}\r\n"
+        );
+        let mut connection = Connection::open(([127, 0, 0, 1], self.port).into()).await;
+        connection.send(format!("{head}{body}").as_bytes()).await;
+        let answer = connection.answer(false).await;
+        (answer, self.stack.upstream.seen_after(before))
+    }
+
+    async fn get(&self, target: &str, lines: &[(&str, &str)]) -> (Answer, Vec<Seen>) {
+        self.send(&format!("GET {target}"), lines, "").await
+    }
+
+    /// What the service saw of a request that must reach it.
+    async fn seen(&self, target: &str, lines: &[(&str, &str)]) -> Seen {
+        let (answer, mut seen) = self.get(target, lines).await;
+        assert_eq!((answer.status, seen.len()), (200, 1), "{target} {lines:?} {}", answer.text());
+        seen.remove(0)
+    }
+
+    async fn assert_refused(&self, target: &str, lines: &[(&str, &str)], status: u16, error: &str) {
+        let (answer, seen) = self.get(target, lines).await;
+        assert_eq!(answer.status, status, "{target} {lines:?} {}", answer.text());
+        assert!(seen.is_empty(), "{target} {lines:?} reached the service");
+        assert_eq!(answer.json()["error"], error);
+        assert_eq!(answer.header("x-wxgate-error"), Some(error));
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        let action = if status == 401 { "login" } else { "none" };
+        assert_eq!(answer.json()["action"], action);
+        if error == "missing_token" {
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+        }
+    }
+}
+
+/// Asserts whose request the service takes it for, and that it saw no token.
+#[track_caller]
+fn assert_of(seen: &Seen, expected: Option<&str>, token: &str) {
+    let given = |name| {
+        let values = seen.folded(name);
+        values.into_iter().filter(|value| !value.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(given("x-openid"), Vec::from_iter(expected), "{seen:?}");
+    assert_eq!(given("x-appid"), Vec::from_iter(expected.map(|_| APP)), "{seen:?}");
+    assert_eq!(given("x-unionid"), [""; 0], "{seen:?}");
+    for name in ["x-wx-openid", "x-3rd-session", "forwarded", "x-forwarded-prefix"] {
+        assert_eq!(given(name), [""; 0], "{seen:?}");
+    }
+    assert!(seen.lines.iter().all(|(_, value)| !value.contains(token)), "{seen:?}");
+    assert_eq!(given("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(given("x-forwarded-proto"), ["http"]);
+}
+
+const FORGED: [(&str, &str); 9] = [
+    ("X-OpenId", "evil"),
+    ("x-openid", "evil"),
+    ("X-AppId", "evil"),
+    ("X-UnionId", "evil"),
+    ("X-WX-OPENID", "evil"),
+    ("X-Forwarded-For", "6.6.6.6"),
+    ("X-Forwarded-Proto", "https"),
+    ("Forwarded", "for=6.6.6.6"),
+    ("X-Forwarded-Prefix", "/evil"),
+];
+
+/// All that a proxy in front is asked for, with its shipped file.
+async fn holds_its_promises(mut stack: Stack, proxy: Service) {
+    let front = Front { stack: &stack, port: proxy.port };
+    let login = [("Content-Type", "application/json")];
+    let (answer, seen) = front.send("POST /login", &login, r#"{"code":"user-alice-1"}"#).await;
+    assert_eq!((answer.status, seen.len()), (200, 0), "{}", answer.text());
+    let token = answer.json()["token"].as_str().unwrap().to_owned();
+    let alice = openid("alice");
+    let with_token = [("X-3rd-Session", &*token)];
+
+    // Identity arrives, and nobody else's.
+    let more = [("Authorization", "Basic c2hvcA=="), with_token[0]];
+    let lines: Vec<(&str, &str)> = FORGED.into_iter().chain(more).collect();
+    let seen = front.seen("/orders/7?page=2", &lines).await;
+    assert_of(&seen, Some(&alice), &token);
+    assert_eq!(seen.target(), "/orders/7?page=2");
+    assert_eq!(seen.all("authorization"), ["Basic c2hvcA=="]);
+    let bearer = format!("Bearer {token}");
+    let seen = front.seen("/", &[("Authorization", &*bearer)]).await;
+    assert_of(&seen, Some(&alice), &token);
+    assert_eq!(seen.all("authorization"), [""; 0]);
+    let body = "x".repeat(100_000);
+    let (answer, seen) = front.send("POST /orders", &with_token, &body).await;
+    assert_eq!((answer.status, seen.len()), (200, 1));
+    assert_eq!(seen[0].body.len(), body.len());
+    assert_of(&seen[0], Some(&alice), &token);
+    let seen = front.seen("/optional", &lines).await;
+    assert_of(&seen, Some(&alice), &token);
+
+    // Anonymous is nobody.
+    assert_of(&front.seen("/optional", &FORGED).await, None, &token);
+    assert_of(&front.seen("/none", &lines).await, None, &token);
+    // What the client's other spellings would be taken for.
+    for alias in ["X_OpenId", "X.OpenId", "x_openid", "X!OpenId", "X-Open_Id"] {
+        let (answer, seen) = front.get("/none", &[(alias, "evil")]).await;
+        assert!(answer.status == 403 || answer.status == 200, "{}", answer.text());
+        for seen in seen {
+            let is_evil = |value: &&str| value.contains("evil");
+            assert!(!seen.folded("x-openid").iter().any(is_evil), "{seen:?}");
+        }
+    }
+
+    // A refusal reaches the client, and the request nobody.
+    front.assert_refused("/", &[], 401, "missing_token").await;
+    front.assert_refused("/", &FORGED, 401, "missing_token").await;
+    let unknown = "A".repeat(43);
+    front.assert_refused("/", &[("X-3rd-Session", &unknown)], 401, "session_expired").await;
+    front.assert_refused("/optional", &[("X-3rd-Session", "x")], 401, "session_expired").await;
+    let twice = [with_token[0], with_token[0]];
+    front.assert_refused("/", &twice, 403, "bad_request").await;
+    // The client does not choose what is judged.
+    for lines in [
+        [("X-Forwarded-Uri", "/none"), ("X-Forwarded-Method", "GET")],
+        [("X_Forwarded_Uri", "/none"), ("X-Forwarded-Uri", "/none")],
+        [("X-Original-URL", "/none"), ("X-Rewrite-URL", "/none")],
+        [("X-Forwarded-Host", "other.example"), ("X.Forwarded.Uri", "/none")],
+    ] {
+        let (answer, seen) = front.get("/", &lines).await;
+        assert!(matches!(answer.status, 401 | 403), "{}", answer.text());
+        assert!(seen.is_empty());
+    }
+    for path in [
+        "/none/../orders",
+        "/none/%2e%2e/orders",
+        "/none/..;/orders",
+        "/none%2f..%2forders",
+        "//none",
+    ] {
+        let (answer, seen) = front.get(path, &[]).await;
+        assert!(matches!(answer.status, 400..=403), "{path} {} {}", answer.status, answer.text());
+        assert!(seen.is_empty(), "{path}");
+    }
+    for path in ["/auth", "/_wxgate", "/auth/none"] {
+        let (_, seen) = front.get(path, &[]).await;
+        assert!(seen.is_empty(), "{path}");
+    }
+    let (answer, _) = front.get("/session", &with_token).await;
+    assert_eq!(answer.json()["app_id"], APP);
+    let (answer, _) = front.send("POST /logout", &with_token, "").await;
+    assert_eq!(answer.status, 204);
+    front.assert_refused("/", &with_token, 401, "session_expired").await;
+
+    // Nobody there to ask: nothing is forwarded.
+    let before = stack.upstream.seen().len();
+    stack.orders.send(Order::Stop).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
+    ended.expect("an end in time").unwrap().unwrap();
+    let front = Front { stack: &stack, port: proxy.port };
+    for path in ["/none", "/optional", "/"] {
+        let (answer, _) = front.get(path, &FORGED).await;
+        assert!(answer.status >= 500, "{} {}", answer.status, answer.text());
+    }
+    assert_eq!(stack.upstream.seen().len(), before);
+    assert_eq!(stack.upstream.faults(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_asks_with_auth_request() {
+    let stack = start().await;
+    let proxy = nginx(&stack);
+    holds_its_promises(stack, proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caddy_asks_with_forward_auth() {
+    let stack = start().await;
+    let proxy = caddy(&stack);
+    holds_its_promises(stack, proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn haproxy_asks_with_its_script() {
+    let stack = start().await;
+    let proxy = haproxy(&stack);
+    holds_its_promises(stack, proxy).await;
+}
