@@ -14,6 +14,7 @@ mod mask;
 mod reader;
 mod value;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -69,12 +70,18 @@ pub struct Loaded {
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     /// Those that were read, or could not be.
-    pub listed: Vec<PathBuf>,
+    listed: BTreeSet<PathBuf>,
     /// Where others are looked for.
-    patterns: Vec<String>,
+    patterns: BTreeSet<String>,
 }
 
 impl Files {
+    /// Has those of another load, too.
+    pub fn add(&mut self, other: &Self) {
+        self.listed.extend(other.listed.iter().cloned());
+        self.patterns.extend(other.patterns.iter().cloned());
+    }
+
     /// All files there are at the moment.
     pub fn find(&self) -> Vec<PathBuf> {
         let found = self.patterns.iter().flat_map(|pattern| include::find(pattern));
@@ -100,7 +107,7 @@ impl Config {
             Ok(text) => check::check(Source { name, text }, secrets, running),
             Err(error) => Loaded {
                 config: Err(Problems::unreadable(&name, &error)),
-                files: Files { listed: vec![path.to_owned()], patterns: Vec::new() },
+                files: Files { listed: [path.to_owned()].into(), ..Files::default() },
             },
         }
     }

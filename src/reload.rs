@@ -109,16 +109,17 @@ impl Reloader {
         for (file, known) in before {
             self.seen.entry(file).and_modify(|look| *look = known);
         }
-        self.process.metrics.reloaded(outcome.is_ok());
-        match outcome {
+        match &outcome {
             Ok(()) => tracing::info!("the configuration is reloaded"),
             Err(error) => {
-                if let ReloadError::Config(problems) = &error {
+                if let ReloadError::Config(problems) = error {
                     problems.iter().for_each(|problem| tracing::error!("{problem}"));
                 }
                 tracing::error!(%error, "nothing is reloaded: the gateway goes on as it was");
             }
         }
+        // Whoever sees this finds the rest in the log.
+        self.process.metrics.reloaded(outcome.is_ok());
     }
 
     async fn try_reload(&mut self) -> Result<(), ReloadError> {
@@ -128,7 +129,7 @@ impl Reloader {
             read.await.map_err(|error| ReloadError::Read(error.into()))?;
         let config = config.inspect_err(|_| {
             // What was good before may be what is mended.
-            self.origin.files.listed.extend(files.listed.iter().cloned());
+            self.origin.files.add(&files);
         })?;
         let current = self.policies.current();
         let policy = Policy::new(&config, &self.process, Some(&current))?;

@@ -32,7 +32,7 @@ use super::{
 /// Checks a file with all that it includes. Where it is to take the place of what runs, that
 /// is given.
 pub fn check(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded {
-    let mut files = Files { listed: vec![PathBuf::from(&main.name)], patterns: Vec::new() };
+    let mut files = Files { listed: [PathBuf::from(&main.name)].into(), ..Files::default() };
     let mut sources = vec![main];
     let mut diagnostics = include::read(&mut sources, &mut files);
     let config = check_all(&sources, secrets, running, &mut files, &mut diagnostics);

@@ -37,7 +37,7 @@ pub fn read(sources: &mut Vec<Source>, files: &mut Files) -> Vec<Diagnostic> {
             root.problem(&given, reason, "");
             Vec::new()
         });
-        files.patterns.push(pattern);
+        files.patterns.insert(pattern);
         for file in found {
             let name = file.display().to_string();
             if included.iter().any(|known| known.name == name) {
