@@ -39,8 +39,9 @@ impl Answer {
         self.headers.push((name, value));
     }
 
-    /// The answer in the wire form of HTTP/1.1, for a connection that ends with it.
-    pub fn to_closing_http1(&self) -> Vec<u8> {
+    /// The answer in the wire form of HTTP/1.1, for a connection that ends with it. One that
+    /// `is_to_head` says how long its body is, and leaves it out.
+    pub fn to_closing_http1(&self, is_to_head: bool) -> Vec<u8> {
         let reason = http::StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason())
@@ -55,7 +56,9 @@ impl Answer {
         wire.extend_from_slice(
             format!("content-length: {}\r\nconnection: close\r\n\r\n", self.body.len()).as_bytes(),
         );
-        wire.extend_from_slice(&self.body);
+        if !is_to_head {
+            wire.extend_from_slice(&self.body);
+        }
         wire
     }
 }

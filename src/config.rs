@@ -144,6 +144,10 @@ pub struct ServerSection {
     pub h2c: bool,
     /// Of `listen`, those where a balancer first says whose connection it is.
     pub proxy_protocol: Vec<SocketAddr>,
+    /// Listeners that only send clients to HTTPS. Empty without `tls`.
+    pub redirect: Vec<SocketAddr>,
+    /// Port that they send clients to.
+    pub redirect_port: u16,
     pub trusted_proxies: Vec<IpNet>,
     /// How often the configuration's files are looked at for changes; zero: never.
     pub watch_interval: Duration,

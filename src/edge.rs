@@ -10,6 +10,7 @@ mod connection;
 mod deadline;
 mod http2;
 mod proxy_protocol;
+mod redirect;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -31,6 +32,7 @@ use self::connection::Connection;
 use self::deadline::Deadline;
 use self::proxy_protocol::Source;
 use crate::access_log::{self, Line};
+use crate::answer::Answer;
 use crate::config::LimitsSection;
 use crate::forwarded;
 use crate::head::{self, Head};
@@ -74,6 +76,8 @@ pub enum Opening {
     Client,
     /// A balancer that first says whose connection it is.
     ProxyProtocol,
+    /// A request that is not encrypted, and should be.
+    Redirect,
 }
 
 /// How the wait for a head ended.
@@ -113,10 +117,10 @@ impl Edge {
         let mut closing = self.process.lifecycle.closing();
         let policy = self.policies.current();
         let Ok(_permit) = self.permits.try_acquire() else {
-            return self.turn_away(stream, peer, &policy).await;
+            return self.turn_away(stream, peer, opening, &policy).await;
         };
         let peer = match opening {
-            Opening::Client => peer,
+            Opening::Client | Opening::Redirect => peer,
             Opening::ProxyProtocol => {
                 let found = tokio::select! {
                     found = self.peer_behind(&mut stream, peer, &policy) => found,
@@ -127,12 +131,17 @@ impl Edge {
             }
         };
         let Ok(_share) = self.share(peer.ip().to_canonical(), &policy) else {
-            return self.turn_away(stream, peer, &policy).await;
+            return self.turn_away(stream, peer, opening, &policy).await;
         };
         // No connection may hold a policy for as long as it lives.
         let (limits, pace) = (policy.limits.clone(), pace(&policy.limits));
         let (tls, h2c) = (policy.tls.clone(), policy.h2c);
         drop(policy);
+        if opening == Opening::Redirect {
+            let connection = Connection::plain(stream, peer, pace);
+            // Boxed as HTTP/2 is below.
+            return Box::pin(self.redirect(connection, peer, closing)).await;
+        }
         let Some(tls) = tls else {
             let mut connection = Connection::plain(stream, peer, pace);
             if !h2c {
@@ -325,8 +334,14 @@ impl Edge {
     }
 
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.
-    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr, policy: &Policy) {
-        if policy.tls.is_some() {
+    async fn turn_away(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        opening: Opening,
+        policy: &Policy,
+    ) {
+        if policy.tls.is_some() && opening != Opening::Redirect {
             // A handshake would cost more than the connection is worth.
             return;
         }
@@ -339,33 +354,47 @@ impl Edge {
     /// Answers a head that is no request, and ends its connection. What was never a request
     /// took no time.
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
+        let request =
+            Plain { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
+        self.end_with(connection, peer, &request, Err(rejection.clone())).await;
+    }
+
+    /// Answers without the proxy, writes down that it did, and ends the connection.
+    async fn end_with(
+        &self,
+        connection: Connection,
+        peer: SocketAddr,
+        request: &Plain<'_>,
+        answer: Result<Answer, Rejection>,
+    ) {
         let request_id_value = forwarded::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
-        let mut answer = rejection.answer(request_id);
+        let error = answer.as_ref().err().map(Rejection::error);
+        let mut answer = answer.unwrap_or_else(|rejection| rejection.answer(request_id));
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
-        let bytes_out = answer.body.len();
+        let is_to_head = request.method == "HEAD";
         let policy = self.policies.current();
-        let metrics = policy.metrics(Endpoint::None);
-        metrics.observe(rejection.status(), Duration::ZERO);
+        let metrics = policy.metrics(request.endpoint);
+        metrics.observe(answer.status, request.took);
         self.process.access_log.write(&Line {
             time: access_log::timestamp(),
             request_id,
             client: peer.ip().to_canonical(),
-            method: "",
-            path: "",
+            method: request.method,
+            path: request.path,
             route: metrics.label(),
-            status: rejection.status(),
-            error: Some(rejection.error()),
-            duration_ms: 0.0,
+            status: answer.status,
+            error,
+            duration_ms: request.took.as_secs_f64() * 1000.0,
             upstream: None,
             upstream_status: None,
             bytes_in: 0,
-            bytes_out,
+            bytes_out: if is_to_head { 0 } else { answer.body.len() },
             decision: None,
             app_id: None,
             user: None,
         });
-        connection.end_with(&answer.to_closing_http1()).await;
+        connection.end_with(&answer.to_closing_http1(is_to_head)).await;
     }
 }
 
@@ -376,6 +405,14 @@ fn pace(limits: &LimitsSection) -> Pace {
         write_timeout: limits.write_timeout,
         min_body_rate: limits.min_body_rate,
     }
+}
+
+/// A request that is answered without the proxy.
+struct Plain<'a> {
+    endpoint: Endpoint,
+    method: &'a str,
+    path: &'a str,
+    took: Duration,
 }
 
 /// A connection begins as none may.

@@ -34,6 +34,40 @@ pub struct Head {
     pub is_upgrade: bool,
 }
 
+/// What a head that passed asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    pub method: &'a str,
+    /// Begins with `/`, or is the query alone, or nothing.
+    pub path_and_query: &'a str,
+    /// As in the head, with its port; absent only where that is allowed.
+    pub host: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// Reads a head that [`judge`] has let pass; `None` for another.
+    pub fn read(head: &'a [u8]) -> Option<Self> {
+        let mut lines = Lines(head.strip_prefix(b"\r\n").unwrap_or(head));
+        let mut parts = std::str::from_utf8(lines.next()?).ok()?.split(' ');
+        let (method, target) = (parts.next()?, parts.next()?);
+        let path_and_query = match target.split_once("://") {
+            Some((_, rest)) if !target.starts_with('/') => {
+                rest.get(rest.find(['/', '?']).unwrap_or(rest.len())..)?
+            }
+            _ => target,
+        };
+        let host = lines.find_map(|line| {
+            let (name, value) = split_field(line).ok()?;
+            name.eq_ignore_ascii_case(b"host").then(|| std::str::from_utf8(value).ok())?
+        });
+        Some(Self { method, path_and_query, host })
+    }
+
+    pub fn path(&self) -> &'a str {
+        self.path_and_query.split('?').next().unwrap_or_default()
+    }
+}
+
 /// What follows a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {

@@ -9,7 +9,7 @@
 //! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
 //! | 6 | `reload` | taking a changed configuration into service |
-//! | 6 | `edge` | every public connection: TLS, deadline of a head, strict framing |
+//! | 6 | `edge` | every public connection: TLS or the way to it, deadline of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
 //! | 5 | `admin` | metrics and probes |

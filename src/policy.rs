@@ -83,6 +83,8 @@ pub struct Policy {
     pub h2c: bool,
     /// Where the public listeners are HTTPS.
     pub tls: Option<Tls>,
+    /// Where those listeners send clients that are not.
+    pub redirect_port: u16,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
     /// The path of forward-auth, without a slash at its end.
@@ -188,6 +190,7 @@ impl Policy {
             tls,
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
             forward_auth_metrics: metrics.route("@forward_auth"),
+            redirect_port: config.server.redirect_port,
             route_metrics: routes.iter().map(|route| metrics.route(&route.name)).collect(),
             login_metrics: metrics.route("@login"),
             logout_metrics: metrics.route("@logout"),

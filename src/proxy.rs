@@ -31,6 +31,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use self::admission::Refusal;
 use self::context::RequestContext;
+pub use self::endpoints::health;
 use crate::answer::Answer;
 use crate::inject::REQUEST_ID;
 use crate::policy::{Policies, Policy, Process};

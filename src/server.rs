@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ServerSection};
 use crate::edge::{Edge, Opening};
 use crate::forward_auth::ForwardAuth;
 use crate::http_server;
@@ -99,18 +99,8 @@ impl Server {
             Arc::new(Process { metrics, access_log, sessions, clock, lifecycle, tickets });
         let policies = Arc::new(Policies::new(Policy::new(config, &process, None)?));
         Ok(Self {
-            public: config
-                .server
-                .listen
-                .iter()
-                .map(|address| {
-                    let opening = if config.server.proxy_protocol.contains(address) {
-                        Opening::ProxyProtocol
-                    } else {
-                        Opening::Client
-                    };
-                    listen(*address).map(|listener| (listener, opening))
-                })
+            public: openings(&config.server)
+                .map(|(address, opening)| listen(address).map(|listener| (listener, opening)))
                 .collect::<Result<_, _>>()?,
             forward_auth: config
                 .forward_auth
@@ -133,7 +123,8 @@ impl Server {
         self
     }
 
-    /// Where the public listeners are, in the order of the configuration.
+    /// Where the public listeners are, in the order of the configuration, those of
+    /// `server.redirect` last.
     pub fn public_addresses(&self) -> Vec<SocketAddr> {
         self.public.iter().map(|(listener, _)| listener.address).collect()
     }
@@ -231,6 +222,15 @@ impl Server {
         background.shutdown().await;
         Ok(())
     }
+}
+
+/// The addresses of public listeners, and what is expected there.
+fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Opening)> {
+    let own = section.listen.iter().map(|address| {
+        let is_behind_balancer = section.proxy_protocol.contains(address);
+        (*address, if is_behind_balancer { Opening::ProxyProtocol } else { Opening::Client })
+    });
+    own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
 }
 
 /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the

@@ -18,10 +18,11 @@ use super::mask::Line;
 type Agree = fn(&Config, &Config) -> bool;
 
 /// The keys, each with what it decides.
-const FROZEN: [(&str, Agree); 12] = [
+const FROZEN: [(&str, Agree); 13] = [
     ("server.listen", |a, b| a.server.listen == b.server.listen),
     ("server.threads", |a, b| a.server.threads == b.server.threads),
     ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
+    ("server.redirect", |a, b| a.server.redirect == b.server.redirect),
     ("server.tls", |a, b| a.server.tls.is_some() == b.server.tls.is_some()),
     ("forward_auth.listen", |a, b| a.forward_auth.listen == b.forward_auth.listen),
     ("admin.listen", |a, b| a.admin.listen == b.admin.listen),

@@ -7,6 +7,7 @@ use pingora::proxy::Session as HttpSession;
 
 use super::Gateway;
 use super::context::RequestContext;
+use super::endpoints::health;
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::head;
@@ -58,7 +59,7 @@ impl Gateway {
             Endpoint::Login => self.login(http, context).await?,
             Endpoint::Logout => self.logout(http, context).await?,
             Endpoint::Session => self.session(http, context).await?,
-            Endpoint::Health => self.health(http)?,
+            Endpoint::Health => health(request.method.as_str(), &self.process.lifecycle)?,
             Endpoint::Route(index) => {
                 self.admit(http, context, index).await?;
                 return Ok(None);

@@ -14,6 +14,7 @@ use super::context::RequestContext;
 use super::{Gateway, failure};
 use crate::answer::Answer;
 use crate::config::Access;
+use crate::lifecycle::Lifecycle;
 use crate::login::LoginRequest;
 use crate::rejection::Rejection;
 
@@ -97,18 +98,18 @@ impl Gateway {
         let app_id = session.identity.app_id.as_str();
         Ok(Answer::json(200, &Shown { expires_in, app_id }))
     }
+}
 
-    pub(super) fn health(&self, http: &HttpSession) -> Result<Answer, Rejection> {
-        if !matches!(http.req_header().method, Method::GET | Method::HEAD) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
-        }
-        let is_draining = self.process.lifecycle.is_draining();
-        let (status, text) = if is_draining { (503, "draining\n") } else { (200, "ok\n") };
-        let mut answer = Answer::empty(status);
-        answer.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        answer.body = text.into();
-        Ok(answer)
+/// The answer of the health path.
+pub fn health(method: &str, lifecycle: &Lifecycle) -> Result<Answer, Rejection> {
+    if !matches!(method, "GET" | "HEAD") {
+        return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
     }
+    let (status, text) = if lifecycle.is_draining() { (503, "draining\n") } else { (200, "ok\n") };
+    let mut answer = Answer::empty(status);
+    answer.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer.body = text.into();
+    Ok(answer)
 }
 
 /// Reads a whole body of `limit` bytes at most, within `time`.

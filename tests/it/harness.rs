@@ -36,6 +36,8 @@ pub const SECRET: &str = DEFAULT_APP.1;
 
 pub struct Stack {
     pub gateway: SocketAddr,
+    /// All public listeners, the gateway's first.
+    pub public: Vec<SocketAddr>,
     pub admin: SocketAddr,
     pub forward_auth: Option<SocketAddr>,
     pub sandbox: Arc<Sandbox>,
@@ -78,13 +80,15 @@ impl Stack {
         let config = Arc::new(config.unwrap_or_else(|problems| panic!("{problems}")));
         let server = Server::bind(&config, clock.clone(), Metrics::new().unwrap()).unwrap();
         let server = server.following(Origin { path, config, files, log: None });
-        let gateway = server.public_addresses()[0];
+        let public = server.public_addresses();
+        let gateway = public[0];
         let admin = server.admin_address();
         let forward_auth = server.forward_auth_addresses().first().copied();
         let (orders, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
         let stack = Self {
             gateway,
+            public,
             admin,
             forward_auth,
             sandbox,

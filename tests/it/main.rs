@@ -21,6 +21,7 @@ mod login;
 mod peers;
 mod proxy_protocol;
 mod rate_limits;
+mod redirect;
 mod reload;
 mod session;
 mod shutdown;

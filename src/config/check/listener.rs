@@ -13,7 +13,9 @@ pub fn server(
     secrets: Secrets,
 ) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
     let listen = section.require_some::<SocketAddr>("listen", "as \"0.0.0.0:8080\"");
-    report_overlaps(&section, &listen);
+    let redirect = section.list::<SocketAddr>("redirect").unwrap_or_default();
+    let public = [&*listen, &*redirect].concat();
+    report_overlaps(&section, &public);
 
     let threads = match section.number("threads", 0, 0..=1024) {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -25,6 +27,7 @@ pub fn server(
         let help = "HTTP/2 is agreed on by the handshake there";
         section.problem(h2c, "has no effect where the listeners are HTTPS", help);
     }
+    let redirect_port = redirect_port(&section, &redirect, tls_section.is_some());
     let trusted_proxies = values(section.list("trusted_proxies").unwrap_or_default());
     let watch_interval = section.get::<Duration>("watch_interval");
     if let Some(given) = &watch_interval
@@ -39,13 +42,32 @@ pub fn server(
         tls: tls_section.map(|tls| tls::tls(tls, secrets)),
         h2c: h2c.is_some_and(|h2c| h2c.value),
         proxy_protocol: proxy_protocol(&section, &listen, !trusted_proxies.is_empty()),
+        redirect: values(redirect),
+        redirect_port,
         trusted_proxies,
         watch_interval: watch_interval.map_or(Duration::from_secs(1), |given| given.value),
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
     };
     section.finish();
-    ((!listen.is_empty()).then_some(server), listen)
+    ((!listen.is_empty()).then_some(server), public)
+}
+
+fn redirect_port(section: &Section<'_>, redirect: &[Located<SocketAddr>], is_tls: bool) -> u16 {
+    const HTTPS: u16 = 443;
+    if let Some(first) = redirect.first().filter(|_| !is_tls) {
+        let help = "server.tls makes the others HTTPS";
+        section.problem(first, "there is no HTTPS to send clients to", help);
+    }
+    let port = section.number("redirect_port", HTTPS.into(), 1..=u16::MAX.into());
+    if let Some(given) = section.raw("redirect_port")
+        && redirect.is_empty()
+        && port != usize::from(HTTPS)
+    {
+        let message = "has no effect without server.redirect";
+        section.push(section.key("redirect_port"), given.span(), message, "");
+    }
+    u16::try_from(port).unwrap_or(HTTPS)
 }
 
 fn proxy_protocol(

@@ -1,0 +1,80 @@
+//! Listeners that send every client on to HTTPS.
+//!
+//! Their heads have the deadlines and limits of all others and are judged as they are. What
+//! passes is answered here: nothing that comes unencrypted is forwarded, or looked at for a
+//! token. The Location is made of a host and a target that passed that judgement, in which
+//! no byte can end a line. One request ends a connection, for the next is to be elsewhere.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use http::HeaderValue;
+use http::header::LOCATION;
+use tokio::sync::watch;
+
+use super::connection::Connection;
+use super::deadline::Deadline;
+use super::{Edge, Plain, Wait, closed};
+use crate::answer::Answer;
+use crate::head::Asked;
+use crate::proxy;
+use crate::rejection::Rejection;
+use crate::route::Endpoint;
+
+const HTTPS: u16 = 443;
+
+impl Edge {
+    pub(super) async fn redirect(
+        &self,
+        mut connection: Connection,
+        peer: SocketAddr,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let mut deadline = Deadline::new();
+        let wait = tokio::select! {
+            wait = self.wait_for_head(&mut connection, &mut deadline, true, None) => wait,
+            () = closed(&mut closing) => return,
+        };
+        let (head, policy) = match wait {
+            Wait::Head(head, policy) => (head, policy),
+            Wait::Refused(rejection) => return self.refuse(connection, peer, &rejection).await,
+            Wait::Over => return,
+        };
+        let began = Instant::now();
+        let head = connection.held().get(..head.length).unwrap_or_default().to_owned();
+        let Some(asked) = Asked::read(&head) else {
+            return self.refuse(connection, peer, &Rejection::InternalError).await;
+        };
+        let is_health = policy.routes.is_health(asked.path().as_bytes());
+        let (endpoint, answer) = if is_health {
+            (Endpoint::Health, proxy::health(asked.method, &self.process.lifecycle))
+        } else {
+            (Endpoint::None, elsewhere(&asked, policy.redirect_port))
+        };
+        let (method, path, took) = (asked.method, asked.path(), began.elapsed());
+        let request = Plain { endpoint, method, path, took };
+        self.end_with(connection, peer, &request, answer).await;
+    }
+}
+
+/// 308, unlike 301, has the client repeat its request as it was, body and all.
+fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<Answer, Rejection> {
+    let host = asked.host.ok_or(Rejection::BadRequest("Host is missing"))?;
+    let host = without_port(host);
+    let port = if port == HTTPS { String::new() } else { format!(":{port}") };
+    let slash = if asked.path_and_query.starts_with('/') { "" } else { "/" };
+    let location = format!("https://{host}{port}{slash}{}", asked.path_and_query);
+    let location = HeaderValue::try_from(location).map_err(|_| Rejection::InternalError)?;
+    let mut answer = Answer::empty(308);
+    answer.header(LOCATION, location);
+    Ok(answer)
+}
+
+/// A host as it passed: a name or an address of IPv4, or one of IPv6 in brackets.
+fn without_port(host: &str) -> &str {
+    let end = match host.find(']') {
+        Some(bracket) => bracket + 1,
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    host.get(..end).unwrap_or(host)
+}
