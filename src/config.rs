@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderName;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
 use self::diagnostic::Source;
@@ -165,6 +166,16 @@ pub struct TlsSection {
     /// For clients that ask for one of their names. Of two with one name the first is it.
     pub certificates: Vec<Certificate>,
     pub handshake_timeout: Duration,
+    /// Looks at the certificates of clients; `None`: none is asked for, or secrets are ignored.
+    pub client_verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// Whether a client must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificate {
+    Required,
+    /// One that is shown must be good.
+    Optional,
 }
 
 impl TlsSection {

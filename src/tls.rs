@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
+use rustls::server::{
+    ClientHello, NoClientAuth, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
+};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use tokio::net::TcpStream;
@@ -52,10 +54,20 @@ impl Tls {
     ) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(match &section.client_verifier {
+                Some(verifier) => verifier.clone(),
+                None => Arc::new(NoClientAuth),
+            })
             .with_cert_resolver(Arc::new(ByName::new(section)));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = tickets;
+        if section.client_verifier.is_none() {
+            config.ticketer = tickets;
+        } else {
+            // Who resumes a session shows no certificate: it may have begun under another
+            // configuration, that asked for none or believed others.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             handshake_timeout: section.handshake_timeout,

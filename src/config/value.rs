@@ -12,7 +12,9 @@ use http::HeaderName;
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{Access, LogDestination, LogFormat, LogLevel, Rate, RoutePath, ServerAddress};
+use super::{
+    Access, ClientCertificate, LogDestination, LogFormat, LogLevel, Rate, RoutePath, ServerAddress,
+};
 use crate::identity::AppId;
 
 /// A value that can stand in the file.
@@ -240,6 +242,12 @@ impl FromValue for Access {
         let words =
             [("required", Self::Required), ("optional", Self::Optional), ("none", Self::None)];
         word(value, &words)
+    }
+}
+
+impl FromValue for ClientCertificate {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("required", Self::Required), ("optional", Self::Optional)])
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 15] = [
+const WITHOUT_DEFAULT: [&str; 17] = [
     "app[].default",
     "app[].login_rate",
     "log.openid_key",
@@ -21,6 +21,8 @@ const WITHOUT_DEFAULT: [&str; 15] = [
     "server.tls.cert_file",
     "server.tls.certificate[].cert_file",
     "server.tls.certificate[].key_file",
+    "server.tls.client_ca_file",
+    "server.tls.client_certificate",
     "server.tls.handshake_timeout",
     "server.tls.key_file",
     "wechat.ca_file",

@@ -10,11 +10,11 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use wxgate::config::{Config, Secrets};
+use wxgate::config::{Config, Secrets, TlsSection};
 use wxgate::metrics::Metrics;
 use wxgate::tls::Tls;
 
-use crate::harness::certificate::{Authority, credulous};
+use crate::harness::certificate::{Authority, Issued, credulous, credulous_with};
 use crate::harness::{Stack, config_text, install_provider, openid};
 
 /// A TLS server that says nothing.
@@ -227,7 +227,7 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     let exact = authority.issue(&["a.test", "B.test"]);
     let wildcard = authority.issue(&["*.b.test", "*.a.test"]);
     let late = authority.issue(&["a.test", "x.b.test"]);
-    let write = |issued: &crate::harness::certificate::Issued, name: &str| {
+    let write = |issued: &Issued, name: &str| {
         format!("{{ {} }}", issued.write(directory.path(), name, &[&authority.certificate]))
     };
     let changes = format!(
@@ -274,58 +274,138 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     assert_eq!(&stream.get_ref().1.peer_certificates().unwrap()[0], default.der());
 }
 
+/// The section that a configuration with these changes has.
+fn section(directory: &Path, changes: &str) -> TlsSection {
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
+    Config::parse("test", &text, Secrets::Load).unwrap().server.tls.unwrap()
+}
+
+/// What handshake a client and these settings come to, if they come to one.
+async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = tls.accept(stream).await?;
+        stream.write_all(b"hello").await.ok()?;
+        stream.shutdown().await.ok()
+    };
+    let ask = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let host = ServerName::try_from("localhost").unwrap();
+        let mut stream = connector.connect(host, stream).await.ok()?;
+        let mut hello = String::new();
+        stream.read_to_string(&mut hello).await.ok()?;
+        assert_eq!(hello, "hello");
+        stream.get_ref().1.handshake_kind()
+    };
+    tokio::join!(serve, ask).1
+}
+
 /// A new configuration has other certificates, and phones go on as they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
-    let file =
-        |name: &str| format!("{{certificate=\"{}/{name}.crt\"}}", directory.path().display());
-    let expiry = |text: &str, name: &str| {
-        let metric = format!("wxgate_tls_certificate_expiry_timestamp_seconds{} ", file(name));
-        let value = text.lines().find_map(|line| line.strip_prefix(&metric)?.parse::<u64>().ok());
-        value.inspect(|seconds| assert_eq!(*seconds, 4_102_444_800, "2100-01-01"))
-    };
-    install_provider();
     let metrics = Metrics::new().unwrap();
     let tickets = wxgate::tls::tickets().unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.certificate.der().clone()).unwrap();
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-
+    let connector = TlsConnector::from(Arc::new(credulous()));
     for (name, kind) in [("before", HandshakeKind::Full), ("after", HandshakeKind::Resumed)] {
         let issued = authority.issue_with(&["localhost"], |params| {
             params.not_after = rcgen::date_time_ymd(2100, 1, 1);
         });
-        let tls = format!("server.tls = {{ {} }}", issued.write(directory.path(), name, &[]));
-        let text = config_text(directory.path(), "http://127.0.0.1:1", address, &tls);
-        let config = Config::parse("test", &text, Secrets::Load).unwrap();
-        let section = config.server.tls.unwrap();
-        let one = Tls::new(&section, tickets.clone(), metrics.clone()).unwrap();
-        metrics.set_certificates(
-            section.all().map(|one| (one.file.display().to_string(), one.expires)),
-        );
-        let served = async {
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut stream = one.accept(stream).await.unwrap();
-            stream.write_all(b"hello").await.unwrap();
-            stream.shutdown().await.unwrap();
-        };
-        let asked = async {
-            let stream = TcpStream::connect(address).await.unwrap();
-            let host = ServerName::try_from("localhost").unwrap();
-            let mut stream = connector.connect(host, stream).await.unwrap();
-            let mut hello = String::new();
-            stream.read_to_string(&mut hello).await.unwrap();
-            assert_eq!(hello, "hello");
-            stream.get_ref().1.handshake_kind().unwrap()
-        };
-        assert_eq!(tokio::join!(served, asked).1, kind, "{name}");
+        let changes = format!("server.tls = {{ {} }}", issued.write(directory.path(), name, &[]));
+        let section = section(directory.path(), &changes);
+        let tls = Tls::new(&section, tickets.clone(), metrics.clone()).unwrap();
+        assert_eq!(shake(&tls, &connector).await, Some(kind), "{name}");
+
+        let in_use = section.all().map(|one| (one.file.display().to_string(), one.expires));
+        metrics.set_certificates(in_use);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        assert!(expiry(&text, name).is_some(), "{text}");
+        let expiry = format!(
+            "wxgate_tls_certificate_expiry_timestamp_seconds{{certificate=\"{}\"}} 4102444800\n",
+            directory.path().join(name).with_extension("crt").display()
+        );
+        assert!(text.contains(&expiry), "{text}");
         assert_eq!(text.matches("{certificate=").count(), 1, "{text}");
+    }
+}
+
+/// What a client with this certificate, or none, gets to read.
+async fn served_with(stack: &Stack, shown: Option<&Issued>) -> Option<String> {
+    let config = credulous_with(rustls::DEFAULT_VERSIONS, shown);
+    let stream = TcpStream::connect(stack.gateway).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    // On TLS 1.3 a client learns only now that it was refused.
+    let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let _ = stream.write_all(request).await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_show_certificates_where_they_are_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let client_auth = |params: &mut rcgen::CertificateParams| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let over = |params: &mut rcgen::CertificateParams| {
+        client_auth(params);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    };
+    let (ours, theirs) = (Authority::root("clients"), Authority::root("clients"));
+    let good = ours.issue_with(&["client"], client_auth);
+    let bad = [theirs.issue_with(&["client"], client_auth), ours.issue_with(&["client"], over)];
+    let ca_file = directory.path().join("clients.pem");
+    std::fs::write(&ca_file, ours.certificate.pem()).unwrap();
+    let ca_file = format!("server.tls.client_ca_file = {ca_file:?}");
+    for (presence, serves_nobody) in [
+        ("", false),
+        ("server.tls.client_certificate = \"required\"", false),
+        ("server.tls.client_certificate = \"optional\"", true),
+    ] {
+        let changes = format!("{ca_file}\n{presence}");
+        let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
+        let answer = served_with(&stack, Some(&good)).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(served_with(&stack, None).await.is_some(), serves_nobody, "{presence}");
+        for bad in &bad {
+            assert_eq!(served_with(&stack, Some(bad)).await, None, "{presence}");
+        }
+        let seen = stack.upstream.seen();
+        assert_eq!(seen.len(), if serves_nobody { 2 } else { 1 });
+        let failed = if serves_nobody { 2.0 } else { 3.0 };
+        stack.until_metric("wxgate_tls_handshakes_failed_total", failed).await;
+    }
+}
+
+/// A session that began where nobody asked for a certificate does not go on where somebody does.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_session_gets_around_a_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = Authority::root("clients");
+    let good = ours.issue(&["client"]);
+    let ca_file = directory.path().join("clients.pem");
+    std::fs::write(&ca_file, ours.certificate.pem()).unwrap();
+    let (open, _) = https(directory.path(), "");
+    let guarded =
+        section(directory.path(), &format!("server.tls.client_ca_file = {ca_file:?}\n{open}"));
+    let open = section(directory.path(), &open);
+    let metrics = Metrics::new().unwrap();
+    let tickets = wxgate::tls::tickets().unwrap();
+    let tls = |section| Tls::new(section, tickets.clone(), metrics.clone()).unwrap();
+    for versions in [[&rustls::version::TLS12], [&rustls::version::TLS13]] {
+        let client = |shown| TlsConnector::from(Arc::new(credulous_with(&versions, shown)));
+        let guest = client(None);
+        assert_eq!(shake(&tls(&open), &guest).await, Some(HandshakeKind::Full));
+        assert_eq!(shake(&tls(&open), &guest).await, Some(HandshakeKind::Resumed));
+        assert_eq!(shake(&tls(&guarded), &guest).await, None);
+        let member = client(Some(&good));
+        for _ in 0..2 {
+            assert_eq!(shake(&tls(&guarded), &member).await, Some(HandshakeKind::Full));
+        }
     }
 }

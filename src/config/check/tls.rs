@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::RootCertStore;
 use rustls::crypto::ring;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
 use super::chain::{Chain, Flaw, Mismatch, Roots};
 use super::pem;
 use crate::config::reader::{Located, Section};
-use crate::config::{Certificate, Secrets, TlsSection};
+use crate::config::{Certificate, ClientCertificate, Secrets, TlsSection};
 
 pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {
     let roots = Roots::default();
@@ -31,12 +34,44 @@ pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {
         warn_of_names_held_before(&section, one, earlier);
     }
     let handshake_timeout = section.positive("handshake_timeout", Duration::from_secs(10));
+    let client_verifier = client_verifier(&section, secrets);
     section.finish();
     TlsSection {
         default: default.map(|(_, certificate)| certificate),
         certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
         handshake_timeout,
+        client_verifier,
     }
+}
+
+fn client_verifier(section: &Section<'_>, secrets: Secrets) -> Option<Arc<dyn ClientCertVerifier>> {
+    let ca_file = section.get::<PathBuf>("client_ca_file");
+    let presence = section.get::<ClientCertificate>("client_certificate");
+    if let Some(presence) = &presence
+        && !section.has("client_ca_file")
+    {
+        let help = "server.tls.client_ca_file names those whose certificates count";
+        section.problem(presence, "nobody could issue such a certificate", help);
+    }
+    let ca_file = ca_file.filter(|_| secrets == Secrets::Load)?;
+    let certificates = pem::certificates(section, &ca_file, "a PEM file with their certificates")?;
+    let mut roots = RootCertStore::empty();
+    for (index, certificate) in certificates.into_iter().enumerate() {
+        if let Err(error) = roots.add(certificate) {
+            let message = format!("certificate {} of it cannot be used: {error}", index + 1);
+            section.reference_problem(&ca_file, message, "");
+            return None;
+        }
+    }
+    let provider = Arc::new(ring::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let builder = match presence.map_or(ClientCertificate::Required, |presence| presence.value) {
+        ClientCertificate::Required => builder,
+        ClientCertificate::Optional => builder.allow_unauthenticated(),
+    };
+    let refuse =
+        |error| section.reference_problem(&ca_file, format!("cannot be used: {error}"), "");
+    builder.build().map_err(refuse).ok()
 }
 
 /// Says which hosts no certificate is for. Nothing is known of them where secrets are ignored.

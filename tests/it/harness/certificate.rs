@@ -6,8 +6,10 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion,
+};
 
 /// Who issues certificates.
 pub struct Authority {
@@ -89,11 +91,21 @@ impl Issued {
 
 /// A client that takes whatever certificate it is shown.
 pub fn credulous() -> ClientConfig {
+    credulous_with(rustls::DEFAULT_VERSIONS, None)
+}
+
+/// The same of these versions, which shows a certificate if it is asked to.
+pub fn credulous_with(
+    versions: &[&'static SupportedProtocolVersion],
+    shown: Option<&Issued>,
+) -> ClientConfig {
     super::install_provider();
-    ClientConfig::builder()
+    let builder = ClientConfig::builder_with_protocol_versions(versions)
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_no_client_auth()
+        .with_custom_certificate_verifier(Arc::new(Credulous));
+    let Some(issued) = shown else { return builder.with_no_client_auth() };
+    let key = PrivateKeyDer::try_from(issued.key.serialize_der()).unwrap();
+    builder.with_client_auth_cert(vec![issued.der().clone()], key).unwrap()
 }
 
 #[derive(Debug)]
