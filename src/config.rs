@@ -441,8 +441,8 @@ pub struct Route {
     /// Label in metrics and logs.
     pub name: String,
     pub path: RoutePath,
-    /// Index into [`Config::upstreams`].
-    pub upstream: usize,
+    /// Index into [`Config::upstreams`]; `None`: only other proxies ask about it.
+    pub upstream: Option<usize>,
     pub access: Access,
     /// Upper-case; empty: every method.
     pub methods: Vec<String>,

@@ -58,8 +58,8 @@ pub struct Routes {
 /// A route, ready to be asked.
 pub struct Route {
     pub name: String,
-    /// Index of the pool in the policy.
-    pub upstream: usize,
+    /// Index of the pool in the policy; `None`: only other proxies ask about it.
+    pub upstream: Option<usize>,
     pub access: Access,
     pub websocket: bool,
     /// Bytes of a request body.

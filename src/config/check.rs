@@ -101,6 +101,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         &admin,
         server.as_ref().is_some_and(|server| !server.trusted_proxies.is_empty()),
     );
+    let is_asked = !forward_auth.listen.is_empty();
     let wechat = wechat::wechat(root.section("wechat"), secrets);
     let (login, rate_per_app) = session::login(root.section("login"));
     let apps = wechat::apps(&root, secrets, rate_per_app);
@@ -108,10 +109,10 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let identity = session::identity(root.section("identity"), &session, session_header);
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);
-    let upstreams = routing::upstreams(&root);
+    let upstreams = routing::upstreams(&root, is_asked);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = routing::endpoints(root.section("endpoints"), tls);
-    let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body);
+    let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body, is_asked);
     // What it finds has been read.
     root.list::<String>("include");
     root.finish();

@@ -61,6 +61,10 @@ impl Gateway {
             Endpoint::Session => self.session(http, context).await?,
             Endpoint::Health => health(request.method.as_str(), &self.process.lifecycle)?,
             Endpoint::Route(index) => {
+                if context.pool().is_none() {
+                    // Another proxy forwards these.
+                    return Err(Rejection::NoRoute.into());
+                }
                 self.admit(http, context, index).await?;
                 return Ok(None);
             }

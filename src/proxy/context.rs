@@ -93,7 +93,7 @@ impl RequestContext {
 
     /// The servers of the request's route, if it is for one.
     pub fn pool(&self) -> Option<&Pool> {
-        self.policy.pools.get(self.route()?.upstream).map(Arc::as_ref)
+        self.policy.pools.get(self.route()?.upstream?).map(Arc::as_ref)
     }
 
     /// Bytes of body that may be sent to the request's route.

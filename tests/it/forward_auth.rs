@@ -320,6 +320,28 @@ async fn the_path_and_the_header_names_are_the_operators() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn routes_that_another_proxy_forwards_need_no_upstream() {
+    let stack = start_with(
+        r#"
+        [[route]]
+        path = "/"
+        [[route]]
+        path = "/none"
+        auth = "none"
+        "#,
+    )
+    .await;
+    let token = stack.login("alice").await;
+    assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
+    assert_eq!(ask("/").of(&stack).await.status, 401);
+    assert_of(&ask("/none").of(&stack).await, "");
+    for path in ["/", "/none"] {
+        let answer = stack.get(path).token(&token).send().await;
+        answer.assert_error(404, "no_route", "none");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn own_endpoints_are_the_gateways_on_their_hosts_only() {
     let stack = start_with("endpoints.hosts = [\"mini.test\"]").await;
     let own = ask("/login").told("X-Forwarded-Host", "MINI.test:443");

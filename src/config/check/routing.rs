@@ -55,9 +55,12 @@ pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSec
     EndpointsSection { login, logout, session, health, hosts }
 }
 
-pub fn upstreams(root: &Section<'_>) -> Vec<Located<Upstream>> {
+/// Where another proxy forwards, there may be none.
+pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
-    root.report_missing("upstream", "one [[upstream]] for each service");
+    if !may_be_absent {
+        root.report_missing("upstream", "one [[upstream]] for each service");
+    }
     let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
     for section in sections {
         let name = section.require::<String>("name");
@@ -97,6 +100,7 @@ pub fn routes(
     upstreams: &[Located<Upstream>],
     apps: Option<&[App]>,
     default_max_body: u64,
+    upstream_may_be_absent: bool,
 ) -> Option<Vec<Route>> {
     let sections = root.tables("route");
     root.report_missing("route", "one [[route]] at least, as path = \"/\"");
@@ -127,19 +131,21 @@ pub fn routes(
                 path: path.key.clone(),
             });
         }
-        let upstream = section.require::<String>("upstream");
+        let forwards = !upstream_may_be_absent || section.has("upstream");
+        let upstream = if forwards { section.require::<String>("upstream") } else { None };
         let index = upstream.and_then(|given| {
             let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
             let names = upstreams.iter().map(|upstream| &upstream.value.name);
             let defined: Vec<_> =
                 names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
-            // Without any, that is the problem to report.
-            if index.is_none() && !defined.is_empty() {
-                section.problem(
-                    &given,
-                    format!("no upstream named \"{}\"", given.value),
-                    format!("defined upstreams: {}", defined.join(", ")),
-                );
+            // Without any where one is needed, that is the problem to report.
+            if index.is_none() && (upstream_may_be_absent || !defined.is_empty()) {
+                let help = match &defined[..] {
+                    [] => "write [[upstream]], or leave it out".to_owned(),
+                    defined => format!("defined upstreams: {}", defined.join(", ")),
+                };
+                let message = format!("no upstream named \"{}\"", given.value);
+                section.problem(&given, message, help);
             }
             index
         });
@@ -161,7 +167,7 @@ pub fn routes(
         }
         section.finish();
         match (path, index) {
-            (Some(path), Some(upstream)) => routes.push(Route {
+            (Some(path), upstream) if upstream.is_some() || !forwards => routes.push(Route {
                 name: name.map_or_else(|| path.value.as_str().to_owned(), |name| name.value),
                 path: path.value,
                 upstream,
