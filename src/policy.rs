@@ -127,11 +127,19 @@ impl Policy {
         let metrics = &process.metrics;
         let tls = config.server.tls.as_ref();
         let certificates = tls.into_iter().flat_map(TlsSection::all);
+        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone()));
+        let tls = tls.transpose()?;
+        let login = Login::new(
+            config,
+            previous.map(|previous| &previous.login),
+            process.sessions.clone(),
+            &process.clock,
+            metrics.clone(),
+        )?;
+        // Nothing can fail any more.
         metrics.set_certificates(
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
-        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone()));
-        let tls = tls.transpose()?;
         let routes = Routes::new(&config.endpoints, &config.routes);
         let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
             let (rate, capacity) = (rate?, config.limits.max_rate_clients);
@@ -152,13 +160,7 @@ impl Policy {
                 &config.apps,
             ),
             injector: Injector::new(&config.identity, &config.session),
-            login: Login::new(
-                config,
-                previous.map(|previous| &previous.login),
-                process.sessions.clone(),
-                &process.clock,
-                metrics.clone(),
-            )?,
+            login,
             login_rate: rate_limit(
                 config.login.rate_per_address,
                 previous.and_then(|previous| previous.login_rate.as_ref()),

@@ -81,7 +81,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_valid_file_loads() {
     let files = fixtures("valid");
-    assert_eq!(files.len(), 6);
+    assert_eq!(files.len(), 7);
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }

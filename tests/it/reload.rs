@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio_rustls::TlsConnector;
 
+use crate::harness::certificate::{Authority, Issued, credulous};
 use crate::harness::client::Connection;
 use crate::harness::process_log;
 use crate::harness::upstream::{Reply, Upstream};
@@ -271,6 +275,53 @@ async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
     assert_eq!(stack.get("/").send().await.status, 429);
     assert!(stack.reload(&rates.replace("2/h", "3/h")).await);
     assert_eq!(stack.get("/").send().await.status, 200, "another rate begins anew");
+}
+
+/// The two files of a certificate cannot change at one stroke: until they go together the one
+/// before is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_taken_by_itself_and_no_handshake_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::root("root");
+    let (first, second) = (authority.issue(&["localhost"]), authority.issue(&["localhost"]));
+    let tls = first.write(directory.path(), "site", &[]);
+    let changes = format!("server.watch_interval = \"10ms\"\nserver.tls = {{ {tls} }}");
+    let stack = Arc::new(Stack::start_with(&changes).await);
+    let shown = {
+        let stack = stack.clone();
+        async move |config: Arc<rustls::ClientConfig>| {
+            let stream = TcpStream::connect(stack.gateway).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            let stream = TlsConnector::from(config).connect(name, stream).await.unwrap();
+            stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+        }
+    };
+    let ends = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let (shown, ends) = (shown.clone(), ends.clone());
+            tokio::spawn(async move {
+                // Each client comes back with its ticket.
+                let config = Arc::new(credulous());
+                while !ends.load(Ordering::Relaxed) {
+                    shown(config.clone()).await;
+                }
+            })
+        })
+        .collect();
+    let is_shown = async |issued: &Issued| shown(Arc::new(credulous())).await == *issued.der();
+    assert!(is_shown(&first).await);
+    fs::write(directory.path().join("site.crt"), second.certificate.pem()).unwrap();
+    stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
+    assert!(is_shown(&first).await, "its key is not there yet");
+    second.write(directory.path(), "site", &[]);
+    until("the new one is shown", async || is_shown(&second).await).await;
+    stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
+    ends.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(stack.metric("wxgate_tls_handshakes_failed_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
