@@ -10,6 +10,7 @@ mod check;
 mod diagnostic;
 mod mask;
 mod reader;
+mod route;
 mod value;
 
 use std::net::SocketAddr;
@@ -18,11 +19,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
 pub use self::diagnostic::{Diagnostic, Problems};
+pub use self::route::{
+    Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer, Target,
+    Timeouts,
+};
 use crate::identity::AppId;
 use crate::secret::Secret;
 
@@ -329,9 +334,14 @@ pub enum ServerAddress {
 pub struct Route {
     /// Label in metrics and logs.
     pub name: String,
+    /// Empty: every host.
+    pub hosts: Vec<HostPattern>,
     pub path: RoutePath,
-    /// Index into [`Config::upstreams`].
-    pub upstream: usize,
+    /// Whether only the path itself matches, not what is below it.
+    pub is_exact: bool,
+    /// Headers that must stand once and have these values.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub target: Target,
     pub access: Access,
     /// Upper-case; empty: every method.
     pub methods: Vec<String>,
@@ -345,6 +355,12 @@ pub struct Route {
     pub rate_per_user: Option<Rate>,
     /// Requests from each address.
     pub rate_per_address: Option<Rate>,
+    pub rewriting: Option<Rewriting>,
+    pub request_edits: HeaderEdits,
+    pub response_edits: HeaderEdits,
+    pub timeouts: Timeouts,
+    pub cors: Option<Cors>,
+    pub preflight: Preflight,
 }
 
 /// What a route asks of a session.

@@ -16,50 +16,17 @@ use http::header::{
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
-use crate::header::{fold, trim};
+use crate::header::owned::{CLOUD_RUN, FROM_TRUSTED, METHOD_OVERRIDES, OF_CONNECTION, WRITTEN};
+use crate::header::{FoldedNames, trim};
 use crate::identity::Identity;
 use crate::rejection::ERROR_HEADER;
 use crate::token;
-
-/// What WeChat Cloud Run injects and services that come from there trust.
-const CLOUD_RUN: [&str; 8] = [
-    "x-wx-openid",
-    "x-wx-appid",
-    "x-wx-unionid",
-    "x-wx-from-openid",
-    "x-wx-from-appid",
-    "x-wx-from-unionid",
-    "x-wx-source",
-    "x-wx-env",
-];
 
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-
-/// Written by the gateway on every request.
-const WRITTEN: [&HeaderName; 5] =
-    [&REQUEST_ID, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &REAL_IP];
-
-/// Never written by the gateway; they pass from a trusted proxy, spelled just so. Some servers
-/// take another path than the request's from them, or (`Proxy`) another way out.
-const FROM_TRUSTED: [&str; 10] = [
-    "forwarded",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-uri",
-    "x-forwarded-path",
-    "x-original-url",
-    "x-rewrite-url",
-    "script-name",
-    "path-info",
-    "proxy",
-];
-
-/// What an upstream may say of its connection without nominating it.
-const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
 /// Strips and writes headers by one configuration.
 pub struct Injector {
@@ -91,12 +58,7 @@ impl Injector {
             identity.union_id_header.as_str(),
             session.header.as_str(),
         ];
-        let request = own
-            .iter()
-            .copied()
-            .chain(CLOUD_RUN)
-            .chain(WRITTEN.map(HeaderName::as_str))
-            .chain(FROM_TRUSTED);
+        let request = own.iter().copied().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
         let written = |name: &HeaderName| Bytes::copy_from_slice(name.as_str().as_bytes());
         let response = own.iter().copied().chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
         Self {
@@ -107,6 +69,12 @@ impl Injector {
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
         }
+    }
+
+    /// Also removes what gives a request another method than the one that it was routed by.
+    pub fn without_method_overrides(mut self) -> Self {
+        METHOD_OVERRIDES.into_iter().for_each(|name| self.request.insert(name));
+        self
     }
 
     /// Leaves of the gateway's headers only what the gateway writes: exactly one line of
@@ -215,32 +183,6 @@ fn strip_bearer(request: &mut RequestHeader) -> pingora::Result<()> {
         request.append_header(&AUTHORIZATION, value)?;
     }
     Ok(())
-}
-
-/// A set of header names, compared folded. Folding keeps the length, so a name is compared
-/// with those of its own length only: the index is the length.
-struct FoldedNames(Vec<Vec<Box<[u8]>>>);
-
-impl FoldedNames {
-    fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let mut by_length = Vec::new();
-        for name in names {
-            let name: Box<[u8]> = name.bytes().map(fold).collect();
-            by_length.resize_with(by_length.len().max(name.len() + 1), Vec::new);
-            if let Some(same_length) = by_length.get_mut(name.len()) {
-                same_length.push(name);
-            }
-        }
-        Self(by_length)
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.0.get(name.len()).is_some_and(|same_length| {
-            same_length.iter().any(|known| {
-                known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
-            })
-        })
-    }
 }
 
 #[cfg(test)]
@@ -458,11 +400,5 @@ mod tests {
         let mut answer = response(204, &[("Content-Length", "0"), ("X-Foreign", "kept")]);
         injector().clean_response(&mut answer);
         assert_eq!(names(&answer), ["x-foreign"]);
-    }
-
-    #[test]
-    fn a_set_of_one_name_holds_it() {
-        let one = FoldedNames::new(["x-one"].into_iter());
-        assert!(one.contains("X_One") && !one.contains("x-two") && !one.contains("x-onee"));
     }
 }

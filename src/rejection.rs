@@ -12,9 +12,10 @@ use rand::RngExt;
 use serde::Serialize;
 
 use crate::answer::Answer;
+use crate::header::owned;
 
 /// Marks an error answer as the gateway's own; its value is the `error` word.
-pub static ERROR_HEADER: HeaderName = HeaderName::from_static("x-wxgate-error");
+pub static ERROR_HEADER: HeaderName = HeaderName::from_static(owned::ERROR);
 
 /// A refusal. `retry_after` is in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,11 +4,15 @@
 //! and certificate files that the document names. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
+mod cors;
+mod editing;
 mod listener;
+mod matching;
 mod pem;
 mod routing;
 mod secret;
 mod session;
+mod target;
 mod wechat;
 
 use std::cell::RefCell;
@@ -75,7 +79,15 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let log = log(root.section("log"), secrets);
     let upstreams = routing::upstreams(&root);
     let endpoints = routing::endpoints(root.section("endpoints"));
-    let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body);
+    let known = routing::Known {
+        upstreams: &upstreams,
+        apps: apps.as_deref(),
+        max_body: limits.max_body,
+        session: &session,
+        identity: &identity,
+        secrets,
+    };
+    let routes = routing::routes(&root, &known);
     root.finish();
     Some(Config {
         server: server?,

@@ -8,7 +8,8 @@
 use std::borrow::Cow;
 
 /// Words that tell of a secret.
-const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
+const SENSITIVE: [&str; 7] =
+    ["secret", "_key", "token", "password", "passwd", "private key", "authorization"];
 
 /// How the line of a problem is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

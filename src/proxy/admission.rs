@@ -15,7 +15,7 @@ use crate::head;
 use crate::metrics::Decision;
 use crate::rate_limit::RateLimit;
 use crate::rejection::Rejection;
-use crate::route::{Endpoint, PathError};
+use crate::route::{Asked, Endpoint, PathError};
 use crate::websocket;
 
 /// Why a request is not served.
@@ -52,7 +52,13 @@ impl Gateway {
             // On HTTP/1 the edge has judged the head.
             head::judge_http2(request, context.policy.head_limits)?;
         }
-        context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
+        let (routes, asked) = (&context.policy.routes, asked(request));
+        let preflight = routes.resolve_preflight(&asked)?;
+        context.is_preflight = preflight.is_some();
+        context.endpoint = match preflight {
+            Some(route) => Endpoint::Route(route),
+            None => routes.resolve(&asked)?,
+        };
         if request.headers.contains_key(UPGRADE) {
             let is_allowed = context.route().is_some_and(|route| route.websocket);
             if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {
@@ -65,43 +71,49 @@ impl Gateway {
             Endpoint::Logout => self.logout(http, context).await?,
             Endpoint::Session => self.session(http, context).await?,
             Endpoint::Health => self.health(http)?,
-            Endpoint::Route(index) => {
-                self.admit(http, context, index).await?;
-                return Ok(None);
-            }
+            Endpoint::Route(index) => return Ok(self.admit(http, context, index).await?),
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };
         Ok(Some(answer))
     }
 
-    /// Whether a request may go to its route.
+    /// Whether a request may go to its route, and what the route answers itself.
     async fn admit(
         &self,
         http: &HttpSession,
         context: &mut RequestContext,
         index: usize,
-    ) -> Result<(), Rejection> {
+    ) -> Result<Option<Answer>, Rejection> {
         let policy = context.policy.clone();
         let route = policy.routes.get(index).ok_or(Rejection::NoRoute)?;
         let request = http.req_header();
-        if !route.allows_method(request.method.as_str()) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
+        if context.is_preflight {
+            if let Some(cors) = &route.cors {
+                return Ok(Some(cors.answer_preflight(&request.headers)));
+            }
+        } else if !route.allows_method(&request.method) {
+            let allow = Cow::Owned(policy.routes.allow(&asked(request)));
+            return Err(Rejection::MethodNotAllowed { allow });
         }
         let rates = policy.rates(index);
         check_address(context, rates.and_then(|rates| rates.per_address.as_ref()))?;
         if content_length(request).is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
-        self.authenticate(http, context, route.access).await?;
-        let Some(session) = &context.session else { return Ok(()) };
-        let identity = &session.identity;
-        if !route.accepts_app(&identity.app_id) {
-            return Err(Rejection::WrongApp);
+        // A browser sends no token when it asks whether it may.
+        let access = if context.is_preflight { Access::None } else { route.access };
+        self.authenticate(http, context, access).await?;
+        let identity = context.session.as_ref().map(|session| &session.identity);
+        if let Some(identity) = identity {
+            if !route.accepts_app(&identity.app_id) {
+                return Err(Rejection::WrongApp);
+            }
+            if let Some(rate) = rates.and_then(|rates| rates.per_user.as_ref()) {
+                rate.check(&(&identity.app_id, &identity.openid))?;
+            }
         }
-        match rates.and_then(|rates| rates.per_user.as_ref()) {
-            Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
-            None => Ok(()),
-        }
+        context.pool = route.pool(identity);
+        Ok(route.answer().cloned())
     }
 
     pub(super) async fn authenticate(
@@ -138,11 +150,13 @@ pub fn check_address(context: &RequestContext, rate: Option<&RateLimit>) -> Resu
     }
 }
 
-fn host(request: &RequestHeader) -> Option<&str> {
-    match request.uri.authority() {
+fn asked(request: &RequestHeader) -> Asked<'_> {
+    let host = match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(HOST)?.to_str().ok(),
-    }
+        None => request.headers.get(HOST).and_then(|host| host.to_str().ok()),
+    };
+    let (method, headers) = (&request.method, &request.headers);
+    Asked { path: request.uri.path(), host, method, headers }
 }
 
 /// The length that a request announces.

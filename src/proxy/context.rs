@@ -34,6 +34,10 @@ pub struct RequestContext {
     pub request_id: HeaderValue,
     pub client: Client,
     pub endpoint: Endpoint,
+    /// Index of the servers that the request is for, once it is admitted.
+    pub pool: Option<usize>,
+    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    pub is_preflight: bool,
     pub session: Option<Arc<Session>>,
     pub decision: Option<Decision>,
     /// The error that was answered, or would have been if the answer had not begun.
@@ -68,6 +72,8 @@ impl RequestContext {
             request_id: HeaderValue::from_static(""),
             client: Client { peer: nobody, address: nobody, is_trusted: false },
             endpoint: Endpoint::None,
+            pool: None,
+            is_preflight: false,
             session: None,
             decision: None,
             rejection: None,
@@ -94,9 +100,9 @@ impl RequestContext {
         self.policy.routes.get(index)
     }
 
-    /// The servers of the request's route, if it is for one.
+    /// The servers that the request is for, once it is admitted.
     pub fn pool(&self) -> Option<&Pool> {
-        self.policy.pools.get(self.route()?.upstream).map(Arc::as_ref)
+        self.policy.pools.get(self.pool?).map(Arc::as_ref)
     }
 
     /// Bytes of body that may be sent to the request's route.

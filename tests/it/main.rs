@@ -19,6 +19,7 @@ mod login;
 mod peers;
 mod proxy_protocol;
 mod rate_limits;
+mod routes;
 mod session;
 mod shutdown;
 mod storm;
