@@ -28,6 +28,7 @@ pub use self::route::{
     Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer, Target,
     Timeouts,
 };
+use crate::error_body::ErrorBody;
 use crate::identity::AppId;
 use crate::secret::Secret;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub log: LogSection,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
+    /// `None`: errors have the gateway's own shape.
+    pub errors: Option<ErrorBody>,
     /// What works, but should not be left so. Shown at the start and by `check`.
     pub warnings: Vec<String>,
 }

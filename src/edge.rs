@@ -345,7 +345,7 @@ impl Edge {
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
         let request_id_value = forwarded::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
-        let mut answer = rejection.answer(request_id);
+        let mut answer = rejection.answer(request_id, self.policy.error_body.as_ref());
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let bytes_out = answer.body.len();
         let metrics = self.policy.metrics(Endpoint::None);

@@ -33,6 +33,7 @@
 //! | 1 | `token` | what a session token looks like |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `error_body` | the body of an error answer, by template |
 //! | 0 | `header` | how header names and values are read |
 //! | 0 | `http_server` | a small server for what is not public |
 //! | 0 | `identity` | who was proved |
@@ -61,6 +62,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 mod edge;
+mod error_body;
 pub mod forwarded;
 pub mod head;
 mod header;

@@ -12,6 +12,7 @@ use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::config::{Config, LimitsSection, Rate};
+use crate::error_body::ErrorBody;
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
 use crate::inject::Injector;
@@ -44,6 +45,8 @@ pub struct Policy {
     pub login_rate: Option<RateLimit>,
     route_rates: Vec<RouteRates>,
     pub trusted_proxies: TrustedProxies,
+    /// The operator's shape of error bodies.
+    pub error_body: Option<ErrorBody>,
     pub limits: LimitsSection,
     pub head_limits: HeadLimits,
     /// Whether plain connections may begin as HTTP/2.
@@ -104,6 +107,7 @@ impl Policy {
                     per_address: rate_limit(route.rate_per_address),
                 })
                 .collect(),
+            error_body: config.errors.clone(),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
             head_limits: HeadLimits {

@@ -135,7 +135,7 @@ impl ProxyHttp for Gateway {
             Ok(Some(answer)) => answer,
             Err(Refusal::Left(error)) => return Err(error),
             Err(Refusal::Answered(rejection)) => {
-                let answer = rejection.answer(context.request_id());
+                let answer = context.refuse(&rejection);
                 context.rejection = Some(rejection);
                 answer
             }
@@ -308,7 +308,7 @@ impl ProxyHttp for Gateway {
         }
         let status = rejection.status();
         if context::final_answer(http).is_none() {
-            let answer = rejection.answer(context.request_id());
+            let answer = context.refuse(&rejection);
             http.set_keepalive(None);
             // A client that is gone by now misses nothing.
             let _ = self.answer(http, context, answer).await;

@@ -6,6 +6,7 @@
 
 mod cors;
 mod editing;
+mod errors;
 mod listener;
 mod matching;
 mod pem;
@@ -88,6 +89,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         secrets,
     };
     let routes = routing::routes(&root, &known);
+    let errors = errors::errors(&root);
     root.finish();
     Some(Config {
         server: server?,
@@ -102,6 +104,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         log,
         upstreams: upstreams.into_iter().map(|upstream| upstream.value).collect(),
         routes: routes?,
+        errors,
         warnings: Vec::new(),
     })
 }

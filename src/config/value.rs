@@ -75,6 +75,15 @@ impl FromValue for u64 {
     }
 }
 
+impl FromValue for i64 {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let number = value.as_integer();
+        number
+            .and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok())
+            .ok_or_else(|| format!("expected a whole number, found {}", kind(value)))
+    }
+}
+
 impl FromValue for usize {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         u64::from_value(value)?.try_into().map_err(|_| "the number is too large".to_owned())

@@ -11,6 +11,7 @@ use pingora::proxy::Session as HttpSession;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access_log::{self, Line};
+use crate::answer::Answer;
 use crate::forwarded::Client;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process};
@@ -103,6 +104,11 @@ impl RequestContext {
     /// The servers that the request is for, once it is admitted.
     pub fn pool(&self) -> Option<&Pool> {
         self.policy.pools.get(self.pool?).map(Arc::as_ref)
+    }
+
+    /// The answer to a request that is refused.
+    pub fn refuse(&self, rejection: &Rejection) -> Answer {
+        rejection.answer(self.request_id(), self.policy.error_body.as_ref())
     }
 
     /// Bytes of body that may be sent to the request's route.

@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 35] = [
+const WITHOUT_DEFAULT: [&str; 38] = [
     "app[].default",
     "app[].login_rate",
+    "errors.codes",
+    "errors.content_type",
+    "errors.template",
     "log.openid_key",
     "route[].add_prefix",
     "route[].apps",

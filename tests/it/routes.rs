@@ -533,3 +533,41 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
         assert_eq!(left, expected, "{methods}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_have_the_shape_that_clients_expect_and_keep_status_and_header() {
+    let stack = Stack::start_with(
+        r#"
+        [errors]
+        template = '{"code":${code},"msg":"${message}","data":{"id":"${request_id}","do":"${action}","error":"${error}","status":${status}}}'
+        content_type = "application/json; charset=utf-8"
+        codes = { missing_token = 40100, bad_request = -1 }
+        "#,
+    )
+    .await;
+    let mut connection = Connection::open(stack.gateway).await;
+    connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    let no_host = connection.answer(false).await;
+    for (answer, status, error, code, action) in [
+        (stack.get("/").send().await, 401, "missing_token", 40100, "login"),
+        (stack.get("/").token("x").send().await, 401, "session_expired", 401, "login"),
+        (stack.post("/login").send().await, 400, "bad_request", -1, "none"),
+        (stack.get("/login").send().await, 405, "method_not_allowed", 405, "none"),
+        // Of the edge, before there is a request.
+        (no_host, 400, "bad_request", -1, "none"),
+    ] {
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("x-wxgate-error"), Some(error));
+        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        let body = answer.json();
+        assert_eq!(body["code"], code);
+        assert!(body["msg"].as_str().is_some_and(|message| !message.is_empty()));
+        let id = answer.header("x-request-id").unwrap();
+        let data = serde_json::json!({ "id": id, "do": action, "error": error, "status": status });
+        assert_eq!(body["data"], data);
+    }
+    stack.upstream.reply(|_| Reply::Last(Vec::new()));
+    let answer = stack.get("/none").send().await;
+    assert_eq!((answer.status, answer.json()["code"].as_i64()), (502, Some(502)));
+}
