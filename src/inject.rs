@@ -71,9 +71,12 @@ impl Injector {
         }
     }
 
-    /// Also removes what gives a request another method than the one that it was routed by.
-    pub fn without_method_overrides(mut self) -> Self {
-        METHOD_OVERRIDES.into_iter().for_each(|name| self.request.insert(name));
+    /// Also removes, where routes trust methods, what gives a request another method than the
+    /// one that it was routed by.
+    #[must_use]
+    pub fn removing_overrides(mut self, routes_trust_methods: bool) -> Self {
+        let overrides = METHOD_OVERRIDES.into_iter().filter(|_| routes_trust_methods);
+        overrides.for_each(|name| self.request.insert(name));
         self
     }
 

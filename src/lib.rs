@@ -14,6 +14,7 @@
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
+//! | 3 | `explain` | what would become of a request, in words |
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
@@ -63,6 +64,7 @@ pub mod config;
 pub mod demo;
 mod edge;
 mod error_body;
+pub mod explain;
 pub mod forwarded;
 pub mod head;
 mod header;

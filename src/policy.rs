@@ -20,7 +20,7 @@ use crate::lifecycle::Lifecycle;
 use crate::login::Login;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::rate_limit::RateLimit;
-use crate::route::{Endpoint, Route, Routes};
+use crate::route::{Endpoint, Routes};
 use crate::session::Sessions;
 use crate::upstream::Pool;
 use crate::wechat::{ClientError, WeChat};
@@ -86,11 +86,8 @@ impl Policy {
                 &config.session,
                 &config.apps,
             ),
-            injector: if routes.iter().any(Route::trusts_method) {
-                Injector::new(&config.identity, &config.session).without_method_overrides()
-            } else {
-                Injector::new(&config.identity, &config.session)
-            },
+            injector: Injector::new(&config.identity, &config.session)
+                .removing_overrides(routes.trust_methods()),
             login: Login::new(
                 config,
                 wechat,

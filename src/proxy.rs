@@ -196,8 +196,7 @@ impl ProxyHttp for Gateway {
         let Some(route) = context.route() else {
             return Error::e_explain(ErrorType::InternalError, "no route");
         };
-        route.rewrite(request)?;
-        route.request_edits.remove_from(request);
+        route.prepare(request)?;
         context.policy.injector.apply(request, forwarding, identity)?;
         route.request_edits.write_to(request)?;
         if http.is_http2() {

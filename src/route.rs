@@ -127,11 +127,13 @@ impl Route {
         }
     }
 
-    /// Gives a request the path that the service knows.
+    /// Gives a request the path that the service knows, and removes what it must not have
+    /// before the gateway writes its headers.
     ///
     /// # Errors
     /// None that is known: the path was judged before.
-    pub fn rewrite(&self, request: &mut RequestHeader) -> pingora::Result<()> {
+    pub fn prepare(&self, request: &mut RequestHeader) -> pingora::Result<()> {
+        self.request_edits.remove_from(request);
         let Some(rewrite) = &self.rewrite else { return Ok(()) };
         match rewrite.apply(&request.uri) {
             Ok(uri) => request.set_uri(uri),
@@ -142,12 +144,6 @@ impl Route {
 
     pub fn allows_method(&self, method: &Method) -> bool {
         self.methods.is_empty() || self.methods.contains(method)
-    }
-
-    /// Whether what a request may do depends on its method: a service must then take it for
-    /// the same.
-    pub fn trusts_method(&self) -> bool {
-        !self.methods.is_empty() || self.preflight == Preflight::Pass
     }
 
     /// Whether a request has the headers that the route asks for, each once.
@@ -227,12 +223,27 @@ impl Routes {
         self.health.iter().any(|health| health.as_bytes() == path)
     }
 
-    /// The route that a browser asks about before it asks, if that one says what becomes of
-    /// such a question.
+    /// Whether what a request may do depends on its method somewhere: services must then take
+    /// it for the same.
+    pub fn trust_methods(&self) -> bool {
+        let trusts =
+            |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
+        self.all.iter().any(trusts)
+    }
+
+    /// Judges what a request asks for, and whether it is a browser's question, before it asks,
+    /// to a route that says what becomes of that.
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_preflight(&self, asked: &Asked<'_>) -> Result<Option<usize>, PathError> {
+    pub fn meet(&self, asked: &Asked<'_>) -> Result<(Endpoint, bool), PathError> {
+        match self.resolve_preflight(asked)? {
+            Some(route) => Ok((Endpoint::Route(route), true)),
+            None => Ok((self.resolve(asked)?, false)),
+        }
+    }
+
+    fn resolve_preflight(&self, asked: &Asked<'_>) -> Result<Option<usize>, PathError> {
         let Some(method) = cors::preflight_method(asked.method, asked.headers) else {
             return Ok(None);
         };

@@ -52,13 +52,7 @@ impl Gateway {
             // On HTTP/1 the edge has judged the head.
             head::judge_http2(request, context.policy.head_limits)?;
         }
-        let (routes, asked) = (&context.policy.routes, asked(request));
-        let preflight = routes.resolve_preflight(&asked)?;
-        context.is_preflight = preflight.is_some();
-        context.endpoint = match preflight {
-            Some(route) => Endpoint::Route(route),
-            None => routes.resolve(&asked)?,
-        };
+        (context.endpoint, context.is_preflight) = context.policy.routes.meet(&asked(request))?;
         if request.headers.contains_key(UPGRADE) {
             let is_allowed = context.route().is_some_and(|route| route.websocket);
             if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {

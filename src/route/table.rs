@@ -102,8 +102,8 @@ impl Table {
             let dots = memchr::memchr_iter(b'.', host).filter(|dot| *dot > 0);
             dots.filter_map(|dot| self.wildcards.get(host.get(dot..)?))
         });
-        let hosts = exact.into_iter().chain(wildcards).chain([&self.every_host]);
-        hosts.filter_map(|paths| paths.find(path, &accepts)).next()
+        let mut hosts = exact.into_iter().chain(wildcards).chain([&self.every_host]);
+        hosts.find_map(|paths| paths.find(path, &accepts))
     }
 }
 
@@ -154,30 +154,32 @@ mod tests {
     const VALUES: [&str; 3] = ["", "1", "2"];
 
     fn config(routes: &[(usize, usize, bool, usize, usize)]) -> Option<Config> {
-        let mut text = r#"
+        let list = |key: &str, value: &str| match value {
+            "" => String::new(),
+            value => format!("{key} = [\"{value}\"]\n"),
+        };
+        let section = |(number, route): (usize, &(usize, usize, bool, usize, usize))| {
+            let (host, path, is_exact, method, value) = *route;
+            let kind = if is_exact { "exact" } else { "prefix" };
+            let header = match VALUES[value] {
+                "" => String::new(),
+                value => format!("headers = {{ V = \"{value}\" }}\n"),
+            };
+            format!(
+                "\n[[route]]\nname = \"{number}\"\npath = \"{}\"\nupstream = \"u\"\nmatch = \"{kind}\"\n{}{}{header}",
+                PATHS[path],
+                list("host", HOSTS[host]),
+                list("methods", METHODS[method]),
+            )
+        };
+        let base = r#"
             endpoints = { login = [], logout = [], session = [] }
             server = { listen = "127.0.0.1:0" }
             app = [{ app_id = "wx1", app_secret = { env = "X" } }]
             upstream = [{ name = "u", servers = ["127.0.0.1:1"] }]
-        "#
-        .to_owned();
-        for (number, (host, path, is_exact, method, value)) in routes.iter().enumerate() {
-            let path = PATHS[*path];
-            text +=
-                &format!("\n[[route]]\nname = \"{number}\"\npath = \"{path}\"\nupstream = \"u\"\n");
-            let list = |key: &str, value: &str| match value {
-                "" => String::new(),
-                value => format!("{key} = [\"{value}\"]\n"),
-            };
-            text += &list("host", HOSTS[*host]);
-            text += &list("methods", METHODS[*method]);
-            if *is_exact {
-                text += "match = \"exact\"\n";
-            }
-            if !VALUES[*value].is_empty() {
-                text += &format!("headers = {{ V = \"{}\" }}\n", VALUES[*value]);
-            }
-        }
+        "#;
+        let text: String =
+            [base.to_owned()].into_iter().chain(routes.iter().enumerate().map(section)).collect();
         Config::parse("test", &text, Secrets::Ignore).ok()
     }
 

@@ -75,6 +75,14 @@ fn edits(
         }
         seen.push(folded);
     }
-    let set = set.into_iter().map(|(name, value)| (name.value, value.value));
+    let set = set.into_iter().map(|(name, mut value)| {
+        value.value.set_sensitive(may_be_secret(name.value.as_str()));
+        (name.value, value.value)
+    });
     HeaderEdits { set: set.collect(), remove: remove.into_iter().map(|name| name.value).collect() }
+}
+
+/// Whether the value of such a header is better not shown.
+fn may_be_secret(name: &str) -> bool {
+    ["auth", "cookie", "key", "secret", "token", "password"].iter().any(|word| name.contains(word))
 }
