@@ -18,7 +18,7 @@ use wxgate::forwarded::TrustedProxies;
 use wxgate::identity::{AppId, Identity, OpenId};
 use wxgate::inject::Injector;
 use wxgate::metrics::Metrics;
-use wxgate::route::Routes;
+use wxgate::route::{Asked, Routes};
 use wxgate::session::Sessions;
 
 /// Sessions in memory are never waited for.
@@ -77,7 +77,12 @@ fn hot_path(criterion: &mut Criterion) {
         bencher.iter_batched(
             || turn.next().unwrap().clone(),
             |mut request| {
-                let endpoint = routes.resolve(request.uri.path(), None);
+                let endpoint = routes.resolve(&Asked {
+                    path: request.uri.path(),
+                    host: None,
+                    method: &request.method,
+                    headers: &request.headers,
+                });
                 let client = trusted.client(peer, &request.headers);
                 let id = client.request_id(&request.headers);
                 let session =

@@ -6,12 +6,12 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::RequestHeader;
 use wxgate::config::{Config, Secrets};
 use wxgate::head::{self, HeadLimits};
 use wxgate::inject::{Forwarding, Injector};
-use wxgate::route::Routes;
+use wxgate::route::{Asked, Routes};
 
 /// A request as a Mini Program sends it.
 const HEAD: &str = "GET /api/orders/1234?page=2 HTTP/1.1\r\n\
@@ -64,6 +64,7 @@ fn strictness(criterion: &mut Criterion) {
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
     let routes = Routes::new(&config.endpoints, &config.routes);
     let injector = Injector::new(&config.identity, &config.session);
+    let no_headers = HeaderMap::new();
 
     // A lenient proxy judges no head at all: this is all there is to it.
     criterion.bench_function("judge a head", |bencher| {
@@ -77,7 +78,11 @@ fn strictness(criterion: &mut Criterion) {
         ("with an escaped slash", "/api/files/a%2Fb"),
     ] {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| routes.resolve(black_box(path), None).unwrap());
+            bencher.iter(|| {
+                let (method, headers) = (&Method::GET, &no_headers);
+                let path = black_box(path);
+                routes.resolve(&Asked { path, host: None, method, headers }).unwrap()
+            });
         });
     }
     let prefixes = ["/api/orders", "/api", ""];

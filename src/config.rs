@@ -12,6 +12,7 @@ mod frozen;
 mod include;
 mod mask;
 mod reader;
+mod route;
 mod value;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use rustls::server::danger::ClientCertVerifier;
@@ -29,6 +30,11 @@ use rustls::sign::CertifiedKey;
 
 use self::diagnostic::Source;
 pub use self::diagnostic::{Diagnostic, Problems};
+pub use self::route::{
+    Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer, Target,
+    Timeouts,
+};
+use crate::error_body::ErrorBody;
 use crate::identity::AppId;
 use crate::secret::Secret;
 
@@ -48,6 +54,8 @@ pub struct Config {
     pub log: LogSection,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
+    /// `None`: errors have the gateway's own shape.
+    pub errors: Option<ErrorBody>,
     /// What works, but should not be left so. Shown at the start and by `check`.
     pub warnings: Vec<String>,
 }
@@ -440,9 +448,14 @@ pub enum ServerAddress {
 pub struct Route {
     /// Label in metrics and logs.
     pub name: String,
+    /// Empty: every host.
+    pub hosts: Vec<HostPattern>,
     pub path: RoutePath,
-    /// Index into [`Config::upstreams`]; `None`: only other proxies ask about it.
-    pub upstream: Option<usize>,
+    /// Whether only the path itself matches, not what is below it.
+    pub is_exact: bool,
+    /// Headers that must stand once and have these values.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub target: Target,
     pub access: Access,
     /// Upper-case; empty: every method.
     pub methods: Vec<String>,
@@ -456,6 +469,12 @@ pub struct Route {
     pub rate_per_user: Option<Rate>,
     /// Requests from each address.
     pub rate_per_address: Option<Rate>,
+    pub rewriting: Option<Rewriting>,
+    pub request_edits: HeaderEdits,
+    pub response_edits: HeaderEdits,
+    pub timeouts: Timeouts,
+    pub cors: Option<Cors>,
+    pub preflight: Preflight,
 }
 
 /// What a route asks of a session.

@@ -369,11 +369,12 @@ impl Edge {
     ) {
         let request_id_value = forwarded::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
+        let policy = self.policies.current();
         let error = answer.as_ref().err().map(Rejection::error);
-        let mut answer = answer.unwrap_or_else(|rejection| rejection.answer(request_id));
+        let mut answer = answer
+            .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
         let is_to_head = request.method == "HEAD";
-        let policy = self.policies.current();
         let metrics = policy.metrics(request.endpoint);
         metrics.observe(answer.status, request.took);
         self.process.access_log.write(&Line {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, HeaderMap, HeaderName, HeaderValue};
-use http::{StatusCode, request};
+use http::{Method, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::server::conn::http1;
@@ -35,9 +35,9 @@ use crate::inject::{
     FORWARDED_FOR, FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_PROTO, FORWARDED_URI, REQUEST_ID,
 };
 use crate::metrics::{Decision, Metrics};
-use crate::policy::{Asked, Policies, Policy, Process, Verdict};
+use crate::policy::{Policies, Policy, Process, Verdict, Visit};
 use crate::rejection::Rejection;
-use crate::route::Endpoint;
+use crate::route::{Asked, Endpoint};
 
 /// Who may not ask has no longer to be told so, and no connection then.
 const SHORTLY: Duration = Duration::from_secs(1);
@@ -136,7 +136,8 @@ impl ForwardAuth {
             Ok(()) => drop(headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"))),
             Err(rejection) => {
                 code = status(rejection);
-                let answer = rejection.answer(request_id.to_str().unwrap_or_default());
+                let request_id = request_id.to_str().unwrap_or_default();
+                let answer = rejection.answer(request_id, policy.error_body.as_ref());
                 headers.extend(answer.headers);
                 content = answer.body.into();
             }
@@ -187,7 +188,12 @@ impl ForwardAuth {
         }
         let told = Told::read(headers)?;
         head::judge_told(told.method, told.target, told.host, policy.head_limits)?;
-        let route = match policy.routes.resolve(path_of(told.target), Some(told.host))? {
+        let method = Method::from_bytes(told.method.as_bytes())
+            .map_err(|_| Rejection::BadRequest("the method is malformed"))?;
+        let (path, host) = (path_of(told.target), Some(told.host));
+        let asked = Asked { path, host, method: &method, headers };
+        let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
+        let route = match endpoint {
             Endpoint::Route(route) => route,
             Endpoint::None => return Err(Rejection::NoRoute),
             Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
@@ -197,8 +203,8 @@ impl ForwardAuth {
             }
         };
         found.route = Some(route);
-        let asked = Asked { method: told.method, headers, client: client.address, length: None };
-        policy.admit(route, &asked, &self.process.metrics, &mut found.verdict).await
+        let visit = Visit { asked, is_preflight, client: client.address, length: None };
+        policy.admit(route, &visit, &self.process.metrics, &mut found.verdict).await
     }
 
     /// Counts the request and writes its access line, which is about the request told of.

@@ -1,5 +1,7 @@
 //! How header names and values are read by everybody else.
 
+pub mod owned;
+
 /// A byte of a header name as a CGI-like server sees it: such servers turn names into
 /// variables, where case is lost and everything but letters and digits becomes `_`.
 pub fn fold(byte: u8) -> u8 {
@@ -28,4 +30,44 @@ pub fn all(bytes: &[u8], holds: impl Fn(u8) -> bool) -> bool {
 
 pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
+}
+
+/// A set of header names, compared folded. Folding keeps the length, so a name is compared
+/// with those of its own length only: the index is the length.
+#[derive(Default)]
+pub struct FoldedNames(Vec<Vec<Box<[u8]>>>);
+
+impl FoldedNames {
+    pub fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let mut set = Self::default();
+        names.for_each(|name| set.insert(name));
+        set
+    }
+
+    pub fn insert(&mut self, name: &str) {
+        let name: Box<[u8]> = name.bytes().map(fold).collect();
+        self.0.resize_with(self.0.len().max(name.len() + 1), Vec::new);
+        if let Some(same_length) = self.0.get_mut(name.len()) {
+            same_length.push(name);
+        }
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.get(name.len()).is_some_and(|same_length| {
+            same_length.iter().any(|known| {
+                known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_one_name_holds_it() {
+        let one = FoldedNames::new(["x-one"].into_iter());
+        assert!(one.contains("X_One") && !one.contains("x-two") && !one.contains("x-onee"));
+    }
 }

@@ -17,22 +17,13 @@ use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
-use crate::header::{fold, trim};
+use crate::header::owned::{
+    CLOUD_RUN, FROM_TRUSTED, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
+};
+use crate::header::{FoldedNames, trim};
 use crate::identity::{Identity, UnionId};
 use crate::rejection::ERROR_HEADER;
 use crate::token;
-
-/// What WeChat Cloud Run injects and services that come from there trust.
-const CLOUD_RUN: [&str; 8] = [
-    "x-wx-openid",
-    "x-wx-appid",
-    "x-wx-unionid",
-    "x-wx-from-openid",
-    "x-wx-from-appid",
-    "x-wx-from-unionid",
-    "x-wx-source",
-    "x-wx-env",
-];
 
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -42,32 +33,6 @@ static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
-
-/// What a proxy that asks for a decision says of the request.
-const TOLD: [&HeaderName; 5] =
-    [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST, &FORWARDED_PROTO, &FORWARDED_FOR];
-
-/// Written by the gateway on every request.
-const WRITTEN: [&HeaderName; 5] =
-    [&REQUEST_ID, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &REAL_IP];
-
-/// Never written by the gateway; they pass from a trusted proxy, spelled just so. Some servers
-/// take another path than the request's from them, or (`Proxy`) another way out.
-const FROM_TRUSTED: [&str; 10] = [
-    "forwarded",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-uri",
-    "x-forwarded-path",
-    "x-original-url",
-    "x-rewrite-url",
-    "script-name",
-    "path-info",
-    "proxy",
-];
-
-/// What an upstream may say of its connection without nominating it.
-const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
 /// Strips and writes headers by one configuration.
 pub struct Injector {
@@ -104,12 +69,7 @@ impl Injector {
             identity.union_id_header.as_str(),
             session.header.as_str(),
         ];
-        let request = own
-            .iter()
-            .copied()
-            .chain(CLOUD_RUN)
-            .chain(WRITTEN.map(HeaderName::as_str))
-            .chain(FROM_TRUSTED);
+        let request = own.iter().copied().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
         let identity = [
             identity.openid_header.clone(),
             identity.app_id_header.clone(),
@@ -117,9 +77,9 @@ impl Injector {
         ];
         let asker: Vec<_> = TOLD
             .into_iter()
-            .chain(&identity)
-            .cloned()
-            .chain(CLOUD_RUN.map(HeaderName::from_static))
+            .chain(CLOUD_RUN)
+            .map(HeaderName::from_static)
+            .chain(identity.iter().cloned())
             .collect();
         let [openid, app_id, union_id] = &identity;
         let written = |name: &HeaderName| Bytes::copy_from_slice(name.as_str().as_bytes());
@@ -135,6 +95,15 @@ impl Injector {
             asker,
             identity,
         }
+    }
+
+    /// Also removes, where routes trust methods, what gives a request another method than the
+    /// one that it was routed by.
+    #[must_use]
+    pub fn removing_overrides(mut self, routes_trust_methods: bool) -> Self {
+        let overrides = METHOD_OVERRIDES.into_iter().filter(|_| routes_trust_methods);
+        overrides.for_each(|name| self.request.insert(name));
+        self
     }
 
     /// Leaves of the gateway's headers only what the gateway writes: exactly one line of
@@ -277,32 +246,6 @@ fn strip_bearer(request: &mut RequestHeader) -> pingora::Result<()> {
         request.append_header(&AUTHORIZATION, value)?;
     }
     Ok(())
-}
-
-/// A set of header names, compared folded. Folding keeps the length, so a name is compared
-/// with those of its own length only: the index is the length.
-struct FoldedNames(Vec<Vec<Box<[u8]>>>);
-
-impl FoldedNames {
-    fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let mut by_length = Vec::new();
-        for name in names {
-            let name: Box<[u8]> = name.bytes().map(fold).collect();
-            by_length.resize_with(by_length.len().max(name.len() + 1), Vec::new);
-            if let Some(same_length) = by_length.get_mut(name.len()) {
-                same_length.push(name);
-            }
-        }
-        Self(by_length)
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.0.get(name.len()).is_some_and(|same_length| {
-            same_length.iter().any(|known| {
-                known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
-            })
-        })
-    }
 }
 
 #[cfg(test)]
@@ -520,11 +463,5 @@ mod tests {
         let mut answer = response(204, &[("Content-Length", "0"), ("X-Foreign", "kept")]);
         injector().clean_response(&mut answer);
         assert_eq!(names(&answer), ["x-foreign"]);
-    }
-
-    #[test]
-    fn a_set_of_one_name_holds_it() {
-        let one = FoldedNames::new(["x-one"].into_iter());
-        assert!(one.contains("X_One") && !one.contains("x-two") && !one.contains("x-onee"));
     }
 }

@@ -16,6 +16,7 @@
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
+//! | 3 | `explain` | what would become of a request, in words |
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
@@ -36,6 +37,7 @@
 //! | 1 | `token` | what a session token looks like |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `error_body` | the body of an error answer, by template |
 //! | 0 | `header` | how header names and values are read |
 //! | 0 | `http_server` | a small server for what is not public |
 //! | 0 | `identity` | who was proved |
@@ -64,6 +66,8 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 mod edge;
+mod error_body;
+pub mod explain;
 mod forward_auth;
 pub mod forwarded;
 pub mod head;

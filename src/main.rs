@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use http::{HeaderName, HeaderValue};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Loaded, Secrets};
 use wxgate::demo::Demo;
+use wxgate::explain::Question;
 use wxgate::metrics::Metrics;
 use wxgate::reload::Origin;
 use wxgate::sandbox::{DEFAULT_APP, Habits, Sandbox};
@@ -57,6 +59,23 @@ enum Command {
         /// not its promise.
         #[arg(long, conflicts_with = "without_secrets")]
         live: bool,
+    },
+    /// Say what would become of a request: which route matches, why the others do not, and what
+    /// the service would see. Secrets, keys, certificates and files of answers are not read, and
+    /// nothing is called.
+    Explain {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// The method, as GET.
+        #[arg(value_name = "METHOD")]
+        method: http::Method,
+        /// The URL, as https://api.example.com/orders?page=2, or its path alone.
+        #[arg(value_name = "URL")]
+        url: String,
+        /// A header of the request, repeatable.
+        #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
+        headers: Vec<(HeaderName, HeaderValue)>,
     },
     /// Try a whole gateway with a simulated WeChat; no account and no file is needed.
     Demo {
@@ -129,6 +148,15 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, without_secrets, live } => check(&config, without_secrets, live),
+        Command::Explain { config, method, url, headers } => {
+            match Question::new(method, &url, headers) {
+                Ok(question) => explain(&config, &question),
+                Err(error) => {
+                    eprintln!("wxgate: {url}: {error}");
+                    ExitCode::from(2)
+                }
+            }
+        }
         Command::Demo { upstream, listen, admin } => demo(Demo { listen, admin, upstream }),
         Command::Sandbox { listen, apps, mood } => sandbox(listen, apps, &mood),
     }
@@ -185,6 +213,17 @@ fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
             }
             println!("{}: ok", path.display());
             if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
+        }
+        Err(problems) => refuse_config(&problems),
+    }
+}
+
+fn explain(path: &Path, question: &Question) -> ExitCode {
+    match Config::load(path, Secrets::Ignore) {
+        Ok(config) => {
+            let explanation = wxgate::explain::explain(&config, question);
+            print!("{}", explanation.text);
+            if explanation.is_served { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(problems) => refuse_config(&problems),
     }
@@ -308,6 +347,13 @@ fn parse_upstream(url: &str) -> Result<String, String> {
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     Ok(if has_port { authority.to_owned() } else { format!("{authority}:80") })
+}
+
+fn parse_header(line: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = line.split_once(':').ok_or("expected NAME: VALUE")?;
+    let name = name.trim().parse().map_err(|_| "that is not a header's name".to_owned())?;
+    let value = value.trim().parse().map_err(|_| "that is not a header's value".to_owned())?;
+    Ok((name, value))
 }
 
 fn parse_app(app: &str) -> Result<(String, String), String> {

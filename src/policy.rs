@@ -13,11 +13,12 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use rustls::server::ProducesTickets;
 
-pub use self::admission::{Asked, Verdict};
+pub use self::admission::{Verdict, Visit};
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
 use crate::clock::Clock;
 use crate::config::{Config, LimitsSection, Rate, TlsSection, Upstream};
+use crate::error_body::ErrorBody;
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
 use crate::inject::Injector;
@@ -46,8 +47,8 @@ impl Policies {
     }
 
     /// Lets everything that begins from now on be served by another.
-    pub fn replace(&self, policy: Policy) {
-        self.0.store(Arc::new(policy));
+    pub fn replace(&self, policy: Arc<Policy>) {
+        self.0.store(policy);
     }
 }
 
@@ -73,6 +74,8 @@ pub struct Policy {
     pub login_rate: Option<Arc<RateLimit>>,
     route_rates: Vec<RouteRates>,
     pub trusted_proxies: TrustedProxies,
+    /// The operator's shape of error bodies.
+    pub error_body: Option<ErrorBody>,
     pub limits: LimitsSection,
     /// How long new connections are still served after SIGTERM, and how long what is in flight
     /// may take after that.
@@ -159,7 +162,8 @@ impl Policy {
                 &config.session,
                 &config.apps,
             ),
-            injector: Injector::new(&config.identity, &config.session),
+            injector: Injector::new(&config.identity, &config.session)
+                .removing_overrides(routes.trust_methods()),
             login,
             login_rate: rate_limit(
                 config.login.rate_per_address,
@@ -178,6 +182,7 @@ impl Policy {
                     }
                 })
                 .collect(),
+            error_body: config.errors.clone(),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
             shutdown_delay: config.server.shutdown_delay,

@@ -67,9 +67,14 @@ impl Gateway {
         &self,
         http: &mut HttpSession,
         context: &RequestContext,
-        answer: Answer,
+        mut answer: Answer,
     ) -> pingora::Result<()> {
         self.end_connection_if_draining(http);
+        if let Some(cors) = context.route().and_then(|route| route.cors.as_ref())
+            && !context.is_preflight
+        {
+            cors.mark_answer(&http.req_header().headers, &mut answer);
+        }
         let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 4))?;
         for (name, value) in &answer.headers {
             header.append_header(name, value)?;
@@ -143,7 +148,7 @@ impl ProxyHttp for Gateway {
             Ok(Some(answer)) => answer,
             Err(Refusal::Left(error)) => return Err(error),
             Err(Refusal::Answered(rejection)) => {
-                let answer = rejection.answer(context.request_id());
+                let answer = context.refuse(&rejection);
                 context.rejection = Some(rejection);
                 answer
             }
@@ -159,7 +164,8 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<Box<HttpPeer>> {
         // On a second try the body is sent, and counted, from its beginning.
         context.body_bytes = 0;
-        let chosen = context.pool().and_then(|pool| pool.choose(&context.tried));
+        let route = context.pool().zip(context.route());
+        let chosen = route.and_then(|(pool, route)| pool.choose(&context.tried, &route.timeouts));
         let Some((address, mut peer)) = chosen else {
             context.rejection = Some(Rejection::NoUpstream);
             return Error::e_explain(ErrorType::HTTPStatus(503), "no server");
@@ -200,7 +206,12 @@ impl ProxyHttp for Gateway {
             downstream.uri.authority().map(http::uri::Authority::as_str),
         );
         let identity = context.verdict.identity();
+        let Some(route) = context.route() else {
+            return Error::e_explain(ErrorType::InternalError, "no route");
+        };
+        route.prepare(request)?;
         context.policy.injector.apply(request, forwarding, identity)?;
+        route.request_edits.write_to(request)?;
         if http.is_http2() {
             join_cookies(request)?;
         }
@@ -261,6 +272,12 @@ impl ProxyHttp for Gateway {
         context.upstream_status = Some(response.status.as_u16());
         context.progress.iter().for_each(|progress| progress.answer(response.status.as_u16()));
         context.policy.injector.clean_response(response);
+        if let Some(route) = context.route() {
+            route.response_edits.apply(response)?;
+            if let Some(cors) = &route.cors {
+                cors.mark(&http.req_header().headers, response)?;
+            }
+        }
         response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
         self.end_connection_if_draining(http);
         Ok(())
@@ -303,7 +320,7 @@ impl ProxyHttp for Gateway {
         }
         let status = rejection.status();
         if context::final_answer(http).is_none() {
-            let answer = rejection.answer(context.request_id());
+            let answer = context.refuse(&rejection);
             http.set_keepalive(None);
             // A client that is gone by now misses nothing.
             let _ = self.answer(http, context, answer).await;

@@ -7,14 +7,16 @@
 
 use std::borrow::Cow;
 
-use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use rand::RngExt;
 use serde::Serialize;
 
 use crate::answer::Answer;
+use crate::error_body::{ErrorBody, ErrorFacts};
+use crate::header::owned;
 
 /// Marks an error answer as the gateway's own; its value is the `error` word.
-pub static ERROR_HEADER: HeaderName = HeaderName::from_static("x-wxgate-error");
+pub static ERROR_HEADER: HeaderName = HeaderName::from_static(owned::ERROR);
 
 /// A refusal. `retry_after` is in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +54,16 @@ pub enum Action {
     Retry,
     /// Repeating will not help.
     None,
+}
+
+impl Action {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Retry => "retry",
+            Self::None => "none",
+        }
+    }
 }
 
 /// Seconds, spread so that phones that failed together do not come back together.
@@ -146,7 +158,8 @@ impl Rejection {
         }
     }
 
-    pub fn answer(&self, request_id: &str) -> Answer {
+    /// The answer, with a body of the gateway's own shape or of the operator's.
+    pub fn answer(&self, request_id: &str, body: Option<&ErrorBody>) -> Answer {
         #[derive(Serialize)]
         struct Body<'a> {
             error: &'static str,
@@ -156,7 +169,17 @@ impl Rejection {
         }
 
         let (status, error, action, message) = self.row();
-        let mut answer = Answer::json(status, &Body { error, message, action, request_id });
+        let mut answer = match body {
+            None => Answer::json(status, &Body { error, message, action, request_id }),
+            Some(template) => {
+                let action = action.as_str();
+                let facts = ErrorFacts { status, error, message, action, request_id };
+                let mut answer = Answer::empty(status);
+                answer.header(CONTENT_TYPE, template.content_type.clone());
+                answer.body = template.render(&facts);
+                answer
+            }
+        };
         answer.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
         if let Some(seconds) = self.retry_after() {
             answer.header(RETRY_AFTER, seconds.into());
@@ -173,5 +196,41 @@ impl Rejection {
             _ => {}
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error_body::ERRORS;
+
+    /// The configuration knows errors by their words.
+    #[test]
+    fn every_error_is_in_the_list() {
+        let retry_after = 1;
+        let all = [
+            Rejection::BadRequest("x"),
+            Rejection::MissingToken,
+            Rejection::SessionExpired,
+            Rejection::InvalidCode,
+            Rejection::UserBlocked,
+            Rejection::WrongApp,
+            Rejection::NoRoute,
+            Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET") },
+            Rejection::RequestTimeout,
+            Rejection::BodyTooLarge,
+            Rejection::HeadersTooLarge,
+            Rejection::RateLimited { retry_after },
+            Rejection::InternalError,
+            Rejection::WeChatRejected,
+            Rejection::BadGateway,
+            Rejection::WeChatBusy { retry_after },
+            Rejection::StoreUnavailable,
+            Rejection::NoUpstream,
+            Rejection::Overloaded,
+            Rejection::WeChatTimeout { retry_after },
+            Rejection::GatewayTimeout,
+        ];
+        assert_eq!(all.map(|rejection| rejection.error()), ERRORS);
     }
 }

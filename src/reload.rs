@@ -132,7 +132,7 @@ impl Reloader {
             self.origin.files.add(&files);
         })?;
         let current = self.policies.current();
-        let policy = Policy::new(&config, &self.process, Some(&current))?;
+        let policy = Arc::new(Policy::new(&config, &self.process, Some(&current))?);
         let is_new =
             |pool: &&Arc<Pool>| !current.pools.iter().any(|known| Arc::ptr_eq(known, pool));
         let new: Vec<_> = policy.pools.iter().filter(is_new).cloned().collect();

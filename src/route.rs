@@ -2,15 +2,31 @@
 //!
 //! A path is judged once, in every way that an upstream might read it (`path`); all of
 //! the readings must meet the same [`Endpoint`], and then the bytes go on as they came.
-//! Prefixes match at segment borders and the longest wins. The gateway's own endpoints
-//! match exactly, come before routes, and may be limited to some hosts.
+//! The gateway's own endpoints match exactly, come before routes, and
+//! may be limited to some hosts. Among routes the most specific wins (`table`): by host, then
+//! path, then headers, then methods; a route whose headers are not those of the request is as
+//! if it were not there, but one of the wrong method hides what is less specific.
 
+pub mod cors;
+mod edit;
 mod path;
+mod rewrite;
+mod table;
+mod target;
 
-use std::borrow::Cow;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use crate::config::{Access, EndpointsSection, Route as RouteSection};
-use crate::identity::AppId;
+use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType};
+
+use self::cors::Cors;
+use self::edit::Edits;
+use self::rewrite::Rewrite;
+use self::table::{HostName, Table, without_port};
+use self::target::{Target, pool_for};
+use crate::answer::Answer;
+use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
+use crate::identity::{AppId, Identity};
 use crate::rejection::Rejection;
 
 /// Where a request ends.
@@ -50,29 +66,107 @@ pub struct Routes {
     endpoints: Vec<(String, Endpoint)>,
     hosts: Vec<String>,
     health: Vec<String>,
-    /// Prefix without trailing slash and index, longest first.
-    prefixes: Vec<(String, usize)>,
+    table: Table,
     all: Vec<Route>,
+}
+
+/// What of a request says which route it is for.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// As it came, without its query.
+    pub path: &'a str,
+    pub host: Option<&'a str>,
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
 }
 
 /// A route, ready to be asked.
 pub struct Route {
     pub name: String,
-    /// Index of the pool in the policy; `None`: only other proxies ask about it.
-    pub upstream: Option<usize>,
     pub access: Access,
     pub websocket: bool,
     /// Bytes of a request body.
     pub max_body: u64,
-    methods: Vec<String>,
-    /// Value of `Allow`.
-    pub allow: String,
+    methods: Vec<Method>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     apps: Vec<AppId>,
+    target: Target,
+    rewrite: Option<Rewrite>,
+    pub request_edits: Edits,
+    pub response_edits: Edits,
+    pub timeouts: Timeouts,
+    pub cors: Option<Cors>,
+    pub preflight: Preflight,
 }
 
 impl Route {
-    pub fn allows_method(&self, method: &str) -> bool {
-        self.methods.is_empty() || self.methods.iter().any(|allowed| allowed == method)
+    fn new(section: &RouteSection) -> Self {
+        let response_edits = Edits::new(&section.response_edits);
+        let methods = section.methods.iter();
+        Self {
+            name: section.name.clone(),
+            access: section.access,
+            websocket: section.websocket,
+            max_body: section.max_body,
+            methods: methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok()).collect(),
+            headers: section.headers.clone(),
+            apps: section.apps.clone(),
+            target: Target::new(&section.target, &response_edits),
+            rewrite: section.rewriting.as_ref().map(Rewrite::new),
+            request_edits: Edits::new(&section.request_edits),
+            response_edits,
+            timeouts: section.timeouts,
+            cors: section.cors.as_ref().map(Cors::new),
+            preflight: section.preflight,
+        }
+    }
+
+    /// What the gateway answers itself, where it does.
+    pub fn answer(&self) -> Option<&Answer> {
+        match &self.target {
+            Target::Answer(answer) => Some(answer),
+            Target::Service { .. } | Target::Elsewhere => None,
+        }
+    }
+
+    /// Index of the pool that serves a user, in the policy.
+    pub fn pool(&self, identity: Option<&Identity>) -> Option<usize> {
+        match &self.target {
+            Target::Service { main, shares } => Some(pool_for(&self.name, *main, shares, identity)),
+            Target::Answer(_) | Target::Elsewhere => None,
+        }
+    }
+
+    /// Whether only other proxies ask about it, and nothing is served.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.target, Target::Elsewhere)
+    }
+
+    /// Gives a request the path that the service knows, and removes what it must not have
+    /// before the gateway writes its headers.
+    ///
+    /// # Errors
+    /// None that is known: the path was judged before.
+    pub fn prepare(&self, request: &mut RequestHeader) -> pingora::Result<()> {
+        self.request_edits.remove_from(request);
+        let Some(rewrite) = &self.rewrite else { return Ok(()) };
+        match rewrite.apply(&request.uri) {
+            Ok(uri) => request.set_uri(uri),
+            Err(_) => return Error::e_explain(ErrorType::InternalError, "a rewritten path"),
+        }
+        Ok(())
+    }
+
+    pub fn allows_method(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+
+    /// Whether a request has the headers that the route asks for, each once.
+    fn accepts_headers(&self, headers: &HeaderMap) -> bool {
+        self.headers.iter().all(|(name, expected)| {
+            let mut values = headers.get_all(name).iter();
+            values.next() == Some(expected) && values.next().is_none()
+        })
     }
 
     pub fn accepts_app(&self, app_id: &AppId) -> bool {
@@ -88,12 +182,6 @@ impl Routes {
             (&endpoints.session, Endpoint::Session),
         ];
         let text = |path: &crate::config::RoutePath| path.as_str().to_owned();
-        let mut prefixes: Vec<_> = routes
-            .iter()
-            .enumerate()
-            .map(|(index, route)| (route.path.as_str().trim_end_matches('/').to_owned(), index))
-            .collect();
-        prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         Self {
             endpoints: own
                 .into_iter()
@@ -101,20 +189,8 @@ impl Routes {
                 .collect(),
             hosts: endpoints.hosts.clone(),
             health: endpoints.health.iter().map(text).collect(),
-            prefixes,
-            all: routes
-                .iter()
-                .map(|route| Route {
-                    name: route.name.clone(),
-                    upstream: route.upstream,
-                    access: route.access,
-                    websocket: route.websocket,
-                    max_body: route.max_body,
-                    methods: route.methods.clone(),
-                    allow: route.methods.join(", "),
-                    apps: route.apps.clone(),
-                })
-                .collect(),
+            table: Table::new(routes),
+            all: routes.iter().map(Route::new).collect(),
         }
     }
 
@@ -126,23 +202,34 @@ impl Routes {
         self.all.iter()
     }
 
-    /// Judges the path of a request as it came, without its query.
+    /// Judges what a request asks for. The route may still not take its method, when none of
+    /// those that are as specific does.
     ///
     /// # Errors
     /// When the path is malformed, or its readings meet different endpoints.
-    pub fn resolve(&self, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
+    pub fn resolve(&self, asked: &Asked<'_>) -> Result<Endpoint, PathError> {
+        let host = asked.host;
         let serves_own = self.hosts.is_empty() || host.is_some_and(|host| self.is_own_host(host));
-        if path::is_plain(path) {
-            return Ok(self.find(path.as_bytes(), serves_own));
+        let host = self.host(asked);
+        if path::is_plain(asked.path) {
+            // And rewritable.
+            return Ok(self.find(asked.path.as_bytes(), asked, host.as_ref(), serves_own));
         }
         let mut met = None;
-        for reading in path::readings(path)? {
-            let endpoint = self.find(&reading, serves_own);
+        for reading in path::readings(asked.path)? {
+            let endpoint = self.find(&reading, asked, host.as_ref(), serves_own);
             if *met.get_or_insert(endpoint) != endpoint {
                 return Err(PathError::Ambiguous);
             }
         }
-        met.ok_or(PathError::Malformed)
+        let endpoint = met.ok_or(PathError::Malformed)?;
+        if let Endpoint::Route(index) = endpoint
+            && self.get(index).is_some_and(|route| route.rewrite.is_some())
+            && !path::is_rewritable(asked.path)
+        {
+            return Err(PathError::Ambiguous);
+        }
+        Ok(endpoint)
     }
 
     /// Whether a health path is asked for, by the very bytes of the target's path. Load
@@ -151,7 +238,79 @@ impl Routes {
         self.health.iter().any(|health| health.as_bytes() == path)
     }
 
-    fn find(&self, path: &[u8], serves_own: bool) -> Endpoint {
+    /// Whether what a request may do depends on its method somewhere: services must then take
+    /// it for the same.
+    pub fn trust_methods(&self) -> bool {
+        let trusts =
+            |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
+        self.all.iter().any(trusts)
+    }
+
+    /// Judges what a request asks for, and whether it is a browser's question, before it asks,
+    /// to a route that says what becomes of that.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn meet(&self, asked: &Asked<'_>) -> Result<(Endpoint, bool), PathError> {
+        match self.resolve_preflight(asked)? {
+            Some(route) => Ok((Endpoint::Route(route), true)),
+            None => Ok((self.resolve(asked)?, false)),
+        }
+    }
+
+    fn resolve_preflight(&self, asked: &Asked<'_>) -> Result<Option<usize>, PathError> {
+        let Some(method) = cors::preflight_method(asked.method, asked.headers) else {
+            return Ok(None);
+        };
+        let about = Asked { method: &method, ..*asked };
+        let Endpoint::Route(index) = self.resolve(&about)? else { return Ok(None) };
+        let says = |route: &Route| {
+            let passes = route.preflight == Preflight::Pass && route.allows_method(&method);
+            passes || route.cors.is_some()
+        };
+        Ok(self.get(index).is_some_and(says).then_some(index))
+    }
+
+    /// The methods that are served where a request met a route that does not take its own.
+    pub fn allow(&self, asked: &Asked<'_>) -> String {
+        let host = self.host(asked);
+        let mut methods: Vec<&str> = Vec::new();
+        for route in self.candidates(asked.path.as_bytes(), asked, host.as_ref()) {
+            for method in self.all.get(route).into_iter().flat_map(|route| &route.methods) {
+                if !methods.contains(&method.as_str()) {
+                    methods.push(method.as_str());
+                }
+            }
+        }
+        methods.join(", ")
+    }
+
+    /// The host of a request, where routes care for it.
+    fn host(&self, asked: &Asked<'_>) -> Option<HostName> {
+        asked.host.filter(|_| self.table.has_hosts()).and_then(HostName::new)
+    }
+
+    /// The routes that a path may be for, all equally specific but for headers and methods,
+    /// the more specific first.
+    fn candidates<'a>(
+        &'a self,
+        path: &[u8],
+        asked: &'a Asked<'_>,
+        host: Option<&HostName>,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let accepts =
+            |index| self.get(index).is_some_and(|route| route.accepts_headers(asked.headers));
+        let place = self.table.find(path, host, accepts).unwrap_or_default();
+        place.iter().copied().filter(move |index| accepts(*index))
+    }
+
+    fn find(
+        &self,
+        path: &[u8],
+        asked: &Asked<'_>,
+        host: Option<&HostName>,
+        serves_own: bool,
+    ) -> Endpoint {
         if self.is_health(path) {
             return Endpoint::Health;
         }
@@ -161,35 +320,29 @@ impl Routes {
         {
             return *endpoint;
         }
-        let matches = |prefix: &str| {
-            path.strip_prefix(prefix.as_bytes())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-        };
-        self.prefixes
-            .iter()
-            .find(|(prefix, _)| matches(prefix))
-            .map_or(Endpoint::None, |(_, index)| Endpoint::Route(*index))
+        let mut candidates = self.candidates(path, asked, host);
+        let takes =
+            |index: &usize| self.get(*index).is_some_and(|route| route.allows_method(asked.method));
+        let Some(first) = candidates.next() else { return Endpoint::None };
+        let taking = Some(first).filter(takes).or_else(|| candidates.find(takes));
+        Endpoint::Route(taking.unwrap_or(first))
     }
 
     fn is_own_host(&self, host: &str) -> bool {
         let host = without_port(host);
-        self.hosts.iter().any(|own| own.eq_ignore_ascii_case(&host))
+        self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
     }
-}
-
-/// The host of a Host header, without port and final dot.
-fn without_port(host: &str) -> Cow<'_, str> {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    Cow::Borrowed(name.strip_suffix('.').unwrap_or(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Config, Secrets};
+
+    /// What a GET without headers is for.
+    fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
+        routes.resolve(&Asked { path, host, method: &Method::GET, headers: &HeaderMap::new() })
+    }
 
     fn routes() -> Routes {
         let text = r#"
@@ -231,14 +384,14 @@ mod tests {
             ("/public/admin/x", 2),
             ("/public/administrator", 1),
         ] {
-            assert_eq!(routes.resolve(path, None), Ok(Endpoint::Route(index)), "{path}");
+            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
         }
         // Nobody decodes three times.
         let thrice = "/public/%25252e%25252e/x";
-        assert_eq!(routes.resolve(thrice, None), Ok(Endpoint::Route(1)));
-        assert_eq!(routes.resolve("/login", None), Ok(Endpoint::Login));
-        assert_eq!(routes.resolve("/login/", None), Ok(Endpoint::Route(0)));
-        assert_eq!(routes.resolve("/healthz", None), Ok(Endpoint::Health));
+        assert_eq!(resolve(&routes, thrice, None), Ok(Endpoint::Route(1)));
+        assert_eq!(resolve(&routes, "/login", None), Ok(Endpoint::Login));
+        assert_eq!(resolve(&routes, "/login/", None), Ok(Endpoint::Route(0)));
+        assert_eq!(resolve(&routes, "/healthz", None), Ok(Endpoint::Health));
     }
 
     #[test]
@@ -281,7 +434,7 @@ mod tests {
             "/%2fx/public/y",
             "//x/login",
         ] {
-            assert_eq!(routes.resolve(path, None), Err(PathError::Ambiguous), "{path}");
+            assert_eq!(resolve(&routes, path, None), Err(PathError::Ambiguous), "{path}");
         }
     }
 
@@ -300,7 +453,7 @@ mod tests {
             ("/public/%C4%E3", 1),
             ("/public/100%25", 1),
         ] {
-            assert_eq!(routes.resolve(path, None), Ok(Endpoint::Route(index)), "{path}");
+            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
         }
     }
 
@@ -329,7 +482,7 @@ mod tests {
             "/a b",
             "/a#b",
         ] {
-            assert_eq!(routes.resolve(path, None), Err(PathError::Malformed), "{path:?}");
+            assert_eq!(resolve(&routes, path, None), Err(PathError::Malformed), "{path:?}");
         }
     }
 
@@ -357,9 +510,12 @@ mod tests {
         let routes = Routes::new(&config.endpoints, &config.routes);
         let (wide, narrow) = (routes.get(0).unwrap(), routes.get(1).unwrap());
         let (known, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
-        assert!(wide.allows_method("DELETE") && wide.accepts_app(&other));
-        assert!(narrow.allows_method("GET") && narrow.allows_method("POST"));
-        assert!(!narrow.allows_method("DELETE") && !narrow.allows_method("get"));
+        assert!(wide.allows_method(&Method::DELETE) && wide.accepts_app(&other));
+        assert!(narrow.allows_method(&Method::GET) && narrow.allows_method(&Method::POST));
+        assert!(
+            !narrow.allows_method(&Method::DELETE)
+                && !narrow.allows_method(&Method::from_bytes(b"get").unwrap())
+        );
         assert!(narrow.accepts_app(&known) && !narrow.accepts_app(&other));
         let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
         assert_eq!(names, ["/", "/narrow"]);
@@ -386,10 +542,10 @@ mod tests {
         let config = Config::parse("test", text, Secrets::Ignore).unwrap();
         let routes = Routes::new(&config.endpoints, &config.routes);
         for own in ["mini.example", "MINI.Example:8080", "mini.example.", "mini.example.:80"] {
-            assert_eq!(routes.resolve("/login", Some(own)), Ok(Endpoint::Login), "{own}");
+            assert_eq!(resolve(&routes, "/login", Some(own)), Ok(Endpoint::Login), "{own}");
         }
         for other in [Some("other.example"), Some("mini.example:x"), Some("mini"), None] {
-            assert_eq!(routes.resolve("/login", other), Ok(Endpoint::Route(0)), "{other:?}");
+            assert_eq!(resolve(&routes, "/login", other), Ok(Endpoint::Route(0)), "{other:?}");
         }
     }
 }

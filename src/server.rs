@@ -118,6 +118,7 @@ impl Server {
     }
 
     /// Lets the gateway follow the file that its configuration came from.
+    #[must_use]
     pub fn following(mut self, origin: Origin) -> Self {
         self.origin = Some(origin);
         self

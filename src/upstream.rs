@@ -17,7 +17,7 @@ use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::{Backend, Backends};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
-use crate::config::{ServerAddress, Upstream};
+use crate::config::{ServerAddress, Timeouts, Upstream};
 
 /// Between two look-ups of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -59,14 +59,25 @@ impl Pool {
         &self.section
     }
 
-    /// The next server in turn that is not among `tried`: its address, and how to reach it.
-    pub fn choose(&self, tried: &[SocketAddr]) -> Option<(SocketAddr, Box<HttpPeer>)> {
+    /// The next server in turn that is not among `tried`: its address, and how to reach it, with
+    /// a route's own patience where it has some.
+    pub fn choose(
+        &self,
+        tried: &[SocketAddr],
+        timeouts: &Timeouts,
+    ) -> Option<(SocketAddr, Box<HttpPeer>)> {
         let peers = self.peers.load();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut in_turn =
             (0..peers.len()).filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()));
         let peer = in_turn.find(|peer| !tried.contains(&peer.address))?;
-        Some((peer.address, Box::new(peer.template.clone())))
+        let mut chosen = Box::new(peer.template.clone());
+        let options = &mut chosen.options;
+        options.connection_timeout = timeouts.connect.or(options.connection_timeout);
+        options.total_connection_timeout = timeouts.connect.or(options.total_connection_timeout);
+        options.read_timeout = timeouts.read.or(options.read_timeout);
+        options.write_timeout = timeouts.write.or(options.write_timeout);
+        Some((peer.address, chosen))
     }
 
     /// Whether some server has not been tried.

@@ -5,11 +5,16 @@
 //! `config/reference.toml`; a test compares the two.
 
 mod chain;
+mod cors;
+mod editing;
+mod errors;
 mod listener;
+mod matching;
 mod pem;
 mod routing;
 mod secret;
 mod session;
+mod target;
 mod tls;
 mod wechat;
 
@@ -112,7 +117,18 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let upstreams = routing::upstreams(&root, is_asked);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = routing::endpoints(root.section("endpoints"), tls);
-    let routes = routing::routes(&root, &upstreams, apps.as_deref(), limits.max_body, is_asked);
+    let known = routing::Known {
+        upstreams: &upstreams,
+        upstream_may_be_absent: is_asked,
+        apps: apps.as_deref(),
+        max_body: limits.max_body,
+        session: &session,
+        identity: &identity,
+        tls,
+        secrets,
+    };
+    let routes = routing::routes(&root, &known);
+    let errors = errors::errors(&root);
     // What it finds has been read.
     root.list::<String>("include");
     root.finish();
@@ -130,6 +146,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         log,
         upstreams: upstreams.into_iter().map(|upstream| upstream.value).collect(),
         routes: routes?,
+        errors,
         warnings: Vec::new(),
     })
 }
@@ -212,7 +229,7 @@ mod tests {
     #[test]
     fn a_key_of_too_many_parts_is_a_problem_with_a_place() {
         let text = format!("x{} = 1", ".x".repeat(100));
-        let shown = check("file", &text, Secrets::Ignore).unwrap_err().to_string();
+        let shown = Config::parse("file", &text, Secrets::Ignore).unwrap_err().to_string();
         assert!(shown.starts_with("file:1:1: not TOML: "), "{shown:.100}");
     }
 }

@@ -8,7 +8,17 @@
 use std::borrow::Cow;
 
 /// Words that tell of a secret.
-const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
+const SENSITIVE: [&str; 8] = [
+    "secret",
+    "_key",
+    "token",
+    "password",
+    "passwd",
+    "private key",
+    // As a header that is given a value.
+    "authorization =",
+    "authorization=",
+];
 
 /// How the line of a problem is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

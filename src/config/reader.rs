@@ -220,6 +220,39 @@ impl<'a> Section<'a> {
         Some(located)
     }
 
+    /// The entries of a table whose keys are the operator's to choose. What is wrong with one
+    /// is reported and leaves it out.
+    pub fn entries<K: FromValue, V: FromValue>(
+        &self,
+        name: &'static str,
+    ) -> Vec<(Located<K>, Located<V>)> {
+        self.ask(name);
+        let Some((_, value)) = self.find(name) else { return Vec::new() };
+        let DeValue::Table(table) = value.get_ref() else {
+            self.wrong_type(name, value, "a table", format!("write {name} = {{ KEY = ... }}"));
+            return Vec::new();
+        };
+        let mut entries = Vec::with_capacity(table.len());
+        for (key, value) in table {
+            let shown = format!("{}.{}", self.key(name), key.get_ref());
+            let located_key = K::from_value(&DeValue::String(key.get_ref().clone()));
+            match (located_key, V::from_value(value.get_ref())) {
+                (Ok(key_value), Ok(parsed)) => entries.push((
+                    Located {
+                        value: key_value,
+                        key: shown.clone(),
+                        source: self.source,
+                        span: key.span(),
+                    },
+                    Located { value: parsed, key: shown, source: self.source, span: value.span() },
+                )),
+                (Err(message), _) => self.push(shown, key.span(), message, ""),
+                (_, Err(message)) => self.push(shown, value.span(), message, ""),
+            }
+        }
+        entries
+    }
+
     /// A duration that is longer than nothing, on clocks that count milliseconds.
     pub fn positive(&self, name: &'static str, default: Duration) -> Duration {
         let Some(given) = self.get::<Duration>(name) else { return default };

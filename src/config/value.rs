@@ -8,12 +8,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::{
-    Access, ClientCertificate, LogDestination, LogFormat, LogLevel, Rate, RoutePath, ServerAddress,
+    Access, ClientCertificate, HostPattern, LogDestination, LogFormat, LogLevel, Preflight, Rate,
+    RoutePath, ServerAddress,
 };
 use crate::identity::AppId;
 
@@ -71,6 +72,15 @@ impl FromValue for u64 {
         number
             .and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
             .ok_or_else(|| format!("expected a whole number from 0, found {}", kind(value)))
+    }
+}
+
+impl FromValue for i64 {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let number = value.as_integer();
+        number
+            .and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok())
+            .ok_or_else(|| format!("expected a whole number, found {}", kind(value)))
     }
 }
 
@@ -144,6 +154,54 @@ impl FromValue for HeaderName {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         let given = text(value, "a header name")?;
         given.parse().map_err(|_| format!("\"{given}\" is not a header name"))
+    }
+}
+
+impl FromValue for HeaderValue {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "the value of a header")?;
+        if given.trim_matches([' ', '\t']) != given {
+            return Err("the value of a header does not begin or end with a blank".to_owned());
+        }
+        given.parse().map_err(|_| "holds characters that no header may hold".to_owned())
+    }
+}
+
+impl FromValue for HostPattern {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "a host name without port, as \"api.example.com\" or \"*.example.com\"";
+        let given = text(value, EXPECTED)?;
+        let name = given.strip_prefix("*.").unwrap_or(given);
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let is_label = |label: &str| !label.is_empty() && label.bytes().all(legal);
+        let is_address = name.len() == given.len()
+            && name
+                .strip_prefix('[')
+                .and_then(|name| name.strip_suffix(']'))
+                .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
+        if name.len() > 253 || !(is_address || name.split('.').all(is_label)) {
+            return Err(format!("expected {EXPECTED}, found \"{given}\""));
+        }
+        let name = name.to_ascii_lowercase();
+        Ok(if given.starts_with('*') {
+            Self::Wildcard(format!(".{name}"))
+        } else {
+            Self::Exact(name)
+        })
+    }
+}
+
+/// What of a path a route matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    Prefix,
+    Exact,
+}
+
+impl FromValue for PathMatch {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("prefix", Self::Prefix), ("exact", Self::Exact)])
     }
 }
 
@@ -248,6 +306,35 @@ impl FromValue for Access {
 impl FromValue for ClientCertificate {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         word(value, &[("required", Self::Required), ("optional", Self::Optional)])
+    }
+}
+
+impl FromValue for Preflight {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("answer", Self::Answer), ("pass", Self::Pass)])
+    }
+}
+
+/// A part of all, in hundredths of a percent.
+#[derive(Clone, Copy, Debug)]
+pub struct Percent(pub u16);
+
+impl FromValue for Percent {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let text = match value {
+            DeValue::Integer(number) => number.as_str(),
+            DeValue::Float(number) => number.as_str(),
+            _ => "",
+        };
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        let hundredths = (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
+            .then(|| format!("{whole}{fraction:0<2}").parse().ok())
+            .flatten();
+        hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
+            let expected = "expected a number from 0 to 100 with two decimals at most";
+            format!("{expected}, found {}", kind(value))
+        })
     }
 }
 

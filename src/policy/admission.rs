@@ -18,12 +18,14 @@ use crate::identity::Identity;
 use crate::metrics::{Decision, Metrics};
 use crate::rate_limit::RateLimit;
 use crate::rejection::Rejection;
+use crate::route::Asked;
 use crate::session::Session;
 
-/// A request, as far as a route's rules are about it.
-pub struct Asked<'a> {
-    pub method: &'a str,
-    pub headers: &'a HeaderMap,
+/// A request that has met a route.
+pub struct Visit<'a> {
+    pub asked: Asked<'a>,
+    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    pub is_preflight: bool,
     /// Who asks, as far as it is known.
     pub client: IpAddr,
     /// The length that its body is announced with.
@@ -49,20 +51,24 @@ impl Policy {
     pub async fn admit(
         &self,
         route: usize,
-        asked: &Asked<'_>,
+        visit: &Visit<'_>,
         metrics: &Metrics,
         verdict: &mut Verdict,
     ) -> Result<(), Rejection> {
         let rates = self.rates(route);
         let route = self.routes.get(route).ok_or(Rejection::NoRoute)?;
-        if !route.allows_method(asked.method) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Owned(route.allow.clone()) });
+        let Visit { asked, is_preflight, client, length } = *visit;
+        if !is_preflight && !route.allows_method(asked.method) {
+            let allow = Cow::Owned(self.routes.allow(&asked));
+            return Err(Rejection::MethodNotAllowed { allow });
         }
-        self.check_address(asked.client, rates.and_then(|rates| rates.per_address.as_deref()))?;
-        if asked.length.is_some_and(|length| length > route.max_body) {
+        self.check_address(client, rates.and_then(|rates| rates.per_address.as_deref()))?;
+        if length.is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
-        self.authenticate(asked.headers, route.access, metrics, verdict).await?;
+        // A browser sends no token when it asks whether it may.
+        let access = if is_preflight { Access::None } else { route.access };
+        self.authenticate(asked.headers, access, metrics, verdict).await?;
         let Some(session) = &verdict.session else { return Ok(()) };
         let identity = &session.identity;
         if !route.accepts_app(&identity.app_id) {

@@ -11,9 +11,9 @@ use super::endpoints::health;
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::head;
-use crate::policy::Asked;
+use crate::policy::Visit;
 use crate::rejection::Rejection;
-use crate::route::{Endpoint, PathError};
+use crate::route::{Asked, Endpoint, PathError};
 use crate::websocket;
 
 /// Why a request is not served.
@@ -47,7 +47,7 @@ impl Gateway {
             // On HTTP/1 the edge has judged the head.
             head::judge_http2(request, context.policy.head_limits)?;
         }
-        context.endpoint = context.policy.routes.resolve(request.uri.path(), host(request))?;
+        (context.endpoint, context.is_preflight) = context.policy.routes.meet(&asked(request))?;
         if request.headers.contains_key(UPGRADE) {
             let is_allowed = context.route().is_some_and(|route| route.websocket);
             if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {
@@ -60,35 +60,38 @@ impl Gateway {
             Endpoint::Logout => self.logout(http, context).await?,
             Endpoint::Session => self.session(http, context).await?,
             Endpoint::Health => health(request.method.as_str(), &self.process.lifecycle)?,
-            Endpoint::Route(index) => {
-                if context.pool().is_none() {
-                    // Another proxy forwards these.
-                    return Err(Rejection::NoRoute.into());
-                }
-                self.admit(http, context, index).await?;
-                return Ok(None);
-            }
+            Endpoint::Route(index) => return Ok(self.admit(http, context, index).await?),
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };
         Ok(Some(answer))
     }
 
-    /// Whether a request may go to its route.
+    /// Whether a request may go to its route, and what the route answers itself.
     async fn admit(
         &self,
         http: &HttpSession,
         context: &mut RequestContext,
         index: usize,
-    ) -> Result<(), Rejection> {
+    ) -> Result<Option<Answer>, Rejection> {
+        let policy = context.policy.clone();
+        // Another proxy forwards what is elsewhere.
+        let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
+        let route = route.ok_or(Rejection::NoRoute)?;
         let request = http.req_header();
-        let asked = Asked {
-            method: request.method.as_str(),
-            headers: &request.headers,
+        if context.is_preflight
+            && let Some(cors) = &route.cors
+        {
+            return Ok(Some(cors.answer_preflight(&request.headers)));
+        }
+        let visit = Visit {
+            asked: asked(request),
+            is_preflight: context.is_preflight,
             client: context.client.address,
             length: content_length(request),
         };
-        let metrics = &self.process.metrics;
-        context.policy.admit(index, &asked, metrics, &mut context.verdict).await
+        policy.admit(index, &visit, &self.process.metrics, &mut context.verdict).await?;
+        context.pool = route.pool(context.verdict.identity());
+        Ok(route.answer().cloned())
     }
 
     pub(super) async fn authenticate(
@@ -103,11 +106,13 @@ impl Gateway {
     }
 }
 
-fn host(request: &RequestHeader) -> Option<&str> {
-    match request.uri.authority() {
+fn asked(request: &RequestHeader) -> Asked<'_> {
+    let host = match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(HOST)?.to_str().ok(),
-    }
+        None => request.headers.get(HOST).and_then(|host| host.to_str().ok()),
+    };
+    let (method, headers) = (&request.method, &request.headers);
+    Asked { path: request.uri.path(), host, method, headers }
 }
 
 /// The length that a request announces.

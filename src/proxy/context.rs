@@ -11,6 +11,7 @@ use pingora::proxy::Session as HttpSession;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access_log::{self, Line};
+use crate::answer::Answer;
 use crate::forwarded::Client;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process, Verdict};
@@ -34,6 +35,10 @@ pub struct RequestContext {
     pub client: Client,
     pub endpoint: Endpoint,
     pub verdict: Verdict,
+    /// Index of the servers that the request is for, once it is admitted.
+    pub pool: Option<usize>,
+    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    pub is_preflight: bool,
     /// The error that was answered, or would have been if the answer had not begun.
     pub rejection: Option<Rejection>,
     /// Servers to which no connection could be made.
@@ -67,6 +72,8 @@ impl RequestContext {
             client: Client { peer: nobody, address: nobody, is_trusted: false },
             endpoint: Endpoint::None,
             verdict: Verdict::default(),
+            pool: None,
+            is_preflight: false,
             rejection: None,
             tried: Vec::new(),
             upstream: None,
@@ -91,9 +98,14 @@ impl RequestContext {
         self.policy.routes.get(index)
     }
 
-    /// The servers of the request's route, if it is for one.
+    /// The servers that the request is for, once it is admitted.
     pub fn pool(&self) -> Option<&Pool> {
-        self.policy.pools.get(self.route()?.upstream?).map(Arc::as_ref)
+        self.policy.pools.get(self.pool?).map(Arc::as_ref)
+    }
+
+    /// The answer to a request that is refused.
+    pub fn refuse(&self, rejection: &Rejection) -> Answer {
+        rejection.answer(self.request_id(), self.policy.error_body.as_ref())
     }
 
     /// Bytes of body that may be sent to the request's route.

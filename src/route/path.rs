@@ -30,6 +30,22 @@ pub fn is_plain(path: &str) -> bool {
     path.starts_with('/')
 }
 
+/// Whether what is left of a path means what it meant, to every server, when another beginning
+/// takes the place of its own: no step to its reading looks beyond a segment, and what is
+/// decoded is no sign that one looks for. Plain paths are rewritable.
+pub fn is_rewritable(path: &str) -> bool {
+    let harmless = |meant: u8| !matches!(meant, b'/' | b'\\' | b'.' | b'%' | b';' | b'?' | b'#');
+    let bytes = path.as_bytes();
+    let are_escapes_harmless =
+        memchr::memchr_iter(b'%', bytes).all(|at| escape(bytes, at).is_some_and(harmless));
+    check_raw(path).is_ok()
+        && decode(bytes, kind::ALL).is_ok()
+        && are_escapes_harmless
+        && !bytes.iter().any(|b| matches!(b, b';' | b'\\'))
+        && !path.contains("//")
+        && !segments(bytes).any(|segment| matches!(segment, b"." | b".."))
+}
+
 /// All readings of a path, itself first.
 ///
 /// # Errors
@@ -107,6 +123,7 @@ mod kind {
     /// Needs no escape (RFC 3986, section 2.3).
     pub const UNRESERVED: u8 = 4;
     pub const OTHER: u8 = 8;
+    pub const ALL: u8 = SLASH | BACKSLASH | UNRESERVED | OTHER;
 
     pub fn of(byte: u8) -> u8 {
         match byte {
@@ -123,7 +140,7 @@ mod kind {
 /// only what needs no escape (RFC 3986, section 6.2.2.2), as every parser of URLs does with
 /// dot segments.
 const DECODINGS: [u8; 4] = [
-    kind::SLASH | kind::BACKSLASH | kind::UNRESERVED | kind::OTHER,
+    kind::ALL,
     kind::BACKSLASH | kind::UNRESERVED | kind::OTHER,
     kind::UNRESERVED | kind::OTHER,
     kind::UNRESERVED,

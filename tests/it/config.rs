@@ -10,14 +10,40 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 17] = [
+const WITHOUT_DEFAULT: [&str; 43] = [
     "app[].default",
     "app[].login_rate",
+    "errors.codes",
+    "errors.content_type",
+    "errors.template",
     "log.openid_key",
+    "route[].add_prefix",
     "route[].apps",
+    "route[].connect_timeout",
+    "route[].cors.credentials",
+    "route[].cors.expose",
+    "route[].cors.headers",
+    "route[].cors.max_age",
+    "route[].cors.methods",
+    "route[].cors.origins",
+    "route[].headers",
+    "route[].host",
     "route[].max_body",
     "route[].methods",
     "route[].name",
+    "route[].read_timeout",
+    "route[].remove_request_headers",
+    "route[].remove_response_headers",
+    "route[].respond.body",
+    "route[].respond.content_type",
+    "route[].respond.file",
+    "route[].respond.status",
+    "route[].set_request_headers",
+    "route[].set_response_headers",
+    "route[].split[].percent",
+    "route[].split[].upstream",
+    "route[].strip_prefix",
+    "route[].write_timeout",
     "server.tls.cert_file",
     "server.tls.certificate[].cert_file",
     "server.tls.certificate[].key_file",
@@ -81,7 +107,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_valid_file_loads() {
     let files = fixtures("valid");
-    assert_eq!(files.len(), 7);
+    assert_eq!(files.len(), 8);
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }

@@ -23,6 +23,7 @@ mod proxy_protocol;
 mod rate_limits;
 mod redirect;
 mod reload;
+mod routes;
 mod session;
 mod shutdown;
 mod storm;

@@ -1,13 +1,19 @@
 //! Endpoints, upstreams and routes, and what each says of another.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use http::HeaderName;
+
+use super::cors::cors;
+use super::editing::{request_edits, response_edits, rewriting, timeouts};
+use super::matching::{Matched, matching, report_duplicate};
+use super::target::target;
 use super::tls::warn_of_uncovered;
 use super::{max_body, rate};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{
-    Access, App, EndpointsSection, Route, RoutePath, ServerAddress, TlsSection, Upstream,
+    Access, App, EndpointsSection, IdentitySection, Route, RoutePath, Secrets, ServerAddress,
+    SessionSection, TlsSection, Upstream,
 };
 use crate::identity::AppId;
 
@@ -95,65 +101,75 @@ pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstrea
     upstreams
 }
 
-pub fn routes(
-    root: &Section<'_>,
-    upstreams: &[Located<Upstream>],
-    apps: Option<&[App]>,
-    default_max_body: u64,
-    upstream_may_be_absent: bool,
-) -> Option<Vec<Route>> {
+/// What routes refer to.
+pub struct Known<'a> {
+    pub upstreams: &'a [Located<Upstream>],
+    /// Whether routes may be only for other proxies to ask about.
+    pub upstream_may_be_absent: bool,
+    /// `None`: that was reported.
+    pub apps: Option<&'a [App]>,
+    pub max_body: u64,
+    pub session: &'a SessionSection,
+    pub identity: &'a IdentitySection,
+    pub tls: Option<&'a TlsSection>,
+    pub secrets: Secrets,
+}
+
+impl Known<'_> {
+    /// The index of an upstream by its name, or a problem.
+    pub fn upstream(&self, section: &Section<'_>, given: &Located<String>) -> Option<usize> {
+        let upstreams = self.upstreams;
+        let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
+        let names = upstreams.iter().map(|upstream| &upstream.value.name);
+        let defined: Vec<_> =
+            names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
+        // Without any where one is needed, that is the problem to report.
+        if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
+            let help = match &defined[..] {
+                [] => "write [[upstream]], or leave it out".to_owned(),
+                defined => format!("defined upstreams: {}", defined.join(", ")),
+            };
+            section.problem(given, format!("no upstream named \"{}\"", given.value), help);
+        }
+        index
+    }
+
+    /// Headers that the configuration makes the gateway's own.
+    pub fn own_headers(&self) -> impl Iterator<Item = &str> {
+        let identity = self.identity;
+        let named = [&identity.openid_header, &identity.app_id_header, &identity.union_id_header];
+        named.into_iter().chain([&self.session.header]).map(HeaderName::as_str)
+    }
+}
+
+pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
     let sections = root.tables("route");
     root.report_missing("route", "one [[route]] at least, as path = \"/\"");
     let mut routes: Vec<Route> = Vec::with_capacity(sections.len());
-    let mut paths: HashMap<String, String> = HashMap::new();
+    let mut matched: Vec<Matched> = Vec::with_capacity(sections.len());
     let mut names: Vec<RouteName> = Vec::with_capacity(sections.len());
     let mut is_complete = true;
     for section in sections {
         let path = section.require::<RoutePath>("path");
-        if let Some(path) = &path {
-            // A trailing slash makes no difference to what a prefix matches.
-            let prefix = path.value.as_str().trim_end_matches('/').to_owned();
-            match paths.get(&prefix) {
-                Some(first) => {
-                    section.problem(path, "this path is routed twice", format!("first in {first}"));
-                }
-                None => drop(paths.insert(prefix, path.key.clone())),
-            }
-        }
+        let matching = matching(&section, known.tls);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
             report_odd_name(&section, name);
         }
-        if let Some(path) = &path {
-            names.push(RouteName {
-                name: name.as_ref().map_or(path.value.as_str(), |name| &name.value).to_owned(),
-                given: name.clone(),
-                path: path.key.clone(),
-            });
-        }
-        let forwards = !upstream_may_be_absent || section.has("upstream");
-        let upstream = if forwards { section.require::<String>("upstream") } else { None };
-        let index = upstream.and_then(|given| {
-            let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
-            let names = upstreams.iter().map(|upstream| &upstream.value.name);
-            let defined: Vec<_> =
-                names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
-            // Without any where one is needed, that is the problem to report.
-            if index.is_none() && (upstream_may_be_absent || !defined.is_empty()) {
-                let help = match &defined[..] {
-                    [] => "write [[upstream]], or leave it out".to_owned(),
-                    defined => format!("defined upstreams: {}", defined.join(", ")),
-                };
-                let message = format!("no upstream named \"{}\"", given.value);
-                section.problem(&given, message, help);
-            }
-            index
+        let default_name = path.as_ref().map(|path| {
+            let host = matching.hosts.first().map_or_else(String::new, ToString::to_string);
+            host + path.value.as_str()
         });
         let access = section.get_or("auth", Access::Required);
-        let methods = methods(&section);
+        let target = target(&section, known, access);
+        let rewriting = rewriting(&section, path.as_ref());
+        let request_edits = request_edits(&section, known);
+        let response_edits = response_edits(&section, known);
+        let timeouts = timeouts(&section);
+        let (cors, preflight) = cors(&section, known, &matching.methods, &response_edits);
         let websocket = section.get_or("websocket", false);
-        let route_apps = route_apps(&section, apps);
-        let max_body = max_body(&section, default_max_body);
+        let route_apps = route_apps(&section, known.apps);
+        let max_body = max_body(&section, known.max_body);
         let rate_per_user = rate(&section, "rate_per_user", None);
         let rate_per_address = rate(&section, "rate_per_address", None);
         for (name, is_set) in [("apps", true), ("rate_per_user", rate_per_user.is_some())] {
@@ -165,38 +181,44 @@ pub fn routes(
                 section.push(section.key(name), raw.span(), message, "");
             }
         }
-        section.finish();
-        match (path, index) {
-            (Some(path), upstream) if upstream.is_some() || !forwards => routes.push(Route {
-                name: name.map_or_else(|| path.value.as_str().to_owned(), |name| name.value),
-                path: path.value,
-                upstream,
+        if let (Some(path), Some(target), Some(default)) = (&path, target, &default_name) {
+            routes.push(Route {
+                name: name.as_ref().map_or(default, |name| &name.value).clone(),
+                hosts: matching.hosts.clone(),
+                path: path.value.clone(),
+                is_exact: matching.is_exact,
+                headers: matching.headers.clone(),
+                target,
                 access,
-                methods,
+                methods: matching.methods.clone(),
                 apps: route_apps,
                 websocket,
                 max_body,
                 rate_per_user,
                 rate_per_address,
-            }),
-            _ => is_complete = false,
+                rewriting,
+                request_edits,
+                response_edits,
+                timeouts,
+                cors,
+                preflight,
+            });
+        } else {
+            is_complete = false;
         }
+        if let (Some(path), Some(default)) = (path, default_name) {
+            matched.push(Matched { path: path.clone(), matching });
+            let is_duplicate = report_duplicate(&section, &matched);
+            // One problem is enough for a route that is there twice.
+            if name.is_some() || !is_duplicate {
+                let called = name.as_ref().map_or(default, |name| name.value.clone());
+                names.push(RouteName { name: called, given: name, path });
+            }
+        }
+        section.finish();
     }
     report_repeated_names(root, &names);
     (is_complete && !routes.is_empty()).then_some(routes)
-}
-
-fn methods(section: &Section<'_>) -> Vec<String> {
-    let listed = section.some::<String>("methods", "leave it out for every method");
-    let listed = listed.unwrap_or_default();
-    for method in &listed {
-        if method.value.is_empty()
-            || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
-        {
-            section.problem(method, "is not a method", "as \"GET\"");
-        }
-    }
-    listed.into_iter().map(|method| method.value).collect()
 }
 
 fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
@@ -218,19 +240,26 @@ fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
 struct RouteName {
     name: String,
     given: Option<Located<String>>,
-    /// Key of the route's path, which is its name by default.
-    path: String,
+    /// The route's path, which is its name by default, after its first host.
+    path: Located<RoutePath>,
 }
 
 fn report_repeated_names(root: &Section<'_>, names: &[RouteName]) {
     for (index, one) in names.iter().enumerate() {
-        let Some(given) = &one.given else { continue };
+        let Some(given) = &one.given else {
+            if names.iter().take(index).any(|other| other.given.is_none() && other.name == one.name)
+            {
+                let help = "its path is the name of another route: write name = \"...\"";
+                root.problem(&one.path, "needs a name of its own", help);
+            }
+            continue;
+        };
         let is_other = |(at, other): &(usize, &RouteName)| {
             // Of two names in the file, the second is the one to change.
             other.name == one.name && (*at < index || (*at > index && other.given.is_none()))
         };
         if let Some((_, other)) = names.iter().enumerate().find(is_other) {
-            let first = other.given.as_ref().map_or(&other.path, |given| &given.key);
+            let first = other.given.as_ref().map_or(&other.path.key, |given| &given.key);
             root.problem(given, "this name stands twice", format!("first as {first}"));
         }
     }

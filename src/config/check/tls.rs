@@ -1,5 +1,6 @@
 //! TLS of the public listeners: which certificates there are, and for whom.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -75,11 +76,17 @@ fn client_verifier(section: &Section<'_>, secrets: Secrets) -> Option<Arc<dyn Cl
 }
 
 /// Says which hosts no certificate is for. Nothing is known of them where secrets are ignored.
-pub fn warn_of_uncovered(section: &Section<'_>, hosts: &[Located<String>], tls: &TlsSection) {
+pub fn warn_of_uncovered<T: fmt::Display>(
+    section: &Section<'_>,
+    hosts: &[Located<T>],
+    tls: &TlsSection,
+) {
     if tls.default.is_none() {
         return;
     }
-    for host in hosts.iter().filter(|host| !tls.is_for(&host.value.to_ascii_lowercase())) {
+    let is_uncovered =
+        |host: &&Located<T>| !tls.is_for(&host.value.to_string().to_ascii_lowercase());
+    for host in hosts.iter().filter(is_uncovered) {
         section.warn(host, &format!("no certificate of server.tls is for \"{}\"", host.value));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use wxgate::config::{Config, Secrets};
-use wxgate::route::{Endpoint, PathError, Routes};
+use wxgate::route::{Asked, Endpoint, PathError, Routes};
 
 /// What a gateway serves.
 struct Table {
@@ -108,7 +108,8 @@ fuzz_target!(|input: &[u8]| {
     let serves_own = table.hosts.is_empty() || is_shop;
     let meets = |reading: &[u8]| endpoint(table, reading, serves_own);
 
-    let verdict = GATEWAYS[chosen].resolve(path, host);
+    let (method, headers) = (&http::Method::GET, &http::HeaderMap::new());
+    let verdict = GATEWAYS[chosen].resolve(&Asked { path, host, method, headers });
     match verdict {
         Ok(accepted) => {
             check_legal(path.as_bytes());

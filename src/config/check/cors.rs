@@ -1,0 +1,141 @@
+//! Which pages of other origins may ask a route.
+
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue};
+
+use super::routing::Known;
+use crate::config::reader::{Located, Section, values};
+use crate::config::{Cors, HeaderEdits, Origins, Preflight};
+use crate::header::owned::ERROR;
+
+/// Of a route that takes every method.
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+
+pub fn cors(
+    section: &Section<'_>,
+    known: &Known<'_>,
+    methods: &[String],
+    edits: &HeaderEdits,
+) -> (Option<Cors>, Preflight) {
+    let preflight = section.get::<Preflight>("preflight");
+    let cors = section.optional_section("cors").map(|cors| {
+        let read = read(&cors, known, methods);
+        cors.finish();
+        read
+    });
+    if let Some(preflight) = &preflight
+        && preflight.value == Preflight::Pass
+        && section.has("cors")
+    {
+        let help = "with cors the gateway answers preflights: leave one of them out";
+        section.problem(preflight, "stands beside cors", help);
+    }
+    let is_cors = |name: &HeaderName| name.as_str().starts_with("access-control-");
+    let edited = edits.set.iter().map(|(name, _)| name).chain(&edits.remove);
+    for name in edited.filter(|name| is_cors(name)) {
+        if let Some(raw) = section.raw("cors") {
+            let message = format!("writes \"{name}\", which this route edits too");
+            section.push(section.key("cors"), raw.span(), message, "");
+        }
+    }
+    let cors = cors.filter(|_| section.has("cors"));
+    (cors, preflight.map_or(Preflight::Answer, |preflight| preflight.value))
+}
+
+fn read(section: &Section<'_>, known: &Known<'_>, methods: &[String]) -> Cors {
+    let listed = section.require_some::<String>("origins", "as [\"https://h5.example.com\"]");
+    let credentials = section.get::<bool>("credentials");
+    let credentials_are_sent = credentials.as_ref().is_some_and(|given| given.value);
+    if let Some(credentials) = credentials
+        && credentials.value
+        && listed.iter().any(|origin| origin.value == "*")
+    {
+        let help = "list the origins that may send cookies";
+        section.problem(&credentials, "is not for every origin", help);
+    }
+    let own_methods = section.some::<String>("methods", "leave it out for those of the route");
+    let own_headers = section.list::<HeaderName>("headers");
+    let expose = section.list::<HeaderName>("expose");
+    let max_age = section.get_or("max_age", Duration::from_secs(600));
+    let methods = match own_methods {
+        Some(listed) => {
+            for method in &listed {
+                report_odd_method(section, method, methods);
+            }
+            values(listed)
+        }
+        None if methods.is_empty() => METHODS.map(str::to_owned).to_vec(),
+        None => methods.to_vec(),
+    };
+    Cors {
+        origins: origins(section, listed),
+        methods,
+        headers: own_headers.map_or_else(|| known.carriers(), values),
+        expose: expose.map_or_else(
+            || {
+                vec![
+                    RETRY_AFTER,
+                    HeaderName::from_static("x-request-id"),
+                    HeaderName::from_static(ERROR),
+                ]
+            },
+            values,
+        ),
+        credentials: credentials_are_sent,
+        max_age,
+    }
+}
+
+fn report_odd_method(section: &Section<'_>, method: &Located<String>, served: &[String]) {
+    if method.value.is_empty() || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+    {
+        section.problem(method, "is not a method", "as \"GET\"");
+    } else if !served.is_empty() && !served.contains(&method.value) {
+        section.problem(method, "is not among the route's methods", "");
+    }
+}
+
+fn origins(section: &Section<'_>, listed: Vec<Located<String>>) -> Origins {
+    if let [any] = listed.as_slice()
+        && any.value == "*"
+    {
+        return Origins::Any;
+    }
+    let mut origins = Vec::with_capacity(listed.len());
+    for origin in listed {
+        match parse(&origin.value) {
+            Some(value) => origins.push(value),
+            None => section.problem(
+                &origin,
+                format!("\"{}\" is not an origin", origin.value),
+                "as \"https://h5.example.com\", in lower case, without path; or \"*\" alone",
+            ),
+        }
+    }
+    Origins::Listed(origins)
+}
+
+/// An origin just as browsers write it (RFC 6454, section 6.1).
+fn parse(origin: &str) -> Option<HeaderValue> {
+    let (scheme, rest) = origin.split_once("://")?;
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
+    let is_default_port = match scheme {
+        "http" => rest.ends_with(":80"),
+        "https" => rest.ends_with(":443"),
+        _ => true,
+    };
+    let is_sound = !rest.is_empty() && rest.bytes().all(legal) && !is_default_port;
+    is_sound.then(|| origin.parse().ok()).flatten()
+}
+
+impl Known<'_> {
+    /// Headers that a client of the gateway sends with every request.
+    fn carriers(&self) -> Vec<HeaderName> {
+        let carriers = self.session.carriers;
+        let bearer = carriers.bearer.then_some(AUTHORIZATION);
+        let header = carriers.header.then(|| self.session.header.clone());
+        [CONTENT_TYPE].into_iter().chain(bearer).chain(header).collect()
+    }
+}

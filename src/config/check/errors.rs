@@ -1,0 +1,29 @@
+//! The shape of error bodies.
+
+use http::HeaderValue;
+
+use crate::config::reader::Section;
+use crate::error_body::{ERRORS, ErrorBody};
+
+/// `None` where the section is absent, or was reported.
+pub fn errors(root: &Section<'_>) -> Option<ErrorBody> {
+    let section = root.optional_section("errors")?;
+    let template = section.require::<String>("template");
+    let content_type = section.get::<HeaderValue>("content_type");
+    let listed = section.entries::<String, i64>("codes");
+    for (error, _) in &listed {
+        if !ERRORS.contains(&error.value.as_str()) {
+            let help = format!("one of {}", ERRORS.join(", "));
+            section.problem(error, format!("no error is called \"{}\"", error.value), help);
+        }
+    }
+    let codes = listed.into_iter().map(|(error, code)| (error.value, code.value)).collect();
+    let content_type = content_type
+        .map_or(HeaderValue::from_static("application/json"), |content_type| content_type.value);
+    let body = template.and_then(|template| {
+        let parsed = ErrorBody::parse(&template.value, content_type, codes);
+        parsed.map_err(|message| section.problem(&template, message, "")).ok()
+    });
+    section.finish();
+    body
+}

@@ -1,0 +1,98 @@
+//! Which requests a route is for, and that no two routes are for the same.
+
+use http::{HeaderName, HeaderValue};
+
+use super::tls::warn_of_uncovered;
+use crate::config::reader::{Located, Section, values};
+use crate::config::value::PathMatch;
+use crate::config::{HostPattern, RoutePath, TlsSection};
+
+/// What a route says of the requests that it is for.
+pub struct Matching {
+    pub hosts: Vec<HostPattern>,
+    pub is_exact: bool,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub methods: Vec<String>,
+}
+
+pub fn matching(section: &Section<'_>, tls: Option<&TlsSection>) -> Matching {
+    let hosts = section.some::<HostPattern>("host", "leave it out for every host");
+    let hosts = hosts.unwrap_or_default();
+    for (index, host) in hosts.iter().enumerate() {
+        if hosts.iter().take(index).any(|earlier| earlier.value == host.value) {
+            section.problem(host, "stands twice", "");
+        }
+    }
+    if let Some(tls) = tls {
+        warn_of_uncovered(section, &hosts, tls);
+    }
+    let is_exact = section.get_or("match", PathMatch::Prefix) == PathMatch::Exact;
+    let methods = methods(section);
+    let headers = headers(section);
+    Matching { hosts: values(hosts), is_exact, headers, methods }
+}
+
+fn methods(section: &Section<'_>) -> Vec<String> {
+    let listed = section.some::<String>("methods", "leave it out for every method");
+    let listed = listed.unwrap_or_default();
+    for method in &listed {
+        if method.value.is_empty()
+            || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+        {
+            section.problem(method, "is not a method", "as \"GET\"");
+        }
+    }
+    values(listed)
+}
+
+fn headers(section: &Section<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let entries = section.entries::<HeaderName, HeaderValue>("headers");
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if headers.iter().any(|(known, _)| *known == name.value) {
+            section.problem(&name, "stands twice", "case makes no difference to a header's name");
+        }
+        headers.push((name.value, value.value));
+    }
+    headers.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
+    headers
+}
+
+/// Where a route is in the file, and what it matches.
+pub struct Matched {
+    pub path: Located<RoutePath>,
+    pub matching: Matching,
+}
+
+impl Matched {
+    /// Whether some request would be for both, and nothing says for which.
+    fn is_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.matching, &other.matching);
+        let share = |one: &[String], two: &[String]| one.iter().any(|method| two.contains(method));
+        one.is_exact == two.is_exact
+            && trimmed(&self.path.value, one.is_exact) == trimmed(&other.path.value, two.is_exact)
+            && (one.hosts == two.hosts || one.hosts.iter().any(|host| two.hosts.contains(host)))
+            && one.headers == two.headers
+            && (one.methods.is_empty() && two.methods.is_empty()
+                || share(&one.methods, &two.methods))
+    }
+}
+
+/// A trailing slash makes no difference to what a prefix matches.
+fn trimmed(path: &RoutePath, is_exact: bool) -> &str {
+    if is_exact { path.as_str() } else { path.as_str().trim_end_matches('/') }
+}
+
+/// Reports the last route if it cannot be told from an earlier one, and tells so.
+pub fn report_duplicate(section: &Section<'_>, routes: &[Matched]) -> bool {
+    let Some((last, earlier)) = routes.split_last() else { return false };
+    let first = earlier.iter().find(|first| first.is_like(last));
+    if let Some(first) = first {
+        section.problem(
+            &last.path,
+            "this path is routed twice",
+            format!("first in {}, for the same hosts, methods and headers", first.path.key),
+        );
+    }
+    first.is_some()
+}

@@ -1,0 +1,133 @@
+//! Who answers a route: a service, several by parts of the users, or the gateway itself.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+
+use http::HeaderValue;
+
+use super::routing::Known;
+use crate::config::diagnostic::io_reason;
+use crate::config::reader::{Located, Section};
+use crate::config::value::Percent;
+use crate::config::{Access, Secrets, Share, StaticAnswer, Target};
+
+/// Longest file that is answered with: it is kept in memory, and copied for each answer.
+const LONGEST_ANSWER: u64 = 64 << 10;
+
+/// What says how a service is spoken to.
+const FOR_SERVICES: [&str; 12] = [
+    "upstream",
+    "split",
+    "strip_prefix",
+    "add_prefix",
+    "set_request_headers",
+    "remove_request_headers",
+    "connect_timeout",
+    "read_timeout",
+    "write_timeout",
+    "websocket",
+    "max_body",
+    "preflight",
+];
+
+/// `None` means that a problem was reported.
+pub fn target(section: &Section<'_>, known: &Known<'_>, access: Access) -> Option<Target> {
+    let answer = section.optional_section("respond").map(|respond| {
+        let answer = static_answer(&respond, known.secrets);
+        respond.finish();
+        answer
+    });
+    if section.has("respond") {
+        for name in FOR_SERVICES {
+            if let Some(raw) = section.raw(name) {
+                let help = "a route has an upstream or respond";
+                section.push(section.key(name), raw.span(), "is for a service only", help);
+            }
+        }
+    } else if !known.upstream_may_be_absent {
+        section.report_missing("upstream", "");
+    }
+    let given = section.get::<String>("upstream");
+    let upstream = given.as_ref().and_then(|given| known.upstream(section, given));
+    let split = split(section, known, upstream, access);
+    match answer {
+        Some(answer) if section.has("respond") => answer.map(Target::Answer),
+        _ if known.upstream_may_be_absent && !section.has("upstream") => Some(Target::Elsewhere),
+        _ => Some(Target::Service { upstream: upstream?, split }),
+    }
+}
+
+fn split(
+    section: &Section<'_>,
+    known: &Known<'_>,
+    main: Option<usize>,
+    access: Access,
+) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    for part in section.tables("split") {
+        let upstream = part.require::<String>("upstream");
+        let users = part.require::<Percent>("percent");
+        let index = upstream.as_ref().and_then(|given| known.upstream(&part, given));
+        if let (Some(given), Some(index)) = (&upstream, index) {
+            if main == Some(index) {
+                part.problem(given, "is the route's upstream", "that one gets the rest");
+            } else if shares.iter().any(|share| share.upstream == index) {
+                part.problem(given, "stands twice", "");
+            }
+        }
+        if let (Some(upstream), Some(users)) = (index, users) {
+            shares.push(Share { upstream, users: users.value.0 });
+            if shares.iter().map(|share| u32::from(share.users)).sum::<u32>() > 10_000 {
+                part.problem(&users, "makes more than 100 percent with those before", "");
+            }
+        }
+        part.finish();
+    }
+    if let Some(raw) = section.raw("split")
+        && access == Access::None
+    {
+        let message = "has no effect where auth is \"none\": users are told apart by their session";
+        section.push(section.key("split"), raw.span(), message, "");
+    }
+    shares
+}
+
+/// `None` means that a problem was reported.
+fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer> {
+    let status = section.number("status", 200, 200..=599);
+    let content_type = section.get_or("content_type", HeaderValue::from_static("text/plain"));
+    let text = section.get::<String>("body");
+    let file = section.get::<PathBuf>("file");
+    if let (Some(_), Some(file)) = (&text, &file) {
+        section.problem(file, "stands beside body", "an answer has one of them");
+    }
+    let body = match (text, file) {
+        (Some(text), _) => text.value.into_bytes(),
+        (None, Some(file)) if secrets == Secrets::Load => read(section, &file)?,
+        (None, _) => Vec::new(),
+    };
+    if matches!(status, 204 | 205 | 304)
+        && let Some(raw) = section.raw("status")
+        && (!body.is_empty() || status == 304)
+    {
+        let help = "only conditional requests are answered with 304";
+        let (message, help) =
+            if status == 304 { ("answers nothing", help) } else { ("has no body", "") };
+        section.push(section.key("status"), raw.span(), message, help);
+    }
+    Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body })
+}
+
+fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    let read = File::open(&file.value)
+        .and_then(|opened| opened.take(LONGEST_ANSWER + 1).read_to_end(&mut body));
+    let problem = match read {
+        Ok(length) if length as u64 <= LONGEST_ANSWER => return Some(body),
+        Ok(_) => "is larger than 64KiB".to_owned(),
+        Err(error) => io_reason(&error),
+    };
+    section.reference_problem(file, problem, "");
+    None
+}

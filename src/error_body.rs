@@ -1,0 +1,178 @@
+//! The body of an error answer, for clients that expect another shape than the gateway's own.
+//!
+//! A template is read once, with the configuration, and is then sure to give what its
+//! content type says; what is put into it is escaped for JSON. Status and headers of an
+//! error are not its affair: they stay as they are.
+
+use http::HeaderValue;
+
+/// Every error that the gateway makes, by its word.
+pub const ERRORS: [&str; 21] = [
+    "bad_request",
+    "missing_token",
+    "session_expired",
+    "invalid_code",
+    "user_blocked",
+    "wrong_app",
+    "no_route",
+    "method_not_allowed",
+    "request_timeout",
+    "body_too_large",
+    "headers_too_large",
+    "rate_limited",
+    "internal_error",
+    "wechat_rejected",
+    "bad_gateway",
+    "wechat_busy",
+    "store_unavailable",
+    "no_upstream",
+    "overloaded",
+    "wechat_timeout",
+    "gateway_timeout",
+];
+
+/// What there is to say of an error.
+#[derive(Clone, Copy)]
+pub struct ErrorFacts<'a> {
+    pub status: u16,
+    pub error: &'a str,
+    pub message: &'a str,
+    pub action: &'a str,
+    pub request_id: &'a str,
+}
+
+/// A template of error bodies.
+#[derive(Clone, Debug)]
+pub struct ErrorBody {
+    pub content_type: HeaderValue,
+    pieces: Vec<Piece>,
+    /// The `${code}` of an error; without one it is the status.
+    codes: Vec<(String, i64)>,
+}
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Text(String),
+    Status,
+    Error,
+    Message,
+    Action,
+    RequestId,
+    Code,
+}
+
+impl ErrorBody {
+    /// # Errors
+    /// What is wrong with the template.
+    pub fn parse(
+        template: &str,
+        content_type: HeaderValue,
+        codes: Vec<(String, i64)>,
+    ) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut parts = template.split("${");
+        pieces.extend(parts.next().map(|text| Piece::Text(text.to_owned())));
+        for part in parts {
+            let Some((name, text)) = part.split_once('}') else {
+                return Err("holds a \"${\" without its \"}\"".to_owned());
+            };
+            pieces.push(match name {
+                "status" => Piece::Status,
+                "error" => Piece::Error,
+                "message" => Piece::Message,
+                "action" => Piece::Action,
+                "request_id" => Piece::RequestId,
+                "code" => Piece::Code,
+                _ => return Err(format!("holds \"${{{name}}}\", which stands for nothing")),
+            });
+            pieces.push(Piece::Text(text.to_owned()));
+        }
+        let body = Self { content_type, pieces, codes };
+        if body.is_json() {
+            let text = "a text";
+            let (error, message, action, request_id) = (text, text, text, text);
+            let facts = ErrorFacts { status: 500, error, message, action, request_id };
+            serde_json::from_slice::<serde::de::IgnoredAny>(&body.render(&facts))
+                .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+        }
+        Ok(body)
+    }
+
+    fn is_json(&self) -> bool {
+        let content_type = self.content_type.to_str().unwrap_or_default().to_ascii_lowercase();
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        essence == "application/json" || essence.ends_with("+json")
+    }
+
+    pub fn render(&self, facts: &ErrorFacts<'_>) -> Vec<u8> {
+        let mut body = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => body.push_str(text),
+                Piece::Status => body.push_str(&facts.status.to_string()),
+                Piece::Error => push_escaped(&mut body, facts.error),
+                Piece::Message => push_escaped(&mut body, facts.message),
+                Piece::Action => push_escaped(&mut body, facts.action),
+                Piece::RequestId => push_escaped(&mut body, facts.request_id),
+                Piece::Code => body.push_str(&self.code(facts).to_string()),
+            }
+        }
+        body.into_bytes()
+    }
+
+    fn code(&self, facts: &ErrorFacts<'_>) -> i64 {
+        let known = self.codes.iter().find(|(error, _)| error == facts.error);
+        known.map_or(i64::from(facts.status), |(_, code)| *code)
+    }
+}
+
+/// As JSON has it between the quotes of a string.
+fn push_escaped(body: &mut String, text: &str) {
+    let quoted = serde_json::Value::from(text).to_string();
+    body.push_str(quoted.get(1..quoted.len() - 1).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(template: &str, content_type: &'static str) -> Result<ErrorBody, String> {
+        let codes = vec![("session_expired".to_owned(), -7)];
+        ErrorBody::parse(template, HeaderValue::from_static(content_type), codes)
+    }
+
+    const FACTS: ErrorFacts<'_> = ErrorFacts {
+        status: 401,
+        error: "session_expired",
+        message: "a \"b\"\n\\",
+        action: "login",
+        request_id: "id",
+    };
+
+    #[test]
+    fn values_are_escaped_and_codes_are_numbers() {
+        let all = r#"{"c":${code},"s":${status},"m":"${message}","x":["${error}","${action}","$${request_id}"]}"#;
+        let body = parse(all, "application/json").unwrap();
+        let rendered = String::from_utf8(body.render(&FACTS)).unwrap();
+        assert_eq!(
+            rendered,
+            r#"{"c":-7,"s":401,"m":"a \"b\"\n\\","x":["session_expired","login","$id"]}"#
+        );
+        let other = ErrorFacts { error: "no_route", status: 404, ..FACTS };
+        assert!(body.render(&other).starts_with(br#"{"c":404,"s":404"#));
+    }
+
+    #[test]
+    fn what_would_be_no_json_is_refused_where_json_is_promised() {
+        for template in ["{\"m\":${message}}", "", "{${code}}", "{\"m\":\"${message}\"", "${error}"]
+        {
+            assert!(parse(template, "application/json; charset=utf-8").is_err(), "{template}");
+            assert!(parse(template, "application/problem+json").is_err(), "{template}");
+            assert!(parse(template, "text/plain").is_ok(), "{template}");
+        }
+        for template in ["${x}", "${}", "${code", "${ code }"] {
+            assert!(parse(template, "text/plain").is_err(), "{template}");
+        }
+        assert!(parse("[${code}, ${status}]", "application/json").is_ok());
+    }
+}

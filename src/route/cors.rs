@@ -1,0 +1,122 @@
+//! What browsers are told about who may ask a route (CORS).
+//!
+//! A preflight is answered without a session and before one is asked for: browsers send none
+//! with it. The answers that follow are marked, errors of the gateway too, or a page could not
+//! tell an expired session from a broken network. What the service says of the matter is
+//! replaced: two such headers are one too many for a browser.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use pingora::http::ResponseHeader;
+
+use crate::answer::Answer;
+use crate::config;
+use crate::config::Origins;
+
+pub struct Cors {
+    origins: Origins,
+    /// Of the answer to a preflight, but for the origin.
+    preflight: Vec<(HeaderName, HeaderValue)>,
+    /// Of other answers, but for the origin.
+    actual: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The method that a browser asks about, if a request is such a question.
+pub fn preflight_method(method: &Method, headers: &HeaderMap) -> Option<Method> {
+    if method != Method::OPTIONS || !headers.contains_key(ORIGIN) {
+        return None;
+    }
+    let mut asked = headers.get_all(ACCESS_CONTROL_REQUEST_METHOD).iter();
+    let method = Method::from_bytes(asked.next()?.as_bytes()).ok()?;
+    asked.next().is_none().then_some(method)
+}
+
+impl Cors {
+    pub fn new(section: &config::Cors) -> Self {
+        let mut both = Vec::new();
+        if section.credentials {
+            both.push((ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true")));
+        }
+        let names =
+            |names: &[HeaderName]| list(&names.iter().map(HeaderName::as_str).collect::<Vec<_>>());
+        let methods: Vec<_> = section.methods.iter().map(String::as_str).collect();
+        let mut preflight = both.clone();
+        preflight.extend(list(&methods).map(|list| (ACCESS_CONTROL_ALLOW_METHODS, list)));
+        preflight.extend(names(&section.headers).map(|list| (ACCESS_CONTROL_ALLOW_HEADERS, list)));
+        preflight.push((ACCESS_CONTROL_MAX_AGE, section.max_age.as_secs().into()));
+        let mut actual = both;
+        actual.extend(names(&section.expose).map(|list| (ACCESS_CONTROL_EXPOSE_HEADERS, list)));
+        Self { origins: section.origins.clone(), preflight, actual }
+    }
+
+    /// The answer to a preflight. An origin that may not ask learns nothing, and its browser
+    /// takes that for a no.
+    pub fn answer_preflight(&self, headers: &HeaderMap) -> Answer {
+        let mut answer = Answer::empty(204);
+        self.mark_with(&self.preflight, headers, |name, value| answer.header(name, value));
+        answer
+    }
+
+    /// Marks an answer of the gateway's own.
+    pub fn mark_answer(&self, headers: &HeaderMap, answer: &mut Answer) {
+        self.mark_with(&self.actual, headers, |name, value| answer.header(name, value));
+    }
+
+    /// Marks an answer of the service.
+    ///
+    /// # Errors
+    /// None that is known: names and values were read as such.
+    pub fn mark(&self, headers: &HeaderMap, response: &mut ResponseHeader) -> pingora::Result<()> {
+        let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
+        let theirs: Vec<HeaderName> = response.headers.keys().filter(is_cors).cloned().collect();
+        for name in &theirs {
+            response.remove_header(name);
+        }
+        let mut written = Ok(());
+        self.mark_with(&self.actual, headers, |name, value| {
+            if written.is_ok() {
+                written = response.append_header(name, value).map(drop);
+            }
+        });
+        written
+    }
+
+    fn mark_with(
+        &self,
+        marks: &[(HeaderName, HeaderValue)],
+        headers: &HeaderMap,
+        mut write: impl FnMut(HeaderName, HeaderValue),
+    ) {
+        if matches!(self.origins, Origins::Listed(_)) {
+            // What is kept for one origin must not be given to another.
+            write(VARY, HeaderValue::from_static("Origin"));
+        }
+        let Some(origin) = self.allowed(headers) else { return };
+        write(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        for (name, value) in marks {
+            write(name.clone(), value.clone());
+        }
+    }
+
+    /// What the origin of a request is told that it may be; `None` when it may not ask.
+    fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut origins = headers.get_all(ORIGIN).iter();
+        let origin = origins.next()?;
+        if origins.next().is_some() {
+            return None;
+        }
+        match &self.origins {
+            Origins::Any => Some(HeaderValue::from_static("*")),
+            Origins::Listed(listed) => listed.iter().find(|known| *known == origin).cloned(),
+        }
+    }
+}
+
+/// `None` when it is empty: a header that lists nothing is left out.
+fn list(names: &[&str]) -> Option<HeaderValue> {
+    HeaderValue::from_str(&names.join(", ")).ok().filter(|_| !names.is_empty())
+}

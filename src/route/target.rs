@@ -1,0 +1,120 @@
+//! Who answers a route: which pool of servers, or the gateway itself.
+//!
+//! Where parts of the users go elsewhere, the same user always goes to the same: by a digest
+//! of who he is, which is neither kept nor changed by a restart. A part that grows keeps
+//! those that it had.
+
+use http::header::CONTENT_TYPE;
+use sha2::{Digest, Sha256};
+
+use super::edit::Edits;
+use crate::answer::Answer;
+use crate::config;
+use crate::config::StaticAnswer;
+use crate::identity::Identity;
+
+pub enum Target {
+    Service { main: usize, shares: Vec<config::Share> },
+    Answer(Answer),
+    Elsewhere,
+}
+
+impl Target {
+    pub fn new(target: &config::Target, edits: &Edits) -> Self {
+        match target {
+            config::Target::Service { upstream, split } => {
+                Self::Service { main: *upstream, shares: split.clone() }
+            }
+            config::Target::Answer(answer) => Self::Answer(prepared(answer, edits)),
+            config::Target::Elsewhere => Self::Elsewhere,
+        }
+    }
+}
+
+fn prepared(section: &StaticAnswer, edits: &Edits) -> Answer {
+    let mut answer = Answer::empty(section.status);
+    if !section.body.is_empty() {
+        answer.header(CONTENT_TYPE, section.content_type.clone());
+        answer.body.clone_from(&section.body);
+    }
+    edits.apply_to_answer(&mut answer);
+    answer
+}
+
+/// The pool for a user; those that are nobody go where most go.
+pub fn pool_for(
+    route: &str,
+    main: usize,
+    shares: &[config::Share],
+    identity: Option<&Identity>,
+) -> usize {
+    let Some(identity) = identity.filter(|_| !shares.is_empty()) else { return main };
+    let mut place = place(route, identity);
+    for share in shares {
+        match place.checked_sub(share.users) {
+            Some(beyond) => place = beyond,
+            None => return share.upstream,
+        }
+    }
+    main
+}
+
+/// Where a user stands among 10,000. Routes differ, so that it is not always the same users
+/// who go first.
+fn place(route: &str, identity: &Identity) -> u16 {
+    let mut digest = Sha256::new();
+    for part in [route, identity.app_id.as_str(), identity.openid.as_str()] {
+        // No part holds the sign that ends it.
+        digest.update(part);
+        digest.update([0]);
+    }
+    let [first, second, third, fourth, ..] = <[u8; 32]>::from(digest.finalize());
+    let number = u32::from_be_bytes([first, second, third, fourth]);
+    u16::try_from(number % 10_000).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Share;
+    use crate::identity::{AppId, OpenId};
+
+    fn user(number: usize) -> Identity {
+        Identity {
+            app_id: AppId::parse("wx0123456789abcdef").unwrap(),
+            openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
+            unionid: None,
+        }
+    }
+
+    fn users_of(pool: usize, shares: &[Share]) -> Vec<usize> {
+        let pool_of = |number: &usize| pool_for("shop", 0, shares, Some(&user(*number)));
+        (0..10_000).filter(|number| pool_of(number) == pool).collect()
+    }
+
+    #[test]
+    fn a_part_of_the_users_is_as_large_as_it_is_said_to_be_and_keeps_them_as_it_grows() {
+        let five = users_of(1, &[Share { upstream: 1, users: 500 }]);
+        assert!((400..600).contains(&five.len()), "{}", five.len());
+        let ten = users_of(1, &[Share { upstream: 1, users: 1000 }]);
+        assert!((850..1150).contains(&ten.len()), "{}", ten.len());
+        assert!(five.iter().all(|user| ten.contains(user)));
+        let both = [Share { upstream: 1, users: 500 }, Share { upstream: 2, users: 9500 }];
+        assert_eq!(users_of(1, &both), five);
+        assert_eq!(users_of(0, &both), [0; 0]);
+        assert_eq!(users_of(1, &[Share { upstream: 1, users: 0 }]), [0; 0]);
+    }
+
+    /// A change here would move users of running gateways.
+    #[test]
+    fn a_users_place_is_always_the_same() {
+        assert_eq!([1, 2, 3].map(|number| place("shop", &user(number))), [4101, 6649, 2711]);
+    }
+
+    #[test]
+    fn nobody_goes_where_most_go() {
+        let all = [Share { upstream: 1, users: 10_000 }];
+        assert_eq!(pool_for("shop", 0, &all, None), 0);
+        assert_eq!(pool_for("shop", 0, &all, Some(&user(1))), 1);
+    }
+}
