@@ -8,6 +8,7 @@ mod chain;
 mod cors;
 mod editing;
 mod errors;
+mod known;
 mod listener;
 mod matching;
 mod pem;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use self::known::Known;
 use self::secret::read_secret;
 use super::diagnostic::{Diagnostic, Problems, Source};
 use super::mask::Line;
@@ -117,7 +119,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let upstreams = routing::upstreams(&root, is_asked);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = routing::endpoints(root.section("endpoints"), tls);
-    let known = routing::Known {
+    let known = Known {
         upstreams: &upstreams,
         upstream_may_be_absent: is_asked,
         apps: apps.as_deref(),

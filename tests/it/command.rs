@@ -271,6 +271,37 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_changes_the_level_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = directory.path().join("gateway.toml");
+    let write = |changes: &str| {
+        let text = config_text(directory.path(), "http://127.0.0.1:1", upstream.address, changes);
+        std::fs::write(&file, text).unwrap();
+    };
+    write("");
+    let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
+    let line: serde_json::Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
+    let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+
+    write("log.level = \"error\"\nendpoints.health = \"/health\"");
+    gateway.signal("HUP");
+    // It is in service once the new path is.
+    let is_taken = async || client::get(address, "/health").await.status == 200;
+    let taken = async {
+        while !is_taken().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken).await.unwrap();
+    std::fs::write(&file, "broken").unwrap();
+    gateway.signal("HUP");
+    gateway.line_with("nothing is reloaded");
+    assert_eq!(gateway.transcript.matches("asked to reload").count(), 1, "{}", gateway.transcript);
+    assert!(!gateway.transcript.contains("is reloaded\""), "{}", gateway.transcript);
+}
+
 /// The first thing that a newcomer sees: its lines work when pasted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demos_lines_work_when_pasted() {

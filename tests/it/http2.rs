@@ -213,6 +213,20 @@ async fn no_more_requests_are_taken_at_once_than_may_be() {
 }
 
 #[tokio::test]
+async fn a_changed_limit_of_requests_at_once_is_for_new_connections() {
+    let changes = "server.h2c = true\nlimits.max_streams =";
+    let stack = Stack::start_with(&format!("{changes} 3")).await;
+    let mut old = Client::open(stack.gateway).await;
+    assert_eq!(status(old.get("/none").await).await.unwrap(), 200);
+    assert!(stack.reload(&format!("{changes} 5")).await);
+    let mut new = Client::open(stack.gateway).await;
+    assert_eq!(status(new.get("/none").await).await.unwrap(), 200);
+    assert_eq!(status(old.get("/none").await).await.unwrap(), 200);
+    assert_eq!(old.requests.current_max_send_streams(), 3);
+    assert_eq!(new.requests.current_max_send_streams(), 5);
+}
+
+#[tokio::test]
 async fn a_connection_without_requests_is_told_to_go() {
     let limits = "limits.idle_timeout = \"200ms\"\nlimits.header_timeout = \"200ms\"";
     let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;

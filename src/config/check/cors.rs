@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue};
 
-use super::routing::Known;
+use super::known::Known;
 use crate::config::reader::{Located, Section, values};
 use crate::config::{Cors, HeaderEdits, Origins, Preflight};
 use crate::header::owned::ERROR;

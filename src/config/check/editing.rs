@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use super::routing::Known;
+use super::known::Known;
 use crate::config::reader::{Located, Section};
 use crate::config::{HeaderEdits, Rewriting, RoutePath, Timeouts};
 use crate::header::owned::{CLOUD_RUN, ERROR, FROM_TRUSTED, OF_CONNECTION, OF_FRAMING, WRITTEN};

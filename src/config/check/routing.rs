@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use http::HeaderName;
-
 use super::cors::cors;
 use super::editing::{request_edits, response_edits, rewriting, timeouts};
+use super::known::Known;
 use super::matching::{Matched, matching, report_duplicate};
 use super::target::target;
 use super::tls::warn_of_uncovered;
 use super::{max_body, rate};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{
-    Access, App, EndpointsSection, IdentitySection, Route, RoutePath, Secrets, ServerAddress,
-    SessionSection, TlsSection, Upstream,
+    Access, App, EndpointsSection, Route, RoutePath, ServerAddress, TlsSection, Upstream,
 };
 use crate::identity::AppId;
 
@@ -99,47 +97,6 @@ pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstrea
         section.finish();
     }
     upstreams
-}
-
-/// What routes refer to.
-pub struct Known<'a> {
-    pub upstreams: &'a [Located<Upstream>],
-    /// Whether routes may be only for other proxies to ask about.
-    pub upstream_may_be_absent: bool,
-    /// `None`: that was reported.
-    pub apps: Option<&'a [App]>,
-    pub max_body: u64,
-    pub session: &'a SessionSection,
-    pub identity: &'a IdentitySection,
-    pub tls: Option<&'a TlsSection>,
-    pub secrets: Secrets,
-}
-
-impl Known<'_> {
-    /// The index of an upstream by its name, or a problem.
-    pub fn upstream(&self, section: &Section<'_>, given: &Located<String>) -> Option<usize> {
-        let upstreams = self.upstreams;
-        let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
-        let names = upstreams.iter().map(|upstream| &upstream.value.name);
-        let defined: Vec<_> =
-            names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
-        // Without any where one is needed, that is the problem to report.
-        if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
-            let help = match &defined[..] {
-                [] => "write [[upstream]], or leave it out".to_owned(),
-                defined => format!("defined upstreams: {}", defined.join(", ")),
-            };
-            section.problem(given, format!("no upstream named \"{}\"", given.value), help);
-        }
-        index
-    }
-
-    /// Headers that the configuration makes the gateway's own.
-    pub fn own_headers(&self) -> impl Iterator<Item = &str> {
-        let identity = self.identity;
-        let named = [&identity.openid_header, &identity.app_id_header, &identity.union_id_header];
-        named.into_iter().chain([&self.session.header]).map(HeaderName::as_str)
-    }
 }
 
 pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use http::HeaderValue;
 
-use super::routing::Known;
+use super::known::Known;
 use crate::config::diagnostic::io_reason;
 use crate::config::reader::{Located, Section};
 use crate::config::value::Percent;

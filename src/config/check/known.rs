@@ -1,0 +1,49 @@
+//! What routes refer to: upstreams, apps, certificates, and the names that are taken.
+//!
+//! Read before the routes, and looked up by each part of a route that names one of them.
+
+use http::HeaderName;
+
+use crate::config::reader::{Located, Section};
+use crate::config::{App, IdentitySection, Secrets, SessionSection, TlsSection, Upstream};
+
+/// What routes refer to.
+pub struct Known<'a> {
+    pub upstreams: &'a [Located<Upstream>],
+    /// Whether routes may be only for other proxies to ask about.
+    pub upstream_may_be_absent: bool,
+    /// `None`: that was reported.
+    pub apps: Option<&'a [App]>,
+    pub max_body: u64,
+    pub session: &'a SessionSection,
+    pub identity: &'a IdentitySection,
+    pub tls: Option<&'a TlsSection>,
+    pub secrets: Secrets,
+}
+
+impl Known<'_> {
+    /// The index of an upstream by its name, or a problem.
+    pub fn upstream(&self, section: &Section<'_>, given: &Located<String>) -> Option<usize> {
+        let upstreams = self.upstreams;
+        let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
+        let names = upstreams.iter().map(|upstream| &upstream.value.name);
+        let defined: Vec<_> =
+            names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
+        // Without any where one is needed, that is the problem to report.
+        if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
+            let help = match &defined[..] {
+                [] => "write [[upstream]], or leave it out".to_owned(),
+                defined => format!("defined upstreams: {}", defined.join(", ")),
+            };
+            section.problem(given, format!("no upstream named \"{}\"", given.value), help);
+        }
+        index
+    }
+
+    /// Headers that the configuration makes the gateway's own.
+    pub fn own_headers(&self) -> impl Iterator<Item = &str> {
+        let identity = self.identity;
+        let named = [&identity.openid_header, &identity.app_id_header, &identity.union_id_header];
+        named.into_iter().chain([&self.session.header]).map(HeaderName::as_str)
+    }
+}
