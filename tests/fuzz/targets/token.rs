@@ -82,7 +82,7 @@ fn gateway(reads_header: bool, reads_bearer: bool) -> Gateway {
     let sessions = Sessions::in_memory(&config.session, Clock::manual(), metrics);
     let tokens = Tokens { a: log_in(&sessions, "a"), b: log_in(&sessions, "b") };
     Gateway {
-        authenticator: Authenticator::new(sessions.clone(), &config.session),
+        authenticator: Authenticator::new(sessions.clone(), &config.session, &config.apps),
         injector: Injector::new(&config.identity, &config.session),
         sessions,
         reads_header,
