@@ -8,6 +8,7 @@
 
 mod check;
 mod diagnostic;
+mod file;
 mod frozen;
 mod include;
 mod mask;
@@ -112,7 +113,11 @@ impl Config {
     /// one that is `running`, what it cannot change there is a problem too.
     pub fn read(path: &Path, secrets: Secrets, running: Option<&Self>) -> Loaded {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        let read = match running {
+            None => std::fs::read_to_string(path),
+            Some(_) => file::read_text(path),
+        };
+        match read {
             Ok(text) => check::check(Source { name, text }, secrets, running),
             Err(error) => Loaded {
                 config: Err(Problems::unreadable(&name, &error)),

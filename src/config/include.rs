@@ -43,7 +43,7 @@ pub fn read(sources: &mut Vec<Source>, files: &mut Files) -> Vec<Diagnostic> {
             if included.iter().any(|known| known.name == name) {
                 continue;
             }
-            match std::fs::read_to_string(&file) {
+            match super::file::read_text(&file) {
                 _ if file == path => root.problem(&given, "finds this file itself", ""),
                 Ok(text) => included.push(Source { name, text }),
                 Err(error) => {

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -208,6 +210,48 @@ async fn a_changed_secret_is_taken_by_itself() {
     until("the new secret is used", refused).await;
     fs::write(&secret, crate::harness::SECRET).unwrap();
     until("the old one is used again", async || !refused().await).await;
+}
+
+/// What a route answers with is part of the configuration, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_of_an_answer_is_taken_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("verify.txt");
+    fs::write(&file, "one").unwrap();
+    let stack = Stack::start_with(&format!(
+        "server.watch_interval = \"10ms\"\n[[route]]\npath = \"/\"\nauth = \"none\"\n\
+         respond = {{ file = {file:?} }}"
+    ))
+    .await;
+    assert_eq!(stack.get("/").send().await.text(), "one");
+    fs::write(&file, "another").unwrap();
+    until("it is answered with", async || stack.get("/").send().await.text() == "another").await;
+}
+
+/// A pipe in the place of a file would be waited for, and no reload would come after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_refused_and_holds_nothing_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let zeros = PathBuf::from("/dev/zero");
+    let stack = Stack::start().await;
+    for file in [pipe, zeros] {
+        for changes in [
+            format!("include = [{file:?}]"),
+            format!("[[app]]\napp_id = \"{APP}\"\napp_secret = {{ file = {file:?} }}"),
+            format!("wechat.ca_file = {file:?}"),
+            format!("[[route]]\npath = \"/\"\nrespond = {{ file = {file:?} }}"),
+        ] {
+            assert!(!stack.reload(&changes).await, "{changes}");
+            assert!(stack.reload("").await, "{changes}");
+        }
+        fs::remove_file(stack.config_file()).unwrap();
+        symlink(&file, stack.config_file()).unwrap();
+        assert!(!stack.order_reload().await);
+        fs::remove_file(stack.config_file()).unwrap();
+        assert!(stack.reload("").await);
+    }
 }
 
 /// A ConfigMap is a folder of links through a link, `..data`, that is swapped.

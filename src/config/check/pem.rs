@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use crate::config::diagnostic::io_reason;
+use crate::config::file::{self, LONGEST};
 use crate::config::reader::{Located, Section};
 
 /// The certificates of a file. `None` when there are none and that was reported.
@@ -15,8 +17,9 @@ pub fn certificates(
     help: &str,
 ) -> Option<Vec<CertificateDer<'static>>> {
     section.reads(&file.value);
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&file.value).and_then(Iterator::collect);
+    let certificates: Result<Vec<_>, _> = file::read(&file.value, LONGEST)
+        .map_err(Error::Io)
+        .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect());
     match certificates {
         Ok(certificates) if certificates.is_empty() => {
             section.reference_problem(file, "holds no certificate", help);
@@ -36,7 +39,10 @@ pub fn private_key(
     file: &Located<PathBuf>,
 ) -> Option<PrivateKeyDer<'static>> {
     section.reads(&file.value);
-    let key = PrivateKeyDer::from_pem_file(&file.value);
+    let key = file::read(&file.value, LONGEST)
+        .map(Zeroizing::new)
+        .map_err(Error::Io)
+        .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem));
     key.map_err(|error| section.reference_problem(file, reason(&error), "")).ok()
 }
 

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Secrets;
 use crate::config::diagnostic::io_reason;
+use crate::config::file::read_text;
 use crate::config::reader::Section;
 use crate::config::value::FromValue;
 use crate::secret::Secret;
@@ -81,7 +82,7 @@ fn read_variable(variable: &str) -> Result<String, String> {
 }
 
 fn read_file(file: &str) -> Result<String, String> {
-    match std::fs::read_to_string(file).map(trimmed) {
+    match read_text(Path::new(file)).map(trimmed) {
         Ok(Some(text)) => Ok(text),
         Ok(None) => Err(format!("file {file} is empty")),
         Err(error) => Err(format!("file {file}: {}", io_reason(&error))),

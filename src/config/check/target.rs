@@ -1,13 +1,12 @@
 //! Who answers a route: a service, several by parts of the users, or the gateway itself.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::PathBuf;
 
 use http::HeaderValue;
 
 use super::known::Known;
 use crate::config::diagnostic::io_reason;
+use crate::config::file;
 use crate::config::reader::{Located, Section};
 use crate::config::value::Percent;
 use crate::config::{Access, Secrets, Share, StaticAnswer, Target};
@@ -120,14 +119,7 @@ fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer
 }
 
 fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    let read = File::open(&file.value)
-        .and_then(|opened| opened.take(LONGEST_ANSWER + 1).read_to_end(&mut body));
-    let problem = match read {
-        Ok(length) if length as u64 <= LONGEST_ANSWER => return Some(body),
-        Ok(_) => "is larger than 64KiB".to_owned(),
-        Err(error) => io_reason(&error),
-    };
-    section.reference_problem(file, problem, "");
-    None
+    section.reads(&file.value);
+    let read = file::read(&file.value, LONGEST_ANSWER);
+    read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()
 }

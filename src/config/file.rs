@@ -1,0 +1,47 @@
+//! Reading the files that a configuration names.
+//!
+//! Secrets, certificates, answers and included files are regular files of a modest size: a
+//! pipe in the place of one would be waited for, and whatever comes after it too, and a device
+//! may have no end. A reload reads the configuration itself so, too; at the start it may come
+//! from a pipe.
+
+use std::fs::OpenOptions;
+use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Longer than any configuration or chain of certificates.
+pub const LONGEST: u64 = 1 << 20;
+
+/// The bytes of a regular file.
+///
+/// # Errors
+/// When it cannot be read, is no regular file, or has more than `most` bytes.
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    // Opening a pipe waits for its other end, unless it is told not to.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(Error::other("is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    let length = file.take(most + 1).read_to_end(&mut bytes)?;
+    if length as u64 > most {
+        return Err(Error::other(format!("is larger than {}KiB", most >> 10)));
+    }
+    Ok(bytes)
+}
+
+/// The text of a regular file.
+///
+/// # Errors
+/// As [`read`], and when it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path, LONGEST)?).map_err(|_| ErrorKind::InvalidData.into())
+}
