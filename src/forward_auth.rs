@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::access_log::{self, Line};
+use crate::config::Preflight;
 use crate::forwarded::Client;
 use crate::head;
 use crate::http_server::{Request, Response};
@@ -183,7 +184,7 @@ impl ForwardAuth {
         let headers = &request.headers;
         if policy.injector.is_evaded(headers) {
             return Err(Rejection::BadRequest(
-                "a header is spelled so that the proxy in front would not overwrite it",
+                "a header that the proxy in front would pass on could be taken for another",
             ));
         }
         let told = Told::read(headers)?;
@@ -203,6 +204,9 @@ impl ForwardAuth {
             }
         };
         found.route = Some(route);
+        // What the gateway would answer itself, the service must not have without a session.
+        let passes = policy.routes.get(route).map(|route| route.preflight);
+        let is_preflight = is_preflight && passes == Some(Preflight::Pass);
         let visit = Visit { asked, is_preflight, client: client.address, length: None };
         policy.admit(route, &visit, &self.process.metrics, &mut found.verdict).await
     }

@@ -102,7 +102,11 @@ impl Injector {
     #[must_use]
     pub fn removing_overrides(mut self, routes_trust_methods: bool) -> Self {
         let overrides = METHOD_OVERRIDES.into_iter().filter(|_| routes_trust_methods);
-        overrides.for_each(|name| self.request.insert(name));
+        for name in overrides {
+            self.request.insert(name);
+            // Another proxy would pass it on.
+            self.asker_folded.insert(name);
+        }
         self
     }
 

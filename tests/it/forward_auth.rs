@@ -251,6 +251,49 @@ async fn a_forged_identity_is_overwritten_or_refused() {
     }
 }
 
+/// The proxy in front passes on what a service may take for another method.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
+    let stack = start_with(
+        r#"
+        [[route]]
+        path = "/orders"
+        upstream = "recorder"
+        methods = ["GET"]
+        auth = "none"
+        [[route]]
+        name = "deletions"
+        path = "/orders"
+        upstream = "recorder"
+        methods = ["DELETE"]
+        "#,
+    )
+    .await;
+    assert_of(&ask("/orders").of(&stack).await, "");
+    for name in ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"] {
+        let answer = ask("/orders").line(name, "DELETE").of(&stack).await;
+        answer.assert_error(403, "bad_request", "none");
+    }
+    let indifferent = start().await;
+    assert_of(&ask("/none").line("X-HTTP-Method", "GET").of(&indifferent).await, "");
+}
+
+/// Where the gateway would answer a preflight, the service has none of it without a session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preflight_goes_on_without_a_session_only_where_it_may_pass() {
+    for (says, status) in
+        [("cors = { origins = [\"https://h5.test\"] }", 401), ("preflight = \"pass\"", 200)]
+    {
+        let stack =
+            start_with(&format!("[[route]]\npath = \"/\"\nupstream = \"recorder\"\n{says}")).await;
+        let preflight = ask("/orders")
+            .told("X-Forwarded-Method", "OPTIONS")
+            .line("Origin", "https://h5.test")
+            .line("Access-Control-Request-Method", "POST");
+        assert_eq!(preflight.of(&stack).await.status, status, "{says}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_trusted_proxies_may_ask() {
     let stack = Stack::start_with(&ON.replace("127.0.0.1\"]", "192.0.2.1\"]")).await;
