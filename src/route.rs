@@ -26,6 +26,7 @@ use self::table::{HostName, Table, without_port};
 use self::target::{Target, pool_for};
 use crate::answer::Answer;
 use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
+use crate::header::FoldedNames;
 use crate::identity::{AppId, Identity};
 use crate::rejection::Rejection;
 
@@ -49,6 +50,8 @@ pub enum PathError {
     Malformed,
     #[error("servers would read the path in different ways")]
     Ambiguous,
+    #[error("a header that routes ask for is there twice, or in another spelling")]
+    AmbiguousHeader,
 }
 
 impl From<PathError> for Rejection {
@@ -56,6 +59,9 @@ impl From<PathError> for Rejection {
         Self::BadRequest(match error {
             PathError::Malformed => "the path is malformed",
             PathError::Ambiguous => "the path can be read in different ways",
+            PathError::AmbiguousHeader => {
+                "a header that routes ask for can be read in different ways"
+            }
         })
     }
 }
@@ -67,6 +73,9 @@ pub struct Routes {
     hosts: Vec<String>,
     health: Vec<String>,
     table: Table,
+    /// Headers that routes ask for.
+    asked_for: Vec<HeaderName>,
+    asked_for_folded: FoldedNames,
     all: Vec<Route>,
 }
 
@@ -182,6 +191,8 @@ impl Routes {
             (&endpoints.session, Endpoint::Session),
         ];
         let text = |path: &crate::config::RoutePath| path.as_str().to_owned();
+        let headers = routes.iter().flat_map(|route| &route.headers);
+        let asked_for: Vec<HeaderName> = headers.map(|(name, _)| name.clone()).collect();
         Self {
             endpoints: own
                 .into_iter()
@@ -190,6 +201,8 @@ impl Routes {
             hosts: endpoints.hosts.clone(),
             health: endpoints.health.iter().map(text).collect(),
             table: Table::new(routes),
+            asked_for_folded: FoldedNames::new(asked_for.iter().map(HeaderName::as_str)),
+            asked_for,
             all: routes.iter().map(Route::new).collect(),
         }
     }
@@ -252,10 +265,21 @@ impl Routes {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn meet(&self, asked: &Asked<'_>) -> Result<(Endpoint, bool), PathError> {
+        if !self.asked_for.is_empty() && self.is_ambiguous(asked.headers) {
+            return Err(PathError::AmbiguousHeader);
+        }
         match self.resolve_preflight(asked)? {
             Some(route) => Ok((Endpoint::Route(route), true)),
             None => Ok((self.resolve(asked)?, false)),
         }
+    }
+
+    /// Whether a service could read a header that routes ask for otherwise than they do: another
+    /// line of it, or another spelling that it takes for the same.
+    fn is_ambiguous(&self, headers: &HeaderMap) -> bool {
+        headers.keys().filter(|name| self.asked_for_folded.contains(name.as_str())).any(|name| {
+            !self.asked_for.contains(name) || headers.get_all(name).iter().nth(1).is_some()
+        })
     }
 
     fn resolve_preflight(&self, asked: &Asked<'_>) -> Result<Option<usize>, PathError> {
