@@ -92,8 +92,11 @@ impl ErrorBody {
             let text = "a text";
             let (error, message, action, request_id) = (text, text, text, text);
             let facts = ErrorFacts { status: 500, error, message, action, request_id };
-            serde_json::from_slice::<serde::de::IgnoredAny>(&body.render(&facts))
-                .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+            // A code may be less than nothing.
+            for code in [500, -1] {
+                serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
+                    .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+            }
         }
         Ok(body)
     }
@@ -105,6 +108,10 @@ impl ErrorBody {
     }
 
     pub fn render(&self, facts: &ErrorFacts<'_>) -> Vec<u8> {
+        self.render_code(facts, self.code(facts))
+    }
+
+    fn render_code(&self, facts: &ErrorFacts<'_>, code: i64) -> Vec<u8> {
         let mut body = String::new();
         for piece in &self.pieces {
             match piece {
@@ -114,7 +121,7 @@ impl ErrorBody {
                 Piece::Message => push_escaped(&mut body, facts.message),
                 Piece::Action => push_escaped(&mut body, facts.action),
                 Piece::RequestId => push_escaped(&mut body, facts.request_id),
-                Piece::Code => body.push_str(&self.code(facts).to_string()),
+                Piece::Code => body.push_str(&code.to_string()),
             }
         }
         body.into_bytes()
@@ -169,6 +176,10 @@ mod tests {
             assert!(parse(template, "application/json; charset=utf-8").is_err(), "{template}");
             assert!(parse(template, "application/problem+json").is_err(), "{template}");
             assert!(parse(template, "text/plain").is_ok(), "{template}");
+        }
+        // A code may be less than nothing.
+        for template in ["{\"c\":-${code}}", "{\"c\":1${code}}"] {
+            assert!(parse(template, "application/json").is_err(), "{template}");
         }
         for template in ["${x}", "${}", "${code", "${ code }"] {
             assert!(parse(template, "text/plain").is_err(), "{template}");

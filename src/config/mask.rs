@@ -8,17 +8,10 @@
 use std::borrow::Cow;
 
 /// Words that tell of a secret.
-const SENSITIVE: [&str; 8] = [
-    "secret",
-    "_key",
-    "token",
-    "password",
-    "passwd",
-    "private key",
-    // As a header that is given a value.
-    "authorization =",
-    "authorization=",
-];
+const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
+
+/// Headers whose values are secrets; what else is called after a key is one.
+const SENSITIVE_HEADERS: [&str; 3] = ["authorization", "cookie", "-key"];
 
 /// How the line of a problem is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +41,15 @@ fn is_sensitive(line: &str) -> bool {
     SENSITIVE.iter().any(|word| lower.contains(word))
         // A URL may hold the password of a proxy.
         || (lower.contains("://") && lower.contains('@'))
+        || SENSITIVE_HEADERS.iter().any(|name| is_given(&lower, name))
+}
+
+/// Whether a header, quoted or not, stands before a value.
+fn is_given(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let rest = line.get(at + name.len()..).unwrap_or_default();
+        rest.trim_start_matches(['"', '\'']).trim_start().starts_with('=')
+    })
 }
 
 /// Whether a value that began on an earlier line and may be a secret goes on.
@@ -148,6 +150,15 @@ mod tests {
     fn a_line_is_masked_where_a_secret_may_stand() {
         assert!(is_sensitive("AppSecret = 1"));
         assert!(is_sensitive(r#"proxy = "http://me:word@10.0.0.9""#));
+        for header in [
+            r#"set_request_headers = { "Authorization" = "hunter2 " }"#,
+            "X-Api-Key = hunter2",
+            r#"Cookie = "sid=hunter2 ""#,
+            r#""set-cookie"="sid=hunter2 ""#,
+        ] {
+            assert!(is_sensitive(header), "{header}");
+        }
+        assert!(!is_sensitive(r#"remove_request_headers = ["Authorization", "Cookie"]"#));
         assert!(!is_sensitive(r#"listen = "0.0.0.0:80""#));
         assert!(ends_in_secret("a = 1\napp_secret = {\n"));
         assert!(ends_in_secret("app_secret = \"\"\"\n"));
