@@ -97,6 +97,21 @@ async fn sessions_outlive_a_reload_and_a_new_ttl_is_for_new_ones() {
     assert!(!is_live(&new).await);
 }
 
+/// What an app's users have opened is shut with it, and opens again if it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_an_app_that_is_gone_are_no_good() {
+    let stack = Stack::start().await;
+    let token = stack.login("anna").await;
+    let other = format!(
+        "[[app]]\napp_id = \"{OTHER_APP}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}"
+    );
+    assert!(stack.reload(&other).await);
+    stack.get("/").token(&token).send().await.assert_error(401, "session_expired", "login");
+    stack.get("/optional").token(&token).send().await.assert_error(401, "session_expired", "login");
+    assert!(stack.reload("").await);
+    assert_eq!(stack.get("/").token(&token).send().await.status, 200);
+}
+
 /// A file is taken whole or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
