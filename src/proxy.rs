@@ -100,17 +100,18 @@ impl Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = RequestContext;
+    /// Boxed, for pingora moves it with the future that serves a request.
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.policies.current(), self.process.clone())
+    fn new_ctx(&self) -> Self::CTX {
+        Box::new(RequestContext::new(self.policies.current(), self.process.clone()))
     }
 
     /// Comes right after the context was made.
     fn on_connection_reuse(
         &self,
         _: &mut HttpSession,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
         handed_over: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(handed_over) = handed_over.downcast::<HandedOver>() {
@@ -126,7 +127,7 @@ impl ProxyHttp for Gateway {
     async fn request_filter(
         &self,
         http: &mut HttpSession,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<bool> {
         let limits = &context.policy.limits;
         http.set_read_timeout(Some(limits.body_timeout));
@@ -160,7 +161,7 @@ impl ProxyHttp for Gateway {
     async fn upstream_peer(
         &self,
         http: &mut HttpSession,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<Box<HttpPeer>> {
         // On a second try the body is sent, and counted, from its beginning.
         context.body_bytes = 0;
@@ -184,7 +185,7 @@ impl ProxyHttp for Gateway {
         &self,
         _: &mut HttpSession,
         _: &HttpPeer,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         context.tried.extend(context.upstream);
@@ -196,7 +197,7 @@ impl ProxyHttp for Gateway {
         &self,
         http: &mut HttpSession,
         request: &mut RequestHeader,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         let downstream = http.req_header();
         let forwarding = context.client.forwarding(
@@ -227,7 +228,7 @@ impl ProxyHttp for Gateway {
         http: &mut HttpSession,
         body: &mut Option<Bytes>,
         is_end: bool,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         let length = body.as_ref().map_or(0, Bytes::len);
         if http.was_upgraded() {
@@ -252,7 +253,7 @@ impl ProxyHttp for Gateway {
         &self,
         http: &mut HttpSession,
         response: &mut ResponseHeader,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             context.upstream_status = Some(101);
@@ -288,7 +289,7 @@ impl ProxyHttp for Gateway {
         _: &mut HttpSession,
         body: &mut Option<Bytes>,
         is_end: bool,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> pingora::Result<Option<Duration>> {
         let length = body.as_ref().map_or(0, Bytes::len);
         context.progress.iter().for_each(|progress| progress.send(length, is_end));
@@ -299,7 +300,7 @@ impl ProxyHttp for Gateway {
         &self,
         http: &mut HttpSession,
         error: &Error,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> FailToProxy {
         if context.rejection.is_none() {
             context.rejection = failure::rejection(error);
@@ -333,17 +334,12 @@ impl ProxyHttp for Gateway {
         FailToProxy { error_code: status, can_reuse_downstream: false }
     }
 
-    async fn logging(
-        &self,
-        http: &mut HttpSession,
-        _: Option<&Error>,
-        context: &mut RequestContext,
-    ) {
+    async fn logging(&self, http: &mut HttpSession, _: Option<&Error>, context: &mut Self::CTX) {
         context.record(http);
     }
 
     /// Failures are logged above, by what they mean and without the request's path.
-    fn suppress_error_log(&self, _: &HttpSession, _: &RequestContext, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &HttpSession, _: &Self::CTX, _: &Error) -> bool {
         true
     }
 }
