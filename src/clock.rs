@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A monotonic clock. Clones show the same time.
 #[derive(Clone, Debug)]
@@ -14,13 +14,15 @@ pub struct Clock(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    System(Instant),
+    /// Since when, and what time it was then, since 1970.
+    System(Instant, Duration),
     Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub fn system() -> Self {
-        Self(Source::System(Instant::now()))
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(Source::System(Instant::now(), since_1970))
     }
 
     /// A clock that stands still until [`Clock::advance`] moves it.
@@ -28,16 +30,19 @@ impl Clock {
         Self(Source::Manual(Arc::new(AtomicU64::new(0))))
     }
 
-    /// Time since the clock was made, in whole milliseconds.
+    /// Time since 1970 by what the wall clock showed when the clock was made, in whole
+    /// milliseconds.
     pub fn now(&self) -> Duration {
         Duration::from_millis(self.now_millis())
     }
 
-    /// Milliseconds since the clock was made.
+    /// [`Clock::now`] in milliseconds.
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
             // A process does not live for 2^64 milliseconds.
-            Source::System(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Source::System(start, then) => {
+                u64::try_from((*then + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
+            }
             Source::Manual(millis) => millis.load(Ordering::Acquire),
         }
     }
