@@ -13,12 +13,13 @@ mod frozen;
 mod include;
 mod mask;
 mod reader;
+mod redis;
 mod route;
 mod value;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,13 +32,14 @@ use rustls::sign::CertifiedKey;
 
 use self::diagnostic::Source;
 pub use self::diagnostic::{Diagnostic, Problems};
+pub use self::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::route::{
     Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer, Target,
     Timeouts,
 };
 use crate::error_body::ErrorBody;
 use crate::identity::AppId;
-use crate::secret::Secret;
+use crate::secret::{SealKey, Secret};
 
 /// A whole configuration.
 #[derive(Debug)]
@@ -290,6 +292,18 @@ pub struct SessionSection {
     pub carriers: Carriers,
     /// Name of the session header.
     pub header: HeaderName,
+    /// Most sessions of one user, of one app; `None`: as many as come.
+    pub max_per_user: Option<NonZeroUsize>,
+    /// `None`: sessions are this process's own.
+    pub shared: Option<SharedSection>,
+}
+
+/// A store that several gateways share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedSection {
+    pub redis: RedisSection,
+    /// The first seals what is stored, all of them open it. Empty only when secrets are ignored.
+    pub seal_keys: Vec<SealKey>,
 }
 
 /// Where a token is looked for; at least one is set.

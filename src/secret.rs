@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
@@ -31,8 +33,67 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A key that seals what is kept outside: 256 bits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealKey(Zeroizing<[u8; 32]>);
+
+impl SealKey {
+    /// From 32 bytes as base64, of either alphabet, padded or not, or as hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut key = Zeroizing::new([0; 32]);
+        if text.len() == 64 {
+            for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
+                let [high, low] = digits else { return None };
+                let digit = |digit: &u8| char::from(*digit).to_digit(16);
+                *byte = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
+            }
+            return Some(Self(key));
+        }
+        let standard = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+        let decoded = Zeroizing::new(STANDARD_NO_PAD.decode(Zeroizing::new(standard)).ok()?);
+        key.copy_from_slice(decoded.get(..).filter(|bytes| bytes.len() == 32)?);
+        Some(Self(key))
+    }
+
+    /// The key itself. Every call is a place to review.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SealKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("[redacted]")
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         String::deserialize(input).map(Self::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_key_is_32_bytes_in_any_of_their_usual_forms() {
+        let hex = "0123456789ABCDEFfedcba98765432100123456789ABCDEFfedcba9876543210";
+        let key = SealKey::parse(hex).unwrap();
+        assert_eq!(key.expose()[..3], [0x01, 0x23, 0x45]);
+        let base64 = STANDARD_NO_PAD.encode(key.expose());
+        for text in [
+            hex.to_lowercase(),
+            base64.clone(),
+            format!("{base64}="),
+            base64.replace('+', "-").replace('/', "_"),
+        ] {
+            assert!(SealKey::parse(&text).as_ref() == Some(&key), "{text}");
+        }
+        for text in ["", "x", &hex[1..], &base64[1..], &format!("{base64}AA"), &"x".repeat(64)] {
+            assert!(SealKey::parse(text).is_none(), "{text}");
+        }
+        assert_eq!(format!("{key:?}"), "[redacted]");
     }
 }

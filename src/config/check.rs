@@ -12,6 +12,7 @@ mod known;
 mod listener;
 mod matching;
 mod pem;
+mod redis;
 mod routing;
 mod secret;
 mod session;
@@ -112,7 +113,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let wechat = wechat::wechat(root.section("wechat"), secrets);
     let (login, rate_per_app) = session::login(root.section("login"));
     let apps = wechat::apps(&root, secrets, rate_per_app);
-    let (session, session_header) = session::session(root.section("session"));
+    let (session, session_header) = session::session(root.section("session"), secrets);
     let identity = session::identity(root.section("identity"), &session, session_header);
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);

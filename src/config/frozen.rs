@@ -10,15 +10,16 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
 use super::diagnostic::Diagnostic;
 use super::mask::Line;
+use super::{Config, RedisSection};
+use crate::secret::SealKey;
 
 /// Whether two configurations agree on a key.
 type Agree = fn(&Config, &Config) -> bool;
 
 /// The keys, each with what it decides.
-const FROZEN: [(&str, Agree); 13] = [
+const FROZEN: [(&str, Agree); 17] = [
     ("server.listen", |a, b| a.server.listen == b.server.listen),
     ("server.threads", |a, b| a.server.threads == b.server.threads),
     ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
@@ -28,11 +29,23 @@ const FROZEN: [(&str, Agree); 13] = [
     ("admin.listen", |a, b| a.admin.listen == b.admin.listen),
     ("session.idle_timeout", |a, b| a.session.idle_timeout == b.session.idle_timeout),
     ("session.capacity", |a, b| a.session.capacity == b.session.capacity),
+    ("session.redis", |a, b| redis(a) == redis(b)),
+    ("session.seal_key", |a, b| seal_keys(a).first() == seal_keys(b).first()),
+    ("session.previous_seal_keys", |a, b| seal_keys(a).get(1..) == seal_keys(b).get(1..)),
+    ("session.max_per_user", |a, b| a.session.max_per_user == b.session.max_per_user),
     ("limits.max_connections", |a, b| a.limits.max_connections == b.limits.max_connections),
     ("log.format", |a, b| a.log.format == b.log.format),
     ("log.access", |a, b| a.log.access == b.log.access),
     ("log.openid_key", |a, b| a.log.openid_key == b.log.openid_key),
 ];
+
+fn redis(config: &Config) -> Option<&RedisSection> {
+    config.session.shared.as_ref().map(|shared| &shared.redis)
+}
+
+fn seal_keys(config: &Config) -> &[SealKey] {
+    config.session.shared.as_ref().map_or(&[], |shared| &shared.seal_keys)
+}
 
 pub fn keys() -> impl Iterator<Item = &'static str> {
     FROZEN.iter().map(|(key, _)| *key)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 43] = [
+const WITHOUT_DEFAULT: [&str; 56] = [
     "app[].default",
     "app[].login_rate",
     "errors.codes",
@@ -51,6 +51,19 @@ const WITHOUT_DEFAULT: [&str; 43] = [
     "server.tls.client_certificate",
     "server.tls.handshake_timeout",
     "server.tls.key_file",
+    "session.max_per_user",
+    "session.previous_seal_keys",
+    "session.redis.ca_file",
+    "session.redis.key_prefix",
+    "session.redis.max_lookups",
+    "session.redis.near_cache_ttl",
+    "session.redis.password",
+    "session.redis.sentinel_password",
+    "session.redis.sentinel_username",
+    "session.redis.timeout",
+    "session.redis.url",
+    "session.redis.username",
+    "session.seal_key",
     "wechat.ca_file",
     "wechat.fallback_base_url",
     "wechat.proxy",
@@ -107,7 +120,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_valid_file_loads() {
     let files = fixtures("valid");
-    assert_eq!(files.len(), 8);
+    assert_eq!(files.len(), 9);
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }
@@ -154,7 +167,7 @@ fn no_message_repeats_a_secret() {
             assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{shown}");
         }
     }
-    assert_eq!(with_secrets, 11);
+    assert_eq!(with_secrets, 13);
     for file in fixtures("snapshots") {
         let shown = fs::read_to_string(&file).unwrap();
         assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{}", file.display());

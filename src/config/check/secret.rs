@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::config::Secrets;
 use crate::config::diagnostic::io_reason;
 use crate::config::file::read_text;
-use crate::config::reader::Section;
+use crate::config::reader::{Located, Section};
 use crate::config::value::FromValue;
 use crate::secret::Secret;
 
@@ -49,6 +49,20 @@ fn looks_like_secret(name: &str) -> bool {
 /// A secret by reference. `None` when it is absent or was reported.
 pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) -> Option<Secret> {
     let reference = section.get::<Reference>(name)?;
+    resolve(section, &reference, secrets)
+}
+
+/// Secrets by reference, in a list, those without that were reported.
+pub fn read_secrets(section: &Section<'_>, name: &'static str, secrets: Secrets) -> Vec<Secret> {
+    let references = section.list::<Reference>(name).unwrap_or_default();
+    references.iter().filter_map(|reference| resolve(section, reference, secrets)).collect()
+}
+
+fn resolve(
+    section: &Section<'_>,
+    reference: &Located<Reference>,
+    secrets: Secrets,
+) -> Option<Secret> {
     let found = match &reference.value {
         _ if secrets == Secrets::Ignore => Ok(String::new()),
         Reference::Variable(variable) => read_variable(variable),
@@ -60,12 +74,12 @@ pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) 
     if let Reference::File(file) = &reference.value
         && is_open_to_all(file)
     {
-        section.warn(&reference, &format!("file {file} can be read by every user of this machine"));
+        section.warn(reference, &format!("file {file} can be read by every user of this machine"));
     }
     match found {
         Ok(text) => Some(Secret::new(text)),
         Err(reason) => {
-            section.reference_problem(&reference, reason, "");
+            section.reference_problem(reference, reason, "");
             None
         }
     }

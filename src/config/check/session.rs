@@ -1,14 +1,16 @@
 //! Sessions, logins and the headers that carry them.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use http::HeaderName;
 
-use super::rate;
+use super::{rate, redis};
 use crate::config::reader::{Located, Section};
 use crate::config::value::{Carrier, LoginForm};
-use crate::config::{Carriers, IdentitySection, LoginForms, LoginSection, Rate, SessionSection};
+use crate::config::{
+    Carriers, IdentitySection, LoginForms, LoginSection, Rate, Secrets, SessionSection,
+};
 use crate::header::fold;
 
 const HOUR: u64 = 3600;
@@ -18,7 +20,10 @@ const LOGINS_PER_APP: Rate =
     Rate { count: NonZeroU32::new(1000).unwrap(), period: Duration::from_secs(1) };
 
 /// The section, and where its header is named.
-pub fn session(section: Section<'_>) -> (SessionSection, Option<Located<HeaderName>>) {
+pub fn session(
+    section: Section<'_>,
+    secrets: Secrets,
+) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
     if idle_timeout > ttl
@@ -50,8 +55,12 @@ pub fn session(section: Section<'_>) -> (SessionSection, Option<Located<HeaderNa
         None => HeaderName::from_static("x-3rd-session"),
     };
     let capacity = capacity.map_or(1_000_000, |capacity| capacity.value);
+    let max_per_user = NonZeroUsize::new(section.number("max_per_user", 10, 0..=1000));
+    let shared = redis::shared(&section, idle_timeout, secrets);
     section.finish();
-    (SessionSection { ttl, idle_timeout, capacity, carriers, header }, named)
+    let session =
+        SessionSection { ttl, idle_timeout, capacity, carriers, header, max_per_user, shared };
+    (session, named)
 }
 
 /// Headers that carry something else already.

@@ -1,0 +1,290 @@
+//! A shared session store: where it is, and what opens it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::pem;
+use super::secret::{read_secret, read_secrets};
+use crate::config::file::{self, LONGEST};
+use crate::config::reader::Section;
+use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
+use crate::secret::SealKey;
+
+const FORMS: &str = "as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOST:26379/PRIMARY\" \
+                     or \"redis+cluster://HOST:6379,HOST:6379\"; with TLS \"rediss\" instead of \"redis\"";
+
+const REDIS_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// What `[session]` says of a store elsewhere. `None` where sessions are kept in the process, or
+/// a problem was reported.
+pub fn shared(
+    session: &Section<'_>,
+    idle_timeout: Duration,
+    secrets: Secrets,
+) -> Option<SharedSection> {
+    let section = session.optional_section("redis");
+    let seal_keys = seal_keys(session, secrets);
+    let Some(section) = section else {
+        for key in ["seal_key", "previous_seal_keys", "max_per_user"] {
+            if let Some(given) = session.raw(key) {
+                let message = "is for sessions in a shared store";
+                session.push(session.key(key), given.span(), message, "add [session.redis]");
+            }
+        }
+        return None;
+    };
+    if !session.has("seal_key") {
+        session.report_missing("seal_key", "32 bytes: openssl rand -base64 32");
+    }
+    let redis = redis(section, idle_timeout, secrets)?;
+    Some(SharedSection { redis, seal_keys })
+}
+
+/// The key that seals first, then those that only open.
+fn seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
+    let current = read_secret(session, "seal_key", secrets).map(|secret| ("seal_key", secret));
+    let previous = read_secrets(session, "previous_seal_keys", secrets);
+    let given =
+        current.into_iter().chain(previous.into_iter().map(|one| ("previous_seal_keys", one)));
+    let mut keys = Vec::new();
+    for (name, secret) in given.filter(|_| secrets == Secrets::Load) {
+        let Some(place) = session.raw(name) else { continue };
+        let problem = |message: &str| session.push(session.key(name), place.span(), message, "");
+        match SealKey::parse(secret.expose()) {
+            Some(key) if keys.contains(&key) => problem("the same key stands twice"),
+            Some(key) => keys.push(key),
+            None => problem("does not hold 32 bytes as base64 or hexadecimal digits"),
+        }
+    }
+    keys
+}
+
+fn redis(section: Section<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<RedisSection> {
+    let url = section.require::<String>("url");
+    let parsed = url.as_ref().and_then(|url| match servers(&url.value) {
+        Ok(parsed) => Some(parsed),
+        Err(message) => {
+            section.problem(url, message, FORMS);
+            None
+        }
+    });
+    let username = section.get::<String>("username");
+    let password = read_secret(&section, "password", secrets);
+    let sentinel_username = section.get::<String>("sentinel_username");
+    let sentinel_password = read_secret(&section, "sentinel_password", secrets);
+    let ca_file = section.get::<PathBuf>("ca_file");
+    let key_prefix = section.get::<String>("key_prefix");
+    if let Some(given) = &key_prefix
+        && !is_prefix(&given.value)
+    {
+        let message = "must be 1 to 64 printable ASCII characters, without blanks, { and }";
+        section.problem(given, message, "as \"wxgate:\"");
+    }
+    let timeout = section.positive("timeout", Duration::from_millis(100));
+    report_long(&section, "timeout", timeout, Duration::from_secs(10));
+    let longest = Duration::from_secs(60).min(idle_timeout / 2);
+    let near_cache_ttl = section.positive("near_cache_ttl", Duration::from_secs(5).min(longest));
+    report_long(&section, "near_cache_ttl", near_cache_ttl, longest);
+    let max_lookups = section.number("max_lookups", 1024, 1..=1 << 20);
+    if let Some((servers, is_tls)) = &parsed {
+        if !matches!(servers, RedisServers::Sentinel { .. }) {
+            for key in ["sentinel_username", "sentinel_password"] {
+                report_useless(&section, key, "there are no Sentinels in url");
+            }
+        }
+        if !is_tls {
+            report_useless(&section, "ca_file", "url has no TLS");
+        }
+        if let Some(url) = &url
+            && !is_tls
+            && !addresses(servers).iter().all(is_loopback)
+        {
+            section.warn(url, "without TLS the network sees the password of the session store");
+        }
+    }
+    let roots = ca_file.filter(|_| secrets == Secrets::Load).and_then(|ca_file| {
+        pem::certificates(&section, &ca_file, "")?;
+        file::read(&ca_file.value, LONGEST).ok()
+    });
+    section.finish();
+    let (servers, is_tls) = parsed?;
+    Some(RedisSection {
+        servers,
+        tls: is_tls.then_some(RedisTls { roots }),
+        username: username.map(|given| given.value),
+        password,
+        sentinel_username: sentinel_username.map(|given| given.value),
+        sentinel_password,
+        key_prefix: key_prefix.map_or_else(|| "wxgate:".to_owned(), |given| given.value),
+        timeout,
+        near_cache_ttl,
+        max_lookups,
+    })
+}
+
+fn report_long(section: &Section<'_>, name: &'static str, given: Duration, longest: Duration) {
+    if given > longest
+        && let Some(value) = section.raw(name)
+    {
+        let message = format!("must be at most {}", humantime::format_duration(longest));
+        section.push(section.key(name), value.span(), message, "");
+    }
+}
+
+fn report_useless(section: &Section<'_>, name: &'static str, reason: &str) {
+    if let Some(value) = section.raw(name) {
+        section.push(section.key(name), value.span(), format!("has no use: {reason}"), "");
+    }
+}
+
+fn is_prefix(prefix: &str) -> bool {
+    (1..=64).contains(&prefix.len())
+        && prefix.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'{' | b'}'))
+}
+
+/// The servers of a URL, and whether they are spoken to with TLS.
+fn servers(url: &str) -> Result<(RedisServers, bool), String> {
+    let (scheme, rest) = url.split_once("://").ok_or("is not a URL")?;
+    if rest.contains('@') {
+        return Err("a user or password does not stand in a URL: see username and password".into());
+    }
+    if rest.contains(['?', '#']) {
+        return Err("has more than servers, and a database or a primary's name".to_owned());
+    }
+    let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let is_tls = scheme.starts_with("rediss");
+    let servers = match scheme {
+        "redis" | "rediss" => {
+            let [address] = <[_; 1]>::try_from(parse_hosts(hosts, REDIS_PORT)?)
+                .map_err(|_| "names several servers, and neither Sentinel nor Cluster")?;
+            RedisServers::Single { address, database: database(path)? }
+        }
+        "redis+sentinel" | "rediss+sentinel" => {
+            let (primary, path) = path.split_once('/').unwrap_or((path, ""));
+            if primary.is_empty() {
+                return Err("does not say what the primary is called".to_owned());
+            }
+            RedisServers::Sentinel {
+                sentinels: parse_hosts(hosts, SENTINEL_PORT)?,
+                primary: primary.to_owned(),
+                database: database(path)?,
+            }
+        }
+        "redis+cluster" | "rediss+cluster" if path.is_empty() => {
+            RedisServers::Cluster { nodes: parse_hosts(hosts, REDIS_PORT)? }
+        }
+        "redis+cluster" | "rediss+cluster" => {
+            return Err("a cluster has no databases".to_owned());
+        }
+        _ => return Err(format!("{scheme} is no known scheme")),
+    };
+    Ok((servers, is_tls))
+}
+
+fn database(path: &str) -> Result<i64, String> {
+    match path {
+        "" => Ok(0),
+        _ => path
+            .parse::<u16>()
+            .map(i64::from)
+            .map_err(|_| format!("{path} is not the number of a database")),
+    }
+}
+
+fn parse_hosts(hosts: &str, default_port: u16) -> Result<Vec<RedisAddress>, String> {
+    let mut addresses: Vec<RedisAddress> = Vec::new();
+    for text in hosts.split(',') {
+        let address =
+            parse_host(text, default_port).ok_or_else(|| format!("{text:?} is no server"))?;
+        if addresses.contains(&address) {
+            return Err(format!("{text:?} stands twice"));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
+}
+
+fn parse_host(text: &str, default_port: u16) -> Option<RedisAddress> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
+        }
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let is_host = !host.is_empty() && (host.contains(':') || host.bytes().all(is_name));
+    let port = port.map_or(Some(default_port), |port| port.parse().ok().filter(|port| *port != 0));
+    is_host.then(|| Some(RedisAddress { host: host.to_owned(), port: port? }))?
+}
+
+fn addresses(servers: &RedisServers) -> &[RedisAddress] {
+    match servers {
+        RedisServers::Single { address, .. } => std::slice::from_ref(address),
+        RedisServers::Sentinel { sentinels, .. } => sentinels,
+        RedisServers::Cluster { nodes } => nodes,
+    }
+}
+
+fn is_loopback(address: &RedisAddress) -> bool {
+    let host = &address.host;
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(host: &str, port: u16) -> RedisAddress {
+        RedisAddress { host: host.to_owned(), port }
+    }
+
+    #[test]
+    fn the_three_forms_of_a_store_are_read() {
+        let single = |host, port, database| {
+            (RedisServers::Single { address: address(host, port), database }, false)
+        };
+        assert_eq!(servers("redis://redis.internal"), Ok(single("redis.internal", 6379, 0)));
+        assert_eq!(servers("redis://[::1]:7000/3"), Ok(single("::1", 7000, 3)));
+        let sentinels = vec![address("a", 26379), address("b", 7)];
+        let primary = "main".to_owned();
+        assert_eq!(
+            servers("rediss+sentinel://a,b:7/main/2"),
+            Ok((RedisServers::Sentinel { sentinels, primary, database: 2 }, true))
+        );
+        let nodes = vec![address("10.0.0.1", 6379), address("10.0.0.2", 7000)];
+        assert_eq!(
+            servers("redis+cluster://10.0.0.1,10.0.0.2:7000"),
+            Ok((RedisServers::Cluster { nodes }, false))
+        );
+    }
+
+    #[test]
+    fn what_is_no_store_is_refused() {
+        for url in [
+            "",
+            "redis:",
+            "redis://",
+            "redis://:6379",
+            "redis://a:0",
+            "redis://a:x",
+            "redis://a/x",
+            "redis://a/-1",
+            "redis://a,b",
+            "redis://a?db=1",
+            "redis://user:planted@a",
+            "redis://[::1",
+            "redis://[a]",
+            "redis://a b",
+            "valkey://a",
+            "unix:///run/redis.sock",
+            "redis+sentinel://a",
+            "redis+sentinel://a,a/main",
+            "redis+cluster://a/1",
+        ] {
+            assert!(servers(url).is_err(), "{url}");
+        }
+    }
+}
