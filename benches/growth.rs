@@ -63,7 +63,7 @@ async fn hold(size: usize) {
     let text = include_str!("../config/gateway.toml");
     let mut config = Config::parse("bench", text, Secrets::Ignore).unwrap();
     config.session.capacity = 20_000_000;
-    let sessions = Sessions::in_memory(&config.session, Clock::system(), Metrics::new().unwrap());
+    let sessions = Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap());
     let app_id = AppId::parse("wx0123456789abcdef").unwrap();
     let identity = |number: usize| Identity {
         app_id: app_id.clone(),

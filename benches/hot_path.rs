@@ -53,7 +53,7 @@ fn request(token: &str) -> RequestHeader {
 fn hot_path(criterion: &mut Criterion) {
     let text = include_str!("../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
-    let sessions = Sessions::in_memory(&config.session, Clock::system(), Metrics::new().unwrap());
+    let sessions = Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap());
     let tokens: Vec<String> = (0..10_000)
         .map(|number| {
             let identity = Identity {

@@ -21,7 +21,9 @@ pub fn answer(process: &Arc<Process>, request: &Request) -> Response {
     match request.uri().path() {
         "/metrics" => metrics(process),
         "/healthz" => response(200, TEXT, "ok\n"),
-        "/readyz" if process.lifecycle.is_ready() => response(200, TEXT, "ready\n"),
+        "/readyz" if process.lifecycle.is_ready() && process.sessions.was_reached() => {
+            response(200, TEXT, "ready\n")
+        }
         "/readyz" if process.lifecycle.is_draining() => response(503, TEXT, "draining\n"),
         "/readyz" => response(503, TEXT, "starting\n"),
         _ => response(404, TEXT, "/metrics, /healthz and /readyz are here\n"),

@@ -201,8 +201,10 @@ mod tests {
             capacity: 10,
             carriers: Carriers { header, bearer },
             header: HeaderName::from_static("x-3rd-session"),
+            max_per_user: None,
+            shared: None,
         };
-        let sessions = Sessions::in_memory(&section, Clock::manual(), Metrics::new().unwrap());
+        let sessions = Sessions::new(&section, Clock::manual(), Metrics::new().unwrap());
         Authenticator::new(sessions, &section, &[app("wx1")])
     }
 

@@ -32,6 +32,19 @@ pub struct Identity {
     pub unionid: Option<UnionId>,
 }
 
+impl Identity {
+    pub fn user(&self) -> User {
+        User { app_id: self.app_id.clone(), openid: self.openid.clone() }
+    }
+}
+
+/// Whose sessions are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct User {
+    pub app_id: AppId,
+    pub openid: OpenId,
+}
+
 /// The text of a user's id. Of a length that WeChat gives out it stands where the id stands, so
 /// that a session is one piece of memory.
 #[derive(Clone, PartialEq, Eq, Hash)]

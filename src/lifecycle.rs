@@ -18,7 +18,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// The listeners are bound, and the sessions, in memory, are at hand.
+    /// The listeners are bound.
     pub fn set_ready(&self) {
         self.is_ready.store(true, Ordering::Release);
     }

@@ -5,6 +5,7 @@
 //! once per route into a [`RouteMetrics`], so the hot path looks up no label. The registry
 //! is the gateway's own: several gateways live in one process without sharing a number.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,16 +26,19 @@ pub enum Removal {
     Expired,
     Revoked,
     Evicted,
+    /// Pushed out by newer ones of its user.
+    Replaced,
 }
 
 impl Removal {
-    const ALL: [Self; 3] = [Self::Expired, Self::Revoked, Self::Evicted];
+    const ALL: [Self; 4] = [Self::Expired, Self::Revoked, Self::Evicted, Self::Replaced];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Evicted => "evicted",
+            Self::Replaced => "replaced",
         }
     }
 }
@@ -63,6 +67,68 @@ impl Decision {
     }
 }
 
+/// How dealing with a shared store ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOutcome {
+    Ok,
+    Error,
+    Timeout,
+    /// Too many were under way.
+    Refused,
+}
+
+impl StoreOutcome {
+    const ALL: [Self; 4] = [Self::Ok, Self::Error, Self::Timeout, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What concerns a shared store; not exported where sessions are the process's own.
+struct StoreMetrics {
+    up: IntGauge,
+    outcomes: IntCounterVec,
+    requests: [IntCounter; 4],
+    duration: Histogram,
+    /// Sessions known here; [`NO_STORE`] where there is no store.
+    sessions: AtomicU64,
+}
+
+const NO_STORE: u64 = u64::MAX;
+
+impl StoreMetrics {
+    fn new() -> Result<Self, prometheus::Error> {
+        let outcomes = IntCounterVec::new(
+            Opts::new("wxgate_store_requests_total", "Dealings with the session store by outcome"),
+            &["outcome"],
+        )?;
+        let duration = HistogramOpts::new(
+            "wxgate_store_duration_seconds",
+            "Time of a request's dealings with the session store",
+        );
+        Ok(Self {
+            up: IntGauge::new("wxgate_store_up", "Whether the session store is within reach")?,
+            requests: StoreOutcome::ALL.map(|one| outcomes.with_label_values(&[one.as_str()])),
+            outcomes,
+            duration: Histogram::with_opts(duration.buckets(DURATION_BUCKETS.to_vec()))?,
+            sessions: AtomicU64::new(NO_STORE),
+        })
+    }
+
+    fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        self.sessions.store(0, Ordering::Relaxed);
+        registry.register(Box::new(self.up.clone()))?;
+        registry.register(Box::new(self.outcomes.clone()))?;
+        registry.register(Box::new(self.duration.clone()))
+    }
+}
+
 /// All counters of one gateway process.
 pub struct Metrics {
     registry: Registry,
@@ -76,7 +142,8 @@ pub struct Metrics {
     exchange_duration: Histogram,
     sessions: IntGauge,
     sessions_created: IntCounter,
-    sessions_removed: [IntCounter; 3],
+    sessions_removed: [IntCounter; 4],
+    store: StoreMetrics,
     reload_successful: IntGauge,
     reload_success_time: Gauge,
     certificate_expiry: IntGaugeVec,
@@ -113,7 +180,6 @@ impl Metrics {
             counter("wxgate_sessions_removed_total", "Sessions that ended, by cause", &["cause"])?;
         let build = gauges("wxgate_build_info", "Version of wxgate, always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        removed.with_label_values(&["replaced"]);
         // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
         let reload_successful =
             gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?;
@@ -174,6 +240,7 @@ impl Metrics {
             sessions: gauge("wxgate_sessions", "Sessions held")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
             sessions_removed: Removal::ALL.map(|r| removed.with_label_values(&[r.as_str()])),
+            store: StoreMetrics::new()?,
             certificate_expiry: gauges(
                 "wxgate_tls_certificate_expiry_timestamp_seconds",
                 "When the first certificate of a file in use expires",
@@ -251,6 +318,34 @@ impl Metrics {
         self.sessions_created.inc();
     }
 
+    /// Has what concerns a shared store exported, too. Called once, before it is used.
+    ///
+    /// # Errors
+    /// Only if two metrics had one name.
+    pub fn with_store(&self) -> Result<(), prometheus::Error> {
+        self.store.register(&self.registry)
+    }
+
+    pub fn store_up(&self, is_up: bool) {
+        self.store.up.set(i64::from(is_up));
+    }
+
+    /// Counts one dealing with the store; `took` where it was begun.
+    pub fn store_request(&self, outcome: StoreOutcome, took: Option<Duration>) {
+        if let Some(counter) = self.store.requests.get(outcome as usize) {
+            counter.inc();
+        }
+        if let Some(took) = took {
+            self.store.duration.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Sessions of a shared store that are known here at the moment. What was created here may
+    /// have ended elsewhere, so that the difference says nothing.
+    pub fn sessions_known(&self, known: u64) {
+        self.store.sessions.store(known, Ordering::Relaxed);
+    }
+
     pub fn session_removed(&self, removal: Removal) {
         if let Some(counter) = self.sessions_removed.get(removal as usize) {
             counter.inc();
@@ -288,7 +383,10 @@ impl Metrics {
     /// When a metric cannot be encoded.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let removed: u64 = self.sessions_removed.iter().map(IntCounter::get).sum();
-        let held = self.sessions_created.get().saturating_sub(removed);
+        let held = match self.store.sessions.load(Ordering::Relaxed) {
+            NO_STORE => self.sessions_created.get().saturating_sub(removed),
+            known => known,
+        };
         self.sessions.set(i64::try_from(held).unwrap_or(i64::MAX));
         {
             let writers = lock(&self.log_writers);

@@ -92,7 +92,10 @@ impl Server {
     /// The first thing that is not to be had, by name.
     pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let access_log = AccessLog::open(&config.log, &metrics).map_err(StartError::AccessLog)?;
-        let sessions = Sessions::in_memory(&config.session, clock.clone(), metrics.clone());
+        if config.session.shared.is_some() {
+            metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
+        }
+        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
         let lifecycle = Lifecycle::default();
         let tickets = tls::tickets().map_err(StartError::Tickets)?;
         let process =
@@ -158,6 +161,8 @@ impl Server {
             };
             match http_server::serve(admin_socket, answer).await {}
         });
+        let sessions = process.sessions.clone();
+        background.spawn(async move { sessions.run().await });
         background.spawn(keep_maintaining(process.clone(), policies.clone()));
         // One that waits is as good as several.
         let (reload, asked) = mpsc::channel(1);

@@ -8,11 +8,13 @@
 //! token is kept nowhere. Where sessions live is decided by the private backend.
 
 mod memory;
+mod redis;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use self::memory::DigestHash;
 use crate::clock::Clock;
 use crate::config::SessionSection;
 use crate::identity::Identity;
@@ -28,14 +30,17 @@ pub struct Sessions {
     backend: Backend,
     ttl_millis: Arc<AtomicU64>,
     idle_timeout: Duration,
+    /// How much later an idle end may be judged, where uses are not all known here.
+    slack: Duration,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
 
-/// A closed set: a shared store will be a second variant.
+/// A closed set.
 #[derive(Clone)]
 enum Backend {
     Memory(memory::Memory),
+    Redis(redis::Redis),
 }
 
 /// The store cannot be asked at the moment. Never taken for "no session".
@@ -46,26 +51,65 @@ pub struct StoreError;
 /// One login's session.
 pub struct Session {
     pub identity: Identity,
-    /// On the clock, as `last_used`.
+    /// On the clock, as the others.
+    created_at_millis: u64,
     ends_at_millis: u64,
     last_used_millis: AtomicU64,
     is_removed: AtomicBool,
 }
 
-#[expect(clippy::unused_async, reason = "a store in another process is waited for")]
 impl Sessions {
-    pub fn in_memory(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    /// Sessions where the configuration says: in this process, or in a store that is shared. One
+    /// that is elsewhere is reached once [`Sessions::run`] runs.
+    pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        // Whoever was not used for its whole life is at its end, too.
+        let idle_timeout = section.idle_timeout.min(section.ttl);
+        let (backend, slack) = match &section.shared {
+            None => {
+                let capacity = section.capacity;
+                let memory = memory::Memory::new(capacity, idle_timeout, metrics.clone());
+                (Backend::Memory(memory), Duration::ZERO)
+            }
+            Some(shared) => {
+                let redis = redis::Redis::new(section, shared, clock.clone(), metrics.clone());
+                let slack = redis.slack();
+                (Backend::Redis(redis), slack)
+            }
+        };
         Self {
-            backend: Backend::Memory(memory::Memory::new(
-                section.capacity,
-                // Whoever was not used for its whole life is at its end, too.
-                section.idle_timeout.min(section.ttl),
-                metrics.clone(),
-            )),
+            backend,
             ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
-            idle_timeout: section.idle_timeout,
+            idle_timeout,
+            slack,
             clock,
             metrics,
+        }
+    }
+
+    /// Does what a store elsewhere needs to be done, for ever; without one there is nothing.
+    pub async fn run(&self) {
+        match &self.backend {
+            Backend::Memory(_) => {}
+            Backend::Redis(redis) => redis.run().await,
+        }
+    }
+
+    /// Whether the store was reached since the start.
+    pub fn was_reached(&self) -> bool {
+        match &self.backend {
+            Backend::Memory(_) => true,
+            Backend::Redis(redis) => redis.was_reached(),
+        }
+    }
+
+    /// Whether a session could be kept at the moment, as far as is known.
+    ///
+    /// # Errors
+    /// When the store is known to be out of reach.
+    pub fn check(&self) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Redis(redis) => redis.check(),
         }
     }
 
@@ -83,17 +127,16 @@ impl Sessions {
     pub async fn create(&self, identity: Identity) -> Result<(SessionToken, Duration), StoreError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
-        let session = Session {
-            identity,
-            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
-            last_used_millis: AtomicU64::new(now),
-            is_removed: AtomicBool::new(false),
-        };
-        let expires_in = self.remaining(&session, now);
+        let ends = now.saturating_add(self.ttl_millis.load(Ordering::Relaxed));
+        let session = Session::new(identity, now, ends, now);
+        let expires_in = self.expires_in(&session);
         match &self.backend {
-            Backend::Memory(memory) => memory.insert(token.digest(), session),
+            Backend::Memory(memory) => {
+                memory.insert(token.digest(), session);
+                self.metrics.session_created();
+            }
+            Backend::Redis(redis) => redis.insert(token.digest(), session).await?,
         }
-        self.metrics.session_created();
         Ok((token, expires_in))
     }
 
@@ -104,6 +147,7 @@ impl Sessions {
     pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
+            Backend::Redis(redis) => redis.get(digest).await?,
         };
         let Some(session) = found else { return Ok(None) };
         let now = self.clock.now_millis();
@@ -111,7 +155,10 @@ impl Sessions {
             self.remove(digest, Removal::Expired);
             return Ok(None);
         }
-        session.last_used_millis.store(now, Ordering::Relaxed);
+        match &self.backend {
+            Backend::Memory(_) => session.last_used_millis.store(now, Ordering::Relaxed),
+            Backend::Redis(redis) => redis.used(&session, digest, now),
+        }
         Ok(Some(session))
     }
 
@@ -122,6 +169,7 @@ impl Sessions {
     pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
+            Backend::Redis(redis) => redis.get(digest).await?,
         };
         Ok(found.is_some_and(|session| self.is_live(&session)))
     }
@@ -131,44 +179,61 @@ impl Sessions {
     /// # Errors
     /// When the store cannot be reached.
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
-        self.remove(digest, Removal::Revoked);
+        match &self.backend {
+            Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
+            Backend::Redis(redis) => redis.end(digest, Removal::Revoked).await?,
+        }
         Ok(())
     }
 
     fn remove(&self, digest: &TokenDigest, cause: Removal) {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, cause),
+            Backend::Redis(redis) => redis.forget(digest),
         }
     }
 
     fn remaining(&self, session: &Session, now_millis: u64) -> Duration {
-        let last_used = session.last_used_millis.load(Ordering::Relaxed);
-        let idle_end = last_used.saturating_add(millis(self.idle_timeout));
+        let idle_end = session.last_used().saturating_add(millis(self.idle_timeout + self.slack));
         Duration::from_millis(session.ends_at_millis.min(idle_end).saturating_sub(now_millis))
     }
 
-    /// Time until `session` ends if it is not used again.
+    /// Time until a session that is used at this moment ends if it is not used again.
     pub fn expires_in(&self, session: &Session) -> Duration {
-        self.remaining(session, self.clock.now_millis())
+        let now = self.clock.now_millis();
+        let left = Duration::from_millis(session.ends_at_millis.saturating_sub(now));
+        left.min(self.idle_timeout)
     }
 
-    /// Whether a session found earlier has not ended since. Asking is no use of it.
-    pub fn is_live(&self, session: &Session) -> bool {
-        !session.is_removed.load(Ordering::Acquire) && !self.expires_in(session).is_zero()
+    fn is_live(&self, session: &Session) -> bool {
+        !session.is_removed.load(Ordering::Acquire)
+            && !self.remaining(session, self.clock.now_millis()).is_zero()
+    }
+
+    /// Whether a session found earlier, by its token, has not ended since. Asking is no use of
+    /// it. A store that cannot be asked any more is as good as an end.
+    pub async fn lives_on(&self, session: &Session, digest: &TokenDigest) -> bool {
+        match &self.backend {
+            Backend::Memory(_) => self.is_live(session),
+            Backend::Redis(_) => self.knows(digest).await.unwrap_or(false),
+        }
     }
 
     /// Counts something that was done under a session found earlier, by its token, as a use of
     /// it, once a minute at most.
-    pub fn touch(&self, session: &Session, digest: &TokenDigest) {
+    pub fn touch(&self, session: &Arc<Session>, digest: &TokenDigest) {
         let now = self.clock.now_millis();
-        let last = session.last_used_millis.load(Ordering::Relaxed);
-        let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
-        if now.saturating_sub(last) >= millis(interval) && self.is_live(session) {
-            session.last_used_millis.store(now, Ordering::Relaxed);
-            // The store, too, counts what is looked up as used.
-            match &self.backend {
-                Backend::Memory(memory) => drop(memory.get(digest)),
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
+                let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
+                if is_due && self.is_live(session) {
+                    session.last_used_millis.store(now, Ordering::Relaxed);
+                    // The store, too, counts what is looked up as used.
+                    drop(memory.get(digest));
+                }
             }
+            Backend::Redis(redis) => redis.used(session, digest, now),
         }
     }
 
@@ -176,11 +241,33 @@ impl Sessions {
     pub fn maintain(&self) {
         match &self.backend {
             Backend::Memory(memory) => memory.maintain(),
+            Backend::Redis(redis) => redis.maintain(),
         }
     }
 }
 
 impl Session {
+    /// Times are the clock's.
+    fn new(identity: Identity, created: u64, ends: u64, last_used: u64) -> Self {
+        Self {
+            identity,
+            created_at_millis: created,
+            ends_at_millis: ends,
+            last_used_millis: AtomicU64::new(last_used),
+            is_removed: AtomicBool::new(false),
+        }
+    }
+
+    fn last_used(&self) -> u64 {
+        self.last_used_millis.load(Ordering::Relaxed)
+    }
+
+    /// Whether this call is the one that moved the last use.
+    fn set_used(&self, from: u64, to: u64) -> bool {
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
+    }
+
     /// Whether this call is the one that removed it: later ones must not count it again.
     fn mark_removed(&self) -> bool {
         !self.is_removed.swap(true, Ordering::AcqRel)
@@ -211,10 +298,12 @@ mod tests {
                 capacity,
                 carriers: Carriers { header: true, bearer: true },
                 header: http::HeaderName::from_static("x-3rd-session"),
+                max_per_user: None,
+                shared: None,
             };
             let clock = Clock::manual();
             let metrics = Metrics::new().unwrap();
-            let sessions = Sessions::in_memory(&section, clock.clone(), metrics.clone());
+            let sessions = Sessions::new(&section, clock.clone(), metrics.clone());
             Self { sessions, clock, metrics }
         }
 
@@ -314,7 +403,7 @@ mod tests {
                 store.metric(&format!("wxgate_sessions_removed_total{{cause=\"{cause}\"}}"))
             })
             .sum();
-        let Backend::Memory(memory) = &store.sessions.backend;
+        let Backend::Memory(memory) = &store.sessions.backend else { unreachable!() };
         assert_eq!(created, 500);
         assert_eq!(created - removed, memory.len());
     }

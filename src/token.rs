@@ -49,6 +49,15 @@ impl TokenDigest {
         has_token_shape(text).then(|| Self::of(text))
     }
 
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// A digest that was kept elsewhere.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     fn of(text: &[u8]) -> Self {
         Self(Sha256::digest(text).into())
     }

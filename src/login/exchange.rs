@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{App, Config};
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::session::Sessions;
+use crate::session::{Sessions, StoreError};
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
 /// Trades the codes of every app.
@@ -59,6 +59,12 @@ impl Exchange {
             self.notices.say(&error, app.app_id.as_str(), request_id);
             Rejection::from(&error)
         };
+        let unkept = |error: StoreError| {
+            tracing::error!(request_id, %error, "a session cannot be kept");
+            Rejection::StoreUnavailable
+        };
+        // Before the code is spent.
+        self.sessions.check().map_err(unkept)?;
         let turn = self.wechat.turn().await.map_err(refused)?;
         pace.ask()?;
         let exchanged = turn.exchange(app, &code).await;
@@ -69,10 +75,7 @@ impl Exchange {
             Ok(_) | Err(_) => pace.resume(),
         }
         let identity = exchanged.map_err(refused)?;
-        let (token, expires_in) = self.sessions.create(identity).await.map_err(|error| {
-            tracing::error!(request_id, %error, "a session cannot be kept");
-            Rejection::StoreUnavailable
-        })?;
+        let (token, expires_in) = self.sessions.create(identity).await.map_err(unkept)?;
         Ok(Arc::new(Grant { token, expires_in }))
     }
 }

@@ -21,14 +21,19 @@ impl Gateway {
         let progress = Progress::new(request.method.clone(), request.uri.path_and_query().cloned());
         progress.answer(101);
         context.progress = Some(Arc::new(progress));
-        context.digest = context.policy.authenticator.digest(&request.headers);
+        let digest = context.policy.authenticator.digest(&request.headers);
+        context.digest = digest;
         let lifetime = context.policy.limits.websocket_lifetime;
-        let session = context.verdict.session.clone();
+        let session = context.verdict.session.clone().zip(digest);
         let process = self.process.clone();
         context.watch = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
-            let is_live = || session.as_ref().is_none_or(|s| process.sessions.is_live(s));
-            while started.elapsed() < lifetime && is_live() {
+            while started.elapsed() < lifetime {
+                if let Some((session, digest)) = &session
+                    && !process.sessions.lives_on(session, digest).await
+                {
+                    break;
+                }
                 tokio::time::sleep(TUNNEL_WATCH.min(lifetime)).await;
             }
             tunnel.cut();

@@ -76,7 +76,7 @@ impl Memory {
 
 /// A digest is as good as random, so a part of it is its hash.
 #[derive(Clone, Copy)]
-struct DigestHash;
+pub struct DigestHash;
 
 impl BuildHasher for DigestHash {
     type Hasher = DigestHasher;
@@ -86,7 +86,7 @@ impl BuildHasher for DigestHash {
     }
 }
 
-struct DigestHasher(u64);
+pub struct DigestHasher(u64);
 
 impl Hasher for DigestHasher {
     /// Digests write one word; this is here because the trait asks for it.

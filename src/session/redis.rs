@@ -1,0 +1,447 @@
+//! Sessions in a Redis or Valkey that several gateways share.
+//!
+//! Decides how a session is laid out there and what is asked when. A session is a sealed record
+//! under the digest of its token, and expires on the server one refresh interval after its end.
+//! Its last use is written when the one that is written is an interval old, so an idle end is
+//! never judged early, and at most one interval late. Ending a session puts a tombstone in its
+//! place, for as long as the record would have stayed, so that nothing can bring it back. What
+//! was read is believed for a moment (`near.rs`). Whatever the store does not answer in time is
+//! an error, never "no session" and never a session.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
+//! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
+//! | `{prefix}revoked` | the channel on which digests of ended sessions are told |
+//! | `{prefix}lease` | nothing: written to see whether replicas follow |
+//!
+//! In a cluster these lie in different slots, and only what is done to one key is atomic: a login
+//! stores the session, then lists it, then is answered; an end is effective with its tombstone,
+//! and taken off the list after it.
+
+mod address;
+mod link;
+mod near;
+mod notices;
+mod seal;
+mod sentinel;
+mod users;
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
+use tokio::sync::Semaphore;
+
+use self::link::{Link, Store};
+use self::near::Near;
+use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
+use self::users::Users;
+use super::{Session, StoreError};
+use crate::clock::Clock;
+use crate::config::{SessionSection, SharedSection};
+use crate::identity::User;
+use crate::metrics::{Metrics, Removal, StoreOutcome};
+use crate::seldom::Seldom;
+use crate::token::TokenDigest;
+
+/// The longest time between two writes of a last use.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Own ends that are written again at once.
+const ASSERTED_AT_ONCE: usize = 1000;
+
+/// KEYS: the session. ARGV: channel, digest. Returns what became of it, what was left of its
+/// life, and the record.
+static END: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local value = redis.call('GET', KEYS[1])
+        if not value then return {0, 0, ''} end
+        local left = math.max(redis.call('PTTL', KEYS[1]), 1)
+        redis.call('SET', KEYS[1], 'T', 'PX', left)
+        redis.call('PUBLISH', ARGV[1], ARGV[2])
+        if value == 'T' then return {1, left, ''} end
+        return {2, left, value}",
+    )
+});
+
+/// KEYS: the session. ARGV: time of last use, record, life. Returns whether the session is there.
+static REFRESH: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local value = redis.call('GET', KEYS[1])
+        if not value or value == 'T' then return 0 end
+        if tonumber(string.sub(value, 2, 14)) < tonumber(ARGV[1]) then
+            redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+        end
+        return 1",
+    )
+});
+
+#[derive(Clone)]
+pub struct Redis(Arc<Inner>);
+
+struct Inner {
+    link: Link,
+    near: Near,
+    seals: Seals,
+    keys: Keys,
+    look_ups: Semaphore,
+    max_per_user: Option<NonZeroUsize>,
+    timeout: Duration,
+    idle_timeout: Duration,
+    interval: Duration,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    has_listened: AtomicBool,
+    unreadable: Seldom,
+}
+
+/// Names in the store.
+pub struct Keys {
+    prefix: String,
+    channel: String,
+}
+
+impl Keys {
+    fn session(&self, digest: &TokenDigest) -> String {
+        format!("{}s:{}", self.prefix, URL_SAFE_NO_PAD.encode(digest.as_bytes()))
+    }
+
+    fn user(&self, name: &str) -> String {
+        format!("{}u:{name}", self.prefix)
+    }
+}
+
+impl Redis {
+    pub fn new(
+        section: &SessionSection,
+        shared: &SharedSection,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let redis = &shared.redis;
+        let idle_timeout = section.idle_timeout.min(section.ttl);
+        let interval = interval(idle_timeout);
+        Self(Arc::new(Inner {
+            link: Link::new(redis, metrics.clone()),
+            near: Near::new(section.capacity, redis.near_cache_ttl, idle_timeout + interval),
+            seals: Seals::new(&shared.seal_keys),
+            keys: Keys {
+                prefix: redis.key_prefix.clone(),
+                channel: format!("{}revoked", redis.key_prefix),
+            },
+            look_ups: Semaphore::new(redis.max_lookups),
+            max_per_user: section.max_per_user,
+            timeout: redis.timeout,
+            idle_timeout,
+            interval,
+            has_listened: AtomicBool::new(false),
+            unreadable: Seldom::new(clock.clone()),
+            clock,
+            metrics,
+        }))
+    }
+
+    /// How much later than its idle end a session may be judged to have ended.
+    pub fn slack(&self) -> Duration {
+        self.0.interval
+    }
+
+    /// Keeps the store within reach and hears of ends elsewhere, for ever.
+    pub async fn run(&self) {
+        let this = &*self.0;
+        let heard = |digest: &TokenDigest| {
+            this.near.heard_of_end(digest, this.clock.now_millis());
+        };
+        let listens = || this.has_listened.store(true, Ordering::Release);
+        tokio::join!(
+            this.link.run(|store| this.assert_ends(store)),
+            notices::listen(&this.link, &this.keys.channel, listens, heard),
+        );
+    }
+
+    /// Whether the store and its channel were there since the start.
+    pub fn was_reached(&self) -> bool {
+        self.0.link.was_reached() && self.0.has_listened.load(Ordering::Acquire)
+    }
+
+    /// Whether the store is believed at the moment.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.0.link.store().map(|_| ())
+    }
+
+    /// Stores a new session, and ends the oldest ones of its user that are too many with it.
+    pub async fn insert(&self, digest: TokenDigest, session: Session) -> Result<(), StoreError> {
+        let this = &*self.0;
+        let store = this.link.store()?;
+        let record = this.record(&session, this.clock.now_millis());
+        let asked = this.clock.now_millis();
+        let stored = async {
+            let mut connection = store.common();
+            let value = this.seals.seal(&digest, &record).map_err(unsealable)?;
+            let life = this.life(&record);
+            cmd("SET")
+                .arg(this.keys.session(&digest))
+                .arg(value)
+                .arg("NX")
+                .arg("PX")
+                .arg(life)
+                .exec_async(&mut connection)
+                .await?;
+            // As long as the last of the user's sessions can be stored.
+            let longest = record.ends.saturating_sub(record.created) + millis(this.interval);
+            let listed = this.users().add(&mut connection, &digest, &record, longest).await?;
+            match this.max_per_user.map(NonZeroUsize::get) {
+                Some(most) if listed > most => {
+                    this.trim(&store, &digest, &record.identity.user(), most).await
+                }
+                _ => Ok(()),
+            }
+        };
+        this.link.within(this.timeout, stored).await?;
+        this.near.insert(&digest, session, asked);
+        this.metrics.session_created();
+        Ok(())
+    }
+
+    /// The session of a token.
+    pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
+        let this = &*self.0;
+        let now = this.clock.now_millis();
+        if let Some(session) = this.near.get(digest, now) {
+            return Ok(Some(session));
+        }
+        if this.near.has_ended(digest, now) {
+            return Ok(None);
+        }
+        let store = this.link.store()?;
+        let _permit = this.permit()?;
+        let read = async {
+            let key = this.keys.session(digest);
+            cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut store.common()).await
+        };
+        let value = this.link.within(this.timeout, read).await?;
+        Ok(match value.map(|value| this.seals.open(digest, &value)) {
+            Some(Value::Session(record)) => this.near.insert(digest, this.session(record), now),
+            Some(Value::Unreadable) => {
+                if let Some(others) = this.unreadable.others() {
+                    tracing::warn!(
+                        others,
+                        "a session in the store was sealed by no key that is configured"
+                    );
+                }
+                None
+            }
+            Some(Value::Tombstone) | None => None,
+        })
+    }
+
+    /// A session is used at the moment: its store learns of it when that is due.
+    pub fn used(&self, session: &Arc<Session>, digest: &TokenDigest, now: u64) {
+        let written = session.last_used();
+        if now.saturating_sub(written) < millis(self.0.interval) || !session.set_used(written, now)
+        {
+            return;
+        }
+        let (this, session, digest) = (self.clone(), session.clone(), *digest);
+        tokio::spawn(async move {
+            if this.refresh(&session, &digest, now).await.is_err() {
+                // The next use tries again.
+                session.set_used(now, written);
+            }
+        });
+    }
+
+    async fn refresh(
+        &self,
+        session: &Session,
+        digest: &TokenDigest,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let this = &*self.0;
+        let store = this.link.store()?;
+        let _permit = this.permit()?;
+        let record = this.record(session, now);
+        let written = async {
+            let value = this.seals.seal(digest, &record).map_err(unsealable)?;
+            let mut refresh = REFRESH.key(this.keys.session(digest));
+            refresh.arg(record.used).arg(value).arg(this.life(&record));
+            refresh.invoke_async::<bool>(&mut store.common()).await
+        };
+        if !this.link.within(this.timeout, written).await? {
+            this.near.forget(digest);
+        }
+        Ok(())
+    }
+
+    /// Ends a session. Where `cause` is new to the store it is counted.
+    pub async fn end(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
+        let this = &*self.0;
+        // Whatever the store says: here it is not believed any more.
+        this.near.forget(digest);
+        let store = this.link.store()?;
+        let ended = this.end(&store, digest, cause, this.timeout);
+        this.link.within(this.timeout, ended).await
+    }
+
+    /// Forgets a session that has ended by itself.
+    pub fn forget(&self, digest: &TokenDigest) {
+        self.0.near.forget(digest);
+    }
+
+    pub fn maintain(&self) {
+        self.0.near.maintain();
+        self.0.metrics.sessions_known(self.0.near.len());
+    }
+}
+
+impl Inner {
+    fn users(&self) -> Users<'_> {
+        Users { seals: &self.seals, keys: &self.keys }
+    }
+
+    /// # Errors
+    /// When as many look-ups are under way as may be: random tokens must not drown the store.
+    fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
+        self.look_ups.try_acquire().map_err(|_| {
+            self.metrics.store_request(StoreOutcome::Refused, None);
+            StoreError
+        })
+    }
+
+    async fn end(
+        &self,
+        store: &Store,
+        digest: &TokenDigest,
+        cause: Removal,
+        patience: Duration,
+    ) -> RedisResult<()> {
+        let mut connection = store.revocations();
+        let key = self.keys.session(digest);
+        let mut end = END.key(&key);
+        end.arg(&self.keys.channel).arg(digest.as_bytes());
+        let (outcome, left, value): (u8, u64, Vec<u8>) = end.invoke_async(&mut connection).await?;
+        if outcome == 0 {
+            return Ok(());
+        }
+        self.near.end(digest, self.clock.now_millis().saturating_add(left), true);
+        if outcome == 2 {
+            self.metrics.session_removed(cause);
+        }
+        store.confirm(&mut connection, key.as_bytes(), patience).await?;
+        if let Value::Session(record) = self.seals.open(digest, &value) {
+            let user = record.identity.user();
+            // Else it is taken off when somebody looks.
+            let _ = self.users().remove(&mut store.common(), digest, &user).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the oldest of a user's sessions until there are `most`. The one of `newest` stays:
+    /// clocks of gateways may differ.
+    async fn trim(
+        &self,
+        store: &Store,
+        newest: &TokenDigest,
+        user: &User,
+        most: usize,
+    ) -> RedisResult<()> {
+        let sessions = self.users().sessions(&mut store.common(), user).await?;
+        let live: Vec<_> = sessions.iter().filter(|(_, record)| self.is_live(record)).collect();
+        let excess = live.len().saturating_sub(most);
+        let others = live.iter().filter(|(digest, _)| digest != newest);
+        for (digest, _) in others.take(excess) {
+            self.end(store, digest, Removal::Replaced, self.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends again what this gateway has ended: the store may have lost it.
+    async fn assert_ends(&self, store: Arc<Store>) {
+        let ends = self.near.own_ends(self.clock.now_millis());
+        let mut failed = 0;
+        for some in ends.chunks(ASSERTED_AT_ONCE) {
+            let written = some.iter().map(|(digest, left)| {
+                let mut connection = store.revocations();
+                let key = self.keys.session(digest);
+                async move {
+                    let mut set = cmd("SET");
+                    set.arg(key).arg(TOMBSTONE).arg("PX").arg((*left).max(1));
+                    set.exec_async(&mut connection).await
+                }
+            });
+            let written = futures_util::future::join_all(written);
+            let outcomes = tokio::time::timeout(address::DIAL, written).await;
+            failed +=
+                outcomes.map_or(some.len(), |all| all.iter().filter(|one| one.is_err()).count());
+        }
+        if !ends.is_empty() {
+            let count = ends.len();
+            tracing::info!(
+                count,
+                failed,
+                "sessions that were ended here are ended in the new store"
+            );
+        }
+    }
+
+    /// How long a record is stored, in milliseconds: until it ends, and an interval more.
+    fn life(&self, record: &Record) -> u64 {
+        let now = self.unix_millis(self.clock.now_millis());
+        (self.end_of(record) + millis(self.interval)).saturating_sub(now).max(1)
+    }
+
+    fn end_of(&self, record: &Record) -> u64 {
+        record.ends.min(record.used.saturating_add(millis(self.idle_timeout)))
+    }
+
+    fn is_live(&self, record: &Record) -> bool {
+        let now = self.unix_millis(self.clock.now_millis());
+        now < record.ends && now < self.end_of(record) + millis(self.interval)
+    }
+
+    /// A session as it is stored when it was last used at `used`.
+    fn record(&self, session: &Session, used: u64) -> Record {
+        Record {
+            identity: session.identity.clone(),
+            created: self.unix_millis(session.created_at_millis),
+            ends: self.unix_millis(session.ends_at_millis),
+            used: self.unix_millis(used),
+        }
+    }
+
+    fn session(&self, record: Record) -> Session {
+        let Record { identity, created, ends, used } = record;
+        let [created, ends, used] = [created, ends, used].map(|at| self.clock_millis(at));
+        Session::new(identity, created, ends, used)
+    }
+
+    /// A time of the clock, since 1970. Gateways compare these: their wall clocks must agree.
+    fn unix_millis(&self, clock_millis: u64) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (millis(since) + clock_millis).saturating_sub(self.clock.now_millis())
+    }
+
+    /// The reverse. What was before the clock was made is its beginning.
+    fn clock_millis(&self, unix_millis: u64) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (unix_millis + self.clock.now_millis()).saturating_sub(millis(since))
+    }
+}
+
+/// Between two writes of a session's last use.
+fn interval(idle_timeout: Duration) -> Duration {
+    LONGEST_INTERVAL.min(idle_timeout / 10)
+}
+
+fn unsealable(_: SealError) -> RedisError {
+    RedisError::from((ErrorKind::Client, "there is no key to seal with"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,411 @@
+//! The connections to a shared store, and whether what they say may be believed.
+//!
+//! A task of its own dials, looks twice a second whether the store is well, and dials again when
+//! it is not; requests take the connections that are there or fail at once. A primary that was
+//! replaced behind our back still answers, with what used to be: one that Sentinels look after is
+//! believed only as long as most of them name it, or, where they cannot be reached, as many of
+//! its replicas still follow it as a failover would need. What is written on the connection for
+//! revocations is confirmed by replicas (`WAIT`): one where a server or a primary of a cluster
+//! has any, half of those that are up where Sentinels look after them.
+//!
+//! Before a primary that was not there before is used, what this gateway has ended is ended there
+//! again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{
+    MultipleNodeRoutingInfo, ResponsePolicy, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr,
+};
+use redis::{
+    Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd,
+    from_redis_value,
+};
+use tokio::time::{sleep, timeout};
+
+use super::address::{DIAL, Dialer, Role};
+use super::sentinel::Sentinels;
+use crate::config::{RedisAddress, RedisSection, RedisServers};
+use crate::metrics::{Metrics, StoreOutcome};
+use crate::session::StoreError;
+
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// For one heartbeat.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(450);
+
+/// Since the begin of the last heartbeat that went well; after it nobody believes the store.
+const BELIEF: Duration = Duration::from_millis(1500);
+
+/// Between two attempts to reach the store.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// One pipeline to a server, or one to each primary of a cluster. Clones share it.
+#[derive(Clone)]
+pub enum Connection {
+    Node(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Node(node) => node.req_packed_command(command),
+            Self::Cluster(cluster) => cluster.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Node(node) => node.req_packed_commands(commands, offset, count),
+            Self::Cluster(cluster) => cluster.req_packed_commands(commands, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Node(node) => node.get_db(),
+            Self::Cluster(cluster) => cluster.get_db(),
+        }
+    }
+}
+
+/// A store that was reached.
+pub struct Store {
+    /// Everything but what is waited for.
+    common: Connection,
+    /// `WAIT` holds up what is behind it.
+    revocations: Connection,
+    /// Where there is one primary.
+    pub address: Option<RedisAddress>,
+    /// Of the server, or of all primaries: another one may not know what this one did.
+    identity: String,
+    /// Replicas that must have a revocation, where there is one primary.
+    acknowledgements: AtomicUsize,
+    /// In milliseconds since the link was made.
+    believed_until: AtomicU64,
+}
+
+impl Store {
+    pub fn common(&self) -> Connection {
+        self.common.clone()
+    }
+
+    pub fn revocations(&self) -> Connection {
+        self.revocations.clone()
+    }
+
+    /// Waits until as many replicas as need be have what was written for a key on `connection`,
+    /// one of the [`Store::revocations`].
+    pub async fn confirm(
+        &self,
+        connection: &mut Connection,
+        key: &[u8],
+        patience: Duration,
+    ) -> RedisResult<()> {
+        // None would be for ever.
+        let patience = millis(patience).max(1);
+        let wait = |needed: usize| cmd("WAIT").arg(needed).arg(patience).to_owned();
+        let (needed, confirmed): (usize, usize) = match connection {
+            Connection::Node(node) => {
+                let needed = self.acknowledgements.load(Ordering::Acquire);
+                if needed == 0 {
+                    return Ok(());
+                }
+                (needed, wait(needed).query_async(node).await?)
+            }
+            Connection::Cluster(cluster) => {
+                let route = Route::with_key(key, SlotAddr::Master);
+                let primary =
+                    || RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
+                let role = cluster.route_command(cmd("ROLE"), primary()).await?;
+                let needed = replicas(role)?.min(1);
+                if needed == 0 {
+                    return Ok(());
+                }
+                let confirmed = cluster.route_command(wait(needed), primary()).await?;
+                (needed, from_redis_value(confirmed)?)
+            }
+        };
+        if confirmed < needed {
+            return Err(failure("too few replicas have it"));
+        }
+        Ok(())
+    }
+}
+
+pub struct Link {
+    dialer: Arc<Dialer>,
+    servers: RedisServers,
+    /// A key for heartbeats.
+    lease: String,
+    store: ArcSwapOption<Store>,
+    was_reached: AtomicBool,
+    made: Instant,
+    metrics: Arc<Metrics>,
+}
+
+impl Link {
+    pub fn new(section: &RedisSection, metrics: Arc<Metrics>) -> Self {
+        Self {
+            dialer: Arc::new(Dialer::new(section)),
+            servers: section.servers.clone(),
+            lease: format!("{}lease", section.key_prefix),
+            store: ArcSwapOption::empty(),
+            was_reached: AtomicBool::new(false),
+            made: Instant::now(),
+            metrics,
+        }
+    }
+
+    /// Whether the store was ever there.
+    pub fn was_reached(&self) -> bool {
+        self.was_reached.load(Ordering::Acquire)
+    }
+
+    /// The store, where it is believed at the moment.
+    pub fn believed(&self) -> Option<Arc<Store>> {
+        self.store
+            .load_full()
+            .filter(|store| self.since_made() < store.believed_until.load(Ordering::Acquire))
+    }
+
+    /// The store, for a request.
+    ///
+    /// # Errors
+    /// When it is not believed at the moment, at once.
+    pub fn store(&self) -> Result<Arc<Store>, StoreError> {
+        self.believed().ok_or_else(|| {
+            self.metrics.store_request(StoreOutcome::Error, None);
+            StoreError
+        })
+    }
+
+    /// Deals with the store for so long at most.
+    pub async fn within<T>(
+        &self,
+        patience: Duration,
+        dealings: impl Future<Output = RedisResult<T>>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let (outcome, result) = match timeout(patience, dealings).await {
+            Ok(Ok(value)) => (StoreOutcome::Ok, Ok(value)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the session store answered with an error");
+                (StoreOutcome::Error, Err(StoreError))
+            }
+            Err(_) => (StoreOutcome::Timeout, Err(StoreError)),
+        };
+        self.metrics.store_request(outcome, Some(begun.elapsed()));
+        result
+    }
+
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    pub fn servers(&self) -> &RedisServers {
+        &self.servers
+    }
+
+    /// Keeps the store within reach, for ever. `assert` is run before a store is used that may
+    /// not know what this gateway has ended.
+    pub async fn run<F: Future<Output = ()>>(&self, assert: impl Fn(Arc<Store>) -> F) {
+        let mut sentinels = match &self.servers {
+            RedisServers::Sentinel { sentinels, primary, .. } => {
+                Some(Sentinels::new(self.dialer.clone(), sentinels, primary))
+            }
+            _ => None,
+        };
+        let mut identity = None;
+        let mut was_up = true;
+        loop {
+            let dialled = timeout(2 * DIAL, self.dial(sentinels.as_mut())).await;
+            let dialled = dialled.unwrap_or_else(|_| Err(failure("no connection in time")));
+            match dialled {
+                Ok(store) => {
+                    let store = Arc::new(store);
+                    if identity.as_ref().is_some_and(|identity| *identity != store.identity) {
+                        assert(store.clone()).await;
+                    }
+                    identity = Some(store.identity.clone());
+                    self.store.store(Some(store.clone()));
+                    self.was_reached.store(true, Ordering::Release);
+                    self.metrics.store_up(true);
+                    was_up = true;
+                    tracing::info!("the session store is reached");
+                    let reason = self.watch(&store, sentinels.as_mut()).await;
+                    tracing::warn!(%reason, "the session store is lost");
+                    // Of a cluster the rest may still be there.
+                    if store.address.is_some() {
+                        self.store.store(None);
+                    }
+                }
+                Err(error) => {
+                    if was_up {
+                        tracing::error!(%error, "the session store is not reached");
+                    }
+                    was_up = false;
+                }
+            }
+            self.metrics.store_up(false);
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn dial(&self, sentinels: Option<&mut Sentinels>) -> RedisResult<Store> {
+        let begun = self.since_made();
+        let (common, revocations, address, identity, acknowledgements) = match &self.servers {
+            RedisServers::Single { address, .. } => {
+                self.dial_primary(address.clone(), None).await?
+            }
+            RedisServers::Sentinel { .. } => {
+                let agreed = match sentinels {
+                    Some(sentinels) => sentinels.ask().await,
+                    None => None,
+                };
+                let agreed = agreed.ok_or_else(|| failure("most Sentinels name no primary"))?;
+                self.dial_primary(agreed.primary, Some(agreed.replicas.div_ceil(2))).await?
+            }
+            RedisServers::Cluster { nodes } => {
+                let mut common = self.dialer.cluster(nodes).await?;
+                let revocations = self.dialer.cluster(nodes).await?;
+                let identity = primaries(&mut common).await?;
+                (Connection::Cluster(common), Connection::Cluster(revocations), None, identity, 0)
+            }
+        };
+        Ok(Store {
+            common,
+            revocations,
+            address,
+            identity,
+            acknowledgements: AtomicUsize::new(acknowledgements),
+            // A primary of a cluster that is cut off from most of the others answers no more.
+            believed_until: AtomicU64::new(match &self.servers {
+                RedisServers::Cluster { .. } => u64::MAX,
+                _ => begun + millis(BELIEF),
+            }),
+        })
+    }
+
+    async fn dial_primary(
+        &self,
+        address: RedisAddress,
+        acknowledgements: Option<usize>,
+    ) -> RedisResult<(Connection, Connection, Option<RedisAddress>, String, usize)> {
+        let mut common = self.dialer.node(&address, Role::Server).await?;
+        let revocations = self.dialer.node(&address, Role::Server).await?;
+        let replicas = replicas(cmd("ROLE").query_async(&mut common).await?)?;
+        let info: String = cmd("INFO").arg("server").query_async(&mut common).await?;
+        let identity = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+        Ok((
+            Connection::Node(common),
+            Connection::Node(revocations),
+            Some(address),
+            identity.unwrap_or_default().to_owned(),
+            acknowledgements.unwrap_or(replicas.min(1)),
+        ))
+    }
+
+    /// Looks after a store until it is not well, and says why.
+    async fn watch(&self, store: &Store, mut sentinels: Option<&mut Sentinels>) -> RedisError {
+        loop {
+            sleep(HEARTBEAT).await;
+            let begun = self.since_made();
+            let beat = timeout(HEARTBEAT_PATIENCE, self.beat(store, sentinels.as_deref_mut()));
+            match beat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
+                Ok(()) => {
+                    store.believed_until.fetch_max(begun + millis(BELIEF), Ordering::AcqRel);
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn beat(&self, store: &Store, sentinels: Option<&mut Sentinels>) -> RedisResult<()> {
+        let mut node = match store.common() {
+            Connection::Node(node) => node,
+            Connection::Cluster(mut cluster) => {
+                let all = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::AllSucceeded));
+                cluster.route_command(cmd("PING"), RoutingInfo::MultiNode(all)).await?;
+                if primaries(&mut cluster).await? != store.identity {
+                    return Err(failure("the cluster has other primaries"));
+                }
+                return Ok(());
+            }
+        };
+        let replicas = replicas(cmd("ROLE").query_async(&mut node).await?)?;
+        let Some(sentinels) = sentinels else {
+            store.acknowledgements.store(replicas.min(1), Ordering::Release);
+            return Ok(());
+        };
+        match sentinels.ask().await {
+            Some(agreed) if Some(&agreed.primary) == store.address.as_ref() => {
+                store.acknowledgements.store(agreed.replicas.div_ceil(2), Ordering::Release);
+                Ok(())
+            }
+            Some(_) => Err(failure("the Sentinels name another primary")),
+            None => self.hold_lease(store).await,
+        }
+    }
+
+    /// Whether as many replicas as a failover needs still follow. Where there were none, nothing
+    /// can have taken the primary's place.
+    async fn hold_lease(&self, store: &Store) -> RedisResult<()> {
+        let mut connection = store.revocations();
+        let life = millis(10 * BELIEF);
+        let written = cmd("SET").arg(&self.lease).arg("").arg("PX").arg(life).to_owned();
+        written.query_async::<()>(&mut connection).await?;
+        store.confirm(&mut connection, self.lease.as_bytes(), HEARTBEAT_PATIENCE / 3).await
+    }
+
+    fn since_made(&self) -> u64 {
+        millis(self.made.elapsed())
+    }
+}
+
+/// How many replicas follow, by the answer to `ROLE`.
+///
+/// # Errors
+/// When it is not a primary's.
+fn replicas(role: Value) -> RedisResult<usize> {
+    type Primary = (String, u64, Vec<Value>);
+    match Primary::from_redis_value(role) {
+        Ok((role, _, replicas)) if role == "master" => Ok(replicas.len()),
+        _ => Err(failure("the server is not a primary")),
+    }
+}
+
+/// The ids of a cluster's primaries, as one text.
+async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
+    let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+    let slots = cluster.route_command(cmd("CLUSTER").arg("SLOTS").to_owned(), random).await?;
+    let ranges: Vec<Vec<Value>> = from_redis_value(slots)?;
+    let mut ids = Vec::new();
+    for range in ranges {
+        let primary = range.into_iter().nth(2).ok_or_else(|| failure("a slot without a node"))?;
+        let node: Vec<Value> = from_redis_value(primary)?;
+        let id = node.into_iter().nth(2).ok_or_else(|| failure("a node without an id"))?;
+        ids.push(from_redis_value::<String>(id)?);
+    }
+    ids.sort();
+    ids.dedup();
+    Ok(ids.join(" "))
+}
+
+fn failure(reason: &'static str) -> RedisError {
+    RedisError::from((redis::ErrorKind::Io, reason))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,123 @@
+//! What is believed of sessions without asking the store.
+//!
+//! A session that was read is believed for `session.redis.near_cache_ttl`, whatever happens: that
+//! is the bound on how long a logout elsewhere can go unseen. One that is known to have ended is
+//! believed to have ended, until it would have ended by itself. Both are bounded, and the least
+//! recently used goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use crate::session::{DigestHash, Session};
+use crate::token::TokenDigest;
+
+/// Ends remembered: of this gateway's own, and of the others' for a moment.
+const ENDS: u64 = 100_000;
+
+pub struct Near {
+    sessions: Cache<TokenDigest, Known, DigestHash>,
+    ends: Cache<TokenDigest, End, DigestHash>,
+    ttl: u64,
+}
+
+#[derive(Clone)]
+struct Known {
+    session: Arc<Session>,
+    /// On the clock.
+    believed_until: u64,
+}
+
+/// On the clock.
+#[derive(Clone, Copy)]
+struct End {
+    until: u64,
+    is_own: bool,
+}
+
+impl Near {
+    /// `longest` is how long a session can still have after it was ended.
+    pub fn new(capacity: u64, ttl: Duration, longest: Duration) -> Self {
+        let sessions = Cache::builder()
+            .max_capacity(capacity)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(ttl)
+            .build_with_hasher(DigestHash);
+        let ends = Cache::builder()
+            .max_capacity(ENDS)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(longest)
+            .build_with_hasher(DigestHash);
+        Self { sessions, ends, ttl: super::millis(ttl) }
+    }
+
+    /// A session that is still believed.
+    pub fn get(&self, digest: &TokenDigest, now: u64) -> Option<Arc<Session>> {
+        let known = self.sessions.get(digest)?;
+        (now < known.believed_until).then_some(known.session)
+    }
+
+    /// Whether a token's session is known to have ended.
+    pub fn has_ended(&self, digest: &TokenDigest, now: u64) -> bool {
+        self.ends.get(digest).is_some_and(|end| now < end.until)
+    }
+
+    /// Takes in what the store said to a question of the time `asked`. `None` where word of its
+    /// end has come meanwhile.
+    pub fn insert(
+        &self,
+        digest: &TokenDigest,
+        session: Session,
+        asked: u64,
+    ) -> Option<Arc<Session>> {
+        let session = Arc::new(session);
+        let believed_until = asked.saturating_add(self.ttl);
+        self.sessions.insert(*digest, Known { session: session.clone(), believed_until });
+        // In this order, as `end` has the other: one of the two sees what the other did.
+        if self.has_ended(digest, asked) {
+            self.sessions.invalidate(digest);
+            return None;
+        }
+        Some(session)
+    }
+
+    /// Forgets a session. What was known is returned.
+    pub fn forget(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
+        let known = self.sessions.remove(digest)?;
+        known.session.mark_removed();
+        Some(known.session)
+    }
+
+    /// A session was ended, by this gateway or by another.
+    pub fn end(&self, digest: &TokenDigest, until: u64, is_own: bool) {
+        let end = End { until, is_own };
+        // Word of an own end comes back from the store.
+        self.ends.entry(*digest).and_upsert_with(|known| match known {
+            Some(known) if known.value().is_own && known.value().until > until => *known.value(),
+            _ => end,
+        });
+        self.forget(digest);
+    }
+
+    /// Another's end, for as long as the store may still be asked about it.
+    pub fn heard_of_end(&self, digest: &TokenDigest, now: u64) {
+        self.end(digest, now.saturating_add(self.ttl), false);
+    }
+
+    /// The sessions that this gateway has ended itself, and what was left of their lives.
+    pub fn own_ends(&self, now: u64) -> Vec<(TokenDigest, u64)> {
+        let ends = self.ends.iter().filter(|(_, end)| end.is_own && now < end.until);
+        ends.map(|(digest, end)| (*digest, end.until - now)).collect()
+    }
+
+    pub fn maintain(&self) {
+        self.sessions.run_pending_tasks();
+        self.ends.run_pending_tasks();
+    }
+
+    pub fn len(&self) -> u64 {
+        self.sessions.entry_count()
+    }
+}

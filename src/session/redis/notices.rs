@@ -1,0 +1,83 @@
+//! Word of sessions that were ended by other gateways.
+//!
+//! Whoever ends a session says so on a channel of the store, and all gateways listen. It is only
+//! what makes an end known at once: where word is lost, sessions that were read before are
+//! believed no longer than `session.redis.near_cache_ttl`.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use redis::aio::PubSub;
+use redis::{RedisError, RedisResult};
+use tokio::time::{sleep, timeout};
+
+use super::address::DIAL;
+use super::link::Link;
+use crate::config::{RedisAddress, RedisServers};
+use crate::token::TokenDigest;
+
+/// Between looks at whether the channel still stands.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Between two attempts to listen.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens for ever, wherever the link finds the store.
+pub async fn listen(link: &Link, channel: &str, listens: impl Fn(), heard: impl Fn(&TokenDigest)) {
+    loop {
+        for address in addresses(link) {
+            let error = listen_to(link, &address, channel, &listens, &heard).await;
+            if let Err(error) = error {
+                tracing::debug!(%error, "the channel of the session store is cut");
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Where to listen: at the primary, or at any node of a cluster, which passes on what it hears.
+fn addresses(link: &Link) -> Vec<RedisAddress> {
+    let Some(store) = link.believed() else { return Vec::new() };
+    match (&store.address, link.servers()) {
+        (Some(address), _) => vec![address.clone()],
+        (None, RedisServers::Cluster { nodes }) => nodes.clone(),
+        (None, _) => Vec::new(),
+    }
+}
+
+async fn listen_to(
+    link: &Link,
+    address: &RedisAddress,
+    channel: &str,
+    listens: &impl Fn(),
+    heard: &impl Fn(&TokenDigest),
+) -> RedisResult<()> {
+    let subscribed = async {
+        let mut channels: PubSub = link.dialer().subscriber(address).await?;
+        channels.subscribe(channel).await?;
+        RedisResult::Ok(channels)
+    };
+    let (mut sink, mut messages) = timeout(2 * DIAL, subscribed).await.map_err(late)??.split();
+    listens();
+    loop {
+        match timeout(HEARTBEAT, messages.next()).await {
+            Ok(Some(message)) => {
+                if let Ok(digest) = message.get_payload_bytes().try_into() {
+                    heard(&TokenDigest::from_bytes(digest));
+                }
+            }
+            Ok(None) => return Ok(()),
+            Err(_) => {
+                timeout(HEARTBEAT, sink.ping::<()>()).await.map_err(late)??;
+                // A primary that was replaced tells of nothing any more.
+                if !addresses(link).contains(address) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> RedisError {
+    RedisError::from((redis::ErrorKind::Io, "no answer in time"))
+}

@@ -1,0 +1,294 @@
+//! What a shared store gets to see: nothing that can be read or forged.
+//!
+//! A session's record is sealed with AES-256-GCM-SIV (RFC 8452) for the very key it is stored
+//! under, so that a record cannot be moved to another token. A user's index is stored under a
+//! keyed hash of app and openid, and its entries, digests of tokens, are sealed so that the same
+//! digest gives the same entry: they can be removed without being looked for. That needs a seal
+//! that survives a repeated nonce, which is why it is SIV. Keys for records and for users are
+//! derived from the seal key by HMAC-SHA-256. What the first key seals, any of the keys opens.
+
+use aes_gcm_siv::aead::{Aead, Payload};
+use aes_gcm_siv::{Aes256GcmSiv, KeyInit, Nonce};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, Mac};
+use rand::Rng;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::identity::{AppId, Identity, OpenId, UnionId, User};
+use crate::secret::SealKey;
+use crate::token::TokenDigest;
+
+/// Of the form of records. Others are not read.
+const VERSION: u8 = 1;
+
+/// A record begins so; what follows is when it was last used and what is sealed.
+const SESSION: u8 = b'S';
+
+/// Stands where a session was ended.
+pub const TOMBSTONE: &[u8] = b"T";
+
+/// Digits of the time of last use that stand in front of what is sealed: the store compares them.
+const DIGITS: usize = 13;
+
+const NONCE: usize = 12;
+
+/// A session as it is stored. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub identity: Identity,
+    pub created: u64,
+    /// Its absolute end.
+    pub ends: u64,
+    pub used: u64,
+}
+
+/// What a value of the store turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Value {
+    Session(Record),
+    Tombstone,
+    /// Not sealed by any key that is known here, or for another token.
+    Unreadable,
+}
+
+pub struct Seals {
+    /// The first seals.
+    keys: Vec<Keys>,
+}
+
+struct Keys {
+    records: Aes256GcmSiv,
+    members: Aes256GcmSiv,
+    users: Hmac<Sha256>,
+}
+
+/// The gateway has no key to seal with, as when its configuration was read without secrets.
+#[derive(Debug)]
+pub struct SealError;
+
+impl Seals {
+    pub fn new(keys: &[SealKey]) -> Self {
+        Self { keys: keys.iter().filter_map(Keys::derive).collect() }
+    }
+
+    /// A record as it is stored for a token.
+    pub fn seal(&self, digest: &TokenDigest, record: &Record) -> Result<Vec<u8>, SealError> {
+        let mut value = stamp(record.used).into_bytes();
+        let associated = associated(digest, &value);
+        let mut nonce = [0; NONCE];
+        rand::rng().fill_bytes(&mut nonce);
+        let plain = Zeroizing::new(encode(record));
+        let payload = Payload { msg: &plain, aad: &associated };
+        let key = self.keys.first().ok_or(SealError)?;
+        let sealed = key.records.encrypt(&Nonce::from(nonce), payload).map_err(|_| SealError)?;
+        value.extend(nonce);
+        value.extend(sealed);
+        Ok(value)
+    }
+
+    pub fn open(&self, digest: &TokenDigest, value: &[u8]) -> Value {
+        if value == TOMBSTONE {
+            return Value::Tombstone;
+        }
+        self.open_record(digest, value).map_or(Value::Unreadable, Value::Session)
+    }
+
+    fn open_record(&self, digest: &TokenDigest, value: &[u8]) -> Option<Record> {
+        let (stamp, rest) = value.split_at_checked(1 + DIGITS)?;
+        let (&[SESSION], used) = stamp.split_first_chunk()? else { return None };
+        let used = std::str::from_utf8(used).ok()?.parse().ok()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE>()?;
+        let associated = associated(digest, stamp);
+        let plain = self.keys.iter().find_map(|key| {
+            let payload = Payload { msg: sealed, aad: &associated };
+            key.records.decrypt(&Nonce::from(*nonce), payload).ok()
+        });
+        decode(&Zeroizing::new(plain?), used)
+    }
+
+    /// Under which names a user's sessions are listed; the first is for new ones.
+    pub fn users<'a>(&'a self, user: &'a User) -> impl Iterator<Item = UserName<'a>> {
+        self.keys.iter().map(move |keys| UserName { name: keys.name(user), keys })
+    }
+}
+
+/// A user in the store, under one of the keys.
+pub struct UserName<'a> {
+    pub name: String,
+    keys: &'a Keys,
+}
+
+impl UserName<'_> {
+    /// A token's entry among the user's.
+    pub fn member(&self, digest: &TokenDigest) -> Result<Vec<u8>, SealError> {
+        let payload = Payload { msg: digest.as_bytes(), aad: self.name.as_bytes() };
+        self.keys.members.encrypt(&Nonce::default(), payload).map_err(|_| SealError)
+    }
+
+    /// The token of an entry, if it was sealed for this user.
+    pub fn digest(&self, member: &[u8]) -> Option<TokenDigest> {
+        let payload = Payload { msg: member, aad: self.name.as_bytes() };
+        let plain = self.keys.members.decrypt(&Nonce::default(), payload).ok()?;
+        Some(TokenDigest::from_bytes(plain.try_into().ok()?))
+    }
+}
+
+impl Keys {
+    fn derive(key: &SealKey) -> Option<Self> {
+        let derive = |purpose: &[u8]| {
+            let hmac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
+            Some(Zeroizing::new(<[u8; 32]>::from(
+                hmac.chain_update(purpose).finalize().into_bytes(),
+            )))
+        };
+        Some(Self {
+            records: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate record")?).ok()?,
+            members: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate member")?).ok()?,
+            users: Hmac::new_from_slice(&*derive(b"wxgate user")?).ok()?,
+        })
+    }
+
+    fn name(&self, user: &User) -> String {
+        let hmac = self.users.clone().chain_update(user.app_id.as_str());
+        // No app id holds a zero byte.
+        let hmac = hmac.chain_update([0]).chain_update(user.openid.as_str());
+        URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes())
+    }
+}
+
+fn stamp(used: u64) -> String {
+    format!("{}{used:0DIGITS$}", char::from(SESSION))
+}
+
+fn associated(digest: &TokenDigest, stamp: &[u8]) -> Vec<u8> {
+    [digest.as_bytes(), stamp].concat()
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let mut plain = vec![VERSION];
+    plain.extend(record.created.to_be_bytes());
+    plain.extend(record.ends.to_be_bytes());
+    let Identity { app_id, openid, unionid } = &record.identity;
+    let unionid = unionid.as_ref().map_or("", UnionId::as_str);
+    for text in [app_id.as_str(), openid.as_str(), unionid] {
+        // An id is no longer than 128 bytes.
+        plain.push(u8::try_from(text.len()).unwrap_or_default());
+        plain.extend(text.as_bytes());
+    }
+    plain
+}
+
+fn decode(plain: &[u8], used: u64) -> Option<Record> {
+    let (&[VERSION], rest) = plain.split_first_chunk()? else { return None };
+    let (created, rest) = rest.split_first_chunk()?;
+    let (ends, mut rest) = rest.split_first_chunk()?;
+    let mut text = || {
+        let (length, after) = rest.split_first()?;
+        let (text, after) = after.split_at_checked(usize::from(*length))?;
+        rest = after;
+        std::str::from_utf8(text).ok()
+    };
+    let app_id = AppId::parse(text()?)?;
+    let openid = OpenId::parse(text()?)?;
+    let unionid = match text()? {
+        "" => None,
+        unionid => Some(UnionId::parse(unionid)?),
+    };
+    rest.is_empty().then_some(Record {
+        identity: Identity { app_id, openid, unionid },
+        created: u64::from_be_bytes(*created),
+        ends: u64::from_be_bytes(*ends),
+        used,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::SessionToken;
+
+    fn key(byte: u8) -> SealKey {
+        SealKey::parse(&format!("{byte:02x}").repeat(32)).unwrap()
+    }
+
+    fn record() -> Record {
+        Record {
+            identity: Identity {
+                app_id: AppId::parse("wx1").unwrap(),
+                openid: OpenId::parse("o1-secret-openid").unwrap(),
+                unionid: UnionId::parse("u1"),
+            },
+            created: 1_700_000_000_000,
+            ends: 1_700_000_100_000,
+            used: 1_700_000_050_000,
+        }
+    }
+
+    #[test]
+    fn what_one_key_sealed_opens_with_it_and_for_its_token_only() {
+        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
+        for record in [
+            record(),
+            Record { identity: Identity { unionid: None, ..record().identity }, ..record() },
+        ] {
+            let value = seals.seal(&digest, &record).unwrap();
+            assert_eq!(seals.open(&digest, &value), Value::Session(record));
+            let other = SessionToken::generate().digest();
+            assert_eq!(seals.open(&other, &value), Value::Unreadable);
+            assert_eq!(Seals::new(&[key(2)]).open(&digest, &value), Value::Unreadable);
+            let rotated = Seals::new(&[key(2), key(1)]);
+            assert!(matches!(rotated.open(&digest, &value), Value::Session(_)));
+        }
+        assert_eq!(seals.open(&digest, TOMBSTONE), Value::Tombstone);
+    }
+
+    #[test]
+    fn no_bit_of_a_value_can_be_changed() {
+        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
+        let value = seals.seal(&digest, &record()).unwrap();
+        for bit in 0..value.len() * 8 {
+            let mut changed = value.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(seals.open(&digest, &changed), Value::Unreadable, "bit {bit}");
+        }
+        for length in 0..value.len() {
+            assert_eq!(seals.open(&digest, &value[..length]), Value::Unreadable, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_value_shows_nothing_of_whose_it_is() {
+        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
+        let value = seals.seal(&digest, &record()).unwrap();
+        let holds = |text: &[u8]| value.windows(text.len()).any(|window| window == text);
+        assert!(!holds(b"secret-openid") && !holds(b"wx1"));
+        assert_ne!(value, seals.seal(&digest, &record()).unwrap());
+    }
+
+    #[test]
+    fn entries_of_a_user_are_the_same_each_time_and_the_users_own() {
+        let seals = Seals::new(&[key(1), key(2)]);
+        let user =
+            User { app_id: AppId::parse("wx1").unwrap(), openid: OpenId::parse("o1").unwrap() };
+        let other = User { openid: OpenId::parse("o2").unwrap(), ..user.clone() };
+        let digest = SessionToken::generate().digest();
+        let names: Vec<_> = seals.users(&user).collect();
+        assert_eq!(names.len(), 2);
+        let member = names[0].member(&digest).unwrap();
+        assert_eq!(member, names[0].member(&digest).unwrap());
+        assert!(names[0].digest(&member) == Some(digest));
+        assert!(names[1].digest(&member).is_none());
+        let others = seals.users(&other).next().unwrap();
+        assert_ne!(others.name, names[0].name);
+        assert!(others.digest(&member).is_none());
+        assert!(!names[0].name.contains("o1"));
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_sealed() {
+        let digest = SessionToken::generate().digest();
+        assert!(Seals::new(&[]).seal(&digest, &record()).is_err());
+    }
+}
