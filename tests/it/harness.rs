@@ -7,6 +7,7 @@ pub mod canary;
 pub mod certificate;
 pub mod client;
 pub mod process_log;
+pub mod redis;
 pub mod upstream;
 
 use std::net::SocketAddr;

@@ -25,6 +25,7 @@ mod redirect;
 mod reload;
 mod routes;
 mod session;
+mod shared_store;
 mod shutdown;
 mod storm;
 mod tls;

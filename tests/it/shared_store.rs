@@ -1,0 +1,247 @@
+//! Sessions that several gateways share, on real servers of Redis.
+
+use std::time::{Duration, Instant};
+
+use redis::cmd;
+
+use crate::harness::redis::{RedisServer, sentinels};
+use crate::harness::{PATIENCE, SECRET, Stack, openid};
+
+const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+/// A gateway whose sessions are at a URL; `more` is TOML of `[session]` and what follows.
+async fn gateway(url: &str, more: &str) -> Stack {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("seal");
+    std::fs::write(&key, KEY).unwrap();
+    let key = key.display();
+    Stack::start_with(&format!(
+        "session.seal_key = {{ file = \"{key}\" }}\nsession.redis.url = \"{url}\"\n{more}"
+    ))
+    .await
+}
+
+fn url(server: &RedisServer) -> String {
+    format!("redis://127.0.0.1:{}", server.port)
+}
+
+async fn status(stack: &Stack, token: &str) -> u16 {
+    stack.get("/").token(token).send().await.status
+}
+
+/// Asks until the answer has a status, and tells how long that took.
+async fn until_status(stack: &Stack, token: &str, wanted: u16) -> Duration {
+    let begun = Instant::now();
+    while status(stack, token).await != wanted {
+        assert!(begun.elapsed() < PATIENCE, "no {wanted} in time");
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
+    let server = RedisServer::start();
+    // Longer than the test: what ends the session is word of the logout.
+    let bound = "session.redis.near_cache_ttl = \"1m\"";
+    let (one, other) = (gateway(&url(&server), bound).await, gateway(&url(&server), bound).await);
+    let token = one.login("alice").await;
+    let left = one.get("/session").token(&token).send().await.json();
+    assert_eq!(left["expires_in"], 7200);
+    let answer = other.get("/").token(&token).send().await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(other.upstream.seen().last().unwrap().all("x-openid"), [openid("alice")]);
+    assert_eq!(other.metric("wxgate_sessions").await, 1.0);
+
+    assert_eq!(one.post("/logout").token(&token).send().await.status, 204);
+    one.get("/").token(&token).send().await.assert_error(401, "session_expired", "login");
+    until_status(&other, &token, 401).await;
+    assert_eq!(one.post("/logout").token(&token).send().await.status, 204);
+    assert_eq!(one.metric("wxgate_sessions_removed_total{cause=\"revoked\"}").await, 1.0);
+    assert_eq!(one.metric("wxgate_store_up").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_word_of_an_end_is_lost_it_is_seen_within_the_bound() {
+    let server = RedisServer::start();
+    let bound = "session.redis.near_cache_ttl = \"3s\"";
+    let stack = gateway(&url(&server), bound).await;
+    let token = stack.login("alice").await;
+    assert_eq!(status(&stack, &token).await, 200);
+    cmd("FLUSHALL").exec(&mut server.connection()).unwrap();
+    stack.clock.advance(Duration::from_secs(3));
+    stack.get("/").token(&token).send().await.assert_error(401, "session_expired", "login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
+    let server = RedisServer::start();
+    let bound = "session.redis.near_cache_ttl = \"1m\"";
+    let stack = gateway(&url(&server), bound).await;
+    let other = gateway(&url(&server), bound).await;
+    let (known, unknown) = (stack.login("alice").await, other.login("bob").await);
+    server.stop();
+    for path in ["/", "/optional"] {
+        assert_eq!(stack.get(path).token(&known).send().await.status, 200);
+        let refused = stack.get(path).token(&unknown).send().await;
+        refused.assert_error(503, "store_unavailable", "retry");
+    }
+    assert_eq!(stack.get("/none").token(&unknown).send().await.status, 200);
+    assert_eq!(stack.get("/optional").send().await.status, 200);
+    let refused = stack.try_login("user-carol-1").await;
+    refused.assert_error(503, "store_unavailable", "retry");
+    let refused = stack.post("/logout").token(&known).send().await;
+    refused.assert_error(503, "store_unavailable", "retry");
+    // Whoever wants to leave is not let in again before that is known to be so.
+    assert_eq!(status(&stack, &known).await, 503);
+    stack.until_metric("wxgate_store_up", 0.0).await;
+    assert_eq!(crate::harness::client::get(stack.admin, "/readyz").await.status, 200);
+
+    // No code is spent on a session that cannot be kept.
+    let refused = stack.try_login("user-dora-1").await;
+    refused.assert_error(503, "store_unavailable", "retry");
+    server.go_on();
+    until_status(&stack, &unknown, 200).await;
+    assert_eq!(stack.try_login("user-dora-1").await.status, 200);
+    assert_eq!(stack.post("/logout").token(&known).send().await.status, 204);
+    assert_eq!(status(&stack, &known).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn look_ups_beyond_the_limit_are_refused_before_they_reach_the_store() {
+    let server = RedisServer::start();
+    let few = "session.redis.max_lookups = 1\nsession.redis.timeout = \"400ms\"";
+    let stack = gateway(&url(&server), few).await;
+    server.stop();
+    let made_up = ["A", "B"].map(|letter| letter.repeat(43));
+    let [one, other] = made_up.each_ref().map(|token| status(&stack, token));
+    assert_eq!(tokio::join!(one, other), (503, 503));
+    let count = |outcome| format!("wxgate_store_requests_total{{outcome=\"{outcome}\"}}");
+    assert_eq!(stack.metric(&count("refused")).await, 1.0);
+    assert_eq!(stack.metric(&count("timeout")).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_comes_back_empty_has_ended_every_session() {
+    let mut server = RedisServer::start();
+    let stack = gateway(&url(&server), "").await;
+    let token = stack.login("alice").await;
+    server.kill();
+    stack.until_metric("wxgate_store_up", 0.0).await;
+    stack.clock.advance(Duration::from_secs(5));
+    let refused = stack.get("/").token(&token).send().await;
+    refused.assert_error(503, "store_unavailable", "retry");
+    server.restart();
+    until_status(&stack, &token, 401).await;
+    let token = stack.login("alice").await;
+    assert_eq!(status(&stack, &token).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_so_many_sessions_and_the_oldest_goes_first() {
+    let server = RedisServer::start();
+    let most = "session.max_per_user = 2";
+    let (one, other) = (gateway(&url(&server), most).await, gateway(&url(&server), most).await);
+    let (first, second) = (one.login("alice").await, other.login("alice").await);
+    let bobs = one.login("bob").await;
+    // It is the oldest, however lately it was used.
+    assert_eq!(status(&other, &first).await, 200);
+    let third = other.login("alice").await;
+    assert_eq!(status(&other, &first).await, 401);
+    until_status(&one, &first, 401).await;
+    for token in [&second, &third, &bobs] {
+        assert_eq!(status(&one, token).await, 200);
+    }
+    assert_eq!(other.metric("wxgate_sessions_removed_total{cause=\"replaced\"}").await, 1.0);
+    // A place that was given up is free.
+    assert_eq!(one.post("/logout").token(&second).send().await.status, 204);
+    let fourth = one.login("alice").await;
+    for token in [&third, &fourth] {
+        assert_eq!(status(&one, token).await, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_sees_neither_tokens_nor_users() {
+    let server = RedisServer::start();
+    let stack = gateway(&url(&server), "").await;
+    let token = stack.login("alice").await;
+    let mut connection = server.connection();
+    let mut stored = Vec::new();
+    for key in server.keys() {
+        stored.extend(key.as_bytes());
+        let kind: String = cmd("TYPE").arg(&key).query(&mut connection).unwrap();
+        let values: Vec<Vec<u8>> = match &*kind {
+            "string" => vec![cmd("GET").arg(&key).query(&mut connection).unwrap()],
+            _ => cmd("ZRANGE").arg(&key).arg(0).arg(-1).query(&mut connection).unwrap(),
+        };
+        stored.extend(values.concat());
+        let life: i64 = cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+        assert!(life > 0, "{key} goes by itself");
+    }
+    assert!(stored.len() > 100);
+    for secret in [&token, SECRET, &openid("alice"), "alice", crate::harness::APP] {
+        let secret = secret.as_bytes();
+        assert!(!stored.windows(secret.len()).any(|window| window == secret));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_another_key_or_another_token_is_no_session() {
+    let server = RedisServer::start();
+    let stack = gateway(&url(&server), "").await;
+    let mut connection = server.connection();
+    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
+    let sessions: Vec<_> = server.keys().into_iter().filter(|key| key.contains("s:")).collect();
+    let [a, b] = <[String; 2]>::try_from(sessions).unwrap();
+    let values =
+        [&a, &b].map(|key| -> Vec<u8> { cmd("GET").arg(key).query(&mut connection).unwrap() });
+    cmd("SET").arg(&a).arg(&values[1]).exec(&mut connection).unwrap();
+    cmd("SET").arg(&b).arg(&values[0]).exec(&mut connection).unwrap();
+    stack.clock.advance(Duration::from_secs(5));
+    assert_eq!(status(&stack, &alice).await, 401);
+    assert_eq!(status(&stack, &bob).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_session() {
+    let server = RedisServer::start();
+    let times = "session.idle_timeout = \"100s\"\nsession.ttl = \"1h\"\nsession.redis.near_cache_ttl = \"50s\"";
+    let stack = gateway(&url(&server), times).await;
+    let token = stack.login("alice").await;
+    let session = server.keys().into_iter().find(|key| key.contains("s:")).unwrap();
+    let mut connection = server.connection();
+    let mut life = || -> u64 { cmd("PTTL").arg(&session).query(&mut connection).unwrap() };
+    // The idle end, and an interval of a tenth more.
+    assert!((109_000..=110_000).contains(&life()), "{}", life());
+    cmd("PEXPIRE").arg(&session).arg(50_000).exec(&mut server.connection()).unwrap();
+    stack.clock.advance(Duration::from_secs(9));
+    assert_eq!(status(&stack, &token).await, 200);
+    assert!(life() <= 50_000);
+    stack.clock.advance(Duration::from_secs(1));
+    assert_eq!(status(&stack, &token).await, 200);
+    let begun = Instant::now();
+    while life() < 100_000 {
+        assert!(begun.elapsed() < PATIENCE, "not written in time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_primary_knows_what_was_acknowledged() {
+    let mut primary = RedisServer::start();
+    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
+    let sentinels = sentinels(&primary, replicas.len());
+    let addresses: Vec<_> =
+        sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+    let url = format!("redis+sentinel://{}/main", addresses.join(","));
+    let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
+    let (kept, ended) = (one.login("alice").await, one.login("bob").await);
+    assert_eq!(status(&other, &ended).await, 200);
+    assert_eq!(one.post("/logout").token(&ended).send().await.status, 204);
+    primary.kill();
+    one.until_metric("wxgate_store_up", 0.0).await;
+    for stack in [&one, &other] {
+        stack.clock.advance(Duration::from_secs(5));
+        until_status(stack, &kept, 200).await;
+        assert_eq!(status(stack, &ended).await, 401);
+    }
+}
