@@ -13,6 +13,7 @@
 
 mod support;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::Instant;
 
@@ -32,6 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SIZES: [usize; 3] = [10_000, 1_000_000, 10_000_000];
 const ROUNDS: usize = 5;
 const LOOK_UPS: usize = 200_000;
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -71,10 +73,10 @@ async fn hold(size: usize) {
         unionid: UnionId::parse(&format!("uAbCdEfGhIjKlMnOpQr{number:09}")),
     };
     // In memory before what is measured.
-    let mut digests = vec![sessions.create(identity(0)).await.unwrap().0.digest(); size];
+    let mut digests = vec![sessions.create(identity(0), CLIENT).await.unwrap().0.digest(); size];
     let before = resident(std::process::id());
     for (number, digest) in digests.iter_mut().enumerate() {
-        *digest = sessions.create(identity(number)).await.unwrap().0.digest();
+        *digest = sessions.create(identity(number), CLIENT).await.unwrap().0.digest();
         if number % 1000 == 0 {
             sessions.maintain();
         }

@@ -61,7 +61,11 @@ fn hot_path(criterion: &mut Criterion) {
                 openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
                 unionid: None,
             };
-            now(sessions.create(identity)).unwrap().0.expose().to_owned()
+            now(sessions.create(identity, IpAddr::from([192, 0, 2, 1])))
+                .unwrap()
+                .0
+                .expose()
+                .to_owned()
         })
         .collect();
     let routes = Routes::new(&config.endpoints, &config.routes);

@@ -117,14 +117,6 @@ impl Authenticator {
         Ok(())
     }
 
-    /// What the token of a request is known by, if it carries one.
-    pub fn digest(&self, headers: &HeaderMap) -> Option<TokenDigest> {
-        match self.presented(headers) {
-            Ok(Presented::Token(text)) => TokenDigest::parse(text),
-            _ => None,
-        }
-    }
-
     async fn find(&self, text: &[u8]) -> Result<Arc<Session>, AuthError> {
         let digest = TokenDigest::parse(text).ok_or(AuthError::InvalidToken)?;
         let session = self.sessions.get(&digest).await?;
@@ -176,6 +168,7 @@ fn in_session_header<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
     use std::time::Duration;
 
     use http::HeaderValue;
@@ -184,6 +177,8 @@ mod tests {
     use crate::clock::Clock;
     use crate::config::Carriers;
     use crate::metrics::Metrics;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn app(app_id: &str) -> App {
         App {
@@ -268,7 +263,7 @@ mod tests {
             openid: crate::identity::OpenId::parse("o1").unwrap(),
             unionid: None,
         };
-        let (token, _) = authenticator.sessions.create(identity).await.unwrap();
+        let (token, _) = authenticator.sessions.create(identity, CLIENT).await.unwrap();
         let lines = headers(&[("x-3rd-session", token.expose())]);
         for access in [Access::Required, Access::Optional] {
             let judged = authenticator.authenticate(&lines, access).await;
@@ -284,7 +279,7 @@ mod tests {
             openid: crate::identity::OpenId::parse("o1").unwrap(),
             unionid: None,
         };
-        let (token, _) = authenticator.sessions.create(identity.clone()).await.unwrap();
+        let (token, _) = authenticator.sessions.create(identity.clone(), CLIENT).await.unwrap();
         let known = headers(&[("x-3rd-session", token.expose())]);
         let unknown = headers(&[("x-3rd-session", &"A".repeat(43))]);
         let malformed = headers(&[("x-3rd-session", "short")]);

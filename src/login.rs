@@ -9,6 +9,7 @@ mod notices;
 mod pace;
 mod replay;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use self::replay::{Grant, Key, Replays, Source};
 use crate::answer::Answer;
 use crate::clock::Clock;
 use crate::config::{Config, LoginForms, LoginSection};
+use crate::identity::AppId;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::secret::Secret;
@@ -101,17 +103,18 @@ impl Login {
         self.metrics.login(UNKNOWN_APP, rejection.error());
     }
 
-    /// Serves one login. Whatever comes of it is counted.
+    /// Serves one login that `client` sent. Whatever comes of it is counted.
     ///
     /// # Errors
     /// The refusal to answer with; its cause is in the log.
     pub async fn serve(
         &self,
         request: LoginRequest<'_>,
+        client: IpAddr,
         request_id: &str,
     ) -> Result<Answer, Rejection> {
         let mut app_id = UNKNOWN_APP;
-        let outcome = self.run(request, request_id, &mut app_id).await;
+        let outcome = self.run(request, client, request_id, &mut app_id).await;
         let word = outcome.as_ref().map_or_else(Rejection::error, |_| "ok");
         self.metrics.login(app_id, word);
         outcome
@@ -120,11 +123,14 @@ impl Login {
     async fn run<'a>(
         &'a self,
         request: LoginRequest<'_>,
+        client: IpAddr,
         request_id: &str,
         counted_app: &mut &'a str,
     ) -> Result<Answer, Rejection> {
         let fields = parse(request, self.section.accept)?;
-        let (index, app_id) = self.app(fields.app_id.as_deref())?;
+        let asked = self.app(fields.app_id.as_deref());
+        let (index, app_id) = asked.map_err(Rejection::BadRequest)?;
+        let app_id = app_id.as_str();
         *counted_app = app_id;
         if Code::is_mock(fields.code.expose()) {
             return Err(Rejection::InvalidCode);
@@ -134,7 +140,7 @@ impl Login {
 
         let key = Key::of(app_id, fields.code.expose());
         let (exchange, request_id) = (self.exchange.clone(), request_id.to_owned());
-        let trade = || async move { exchange.trade(index, code, &request_id).await };
+        let trade = || async move { exchange.trade(index, code, client, &request_id).await };
         let (outcome, source) = self.replays.share(key, trade).await;
         if source != Source::Own {
             self.metrics.login_coalesced();
@@ -152,19 +158,20 @@ impl Login {
         known.map_err(|_| Rejection::StoreUnavailable)
     }
 
-    /// The index and the id of an app.
-    fn app(&self, app_id: Option<&str>) -> Result<(usize, &str), Rejection> {
+    /// The index and the id of an app that is asked for, or of the default one.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn app(&self, app_id: Option<&str>) -> Result<(usize, &AppId), &'static str> {
         let mut apps = self.exchange.apps.iter().map(|(app, _)| app).enumerate();
         let found = match app_id {
             Some(app_id) => apps.find(|(_, app)| app.app_id.as_str() == app_id),
             None => apps.find(|(_, app)| app.is_default),
         };
-        found.map(|(index, app)| (index, app.app_id.as_str())).ok_or(Rejection::BadRequest(
-            match app_id {
-                Some(_) => "this app_id is not known here",
-                None => "app_id is needed: there are several apps and no default",
-            },
-        ))
+        found.map(|(index, app)| (index, &app.app_id)).ok_or(match app_id {
+            Some(_) => "this app_id is not known here",
+            None => "app_id is needed: there are several apps and no default",
+        })
     }
 }
 

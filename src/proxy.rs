@@ -233,10 +233,8 @@ impl ProxyHttp for Gateway {
         let length = body.as_ref().map_or(0, Bytes::len);
         if http.was_upgraded() {
             // What a client sends through a tunnel is a use of its session.
-            if let Some((session, digest)) =
-                context.verdict.session.as_ref().zip(context.digest.as_ref()).filter(|_| length > 0)
-            {
-                self.process.sessions.touch(session, digest);
+            if let Some(session) = context.verdict.session.as_ref().filter(|_| length > 0) {
+                self.process.sessions.touch(session);
             }
             return Ok(());
         }

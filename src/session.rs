@@ -1,15 +1,17 @@
 //! Sessions: what a token stands for, and for how long.
 //!
 //! A session ends at its absolute end (`session.ttl`), when it was not used for
-//! `session.idle_timeout`, when it is revoked, or when the store is full and it is the one
-//! least recently used. Both ends are kept in the session itself and judged at every look,
-//! on the [`Clock`]; the store's own expiry only frees memory. Each session that was created
-//! is counted as removed exactly once, by its cause. The key is the token's digest; the
-//! token is kept nowhere. Where sessions live is decided by the private backend.
+//! `session.idle_timeout`, when it is revoked, when its user has as many newer ones as
+//! `session.max_per_user` says, or when the store is full and it is the one least recently used.
+//! Both ends are kept in the session itself and judged at every look, on the [`Clock`]; the
+//! store's own expiry only frees memory. Each session that was created is counted as removed
+//! exactly once, by its cause. The key is the token's digest; the token is kept nowhere. Where
+//! sessions live is decided by the private backend.
 
 mod memory;
 mod redis;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use self::memory::DigestHash;
 use crate::clock::Clock;
 use crate::config::SessionSection;
-use crate::identity::Identity;
+use crate::identity::{Identity, User};
 use crate::metrics::{Metrics, Removal};
 use crate::token::{SessionToken, TokenDigest};
 
@@ -33,7 +35,6 @@ pub struct Sessions {
     /// How much later an idle end may be judged, where uses are not all known here.
     slack: Duration,
     clock: Clock,
-    metrics: Arc<Metrics>,
 }
 
 /// A closed set.
@@ -48,12 +49,14 @@ enum Backend {
 #[error("the session store is not available")]
 pub struct StoreError;
 
-/// One login's session.
+/// One login's session. Times are the clock's, in milliseconds.
 pub struct Session {
     pub identity: Identity,
-    /// On the clock, as the others.
-    created_at_millis: u64,
-    ends_at_millis: u64,
+    digest: TokenDigest,
+    /// Where its login came from.
+    pub client: IpAddr,
+    pub created_at_millis: u64,
+    pub ends_at_millis: u64,
     last_used_millis: AtomicU64,
     is_removed: AtomicBool,
 }
@@ -67,11 +70,12 @@ impl Sessions {
         let (backend, slack) = match &section.shared {
             None => {
                 let capacity = section.capacity;
-                let memory = memory::Memory::new(capacity, idle_timeout, metrics.clone());
+                let most = section.max_per_user;
+                let memory = memory::Memory::new(capacity, most, idle_timeout, metrics);
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
-                let redis = redis::Redis::new(section, shared, clock.clone(), metrics.clone());
+                let redis = redis::Redis::new(section, shared, clock.clone(), metrics);
                 let slack = redis.slack();
                 (Backend::Redis(redis), slack)
             }
@@ -82,7 +86,6 @@ impl Sessions {
             idle_timeout,
             slack,
             clock,
-            metrics,
         }
     }
 
@@ -124,18 +127,26 @@ impl Sessions {
     ///
     /// # Errors
     /// When the store cannot be reached.
-    pub async fn create(&self, identity: Identity) -> Result<(SessionToken, Duration), StoreError> {
+    pub async fn create(
+        &self,
+        identity: Identity,
+        client: IpAddr,
+    ) -> Result<(SessionToken, Duration), StoreError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
-        let ends = now.saturating_add(self.ttl_millis.load(Ordering::Relaxed));
-        let session = Session::new(identity, now, ends, now);
+        let session = Session {
+            identity,
+            digest: token.digest(),
+            client,
+            created_at_millis: now,
+            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
+            last_used_millis: AtomicU64::new(now),
+            is_removed: AtomicBool::new(false),
+        };
         let expires_in = self.expires_in(&session);
         match &self.backend {
-            Backend::Memory(memory) => {
-                memory.insert(token.digest(), session);
-                self.metrics.session_created();
-            }
-            Backend::Redis(redis) => redis.insert(token.digest(), session).await?,
+            Backend::Memory(memory) => memory.insert(session),
+            Backend::Redis(redis) => redis.insert(session).await?,
         }
         Ok((token, expires_in))
     }
@@ -157,7 +168,7 @@ impl Sessions {
         }
         match &self.backend {
             Backend::Memory(_) => session.last_used_millis.store(now, Ordering::Relaxed),
-            Backend::Redis(redis) => redis.used(&session, digest, now),
+            Backend::Redis(redis) => redis.used(&session, now),
         }
         Ok(Some(session))
     }
@@ -206,22 +217,21 @@ impl Sessions {
     }
 
     fn is_live(&self, session: &Session) -> bool {
-        !session.is_removed.load(Ordering::Acquire)
-            && !self.remaining(session, self.clock.now_millis()).is_zero()
+        !session.is_removed() && !self.remaining(session, self.clock.now_millis()).is_zero()
     }
 
-    /// Whether a session found earlier, by its token, has not ended since. Asking is no use of
-    /// it. A store that cannot be asked any more is as good as an end.
-    pub async fn lives_on(&self, session: &Session, digest: &TokenDigest) -> bool {
+    /// Whether a session found earlier has not ended since. Asking is no use of it. A store that
+    /// cannot be asked any more is as good as an end.
+    pub async fn lives_on(&self, session: &Session) -> bool {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
-            Backend::Redis(_) => self.knows(digest).await.unwrap_or(false),
+            Backend::Redis(_) => self.knows(&session.digest).await.unwrap_or(false),
         }
     }
 
-    /// Counts something that was done under a session found earlier, by its token, as a use of
-    /// it, once a minute at most.
-    pub fn touch(&self, session: &Arc<Session>, digest: &TokenDigest) {
+    /// Counts something that was done under a session found earlier as a use of it, once a
+    /// minute at most.
+    pub fn touch(&self, session: &Arc<Session>) {
         let now = self.clock.now_millis();
         match &self.backend {
             Backend::Memory(memory) => {
@@ -230,11 +240,26 @@ impl Sessions {
                 if is_due && self.is_live(session) {
                     session.last_used_millis.store(now, Ordering::Relaxed);
                     // The store, too, counts what is looked up as used.
-                    drop(memory.get(digest));
+                    drop(memory.get(&session.digest));
                 }
             }
-            Backend::Redis(redis) => redis.used(session, digest, now),
+            Backend::Redis(redis) => redis.used(session, now),
         }
+    }
+
+    /// The live sessions of a user, the oldest first. Uses of them may be known an interval late
+    /// where the store is shared.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
+        let mut sessions = match &self.backend {
+            Backend::Memory(memory) => memory.of_user(user),
+            Backend::Redis(redis) => redis.of_user(user).await?,
+        };
+        sessions.retain(|session| self.is_live(session));
+        sessions.sort_by_key(|session| session.created_at_millis);
+        Ok(sessions)
     }
 
     /// Frees what has ended. Called every second and before metrics are read.
@@ -247,18 +272,13 @@ impl Sessions {
 }
 
 impl Session {
-    /// Times are the clock's.
-    fn new(identity: Identity, created: u64, ends: u64, last_used: u64) -> Self {
-        Self {
-            identity,
-            created_at_millis: created,
-            ends_at_millis: ends,
-            last_used_millis: AtomicU64::new(last_used),
-            is_removed: AtomicBool::new(false),
-        }
+    /// Under which it is kept.
+    pub fn digest(&self) -> &TokenDigest {
+        &self.digest
     }
 
-    fn last_used(&self) -> u64 {
+    /// On the clock, in milliseconds.
+    pub fn last_used(&self) -> u64 {
         self.last_used_millis.load(Ordering::Relaxed)
     }
 
@@ -266,6 +286,10 @@ impl Session {
     fn set_used(&self, from: u64, to: u64) -> bool {
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
         self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.is_removed.load(Ordering::Acquire)
     }
 
     /// Whether this call is the one that removed it: later ones must not count it again.
@@ -313,7 +337,8 @@ mod tests {
                 openid: OpenId::parse("o1").unwrap(),
                 unionid: None,
             };
-            self.sessions.create(identity).await.unwrap().0.digest()
+            let client = IpAddr::from([192, 0, 2, 1]);
+            self.sessions.create(identity, client).await.unwrap().0.digest()
         }
 
         async fn is_live(&self, digest: &TokenDigest) -> bool {
@@ -417,7 +442,7 @@ mod tests {
         for _ in 0..8 {
             // Ten seconds without a use would end it.
             store.clock.advance(Duration::from_secs(4));
-            store.sessions.touch(&session, &held);
+            store.sessions.touch(&session);
             store.login().await;
             store.sessions.maintain();
         }

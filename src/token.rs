@@ -58,6 +58,12 @@ impl TokenDigest {
         Self(bytes)
     }
 
+    /// Its first 16 hexadecimal digits: what operators call a session by.
+    pub fn id(&self) -> String {
+        let first = self.0.first_chunk().copied().unwrap_or_default();
+        format!("{:016x}", u64::from_be_bytes(first))
+    }
+
     fn of(text: &[u8]) -> Self {
         Self(Sha256::digest(text).into())
     }

@@ -1,5 +1,6 @@
 //! From a code to a session, once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::notices::Notices;
@@ -51,8 +52,8 @@ impl Exchange {
         Ok(Self { apps, wechat, sessions, notices: Notices::new(clock.clone()) })
     }
 
-    /// Trades a code of the app with this index for a session.
-    pub async fn trade(&self, app: usize, code: Code, request_id: &str) -> Outcome {
+    /// Trades a code of the app with this index, that `client` sent, for a session.
+    pub async fn trade(&self, app: usize, code: Code, client: IpAddr, request_id: &str) -> Outcome {
         let (app, pace) = self.apps.get(app).ok_or(Rejection::InternalError)?;
         pace.check()?;
         let refused = |error: WeChatError| {
@@ -75,7 +76,7 @@ impl Exchange {
             Ok(_) | Err(_) => pace.resume(),
         }
         let identity = exchanged.map_err(refused)?;
-        let (token, expires_in) = self.sessions.create(identity).await.map_err(unkept)?;
+        let (token, expires_in) = self.sessions.create(identity, client).await.map_err(unkept)?;
         Ok(Arc::new(Grant { token, expires_in }))
     }
 }

@@ -18,7 +18,6 @@ use crate::policy::{Policy, Process, Verdict};
 use crate::progress::Progress;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
-use crate::token::TokenDigest;
 use crate::upstream::Pool;
 use crate::websocket::Tunnel;
 
@@ -51,8 +50,6 @@ pub struct RequestContext {
     pub tunnel: Option<Arc<Tunnel>>,
     /// Whether it may become a WebSocket.
     pub is_websocket: bool,
-    /// The token that a tunnel was opened with.
-    pub digest: Option<TokenDigest>,
     /// Cuts the tunnel in time.
     pub watch: Option<AbortOnDropHandle<()>>,
     /// What the edge is told of a request of HTTP/2, and what is known of a tunnel that it cuts.
@@ -81,7 +78,6 @@ impl RequestContext {
             body_bytes: 0,
             tunnel: None,
             is_websocket: false,
-            digest: None,
             watch: None,
             progress: None,
             is_recorded: false,

@@ -40,7 +40,8 @@ impl Gateway {
         }
         if is_query {
             let query = request.uri.query().unwrap_or_default();
-            return Ok(login.serve(LoginRequest::Query(query), context.request_id()).await?);
+            let request = LoginRequest::Query(query);
+            return Ok(login.serve(request, context.client.address, context.request_id()).await?);
         }
         let content_type = request.headers.get(CONTENT_TYPE).cloned();
         // Two could be told apart in two ways.
@@ -57,7 +58,7 @@ impl Gateway {
             Err(left) => return Err(left),
         };
         let request = LoginRequest::Body { content_type, body: &body };
-        Ok(login.serve(request, context.request_id()).await?)
+        Ok(login.serve(request, context.client.address, context.request_id()).await?)
     }
 
     pub(super) async fn logout(

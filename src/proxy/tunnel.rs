@@ -21,16 +21,14 @@ impl Gateway {
         let progress = Progress::new(request.method.clone(), request.uri.path_and_query().cloned());
         progress.answer(101);
         context.progress = Some(Arc::new(progress));
-        let digest = context.policy.authenticator.digest(&request.headers);
-        context.digest = digest;
         let lifetime = context.policy.limits.websocket_lifetime;
-        let session = context.verdict.session.clone().zip(digest);
+        let session = context.verdict.session.clone();
         let process = self.process.clone();
         context.watch = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
             while started.elapsed() < lifetime {
-                if let Some((session, digest)) = &session
-                    && !process.sessions.lives_on(session, digest).await
+                if let Some(session) = &session
+                    && !process.sessions.lives_on(session).await
                 {
                     break;
                 }

@@ -7,7 +7,11 @@
 //! to its absolute end and is not asked for again is held for an idle timeout more; an expiry of
 //! each entry would free it at once, for 40 bytes a session and a timer moved by every look-up.
 
-use std::hash::{BuildHasher, Hasher};
+mod users;
+
+use std::borrow::Borrow;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +19,32 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use self::users::Users;
 use super::Session;
+use crate::identity::User;
 use crate::metrics::{Metrics, Removal};
 use crate::token::TokenDigest;
 
 #[derive(Clone)]
 pub struct Memory {
-    cache: Cache<TokenDigest, Arc<Session>, DigestHash>,
+    cache: Cache<Key, Arc<Session>, DigestHash>,
+    users: Arc<Users>,
+    max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
 }
 
+/// Is as good as the session's digest, and smaller.
+struct Key(Arc<Session>);
+
 impl Memory {
-    pub fn new(capacity: u64, longest_unused: Duration, metrics: Arc<Metrics>) -> Self {
-        let counted = metrics.clone();
+    pub fn new(
+        capacity: u64,
+        max_per_user: Option<NonZeroUsize>,
+        longest_unused: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let users = Arc::new(Users::new());
+        let (counted, listed) = (metrics.clone(), users.clone());
         let cache = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
@@ -41,14 +58,39 @@ impl Memory {
                 };
                 if session.mark_removed() {
                     counted.session_removed(removal);
+                    listed.remove(&session);
                 }
             })
             .build_with_hasher(DigestHash);
-        Self { cache, metrics }
+        Self { cache, users, max_per_user, metrics }
     }
 
-    pub fn insert(&self, digest: TokenDigest, session: Session) {
-        self.cache.insert(digest, Arc::new(session));
+    /// Keeps a new session, and ends the oldest ones of its user that are too many with it.
+    pub fn insert(&self, session: Session) {
+        let session = Arc::new(session);
+        self.cache.insert(Key(session.clone()), session.clone());
+        self.metrics.session_created();
+        let held = self.users.add(session.clone());
+        if session.is_removed() {
+            // It was pushed out before it was listed.
+            self.users.remove(&session);
+        }
+        if let Some(most) = self.max_per_user.map(NonZeroUsize::get)
+            && held > most
+        {
+            let mut others = self.of_user(&session.identity.user());
+            others.retain(|other| !Arc::ptr_eq(other, &session));
+            others.sort_by_key(|other| other.created_at_millis);
+            let excess = (others.len() + 1).saturating_sub(most);
+            for other in others.iter().take(excess) {
+                self.remove(&other.digest, Removal::Replaced);
+            }
+        }
+    }
+
+    /// In no order.
+    pub fn of_user(&self, user: &User) -> Vec<Arc<Session>> {
+        self.users.sessions(user)
     }
 
     pub fn get(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
@@ -60,6 +102,7 @@ impl Memory {
             && session.mark_removed()
         {
             self.metrics.session_removed(cause);
+            self.users.remove(&session);
         }
     }
 
@@ -71,6 +114,26 @@ impl Memory {
     pub fn len(&self) -> u64 {
         self.cache.run_pending_tasks();
         self.cache.entry_count()
+    }
+}
+
+impl Borrow<TokenDigest> for Key {
+    fn borrow(&self) -> &TokenDigest {
+        &self.0.digest
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.digest == other.0.digest
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.digest.hash(state);
     }
 }
 

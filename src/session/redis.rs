@@ -15,9 +15,8 @@
 //! | `{prefix}revoked` | the channel on which digests of ended sessions are told |
 //! | `{prefix}lease` | nothing: written to see whether replicas follow |
 //!
-//! In a cluster these lie in different slots, and only what is done to one key is atomic: a login
-//! stores the session, then lists it, then is answered; an end is effective with its tombstone,
-//! and taken off the list after it.
+//! A login stores its session and lists it, in a cluster one after the other (`users.rs`), then is
+//! answered. An end is effective with its tombstone, and taken off the list after it.
 
 mod address;
 mod link;
@@ -28,16 +27,16 @@ mod sentinel;
 mod users;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
 use tokio::sync::Semaphore;
 
-use self::link::{Link, Store};
+use self::link::{Connection, Link, Store};
 use self::near::Near;
 use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
 use self::users::Users;
@@ -51,6 +50,9 @@ use crate::token::TokenDigest;
 
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// For all the sessions of a user, when an operator asks.
+const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Own ends that are written again at once.
 const ASSERTED_AT_ONCE: usize = 1000;
@@ -175,26 +177,17 @@ impl Redis {
     }
 
     /// Stores a new session, and ends the oldest ones of its user that are too many with it.
-    pub async fn insert(&self, digest: TokenDigest, session: Session) -> Result<(), StoreError> {
+    pub async fn insert(&self, session: Session) -> Result<(), StoreError> {
         let this = &*self.0;
         let store = this.link.store()?;
+        let digest = session.digest;
         let record = this.record(&session, this.clock.now_millis());
         let asked = this.clock.now_millis();
         let stored = async {
+            let (life, interval) = (this.life(&record), millis(this.interval));
             let mut connection = store.common();
-            let value = this.seals.seal(&digest, &record).map_err(unsealable)?;
-            let life = this.life(&record);
-            cmd("SET")
-                .arg(this.keys.session(&digest))
-                .arg(value)
-                .arg("NX")
-                .arg("PX")
-                .arg(life)
-                .exec_async(&mut connection)
-                .await?;
-            // As long as the last of the user's sessions can be stored.
-            let longest = record.ends.saturating_sub(record.created) + millis(this.interval);
-            let listed = this.users().add(&mut connection, &digest, &record, longest).await?;
+            let listed =
+                this.users().insert(&mut connection, &digest, &record, life, interval).await?;
             match this.max_per_user.map(NonZeroUsize::get) {
                 Some(most) if listed > most => {
                     this.trim(&store, &digest, &record.identity.user(), most).await
@@ -203,7 +196,7 @@ impl Redis {
             }
         };
         this.link.within(this.timeout, stored).await?;
-        this.near.insert(&digest, session, asked);
+        this.near.insert(session, asked);
         this.metrics.session_created();
         Ok(())
     }
@@ -226,7 +219,7 @@ impl Redis {
         };
         let value = this.link.within(this.timeout, read).await?;
         Ok(match value.map(|value| this.seals.open(digest, &value)) {
-            Some(Value::Session(record)) => this.near.insert(digest, this.session(record), now),
+            Some(Value::Session(record)) => this.near.insert(this.session(*digest, record), now),
             Some(Value::Unreadable) => {
                 if let Some(others) = this.unreadable.others() {
                     tracing::warn!(
@@ -241,28 +234,24 @@ impl Redis {
     }
 
     /// A session is used at the moment: its store learns of it when that is due.
-    pub fn used(&self, session: &Arc<Session>, digest: &TokenDigest, now: u64) {
+    pub fn used(&self, session: &Arc<Session>, now: u64) {
         let written = session.last_used();
         if now.saturating_sub(written) < millis(self.0.interval) || !session.set_used(written, now)
         {
             return;
         }
-        let (this, session, digest) = (self.clone(), session.clone(), *digest);
+        let (this, session) = (self.clone(), session.clone());
         tokio::spawn(async move {
-            if this.refresh(&session, &digest, now).await.is_err() {
+            if this.refresh(&session, now).await.is_err() {
                 // The next use tries again.
                 session.set_used(now, written);
             }
         });
     }
 
-    async fn refresh(
-        &self,
-        session: &Session,
-        digest: &TokenDigest,
-        now: u64,
-    ) -> Result<(), StoreError> {
+    async fn refresh(&self, session: &Session, now: u64) -> Result<(), StoreError> {
         let this = &*self.0;
+        let digest = &session.digest;
         let store = this.link.store()?;
         let _permit = this.permit()?;
         let record = this.record(session, now);
@@ -270,12 +259,28 @@ impl Redis {
             let value = this.seals.seal(digest, &record).map_err(unsealable)?;
             let mut refresh = REFRESH.key(this.keys.session(digest));
             refresh.arg(record.used).arg(value).arg(this.life(&record));
-            refresh.invoke_async::<bool>(&mut store.common()).await
+            let mut connection = store.common();
+            let is_there = refresh.invoke_async::<bool>(&mut connection).await?;
+            if is_there && matches!(connection, Connection::Cluster(_)) {
+                let interval = millis(this.interval);
+                this.users().list(&mut connection, digest, &record, interval).await?;
+            }
+            Ok(is_there)
         };
         if !this.link.within(this.timeout, written).await? {
             this.near.forget(digest);
         }
         Ok(())
+    }
+
+    /// The sessions of a user that are stored, in no order.
+    pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
+        let this = &*self.0;
+        let store = this.link.store()?;
+        let read = async { this.users().sessions(&mut store.common(), user).await };
+        let sessions = this.link.within(LISTING_PATIENCE, read).await?;
+        let session = |(digest, record)| Arc::new(this.session(digest, record));
+        Ok(sessions.into_iter().map(session).collect())
     }
 
     /// Ends a session. Where `cause` is new to the store it is counted.
@@ -391,7 +396,7 @@ impl Inner {
 
     /// How long a record is stored, in milliseconds: until it ends, and an interval more.
     fn life(&self, record: &Record) -> u64 {
-        let now = self.unix_millis(self.clock.now_millis());
+        let now = self.clock.to_wall(self.clock.now_millis());
         (self.end_of(record) + millis(self.interval)).saturating_sub(now).max(1)
     }
 
@@ -400,36 +405,33 @@ impl Inner {
     }
 
     fn is_live(&self, record: &Record) -> bool {
-        let now = self.unix_millis(self.clock.now_millis());
+        let now = self.clock.to_wall(self.clock.now_millis());
         now < record.ends && now < self.end_of(record) + millis(self.interval)
     }
 
-    /// A session as it is stored when it was last used at `used`.
+    /// A session as it is stored when it was last used at `used`. Gateways compare its times:
+    /// their wall clocks must agree.
     fn record(&self, session: &Session, used: u64) -> Record {
         Record {
             identity: session.identity.clone(),
-            created: self.unix_millis(session.created_at_millis),
-            ends: self.unix_millis(session.ends_at_millis),
-            used: self.unix_millis(used),
+            client: session.client,
+            created: self.clock.to_wall(session.created_at_millis),
+            ends: self.clock.to_wall(session.ends_at_millis),
+            used: self.clock.to_wall(used),
         }
     }
 
-    fn session(&self, record: Record) -> Session {
-        let Record { identity, created, ends, used } = record;
-        let [created, ends, used] = [created, ends, used].map(|at| self.clock_millis(at));
-        Session::new(identity, created, ends, used)
-    }
-
-    /// A time of the clock, since 1970. Gateways compare these: their wall clocks must agree.
-    fn unix_millis(&self, clock_millis: u64) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (millis(since) + clock_millis).saturating_sub(self.clock.now_millis())
-    }
-
-    /// The reverse. What was before the clock was made is its beginning.
-    fn clock_millis(&self, unix_millis: u64) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (unix_millis + self.clock.now_millis()).saturating_sub(millis(since))
+    fn session(&self, digest: TokenDigest, record: Record) -> Session {
+        let Record { identity, client, created, ends, used } = record;
+        Session {
+            identity,
+            digest,
+            client,
+            created_at_millis: self.clock.from_wall(created),
+            ends_at_millis: self.clock.from_wall(ends),
+            last_used_millis: AtomicU64::new(self.clock.from_wall(used)),
+            is_removed: AtomicBool::new(false),
+        }
     }
 }
 

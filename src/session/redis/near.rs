@@ -66,13 +66,9 @@ impl Near {
 
     /// Takes in what the store said to a question of the time `asked`. `None` where word of its
     /// end has come meanwhile.
-    pub fn insert(
-        &self,
-        digest: &TokenDigest,
-        session: Session,
-        asked: u64,
-    ) -> Option<Arc<Session>> {
+    pub fn insert(&self, session: Session, asked: u64) -> Option<Arc<Session>> {
         let session = Arc::new(session);
+        let digest = session.digest();
         let believed_until = asked.saturating_add(self.ttl);
         self.sessions.insert(*digest, Known { session: session.clone(), believed_until });
         // In this order, as `end` has the other: one of the two sees what the other did.

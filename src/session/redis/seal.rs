@@ -7,6 +7,8 @@
 //! that survives a repeated nonce, which is why it is SIV. Keys for records and for users are
 //! derived from the seal key by HMAC-SHA-256. What the first key seals, any of the keys opens.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use aes_gcm_siv::aead::{Aead, Payload};
 use aes_gcm_siv::{Aes256GcmSiv, KeyInit, Nonce};
 use base64::Engine;
@@ -38,6 +40,8 @@ const NONCE: usize = 12;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub identity: Identity,
+    /// Where its login came from.
+    pub client: IpAddr,
     pub created: u64,
     /// Its absolute end.
     pub ends: u64,
@@ -170,6 +174,7 @@ fn encode(record: &Record) -> Vec<u8> {
     let mut plain = vec![VERSION];
     plain.extend(record.created.to_be_bytes());
     plain.extend(record.ends.to_be_bytes());
+    plain.extend(mapped(record.client).octets());
     let Identity { app_id, openid, unionid } = &record.identity;
     let unionid = unionid.as_ref().map_or("", UnionId::as_str);
     for text in [app_id.as_str(), openid.as_str(), unionid] {
@@ -180,10 +185,18 @@ fn encode(record: &Record) -> Vec<u8> {
     plain
 }
 
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
 fn decode(plain: &[u8], used: u64) -> Option<Record> {
     let (&[VERSION], rest) = plain.split_first_chunk()? else { return None };
     let (created, rest) = rest.split_first_chunk()?;
-    let (ends, mut rest) = rest.split_first_chunk()?;
+    let (ends, rest) = rest.split_first_chunk()?;
+    let (client, mut rest) = rest.split_first_chunk::<16>()?;
     let mut text = || {
         let (length, after) = rest.split_first()?;
         let (text, after) = after.split_at_checked(usize::from(*length))?;
@@ -198,6 +211,7 @@ fn decode(plain: &[u8], used: u64) -> Option<Record> {
     };
     rest.is_empty().then_some(Record {
         identity: Identity { app_id, openid, unionid },
+        client: Ipv6Addr::from(*client).to_canonical(),
         created: u64::from_be_bytes(*created),
         ends: u64::from_be_bytes(*ends),
         used,
@@ -220,6 +234,7 @@ mod tests {
                 openid: OpenId::parse("o1-secret-openid").unwrap(),
                 unionid: UnionId::parse("u1"),
             },
+            client: IpAddr::from([192, 0, 2, 1]),
             created: 1_700_000_000_000,
             ends: 1_700_000_100_000,
             used: 1_700_000_050_000,
@@ -232,6 +247,7 @@ mod tests {
         for record in [
             record(),
             Record { identity: Identity { unionid: None, ..record().identity }, ..record() },
+            Record { client: "2001:db8::1".parse().unwrap(), ..record() },
         ] {
             let value = seals.seal(&digest, &record).unwrap();
             assert_eq!(seals.open(&digest, &value), Value::Session(record));

@@ -1,17 +1,18 @@
 //! Which sessions a user has.
 //!
-//! Each user has a sorted set of sealed digests, by the absolute end of the sessions, beside the
-//! sessions themselves; in a cluster in another slot. A session is listed after it is stored and
-//! before its login is answered, so what a client holds is listed. What was ended or has expired
-//! may still be listed, and is taken off when somebody looks; what has come to its absolute end
-//! goes with the next login.
+//! Each user has a sorted set of sealed digests, by the absolute end of the sessions. A server
+//! that has it all stores and lists a session at once, so that no failover parts them. In a
+//! cluster the two lie in different slots: a session is listed after it is stored and before its
+//! login is answered, and again whenever its use is written, for the node that has the list may
+//! have lost it. What was ended or has expired may still be listed, and is taken off when somebody
+//! looks; what has come to its absolute end goes with the next login.
 
 use std::sync::LazyLock;
 
-use redis::{RedisResult, Script, cmd};
+use redis::{RedisResult, Script, ScriptInvocation, cmd};
 
 use super::link::Connection;
-use super::seal::{Record, Seals, UserName, Value};
+use super::seal::{Record, SealError, Seals, UserName, Value};
 use super::{Keys, unsealable};
 use crate::identity::User;
 use crate::token::TokenDigest;
@@ -21,15 +22,19 @@ const CHUNK: usize = 500;
 
 /// KEYS: the user's set. ARGV: the entry, its end, now, the set's life at least. Returns how many
 /// there are.
-static LIST: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-        redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
-        if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then
-            redis.call('PEXPIRE', KEYS[1], ARGV[4])
-        end
-        return redis.call('ZCARD', KEYS[1])",
-    )
+const LIST: &str = r"
+    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
+    if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then
+        redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    end
+    return redis.call('ZCARD', KEYS[1])";
+
+static LIST_ONLY: LazyLock<Script> = LazyLock::new(|| Script::new(LIST));
+
+/// KEYS and ARGV: besides, the session, its value and its life.
+static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!("redis.call('SET', KEYS[2], ARGV[5], 'NX', 'PX', ARGV[6])\n{LIST}"))
 });
 
 /// The index of users' sessions, for one dealing with the store.
@@ -39,33 +44,80 @@ pub struct Users<'a> {
 }
 
 impl Users<'_> {
-    /// Lists a new session, that is kept for `life` milliseconds at most. Returns how many there
-    /// may be.
-    pub async fn add(
+    /// Stores a new session for `life` milliseconds, unless it is used, and lists it. Returns how
+    /// many its user may have.
+    pub async fn insert(
         &self,
         connection: &mut Connection,
         digest: &TokenDigest,
         record: &Record,
         life: u64,
+        interval: u64,
+    ) -> RedisResult<usize> {
+        let key = self.keys.session(digest);
+        let value = self.seals.seal(digest, record).map_err(unsealable)?;
+        if let Connection::Cluster(cluster) = connection {
+            let mut set = cmd("SET");
+            set.arg(key).arg(value).arg("NX").arg("PX").arg(life);
+            set.exec_async(cluster).await?;
+            return self.list(connection, digest, record, interval).await;
+        }
+        let user = record.identity.user();
+        let mut names = self.seals.users(&user);
+        let name = names.next().ok_or_else(|| unsealable(SealError))?;
+        let mut script = self.listing(&STORE_AND_LIST, &name, digest, record, interval)?;
+        script.key(key).arg(value).arg(life);
+        let listed: usize = script.invoke_async(connection).await?;
+        Ok(listed + self.count(connection, names).await?)
+    }
+
+    /// Lists a session. Returns how many its user may have.
+    pub async fn list(
+        &self,
+        connection: &mut Connection,
+        digest: &TokenDigest,
+        record: &Record,
+        interval: u64,
     ) -> RedisResult<usize> {
         let user = record.identity.user();
+        let mut names = self.seals.users(&user);
+        let name = names.next().ok_or_else(|| unsealable(SealError))?;
+        let script = self.listing(&LIST_ONLY, &name, digest, record, interval)?;
+        let listed: usize = script.invoke_async(connection).await?;
+        Ok(listed + self.count(connection, names).await?)
+    }
+
+    fn listing<'a>(
+        &self,
+        script: &'a Script,
+        name: &UserName<'_>,
+        digest: &TokenDigest,
+        record: &Record,
+        interval: u64,
+    ) -> RedisResult<ScriptInvocation<'a>> {
+        let member = name.member(digest).map_err(unsealable)?;
+        // As long as the session can be stored.
+        let longest = record.ends.saturating_sub(record.used) + interval;
+        let mut listing = script.key(self.keys.user(&name.name));
+        listing.arg(member).arg(record.ends).arg(record.used).arg(longest);
+        Ok(listing)
+    }
+
+    /// How many are listed under other keys.
+    async fn count(
+        &self,
+        connection: &mut Connection,
+        names: impl Iterator<Item = UserName<'_>>,
+    ) -> RedisResult<usize> {
         let mut count = 0_usize;
-        for (index, name) in self.seals.users(&user).enumerate() {
+        for name in names {
             let key = self.keys.user(&name.name);
-            let listed: usize = if index == 0 {
-                let member = name.member(digest).map_err(unsealable)?;
-                let mut list = LIST.key(key);
-                list.arg(member).arg(record.ends).arg(record.created).arg(life);
-                list.invoke_async(connection).await?
-            } else {
-                cmd("ZCARD").arg(key).query_async(connection).await?
-            };
-            count += listed;
+            count += cmd("ZCARD").arg(key).query_async::<usize>(connection).await?;
         }
         Ok(count)
     }
 
-    /// A user's live sessions, oldest first.
+    /// A user's sessions that are stored, oldest first.
     pub async fn sessions(
         &self,
         connection: &mut Connection,
