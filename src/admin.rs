@@ -1,16 +1,26 @@
-//! The admin listener: metrics and probes, never on a public port.
+//! The admin listener: metrics, probes and the hold on users' sessions, never on a public port.
 
-use std::sync::Arc;
+mod sessions;
 
-use http::Method;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use http_body_util::Full;
 
+use crate::answer::Answer;
 use crate::http_server::{Request, Response, response};
-use crate::policy::Process;
+use crate::policy::{Policy, Process};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Answers one request of the admin listener.
-pub fn answer(process: &Arc<Process>, request: &Request) -> Response {
+pub async fn answer(process: &Process, policy: &Policy, request: &Request) -> Response {
+    if let Some(token) = &policy.admin_token
+        && let Some(rest) = request.uri().path().strip_prefix(sessions::PATH)
+        && (rest.is_empty() || rest.starts_with('/'))
+    {
+        let id = rest.strip_prefix('/');
+        return sent(sessions::answer(process, policy, token, request, id).await);
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refused = response(405, TEXT, "GET only\n");
         refused
@@ -28,6 +38,14 @@ pub fn answer(process: &Arc<Process>, request: &Request) -> Response {
         "/readyz" => response(503, TEXT, "starting\n"),
         _ => response(404, TEXT, "/metrics, /healthz and /readyz are here\n"),
     }
+}
+
+fn sent(answer: Answer) -> Response {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() =
+        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().extend(answer.headers);
+    response
 }
 
 fn metrics(process: &Process) -> Response {

@@ -228,6 +228,8 @@ impl Certificate {
 #[derive(Debug)]
 pub struct AdminSection {
     pub listen: SocketAddr,
+    /// Without it users' sessions are nobody's to see or end.
+    pub token: Option<Secret>,
 }
 
 #[derive(Debug)]

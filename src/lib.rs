@@ -12,7 +12,7 @@
 //! | 6 | `edge` | every public connection: TLS or the way to it, deadline of a head, strict framing |
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
-//! | 5 | `admin` | metrics and probes |
+//! | 5 | `admin` | metrics, probes, and the operator's hold on users' sessions |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |

@@ -27,6 +27,7 @@ use crate::login::Login;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::rate_limit::RateLimit;
 use crate::route::{Endpoint, Routes};
+use crate::secret::Secret;
 use crate::session::Sessions;
 use crate::tls::Tls;
 use crate::upstream::Pool;
@@ -90,6 +91,8 @@ pub struct Policy {
     pub redirect_port: u16,
     /// How the public listeners are reached: `http` or `https`.
     pub proto: HeaderValue,
+    /// What an operator shows to see and end sessions.
+    pub admin_token: Option<Secret>,
     /// The path of forward-auth, without a slash at its end.
     pub forward_auth_path: String,
     pub forward_auth_metrics: RouteMetrics,
@@ -195,6 +198,7 @@ impl Policy {
             h2c: config.server.h2c,
             proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
             tls,
+            admin_token: config.admin.token.clone(),
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
             forward_auth_metrics: metrics.route("@forward_auth"),
             redirect_port: config.server.redirect_port,

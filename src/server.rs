@@ -153,11 +153,11 @@ impl Server {
         reload::resolve(&policies.current().pools, &mut background).await;
 
         let admin_socket = into_tokio(admin)?;
-        let admin_process = process.clone();
+        let (admin_process, admin_policies) = (process.clone(), policies.clone());
         background.spawn(async move {
             let answer = move |request| {
-                let answer = admin::answer(&admin_process, &request);
-                async move { Ok(answer) }
+                let (process, policy) = (admin_process.clone(), admin_policies.current());
+                async move { Ok(admin::answer(&process, &policy, &request).await) }
             };
             match http_server::serve(admin_socket, answer).await {}
         });

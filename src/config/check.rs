@@ -102,7 +102,7 @@ fn syntax_problem(source: usize, error: &toml::de::Error) -> Diagnostic {
 /// `None` means that a problem was reported.
 fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let (server, public) = listener::server(root.section("server"), secrets);
-    let admin = listener::admin(root.section("admin"), &public);
+    let admin = listener::admin(root.section("admin"), &public, secrets);
     let forward_auth = listener::forward_auth(
         root.section("forward_auth"),
         &public,

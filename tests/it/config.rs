@@ -11,6 +11,7 @@ use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
 const WITHOUT_DEFAULT: [&str; 56] = [
+    "admin.token",
     "app[].default",
     "app[].login_rate",
     "errors.codes",
@@ -51,7 +52,6 @@ const WITHOUT_DEFAULT: [&str; 56] = [
     "server.tls.client_certificate",
     "server.tls.handshake_timeout",
     "server.tls.key_file",
-    "session.max_per_user",
     "session.previous_seal_keys",
     "session.redis.ca_file",
     "session.redis.key_prefix",

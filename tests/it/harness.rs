@@ -35,6 +35,9 @@ pub const OTHER_APP: &str = "wxfedcba9876543210";
 
 pub const SECRET: &str = DEFAULT_APP.1;
 
+/// The text of `{dir}/operator`, for `admin.token`.
+pub const OPERATOR: &str = "an-operator-s-token-of-so-many-letters";
+
 pub struct Stack {
     pub gateway: SocketAddr,
     /// All public listeners, the gateway's first.
@@ -232,6 +235,7 @@ pub fn config_text(
 ) -> String {
     let secret = directory.join("wechat-secret");
     std::fs::write(&secret, SECRET).unwrap();
+    std::fs::write(directory.join("operator"), OPERATOR).unwrap();
     let base = format!(
         r#"
         [server]

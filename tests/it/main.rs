@@ -27,6 +27,7 @@ mod routes;
 mod session;
 mod shared_store;
 mod shutdown;
+mod stores;
 mod storm;
 mod tls;
 mod websocket;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::tls;
+use super::{read_secret, tls};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerSection};
 
@@ -88,7 +88,14 @@ fn proxy_protocol(
     values(given)
 }
 
-pub fn admin(section: Section<'_>, public: &[Located<SocketAddr>]) -> AdminSection {
+/// In characters.
+const SHORTEST_TOKEN: usize = 32;
+
+pub fn admin(
+    section: Section<'_>,
+    public: &[Located<SocketAddr>],
+    secrets: Secrets,
+) -> AdminSection {
     const HELP: &str = "metrics never stand on a public listener: choose another port";
     let default = SocketAddr::from(([127, 0, 0, 1], 9090));
     let given = section.get::<SocketAddr>("listen");
@@ -99,8 +106,16 @@ pub fn admin(section: Section<'_>, public: &[Located<SocketAddr>]) -> AdminSecti
             None => section.problem(public, "is where admin.listen is by default", HELP),
         }
     }
+    let token = read_secret(&section, "token", secrets);
+    if let (Some(token), Some(given)) = (&token, section.raw("token"))
+        && secrets == Secrets::Load
+        && token.expose().len() < SHORTEST_TOKEN
+    {
+        let message = format!("is shorter than {SHORTEST_TOKEN} characters");
+        section.push(section.key("token"), given.span(), message, "openssl rand -base64 32");
+    }
     section.finish();
-    AdminSection { listen }
+    AdminSection { listen, token }
 }
 
 /// Off without `listen`.

@@ -26,7 +26,7 @@ pub fn shared(
     let section = session.optional_section("redis");
     let seal_keys = seal_keys(session, secrets);
     let Some(section) = section else {
-        for key in ["seal_key", "previous_seal_keys", "max_per_user"] {
+        for key in ["seal_key", "previous_seal_keys"] {
             if let Some(given) = session.raw(key) {
                 let message = "is for sessions in a shared store";
                 session.push(session.key(key), given.span(), message, "add [session.redis]");

@@ -76,7 +76,18 @@ impl<'a> Request<'a> {
 
     /// Sends the request on a connection of its own.
     pub async fn send(self) -> Answer {
-        let mut connection = Connection::open(self.stack.gateway).await;
+        let gateway = self.stack.gateway;
+        self.send_to(gateway).await
+    }
+
+    /// The same to the admin listener.
+    pub async fn send_to_admin(self) -> Answer {
+        let admin = self.stack.admin;
+        self.send_to(admin).await
+    }
+
+    async fn send_to(self, address: SocketAddr) -> Answer {
+        let mut connection = Connection::open(address).await;
         connection.send(&self.bytes()).await;
         connection.answer(self.head.starts_with("HEAD")).await
     }
