@@ -6,6 +6,7 @@
 pub mod canary;
 pub mod certificate;
 pub mod client;
+pub mod fault_proxy;
 pub mod process_log;
 pub mod redis;
 pub mod upstream;
@@ -64,6 +65,13 @@ impl Stack {
     /// everything else is replaced. `{dir}` stands for a directory of the stack's own,
     /// `{upstream}` for the recording upstream's address.
     pub async fn start_with(changes: &str) -> Self {
+        let stack = Self::start_unready_with(changes).await;
+        stack.until_ready().await;
+        stack
+    }
+
+    /// The same, and does not wait for the gateway to be ready.
+    pub async fn start_unready_with(changes: &str) -> Self {
         install_provider();
         process_log::install();
         canary::plant(SECRET);
@@ -90,7 +98,7 @@ impl Stack {
         let forward_auth = server.forward_auth_addresses().first().copied();
         let (orders, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
-        let stack = Self {
+        Self {
             gateway,
             public,
             admin,
@@ -103,9 +111,7 @@ impl Stack {
             ended,
             wechat_address,
             wechat,
-        };
-        stack.until_ready().await;
-        stack
+        }
     }
 
     /// Where the gateway's configuration stands.
@@ -146,7 +152,7 @@ impl Stack {
         tokio::time::timeout(PATIENCE, ended).await.expect("a reload ends")
     }
 
-    async fn until_ready(&self) {
+    pub async fn until_ready(&self) {
         while client::get(self.admin, "/readyz").await.status != 200 {
             tokio::task::yield_now().await;
         }

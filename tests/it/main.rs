@@ -13,6 +13,7 @@ mod certificates;
 mod command;
 mod config;
 mod edge;
+mod faults;
 mod forward_auth;
 mod forwarding;
 mod http2;

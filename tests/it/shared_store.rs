@@ -11,11 +11,17 @@ const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1
 
 /// A gateway whose sessions are at a URL; `more` is TOML of `[session]` and what follows.
 pub async fn gateway(url: &str, more: &str) -> Stack {
+    let stack = unready_gateway(url, more).await;
+    stack.until_ready().await;
+    stack
+}
+
+pub async fn unready_gateway(url: &str, more: &str) -> Stack {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("seal");
     std::fs::write(&key, KEY).unwrap();
     let key = key.display();
-    Stack::start_with(&format!(
+    Stack::start_unready_with(&format!(
         "session.seal_key = {{ file = \"{key}\" }}\nsession.redis.url = \"{url}\"\n{more}"
     ))
     .await
@@ -211,7 +217,7 @@ async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_sessio
 async fn a_new_primary_knows_what_was_acknowledged() {
     let mut primary = RedisServer::start();
     let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(&primary, replicas.len());
+    let sentinels = sentinels(primary.port, replicas.len());
     let addresses: Vec<_> =
         sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
     let url = format!("redis+sentinel://{}/main", addresses.join(","));

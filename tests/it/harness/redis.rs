@@ -24,7 +24,7 @@ impl RedisServer {
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let directory = tempfile::tempdir().unwrap();
         let mut server = Self { port, directory, child: None, arguments };
@@ -33,8 +33,14 @@ impl RedisServer {
     }
 
     pub fn replica_of(primary: &Self) -> Self {
-        let primary = primary.port.to_string();
-        let replica = Self::start_with(&["--replicaof", "127.0.0.1", &primary]);
+        Self::replica_through(primary.port, "127.0.0.1")
+    }
+
+    /// Of the primary that a port leads to, and seen there as coming from an address.
+    pub fn replica_through(port: u16, address: &str) -> Self {
+        let port = port.to_string();
+        let arguments = ["--replicaof", "127.0.0.1", &port, "--bind-source-addr", address];
+        let replica = Self::start_with(&arguments);
         until("the replica follows", || {
             let info: String =
                 cmd("INFO").arg("replication").query(&mut replica.connection()).unwrap();
@@ -48,8 +54,10 @@ impl RedisServer {
         let config = self.directory.path().join("redis.conf");
         std::fs::write(&config, "").unwrap();
         let mut command = Command::new("redis-server");
-        command.arg(config).args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
-        if self.arguments != ["--sentinel"] {
+        command.arg(config).args(["--port", &self.port.to_string()]);
+        // Callers are told apart by their addresses, of which it would trust one only.
+        command.args(["--bind", "127.0.0.1", SENTINELS_ADDRESS, "--protected-mode", "no"]);
+        if !self.arguments.iter().any(|argument| argument == "--sentinel") {
             command.args(["--save", "", "--repl-diskless-sync-delay", "0"]);
             command.args(["--dir", self.directory.path().to_str().unwrap()]);
         }
@@ -114,13 +122,21 @@ impl Drop for RedisServer {
     }
 }
 
-/// Three Sentinels that look after a primary, called `main`.
-pub fn sentinels(primary: &RedisServer, replicas: usize) -> [RedisServer; 3] {
+/// Where Sentinels are seen to come from, and gateways never.
+pub const SENTINELS_ADDRESS: &str = "127.0.0.3";
+
+/// Three Sentinels that look after the primary that a port leads to, called `main`.
+pub fn sentinels(primary: u16, replicas: usize) -> [RedisServer; 3] {
+    sentinels_with(primary, replicas, &[])
+}
+
+pub fn sentinels_with(primary: u16, replicas: usize, arguments: &[&str]) -> [RedisServer; 3] {
     let sentinels = std::array::from_fn(|_| {
-        let sentinel = RedisServer::start_with(&["--sentinel"]);
+        let own = ["--sentinel", "--bind-source-addr", SENTINELS_ADDRESS];
+        let sentinel = RedisServer::start_with(&[&own, arguments].concat());
         let mut connection = sentinel.connection();
         for words in [
-            format!("MONITOR main 127.0.0.1 {} 2", primary.port),
+            format!("MONITOR main 127.0.0.1 {primary} 2"),
             "SET main down-after-milliseconds 500".to_owned(),
             "SET main failover-timeout 2000".to_owned(),
         ] {
@@ -139,7 +155,58 @@ pub fn sentinels(primary: &RedisServer, replicas: usize) -> [RedisServer; 3] {
     sentinels
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Three primaries, then their replicas, of one cluster.
+pub fn cluster() -> Vec<RedisServer> {
+    cluster_with(&[])
+}
+
+pub fn cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
+    let nodes: Vec<_> = (0..6)
+        .map(|_| {
+            let bus = free_port().to_string();
+            let own = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &bus,
+                "--cluster-node-timeout",
+                "1000",
+                "--cluster-replica-validity-factor",
+                "0",
+            ];
+            RedisServer::start_with(&[&own, arguments].concat())
+        })
+        .collect();
+    let addresses: Vec<_> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+    let created = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(addresses)
+        .args(["--cluster-replicas", "1", "--cluster-yes"])
+        .output()
+        .unwrap();
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
+    until("the cluster is well", || nodes.iter().all(is_well));
+    until("each replica follows", || {
+        nodes.iter().all(|node| {
+            let info: String =
+                cmd("INFO").arg("replication").query(&mut node.connection()).unwrap();
+            info.contains("connected_slaves:1") || info.contains("master_link_status:up")
+        })
+    });
+    nodes
+}
+
+/// Whether a node of a cluster finds each slot served.
+pub fn is_well(node: &RedisServer) -> bool {
+    let info = cmd("CLUSTER").arg("INFO").query::<String>(&mut node.connection());
+    info.is_ok_and(|info| info.contains("cluster_state:ok"))
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "{what} not in time");

@@ -1,0 +1,211 @@
+//! Users that log in, ask and log out at any gateway, and write down what came of it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::history::{Operation, What};
+use crate::harness::client::Answer;
+
+/// A client waits no longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two requests of a user.
+const PAUSE: Duration = Duration::from_millis(10);
+
+pub struct Traffic {
+    shared: Arc<Shared>,
+    users: JoinSet<()>,
+}
+
+struct Shared {
+    gateways: Vec<SocketAddr>,
+    /// `session.redis.near_cache_ttl`.
+    bound: Duration,
+    history: Mutex<Vec<Operation>>,
+    sessions: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Traffic {
+    /// `changing` users log in and out without end, `steady` ones stay, at each gateway as many.
+    pub fn start(
+        gateways: Vec<SocketAddr>,
+        bound: Duration,
+        changing: usize,
+        steady: usize,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            gateways,
+            bound,
+            history: Mutex::default(),
+            sessions: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+        });
+        let mut users = JoinSet::new();
+        for _ in 0..changing {
+            let mut user = User::new(&shared);
+            users.spawn(async move { user.change().await });
+        }
+        for gateway in 0..shared.gateways.len() {
+            for _ in 0..steady {
+                let mut user = User::new(&shared);
+                users.spawn(async move { user.stay(gateway).await });
+            }
+        }
+        Self { shared, users }
+    }
+
+    /// Lets every user come to the end of what it does, and returns what was done.
+    pub async fn stop(mut self) -> Vec<Operation> {
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.users.join_next().await {
+            ended.unwrap();
+        }
+        std::mem::take(&mut *self.shared.history.lock().unwrap())
+    }
+}
+
+/// One user, with a connection to each gateway.
+struct User {
+    shared: Arc<Shared>,
+    connections: Vec<Option<TcpStream>>,
+}
+
+impl User {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let connections = shared.gateways.iter().map(|_| None).collect();
+        Self { shared: shared.clone(), connections }
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.is_over.load(Ordering::Relaxed)
+    }
+
+    fn any_gateway(&self) -> usize {
+        rand::rng().random_range(0..self.connections.len())
+    }
+
+    async fn change(&mut self) {
+        while !self.is_over() {
+            let any = self.any_gateway();
+            let Some((session, token)) = self.login(any).await else {
+                sleep(PAUSE).await;
+                continue;
+            };
+            let asks = rand::rng().random_range(1..40);
+            for _ in 0..asks {
+                let any = self.any_gateway();
+                self.ask(any, session, &token).await;
+                sleep(PAUSE).await;
+            }
+            // Others are asking while it ends.
+            let mut other = Self::new(&self.shared);
+            let asking = async {
+                for gateway in 0..other.connections.len() {
+                    other.ask(gateway, session, &token).await;
+                }
+            };
+            let any = self.any_gateway();
+            let (ended, ()) = tokio::join!(self.logout(any, session, &token), asking);
+            let mut is_ended = ended;
+            // Longer than anybody may believe in it.
+            let mut until = Instant::now() + self.shared.bound * 2;
+            while Instant::now() < until {
+                for gateway in 0..self.connections.len() {
+                    self.ask(gateway, session, &token).await;
+                }
+                if !is_ended && !self.is_over() {
+                    let any = self.any_gateway();
+                    is_ended = self.logout(any, session, &token).await;
+                    until = Instant::now() + self.shared.bound * 2;
+                }
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    async fn stay(&mut self, gateway: usize) {
+        while !self.is_over() {
+            let Some((session, token)) = self.login(gateway).await else {
+                sleep(PAUSE).await;
+                continue;
+            };
+            while !self.is_over() && self.ask(gateway, session, &token).await != Some(401) {
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    async fn login(&mut self, gateway: usize) -> Option<(usize, String)> {
+        let session = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
+        let body = format!("{{\"code\":\"user-u{session}-1\"}}");
+        let request = format!(
+            "POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self.exchange(gateway, session, What::Login, &request).await?;
+        (answer.status == 200)
+            .then(|| (session, answer.json()["token"].as_str().unwrap().to_owned()))
+    }
+
+    async fn ask(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
+        let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
+        Some(self.exchange(gateway, session, What::Ask, &request).await?.status)
+    }
+
+    /// Whether it is acknowledged.
+    async fn logout(&mut self, gateway: usize, session: usize, token: &str) -> bool {
+        let request = format!(
+            "POST /logout HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nX-3rd-Session: {token}\r\n\r\n"
+        );
+        let answer = self.exchange(gateway, session, What::Logout, &request).await;
+        answer.is_some_and(|answer| answer.status == 204)
+    }
+
+    async fn exchange(
+        &mut self,
+        gateway: usize,
+        session: usize,
+        what: What,
+        request: &str,
+    ) -> Option<Answer> {
+        let start = Instant::now();
+        let connection = &mut self.connections[gateway];
+        let exchanged = timeout(PATIENCE, async {
+            if connection.is_none() {
+                let stream = TcpStream::connect(self.shared.gateways[gateway]).await.ok()?;
+                stream.set_nodelay(true).unwrap();
+                *connection = Some(stream);
+            }
+            let stream = connection.as_mut()?;
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut read = Vec::new();
+            loop {
+                if let Some((answer, _)) = Answer::parse(&read, false, false) {
+                    return Some(answer);
+                }
+                if stream.read_buf(&mut read).await.ok()? == 0 {
+                    return None;
+                }
+            }
+        });
+        let answer = exchanged.await.ok().flatten();
+        let closes = |answer: &Answer| answer.header("connection") == Some("close");
+        if answer.as_ref().is_none_or(closes) {
+            self.connections[gateway] = None;
+        }
+        let status = answer.as_ref().map(|answer| answer.status);
+        let end = Instant::now();
+        let operation = Operation { session, gateway, what, start, end, status };
+        self.shared.history.lock().unwrap().push(operation);
+        answer
+    }
+}
