@@ -28,6 +28,7 @@ mod routes;
 mod session;
 mod shared_store;
 mod shutdown;
+mod store_access;
 mod stores;
 mod storm;
 mod tls;

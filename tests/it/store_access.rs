@@ -1,0 +1,171 @@
+//! How gateways are let into a shared store: as a user of its own, over TLS, and when it is not
+//! there yet.
+
+use std::path::Path;
+use std::time::Duration;
+
+use redis::cmd;
+use sha2::{Digest, Sha256};
+
+use crate::harness::certificate::Authority;
+use crate::harness::client;
+use crate::harness::fault_proxy::{FaultProxy, Way};
+use crate::harness::redis::{RedisServer, cluster_with, free_port, sentinels_with};
+use crate::harness::{OPERATOR, Stack, openid};
+use crate::shared_store::{gateway, status, unready_gateway, until_status};
+
+const PASSWORD: &str = "a password of the store";
+
+/// Writes a file of `deploy/redis` as an operator would: with a digest, and another user who may
+/// do everything.
+fn acl_file(directory: &Path, name: &str) -> String {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/redis").join(name);
+    let shipped = std::fs::read_to_string(shipped).unwrap();
+    let users: Vec<_> = shipped.lines().filter(|line| !line.starts_with('#')).collect();
+    let digest: String =
+        Sha256::digest(PASSWORD).iter().map(|byte| format!("{byte:02x}")).collect();
+    let users = users.join("\n").replace(&"0".repeat(64), &digest);
+    assert!(users.contains(&digest), "{users}");
+    let path = directory.join(name);
+    std::fs::write(&path, format!("user default on nopass ~* &* +@all\n{users}\n")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn refusals(server: &RedisServer) -> Vec<redis::Value> {
+    cmd("ACL").arg("LOG").query(&mut server.connection()).unwrap()
+}
+
+/// Has two gateways do all that they do with a store, as the user of the shipped files.
+async fn do_everything(url: &str, servers: &[&RedisServer]) {
+    let directory = tempfile::tempdir().unwrap();
+    let password = directory.path().join("password");
+    std::fs::write(&password, PASSWORD).unwrap();
+    let password = format!("{{ file = \"{}\" }}", password.display());
+    let mut more = format!(
+        "session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"\nsession.max_per_user = 2\n\
+         admin.token = {{ file = \"{{dir}}/operator\" }}\n\
+         session.redis.username = \"wxgate\"\nsession.redis.password = {password}\n"
+    );
+    if url.contains("sentinel") {
+        more += &format!(
+            "session.redis.sentinel_username = \"wxgate\"\n\
+             session.redis.sentinel_password = {password}\n"
+        );
+    }
+    let (here, there) = (gateway(url, &more).await, gateway(url, &more).await);
+    let first = here.login("alice").await;
+    assert_eq!(status(&there, &first).await, 200);
+    let second = there.login("alice").await;
+    for stack in [&here, &there] {
+        stack.clock.advance(Duration::from_secs(19 * 60));
+        assert_eq!(status(stack, &second).await, 200);
+    }
+    let third = here.login("alice").await;
+    until_status(&there, &first, 401).await;
+    assert_eq!(there.post("/logout").token(&second).send().await.status, 204);
+    let all = format!("/sessions?openid={}", openid("alice"));
+    let operator = async |method, path: &str| {
+        here.request(method, path).bearer(OPERATOR).send_to_admin().await
+    };
+    let listed = operator("GET", &all).await;
+    assert_eq!(listed.status, 200, "{listed:?}");
+    assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(operator("DELETE", &all).await.status, 204);
+    until_status(&there, &third, 401).await;
+    for server in servers {
+        assert_eq!(refusals(server), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_user_may_do_what_a_gateway_does_on_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = acl_file(directory.path(), "users.acl");
+    let server = RedisServer::start_with(&["--aclfile", &users]);
+    do_everything(&format!("redis://127.0.0.1:{}", server.port), &[&server]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_users_may_do_what_a_gateway_does_under_sentinels() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = acl_file(directory.path(), "users.acl");
+    let primary = RedisServer::start_with(&["--aclfile", &users]);
+    let _replica = RedisServer::replica_of(&primary);
+    let users = acl_file(directory.path(), "sentinel-users.acl");
+    let sentinels = sentinels_with(primary.port, 1, &["--aclfile", &users]);
+    let addresses = sentinels.each_ref().map(|one| format!("127.0.0.1:{}", one.port)).join(",");
+    let [one, two, three] = &sentinels;
+    let url = format!("redis+sentinel://{addresses}/main");
+    do_everything(&url, &[&primary, one, two, three]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_user_may_do_what_a_gateway_does_on_a_cluster() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = acl_file(directory.path(), "users.acl");
+    let nodes = cluster_with(&["--aclfile", &users]);
+    let addresses: Vec<_> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+    let nodes: Vec<_> = nodes.iter().collect();
+    do_everything(&format!("redis+cluster://{}", addresses.join(",")), &nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_spoken_to_with_tls_and_only_with_the_right_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::root("ours"), Authority::root("another"));
+    ours.issue(&["localhost"]).write(directory.path(), "store", &[]);
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("ours.pem"), ours.certificate.pem()).unwrap();
+    std::fs::write(file("another.pem"), other.certificate.pem()).unwrap();
+    let port = free_port();
+    let _server = RedisServer::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &file("store.crt"),
+        "--tls-key-file",
+        &file("store.key"),
+        "--tls-auth-clients",
+        "no",
+        "--tls-ca-cert-file",
+        &file("ours.pem"),
+    ]);
+    let trusting = |name: &str| format!("session.redis.ca_file = \"{}\"", file(name));
+    let url = format!("rediss://localhost:{port}");
+    let (here, there) =
+        (gateway(&url, &trusting("ours.pem")).await, gateway(&url, &trusting("ours.pem")).await);
+    let token = here.login("alice").await;
+    assert_eq!(status(&there, &token).await, 200);
+    assert_eq!(here.post("/logout").token(&token).send().await.status, 204);
+    until_status(&there, &token, 401).await;
+
+    let wrong_name = format!("rediss://127.0.0.1:{port}");
+    for (url, trusted) in [(&url, "another.pem"), (&wrong_name, "ours.pem")] {
+        let stack = unready_gateway(url, &trusting(trusted)).await;
+        stack.until_metric("wxgate_store_up", 0.0).await;
+        assert_unready(&stack).await;
+    }
+}
+
+async fn assert_unready(stack: &Stack) {
+    assert_eq!(client::get(stack.admin, "/readyz").await.status, 503);
+    let made_up = "A".repeat(43);
+    stack.get("/").token(&made_up).send().await.assert_error(503, "store_unavailable", "retry");
+    let refused = stack.try_login("user-alice-1").await;
+    refused.assert_error(503, "store_unavailable", "retry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_ready_only_when_the_store_has_been_there() {
+    let server = RedisServer::start();
+    let door = FaultProxy::to(server.port).await;
+    for way in [Way::Cut, Way::Silent] {
+        door.set(way);
+        let stack = unready_gateway(&format!("redis://127.0.0.1:{}", door.port), "").await;
+        assert_unready(&stack).await;
+        assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
+        door.set(Way::Open);
+        stack.until_ready().await;
+        stack.login("alice").await;
+    }
+}
