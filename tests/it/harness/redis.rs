@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rand::RngExt;
 use redis::{Client, Connection, cmd};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -202,8 +203,14 @@ pub fn is_well(node: &RedisServer) -> bool {
     info.is_ok_and(|info| info.contains("cluster_state:ok"))
 }
 
+/// None of those that the system gives to connections, which may take it before a server does.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let port = rand::rng().random_range(10_000..32_768);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
