@@ -22,7 +22,7 @@ use crate::harness::redis::{RedisServer, SENTINELS_ADDRESS, cluster, is_well, se
 /// `session.redis.near_cache_ttl`
 const BOUND: Duration = Duration::from_secs(1);
 
-/// Where replicas of [`Shape::SplitBrain`] are seen to come from.
+/// Where replicas that are cut off are seen to come from.
 const REPLICAS_ADDRESS: &str = "127.0.0.2";
 
 #[derive(Clone, Copy, Debug)]
@@ -41,13 +41,15 @@ enum Fault {
     PrimaryStopped,
     /// One gateway is left alone with a primary that the others have replaced.
     SplitBrain,
+    /// The primary is gone, and its replicas have not had its last second.
+    ReplicasBehind,
     /// A node of a cluster is gone, and its replica takes its place.
     NodeKilled,
     /// A node stands still until its replica has taken its place, and comes back.
     NodeStopped,
 }
 
-const ALL: [Fault; 9] = [
+const ALL: [Fault; 10] = [
     Fault::Stopped,
     Fault::Slow,
     Fault::Cut,
@@ -55,6 +57,7 @@ const ALL: [Fault; 9] = [
     Fault::PrimaryKilled,
     Fault::PrimaryStopped,
     Fault::SplitBrain,
+    Fault::ReplicasBehind,
     Fault::NodeKilled,
     Fault::NodeStopped,
 ];
@@ -109,7 +112,7 @@ async fn suffer(fault: Fault, load: Load) -> (Verdict, Duration) {
     match fault {
         Fault::Stopped | Fault::Slow | Fault::Cut | Fault::OneCutOff => single(fault, load).await,
         Fault::PrimaryKilled | Fault::PrimaryStopped => failover(fault, load).await,
-        Fault::SplitBrain => split_brain(load).await,
+        Fault::SplitBrain | Fault::ReplicasBehind => apart(fault, load).await,
         Fault::NodeKilled | Fault::NodeStopped => shard(fault, load).await,
     }
 }
@@ -187,9 +190,10 @@ async fn failover(fault: Fault, load: Load) -> (Verdict, Duration) {
     .await
 }
 
-/// The first gateway is with the old primary, all others with the Sentinels and replicas.
-async fn split_brain(load: Load) -> (Verdict, Duration) {
-    let primary = RedisServer::start();
+/// Replicas and Sentinels on one side, the primary on the other: of the gateways the first goes with
+/// it where the Sentinels are cut off too.
+async fn apart(fault: Fault, load: Load) -> (Verdict, Duration) {
+    let mut primary = RedisServer::start();
     let door = FaultProxy::to(primary.port).await;
     let replicas = [(); 2].map(|()| RedisServer::replica_through(door.port, REPLICAS_ADDRESS));
     let sentinels = sentinels(door.port, replicas.len());
@@ -201,6 +205,13 @@ async fn split_brain(load: Load) -> (Verdict, Duration) {
     let direct = sentinel_url(sentinels.iter().map(|sentinel| sentinel.port));
     urls.resize(load.gateways, direct);
     run(&urls, load, true, async || {
+        if matches!(fault, Fault::ReplicasBehind) {
+            door.set_from(REPLICAS_ADDRESS, Way::Silent);
+            sleep(BOUND).await;
+            primary.kill();
+            until_replaced(&sentinels, door.port).await;
+            return;
+        }
         let set = |way: Way| {
             door.set_from(REPLICAS_ADDRESS, way);
             door.set_from(SENTINELS_ADDRESS, way);
@@ -317,6 +328,7 @@ faults! {
     no_end_is_undone_by_a_failover: Fault::PrimaryKilled;
     no_end_is_undone_by_a_primary_that_comes_back: Fault::PrimaryStopped;
     no_end_is_undone_by_a_primary_that_was_replaced: Fault::SplitBrain;
+    no_end_is_undone_by_replicas_that_are_behind: Fault::ReplicasBehind;
     no_end_is_undone_by_the_loss_of_a_node: Fault::NodeKilled;
     no_end_is_undone_by_a_node_that_comes_back: Fault::NodeStopped;
 }

@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use redis::cmd;
 
+use crate::harness::fault_proxy::{FaultProxy, Way};
 use crate::harness::redis::{RedisServer, sentinels};
 use crate::harness::{OPERATOR, PATIENCE, SECRET, Stack, openid};
+
+/// Where replicas are seen to come from, and gateways never.
+const REPLICAS: &str = "127.0.0.2";
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
@@ -232,4 +236,44 @@ async fn a_new_primary_knows_what_was_acknowledged() {
         until_status(stack, &kept, 200).await;
         assert_eq!(status(stack, &ended).await, 401);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_that_no_replica_has_is_503_until_one_has_it() {
+    let primary = RedisServer::start();
+    let door = FaultProxy::to(primary.port).await;
+    let _replica = RedisServer::replica_through(door.port, REPLICAS);
+    let stack = gateway(&url(&primary), "").await;
+    let token = stack.login("alice").await;
+    door.set_from(REPLICAS, Way::Silent);
+    let refused = stack.post("/logout").token(&token).send().await;
+    refused.assert_error(503, "store_unavailable", "retry");
+    door.set_from(REPLICAS, Way::Open);
+    let begun = Instant::now();
+    while stack.post("/logout").token(&token).send().await.status != 204 {
+        assert!(begun.elapsed() < PATIENCE, "not confirmed in time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_has_lost_an_end_is_told_it_again() {
+    let mut server = RedisServer::start();
+    let way = FaultProxy::to(server.port).await;
+    let url = format!("redis://127.0.0.1:{}", way.port);
+    let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
+    let token = one.login("alice").await;
+    let session = server.keys().into_iter().find(|key| key.contains("s:")).unwrap();
+    let record: Vec<u8> = cmd("GET").arg(&session).query(&mut server.connection()).unwrap();
+    assert_eq!(one.post("/logout").token(&token).send().await.status, 204);
+    way.set(Way::Cut);
+    one.until_metric("wxgate_store_up", 0.0).await;
+    server.restart();
+    cmd("SET").arg(&session).arg(&record).exec(&mut server.connection()).unwrap();
+    way.set(Way::Open);
+    one.until_metric("wxgate_store_up", 1.0).await;
+    // What it heard of the end itself it has forgotten by now.
+    other.clock.advance(Duration::from_secs(5));
+    until_status(&other, &token, 401).await;
+    let stored: Vec<u8> = cmd("GET").arg(&session).query(&mut server.connection()).unwrap();
+    assert_ne!(stored, record);
 }
