@@ -31,6 +31,8 @@ struct Shared {
     bound: Duration,
     history: Mutex<Vec<Operation>>,
     sessions: AtomicUsize,
+    /// Sessions whose logout was acknowledged, and their tokens.
+    ended: Mutex<Vec<(usize, String)>>,
     is_over: AtomicBool,
 }
 
@@ -47,6 +49,7 @@ impl Traffic {
             bound,
             history: Mutex::default(),
             sessions: AtomicUsize::new(0),
+            ended: Mutex::default(),
             is_over: AtomicBool::new(false),
         });
         let mut users = JoinSet::new();
@@ -63,11 +66,19 @@ impl Traffic {
         Self { shared, users }
     }
 
-    /// Lets every user come to the end of what it does, and returns what was done.
+    /// Lets every user come to the end of what it does, asks once more for all that has ended,
+    /// and returns what was done.
     pub async fn stop(mut self) -> Vec<Operation> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.users.join_next().await {
             ended.unwrap();
+        }
+        let ended = std::mem::take(&mut *self.shared.ended.lock().unwrap());
+        let mut user = User::new(&self.shared);
+        for (session, token) in ended {
+            for gateway in 0..user.connections.len() {
+                user.ask(gateway, session, &token).await;
+            }
         }
         std::mem::take(&mut *self.shared.history.lock().unwrap())
     }
@@ -94,6 +105,9 @@ impl User {
     }
 
     async fn change(&mut self) {
+        // Not all of them at the same time: some log out at every moment of a fault.
+        let part = rand::rng().random_range(0.0..2.0);
+        sleep(self.shared.bound.mul_f64(part)).await;
         while !self.is_over() {
             let any = self.any_gateway();
             let Some((session, token)) = self.login(any).await else {
@@ -167,7 +181,11 @@ impl User {
             "POST /logout HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nX-3rd-Session: {token}\r\n\r\n"
         );
         let answer = self.exchange(gateway, session, What::Logout, &request).await;
-        answer.is_some_and(|answer| answer.status == 204)
+        let is_ended = answer.is_some_and(|answer| answer.status == 204);
+        if is_ended {
+            self.shared.ended.lock().unwrap().push((session, token.to_owned()));
+        }
+        is_ended
     }
 
     async fn exchange(

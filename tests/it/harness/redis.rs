@@ -2,6 +2,7 @@
 //!
 //! `deploy/dev test` installs them.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,10 +48,26 @@ impl RedisServer {
                 cmd("INFO").arg("replication").query(&mut replica.connection()).unwrap();
             info.contains("master_link_status:up")
         });
+        let client = Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+        let mut primary = client.get_connection().unwrap();
+        let seen = format!("port={},state=online", replica.port);
+        until("the primary sees the replica", || {
+            let info: String = cmd("INFO").arg("replication").query(&mut primary).unwrap();
+            info.contains(&seen)
+        });
         replica
     }
 
     fn run(&mut self) {
+        self.begin();
+        let client = self.client();
+        until("the server answers", || {
+            let connection = client.get_connection();
+            connection.is_ok_and(|mut connection| cmd("PING").exec(&mut connection).is_ok())
+        });
+    }
+
+    fn begin(&mut self) {
         // A Sentinel writes to it.
         let config = self.directory.path().join("redis.conf");
         std::fs::write(&config, "").unwrap();
@@ -68,11 +85,6 @@ impl RedisServer {
             .spawn()
             .expect("redis-server runs (deploy/dev test installs it)");
         self.child = Some(child);
-        let client = self.client();
-        until("the server answers", || {
-            let connection = client.get_connection();
-            connection.is_ok_and(|mut connection| cmd("PING").exec(&mut connection).is_ok())
-        });
     }
 
     fn client(&self) -> Client {
@@ -97,9 +109,20 @@ impl RedisServer {
         }
     }
 
+    /// Has it come back, whenever it is restarted, with what it holds at the moment.
+    pub fn save(&self) {
+        cmd("SAVE").exec(&mut self.connection()).unwrap();
+    }
+
     pub fn restart(&mut self) {
         self.kill();
         self.run();
+    }
+
+    /// It need not answer yet.
+    pub fn begin_restart(&mut self) {
+        self.kill();
+        self.begin();
     }
 
     /// It answers no more, and its connections stay.
@@ -151,6 +174,11 @@ pub fn sentinels_with(primary: u16, replicas: usize, arguments: &[&str]) -> [Red
         until("the Sentinels know each other", || {
             let info: String = cmd("INFO").arg("sentinel").query(&mut connection).unwrap();
             info.contains(&format!("slaves={replicas},sentinels=3"))
+        });
+        until("the Sentinels know that the replicas follow", || {
+            let all: Vec<HashMap<String, String>> =
+                cmd("SENTINEL").arg("REPLICAS").arg("main").query(&mut connection).unwrap();
+            all.iter().all(|replica| replica["master-link-status"] == "ok")
         });
     }
     sentinels
