@@ -7,6 +7,7 @@
 //! have lost it. What was ended or has expired may still be listed, and is taken off when somebody
 //! looks; what has come to its absolute end goes with the next login.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use redis::{RedisResult, Script, ScriptInvocation, cmd};
@@ -117,7 +118,7 @@ impl Users<'_> {
         Ok(count)
     }
 
-    /// A user's sessions that are stored, oldest first.
+    /// A user's sessions that are stored, oldest first, each once.
     pub async fn sessions(
         &self,
         connection: &mut Connection,
@@ -135,7 +136,10 @@ impl Users<'_> {
                 self.read(connection, &name, chunk, &mut live).await?;
             }
         }
-        live.sort_by_key(|(_, record): &(TokenDigest, Record)| record.created);
+        // Where keys were changed it may be listed under each of them.
+        let mut seen = HashSet::new();
+        live.retain(|(digest, _): &(TokenDigest, Record)| seen.insert(*digest));
+        live.sort_by_key(|(_, record)| record.created);
         Ok(live)
     }
 
