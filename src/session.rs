@@ -216,7 +216,8 @@ impl Sessions {
         left.min(self.idle_timeout)
     }
 
-    fn is_live(&self, session: &Session) -> bool {
+    /// Whether a session has not ended, as far as is known here. Asking is no use of it.
+    pub fn is_live(&self, session: &Session) -> bool {
         !session.is_removed() && !self.remaining(session, self.clock.now_millis()).is_zero()
     }
 
@@ -247,17 +248,20 @@ impl Sessions {
         }
     }
 
-    /// The live sessions of a user, the oldest first. Uses of them may be known an interval late
-    /// where the store is shared.
+    /// The sessions of a user, the oldest first. Where the store is shared, uses of them may be
+    /// known an interval late, and some may have ended by this gateway's clock but not by others'.
     ///
     /// # Errors
     /// When the store cannot be reached.
     pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
         let mut sessions = match &self.backend {
-            Backend::Memory(memory) => memory.of_user(user),
+            Backend::Memory(memory) => {
+                let mut sessions = memory.of_user(user);
+                sessions.retain(|session| self.is_live(session));
+                sessions
+            }
             Backend::Redis(redis) => redis.of_user(user).await?,
         };
-        sessions.retain(|session| self.is_live(session));
         sessions.sort_by_key(|session| session.created_at_millis);
         Ok(sessions)
     }

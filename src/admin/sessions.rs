@@ -117,7 +117,8 @@ async fn list(process: &Process, user: &User) -> Result<Answer, Refusal> {
         client: session.client.to_string(),
     };
     let sessions = process.sessions.of_user(user).await?;
-    let sessions = sessions.iter().map(|session| listed(session)).collect();
+    let live = sessions.iter().filter(|session| process.sessions.is_live(session));
+    let sessions = live.map(|session| listed(session)).collect();
     Ok(Answer::json(200, &Sessions { sessions }))
 }
 
