@@ -34,7 +34,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::link::{Connection, Link, Store};
 use self::near::Near;
@@ -55,7 +55,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Own ends that are written again at once.
-const ASSERTED_AT_ONCE: usize = 1000;
+const TOLD_AT_ONCE: usize = 1000;
 
 /// KEYS: the session. ARGV: channel, digest. Returns what became of it, what was left of its
 /// life, and the record.
@@ -91,7 +91,9 @@ struct Inner {
     near: Near,
     seals: Seals,
     keys: Keys,
+    /// Look-ups and ends that may be under way, each kind by itself.
     look_ups: Semaphore,
+    ends: Semaphore,
     max_per_user: Option<NonZeroUsize>,
     timeout: Duration,
     idle_timeout: Duration,
@@ -137,6 +139,7 @@ impl Redis {
                 channel: format!("{}revoked", redis.key_prefix),
             },
             look_ups: Semaphore::new(redis.max_lookups),
+            ends: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
             timeout: redis.timeout,
             idle_timeout,
@@ -161,7 +164,7 @@ impl Redis {
         };
         let listens = || this.has_listened.store(true, Ordering::Release);
         tokio::join!(
-            this.link.run(|store| this.assert_ends(store)),
+            this.link.run(|store| this.tell_of_ends(store)),
             notices::listen(&this.link, &this.keys.channel, listens, heard),
         );
     }
@@ -212,7 +215,7 @@ impl Redis {
             return Ok(None);
         }
         let store = this.link.store()?;
-        let _permit = this.permit()?;
+        let _permit = this.permit(&this.look_ups)?;
         let read = async {
             let key = this.keys.session(digest);
             cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut store.common()).await
@@ -253,7 +256,7 @@ impl Redis {
         let this = &*self.0;
         let digest = &session.digest;
         let store = this.link.store()?;
-        let _permit = this.permit()?;
+        let _permit = this.permit(&this.look_ups)?;
         let record = this.record(session, now);
         let written = async {
             let value = this.seals.seal(digest, &record).map_err(unsealable)?;
@@ -289,6 +292,7 @@ impl Redis {
         // Whatever the store says: here it is not believed any more.
         this.near.forget(digest);
         let store = this.link.store()?;
+        let _permit = this.permit(&this.ends)?;
         let ended = this.end(&store, digest, cause, this.timeout);
         this.link.within(this.timeout, ended).await
     }
@@ -310,9 +314,9 @@ impl Inner {
     }
 
     /// # Errors
-    /// When as many look-ups are under way as may be: random tokens must not drown the store.
-    fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
-        self.look_ups.try_acquire().map_err(|_| {
+    /// When as many of their kind are under way as may be: random tokens must not drown the store.
+    fn permit<'a>(&self, kind: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
+        kind.try_acquire().map_err(|_| {
             self.metrics.store_request(StoreOutcome::Refused, None);
             StoreError
         })
@@ -333,7 +337,7 @@ impl Inner {
         if outcome == 0 {
             return Ok(());
         }
-        self.near.end(digest, self.clock.now_millis().saturating_add(left), true);
+        self.near.end(digest, self.clock.now_millis().saturating_add(left));
         if outcome == 2 {
             self.metrics.session_removed(cause);
         }
@@ -366,10 +370,12 @@ impl Inner {
     }
 
     /// Ends again what this gateway has ended: the store may have lost it.
-    async fn assert_ends(&self, store: Arc<Store>) {
+    ///
+    /// # Errors
+    /// When one of them was not written.
+    async fn tell_of_ends(&self, store: Arc<Store>) -> RedisResult<()> {
         let ends = self.near.own_ends(self.clock.now_millis());
-        let mut failed = 0;
-        for some in ends.chunks(ASSERTED_AT_ONCE) {
+        for some in ends.chunks(TOLD_AT_ONCE) {
             let written = some.iter().map(|(digest, left)| {
                 let mut connection = store.revocations();
                 let key = self.keys.session(digest);
@@ -379,19 +385,15 @@ impl Inner {
                     set.exec_async(&mut connection).await
                 }
             });
-            let written = futures_util::future::join_all(written);
-            let outcomes = tokio::time::timeout(address::DIAL, written).await;
-            failed +=
-                outcomes.map_or(some.len(), |all| all.iter().filter(|one| one.is_err()).count());
+            let written = futures_util::future::try_join_all(written);
+            let late = |_| RedisError::from((ErrorKind::Io, "what was ended here is not taken"));
+            tokio::time::timeout(address::DIAL, written).await.map_err(late)??;
         }
         if !ends.is_empty() {
             let count = ends.len();
-            tracing::info!(
-                count,
-                failed,
-                "sessions that were ended here are ended in the new store"
-            );
+            tracing::info!(count, "sessions that were ended here are ended in the new store");
         }
+        Ok(())
     }
 
     /// How long a record is stored, in milliseconds: until it ends, and an interval more.

@@ -29,6 +29,7 @@ mod session;
 mod shared_store;
 mod shutdown;
 mod store_access;
+mod store_failover;
 mod stores;
 mod storm;
 mod tls;

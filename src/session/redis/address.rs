@@ -16,6 +16,9 @@ use crate::config::{RedisAddress, RedisSection, RedisServers};
 /// Until a connection stands, TLS and log-in included.
 pub const DIAL: Duration = Duration::from_secs(1);
 
+/// The same for each node of a cluster: whoever is silent holds up those that are not.
+const DIAL_NODE: Duration = Duration::from_millis(500);
+
 /// Whose password is shown.
 #[derive(Clone, Copy)]
 pub enum Role {
@@ -54,7 +57,7 @@ impl Dialer {
         let nodes: RedisResult<Vec<_>> =
             nodes.iter().map(|node| self.info(node, Role::Server)).collect();
         let mut builder = ClusterClient::builder(nodes?)
-            .connection_timeout(DIAL)
+            .connection_timeout(DIAL_NODE)
             // The caller's patience ends first.
             .response_timeout(DIAL)
             .retries(3)

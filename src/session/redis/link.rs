@@ -3,14 +3,15 @@
 //! A task of its own dials, looks twice a second whether the store is well, and dials again when
 //! it is not; requests take the connections that are there or fail at once. A primary that was
 //! replaced behind our back still answers, with what used to be: one that Sentinels look after is
-//! believed only as long as most of them name it, or, where they cannot be reached, as many of
-//! its replicas still follow it as a failover would need. What is written on the connection for
-//! revocations is confirmed by replicas (`WAIT`): one where a server or a primary of a cluster
-//! has any, half of those that are up where Sentinels look after them.
+//! believed only as long as most of them name it, or, where they cannot be reached, all of its
+//! replicas that were up still follow it. What is written on the connection for revocations is
+//! confirmed by replicas (`WAIT`): one where a server or a primary of a cluster has any; where
+//! Sentinels may make any of them the primary, all that they see up.
 //!
 //! Before a primary that was not there before is used, what this gateway has ended is ended there
-//! again.
+//! again. One that does not take it is not used.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,11 +24,11 @@ use redis::cluster_routing::{
 };
 use redis::{
     Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd,
-    from_redis_value,
+    from_redis_value, pipe,
 };
 use tokio::time::{sleep, timeout};
 
-use super::address::{DIAL, Dialer, Role};
+use super::address::{Dialer, Role};
 use super::sentinel::Sentinels;
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::metrics::{Metrics, StoreOutcome};
@@ -40,6 +41,9 @@ const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(450);
 
 /// Since the begin of the last heartbeat that went well; after it nobody believes the store.
 const BELIEF: Duration = Duration::from_millis(1500);
+
+/// Until the store is reached.
+const REACH: Duration = Duration::from_secs(3);
 
 /// Between two attempts to reach the store.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -87,7 +91,8 @@ pub struct Store {
     revocations: Connection,
     /// Where there is one primary.
     pub address: Option<RedisAddress>,
-    /// Of the server, or of all primaries: another one may not know what this one did.
+    /// Of the process of the server, or of all primaries: another one may not know what this one
+    /// did.
     identity: String,
     /// Replicas that must have a revocation, where there is one primary.
     acknowledgements: AtomicUsize,
@@ -217,31 +222,28 @@ impl Link {
         &self.servers
     }
 
-    /// Keeps the store within reach, for ever. `assert` is run before a store is used that may
-    /// not know what this gateway has ended.
-    pub async fn run<F: Future<Output = ()>>(&self, assert: impl Fn(Arc<Store>) -> F) {
+    /// Keeps the store within reach, for ever. A store that may not know what this gateway has
+    /// ended is used once it was told by `tell`.
+    pub async fn run<F>(&self, tell: impl Fn(Arc<Store>) -> F)
+    where
+        F: Future<Output = RedisResult<()>>,
+    {
         let mut sentinels = match &self.servers {
             RedisServers::Sentinel { sentinels, primary, .. } => {
                 Some(Sentinels::new(self.dialer.clone(), sentinels, primary))
             }
             _ => None,
         };
-        let mut identity = None;
-        let mut was_up = true;
+        let mut told = None;
+        let mut complaint = String::new();
         loop {
-            let dialled = timeout(2 * DIAL, self.dial(sentinels.as_mut())).await;
-            let dialled = dialled.unwrap_or_else(|_| Err(failure("no connection in time")));
-            match dialled {
+            match self.reach(sentinels.as_mut(), told.as_deref(), &tell).await {
                 Ok(store) => {
-                    let store = Arc::new(store);
-                    if identity.as_ref().is_some_and(|identity| *identity != store.identity) {
-                        assert(store.clone()).await;
-                    }
-                    identity = Some(store.identity.clone());
+                    told = Some(store.identity.clone());
                     self.store.store(Some(store.clone()));
                     self.was_reached.store(true, Ordering::Release);
                     self.metrics.store_up(true);
-                    was_up = true;
+                    complaint.clear();
                     tracing::info!("the session store is reached");
                     let reason = self.watch(&store, sentinels.as_mut()).await;
                     tracing::warn!(%reason, "the session store is lost");
@@ -251,15 +253,35 @@ impl Link {
                     }
                 }
                 Err(error) => {
-                    if was_up {
-                        tracing::error!(%error, "the session store is not reached");
+                    let error = error.to_string();
+                    if error != complaint {
+                        tracing::error!(error, "the session store is not reached");
+                        complaint = error;
                     }
-                    was_up = false;
                 }
             }
             self.metrics.store_up(false);
             sleep(PAUSE).await;
         }
+    }
+
+    /// Reaches a store that knows what was ended here.
+    async fn reach<F>(
+        &self,
+        sentinels: Option<&mut Sentinels>,
+        told: Option<&str>,
+        tell: &impl Fn(Arc<Store>) -> F,
+    ) -> RedisResult<Arc<Store>>
+    where
+        F: Future<Output = RedisResult<()>>,
+    {
+        let dialled = timeout(REACH, self.dial(sentinels)).await;
+        let store = dialled.unwrap_or_else(|_| Err(failure("no connection in time")))?;
+        let store = Arc::new(store);
+        if told.is_some_and(|told| *told != store.identity) {
+            tell(store.clone()).await?;
+        }
+        Ok(store)
     }
 
     async fn dial(&self, sentinels: Option<&mut Sentinels>) -> RedisResult<Store> {
@@ -274,11 +296,12 @@ impl Link {
                     None => None,
                 };
                 let agreed = agreed.ok_or_else(|| failure("most Sentinels name no primary"))?;
-                self.dial_primary(agreed.primary, Some(agreed.replicas.div_ceil(2))).await?
+                self.dial_primary(agreed.primary, Some(agreed.replicas)).await?
             }
             RedisServers::Cluster { nodes } => {
-                let mut common = self.dialer.cluster(nodes).await?;
-                let revocations = self.dialer.cluster(nodes).await?;
+                let dialled =
+                    tokio::try_join!(self.dialer.cluster(nodes), self.dialer.cluster(nodes));
+                let (mut common, revocations) = dialled?;
                 let identity = primaries(&mut common).await?;
                 (Connection::Cluster(common), Connection::Cluster(revocations), None, identity, 0)
             }
@@ -302,16 +325,18 @@ impl Link {
         address: RedisAddress,
         acknowledgements: Option<usize>,
     ) -> RedisResult<(Connection, Connection, Option<RedisAddress>, String, usize)> {
-        let mut common = self.dialer.node(&address, Role::Server).await?;
-        let revocations = self.dialer.node(&address, Role::Server).await?;
-        let replicas = replicas(cmd("ROLE").query_async(&mut common).await?)?;
+        let dialled = tokio::try_join!(
+            self.dialer.node(&address, Role::Server),
+            self.dialer.node(&address, Role::Server)
+        );
+        let (mut common, revocations) = dialled?;
+        let replicas = followers(&mut common).await?;
         let info: String = cmd("INFO").arg("server").query_async(&mut common).await?;
-        let identity = info.lines().find_map(|line| line.strip_prefix("run_id:"));
         Ok((
             Connection::Node(common),
             Connection::Node(revocations),
             Some(address),
-            identity.unwrap_or_default().to_owned(),
+            run_id(&info)?.to_owned(),
             acknowledgements.unwrap_or(replicas.min(1)),
         ))
     }
@@ -335,22 +360,20 @@ impl Link {
         let mut node = match store.common() {
             Connection::Node(node) => node,
             Connection::Cluster(mut cluster) => {
-                let all = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::AllSucceeded));
-                cluster.route_command(cmd("PING"), RoutingInfo::MultiNode(all)).await?;
                 if primaries(&mut cluster).await? != store.identity {
                     return Err(failure("the cluster has other primaries"));
                 }
                 return Ok(());
             }
         };
-        let replicas = replicas(cmd("ROLE").query_async(&mut node).await?)?;
+        let replicas = followers(&mut node).await?;
         let Some(sentinels) = sentinels else {
             store.acknowledgements.store(replicas.min(1), Ordering::Release);
             return Ok(());
         };
         match sentinels.ask().await {
             Some(agreed) if Some(&agreed.primary) == store.address.as_ref() => {
-                store.acknowledgements.store(agreed.replicas.div_ceil(2), Ordering::Release);
+                store.acknowledgements.store(agreed.replicas, Ordering::Release);
                 Ok(())
             }
             Some(_) => Err(failure("the Sentinels name another primary")),
@@ -358,8 +381,7 @@ impl Link {
         }
     }
 
-    /// Whether as many replicas as a failover needs still follow. Where there were none, nothing
-    /// can have taken the primary's place.
+    /// Whether all replicas that were up still follow, so that none has taken the primary's place.
     async fn hold_lease(&self, store: &Store) -> RedisResult<()> {
         let mut connection = store.revocations();
         let life = millis(10 * BELIEF);
@@ -385,12 +407,33 @@ fn replicas(role: Value) -> RedisResult<usize> {
     }
 }
 
-/// The ids of a cluster's primaries, as one text.
+/// How many replicas follow a primary that is ready to serve.
+async fn followers(node: &mut MultiplexedConnection) -> RedisResult<usize> {
+    // One that is still loading refuses the first.
+    let (_, role): (Value, Value) = pipe().cmd("PING").cmd("ROLE").query_async(node).await?;
+    replicas(role)
+}
+
+/// What a process of a server calls itself, by its answer to `INFO server`.
+fn run_id(info: &str) -> RedisResult<&str> {
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+    id.ok_or_else(|| failure("a server without an id"))
+}
+
+/// The ids of a cluster's primaries and of their processes, as one text, where all of them are
+/// ready to serve.
 async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
+    let all = |policy| RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
+    cluster.route_command(cmd("PING"), all(Some(ResponsePolicy::AllSucceeded))).await?;
+    let infos = cluster.route_command(cmd("INFO").arg("server").to_owned(), all(None)).await?;
+    let infos: HashMap<String, String> = from_redis_value(infos)?;
     let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
     let slots = cluster.route_command(cmd("CLUSTER").arg("SLOTS").to_owned(), random).await?;
     let ranges: Vec<Vec<Value>> = from_redis_value(slots)?;
     let mut ids = Vec::new();
+    for info in infos.values() {
+        ids.push(run_id(info)?.to_owned());
+    }
     for range in ranges {
         let primary = range.into_iter().nth(2).ok_or_else(|| failure("a slot without a node"))?;
         let node: Vec<Value> = from_redis_value(primary)?;

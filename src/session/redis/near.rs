@@ -14,12 +14,15 @@ use moka::sync::Cache;
 use crate::session::{DigestHash, Session};
 use crate::token::TokenDigest;
 
-/// Ends remembered: of this gateway's own, and of the others' for a moment.
+/// Ends remembered of this gateway's own, and again as many of the others'.
 const ENDS: u64 = 100_000;
 
 pub struct Near {
     sessions: Cache<TokenDigest, Known, DigestHash>,
-    ends: Cache<TokenDigest, End, DigestHash>,
+    /// Of this gateway's own, until when they have to be remembered, on the clock.
+    ends: Cache<TokenDigest, u64, DigestHash>,
+    /// Of others, for as long as a question from before may still be under way.
+    heard: Cache<TokenDigest, u64, DigestHash>,
     ttl: u64,
 }
 
@@ -30,13 +33,6 @@ struct Known {
     believed_until: u64,
 }
 
-/// On the clock.
-#[derive(Clone, Copy)]
-struct End {
-    until: u64,
-    is_own: bool,
-}
-
 impl Near {
     /// `longest` is how long a session can still have after it was ended.
     pub fn new(capacity: u64, ttl: Duration, longest: Duration) -> Self {
@@ -45,12 +41,14 @@ impl Near {
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(ttl)
             .build_with_hasher(DigestHash);
-        let ends = Cache::builder()
-            .max_capacity(ENDS)
-            .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(longest)
-            .build_with_hasher(DigestHash);
-        Self { sessions, ends, ttl: super::millis(ttl) }
+        let ends = |life| {
+            Cache::builder()
+                .max_capacity(ENDS)
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(life)
+                .build_with_hasher(DigestHash)
+        };
+        Self { sessions, ends: ends(longest), heard: ends(ttl), ttl: super::millis(ttl) }
     }
 
     /// A session that is still believed.
@@ -61,7 +59,8 @@ impl Near {
 
     /// Whether a token's session is known to have ended.
     pub fn has_ended(&self, digest: &TokenDigest, now: u64) -> bool {
-        self.ends.get(digest).is_some_and(|end| now < end.until)
+        let is_in = |ends: &Cache<_, _, _>| ends.get(digest).is_some_and(|until: u64| now < until);
+        is_in(&self.ends) || is_in(&self.heard)
     }
 
     /// Takes in what the store said to a question of the time `asked`. `None` where word of its
@@ -86,31 +85,28 @@ impl Near {
         Some(known.session)
     }
 
-    /// A session was ended, by this gateway or by another.
-    pub fn end(&self, digest: &TokenDigest, until: u64, is_own: bool) {
-        let end = End { until, is_own };
-        // Word of an own end comes back from the store.
-        self.ends.entry(*digest).and_upsert_with(|known| match known {
-            Some(known) if known.value().is_own && known.value().until > until => *known.value(),
-            _ => end,
-        });
+    /// This gateway has ended a session, that could have lived until then.
+    pub fn end(&self, digest: &TokenDigest, until: u64) {
+        self.ends.insert(*digest, until);
         self.forget(digest);
     }
 
-    /// Another's end, for as long as the store may still be asked about it.
+    /// Some gateway says that it has ended a session.
     pub fn heard_of_end(&self, digest: &TokenDigest, now: u64) {
-        self.end(digest, now.saturating_add(self.ttl), false);
+        self.heard.insert(*digest, now.saturating_add(self.ttl));
+        self.forget(digest);
     }
 
     /// The sessions that this gateway has ended itself, and what was left of their lives.
     pub fn own_ends(&self, now: u64) -> Vec<(TokenDigest, u64)> {
-        let ends = self.ends.iter().filter(|(_, end)| end.is_own && now < end.until);
-        ends.map(|(digest, end)| (*digest, end.until - now)).collect()
+        let ends = self.ends.iter().filter(|(_, until)| now < *until);
+        ends.map(|(digest, until)| (*digest, until - now)).collect()
     }
 
     pub fn maintain(&self) {
         self.sessions.run_pending_tasks();
         self.ends.run_pending_tasks();
+        self.heard.run_pending_tasks();
     }
 
     pub fn len(&self) -> u64 {

@@ -30,7 +30,7 @@ pub struct Sentinels {
 /// What most of the Sentinels agree on.
 pub struct Agreed {
     pub primary: RedisAddress,
-    /// Replicas that are up, by the Sentinel that sees most of them.
+    /// Replicas that are up and follow, by the Sentinel that sees most of them.
     pub replicas: usize,
 }
 
@@ -82,19 +82,20 @@ impl Sentinels {
 }
 
 /// What a Sentinel says of a replica.
-type Flags = HashMap<String, String>;
+type Fields = HashMap<String, String>;
 
 type Answer = (Option<(String, u16)>, usize);
 
 async fn ask_one(connection: &mut MultiplexedConnection, primary: &str) -> RedisResult<Answer> {
-    let (address, replicas): (Option<(String, u16)>, Vec<Flags>) = pipe()
+    let (address, replicas): (Option<(String, u16)>, Vec<Fields>) = pipe()
         .add_command(cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(primary).to_owned())
         .add_command(cmd("SENTINEL").arg("REPLICAS").arg(primary).to_owned())
         .query_async(connection)
         .await?;
-    let is_up = |replica: &&Flags| {
-        let flags = replica.get("flags").map_or("", String::as_str);
-        !flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"))
+    let is_up = |replica: &&Fields| {
+        let field = |name| replica.get(name).map_or("", String::as_str);
+        let is_down = |flag| matches!(flag, "s_down" | "o_down" | "disconnected");
+        field("master-link-status") == "ok" && !field("flags").split(',').any(is_down)
     };
     Ok((address, replicas.iter().filter(is_up).count()))
 }
