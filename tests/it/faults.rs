@@ -262,10 +262,10 @@ fn assert_safe(verdict: &Verdict) {
     assert!(verdict.unavailable > 0, "the fault was none");
 }
 
-/// `cargo test --release --test it figures_of_faults -- --ignored --nocapture`: ten minutes. What
+/// `cargo test --release --test it figures_of_faults -- --ignored --nocapture`: six minutes. What
 /// it prints is kept in `benches/FAULTS.md`.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes ten minutes, and its figures mean nothing on a busy machine"]
+#[ignore = "takes six minutes, and its figures mean nothing on a busy machine"]
 async fn figures_of_faults() {
     const HEAVY: Load = Load {
         gateways: 0,
