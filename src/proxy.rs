@@ -135,7 +135,9 @@ impl ProxyHttp for Gateway {
         if http.is_http2() {
             // On HTTP/1 the edge sees to it.
             http.set_write_timeout(Some(limits.write_timeout));
-            context.progress = http.req_header().extensions.get().cloned();
+            // Taken out, for pingora copies what is left with the head, and more than once.
+            let mut extensions = std::mem::take(http.req_header_mut().extensions_mut());
+            context.progress = extensions.remove();
         }
         let headers = &http.req_header().headers;
         context.client = context.policy.trusted_proxies.client(peer(http), headers);
