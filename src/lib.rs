@@ -1,5 +1,7 @@
 //! wxgate: WeChat Mini Program login in front of services that stay as they are.
 //!
+//! The words of the project are in `README.md` beside this file.
+//!
 //! # The map
 //!
 //! A module uses only modules of lower layers; a test holds this table against the code.
