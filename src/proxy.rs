@@ -246,6 +246,11 @@ impl ProxyHttp for Gateway {
             context.rejection = Some(Rejection::BodyTooLarge);
             return Error::e_explain(ErrorType::HTTPStatus(413), "body too large");
         }
+        if is_end && length == 0 {
+            // pingora 0.9.1 would write it as a chunk of no bytes, which ends a chunked body,
+            // and then end the body again: the service reads that as the next request.
+            *body = None;
+        }
         Ok(())
     }
 

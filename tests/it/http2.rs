@@ -130,6 +130,43 @@ async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
     assert_eq!(stack.upstream.seen()[0].body.len(), 30);
 }
 
+/// What a service would read after the end is the beginning of another user's request.
+#[tokio::test]
+async fn a_chunked_body_ends_once_however_the_client_ends_it() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let mut client = Client::open(stack.gateway).await;
+    let empty = || (Bytes::new(), false);
+    let data = || (Bytes::from_static(b"abc"), false);
+    let end = || (Bytes::new(), true);
+    let bodies = [
+        vec![end()],
+        vec![empty(), end()],
+        vec![data(), end()],
+        vec![data(), empty(), data(), empty(), empty(), end()],
+        vec![(Bytes::from_static(b"abc"), true)],
+    ];
+    for frames in &bodies {
+        let (response, mut body) = client.send(Method::POST, "/none", false).await;
+        for (bytes, is_end) in frames {
+            body.send_data(bytes.clone(), *is_end).unwrap();
+        }
+        assert_eq!(status(response).await.unwrap(), 200);
+        assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+    }
+    let (response, mut body) = client.send(Method::POST, "/none", false).await;
+    body.send_data(Bytes::from_static(b"abc"), false).unwrap();
+    body.send_trailers([("x-sum".parse().unwrap(), "1".parse().unwrap())].into_iter().collect())
+        .unwrap();
+    assert_eq!(status(response).await.unwrap(), 200);
+    assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
+    let seen = stack.upstream.seen();
+    let posts = seen.iter().filter(|seen| seen.request_line.starts_with("POST"));
+    let received: Vec<&[u8]> = posts.map(|seen| &*seen.body).collect();
+    assert_eq!(received, [&b""[..], b"", b"abc", b"abcabc", b"abc", b"abc"]);
+    // All on the one connection that was there first: none was given up.
+    assert!(seen.iter().all(|seen| seen.connection == 0), "{seen:?}");
+}
+
 #[tokio::test]
 async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
     let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"100ms\"").await;

@@ -2,8 +2,11 @@
 //!
 //! Keeps every request as its very bytes, reads them strictly, and answers what it is told
 //! to. It is no HTTP library: what the gateway sends is seen as it is, and what no strict
-//! reader would take is kept as a fault.
+//! reader would take is a fault, bytes that belong to no request among it. A recorder that
+//! saw a fault fails its test when it is dropped.
 
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -78,6 +81,8 @@ struct Records {
     whole: Vec<Seen>,
     begun: Vec<Seen>,
     faults: Vec<String>,
+    /// Connections between two requests, by number.
+    idle: HashMap<usize, std::net::TcpStream>,
 }
 
 type Replies = dyn Fn(&Seen) -> Reply + Send + Sync;
@@ -142,13 +147,44 @@ impl Upstream {
 
     /// What came that no strict reader would take.
     pub fn faults(&self) -> Vec<String> {
-        self.records.lock().unwrap().faults.clone()
+        let mut records = self.records.lock().unwrap();
+        let unread: Vec<_> = records.idle.values().filter_map(unread_fault).collect();
+        records.faults.extend(unread);
+        records.faults.clone()
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.accepting.abort();
+        if !std::thread::panicking() {
+            assert_eq!(self.faults(), [""; 0], "the service was sent what it cannot read");
+        }
+    }
+}
+
+/// What waits on a connection between two requests and begins none, read by nobody yet.
+fn unread_fault(stream: &std::net::TcpStream) -> Option<String> {
+    let mut bytes = [0; 64];
+    let count = stream.peek(&mut bytes).unwrap_or(0);
+    let begins_a_request = bytes[..count].first().is_none_or(u8::is_ascii_uppercase);
+    (!begins_a_request).then(|| fault("bytes between requests", &bytes[..count]))
+}
+
+/// Marks a connection as between two requests, until it is dropped.
+struct Idle<'a>(&'a Mutex<Records>, usize);
+
+impl<'a> Idle<'a> {
+    fn new(stream: &TcpStream, connection: usize, records: &'a Mutex<Records>) -> io::Result<Self> {
+        let shared = std::os::fd::AsFd::as_fd(stream).try_clone_to_owned()?;
+        records.lock().unwrap().idle.insert(connection, shared.into());
+        Ok(Self(records, connection))
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().idle.remove(&self.1);
     }
 }
 
@@ -160,13 +196,20 @@ async fn converse(
     answers_early: &AtomicBool,
 ) -> Result<(), String> {
     let mut read = Vec::new();
-    while let Some(mut request) = read_head(&mut stream, &mut read).await? {
+    loop {
+        let idle = Idle::new(&stream, connection, records).map_err(|error| error.to_string())?;
+        let Some(mut request) = read_head(&mut stream, &mut read).await? else { break };
+        drop(idle);
         request.connection = connection;
         records.lock().unwrap().begun.push(request.clone());
         let is_early = answers_early.load(Ordering::Relaxed);
         if !is_early {
             let Some(body) = read_body(&request, &mut stream, &mut read).await? else { break };
             request.body = body;
+            // The gateway sends no request before the response to the last one.
+            if !read.is_empty() && request.all("upgrade").is_empty() {
+                return Err(fault("bytes after a request", &read));
+            }
             records.lock().unwrap().whole.push(request.clone());
         }
         let reply = replies.lock().unwrap().clone();
