@@ -93,37 +93,84 @@ function platformError(thrown, error = "network") {
   if (thrown instanceof WxgateError) return thrown;
   return new WxgateError(error, "retry", String(thrown && (thrown.errMsg || thrown.message) || thrown));
 }
-function gatewayError(answer) {
-  const { error, action, message, request_id: id } = body(answer.data);
-  const isOurs = answer.statusCode > 399 && action && ACTIONS[error] === action && id;
-  const isHeadless = !Object.keys(answer.header || {}).length;
-  const word = header(answer, "x-wxgate-error") || isHeadless && isOurs && error;
+function isGatewayError(answer) {
+  if (header(answer, "x-wxgate-error")) return true;
+  return Object.keys(answer.header || {}).length || answer.statusCode < 400 ? false : void 0;
+}
+function gatewayError(answer, chunks = []) {
+  if (isGatewayError(answer) === false) return void 0;
+  const { error, action, message, request_id: id } = body(answer.data, chunks);
+  const isOurs = answer.statusCode > 399 && isAction(action) && typeof error === "string" && id;
+  const word = header(answer, "x-wxgate-error") || isOurs && error;
   if (!word) return void 0;
-  const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
-  return describe(answer, word, known, typeof message === "string" ? message : "");
+  const unknown = answer.statusCode === 401 ? "login" : "none";
+  const known = [action, ACTIONS[word], unknown].find(isAction);
+  return describe(answer, word, known, typeof message === "string" ? message : "", id);
+}
+function isAction(value) {
+  return /^(login|retry|none)$/.test(value);
 }
 function endpointError(answer) {
   const action = answer.statusCode > 499 ? "retry" : "none";
   return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
 }
-function describe(answer, error, action, message) {
+function describe(answer, error, action, message, id) {
   return new WxgateError(error, action, message || `HTTP ${answer.statusCode}`, {
     statusCode: answer.statusCode,
-    requestId: header(answer, "x-request-id"),
+    requestId: header(answer, "x-request-id") || (typeof id === "string" ? id : void 0),
     retryAfter: Number(header(answer, "retry-after")) || void 0
   });
 }
-function body(data) {
+function body(data, chunks) {
   try {
-    return (typeof data === "string" ? JSON.parse(data) : data) || {};
+    const bytes = chunks.length ? chunks : data.byteLength >= 0 && [data];
+    const content = bytes ? decode(bytes) : data;
+    return (typeof content === "string" ? JSON.parse(content) : content) || {};
   } catch (_) {
     return {};
   }
 }
+function decode(chunks) {
+  let escaped = "";
+  for (const chunk of chunks) {
+    const bytes = new Uint8Array(chunk.byteLength >= 0 ? chunk : []);
+    bytes.forEach((byte) => escaped += "%" + (byte + 256).toString(16).slice(1));
+  }
+  return decodeURIComponent(escaped);
+}
 function header(answer, name) {
   const headers = answer.header || {};
   const key = Object.keys(headers).find((key2) => key2.toLowerCase() === name);
-  return key && headers[key];
+  const value = key && headers[key];
+  return Array.isArray(value) ? value[0] : value;
+}
+
+// src/platform.ts
+function ask(invoke, key, started = () => {
+}) {
+  return new Promise((success, fail) => {
+    const task = invoke({ success, fail, complete: void 0 });
+    started(task);
+    const settle = (value) => {
+      if (value && (value[key] || value.errMsg)) success(value);
+      else if (value && value.abort) started(value);
+    };
+    if (task && task.then) task.then(settle, fail);
+  });
+}
+function attempt(action) {
+  try {
+    return action();
+  } catch (_) {
+    return void 0;
+  }
+}
+function swallow(result) {
+  if (result && result.catch) result.catch(() => {
+  });
+}
+function pause(seconds) {
+  return new Promise((resolve) => setTimeout(resolve, seconds * 1e3));
 }
 
 // src/session.ts
@@ -272,7 +319,8 @@ var Session = class {
       try {
         const result = yield new Promise((success, fail) => {
           timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
-          swallow(this.around.login({ timeout: CODE_TIMEOUT, success, fail }));
+          const login = (callbacks) => this.around.login(__spreadValues({ timeout: CODE_TIMEOUT }, callbacks));
+          ask(login, "code").then(success, fail);
         });
         if (result.code) return result.code;
         throw result;
@@ -292,6 +340,7 @@ var Session = class {
     this.savedEnd = held.endsAt;
     return __spreadValues({}, held);
   }
+  // Storage may be full or forbidden; then the token lives as long as the app runs.
   save(held) {
     this.savedEnd = held.endsAt;
     attempt(() => this.around.storage.setStorageSync(this.around.key, __spreadValues({}, held)));
@@ -301,19 +350,97 @@ function isWithin(since, milliseconds) {
   const age = Date.now() - since;
   return age >= 0 && age < milliseconds;
 }
-function attempt(storage) {
-  try {
-    return storage();
-  } catch (_) {
-    return void 0;
+
+// src/task.ts
+var HEADERS = "HeadersReceived";
+var CHUNK = "ChunkReceived";
+var EVENTS = [HEADERS, CHUNK, "ProgressUpdate"];
+var MAX_HELD = 32;
+function createTask() {
+  const listeners = {};
+  let latest;
+  let watch = (_name) => {
+  };
+  let sent = -1;
+  function tell(name, event) {
+    var _a;
+    if (event.totalBytesSent <= sent) return;
+    sent = (_a = event.totalBytesSent) != null ? _a : sent;
+    for (const listener of task.isAborted ? [] : listeners[name] || []) {
+      try {
+        listener(event);
+      } catch (error) {
+        setTimeout(() => {
+          throw error;
+        });
+      }
+    }
   }
-}
-function swallow(result) {
-  if (result && result.catch) result.catch(() => {
-  });
-}
-function pause(seconds) {
-  return new Promise((resolve) => setTimeout(resolve, seconds * 1e3));
+  function begin(isChunked) {
+    let header2 = {};
+    const held = [];
+    let isError;
+    let isOver = false;
+    function judge(verdict) {
+      isError = verdict;
+      if (verdict === false) held.splice(0).forEach(([name, event]) => tell(name, event));
+    }
+    function hear(name, event) {
+      if (name === HEADERS && !isOver) {
+        header2 = event.header || {};
+        judge(isGatewayError(event));
+      }
+      const isFull = held.length >= MAX_HELD;
+      if (isFull && isError === void 0) judge(false);
+      if (isError === false || event.totalBytesSent >= 0) tell(name, event);
+      else if (!isFull) held.push([name, event]);
+    }
+    return {
+      started(platformTask) {
+        if (!platformTask) return;
+        const watched = {};
+        latest = platformTask;
+        watch = (name) => {
+          if (watched[name]) return;
+          watched[name] = true;
+          attempt(() => {
+            var _a;
+            return (_a = platformTask["on" + name]) == null ? void 0 : _a.call(platformTask, (event) => hear(name, event || {}));
+          });
+        };
+        watch(HEADERS);
+        if (isChunked) watch(CHUNK);
+        Object.keys(listeners).forEach(watch);
+      },
+      header: () => header2,
+      chunks: () => held.filter(([name]) => name === CHUNK).map(([, event]) => event.data),
+      ended(verdict) {
+        isOver = true;
+        judge(verdict);
+      }
+    };
+  }
+  const task = {
+    isAborted: false,
+    methods: {
+      abort() {
+        var _a;
+        task.isAborted = true;
+        (_a = latest == null ? void 0 : latest.abort) == null ? void 0 : _a.call(latest);
+      }
+    },
+    begin
+  };
+  for (const name of EVENTS) {
+    task.methods["on" + name] = (listener) => {
+      listeners[name] = (listeners[name] || []).concat(listener);
+      watch(name);
+    };
+    task.methods["off" + name] = (listener) => {
+      listeners[name] = (listeners[name] || []).filter((other) => listener && other !== listener);
+    };
+  }
+  return task;
 }
 
 // src/index.ts
@@ -321,7 +448,7 @@ var SAFE = /^(GET|HEAD|OPTIONS|TRACE)$/;
 var NEVER_FORWARDED = /^(rate_limited|store_unavailable|no_upstream)$/;
 var RETRIES = 2;
 var LOGIN_TIMEOUT = 8500;
-var EVENTS = ["HeadersReceived", "ChunkReceived", "ProgressUpdate"];
+var ERROR_STATUS = /^[345]\d\d$/;
 var METHODS = { request: "GET", downloadFile: "GET", uploadFile: "POST" };
 var sessions = /* @__PURE__ */ new WeakMap();
 function createClient(options) {
@@ -342,26 +469,32 @@ function createClient(options) {
       method: "POST",
       timeout: LOGIN_TIMEOUT,
       data: options.appId ? { code, app_id: options.appId } : { code }
-    })
+    }).then(({ answer }) => answer)
   }));
-  function send(verb, option, started) {
-    return __async(this, null, function* () {
-      let seen = {};
-      try {
-        const answer = yield new Promise((success, fail) => {
-          var _a2;
-          const task = platform[verb](__spreadProps(__spreadValues({}, option), { success, fail, complete: void 0 }));
-          swallow(task);
-          (_a2 = task == null ? void 0 : task.onHeadersReceived) == null ? void 0 : _a2.call(task, ({ header: header2 }) => seen = header2 || {});
-          started == null ? void 0 : started(task);
-        });
-        return __spreadProps(__spreadValues({}, answer), { header: __spreadValues(__spreadValues({}, seen), answer.header) });
-      } catch (thrown) {
+  function send(_0, _1) {
+    return __async(this, arguments, function* (verb, option, task = createTask()) {
+      const tried = task.begin(option.enableChunked);
+      const outcome = yield ask(
+        (callbacks) => platform[verb](__spreadValues(__spreadValues({}, option), callbacks)),
+        "statusCode",
+        tried.started
+      ).catch((thrown) => {
+        if (thrown && ERROR_STATUS.test(thrown.statusCode)) return thrown;
+        tried.ended(true);
         throw platformError(thrown);
-      }
+      });
+      const result = outcome || {};
+      const answer = __spreadProps(__spreadValues({}, result), {
+        statusCode: Number(result.statusCode) || result.statusCode,
+        // The results of uploads and downloads have no headers.
+        header: __spreadValues(__spreadValues({}, tried.header()), result.header)
+      });
+      const error = gatewayError(answer, tried.chunks());
+      tried.ended(!!error);
+      return { answer, error };
     });
   }
-  function run(verb, option, control) {
+  function run(verb, option, task) {
     return __async(this, null, function* () {
       const url = locate(base, option.url);
       const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
@@ -370,16 +503,17 @@ function createClient(options) {
       let hasLoggedIn = false;
       let retries = 0;
       for (; ; ) {
-        if (control.isAborted) throw aborted(verb);
+        if (task.isAborted) throw aborted(verb);
         const header2 = withToken(option.header, token);
-        const answer = yield send(verb, __spreadProps(__spreadValues({}, option), { url, header: header2 }), control.started);
-        const error = gatewayError(answer);
+        const { answer, error } = yield send(verb, __spreadProps(__spreadValues({}, option), { url, header: header2 }), task);
         if (!error) {
           session.used(token);
           return answer;
         }
-        if (error.statusCode === 401) session.refuse(token);
-        if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
+        const isRefused = error.action === "login";
+        if (isRefused) session.refuse(token);
+        if (task.isAborted) throw error;
+        if (isRefused && !hasLoggedIn && session.logouts === logouts) {
           const stored = session.current();
           hasLoggedIn = !stored;
           token = stored || (yield session.token());
@@ -397,41 +531,20 @@ function createClient(options) {
   function call(verb, given) {
     const option = __spreadValues({}, given);
     for (const name of ["data", "formData", "header"]) option[name] = copy(option[name]);
-    const events = [];
-    let task;
-    const control = {
-      isAborted: false,
-      started(latest) {
-        task = latest;
-        events.forEach(([name, values]) => {
-          var _a2;
-          return (_a2 = task == null ? void 0 : task[name]) == null ? void 0 : _a2.call(task, ...values);
-        });
-      }
-    };
+    const task = createTask();
     let stop;
     const stopped = new Promise((_, reject) => stop = reject);
-    const running = run(verb, option, control).catch((thrown) => {
+    const running = run(verb, option, task).catch((thrown) => {
       throw platformError(thrown);
     });
     const promise = Promise.race([running, stopped]);
     notify(option, promise);
-    promise.abort = () => {
-      var _a2;
-      control.isAborted = true;
-      stop(aborted(verb));
-      (_a2 = task == null ? void 0 : task.abort) == null ? void 0 : _a2.call(task);
-    };
-    for (const event of EVENTS) {
-      for (const name of ["on" + event, "off" + event]) {
-        promise[name] = (...values) => {
-          var _a2;
-          events.push([name, values]);
-          (_a2 = task == null ? void 0 : task[name]) == null ? void 0 : _a2.call(task, ...values);
-        };
+    return Object.assign(promise, task.methods, {
+      abort() {
+        stop(aborted(verb));
+        task.methods.abort();
       }
-    }
-    return promise;
+    });
   }
   function checked() {
     return __async(this, null, function* () {
@@ -484,7 +597,7 @@ function createClient(options) {
         try {
           const header2 = withToken({}, held.token);
           const option = { url: base + endpoints.logout, method: "POST", header: header2 };
-          const answer = yield send("request", option);
+          const { answer } = yield send("request", option);
           if (answer.statusCode !== 204) throw endpointError(answer);
         } catch (error) {
           yield session.restore(held);

@@ -9,7 +9,7 @@ export type Action = "login" | "retry" | "none";
 /** An answer as `wx.request` gives it, of any status. */
 export interface Answer {
   statusCode: number;
-  header?: Record<string, string>;
+  header?: Record<string, any>;
   data?: unknown;
 }
 
@@ -69,16 +69,31 @@ export function platformError(thrown: any, error = "network"): WxgateError {
   return new WxgateError(error, "retry", String((thrown && (thrown.errMsg || thrown.message)) || thrown));
 }
 
-/** The gateway's error in an answer; undefined where the service answered. */
-export function gatewayError(answer: Answer): WxgateError | undefined {
-  const { error, action, message, request_id: id } = body(answer.data);
+/** Whether an answer is an error of the gateway, by its headers; undefined where there are none. */
+export function isGatewayError(answer: Answer): boolean | undefined {
+  if (header(answer, "x-wxgate-error")) return true;
+  return Object.keys(answer.header || {}).length || answer.statusCode < 400 ? false : undefined;
+}
+
+/**
+ * The gateway's error in an answer; undefined where the service answered. `chunks` are the body
+ * where the answer came in chunks and has no data of its own.
+ */
+export function gatewayError(answer: Answer, chunks: any[] = []): WxgateError | undefined {
+  if (isGatewayError(answer) === false) return undefined;
+  const { error, action, message, request_id: id } = body(answer.data, chunks);
   // Some phones show no headers of an upload's answer at all; then its whole shape counts.
-  const isOurs = answer.statusCode > 399 && action && ACTIONS[error] === action && id;
-  const isHeadless = !Object.keys(answer.header || {}).length;
-  const word = header(answer, "x-wxgate-error") || (isHeadless && isOurs && error);
+  const isOurs = answer.statusCode > 399 && isAction(action) && typeof error === "string" && id;
+  const word = header(answer, "x-wxgate-error") || (isOurs && error);
   if (!word) return undefined;
-  const known = /^(login|retry|none)$/.test(action) ? action : ACTIONS[word] || "none";
-  return describe(answer, word, known, typeof message === "string" ? message : "");
+  // The action decides, also for a word that is newer than this client.
+  const unknown = answer.statusCode === 401 ? "login" : "none";
+  const known = [action, ACTIONS[word], unknown].find(isAction);
+  return describe(answer, word, known, typeof message === "string" ? message : "", id);
+}
+
+function isAction(value: unknown): boolean {
+  return /^(login|retry|none)$/.test(value as string);
 }
 
 /** The error in an answer of the gateway's own endpoints that is no success. */
@@ -87,26 +102,45 @@ export function endpointError(answer: Answer): WxgateError {
   return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
 }
 
-function describe(answer: Answer, error: string, action: Action, message: string): WxgateError {
+function describe(
+  answer: Answer,
+  error: string,
+  action: Action,
+  message: string,
+  id?: unknown,
+): WxgateError {
   return new WxgateError(error, action, message || `HTTP ${answer.statusCode}`, {
     statusCode: answer.statusCode,
-    requestId: header(answer, "x-request-id"),
+    requestId: header(answer, "x-request-id") || (typeof id === "string" ? id : undefined),
     retryAfter: Number(header(answer, "retry-after")) || undefined,
   });
 }
 
-/** The fields of an error's body, which may be unreadable. */
-function body(data: any): any {
+/** The fields of an error's body, which may be text, bytes, in chunks, or unreadable. */
+function body(data: any, chunks: any[]): any {
   try {
-    return (typeof data === "string" ? JSON.parse(data) : data) || {};
+    const bytes = chunks.length ? chunks : data.byteLength >= 0 && [data];
+    const content = bytes ? decode(bytes) : data;
+    return (typeof content === "string" ? JSON.parse(content) : content) || {};
   } catch (_) {
     return {};
   }
 }
 
-/** HTTP/2 and some phones give the names in lower case, others as they were sent. */
+/** The text of bytes in UTF-8; phones have no `TextDecoder`. Fails where they are none. */
+function decode(chunks: any[]): string {
+  let escaped = "";
+  for (const chunk of chunks) {
+    const bytes = new Uint8Array(chunk.byteLength >= 0 ? chunk : []);
+    bytes.forEach((byte) => (escaped += "%" + (byte + 256).toString(16).slice(1)));
+  }
+  return decodeURIComponent(escaped);
+}
+
+/** HTTP/2 and some phones give the names in lower case, others as they were sent; some give lists. */
 function header(answer: Answer, name: string): string | undefined {
   const headers = answer.header || {};
   const key = Object.keys(headers).find((key) => key.toLowerCase() === name);
-  return key && headers[key];
+  const value = key && headers[key];
+  return Array.isArray(value) ? value[0] : value;
 }

@@ -8,12 +8,14 @@
 /// <reference types="miniprogram-api-typings" preserve="true" />
 
 import { WxgateError, endpointError, gatewayError, platformError, type Answer } from "./error";
-import { Session, pause, swallow, type Storage } from "./session";
+import { ask, pause, swallow } from "./platform";
+import { Session, type Storage } from "./session";
+import { createTask, type Task } from "./task";
 
 export { WxgateError, type Action } from "./error";
 export { type Storage } from "./session";
 
-/** `wx`, `Taro` or `uni`. */
+/** `wx`, `Taro` or `uni`. Its functions answer by callback or by promise. */
 export interface Platform extends Storage {
   login(option: any): unknown;
   request(option: any): any;
@@ -84,7 +86,8 @@ const RETRIES = 2;
 /** A login may wait for WeChat for 8 seconds by the gateway's defaults. */
 const LOGIN_TIMEOUT = 8500;
 
-const EVENTS = ["HeadersReceived", "ChunkReceived", "ProgressUpdate"];
+/** A status that is an error's, as a number or as text. */
+const ERROR_STATUS = /^[345]\d\d$/;
 
 /** What the verbs are where the caller does not say. */
 const METHODS = { request: "GET", downloadFile: "GET", uploadFile: "POST" };
@@ -112,28 +115,36 @@ export function createClient(options: Options): Client {
         method: "POST",
         timeout: LOGIN_TIMEOUT,
         data: options.appId ? { code, app_id: options.appId } : { code },
-      }),
+      }).then(({ answer }) => answer),
   }));
 
-  /** One try. Rejects where no answer came. */
-  async function send(verb: Verb, option: any, started?: (task: any) => void): Promise<Answer> {
-    let seen = {};
-    try {
-      const answer: Answer = await new Promise((success, fail) => {
-        const task = platform[verb]({ ...option, success, fail, complete: undefined });
-        swallow(task);
-        // The results of uploads and downloads have no headers.
-        task?.onHeadersReceived?.(({ header }: Answer) => (seen = header || {}));
-        started?.(task);
-      });
-      return { ...answer, header: { ...seen, ...answer.header } };
-    } catch (thrown) {
+  /** One try, and the gateway's error where that is the answer. Rejects where no answer came. */
+  async function send(verb: Verb, option: any, task = createTask()): Promise<Sent> {
+    const tried = task.begin(option.enableChunked);
+    const outcome = await ask(
+      (callbacks) => platform[verb]({ ...option, ...callbacks }),
+      "statusCode",
+      tried.started,
+    ).catch((thrown) => {
+      // Some platforms call every error status a failure.
+      if (thrown && ERROR_STATUS.test(thrown.statusCode)) return thrown;
+      tried.ended(true);
       throw platformError(thrown);
-    }
+    });
+    const result = outcome || {};
+    const answer: Answer = {
+      ...result,
+      statusCode: Number(result.statusCode) || result.statusCode,
+      // The results of uploads and downloads have no headers.
+      header: { ...tried.header(), ...result.header },
+    };
+    const error = gatewayError(answer, tried.chunks());
+    tried.ended(!!error);
+    return { answer, error };
   }
 
-  /** Makes a call with a token, as often as need be. */
-  async function run(verb: Verb, option: any, control: Control): Promise<Answer> {
+  /** Makes a call as often as need be. */
+  async function run(verb: Verb, option: any, task: Task): Promise<Answer> {
     const url = locate(base, option.url);
     const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
     const { logouts } = session;
@@ -141,17 +152,18 @@ export function createClient(options: Options): Client {
     let hasLoggedIn = false;
     let retries = 0;
     for (;;) {
-      if (control.isAborted) throw aborted(verb);
+      if (task.isAborted) throw aborted(verb);
       const header = withToken(option.header, token);
-      const answer = await send(verb, { ...option, url, header }, control.started);
-      const error = gatewayError(answer);
+      const { answer, error } = await send(verb, { ...option, url, header }, task);
       if (!error) {
         session.used(token);
         return answer;
       }
-      if (error.statusCode === 401) session.refuse(token);
+      const isRefused = error.action === "login";
+      if (isRefused) session.refuse(token);
+      if (task.isAborted) throw error;
       // After a logout nobody is logged in again by what was asked before.
-      if (error.statusCode === 401 && !hasLoggedIn && session.logouts === logouts) {
+      if (isRefused && !hasLoggedIn && session.logouts === logouts) {
         const stored = session.current();
         hasLoggedIn = !stored;
         token = stored || (await session.token());
@@ -169,39 +181,23 @@ export function createClient(options: Options): Client {
 
   /** A call that can be handled like a task of `wx`, whatever try it is at. */
   function call(verb: Verb, given: any): any {
-    // What the caller does with it afterwards must not change a later try.
     const option = { ...given };
+    // What the caller does with it afterwards must not change a later try.
     for (const name of ["data", "formData", "header"]) option[name] = copy(option[name]);
-    const events: [string, any[]][] = [];
-    let task: any;
-    const control: Control = {
-      isAborted: false,
-      started(latest) {
-        task = latest;
-        events.forEach(([name, values]) => task?.[name]?.(...values));
-      },
-    };
+    const task = createTask();
     let stop!: (error: WxgateError) => void;
     const stopped = new Promise<never>((_, reject) => (stop = reject));
-    const running = run(verb, option, control).catch((thrown) => {
+    const running = run(verb, option, task).catch((thrown) => {
       throw platformError(thrown);
     });
     const promise: any = Promise.race([running, stopped]);
     notify(option, promise);
-    promise.abort = () => {
-      control.isAborted = true;
-      stop(aborted(verb));
-      task?.abort?.();
-    };
-    for (const event of EVENTS) {
-      for (const name of ["on" + event, "off" + event]) {
-        promise[name] = (...values: any[]) => {
-          events.push([name, values]);
-          task?.[name]?.(...values);
-        };
-      }
-    }
-    return promise;
+    return Object.assign(promise, task.methods, {
+      abort() {
+        stop(aborted(verb));
+        task.methods.abort();
+      },
+    });
   }
 
   /** A token of a session that is good, as far as can be known. */
@@ -257,7 +253,7 @@ export function createClient(options: Options): Client {
       try {
         const header = withToken({}, held.token);
         const option = { url: base + endpoints.logout, method: "POST", header };
-        const answer = await send("request", option);
+        const { answer } = await send("request", option);
         if (answer.statusCode !== 204) throw endpointError(answer);
       } catch (error) {
         await session.restore(held);
@@ -274,10 +270,10 @@ export function createClient(options: Options): Client {
   return client;
 }
 
-/** What the maker of a call and its tries tell each other. */
-interface Control {
-  isAborted: boolean;
-  started(task: any): void;
+/** What became of a try. */
+interface Sent {
+  answer: Answer;
+  error?: WxgateError;
 }
 
 function aborted(verb: Verb): WxgateError {

@@ -6,6 +6,7 @@
  */
 
 import { WxgateError, endpointError, platformError, type Answer } from "./error";
+import { ask, attempt, pause } from "./platform";
 
 /** What is kept between two starts of the app. */
 interface Held {
@@ -29,7 +30,7 @@ export interface Surroundings {
   /** The name of what is stored. */
   key: string;
   /** Asks for a code, as `wx.login` does. */
-  login(option: object): unknown;
+  login(option: object): any;
   /** Trades a code with the gateway; rejects where no answer came. */
   trade(code: string): Promise<Answer>;
   /** Seconds that are waited at most; what takes longer is an error at once. */
@@ -196,7 +197,9 @@ export class Session {
     try {
       const result: any = await new Promise((success, fail) => {
         timer = setTimeout(() => fail({ errMsg: "login:fail no answer" }), CODE_TIMEOUT);
-        swallow(this.around.login({ timeout: CODE_TIMEOUT, success, fail }));
+        const login = (callbacks: object) =>
+          this.around.login({ timeout: CODE_TIMEOUT, ...callbacks });
+        ask(login, "code").then(success, fail);
       });
       if (result.code) return result.code;
       throw result;
@@ -218,6 +221,7 @@ export class Session {
     return { ...held };
   }
 
+  // Storage may be full or forbidden; then the token lives as long as the app runs.
   private save(held: Held): void {
     this.savedEnd = held.endsAt;
     attempt(() => this.around.storage.setStorageSync(this.around.key, { ...held }));
@@ -228,22 +232,4 @@ export class Session {
 function isWithin(since: number, milliseconds: number): boolean {
   const age = Date.now() - since;
   return age >= 0 && age < milliseconds;
-}
-
-/** Storage may be full or forbidden; then the token lives as long as the app runs. */
-function attempt<T>(storage: () => T): T | undefined {
-  try {
-    return storage();
-  } catch (_) {
-    return undefined;
-  }
-}
-
-/** Taro's functions reject besides calling back, and nobody listens. */
-export function swallow(result: any): void {
-  if (result && result.catch) result.catch(() => {});
-}
-
-export function pause(seconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 }

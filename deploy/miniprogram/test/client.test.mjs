@@ -453,7 +453,21 @@ describe("calls", LIMITS, () => {
     const statuses = [];
     call.onHeadersReceived(({ statusCode }) => statuses.push(statusCode));
     await call;
-    assert.deepEqual(statuses, [401, 200]);
+    assert.deepEqual([statuses, phone.count("GET /")], [[200], 3]);
+  });
+
+  test("a page that reads a stream hears the service only, whatever the gateway rejected before", async () => {
+    const { phone, client } = app();
+    await client.login();
+    await world.revoke(tokenOf(phone.storage));
+    const call = client.request({ url: "/stream", enableChunked: true });
+    const chunks = [];
+    call.onChunkReceived(({ data }) => chunks.push(data));
+    await call;
+    assert.equal(JSON.parse(Buffer.concat(chunks)).url, "/stream");
+    const error = client.request({ url: "/nobody/stream", method: "POST", enableChunked: true });
+    error.onChunkReceived(() => assert.fail("a chunk of the gateway's error"));
+    assert.equal((await failure(error)).error, "bad_gateway");
   });
 
   test("functions that reject besides calling back, as Taro's do, disturb nobody", async () => {

@@ -12,11 +12,11 @@ import * as module from "../dist/wxgate-client.mjs";
 
 const read = (path) => readFileSync(new URL(`../${path}`, import.meta.url), "utf8");
 
-test("it has under 4 KB, minified and compressed", () => {
+test("it has under 5 KB, minified and compressed", () => {
   for (const [file, format] of [["wxgate-client.js", "cjs"], ["wxgate-client.mjs", "esm"]]) {
     const { code } = transformSync(read(`dist/${file}`), { minify: true, format });
     const size = gzipSync(code, { level: 9 }).length;
-    assert.ok(size < 4096, `${file}: ${size} bytes`);
+    assert.ok(size < 5120, `${file}: ${size} bytes`);
   }
 });
 

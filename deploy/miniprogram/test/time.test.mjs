@@ -75,6 +75,16 @@ async function outcome(promise, seconds = 120) {
   return { waited: Infinity };
 }
 
+test("a wx.login that answers by promise only is not waited for", async () => {
+  const { phone, client } = app(granted);
+  phone.login = () => Promise.resolve({ code: "promised", errMsg: "login:ok" });
+  assert.deepEqual(await outcome(client.login()), { waited: 0, value: undefined });
+  assert.equal(phone.sent[0].data.code, "promised");
+  phone.login = () => Promise.resolve({ errMsg: "login:ok" });
+  const { waited, error } = await outcome(client.login());
+  assert.deepEqual([waited, error.error], [0, "login_failed"]);
+});
+
 test("a wx.login that never says anything is an error", async () => {
   const { phone, client } = app(granted);
   phone.login = () => {};
