@@ -177,6 +177,7 @@ function pause(seconds) {
 var REPLAY_WINDOW = 1e4;
 var CODE_TIMEOUT = 15e3;
 var CODES_A_MINUTE = 10;
+var GUEST_WAIT = 2;
 var PROVEN = 1e4;
 var Session = class {
   constructor(around) {
@@ -196,6 +197,20 @@ var Session = class {
       return !this.pending && this.current() || this.login();
     });
   }
+  /**
+   * The token at hand, for a call that begins no login. A login under way may bring one soon; not
+   * where the last one failed, nor for what begins after a logout.
+   */
+  atHand() {
+    return __async(this, null, function* () {
+      const { pending } = this;
+      if (pending && !this.current() && !this.failures) {
+        yield Promise.race([pending.catch(() => {
+        }), pause(GUEST_WAIT)]);
+      }
+      return this.leaving ? void 0 : this.current();
+    });
+  }
   /** The token, where there is one that may be good: from storage where ours is not. */
   current() {
     if (!this.isUsable(this.held)) this.held = this.load();
@@ -205,10 +220,13 @@ var Session = class {
   login() {
     return this.pending || (this.pending = this.logIn());
   }
-  /** The gateway does not take this token. */
+  /** The gateway does not accept this token. One that is newer stays. */
   refuse(token) {
+    var _a, _b;
     this.refused.add(token);
     this.provenAt = 0;
+    if (((_a = this.held) == null ? void 0 : _a.token) === token) this.held = void 0;
+    if (((_b = this.load()) == null ? void 0 : _b.token) === token) this.forget();
   }
   /** The gateway has taken the token: its end has moved. */
   used(token) {
@@ -234,7 +252,7 @@ var Session = class {
       const held = this.held || this.load();
       this.held = void 0;
       this.provenAt = 0;
-      attempt(() => this.around.storage.removeStorageSync(this.around.key));
+      this.forget();
       return held;
     });
   }
@@ -340,6 +358,9 @@ var Session = class {
     this.savedEnd = held.endsAt;
     return __spreadValues({}, held);
   }
+  forget() {
+    attempt(() => this.around.storage.removeStorageSync(this.around.key));
+  }
   // Storage may be full or forbidden; then the token lives as long as the app runs.
   save(held) {
     this.savedEnd = held.endsAt;
@@ -444,6 +465,8 @@ function createTask() {
 }
 
 // src/index.ts
+var REQUIRED = "required";
+var OPTIONAL = "optional";
 var SAFE = /^(GET|HEAD|OPTIONS|TRACE)$/;
 var NEVER_FORWARDED = /^(rate_limited|store_unavailable|no_upstream)$/;
 var RETRIES = 2;
@@ -496,26 +519,32 @@ function createClient(options) {
   }
   function run(verb, option, task) {
     return __async(this, null, function* () {
+      const mode = takeMode(option);
       const url = locate(base, option.url);
       const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
       const { logouts } = session;
-      let token = yield verb === "uploadFile" ? checked() : session.token();
-      let hasLoggedIn = false;
+      let token = yield tokenFor(mode, verb === "uploadFile");
+      let isSecond = false;
       let retries = 0;
       for (; ; ) {
         if (task.isAborted) throw aborted(verb);
         const header2 = withToken(option.header, token);
         const { answer, error } = yield send(verb, __spreadProps(__spreadValues({}, option), { url, header: header2 }), task);
         if (!error) {
-          session.used(token);
+          if (token) session.used(token);
           return answer;
         }
         const isRefused = error.action === "login";
-        if (isRefused) session.refuse(token);
+        if (isRefused && token) session.refuse(token);
         if (task.isAborted) throw error;
-        if (isRefused && !hasLoggedIn && session.logouts === logouts) {
+        if (isRefused && mode === OPTIONAL && token) {
+          token = isSecond ? void 0 : yield session.atHand();
+          isSecond = true;
+          continue;
+        }
+        if (isRefused && mode === REQUIRED && !isSecond && session.logouts === logouts) {
           const stored = session.current();
-          hasLoggedIn = !stored;
+          isSecond = !stored;
           token = stored || (yield session.token());
           continue;
         }
@@ -546,12 +575,25 @@ function createClient(options) {
       }
     });
   }
-  function checked() {
+  function tokenFor(mode, isCostly = true) {
     return __async(this, null, function* () {
+      if (!mode) return void 0;
       const { logouts } = session;
-      const token = yield session.token();
-      if (!session.isProven() && session.logouts === logouts) yield client.session();
-      return session.logouts === logouts ? session.token() : token;
+      const isOptional = mode === OPTIONAL;
+      const find = () => isOptional ? session.atHand() : session.token();
+      const token = yield find();
+      if (!token || !isCostly || session.isProven() || session.logouts !== logouts) return token;
+      yield isOptional ? look(token).catch(() => {
+      }) : client.session();
+      return isOptional || session.logouts === logouts ? find() : token;
+    });
+  }
+  function look(token) {
+    return __async(this, null, function* () {
+      const header2 = withToken({}, token);
+      const { answer, error } = yield send("request", { url: base + endpoints.session, header: header2 });
+      if (error && error.action === "login") session.refuse(token);
+      if (answer.statusCode === 200) session.prove();
     });
   }
   function withToken(given, token) {
@@ -559,12 +601,14 @@ function createClient(options) {
     for (const name of Object.keys(headers)) {
       if (name.toLowerCase() === sessionHeader.toLowerCase()) delete headers[name];
     }
-    return __spreadProps(__spreadValues({}, headers), { [sessionHeader]: token });
+    if (token) headers[sessionHeader] = token;
+    return headers;
   }
   function connect(option) {
     return __async(this, null, function* () {
+      const mode = takeMode(option);
       const url = locate(socketBase, option.url);
-      const header2 = withToken(option.header, yield checked());
+      const header2 = withToken(option.header, yield tokenFor(mode));
       return __spreadProps(__spreadValues({}, option), { success: option.success || (() => {
       }), url, header: header2 });
     });
@@ -618,6 +662,14 @@ function createClient(options) {
 }
 function aborted(verb) {
   return new WxgateError("aborted", "none", `${verb}:fail abort`);
+}
+function takeMode(option) {
+  var _a;
+  const mode = (_a = option.login) != null ? _a : true;
+  delete option.login;
+  if (mode === true) return REQUIRED;
+  if (mode === REQUIRED || mode === OPTIONAL || mode === false) return mode;
+  throw new WxgateError("bad_option", "none", 'login: "required", "optional", true or false');
 }
 function share(platform, key, around) {
   const known = sessions.get(platform) || {};

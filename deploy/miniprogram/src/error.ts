@@ -33,7 +33,8 @@ export class WxgateError extends Error {
   /**
    * The gateway's word, as `session_expired`; or one of the phone's: `network` (no answer came),
    * `login_failed` (`wx.login` gave no code), `too_many_logins`, `aborted`, `foreign_url` (the
-   * address is not the gateway's), `unexpected_answer` (something between is not the gateway).
+   * address is not the gateway's), `bad_option` (of the call), `unexpected_answer` (something
+   * between is not the gateway).
    */
   readonly error: string;
   readonly action: Action;

@@ -41,6 +41,24 @@ export interface Options {
   endpoints?: { login?: string; logout?: string; session?: string };
 }
 
+/**
+ * What a call does about the session.
+ *
+ * - `"required"` or `true`, the default: it has a session. Where there is none it logs in first, and
+ *   after a 401 of the gateway once more.
+ * - `"optional"`: it has the token at hand, if there is one. A token that the gateway does not accept
+ *   is dropped, and the call is repeated without it. It begins no login, and waits for one under way
+ *   for two seconds at most.
+ * - `false`: it never has a token and begins no login.
+ */
+export type LoginMode = "required" | "optional" | boolean;
+
+/** What the calls have besides the options of `wx`. */
+export interface CallOption {
+  /** `"required"` by default; for a route that is `optional` or `none`, another. */
+  login?: LoginMode;
+}
+
 type Wx = WechatMiniprogram.Wx;
 type Data = string | WechatMiniprogram.IAnyObject | ArrayBuffer;
 
@@ -50,19 +68,19 @@ export type Pending<Result, Task> = Promise<Result> & Task;
 export interface Client {
   /** As `wx.request`. Any status of the service is a success; errors are [`WxgateError`]s. */
   request<T extends Data = any>(
-    option: WechatMiniprogram.RequestOption<T>,
+    option: WechatMiniprogram.RequestOption<T> & CallOption,
   ): Pending<WechatMiniprogram.RequestSuccessCallbackResult<T>, WechatMiniprogram.RequestTask>;
   /** As `wx.uploadFile`; the session is looked at first, so that no upload is in vain. */
   uploadFile(
-    option: WechatMiniprogram.UploadFileOption,
+    option: WechatMiniprogram.UploadFileOption & CallOption,
   ): Pending<WechatMiniprogram.UploadFileSuccessCallbackResult, WechatMiniprogram.UploadTask>;
   /** As `wx.downloadFile`. */
   downloadFile(
-    option: WechatMiniprogram.DownloadFileOption,
+    option: WechatMiniprogram.DownloadFileOption & CallOption,
   ): Pending<WechatMiniprogram.DownloadFileSuccessCallbackResult, WechatMiniprogram.DownloadTask>;
   /** As `wx.connectSocket`; the session is looked at first. The token is in a header. */
   connectSocket(
-    option: WechatMiniprogram.ConnectSocketOption,
+    option: WechatMiniprogram.ConnectSocketOption & CallOption,
   ): Promise<WechatMiniprogram.SocketTask>;
   /** Logs in now. Nobody must call it: every other call does where it has to. */
   login(): Promise<void>;
@@ -71,6 +89,10 @@ export interface Client {
   /** What the gateway says of the session, which this keeps alive; logs in where there is none. */
   session(): Promise<{ expires_in: number; app_id: string }>;
 }
+
+const REQUIRED = "required";
+const OPTIONAL = "optional";
+type Mode = typeof REQUIRED | typeof OPTIONAL | false;
 
 type Verb = "request" | "uploadFile" | "downloadFile";
 
@@ -145,27 +167,33 @@ export function createClient(options: Options): Client {
 
   /** Makes a call as often as need be. */
   async function run(verb: Verb, option: any, task: Task): Promise<Answer> {
+    const mode = takeMode(option);
     const url = locate(base, option.url);
     const isSafe = SAFE.test((option.method || METHODS[verb]).toUpperCase());
     const { logouts } = session;
-    let token = await (verb === "uploadFile" ? checked() : session.token());
-    let hasLoggedIn = false;
+    let token = await tokenFor(mode, verb === "uploadFile");
+    let isSecond = false;
     let retries = 0;
     for (;;) {
       if (task.isAborted) throw aborted(verb);
       const header = withToken(option.header, token);
       const { answer, error } = await send(verb, { ...option, url, header }, task);
       if (!error) {
-        session.used(token);
+        if (token) session.used(token);
         return answer;
       }
       const isRefused = error.action === "login";
-      if (isRefused) session.refuse(token);
+      if (isRefused && token) session.refuse(token);
       if (task.isAborted) throw error;
+      if (isRefused && mode === OPTIONAL && token) {
+        token = isSecond ? undefined : await session.atHand();
+        isSecond = true;
+        continue;
+      }
       // After a logout nobody is logged in again by what was asked before.
-      if (isRefused && !hasLoggedIn && session.logouts === logouts) {
+      if (isRefused && mode === REQUIRED && !isSecond && session.logouts === logouts) {
         const stored = session.current();
-        hasLoggedIn = !stored;
+        isSecond = !stored;
         token = stored || (await session.token());
         continue;
       }
@@ -200,26 +228,43 @@ export function createClient(options: Options): Client {
     });
   }
 
-  /** A token of a session that is good, as far as can be known. */
-  async function checked(): Promise<string> {
+  /**
+   * The token of a call; none for a guest. A call that must not be made in vain, an upload or a
+   * socket, looks at the session first.
+   */
+  async function tokenFor(mode: Mode, isCostly = true): Promise<string | undefined> {
+    if (!mode) return undefined;
     const { logouts } = session;
-    const token = await session.token();
-    if (!session.isProven() && session.logouts === logouts) await client.session();
-    return session.logouts === logouts ? session.token() : token;
+    const isOptional = mode === OPTIONAL;
+    const find = () => (isOptional ? session.atHand() : session.token());
+    const token = await find();
+    if (!token || !isCostly || session.isProven() || session.logouts !== logouts) return token;
+    await (isOptional ? look(token).catch(() => {}) : client.session());
+    return isOptional || session.logouts === logouts ? find() : token;
+  }
+
+  /** Looks whether the session of a token is good, and begins none. */
+  async function look(token: string): Promise<void> {
+    const header = withToken({}, token);
+    const { answer, error } = await send("request", { url: base + endpoints.session, header });
+    if (error && error.action === "login") session.refuse(token);
+    if (answer.statusCode === 200) session.prove();
   }
 
   /** The caller's headers, and the token in place of any of their own. */
-  function withToken(given: any, token: string): object {
+  function withToken(given: any, token?: string): object {
     const headers: Record<string, string> = { ...given };
     for (const name of Object.keys(headers)) {
       if (name.toLowerCase() === sessionHeader.toLowerCase()) delete headers[name];
     }
-    return { ...headers, [sessionHeader]: token };
+    if (token) headers[sessionHeader] = token;
+    return headers;
   }
 
   async function connect(option: any): Promise<any> {
+    const mode = takeMode(option);
     const url = locate(socketBase, option.url);
-    const header = withToken(option.header, await checked());
+    const header = withToken(option.header, await tokenFor(mode));
     // uni-app gives the task only to those who want to be called back.
     return { ...option, success: option.success || (() => {}), url, header };
   }
@@ -278,6 +323,15 @@ interface Sent {
 
 function aborted(verb: Verb): WxgateError {
   return new WxgateError("aborted", "none", `${verb}:fail abort`);
+}
+
+/** Takes the mode out of the options: it is not for the platform. */
+function takeMode(option: any): Mode {
+  const mode = option.login ?? true;
+  delete option.login;
+  if (mode === true) return REQUIRED;
+  if (mode === REQUIRED || mode === OPTIONAL || mode === false) return mode;
+  throw new WxgateError("bad_option", "none", 'login: "required", "optional", true or false');
 }
 
 function share(

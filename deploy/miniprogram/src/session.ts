@@ -46,6 +46,9 @@ const CODE_TIMEOUT = 15_000;
 /** Calls of `wx.login` in a minute. WeChat allows four in a second, and dislikes loops. */
 const CODES_A_MINUTE = 10;
 
+/** Seconds that a call which needs no session waits for a login under way. */
+const GUEST_WAIT = 2;
+
 /** The session was seen to be good: it still is for so long. */
 const PROVEN = 10_000;
 
@@ -74,6 +77,18 @@ export class Session {
     return (!this.pending && this.current()) || this.login();
   }
 
+  /**
+   * The token at hand, for a call that begins no login. A login under way may bring one soon; not
+   * where the last one failed, nor for what begins after a logout.
+   */
+  async atHand(): Promise<string | undefined> {
+    const { pending } = this;
+    if (pending && !this.current() && !this.failures) {
+      await Promise.race([pending.catch(() => {}), pause(GUEST_WAIT)]);
+    }
+    return this.leaving ? undefined : this.current();
+  }
+
   /** The token, where there is one that may be good: from storage where ours is not. */
   current(): string | undefined {
     if (!this.isUsable(this.held)) this.held = this.load();
@@ -85,10 +100,12 @@ export class Session {
     return this.pending || (this.pending = this.logIn());
   }
 
-  /** The gateway does not take this token. */
+  /** The gateway does not accept this token. One that is newer stays. */
   refuse(token: string): void {
     this.refused.add(token);
     this.provenAt = 0;
+    if (this.held?.token === token) this.held = undefined;
+    if (this.load()?.token === token) this.forget();
   }
 
   /** The gateway has taken the token: its end has moved. */
@@ -117,7 +134,7 @@ export class Session {
     const held = this.held || this.load();
     this.held = undefined;
     this.provenAt = 0;
-    attempt(() => this.around.storage.removeStorageSync(this.around.key));
+    this.forget();
     return held;
   }
 
@@ -219,6 +236,10 @@ export class Session {
     if (!held || typeof held.token !== "string") return undefined;
     this.savedEnd = held.endsAt;
     return { ...held };
+  }
+
+  private forget(): void {
+    attempt(() => this.around.storage.removeStorageSync(this.around.key));
   }
 
   // Storage may be full or forbidden; then the token lives as long as the app runs.

@@ -300,15 +300,17 @@ test("a page hears nothing after it aborts", async () => {
 });
 
 test("a call that is aborted while its 401 is on the way logs nobody in and is not repeated", async () => {
-  const { phone, client, tries, next } = app();
-  const attempt = next();
-  const call = client.request({ url: "/" });
-  await attempt;
-  call.abort();
-  (await attempt).answer(expired());
-  assert.equal((await failure(call)).error, "aborted");
-  await settled();
-  assert.deepEqual([phone.logins, tries.length], [0, 1]);
+  for (const login of ["required", "optional"]) {
+    const { phone, client, tries, next } = app();
+    const attempt = next();
+    const call = client.request({ url: "/", login });
+    await attempt;
+    call.abort();
+    (await attempt).answer(expired());
+    assert.equal((await failure(call)).error, "aborted");
+    await settled();
+    assert.deepEqual([phone.logins, tries.length], [0, 1]);
+  }
 });
 
 test("a call that is aborted during its login ends, and the login goes on for others", async () => {

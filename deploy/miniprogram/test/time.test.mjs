@@ -189,6 +189,136 @@ test("what was asked before a logout logs nobody in", async () => {
   assert.equal(phone.codes, 1);
 });
 
+/** A gateway whose service shows the token of a request, and that takes the tokens of `good` only. */
+function guests(good) {
+  const { phone, client } = app(granted);
+  const { request, login } = phone;
+  phone.request = (option) => {
+    const token = option.header && option.header["X-3rd-Session"];
+    if (/login$/.test(option.url)) return request(option);
+    phone.sent.push(option);
+    if (token && !good.includes(token)) return option.success(refused(401, "session_expired"));
+    option.success({ statusCode: 200, header: {}, data: token || "guest" });
+  };
+  /** `wx.login` says nothing until this is called. */
+  const holdLogin = () => {
+    let goOn;
+    phone.login = (option) => (goOn = () => login(option));
+    return () => goOn();
+  };
+  const optional = () => client.request({ url: "/", login: "optional" }).then(({ data }) => data);
+  return { phone, client, holdLogin, optional };
+}
+
+test("an optional call waits for a login under way and has its token", async () => {
+  const { phone, client, holdLogin, optional } = guests(["t"]);
+  const goOn = holdLogin();
+  const login = client.login();
+  const call = optional();
+  await new Promise(setImmediate);
+  goOn();
+  assert.deepEqual([await call, await login, phone.codes], ["t", undefined, 1]);
+});
+
+test("an optional call waits for no login for longer than two seconds", async () => {
+  const { phone, client, holdLogin, optional } = guests(["t"]);
+  holdLogin();
+  const login = client.login().catch(({ error }) => error);
+  assert.deepEqual(await outcome(optional()), { waited: 2, value: "guest" });
+  assert.deepEqual((await outcome(login)).value, "login_failed");
+  assert.equal(phone.codes, 0);
+});
+
+test("an optional call does not wait for a login where the last one failed", async () => {
+  const { phone, client, holdLogin, optional } = guests(["t"]);
+  phone.login = ({ fail }) => fail({ errMsg: "login:fail" });
+  await outcome(client.login());
+  holdLogin();
+  const login = client.login().catch(() => {});
+  assert.deepEqual(await outcome(optional()), { waited: 0, value: "guest" });
+  await outcome(login);
+});
+
+test("an optional call uses the token at hand while another login is under way", async () => {
+  const { client, holdLogin, optional } = guests(["t"]);
+  await outcome(client.login());
+  const goOn = holdLogin();
+  const login = client.login();
+  assert.deepEqual(await outcome(optional()), { waited: 0, value: "t" });
+  goOn();
+  await login;
+});
+
+test("a 401 of an optional call does not drop a newer token, which is used for the repeat", async () => {
+  const { phone, client, optional } = guests(["t2"]);
+  await outcome(client.login());
+  const { request } = phone;
+  let late;
+  phone.request = (option) => (late = () => request(option));
+  const call = optional();
+  await new Promise(setImmediate);
+  phone.request = ({ success }) => success({ ...granted, data: { token: "t2", expires_in: 7200 } });
+  await outcome(client.login());
+  phone.request = request;
+  late();
+  assert.equal(await call, "t2");
+  assert.equal(phone.getStorageSync("wxgate:https://api.example.com:").token, "t2");
+  assert.equal(await optional(), "t2");
+});
+
+test("a newer token that is not good either is no loop", async () => {
+  const { phone, client } = guests([]);
+  await outcome(client.login());
+  const key = "wxgate:https://api.example.com:";
+  const { request } = phone;
+  let stored = 0;
+  // Another part of the app stores a new token all the time.
+  phone.request = (option) => {
+    request({
+      ...option,
+      success: (answer) => {
+        phone.setStorageSync(key, { token: `s${++stored}`, expiresIn: 7200, endsAt: now + 7200_000 });
+        option.success(answer);
+      },
+    });
+  };
+  const { data } = await client.request({ url: "/", login: "optional" });
+  assert.deepEqual([data, stored, phone.codes], ["guest", 3, 1]);
+});
+
+test("an optional call after a logout is a guest's, also while the logout waits for a login", async () => {
+  const { phone, client, holdLogin, optional } = guests(["t"]);
+  await outcome(client.login());
+  const goOn = holdLogin();
+  const login = client.login();
+  const { request } = phone;
+  phone.request = (option) =>
+    /logout$/.test(option.url) ? option.success({ statusCode: 204, header: {}, data: "" }) : request(option);
+  const logout = client.logout();
+  assert.equal((await outcome(optional())).value, "guest");
+  goOn();
+  await Promise.all([login, outcome(logout)]);
+  assert.equal((await outcome(optional())).value, "guest");
+  assert.equal(phone.codes, 2);
+});
+
+test("a logout while an optional call is on its way brings no token back", async () => {
+  const { phone, client, optional } = guests([]);
+  await outcome(client.login());
+  const { request } = phone;
+  let late;
+  phone.request = (option) => (late = () => request(option));
+  const call = optional();
+  await new Promise(setImmediate);
+  phone.request = ({ success }) => success({ statusCode: 204, header: {}, data: "" });
+  await outcome(client.logout());
+  phone.request = request;
+  late();
+  assert.equal(await call, "guest");
+  assert.equal(phone.getStorageSync("wxgate:https://api.example.com:"), "");
+  assert.equal(phone.codes, 1);
+});
+
 test("a socket that uni-app opens is its task, and one that fails is an error", async () => {
   const { phone, client } = app(granted);
   const task = { send() {} };

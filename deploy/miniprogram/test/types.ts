@@ -1,6 +1,6 @@
 /** What a caller may write, and what not: read by the compiler only. */
 
-import { createClient, WxgateError, type Action, type Client } from "../dist/index";
+import { createClient, WxgateError, type Action, type Client, type LoginMode } from "../dist/index";
 
 interface Order {
   id: number;
@@ -23,6 +23,11 @@ export async function calls(): Promise<void> {
   const socket = await client.connectSocket({ url: "/live", protocols: ["v1"] });
   socket.send({ data: "hello" });
   const { expires_in, app_id } = await client.session();
+  const modes: LoginMode[] = ["required", "optional", true, false];
+  for (const login of modes) await client.request<Order[]>({ url: "/orders", login });
+  await client.uploadFile({ url: "/photos", filePath: "wxfile://x", name: "photo", login: "optional" });
+  await client.downloadFile({ url: "/photo", login: false });
+  await client.connectSocket({ url: "/live", login: "optional" });
   await client.login();
   await client.logout();
   void [first, text, path, expires_in + 1, app_id.length];
@@ -42,6 +47,8 @@ export function mistakes(): void {
   client.request({ method: "GET" });
   // @ts-expect-error WeChat has no PATCH
   client.request({ url: "/", method: "PATCH" });
+  // @ts-expect-error no such mode
+  client.request({ url: "/", login: "none" });
   // @ts-expect-error a file is needed
   client.uploadFile({ url: "/", name: "photo" });
 }

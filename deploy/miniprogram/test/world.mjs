@@ -67,6 +67,11 @@ export class World {
       upstream = "service"
       websocket = true
       [[route]]
+      path = "/optional"
+      upstream = "service"
+      auth = "optional"
+      websocket = true
+      [[route]]
       path = "/limited"
       upstream = "service"
       rate_per_user = "1/s"
