@@ -200,7 +200,7 @@ impl Edge {
                 }
                 Wait::Over => return,
             };
-            let tunnel = head.is_upgrade.then(|| connection.tunnel());
+            let tunnel = head.asks_websocket.then(|| connection.tunnel());
             let Ok(request) = connection.begin_request(head.length, head.framing) else {
                 let malformed = Rejection::BadRequest("the body is malformed");
                 return self.refuse(*connection, peer, &malformed).await;

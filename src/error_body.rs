@@ -7,7 +7,7 @@
 use http::HeaderValue;
 
 /// Every error that the gateway makes, by its word.
-pub const ERRORS: [&str; 21] = [
+pub const ERRORS: [&str; 22] = [
     "bad_request",
     "missing_token",
     "session_expired",
@@ -19,6 +19,7 @@ pub const ERRORS: [&str; 21] = [
     "request_timeout",
     "body_too_large",
     "headers_too_large",
+    "upgrade_required",
     "rate_limited",
     "internal_error",
     "wechat_rejected",

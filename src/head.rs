@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use http::header::HOST;
 use pingora::http::RequestHeader;
 
-use crate::header::{all, trim};
+use crate::header::{all, offers_websocket, trim};
 use crate::rejection::Rejection;
 
 /// Limits of a head.
@@ -30,8 +30,8 @@ pub struct Head {
     /// Bytes up to and with the empty line.
     pub length: usize,
     pub framing: Framing,
-    /// Whether the request asks to become something else.
-    pub is_upgrade: bool,
+    /// Whether the request asks to become a WebSocket.
+    pub asks_websocket: bool,
 }
 
 /// What a head that passed asks for.
@@ -105,8 +105,8 @@ pub fn judge(
     }
     let mut lines = Lines(head);
     let request = RequestLine::parse(lines.next().unwrap_or_default(), limits)?;
-    let (framing, is_upgrade) = judge_fields(lines, &request, limits, is_health)?;
-    Ok(Some(Head { length: skipped + length, framing, is_upgrade }))
+    let (framing, asks_websocket) = judge_fields(lines, &request, limits, is_health)?;
+    Ok(Some(Head { length: skipped + length, framing, asks_websocket }))
 }
 
 /// Judges a head that came over HTTP/2.
@@ -251,7 +251,7 @@ fn judge_fields(
     limits: HeadLimits,
     is_health: impl Fn(&[u8]) -> bool,
 ) -> Result<(Framing, bool), Rejection> {
-    let mut is_upgrade = false;
+    let mut asks_websocket = false;
     let mut host = None;
     let mut length = None;
     let mut nominated = 0;
@@ -279,7 +279,8 @@ fn judge_fields(
         } else if name.eq_ignore_ascii_case(b"connection") {
             judge_connection(value, &mut nominated)?;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            is_upgrade = true;
+            // There is nothing to change to from HTTP/1.0 (RFC 9110, section 7.8).
+            asks_websocket |= !request.is_http_10 && offers_websocket(value);
         }
     }
     match host {
@@ -289,8 +290,8 @@ fn judge_fields(
     }
     match (length, is_chunked) {
         (Some(_), true) => Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding")),
-        (None, true) => Ok((Framing::Chunked, is_upgrade)),
-        (length, false) => Ok((Framing::Length(length.unwrap_or(0)), is_upgrade)),
+        (None, true) => Ok((Framing::Chunked, asks_websocket)),
+        (length, false) => Ok((Framing::Length(length.unwrap_or(0)), asks_websocket)),
     }
 }
 
@@ -382,7 +383,7 @@ mod tests {
     #[test]
     fn a_plain_head_passes_with_its_length_and_framing() {
         let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
-        let passed = |framing, length| Ok(Some(Head { length, framing, is_upgrade: false }));
+        let passed = |framing, length| Ok(Some(Head { length, framing, asks_websocket: false }));
         assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
         assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
         let with_blank = format!("\r\n{head}");
@@ -569,6 +570,25 @@ mod tests {
         }
         let long = format!("/{}", "x".repeat(100));
         assert_eq!(judged("GET", &long, "h"), Err(Rejection::HeadersTooLarge));
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_over_http_1_1_alone() {
+        let asks = |version: &str, offers: &str| {
+            let head = format!("GET / {version}\r\nHost: h\r\n{offers}\r\n");
+            verdict(&head).unwrap().unwrap().asks_websocket
+        };
+        for offers in [
+            "Upgrade: websocket\r\n",
+            "upgrade: h2c, WebSocket\r\n",
+            "Upgrade: h2c\r\nUpgrade: websocket/13\r\n",
+        ] {
+            assert!(asks("HTTP/1.1", offers), "{offers}");
+            assert!(!asks("HTTP/1.0", offers), "{offers}");
+        }
+        for offers in ["Upgrade: h2c\r\n", "Upgrade:\r\n", "X: websocket\r\n"] {
+            assert!(!asks("HTTP/1.1", offers), "{offers}");
+        }
     }
 
     #[test]

@@ -23,6 +23,19 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// The elements of a list, without blanks and without those that are empty (RFC 9110, section
+/// 5.6.1). Not for lists whose elements may hold quoted strings.
+pub fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|b| *b == b',').map(trim).filter(|element| !element.is_empty())
+}
+
+/// Whether an `Upgrade` line names WebSocket, alone or among others, with or without a version.
+pub fn offers_websocket(upgrade: &[u8]) -> bool {
+    elements(upgrade)
+        .filter_map(|offer| offer.split(|b| *b == b'/').next())
+        .any(|name| trim(name).eq_ignore_ascii_case(b"websocket"))
+}
+
 /// Whether it holds for every byte. Looks at all of them, many at once: what is refused is rare.
 pub fn all(bytes: &[u8], holds: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(true, |so_far, byte| so_far & holds(*byte))

@@ -18,7 +18,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
 use crate::header::owned::{
-    CLOUD_RUN, FROM_TRUSTED, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
+    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
 };
 use crate::header::{FoldedNames, trim};
 use crate::identity::{Identity, UnionId};
@@ -70,6 +70,7 @@ impl Injector {
             session.header.as_str(),
         ];
         let request = own.iter().copied().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
+        let request = request.chain([HTTP2_SETTINGS]);
         let identity = [
             identity.openid_header.clone(),
             identity.app_id_header.clone(),

@@ -7,7 +7,10 @@
 
 use std::borrow::Cow;
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+    WWW_AUTHENTICATE,
+};
 use rand::RngExt;
 use serde::Serialize;
 
@@ -32,6 +35,7 @@ pub enum Rejection {
     RequestTimeout,
     BodyTooLarge,
     HeadersTooLarge,
+    UpgradeRequired,
     RateLimited { retry_after: u32 },
     InternalError,
     WeChatRejected,
@@ -109,6 +113,9 @@ impl Rejection {
             Self::HeadersTooLarge => {
                 (431, "headers_too_large", None, "the request head is larger than allowed")
             }
+            Self::UpgradeRequired => {
+                (426, "upgrade_required", None, "only version 13 of WebSocket is supported")
+            }
             Self::RateLimited { .. } => (429, "rate_limited", Retry, "too many requests"),
             Self::InternalError => (500, "internal_error", None, "the gateway failed"),
             Self::WeChatRejected => {
@@ -153,6 +160,7 @@ impl Rejection {
             | Self::RequestTimeout
             | Self::BodyTooLarge
             | Self::HeadersTooLarge
+            | Self::UpgradeRequired
             | Self::InternalError
             | Self::WeChatRejected => None,
         }
@@ -188,6 +196,10 @@ impl Rejection {
             Self::MissingToken => {
                 answer.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
+            Self::UpgradeRequired => {
+                answer.header(UPGRADE, HeaderValue::from_static("websocket"));
+                answer.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
             Self::MethodNotAllowed { allow } => {
                 if let Ok(allow) = HeaderValue::from_str(allow) {
                     answer.header(ALLOW, allow);
@@ -220,6 +232,7 @@ mod tests {
             Rejection::RequestTimeout,
             Rejection::BodyTooLarge,
             Rejection::HeadersTooLarge,
+            Rejection::UpgradeRequired,
             Rejection::RateLimited { retry_after },
             Rejection::InternalError,
             Rejection::WeChatRejected,

@@ -1,5 +1,7 @@
 //! WebSocket: when a request may become one, and how long it may stay one.
 //!
+//! Of what a request offers to change its connection to, all but a WebSocket is declined: the
+//! offer is ignored, and the request is one like any other (RFC 9110, section 7.8).
 //! A handshake is judged strictly (RFC 6455, section 4): until the service has answered it
 //! with a proper `101`, what follows the request on its connection is a request like any
 //! other, and never taken for raw bytes. The switch from one to the other is a [`Tunnel`],
@@ -21,25 +23,55 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use sha1::{Digest, Sha1};
 use tokio::sync::Notify;
 
-use crate::header::trim;
+use crate::header::{elements, offers_websocket, trim};
+use crate::rejection::Rejection;
 
 /// Appended to the client's key before it is digested (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Whether a request is a sound handshake of a WebSocket.
-pub fn is_handshake(request: &RequestHeader) -> bool {
+/// Whether a request asks to become a WebSocket. Over HTTP/1.0 none does.
+pub fn is_asked_for(request: &RequestHeader) -> bool {
+    let mut lines = request.headers.get_all(UPGRADE).iter();
+    request.version == Version::HTTP_11 && lines.any(|line| offers_websocket(line.as_bytes()))
+}
+
+/// Judges the handshake of a request that asks to become a WebSocket.
+///
+/// # Errors
+/// [`Rejection::BadRequest`] when it is malformed, and [`Rejection::UpgradeRequired`] when it is
+/// one of another version than 13. Such a version may have another key, so it comes first.
+pub fn judge_handshake(request: &RequestHeader) -> Result<(), Rejection> {
     let headers = &request.headers;
+    if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
+        return Err(Rejection::BadRequest(
+            "Upgrade must be exactly one \"websocket\", and nothing beside it",
+        ));
+    }
     let has_body = headers.contains_key(TRANSFER_ENCODING)
         || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-    request.method == Method::GET
-        && request.version == Version::HTTP_11
-        && !has_body
-        && is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket"))
-        && is_only(headers, &SEC_WEBSOCKET_VERSION, |value| value == b"13")
-        && is_only(headers, &SEC_WEBSOCKET_KEY, |value| {
-            STANDARD.decode(value).is_ok_and(|key| key.len() == 16)
-        })
-        && headers.get_all(CONNECTION).iter().any(|value| nominates_upgrade(value.as_bytes()))
+    if request.method != Method::GET || has_body {
+        return Err(Rejection::BadRequest("a WebSocket handshake is a GET without a body"));
+    }
+    if !headers.get_all(CONNECTION).iter().any(|value| nominates_upgrade(value.as_bytes())) {
+        return Err(Rejection::BadRequest("Connection does not name Upgrade"));
+    }
+    if is_only(headers, &SEC_WEBSOCKET_VERSION, |value| is_version(value) && value != b"13") {
+        return Err(Rejection::UpgradeRequired);
+    }
+    if !is_only(headers, &SEC_WEBSOCKET_VERSION, |value| value == b"13") {
+        return Err(Rejection::BadRequest("Sec-WebSocket-Version is not exactly one number"));
+    }
+    let is_key = |value: &[u8]| STANDARD.decode(value).is_ok_and(|key| key.len() == 16);
+    if !is_only(headers, &SEC_WEBSOCKET_KEY, is_key) {
+        return Err(Rejection::BadRequest("Sec-WebSocket-Key is not 16 bytes of base64"));
+    }
+    Ok(())
+}
+
+/// A number from 0 to 255 without leading zeros (RFC 6455, section 4.3).
+fn is_version(value: &[u8]) -> bool {
+    let is_number = value.iter().all(u8::is_ascii_digit) && !matches!(value, [b'0', _, ..]);
+    is_number && std::str::from_utf8(value).is_ok_and(|text| text.parse::<u8>().is_ok())
 }
 
 /// Whether an answer accepts the handshake of a request.
@@ -57,7 +89,7 @@ fn is_only(headers: &HeaderMap, name: &HeaderName, is_right: impl Fn(&[u8]) -> b
 }
 
 fn nominates_upgrade(connection: &[u8]) -> bool {
-    connection.split(|b| *b == b',').any(|name| trim(name).eq_ignore_ascii_case(b"upgrade"))
+    elements(connection).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// A tunnel that was cut may end in order for so long: both sides learn of it then.
@@ -154,30 +186,65 @@ mod tests {
         request
     }
 
+    fn is_malformed(request: &RequestHeader) -> bool {
+        matches!(judge_handshake(request), Err(Rejection::BadRequest(_)))
+    }
+
     #[test]
     fn only_a_sound_handshake_is_one() {
-        assert!(is_handshake(&request("GET", &SOUND)));
-        assert!(!is_handshake(&request("POST", &SOUND)));
+        assert_eq!(judge_handshake(&request("GET", &SOUND)), Ok(()));
+        assert!(is_malformed(&request("POST", &SOUND)));
         for left_out in &SOUND[1..] {
             let lines: Vec<_> = SOUND.into_iter().filter(|line| line != left_out).collect();
-            assert!(!is_handshake(&request("GET", &lines)), "without {}", left_out.0);
+            assert!(is_malformed(&request("GET", &lines)), "without {}", left_out.0);
         }
         for added in [
             ("Upgrade", "websocket"),
+            ("Upgrade", "h2c"),
+            ("Upgrade", ""),
             ("Sec-WebSocket-Version", "8"),
             ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
             ("Content-Length", "5"),
             ("Transfer-Encoding", "chunked"),
         ] {
             let lines = [&SOUND[..], &[added]].concat();
-            assert!(!is_handshake(&request("GET", &lines)), "{added:?}");
+            assert!(is_malformed(&request("GET", &lines)), "{added:?}");
         }
         let mut odd = SOUND;
         odd[2] = ("Upgrade", "websocket, h2c");
-        assert!(!is_handshake(&request("GET", &odd)));
-        odd = SOUND;
-        odd[3] = ("Sec-WebSocket-Version", "99");
-        assert!(!is_handshake(&request("GET", &odd)));
+        assert!(is_malformed(&request("GET", &odd)));
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_a_malformed_one() {
+        let of_version = |version: &str| {
+            let mut lines = SOUND;
+            lines[3] = ("Sec-WebSocket-Version", version);
+            // A later version may have a key of another shape, or none.
+            let lines = &lines[..4];
+            judge_handshake(&request("GET", lines))
+        };
+        for version in ["0", "7", "8", "14", "99", "255"] {
+            assert_eq!(of_version(version), Err(Rejection::UpgradeRequired), "{version}");
+        }
+        for version in ["", "013", "00", "256", "1000", "-8", "+8", "8.0", "x", "13, 8", "8, 13"] {
+            assert!(matches!(of_version(version), Err(Rejection::BadRequest(_))), "{version}");
+        }
+    }
+
+    #[test]
+    fn only_what_names_a_websocket_asks_for_one() {
+        let asks = |lines: &[(&'static str, &str)]| is_asked_for(&request("GET", lines));
+        for offer in ["websocket", "WebSocket", "h2c, websocket", "h2c,websocket/13 ,foo"] {
+            assert!(asks(&[("Upgrade", offer)]), "{offer}");
+            assert!(asks(&[("Upgrade", "h2c"), ("Upgrade", offer)]), "{offer}");
+        }
+        for offer in ["", ",", "h2c", "TLS/1.2", "foo/websocket", "websockets", "web socket"] {
+            assert!(!asks(&[("Upgrade", offer), ("Connection", "websocket")]), "{offer}");
+        }
+        let mut old = request("GET", &SOUND);
+        old.set_version(Version::HTTP_10);
+        assert!(!is_asked_for(&old));
     }
 
     #[test]

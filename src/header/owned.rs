@@ -47,6 +47,9 @@ pub const FROM_TRUSTED: [&str; 10] = [
 /// What an upstream may say of its connection without nominating it.
 pub const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
+/// Goes with an offer to change to HTTP/2, which the gateway declines: removed from requests.
+pub const HTTP2_SETTINGS: &str = "http2-settings";
+
 /// Marks an error answer as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
@@ -59,7 +62,7 @@ pub const OF_FRAMING: [&str; 8] = [
     "connection",
     "content-length",
     "expect",
-    "http2-settings",
+    HTTP2_SETTINGS,
     "te",
     "trailer",
     "transfer-encoding",

@@ -42,17 +42,25 @@ impl Gateway {
         http: &mut HttpSession,
         context: &mut RequestContext,
     ) -> Result<Option<Answer>, Refusal> {
+        let has_upgrade = http.req_header().headers.contains_key(UPGRADE);
+        let asks_websocket = has_upgrade && websocket::is_asked_for(http.req_header());
+        if has_upgrade && !asks_websocket {
+            // Whatever else is offered is declined: as if it had not been sent.
+            http.req_header_mut().remove_header(&UPGRADE);
+        }
         let request = http.req_header();
         if http.is_http2() {
             // On HTTP/1 the edge has judged the head.
             head::judge_http2(request, context.policy.head_limits)?;
         }
         (context.endpoint, context.is_preflight) = context.policy.routes.meet(&asked(request))?;
-        if request.headers.contains_key(UPGRADE) {
+        if asks_websocket {
+            // Before the session: who cannot be served needs none.
             let is_allowed = context.route().is_some_and(|route| route.websocket);
-            if !is_allowed || context.tunnel.is_none() || !websocket::is_handshake(request) {
-                return Err(Rejection::BadRequest("Upgrade is not allowed here").into());
+            if !is_allowed || context.tunnel.is_none() {
+                return Err(Rejection::BadRequest("no WebSocket is allowed on this path").into());
             }
+            websocket::judge_handshake(request)?;
             context.is_websocket = true;
         }
         let answer = match context.endpoint {

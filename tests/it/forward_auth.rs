@@ -234,6 +234,20 @@ async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
     odd.of(&stack).await.assert_error(403, "bad_request", "none");
 }
 
+/// Proxies pass the lines of a client's request on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_to_upgrade_decides_nothing() {
+    let stack = start().await;
+    let token = stack.login("alice").await;
+    let asked = ask("/").token(&token).line("Connection", "Upgrade, HTTP2-Settings");
+    let asked = asked.line("Upgrade", "h2c").line("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA");
+    let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
+    for _ in 0..2 {
+        connection.send(&asked.bytes()).await;
+        assert_of(&connection.answer(false).await, &openid("alice"));
+    }
+}
+
 /// The proxy overwrites what it knows; what services would take for the same it does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_identity_is_overwritten_or_refused() {

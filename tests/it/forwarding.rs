@@ -110,19 +110,6 @@ async fn a_body_that_stops_coming_is_a_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upgrade_is_refused() {
-    let stack = Stack::start().await;
-    for protocol in ["websocket", "h2c", "foo"] {
-        let request =
-            stack.get("/none").header("Connection", "Upgrade").header("Upgrade", protocol);
-        request.send().await.assert_error(400, "bad_request", "none");
-    }
-    let request = stack.get("/none").header("Upgrade", "foo");
-    request.send().await.assert_error(400, "bad_request", "none");
-    assert!(stack.upstream.seen().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_refuses_is_a_bad_gateway() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"))).await;

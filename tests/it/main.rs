@@ -34,3 +34,4 @@ mod stores;
 mod storm;
 mod tls;
 mod websocket;
+mod upgrade;

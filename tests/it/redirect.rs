@@ -58,9 +58,12 @@ async fn every_request_is_sent_on_to_https_as_it_is() {
     }
     let old = ask(redirect, "GET /x HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(old.header("location"), Some("https://a.test/x"));
+    let offer = "Connection: Upgrade\r\nUpgrade: h2c\r\n";
+    let offer = ask(redirect, &format!("GET /x HTTP/1.1\r\nHost: a.test\r\n{offer}\r\n")).await;
+    assert_eq!(offer.header("location"), Some("https://a.test/x"));
     assert!(stack.upstream.seen().is_empty());
     let metric = "wxgate_http_requests_total{code=\"308\",route=\"@none\"}";
-    stack.until_metric(metric, 15.0 * 3.0 + 1.0).await;
+    stack.until_metric(metric, 15.0 * 3.0 + 2.0).await;
 }
 
 /// Whatever a client says of the host, it makes no header and no other host.

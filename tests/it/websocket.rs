@@ -90,7 +90,6 @@ async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
         handshake(stack.get("/none")).body("body"),
         handshake(stack.get("/none")).header("Upgrade", "websocket"),
         stack.get("/none").header("Connection", "Upgrade").header("Upgrade", "websocket"),
-        stack.get("/none").header("Connection", "Upgrade").header("Upgrade", "h2c"),
         handshake(stack.get("/login")),
         handshake(stack.get("/session")).token(&token),
     ] {

@@ -140,8 +140,14 @@ fn plain(read: &[u8]) -> Option<Head> {
     if !options.iter().all(|option| option.chars().all(is_token)) {
         return None;
     }
-    let is_upgrade = !all("upgrade").is_empty();
-    Some(Head { length: skipped + length, framing, is_upgrade })
+    let is_websocket = |offer: &str| {
+        let name = offer.split('/').next().unwrap_or_default();
+        name.trim_matches([' ', '\t']).eq_ignore_ascii_case("websocket")
+    };
+    let offers = all("upgrade");
+    let asks_websocket = version == "HTTP/1.1"
+        && offers.iter().any(|value| value.split(',').any(is_websocket));
+    Some(Head { length: skipped + length, framing, asks_websocket })
 }
 
 fn is_host(host: &str) -> bool {

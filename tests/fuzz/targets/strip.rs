@@ -179,6 +179,7 @@ fn check_request(
         .chain(WRITTEN)
         .chain(FROM_TRUSTED)
         .chain(CLOUD_RUN)
+        .chain(["HTTP2-Settings"])
         .collect();
     let expected = lines.iter().filter(|(name, value)| {
         let is_own = own.iter().any(|own| folded(own) == folded(name));

@@ -377,7 +377,7 @@ async fn a_body_that_nobody_reads_is_never_served() {
         ("/required", String::new()),
         ("/required", "X-3rd-Session: no-token\r\n".to_owned()),
         ("/required", asked_twice),
-        ("/required", "Upgrade: foo\r\n".to_owned()),
+        ("/required", "Connection: Upgrade\r\nUpgrade: h2c\r\n".to_owned()),
         ("/nowhere", String::new()),
         ("/none", String::new()),
         ("/get-only", String::new()),
@@ -511,16 +511,31 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
         "#,
     )
     .await;
+    // What is declined is no more than a request, and what follows it the next one.
     for lines in [
         "Upgrade: foo\r\n",
         "Connection: Upgrade\r\nUpgrade: foo\r\n",
-        "Upgrade: websocket\r\n",
-        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
         "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
+        "Connection: Upgrade\r\nUpgrade:\r\n",
+    ] {
+        let head = "{method} {path} HTTP/1.1\r\nHost: h\r\n{auth}";
+        for part in [usize::MAX, 7] {
+            let length =
+                format!("{head}{lines}Content-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+            let attack = Attack::new(length, Must::Served(1)).in_parts(part);
+            siege.run_on(&READERS[..4], &attack).await;
+            let chunks = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len());
+            let chunked = format!("{head}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
+            let attack = Attack::new(chunked, Must::Served(1)).in_parts(part);
+            siege.run_on(&READERS[..4], &attack).await;
+        }
+    }
+    for lines in [
+        "Upgrade: websocket\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
         "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
         "Connection: Upgrade\r\nUpgrade: WebSocket\r\nUpgrade: h2c\r\n",
-        "Connection: Upgrade\r\nUpgrade:\r\n",
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 99\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n",
         "Connection: close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",

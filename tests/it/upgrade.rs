@@ -1,0 +1,194 @@
+//! Offers to change the protocol: all but a WebSocket are declined.
+
+use http::{Method, Request as Http2Request};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::harness::client::{Connection, Request};
+use crate::harness::{PATIENCE, Stack};
+
+const SETTINGS: &str = "AAMAAABkAAQCAAAAAAIAAAAA";
+
+const CHAT: &str = r#"
+    [[route]]
+    path = "/"
+    upstream = "recorder"
+    auth = "required"
+    [[route]]
+    path = "/none"
+    upstream = "recorder"
+    auth = "none"
+    [[route]]
+    path = "/chat"
+    upstream = "recorder"
+    auth = "required"
+    websocket = true
+"#;
+
+fn handshake<'a>(request: Request<'a>, version: &str) -> Request<'a> {
+    request
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", version)
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
+    let stack = Stack::start_with(CHAT).await;
+    let token = stack.login("alice").await;
+    for lines in [
+        &["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: {settings}"][..],
+        &["Upgrade: TLS/1.2", "Connection: Upgrade"],
+        &["Upgrade: TLS/1.0"],
+        &["Upgrade: foo"],
+        &["Upgrade:"],
+        &["Connection: Upgrade", "Upgrade: h2c/1, TLS/1.2,, foo/2.0"],
+        &["Connection: keep-alive, Upgrade", "Upgrade: h2c", "upgrade: TLS/1.3, foo"],
+        &["Connection: upgrade", "Upgrade: web socket; x=\"websockets\""],
+        &["HTTP2_Settings: {settings}", "http2.settings: {settings}"],
+    ] {
+        let lines = lines.join("\r\n").replace("{settings}", SETTINGS);
+        let mut connection = Connection::open(stack.gateway).await;
+        for path in ["/x", "/none", "/chat"] {
+            for body in [
+                "Content-Length: 7\r\n\r\npayload",
+                "Transfer-Encoding: chunked\r\n\r\n7\r\npayload\r\n0\r\n\r\n",
+            ] {
+                let before = stack.upstream.seen().len();
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n{lines}\r\n{body}"
+                );
+                connection.send(head.as_bytes()).await;
+                let answer = connection.answer(false).await;
+                assert_eq!(answer.status, 200, "{lines} {}", answer.text());
+                assert_eq!(answer.header("connection"), Some("keep-alive"), "{lines}");
+                let seen = stack.upstream.seen_after(before);
+                assert_eq!(seen.len(), 1);
+                assert_eq!(seen[0].body, b"payload");
+                for name in ["upgrade", "http2-settings", "connection"] {
+                    assert_eq!(seen[0].folded(name), [""; 0], "{lines}");
+                }
+            }
+        }
+    }
+    assert!(stack.upstream.faults().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_own_endpoints_decline_an_offer_too() {
+    let stack = Stack::start_with("endpoints.health = \"/health\"").await;
+    let offer = |request: Request<'_>| {
+        let request = request.header("Connection", "Upgrade, HTTP2-Settings");
+        request.header("Upgrade", "h2c").header("HTTP2-Settings", SETTINGS).bytes()
+    };
+    let mut connection = Connection::open(stack.gateway).await;
+    let login = stack.post("/login").json(&serde_json::json!({ "code": "user-alice-1" }));
+    connection.send(&offer(login)).await;
+    let answer = connection.answer(false).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let token = answer.json()["token"].as_str().unwrap().to_owned();
+    for (request, status) in [
+        (stack.get("/session").token(&token), 200),
+        (stack.get("/health"), 200),
+        (stack.get("/none"), 200),
+        (stack.get("/x"), 401),
+        (stack.post("/logout").token(&token), 204),
+        (stack.get("/session").token(&token), 401),
+    ] {
+        connection.send(&offer(request)).await;
+        assert_eq!(connection.answer(false).await.status, status);
+    }
+}
+
+/// There is no other protocol to change to from HTTP/1.0 (RFC 9110, section 7.8).
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_in_http_1_0_is_ignored() {
+    let stack = Stack::start_with(CHAT).await;
+    let token = stack.login("alice").await;
+    for offer in ["h2c", "websocket", "websocket, h2c", "websocket\r\nUpgrade: websocket"] {
+        for path in ["/none", "/chat"] {
+            let mut connection = Connection::open(stack.gateway).await;
+            let request = format!(
+                "GET {path} HTTP/1.0\r\nHost: h\r\nX-3rd-Session: {token}\r\nConnection: Upgrade\r\n\
+                 Upgrade: {offer}\r\nSec-WebSocket-Version: 13\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            );
+            connection.send(request.as_bytes()).await;
+            assert_eq!(connection.answer(false).await.status, 200, "{offer}");
+        }
+    }
+    assert!(stack.upstream.seen().iter().all(|seen| seen.all("upgrade").is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websocket_beside_another_offer_or_twice_is_400() {
+    let stack = Stack::start_with(CHAT).await;
+    let token = stack.login("alice").await;
+    for offers in [
+        &["websocket, h2c"][..],
+        &["h2c,websocket"],
+        &["websocket, websocket"],
+        &["websocket", "websocket"],
+        &["websocket", "h2c"],
+        &["h2c", "WebSocket"],
+        &["foo", "websocket/13"],
+        &["websocket/13"],
+    ] {
+        for path in ["/chat", "/none", "/login"] {
+            let mut request = stack.get(path).token(&token).header("Connection", "Upgrade");
+            for offer in offers {
+                request = request.header("Upgrade", offer);
+            }
+            let request = request
+                .header("Sec-WebSocket-Version", "13")
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+            request.send().await.assert_error(400, "bad_request", "none");
+        }
+    }
+    assert!(stack.upstream.seen().is_empty());
+}
+
+/// A client that speaks another version never can be served, so the session does not matter;
+/// where no WebSocket is allowed no version is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
+    let stack = Stack::start_with(CHAT).await;
+    let token = stack.login("alice").await;
+    for version in ["8", "7", "0", "14", "255"] {
+        for request in [stack.get("/chat").token(&token), stack.get("/chat")] {
+            let answer = handshake(request, version).send().await;
+            answer.assert_error(426, "upgrade_required", "none");
+            assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+            assert_eq!(answer.header("upgrade"), Some("websocket"));
+        }
+        let elsewhere = handshake(stack.get("/none"), version).send().await;
+        elsewhere.assert_error(400, "bad_request", "none");
+    }
+    for version in
+        ["", "x", "013", "13, 8", "8, 13", "-1", "1000", "13\r\nSec-WebSocket-Version: 8"]
+    {
+        let answer = handshake(stack.get("/chat").token(&token), version).send().await;
+        answer.assert_error(400, "bad_request", "none");
+        assert_eq!(answer.header("sec-websocket-version"), None);
+    }
+    let with_body = handshake(stack.get("/chat").token(&token), "8").body("body").send().await;
+    with_body.assert_error(400, "bad_request", "none");
+    handshake(stack.get("/chat"), "13").send().await.assert_error(401, "missing_token", "login");
+    assert!(stack.upstream.seen().is_empty());
+    let counted = "wxgate_http_requests_total{code=\"426\",route=\"/chat\"}";
+    stack.until_metric(counted, 10.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_http_2_go_no_further_over_http_2() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let stream = TcpStream::connect(stack.gateway).await.unwrap();
+    let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Http2Request::builder().method(Method::GET).uri("http://h/none");
+    let request = request.header("http2-settings", SETTINGS).header("http2_settings", SETTINGS);
+    let (answer, _) = requests.send_request(request.body(()).unwrap(), true).unwrap();
+    assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
+    assert_eq!(stack.upstream.seen()[0].folded("http2-settings"), [""; 0]);
+}
