@@ -188,10 +188,11 @@ impl ForwardAuth {
             ));
         }
         let told = Told::read(headers)?;
-        head::judge_told(told.method, told.target, told.host, policy.head_limits)?;
-        let method = Method::from_bytes(told.method.as_bytes())
-            .map_err(|_| Rejection::BadRequest("the method is malformed"))?;
-        let (path, host) = (path_of(told.target), Some(told.host));
+        let (method, target, host) = (told.method, told.target, told.host);
+        head::judge_told(method, target, host, policy.head_limits)?;
+        let method = Method::from_bytes(method).map_err(|_| Rejection::InternalError)?;
+        let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
+        let (path, host) = (path_of(text(target)?), Some(text(host)?));
         let asked = Asked { path, host, method: &method, headers };
         let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
         let route = match endpoint {
@@ -220,7 +221,10 @@ impl ForwardAuth {
             return;
         }
         // From a stranger it is no more than noise.
-        let told = |name| only(&seen.request.headers, name).filter(|_| seen.client.is_trusted);
+        let told = |name| {
+            let value = only(&seen.request.headers, name, "", "").ok()?.to_str().ok()?;
+            seen.client.is_trusted.then_some(value)
+        };
         let verdict = &seen.found.verdict;
         let route = seen.found.route.and_then(|route| seen.policy.routes.get(route));
         access_log.write(&Line {
@@ -266,38 +270,46 @@ struct Seen<'a> {
 
 /// The request that is asked about, as a trusted proxy tells it.
 struct Told<'a> {
-    method: &'a str,
-    target: &'a str,
-    host: &'a str,
+    method: &'a [u8],
+    target: &'a [u8],
+    host: &'a [u8],
 }
 
 impl<'a> Told<'a> {
     fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
-        for name in [&FORWARDED_PROTO, &FORWARDED_FOR] {
-            if headers.contains_key(name) && only(headers, name).is_none() {
-                return Err(Rejection::BadRequest(
-                    "X-Forwarded-Proto and X-Forwarded-For may each be there once",
-                ));
-            }
+        // The name is there as text too, for messages are static.
+        macro_rules! once {
+            ($name:ident, $text:literal) => {{
+                let missing = concat!($text, " is missing");
+                let repeated = concat!($text, " is there more than once");
+                only(headers, &$name, missing, repeated)
+            }};
         }
-        let one = |name| {
-            only(headers, name).ok_or(Rejection::BadRequest(
-                "X-Forwarded-Method, X-Forwarded-Uri and X-Forwarded-Host must each be there once",
-            ))
-        };
+        let is_there = |name| headers.contains_key(name);
+        if is_there(&FORWARDED_PROTO) {
+            once!(FORWARDED_PROTO, "X-Forwarded-Proto")?;
+        }
+        if is_there(&FORWARDED_FOR) {
+            once!(FORWARDED_FOR, "X-Forwarded-For")?;
+        }
         Ok(Self {
-            method: one(&FORWARDED_METHOD)?,
-            target: one(&FORWARDED_URI)?,
-            host: one(&FORWARDED_HOST)?,
+            method: once!(FORWARDED_METHOD, "X-Forwarded-Method")?.as_bytes(),
+            target: once!(FORWARDED_URI, "X-Forwarded-Uri")?.as_bytes(),
+            host: once!(FORWARDED_HOST, "X-Forwarded-Host")?.as_bytes(),
         })
     }
 }
 
-/// The value of a header that is there exactly once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// The value of a header that must be there exactly once.
+fn only<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    missing: &'static str,
+    repeated: &'static str,
+) -> Result<&'a HeaderValue, Rejection> {
     let mut values = headers.get_all(name).iter();
-    let value = values.next()?.to_str().ok()?;
-    values.next().is_none().then_some(value)
+    let value = values.next().ok_or(Rejection::BadRequest(missing))?;
+    if values.next().is_some() { Err(Rejection::BadRequest(repeated)) } else { Ok(value) }
 }
 
 fn path_of(target: &str) -> &str {

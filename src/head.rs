@@ -117,30 +117,59 @@ pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Re
     if request.headers.len() > limits.lines {
         return Err(Rejection::HeadersTooLarge);
     }
-    judge_method(request.method.as_str().as_bytes())?;
-    judge_target(request.raw_path(), limits)?;
+    judge_method(request.method.as_str().as_bytes(), &REQUEST)?;
+    judge_target(request.raw_path(), limits, &REQUEST)?;
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = request.headers.get(HOST).map(http::HeaderValue::as_bytes);
     match authority.or(host) {
-        Some(host) => judge_host(host, None),
+        Some(host) => judge_host(host, &REQUEST),
         None => Err(Rejection::BadRequest("Host is missing")),
     }
 }
 
-/// Judges what a trusted proxy says of a request that it has.
+/// Judges what a trusted proxy says of a request that it has, in `X-Forwarded-Method`, `-Uri`
+/// and `-Host`. What passes is ASCII.
 ///
 /// # Errors
 /// The refusal to answer with.
 pub fn judge_told(
-    method: &str,
-    target: &str,
-    host: &str,
+    method: &[u8],
+    target: &[u8],
+    host: &[u8],
     limits: HeadLimits,
 ) -> Result<(), Rejection> {
-    judge_method(method.as_bytes())?;
-    judge_target(target.as_bytes(), limits)?;
-    judge_host(host.as_bytes(), None)
+    judge_method(method, &TOLD)?;
+    judge_target(target, limits, &TOLD)?;
+    if !target.starts_with(b"/") {
+        return Err(Rejection::BadRequest("X-Forwarded-Uri must begin with \"/\""));
+    }
+    judge_host(host, &TOLD)
 }
+
+/// What is said of a request that is rejected, by where its parts are.
+struct Messages {
+    method: &'static str,
+    host: &'static str,
+    not_ascii: &'static str,
+    target_byte: &'static str,
+    backtick: &'static str,
+}
+
+const REQUEST: Messages = Messages {
+    method: "this method is not served",
+    host: "Host is malformed",
+    not_ascii: "request target: bytes outside ASCII must be percent-encoded",
+    target_byte: "request target: control bytes, spaces and \" # < > \\ must be percent-encoded",
+    backtick: "request target: ` must be percent-encoded in a path",
+};
+
+const TOLD: Messages = Messages {
+    method: "the method in X-Forwarded-Method is not served",
+    host: "X-Forwarded-Host is malformed",
+    not_ascii: "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
+    target_byte: "X-Forwarded-Uri: control bytes, spaces and \" # < > \\ must be percent-encoded",
+    backtick: "X-Forwarded-Uri: ` must be percent-encoded in a path",
+};
 
 /// As pingora counts: so many are too many.
 const MOST_NOMINATED: usize = 10;
@@ -186,13 +215,13 @@ impl<'a> RequestLine<'a> {
         else {
             return Err(malformed);
         };
-        judge_method(method)?;
+        judge_method(method, &REQUEST)?;
         let is_http_10 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
             _ => return Err(malformed),
         };
-        judge_target(target, limits)?;
+        judge_target(target, limits, &REQUEST)?;
         let (authority, path_and_query) = match target {
             [b'/', ..] => (None, target),
             _ => {
@@ -206,23 +235,28 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-fn judge_method(method: &[u8]) -> Result<(), Rejection> {
+fn judge_method(method: &[u8], messages: &Messages) -> Result<(), Rejection> {
     let is_method = (1..=32).contains(&method.len())
         && method.first().is_some_and(u8::is_ascii_uppercase)
         && all(method, |b| b.is_ascii_uppercase() || b == b'-');
     if !is_method || matches!(method, b"CONNECT" | b"TRACE") {
-        return Err(Rejection::BadRequest("this method is not served"));
+        return Err(Rejection::BadRequest(messages.method));
     }
     Ok(())
 }
 
-fn judge_target(target: &[u8], limits: HeadLimits) -> Result<(), Rejection> {
+fn judge_target(target: &[u8], limits: HeadLimits, messages: &Messages) -> Result<(), Rejection> {
     if target.len() > limits.target {
         return Err(Rejection::HeadersTooLarge);
     }
+    if !all(target, is_target_byte) {
+        let is_ascii = target.is_ascii();
+        let message = if is_ascii { messages.target_byte } else { messages.not_ascii };
+        return Err(Rejection::BadRequest(message));
+    }
     // No URI may hold a backtick in its path, and pingora's has none.
-    if !all(target, is_target_byte) || path_of(target).contains(&b'`') {
-        return Err(Rejection::BadRequest("the target holds bytes that none may hold"));
+    if path_of(target).contains(&b'`') {
+        return Err(Rejection::BadRequest(messages.backtick));
     }
     Ok(())
 }
@@ -237,12 +271,12 @@ fn is_target_byte(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>')
 }
 
+/// What follows the scheme of a target in absolute form. A scheme has no case (RFC 3986, section
+/// 3.1).
 fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = match target.split_at_checked(7)? {
-        (b"https:/", rest) => ("https", rest.strip_prefix(b"/")?),
-        (scheme, rest) => (std::str::from_utf8(scheme).ok()?, rest),
-    };
-    matches!(scheme, "https" | "http://").then_some(rest)
+    let (scheme, rest) = target.split_at_checked(memchr::memchr(b':', target)?)?;
+    let is_http = [&b"http"[..], b"https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    rest.strip_prefix(b"://").filter(|_| is_http)
 }
 
 fn judge_fields(
@@ -284,7 +318,13 @@ fn judge_fields(
         }
     }
     match host {
-        Some(host) => judge_host(host, request.authority)?,
+        Some(host) => {
+            judge_host(host, &REQUEST)?;
+            // To the letter, as pingora compares them.
+            if request.authority.is_some_and(|authority| authority != host) {
+                return Err(Rejection::BadRequest("Host and target name different hosts"));
+            }
+        }
         None if is_health(request.path) => {}
         None => return Err(Rejection::BadRequest("Host is missing")),
     }
@@ -319,18 +359,10 @@ fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
     number.ok_or(Rejection::BadRequest("Content-Length is not a number"))
 }
 
-/// A name or an address, with or without a port; and the same in an absolute target, to the
-/// letter, as pingora compares them.
-fn judge_host(host: &[u8], authority: Option<&[u8]>) -> Result<(), Rejection> {
-    if !std::str::from_utf8(host).is_ok_and(is_host) {
-        return Err(Rejection::BadRequest("Host is malformed"));
-    }
-    match authority {
-        Some(authority) if authority != host => {
-            Err(Rejection::BadRequest("Host and target name different hosts"))
-        }
-        _ => Ok(()),
-    }
+/// A name or an address, with or without a port.
+fn judge_host(host: &[u8], messages: &Messages) -> Result<(), Rejection> {
+    let is_host = std::str::from_utf8(host).is_ok_and(is_host);
+    if is_host { Ok(()) } else { Err(Rejection::BadRequest(messages.host)) }
 }
 
 fn is_host(host: &str) -> bool {
@@ -345,8 +377,10 @@ fn is_host(host: &str) -> bool {
             (!name.is_empty() && name.bytes().all(legal), rest)
         }
     };
-    let is_port =
+    let is_number =
         |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    // An empty one is the default (RFC 3986, section 3.2.3).
+    let is_port = |port: &str| port.is_empty() || is_number(port);
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
@@ -394,6 +428,10 @@ mod tests {
         assert_eq!(verdict(chunked), passed(Framing::Chunked, chunked.len()));
         let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: h:80\r\n\r\n";
         assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
+        for target in ["HTTP://h/", "hTTps://h?x", "Http://h"] {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            assert_eq!(verdict(&head), passed(Framing::Length(0), head.len()), "{target}");
+        }
     }
 
     #[test]
@@ -439,6 +477,9 @@ mod tests {
             "GET x HTTP/1.1",
             "GET ftp://h/ HTTP/1.1",
             "GET https:/h/ HTTP/1.1",
+            "GET http:h/ HTTP/1.1",
+            "GET httpx://h/ HTTP/1.1",
+            "GET ://h/ HTTP/1.1",
             "GET http://u@h/ HTTP/1.1",
             "GET http://other/ HTTP/1.1",
             "GET http:// HTTP/1.1",
@@ -488,7 +529,8 @@ mod tests {
             "Host: [\r\n",
             "Host: [::1\r\n",
             "Host: ::\r\n",
-            "Host: h:\r\n",
+            "Host: h::\r\n",
+            "Host: :\r\n",
             "Host: h:99999\r\n",
             "Host: h:8 0\r\n",
         ] {
@@ -541,8 +583,16 @@ mod tests {
 
     #[test]
     fn hosts_of_every_kind_pass() {
-        for host in ["h", "shop.example:8080", "127.0.0.1", "[::1]", "[2001:db8::1]:443", "a_b-c."]
-        {
+        for host in [
+            "h",
+            "h:",
+            "shop.example:8080",
+            "127.0.0.1",
+            "[::1]",
+            "[::1]:",
+            "[2001:db8::1]:443",
+            "a_b-c.",
+        ] {
             let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
             assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
         }

@@ -234,6 +234,55 @@ async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
     odd.of(&stack).await.assert_error(403, "bad_request", "none");
 }
 
+/// Whoever reads the message knows what to mend in the proxy's configuration, or in the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
+    let stack = start().await;
+    let whole = ask("/none");
+    for (asked, has) in [
+        (
+            whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}"),
+            "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
+        ),
+        (whole.clone().told("X-Forwarded-Uri", "/none?q=\u{4f60}"), "percent-encoded"),
+        (whole.clone().told("X-Forwarded-Uri", "/a\\b"), "X-Forwarded-Uri"),
+        (whole.clone().told("X-Forwarded-Uri", "/a b"), "X-Forwarded-Uri"),
+        (whole.clone().told("X-Forwarded-Uri", "/a`b"), "X-Forwarded-Uri"),
+        (whole.clone().told("X-Forwarded-Uri", "none"), "X-Forwarded-Uri must begin with \"/\""),
+        (
+            whole.clone().told("X-Forwarded-Uri", "http://h/none"),
+            "X-Forwarded-Uri must begin with \"/\"",
+        ),
+        (whole.clone().told("X-Forwarded-Uri", ""), "X-Forwarded-Uri must begin with \"/\""),
+        (whole.clone().told("X-Forwarded-Host", "caf\u{e9}.test"), "X-Forwarded-Host is malformed"),
+        (whole.clone().told("X-Forwarded-Host", "a, b"), "X-Forwarded-Host is malformed"),
+        (whole.clone().told("X-Forwarded-Method", "g\u{e9}t"), "X-Forwarded-Method"),
+        (whole.clone().told("X-Forwarded-Method", "TRACE"), "X-Forwarded-Method"),
+        (whole.clone().told("X-Forwarded-Method", ""), "X-Forwarded-Method"),
+        (whole.clone().without("X-Forwarded-Uri"), "X-Forwarded-Uri is missing"),
+        (whole.clone().without("X-Forwarded-Host"), "X-Forwarded-Host is missing"),
+        (whole.clone().without("X-Forwarded-Method"), "X-Forwarded-Method is missing"),
+        (whole.clone().line("X-Forwarded-Uri", "/x"), "X-Forwarded-Uri is there more than once"),
+        (
+            whole.clone().line("X-Forwarded-Proto", "http"),
+            "X-Forwarded-Proto is there more than once",
+        ),
+        (
+            whole.clone().line("X-Forwarded-For", "192.0.2.1"),
+            "X-Forwarded-For is there more than once",
+        ),
+    ] {
+        let answer = asked.of(&stack).await;
+        answer.assert_error(403, "bad_request", "none");
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(has), "{has}: {message}");
+    }
+    // What decides nothing may be odd.
+    let odd =
+        whole.clone().told("X-Forwarded-For", "caf\u{e9}").told("X-Forwarded-Host", "shop.test:");
+    assert_eq!(odd.of(&stack).await.status, 200);
+}
+
 /// Proxies pass the lines of a client's request on.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_to_upgrade_decides_nothing() {

@@ -109,6 +109,75 @@ async fn a_body_that_stops_coming_is_a_timeout() {
     assert!(connection.is_closed().await);
 }
 
+/// RFC 3986: a port may be empty, and a scheme is the same in upper case. The service sees the
+/// host as it was sent; routes know it without its port.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
+    let stack = Stack::start_with(
+        "[[route]]\npath = \"/\"\nhost = \"shop.test\"\nupstream = \"recorder\"\nauth = \"none\"\n",
+    )
+    .await;
+    for (target, host) in [
+        ("/x?y", "shop.test"),
+        ("/x?y", "shop.test:"),
+        ("/x?y", "SHOP.test.:"),
+        ("/x?y", "shop.test:80"),
+        ("HTTP://shop.test/x?y", "shop.test"),
+        ("hTTp://shop.test/x?y", "shop.test"),
+        ("HTTPS://shop.test/x?y", "shop.test"),
+        ("http://shop.test:/x?y", "shop.test:"),
+        ("HTTP://shop.test:80/x?y", "shop.test:80"),
+    ] {
+        let before = stack.upstream.seen().len();
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
+        let answer = connection.answer(false).await;
+        assert_eq!(answer.status, 200, "{target} {host} {}", answer.text());
+        let seen = stack.upstream.seen_after(before);
+        assert_eq!(seen[0].request_line, "GET /x?y HTTP/1.1", "{target} {host}");
+        assert_eq!(seen[0].all("host"), [host], "{target}");
+        assert_eq!(seen[0].all("x-forwarded-host"), [host], "{target}");
+    }
+    for (target, host) in [
+        ("/", "shop.test::"),
+        ("/", ":"),
+        ("/", ":80"),
+        ("/", "[]:"),
+        ("HTTP://", "shop.test"),
+        ("HTTP:///x", "shop.test"),
+        ("HTTP:/shop.test/", "shop.test"),
+        ("HTTPX://shop.test/", "shop.test"),
+        ("HTTP://other.test/", "shop.test"),
+        ("http://shop.test:/", "shop.test"),
+    ] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
+        connection.answer(false).await.assert_error(400, "bad_request", "none");
+    }
+}
+
+/// Whoever reads the message can mend the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
+    let stack = Stack::start().await;
+    for (target, has) in [
+        ("/caf\u{e9}", "outside ASCII must be percent-encoded"),
+        ("/none?q=\u{4f60}", "outside ASCII must be percent-encoded"),
+        ("/a\\b", "\\"),
+        ("/none?a\\b", "\\"),
+        ("/a#b", "#"),
+        ("/none?a<b", "<"),
+        ("/a`b", "`"),
+        ("/a\u{7f}b", "control"),
+    ] {
+        let answer = stack.get(target).send().await;
+        answer.assert_error(400, "bad_request", "none");
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(has), "{target}: {message}");
+    }
+    assert_eq!(stack.get("/none?q=`{|}^[]").send().await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_refuses_is_a_bad_gateway() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();

@@ -355,3 +355,17 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
         assert!(client.ends().await);
     }
 }
+
+/// As over HTTP/1.1: what was sent is what the service sees.
+#[tokio::test]
+async fn an_authority_with_an_empty_port_is_legal() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let client = Client::open(stack.gateway).await;
+    let request = Request::builder().method(Method::GET).uri("http://gateway.test:/none");
+    let mut ready = timeout(PATIENCE, client.requests.clone().ready()).await.unwrap().unwrap();
+    let response = ready.send_request(request.body(()).unwrap(), true).unwrap().0;
+    assert_eq!(status(response).await.unwrap(), 200);
+    let seen = stack.upstream.seen();
+    assert_eq!(seen[0].all("host"), ["gateway.test:"]);
+    assert_eq!(seen[0].all("x-forwarded-host"), ["gateway.test:"]);
+}

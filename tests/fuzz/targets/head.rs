@@ -87,7 +87,9 @@ fn plain(read: &[u8]) -> Option<Head> {
     if path.contains('`') || query.len() > LIMITS.target {
         return None;
     }
-    let after_scheme = path.strip_prefix("http://").or(path.strip_prefix("https://"));
+    let after_scheme = path.split_once("://").and_then(|(scheme, rest)| {
+        ["http", "https"].contains(&&*scheme.to_ascii_lowercase()).then_some(rest)
+    });
     let (authority, path) = match after_scheme {
         _ if target.starts_with('/') => (None, path),
         Some(rest) => {
@@ -155,8 +157,9 @@ fn is_host(host: &str) -> bool {
         Some(at) if !host.ends_with(']') => (&host[..at], Some(&host[at + 1..])),
         _ => (host, None),
     };
-    let is_port =
-        |port: &str| port.chars().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_port = |port: &str| {
+        port.is_empty() || port.chars().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    };
     let is_name = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {

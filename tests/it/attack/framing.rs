@@ -243,7 +243,9 @@ async fn a_request_line_has_one_form() {
         b"{method} http://other/none HTTP/1.1",
         b"{method} http://h@other/none HTTP/1.1",
         b"{method} http://h:81/none HTTP/1.1",
-        b"{method} HTTP://h/none HTTP/1.1",
+        b"{method} HTTP://other/none HTTP/1.1",
+        b"{method} HTTP:h/none HTTP/1.1",
+        b"{method} HTTPX://h/none HTTP/1.1",
         b"{method} ftp://h/none HTTP/1.1",
         b"{method} http:/h/none HTTP/1.1",
         b"{method} http:///none HTTP/1.1",
@@ -279,6 +281,8 @@ async fn a_request_line_has_one_form() {
         "Host: h evil\r\n",
         "Host: h:99999\r\n",
         "Host: h:x\r\n",
+        "Host: h::\r\n",
+        "Host: :\r\n",
         "Host: [::1\r\n",
         "Host: http://h\r\n",
         "Host: h?x\r\n",
@@ -288,6 +292,16 @@ async fn a_request_line_has_one_form() {
     ] {
         let template = format!("{{method}} {{path}} HTTP/1.1\r\n{hosts}{{auth}}\r\n");
         siege.run_on(&ROUTES, &Attack::new(template, Must::Cut)).await;
+    }
+    // RFC 3986, sections 3.1 and 3.2.3.
+    for (target, host) in [
+        ("{path}", "h:"),
+        ("HTTP://h{path}", "h"),
+        ("hTTps://h:{path}?x", "h:"),
+        ("http://h:80{path}", "h:80"),
+    ] {
+        let template = format!("{{method}} {target} HTTP/1.1\r\nHost: {host}\r\n{{auth}}\r\n");
+        siege.run_on(&ROUTES, &Attack::new(template, Must::Served(1))).await;
     }
 }
 
