@@ -105,7 +105,7 @@ pub mod wechat;
 pub mod fuzzing {
     pub use crate::edge::chunked::{Chunked, Malformed};
     pub use crate::head::{Framing, Head, HeadLimits, judge};
-    pub use crate::login::{Fields, LoginRequest, parse as parse_login};
+    pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
     pub use crate::rejection::Rejection;
     pub use crate::wechat::reply::{ErrCode, Reply};
     pub use crate::wechat::{Code, WeChatError};

@@ -1,6 +1,6 @@
 //! A login, from the request's body to the answer.
 //!
-//! Takes the code in one of the accepted forms and finds the app; logins with one code share
+//! Takes the code in one of the accepted forms (`request`) and finds the app; logins with one code share
 //! an exchange and its answer, which holds the token and nothing of the identity. It does not
 //! read sockets: `proxy.rs` hands it the body within its limit.
 
@@ -8,21 +8,22 @@ mod exchange;
 mod notices;
 mod pace;
 mod replay;
+pub mod request;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use self::exchange::Exchange;
 use self::replay::{Grant, Key, Replays, Source};
+use self::request::{LoginRequest, parse};
 use crate::answer::Answer;
 use crate::clock::Clock;
-use crate::config::{Config, LoginForms, LoginSection};
+use crate::config::{Config, LoginSection};
 use crate::identity::AppId;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::secret::Secret;
 use crate::session::Sessions;
 use crate::wechat::{ClientError, Code};
 
@@ -36,20 +37,6 @@ pub struct Login {
     replays: Replays,
     sessions: Sessions,
     metrics: Arc<Metrics>,
-}
-
-/// A login as it was sent.
-#[derive(Clone, Copy)]
-pub enum LoginRequest<'a> {
-    Body { content_type: Option<&'a str>, body: &'a [u8] },
-    Query(&'a str),
-}
-
-/// What a login says.
-#[derive(Deserialize)]
-pub struct Fields {
-    pub code: Secret,
-    pub app_id: Option<String>,
 }
 
 impl Login {
@@ -185,109 +172,4 @@ fn granted(grant: &Grant) -> Answer {
 
     let (token, expires_in) = (grant.token.expose(), grant.expires_in.as_secs());
     Answer::json(200, &Granted { token, token_type: "Bearer", expires_in })
-}
-
-/// Takes the fields of a login out of what was sent.
-///
-/// # Errors
-/// When it is in no form that is accepted, or says something twice.
-pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
-    match request {
-        // Whether it is accepted was judged with the method.
-        LoginRequest::Query(query) => parse_form(query.as_bytes()),
-        LoginRequest::Body { content_type, body } => match media_type(content_type).as_str() {
-            "" | "text/plain" | "application/json" if accept.json => parse_json(body),
-            "application/x-www-form-urlencoded" if accept.form => parse_form(body),
-            _ => Err(Rejection::BadRequest("a login of this Content-Type is not taken")),
-        },
-    }
-}
-
-/// The media type in lower case, without parameters; empty where there is none.
-fn media_type(content_type: Option<&str>) -> String {
-    let whole = content_type.unwrap_or_default();
-    whole.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// A repeated field is an error: two readers could take two codes from it.
-fn parse_json(body: &[u8]) -> Result<Fields, Rejection> {
-    // serde would read the fields from an array too.
-    let is_object = body.trim_ascii_start().starts_with(b"{");
-    let fields = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
-    fields.ok_or(Rejection::BadRequest("expected a JSON object with one \"code\""))
-}
-
-fn parse_form(body: &[u8]) -> Result<Fields, Rejection> {
-    let mut code = None;
-    let mut app_id = None;
-    for (name, value) in form_urlencoded::parse(body) {
-        let field = match &*name {
-            "code" => &mut code,
-            "app_id" => &mut app_id,
-            _ => continue,
-        };
-        if field.replace(value.into_owned()).is_some() {
-            return Err(Rejection::BadRequest("a field stands twice"));
-        }
-    }
-    let code = code.ok_or(Rejection::BadRequest("expected one field \"code\""))?;
-    Ok(Fields { code: Secret::new(code), app_id })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: LoginForms = LoginForms { json: true, form: true, query: true };
-
-    fn code(content_type: Option<&str>, body: &str, accept: LoginForms) -> Option<String> {
-        let request = LoginRequest::Body { content_type, body: body.as_bytes() };
-        parse(request, accept).ok().map(|fields| fields.code.expose().to_owned())
-    }
-
-    #[test]
-    fn the_form_is_told_by_the_content_type() {
-        let json = r#"{"code":"abc","x":[1,{"y":2}]}"#;
-        for content_type in [
-            None,
-            Some("text/plain"),
-            Some("application/json; charset=utf-8"),
-            Some("Application/JSON"),
-        ] {
-            assert_eq!(code(content_type, json, ALL).as_deref(), Some("abc"), "{content_type:?}");
-        }
-        let form = Some("application/x-www-form-urlencoded");
-        assert_eq!(code(form, "x=1&code=a%62c", ALL).as_deref(), Some("abc"));
-        assert_eq!(code(form, json, ALL), None);
-        assert_eq!(code(None, "code=abc", ALL), None);
-        assert_eq!(code(Some("multipart/form-data"), json, ALL), None);
-        assert_eq!(code(None, json, LoginForms { json: false, ..ALL }), None);
-        assert_eq!(code(form, "code=abc", LoginForms { form: false, ..ALL }), None);
-    }
-
-    #[test]
-    fn what_is_not_one_code_is_refused() {
-        for body in [
-            "",
-            "null",
-            "[]",
-            "[\"abc\"]",
-            "\"abc\"",
-            "{}",
-            "{",
-            r#"{"code":1}"#,
-            r#"{"code":null}"#,
-            r#"{"code":["a"]}"#,
-            r#"{"code":"a","code":"b"}"#,
-            r#"{"code":"a","app_id":"x","app_id":"y"}"#,
-            r#"["abc",null]"#,
-            r#"{"code":"a"} x"#,
-            "\u{feff}{\"code\":\"a\"}",
-        ] {
-            assert_eq!(code(None, body, ALL), None, "{body}");
-        }
-        for body in ["", "x=1", "code=a&code=b", "code=a&app_id=x&app_id=y"] {
-            assert_eq!(code(Some("application/x-www-form-urlencoded"), body, ALL), None, "{body}");
-        }
-    }
 }

@@ -15,7 +15,7 @@ use super::{Gateway, failure};
 use crate::answer::Answer;
 use crate::config::Access;
 use crate::lifecycle::Lifecycle;
-use crate::login::LoginRequest;
+use crate::login::request::{ContentType, LoginRequest};
 use crate::rejection::Rejection;
 
 impl Gateway {
@@ -43,12 +43,8 @@ impl Gateway {
             let request = LoginRequest::Query(query);
             return Ok(login.serve(request, context.client.address, context.request_id()).await?);
         }
-        let content_type = request.headers.get(CONTENT_TYPE).cloned();
-        // Two could be told apart in two ways.
-        let is_one = request.headers.get_all(CONTENT_TYPE).iter().nth(1).is_none();
-        let content_type = content_type
-            .as_ref()
-            .map(|value| value.to_str().ok().filter(|_| is_one).unwrap_or("unreadable"));
+        let lines = request.headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+        let content_type = ContentType::read(lines);
         let body = match read_body(http, login.max_body(), policy.limits.body_timeout).await {
             Ok(body) => body,
             Err(Refusal::Answered(rejection)) => {

@@ -69,6 +69,136 @@ async fn a_query_is_taken_only_when_it_is_accepted() {
     form.body("code=user-b-1").send().await.assert_error(400, "bad_request", "none");
 }
 
+/// Clients and proxies write the line twice, or a list; what counts is whether it is one type.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_content_type_that_is_there_twice_is_that_type() {
+    let stack = Stack::start().await;
+    let form = "application/x-www-form-urlencoded";
+    let json = "application/json";
+    for (number, (lines, is_form)) in [
+        (&["application/json, application/json"][..], false),
+        (&["application/json", "application/json"], false),
+        (&["application/json; charset=utf-8", "Application/JSON;charset=gbk"], false),
+        (&["application/json,,", ""], false),
+        (&["application/json; a=\"b, text/plain\""], false),
+        (&["application/json; charset=GB2312"], false),
+        (&["text/plain", "text/plain; charset=UTF-8"], false),
+        (&["", ""], false),
+        (&[form, form], true),
+        (&["application/x-www-form-urlencoded; charset=UTF-8, application/x-www-form-urlencoded"], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let code = format!("user-a-{number}");
+        let body =
+            if is_form { format!("code={code}") } else { json!({ "code": code }).to_string() };
+        let mut request = stack.post("/login");
+        for line in lines {
+            request = request.header("Content-Type", line);
+        }
+        let answer = request.body(body).send().await;
+        assert_eq!(answer.status, 200, "{lines:?} {}", answer.text());
+    }
+    for lines in [
+        &["application/json, text/plain"][..],
+        &["application/json", form],
+        &["text/plain", "application/json"],
+        &[json, "application/json, multipart/form-data"],
+    ] {
+        let mut request = stack.post("/login");
+        for line in lines {
+            request = request.header("Content-Type", line);
+        }
+        let answer = request.body(r#"{"code":"user-b-1"}"#).send().await;
+        answer.assert_error(400, "bad_request", "none");
+        assert!(answer.text().contains("Content-Type"), "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_app_id_counts_as_none() {
+    let stack = Stack::start_with(r#"login.accept = ["json", "form", "query"]"#).await;
+    let json = |body: &str| stack.post("/login").body(body);
+    let form = |body: &str| {
+        stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded").body(body)
+    };
+    for request in [
+        json(r#"{"code":"user-a-1","app_id":""}"#),
+        json(r#"{"code":"user-a-2","app_id":null}"#),
+        form("code=user-a-3&app_id="),
+        form("app_id&code=user-a-4"),
+        stack.get("/login?code=user-a-5&app_id="),
+    ] {
+        let answer = request.send().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    for request in [
+        form("code=user-b-1&app_id=&app_id="),
+        form(&format!("code=user-b-1&app_id=&app_id={APP}")),
+        json(r#"{"code":"user-b-1","app_id":"","app_id":""}"#),
+        json(r#"{"code":"user-b-1","app_id":" "}"#),
+    ] {
+        request.send().await.assert_error(400, "bad_request", "none");
+    }
+}
+
+/// `curl -d` says that it sends a form, whatever it sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
+    let stack = Stack::start().await;
+    let only_json = Stack::start_with(r#"login.accept = ["json"]"#).await;
+    let only_form = Stack::start_with(r#"login.accept = ["form"]"#).await;
+    let form = "application/x-www-form-urlencoded";
+    let json = "{\"code\":\"user-a-1\"}";
+    for (stack, content_type, body, has, has_not) in [
+        (&stack, form, json, "send \"Content-Type: application/json\"", "one field"),
+        (&stack, form, " \n{\"code\":", "because of its Content-Type", "one field"),
+        (&only_form, form, json, "because of its Content-Type", "application/json"),
+        (&stack, "application/json", "code=user-a-1", form, ""),
+        (&stack, "text/plain", "app_id=x&code=user-a-1", form, ""),
+        (&stack, "", "code=user-a-1", form, ""),
+        (&only_json, "", "code=user-a-1", "is no JSON", form),
+        (&stack, "multipart/form-data; boundary=x", "--x", form, ""),
+        (&only_json, form, "code=user-a-1", "application/json", form),
+        (&only_form, "application/json", json, form, "application/json"),
+        (&stack, "", "", "is empty", ""),
+        (&stack, form, "", "is empty", ""),
+        (&stack, form, "x=y", "\"code\" is missing", ""),
+        (&stack, "", "{}", "\"code\" is missing", ""),
+        (&stack, "", "[]", "an object", ""),
+        (&stack, "", "{\"code\":1}", "\"code\" must be a string", ""),
+        (&stack, "", "{\"code\":\"a\",\"app_id\":1}", "\"app_id\" must be a string", ""),
+        (&stack, "", "{\"code\":\"a\",\"code\":\"a\"}", "twice", ""),
+        (&stack, "", "{\"code\":\"a\"", "is no JSON", ""),
+        (&stack, "", "{\"code\":\"\u{4f60}", "is no JSON", ""),
+        (&stack, form, "code=a&code=a", "twice", ""),
+    ] {
+        let request = match content_type {
+            "" => stack.post("/login"),
+            content_type => stack.post("/login").header("Content-Type", content_type),
+        };
+        let answer = request.body(body).send().await;
+        answer.assert_error(400, "bad_request", "none");
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(has), "{body}: {message}");
+        assert!(has_not.is_empty() || !message.contains(has_not), "{body}: {message}");
+    }
+    assert_eq!(stack.sandbox.exchanges(), 0);
+}
+
+/// Editors and PowerShell write one; RFC 8259, section 8.1, lets a reader ignore it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_order_mark_before_a_login_is_ignored() {
+    let stack = Stack::start().await;
+    let json = stack.post("/login").body("\u{feff}{\"code\":\"user-a-1\"}");
+    assert_eq!(json.send().await.status, 200);
+    let form = stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded");
+    assert_eq!(form.body("\u{feff}code=user-a-2").send().await.status, 200);
+    let twice = stack.post("/login").body("\u{feff}\u{feff}{\"code\":\"user-a-3\"}");
+    twice.send().await.assert_error(400, "bad_request", "none");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_login_is_refused_before_wechat_is_asked() {
     let stack = Stack::start().await;

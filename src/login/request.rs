@@ -1,0 +1,275 @@
+//! What a login says, and in which form.
+//!
+//! A login is read as what its Content-Type says that it is, and as nothing else. Where that
+//! does not fit the body, the message says what it was read as: tools such as `curl -d` say that
+//! they send a form, whatever they send.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config::LoginForms;
+use crate::header::trim;
+use crate::rejection::Rejection;
+use crate::secret::Secret;
+
+/// A login as it was sent.
+#[derive(Clone, Copy)]
+pub enum LoginRequest<'a> {
+    Body { content_type: ContentType, body: &'a [u8] },
+    Query(&'a str),
+}
+
+/// What a login says.
+#[derive(Deserialize)]
+pub struct Fields {
+    pub code: Secret,
+    /// Never empty.
+    pub app_id: Option<String>,
+}
+
+/// What the Content-Type of a login says that its body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// Also where nothing is said, and of `text/plain`.
+    Json,
+    Form,
+    Other,
+    /// More than one media type.
+    Several,
+}
+
+impl ContentType {
+    /// Reads all lines of a Content-Type, each of which may be a list: some clients and proxies
+    /// write it twice. Parameters decide nothing: JSON is UTF-8, whatever its `charset`, and so
+    /// are the escapes of a form (RFC 8259, section 8.1; URL standard, section 5.1).
+    pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Self {
+        let media_type =
+            |element: &'a [u8]| trim(element.split(|b| *b == b';').next().unwrap_or(element));
+        let mut types = lines.flat_map(unquoted_elements).map(media_type);
+        let Some(first) = types.find(|media_type| !media_type.is_empty()) else {
+            return Self::Json;
+        };
+        if types.any(|other| !other.is_empty() && !other.eq_ignore_ascii_case(first)) {
+            return Self::Several;
+        }
+        let is = |name: &str| first.eq_ignore_ascii_case(name.as_bytes());
+        if is("application/json") || is("text/plain") {
+            Self::Json
+        } else if is("application/x-www-form-urlencoded") {
+            Self::Form
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// The elements of a list whose quoted strings may hold commas.
+fn unquoted_elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    line.split(move |byte| {
+        let is_literal = std::mem::take(&mut is_escaped);
+        match byte {
+            b'"' if !is_literal => is_quoted = !is_quoted,
+            b'\\' => is_escaped = is_quoted && !is_literal,
+            _ => {}
+        }
+        *byte == b',' && !is_quoted
+    })
+}
+
+/// A byte order mark, as some editors and shells write it: JSON may be read without it (RFC
+/// 8259, section 8.1).
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
+const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is there twice");
+
+const NO_CODE: Rejection = Rejection::BadRequest("\"code\" is missing");
+
+const EMPTY: Rejection = Rejection::BadRequest("the body is empty: \"code\" is missing");
+
+/// Takes the fields of a login out of what was sent.
+///
+/// # Errors
+/// When it is in no form that is accepted, or says something twice.
+pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
+    let fields = match request {
+        // Whether it is accepted was judged with the method.
+        LoginRequest::Query(query) => parse_form(query.as_bytes()),
+        LoginRequest::Body { content_type, body } => {
+            let body = body.strip_prefix(MARK).unwrap_or(body);
+            match content_type {
+                ContentType::Json if accept.json => parse_json(body, accept),
+                ContentType::Form if accept.form => {
+                    if is_object(body) {
+                        return Err(json_as_form(accept));
+                    }
+                    if body.is_empty() { Err(EMPTY) } else { parse_form(body) }
+                }
+                ContentType::Several => {
+                    Err(Rejection::BadRequest("Content-Type names more than one media type"))
+                }
+                ContentType::Json | ContentType::Form | ContentType::Other => {
+                    Err(not_accepted(accept))
+                }
+            }
+        }
+    }?;
+    Ok(Fields { app_id: fields.app_id.filter(|app_id| !app_id.is_empty()), ..fields })
+}
+
+fn not_accepted(accept: LoginForms) -> Rejection {
+    Rejection::BadRequest(match (accept.json, accept.form) {
+        (true, true) => {
+            "Content-Type must be application/json or application/x-www-form-urlencoded"
+        }
+        (true, false) => "Content-Type must be application/json",
+        (false, true) => "Content-Type must be application/x-www-form-urlencoded",
+        (false, false) => "a login is accepted as GET with a query only",
+    })
+}
+
+fn json_as_form(accept: LoginForms) -> Rejection {
+    Rejection::BadRequest(if accept.json {
+        "the body was read as a form because of its Content-Type, but it looks like JSON: \
+         send \"Content-Type: application/json\""
+    } else {
+        "the body was read as a form because of its Content-Type, but it looks like JSON"
+    })
+}
+
+/// Whether a text can be no other JSON than an object.
+fn is_object(text: &[u8]) -> bool {
+    text.trim_ascii_start().starts_with(b"{")
+}
+
+/// A repeated field is an error: two readers could take two codes from it.
+fn parse_json(body: &[u8], accept: LoginForms) -> Result<Fields, Rejection> {
+    // serde would read the fields from an array too.
+    let fields = is_object(body).then(|| serde_json::from_slice(body).ok()).flatten();
+    fields.ok_or_else(|| json_fault(body, accept))
+}
+
+/// Why a body is no login in JSON.
+fn json_fault(body: &[u8], accept: LoginForms) -> Rejection {
+    if body.trim_ascii().is_empty() {
+        return EMPTY;
+    }
+    let Ok(value) = serde_json::from_slice::<Value>(body) else {
+        let is_form = accept.form && !is_object(body) && body.contains(&b'=');
+        return Rejection::BadRequest(if is_form {
+            "the body was read as JSON, but it looks like a form: send \
+             \"Content-Type: application/x-www-form-urlencoded\""
+        } else {
+            "the body is no JSON"
+        });
+    };
+    let Value::Object(fields) = value else {
+        return Rejection::BadRequest("the JSON must be an object with a \"code\"");
+    };
+    match (fields.get("code"), fields.get("app_id")) {
+        (None, _) => NO_CODE,
+        (code, _) if !code.is_some_and(Value::is_string) => {
+            Rejection::BadRequest("\"code\" must be a string")
+        }
+        (_, Some(app_id)) if !app_id.is_string() && !app_id.is_null() => {
+            Rejection::BadRequest("\"app_id\" must be a string")
+        }
+        _ => TWICE,
+    }
+}
+
+fn parse_form(body: &[u8]) -> Result<Fields, Rejection> {
+    let mut code = None;
+    let mut app_id = None;
+    for (name, value) in form_urlencoded::parse(body) {
+        let field = match &*name {
+            "code" => &mut code,
+            "app_id" => &mut app_id,
+            _ => continue,
+        };
+        if field.replace(value.into_owned()).is_some() {
+            return Err(TWICE);
+        }
+    }
+    let code = code.ok_or(NO_CODE)?;
+    Ok(Fields { code: Secret::new(code), app_id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: LoginForms = LoginForms { json: true, form: true, query: true };
+
+    fn code(content_type: Option<&str>, body: &str, accept: LoginForms) -> Option<String> {
+        let content_type = ContentType::read(content_type.into_iter().map(str::as_bytes));
+        let request = LoginRequest::Body { content_type, body: body.as_bytes() };
+        parse(request, accept).ok().map(|fields| fields.code.expose().to_owned())
+    }
+
+    #[test]
+    fn the_form_is_told_by_the_content_type() {
+        let json = r#"{"code":"abc","x":[1,{"y":2}]}"#;
+        for content_type in [
+            None,
+            Some("text/plain"),
+            Some("application/json; charset=utf-8"),
+            Some("Application/JSON"),
+        ] {
+            assert_eq!(code(content_type, json, ALL).as_deref(), Some("abc"), "{content_type:?}");
+        }
+        let form = Some("application/x-www-form-urlencoded");
+        assert_eq!(code(form, "x=1&code=a%62c", ALL).as_deref(), Some("abc"));
+        assert_eq!(code(form, json, ALL), None);
+        assert_eq!(code(None, "code=abc", ALL), None);
+        assert_eq!(code(Some("multipart/form-data"), json, ALL), None);
+        assert_eq!(code(None, json, LoginForms { json: false, ..ALL }), None);
+        assert_eq!(code(form, "code=abc", LoginForms { form: false, ..ALL }), None);
+    }
+
+    #[test]
+    fn what_is_not_one_code_is_refused() {
+        for body in [
+            "",
+            "null",
+            "[]",
+            "[\"abc\"]",
+            "\"abc\"",
+            "{}",
+            "{",
+            r#"{"code":1}"#,
+            r#"{"code":null}"#,
+            r#"{"code":["a"]}"#,
+            r#"{"code":"a","code":"b"}"#,
+            r#"{"code":"a","app_id":"x","app_id":"y"}"#,
+            r#"["abc",null]"#,
+            r#"{"code":"a"} x"#,
+            "\u{feff}\u{feff}{\"code\":\"a\"}",
+        ] {
+            assert_eq!(code(None, body, ALL), None, "{body}");
+        }
+        for body in ["", "x=1", "code=a&code=b", "code=a&app_id=x&app_id=y"] {
+            assert_eq!(code(Some("application/x-www-form-urlencoded"), body, ALL), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn one_media_type_is_that_type_however_often_it_is_there() {
+        let read = |lines: &[&str]| ContentType::read(lines.iter().map(|line| line.as_bytes()));
+        for (lines, expected) in [
+            (&[][..], ContentType::Json),
+            (&["", " ,; charset=x"], ContentType::Json),
+            (&["application/json,Application/JSON; charset=gbk"], ContentType::Json),
+            (&["text/plain", "text/plain"], ContentType::Json),
+            (&["application/json; a=\"b\\\", text/html, \""], ContentType::Json),
+            (&["application/json; a=\"b\\\\\", text/html"], ContentType::Several),
+            (&["application/json; a=b\\, text/html"], ContentType::Several),
+            (&["application/x-www-form-urlencoded", ""], ContentType::Form),
+            (&["application/json, text/plain"], ContentType::Several),
+            (&["text/html", "text/html;x"], ContentType::Other),
+            (&["application/json\u{e9}"], ContentType::Other),
+        ] {
+            assert_eq!(read(lines), expected, "{lines:?}");
+        }
+    }
+}
