@@ -450,8 +450,9 @@ pub struct Upstream {
     pub read_timeout: Duration,
     /// Between two writes of a request.
     pub write_timeout: Duration,
-    /// How long an idle connection is kept for the next request.
-    pub idle_timeout: Duration,
+    /// The longest time that an idle connection is kept for the next request. Where it is not
+    /// set, 4 seconds, or what the service says.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// Where a server listens.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, COOKIE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE};
 use http::{HeaderValue, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -36,6 +36,7 @@ use crate::answer::Answer;
 use crate::inject::REQUEST_ID;
 use crate::policy::{Policies, Policy, Process};
 use crate::rejection::Rejection;
+use crate::upstream::{Chosen, Reuse};
 use crate::websocket::{self, Tunnel};
 
 /// How long what is left of a body is waited for after its answer, so that the connection
@@ -169,11 +170,12 @@ impl ProxyHttp for Gateway {
         context.body_bytes = 0;
         let route = context.pool().zip(context.route());
         let chosen = route.and_then(|(pool, route)| pool.choose(&context.tried, &route.timeouts));
-        let Some((address, mut peer)) = chosen else {
+        let Some(Chosen { address, mut peer, reuse }) = chosen else {
             context.rejection = Some(Rejection::NoUpstream);
             return Error::e_explain(ErrorType::HTTPStatus(503), "no server");
         };
         context.upstream = Some(address);
+        context.reuse = reuse;
         if context.is_websocket {
             let idle = context.policy.limits.websocket_idle_timeout;
             peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
@@ -217,6 +219,9 @@ impl ProxyHttp for Gateway {
         route.request_edits.write_to(request)?;
         if http.is_http2() {
             join_cookies(request)?;
+        }
+        if context.reuse == Reuse::Never && !context.is_websocket {
+            request.insert_header(CONNECTION, "close")?;
         }
         if !request.raw_path().starts_with(b"/") {
             // Absolute form is for proxies; a service gets its own form (RFC 9112, 3.2.1).
@@ -276,6 +281,9 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         context.upstream_status = Some(response.status.as_u16());
+        if let Some((pool, server)) = context.pool().zip(context.upstream) {
+            pool.hear(server, response);
+        }
         context.progress.iter().for_each(|progress| progress.answer(response.status.as_u16()));
         context.policy.injector.clean_response(response);
         if let Some(route) = context.route() {

@@ -263,6 +263,11 @@ impl<'a> Section<'a> {
         given.value
     }
 
+    /// The same where it may be absent.
+    pub fn optional_positive(&self, name: &'static str) -> Option<Duration> {
+        Some(self.positive(name, Duration::ZERO)).filter(|given| !given.is_zero())
+    }
+
     /// A number within a range.
     pub fn number(
         &self,

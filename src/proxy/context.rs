@@ -18,7 +18,7 @@ use crate::policy::{Policy, Process, Verdict};
 use crate::progress::Progress;
 use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
-use crate::upstream::Pool;
+use crate::upstream::{Pool, Reuse};
 use crate::websocket::Tunnel;
 
 /// What nginx logs for a client that left before its answer.
@@ -44,6 +44,8 @@ pub struct RequestContext {
     pub tried: Vec<SocketAddr>,
     pub upstream: Option<SocketAddr>,
     pub upstream_status: Option<u16>,
+    /// Whether the connection to the server may serve another request.
+    pub reuse: Reuse,
     /// Bytes of body on their way upstream.
     pub body_bytes: u64,
     /// The switch of the connection, if the request asks to become something else.
@@ -75,6 +77,7 @@ impl RequestContext {
             tried: Vec::new(),
             upstream: None,
             upstream_status: None,
+            reuse: Reuse::Allowed,
             body_bytes: 0,
             tunnel: None,
             is_websocket: false,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 56] = [
+const WITHOUT_DEFAULT: [&str; 57] = [
     "admin.token",
     "app[].default",
     "app[].login_rate",
@@ -64,6 +64,7 @@ const WITHOUT_DEFAULT: [&str; 56] = [
     "session.redis.url",
     "session.redis.username",
     "session.seal_key",
+    "upstream[].idle_timeout",
     "wechat.ca_file",
     "wechat.fallback_base_url",
     "wechat.proxy",

@@ -3,8 +3,6 @@
 //! Identity is the gateway's alone to write, and so is what frames a message: no route may
 //! name such a header, in any spelling that a service could take for it.
 
-use std::time::Duration;
-
 use http::{HeaderName, HeaderValue};
 
 use super::known::Known;
@@ -35,12 +33,10 @@ pub fn rewriting(section: &Section<'_>, path: Option<&Located<RoutePath>>) -> Op
 }
 
 pub fn timeouts(section: &Section<'_>) -> Timeouts {
-    let timeout =
-        |name| Some(section.positive(name, Duration::ZERO)).filter(|given| !given.is_zero());
     Timeouts {
-        connect: timeout("connect_timeout"),
-        read: timeout("read_timeout"),
-        write: timeout("write_timeout"),
+        connect: section.optional_positive("connect_timeout"),
+        read: section.optional_positive("read_timeout"),
+        write: section.optional_positive("write_timeout"),
     }
 }
 

@@ -87,7 +87,7 @@ pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstrea
             connect_timeout: section.positive("connect_timeout", Duration::from_secs(2)),
             read_timeout: section.positive("read_timeout", Duration::from_secs(60)),
             write_timeout: section.positive("write_timeout", Duration::from_secs(60)),
-            idle_timeout: section.positive("idle_timeout", Duration::from_secs(30)),
+            idle_timeout: section.optional_positive("idle_timeout"),
         };
         let (key, span) = match name {
             Some(name) => (name.key, name.span),

@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -92,6 +93,7 @@ pub struct Upstream {
     records: Arc<Mutex<Records>>,
     replies: Arc<Mutex<Arc<Replies>>>,
     answers_early: Arc<AtomicBool>,
+    open: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -103,21 +105,26 @@ impl Upstream {
         let replies: Arc<Mutex<Arc<Replies>>> =
             Arc::new(Mutex::new(Arc::new(|_: &Seen| Reply::ok("", "hello"))));
         let answers_early = Arc::new(AtomicBool::new(false));
+        let open = Arc::new(AtomicUsize::new(0));
+        let counted = open.clone();
         let script = (records.clone(), replies.clone(), answers_early.clone());
         let accepting = tokio::spawn(async move {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (recorded, scripted, early) = script.clone();
+                let open = counted.clone();
+                open.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
                     if let Err(fault) =
                         converse(stream, connection, &recorded, &scripted, &early).await
                     {
                         recorded.lock().unwrap().faults.push(fault);
                     }
+                    open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, records, replies, answers_early, accepting }
+        Self { address, records, replies, answers_early, open, accepting }
     }
 
     /// Answers every request from now on by `reply`.
@@ -128,6 +135,16 @@ impl Upstream {
     /// Whether requests are answered as soon as their heads have come.
     pub fn answer_early(&self, early: bool) {
         self.answers_early.store(early, Ordering::Relaxed);
+    }
+
+    /// Waits until only so many connections are open.
+    pub async fn until_open(&self, count: usize) {
+        let reached = async {
+            while self.open.load(Ordering::SeqCst) > count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, reached).await.expect("connections are closed");
     }
 
     /// All requests so far.
