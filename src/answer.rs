@@ -40,6 +40,20 @@ impl Answer {
         self.headers.push((name, value));
     }
 
+    /// The values of a header, one for each line of it.
+    pub fn values<'a>(
+        &'a self,
+        name: &'a HeaderName,
+    ) -> impl Iterator<Item = &'a HeaderValue> + Clone {
+        self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Puts one line of a header in the place of all that are there.
+    pub fn replace(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value));
+    }
+
     /// The answer in the wire form of HTTP/1.1, for a connection that ends with it. One that
     /// `is_to_head` says how long its body is, and leaves it out.
     pub fn to_closing_http1(&self, is_to_head: bool) -> Vec<u8> {

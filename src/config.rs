@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
@@ -34,8 +35,8 @@ use self::diagnostic::Source;
 pub use self::diagnostic::{Diagnostic, Problems};
 pub use self::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::route::{
-    Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer, Target,
-    Timeouts,
+    Cache, Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer,
+    Target, Timeouts,
 };
 use crate::error_body::ErrorBody;
 use crate::identity::AppId;
@@ -300,6 +301,15 @@ pub struct SessionSection {
     pub shared: Option<SharedSection>,
 }
 
+impl SessionSection {
+    /// The headers that can carry a token.
+    pub fn carrier_headers(&self) -> Vec<HeaderName> {
+        let header = self.carriers.header.then(|| self.header.clone());
+        let bearer = self.carriers.bearer.then_some(AUTHORIZATION);
+        header.into_iter().chain(bearer).collect()
+    }
+}
+
 /// A store that several gateways share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSection {
@@ -494,6 +504,8 @@ pub struct Route {
     pub rewriting: Option<Rewriting>,
     pub request_edits: HeaderEdits,
     pub response_edits: HeaderEdits,
+    /// Headers that can carry a token, where caches are told of them; else empty.
+    pub vary: Vec<HeaderName>,
     pub timeouts: Timeouts,
     pub cors: Option<Cors>,
     pub preflight: Preflight,

@@ -10,6 +10,7 @@ use std::fmt::Write;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::http::RequestHeader;
 
+use crate::caching::Vary;
 use crate::config::{
     Access, Config, EndpointsSection, Preflight, Route as RouteSection, ServerAddress, Target,
 };
@@ -188,6 +189,13 @@ fn tell_route(
     }
     for name in &edits.remove {
         writeln!(text, "  answers lose {name}")?;
+    }
+    if let Some(vary) = Vary::new(section.vary.iter().cloned()) {
+        writeln!(text, "  responses get Vary: {}", shown(vary.value()))?;
+        writeln!(
+            text,
+            "  responses to users get Cache-Control: private, unless the service's own decides"
+        )?;
     }
     if section.cors.is_some() {
         writeln!(text, "  answers say which origins may read them (cors)")?;

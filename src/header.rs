@@ -1,5 +1,6 @@
 //! How header names and values are read by everybody else.
 
+pub mod cache_control;
 pub mod owned;
 
 /// A byte of a header name as a CGI-like server sees it: such servers turn names into

@@ -32,6 +32,7 @@
 //! | 2 | `access_log` | one line a request |
 //! | 2 | `telemetry` | the process's own log |
 //! | 2 | `sandbox` | a simulated WeChat |
+//! | 1 | `caching` | what caches between the gateway and its clients are told |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 1 | `log_writer` | writing logs without waiting for them |
@@ -64,6 +65,7 @@ mod access_log;
 mod admin;
 mod answer;
 pub mod auth;
+mod caching;
 pub mod clock;
 pub mod config;
 pub mod demo;

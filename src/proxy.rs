@@ -71,10 +71,13 @@ impl Gateway {
         mut answer: Answer,
     ) -> pingora::Result<()> {
         self.end_connection_if_draining(http);
-        if let Some(cors) = context.route().and_then(|route| route.cors.as_ref())
-            && !context.is_preflight
-        {
-            cors.mark_answer(&http.req_header().headers, &mut answer);
+        if let Some(route) = context.route() {
+            if let Some(cors) = &route.cors
+                && !context.is_preflight
+            {
+                cors.mark_answer(&http.req_header().headers, &mut answer);
+            }
+            route.caching.mark_answer(&mut answer, context.verdict.session.is_some());
         }
         let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 4))?;
         for (name, value) in &answer.headers {
@@ -291,6 +294,8 @@ impl ProxyHttp for Gateway {
             if let Some(cors) = &route.cors {
                 cors.mark(&http.req_header().headers, response)?;
             }
+            // Last: no edit takes it away.
+            route.caching.mark(response, context.verdict.session.is_some())?;
         }
         response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
         self.end_connection_if_draining(http);

@@ -14,6 +14,7 @@ mod rewrite;
 mod table;
 mod target;
 
+use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use pingora::http::RequestHeader;
@@ -25,6 +26,7 @@ use self::rewrite::Rewrite;
 use self::table::{HostName, Table, without_port};
 use self::target::{Target, pool_for};
 use crate::answer::Answer;
+use crate::caching::Caching;
 use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
 use crate::header::FoldedNames;
 use crate::identity::{AppId, Identity};
@@ -103,6 +105,7 @@ pub struct Route {
     rewrite: Option<Rewrite>,
     pub request_edits: Edits,
     pub response_edits: Edits,
+    pub caching: Caching,
     pub timeouts: Timeouts,
     pub cors: Option<Cors>,
     pub preflight: Preflight,
@@ -112,6 +115,8 @@ impl Route {
     fn new(section: &RouteSection) -> Self {
         let response_edits = Edits::new(&section.response_edits);
         let methods = section.methods.iter();
+        let varies_by_origin = section.cors.as_ref().is_some_and(Cors::varies_by_origin);
+        let others = varies_by_origin.then_some(ORIGIN);
         Self {
             name: section.name.clone(),
             access: section.access,
@@ -124,6 +129,7 @@ impl Route {
             rewrite: section.rewriting.as_ref().map(Rewrite::new),
             request_edits: Edits::new(&section.request_edits),
             response_edits,
+            caching: Caching::new(&section.vary, others.as_slice()),
             timeouts: section.timeouts,
             cors: section.cors.as_ref().map(Cors::new),
             preflight: section.preflight,

@@ -4,6 +4,7 @@
 //! the document includes or names: secrets, certificates. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
+mod caching;
 mod chain;
 mod cors;
 mod editing;

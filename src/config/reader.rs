@@ -362,6 +362,11 @@ impl<'a> Section<'a> {
         self.report.borrow_mut().warnings.push(format!("{}: {message}", at.key));
     }
 
+    /// The same about a key whose value was read before.
+    pub fn warn_of(&self, name: &str, message: &str) {
+        self.report.borrow_mut().warnings.push(format!("{}: {message}", self.key(name)));
+    }
+
     /// Reports a problem of a place.
     pub fn push(
         &self,

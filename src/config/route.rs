@@ -94,6 +94,15 @@ pub enum Origins {
     Listed(Vec<HeaderValue>),
 }
 
+/// What caches are told about a route's responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// Which headers they depend on, and that those to users are private.
+    Private,
+    /// What the service says, and nothing more.
+    AsSent,
+}
+
 /// What becomes of a browser's question whether it may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preflight {

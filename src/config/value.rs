@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::{
-    Access, ClientCertificate, HostPattern, LogDestination, LogFormat, LogLevel, Preflight, Rate,
-    RoutePath, ServerAddress,
+    Access, Cache, ClientCertificate, HostPattern, LogDestination, LogFormat, LogLevel, Preflight,
+    Rate, RoutePath, ServerAddress,
 };
 use crate::identity::AppId;
 
@@ -312,6 +312,12 @@ impl FromValue for ClientCertificate {
 impl FromValue for Preflight {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         word(value, &[("answer", Self::Answer), ("pass", Self::Pass)])
+    }
+}
+
+impl FromValue for Cache {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("private", Self::Private), ("as_sent", Self::AsSent)])
     }
 }
 

@@ -8,7 +8,7 @@
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::http::ResponseHeader;
@@ -53,6 +53,11 @@ impl Cors {
         Self { origins: section.origins.clone(), preflight, actual }
     }
 
+    /// What is kept for one origin must not be given to another, unless all may ask.
+    pub fn varies_by_origin(section: &config::Cors) -> bool {
+        matches!(section.origins, Origins::Listed(_))
+    }
+
     /// The answer to a preflight. An origin that may not ask learns nothing, and its browser
     /// takes that for a no.
     pub fn answer_preflight(&self, headers: &HeaderMap) -> Answer {
@@ -91,10 +96,6 @@ impl Cors {
         headers: &HeaderMap,
         mut write: impl FnMut(HeaderName, HeaderValue),
     ) {
-        if matches!(self.origins, Origins::Listed(_)) {
-            // What is kept for one origin must not be given to another.
-            write(VARY, HeaderValue::from_static("Origin"));
-        }
         let Some(origin) = self.allowed(headers) else { return };
         write(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         for (name, value) in marks {

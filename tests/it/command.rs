@@ -677,6 +677,8 @@ fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would
     authorization: (not shown)
     x-version: 2
   answers get x-served-by: shop
+  responses get Vary: X-3rd-Session, Authorization
+  responses to users get Cache-Control: private, unless the service's own decides
 route[1] "beta" does not: it asks for other values of x-beta
 route[2] "staff" does not: it is for the host staff.example.net
 route[3] "docs" does not: its prefix is /docs

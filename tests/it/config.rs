@@ -121,7 +121,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_valid_file_loads() {
     let files = fixtures("valid");
-    assert_eq!(files.len(), 9);
+    assert_eq!(files.len(), 10);
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }
@@ -293,6 +293,28 @@ fn secrets_are_read_from_variables_and_files() {
     // cargo sets it for tests.
     assert_eq!(secret("{ env = \"CARGO_PKG_NAME\" }"), "wxgate");
     assert_eq!(secret("{ file = \"tests/config/app_secret\" }"), "planted-secret");
+}
+
+#[test]
+fn what_lets_caches_give_users_responses_of_others_is_warned_of() {
+    let text = fs::read_to_string("config/gateway.toml").unwrap();
+    for (lines, expected) in [
+        ("cache = \"as_sent\"", Some("route[0].cache: shared caches are not told")),
+        ("auth = \"optional\"\ncache = \"as_sent\"", None),
+        ("auth = \"none\"\ncache = \"as_sent\"", Some("route[0].cache: has no effect")),
+        ("auth = \"none\"\ncache = \"private\"", None),
+        (
+            "set_response_headers = { Cache-Control = \"max-age=9, public\" }",
+            Some("route[0].set_response_headers: this Cache-Control"),
+        ),
+        ("set_response_headers = { Cache-Control = \"max-age=9\" }", None),
+        ("auth = \"none\"\nset_response_headers = { Cache-Control = \"public\" }", None),
+    ] {
+        let text = text.replace("auth = \"required\"", lines);
+        let warnings = Config::parse("file", &text, Secrets::Ignore).unwrap().warnings;
+        assert_eq!(warnings.len(), usize::from(expected.is_some()), "{lines}: {warnings:?}");
+        assert!(expected.is_none_or(|expected| warnings[0].starts_with(expected)), "{warnings:?}");
+    }
 }
 
 #[test]

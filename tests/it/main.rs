@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod architecture;
 mod attack;
+mod caches;
 mod certificates;
 mod command;
 mod config;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::caching::vary;
 use super::cors::cors;
 use super::editing::{request_edits, response_edits, rewriting, timeouts};
 use super::known::Known;
@@ -122,6 +123,7 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
         let rewriting = rewriting(&section, path.as_ref());
         let request_edits = request_edits(&section, known);
         let response_edits = response_edits(&section, known);
+        let vary = vary(&section, known, access, &response_edits);
         let timeouts = timeouts(&section);
         let (cors, preflight) = cors(&section, known, &matching.methods, &response_edits);
         let websocket = section.get_or("websocket", false);
@@ -156,6 +158,7 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
                 rewriting,
                 request_edits,
                 response_edits,
+                vary,
                 timeouts,
                 cors,
                 preflight,

@@ -1,0 +1,46 @@
+//! What caches are told.
+
+use http::header::CACHE_CONTROL;
+use http::{HeaderName, HeaderValue};
+
+use super::known::Known;
+use crate::config::reader::Section;
+use crate::config::{Access, Cache, HeaderEdits};
+use crate::header::cache_control::is_shared;
+
+/// The headers that caches are told a route's responses depend on.
+pub fn vary(
+    section: &Section<'_>,
+    known: &Known<'_>,
+    access: Access,
+    edits: &HeaderEdits,
+) -> Vec<HeaderName> {
+    let cache = section.get::<Cache>("cache");
+    let is_as_sent = |cache: &Cache| *cache == Cache::AsSent;
+    if let Some(given) = cache.as_ref().filter(|given| is_as_sent(&given.value)) {
+        match access {
+            Access::Required => section.warn(
+                given,
+                "shared caches are not told that responses are for users: a cache in front may \
+                 give one user's response to another",
+            ),
+            Access::None => section.warn(
+                given,
+                "has no effect where auth is \"none\": responses are always as sent there",
+            ),
+            Access::Optional => {}
+        }
+    }
+    let is_for_caches = |(name, value): &&(HeaderName, HeaderValue)| {
+        name == CACHE_CONTROL && is_shared(value) && access != Access::None
+    };
+    if edits.set.iter().any(|edit| is_for_caches(&edit)) {
+        section.warn_of(
+            "set_response_headers",
+            "this Cache-Control lets shared caches store responses to users: a cache that \
+             ignores Vary gives them to others",
+        );
+    }
+    let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
+    if is_told { known.session.carrier_headers() } else { Vec::new() }
+}

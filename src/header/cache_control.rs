@@ -1,0 +1,74 @@
+//! `Cache-Control`, as far as it decides what shared caches do with responses to users.
+
+use http::HeaderValue;
+
+use super::trim;
+
+/// Whether a line of `Cache-Control` says whether shared caches may reuse the response although
+/// its request was authorized (RFC 9111, section 3.5), or keeps them from it.
+pub fn decides(line: &HeaderValue) -> bool {
+    directives(line.as_bytes()).any(|directive| KEEPING.is(directive) || SHARING.is(directive))
+}
+
+/// Whether a line of `Cache-Control` lets shared caches reuse a response to a request that was
+/// authorized.
+pub fn is_shared(line: &HeaderValue) -> bool {
+    directives(line.as_bytes()).any(|directive| SHARING.is(directive))
+}
+
+/// Directives by name: those that stand alone, and those that have seconds.
+struct Directives(&'static [&'static str], &'static [&'static str]);
+
+const KEEPING: Directives = Directives(&["private", "no-store", "no-cache"], &[]);
+const SHARING: Directives = Directives(&["public", "must-revalidate"], &["s-maxage"]);
+
+impl Directives {
+    /// With an argument, `private` and `no-cache` are about some headers of the response only.
+    fn is(&self, directive: &[u8]) -> bool {
+        let mut parts = directive.splitn(2, |byte| *byte == b'=');
+        let name = parts.next().unwrap_or_default();
+        let (names, argument) = match parts.next() {
+            None => (self.0, None),
+            Some(argument) => (self.1, Some(argument)),
+        };
+        names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+            && argument.is_none_or(is_seconds)
+    }
+}
+
+fn is_seconds(argument: &[u8]) -> bool {
+    let quoted = argument.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
+    let digits = quoted.unwrap_or(argument);
+    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+}
+
+/// The directives of a line; commas in quotes are part of one.
+fn directives(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let split = line.split(move |byte| {
+        let was_escaped = std::mem::take(&mut is_escaped);
+        match byte {
+            b'\\' if is_quoted => is_escaped = !was_escaped,
+            b'"' if !was_escaped => is_quoted = !is_quoted,
+            b',' => return !is_quoted,
+            _ => {}
+        }
+        false
+    });
+    split.map(trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_one_client_is_told_from_what_is_for_all() {
+        for line in ["public", "max-age=1, must-revalidate", "s-maxage=1"] {
+            assert!(is_shared(&HeaderValue::from_static(line)), "{line}");
+        }
+        for line in ["", "max-age=1", "private", "no-store", "no-cache", "x=\"public\""] {
+            assert!(!is_shared(&HeaderValue::from_static(line)), "{line}");
+        }
+    }
+}
