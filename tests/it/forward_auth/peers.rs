@@ -9,7 +9,7 @@ use wxgate::server::Order;
 use super::start;
 use crate::attack::service::{Service, server};
 use crate::harness::client::{Answer, Connection};
-use crate::harness::upstream::Seen;
+use crate::harness::upstream::{Reply, Seen};
 use crate::harness::{APP, PATIENCE, Stack, openid};
 
 fn shipped(name: &str) -> PathBuf {
@@ -183,6 +183,23 @@ async fn holds_its_promises(mut stack: Stack, proxy: Service) {
     assert_of(&seen[0], Some(&alice), &token);
     let seen = front.seen("/optional", &lines).await;
     assert_of(&seen, Some(&alice), &token);
+
+    // Caches in front of the proxy learn whose response it is.
+    stack.upstream.reply(|seen| match seen.target() {
+        "/public" => Reply::ok("Cache-Control: max-age=60, public\r\n", ""),
+        _ => Reply::ok("", ""),
+    });
+    for (path, lines, cache_control) in [
+        ("/orders", &with_token[..], Some("private")),
+        ("/optional", &with_token, Some("private")),
+        ("/optional", &[], None),
+        ("/public", &with_token, Some("max-age=60, public")),
+    ] {
+        let (answer, _) = front.get(path, lines).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("vary"), Some("X-3rd-Session, Authorization"), "{path}");
+        assert_eq!(answer.header("cache-control"), cache_control, "{path}");
+    }
 
     // Anonymous is nobody.
     assert_of(&front.seen("/optional", &FORGED).await, None, &token);
