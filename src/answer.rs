@@ -54,6 +54,15 @@ impl Answer {
         self.headers.push((name, value));
     }
 
+    /// Adds those headers of which there is no line.
+    pub fn add_missing(&mut self, headers: &[(HeaderName, HeaderValue)]) {
+        for (name, value) in headers {
+            if self.values(name).next().is_none() {
+                self.header(name.clone(), value.clone());
+            }
+        }
+    }
+
     /// The answer in the wire form of HTTP/1.1, for a connection that ends with it. One that
     /// `is_to_head` says how long its body is, and leaves it out.
     pub fn to_closing_http1(&self, is_to_head: bool) -> Vec<u8> {

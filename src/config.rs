@@ -166,6 +166,8 @@ pub struct ServerSection {
     /// Port that they send clients to.
     pub redirect_port: u16,
     pub trusted_proxies: Vec<IpNet>,
+    /// Of every response of the public listeners.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// How often the configuration's files are looked at for changes; zero: never.
     pub watch_interval: Duration,
     /// How long new connections are still served after SIGTERM.
@@ -503,7 +505,10 @@ pub struct Route {
     pub rate_per_address: Option<Rate>,
     pub rewriting: Option<Rewriting>,
     pub request_edits: HeaderEdits,
+    /// Of the service's responses and of [`Target::Answer`], `server.response_headers` included.
     pub response_edits: HeaderEdits,
+    /// Of the gateway's own responses on this route.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Headers that can carry a token, where caches are told of them; else empty.
     pub vary: Vec<HeaderName>,
     pub timeouts: Timeouts,

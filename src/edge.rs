@@ -374,6 +374,7 @@ impl Edge {
         let mut answer = answer
             .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
         answer.header(REQUEST_ID.clone(), request_id_value.clone());
+        answer.add_missing(&policy.response_headers);
         let is_to_head = request.method == "HEAD";
         let metrics = policy.metrics(request.endpoint);
         metrics.observe(answer.status, request.took);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
 pub use self::admission::{Verdict, Visit};
@@ -93,6 +93,8 @@ pub struct Policy {
     pub proto: HeaderValue,
     /// What an operator shows to see and end sessions.
     pub admin_token: Option<Secret>,
+    /// Of every response of the public listeners; routes have their own.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// The path of forward-auth, without a slash at its end.
     pub forward_auth_path: String,
     pub forward_auth_metrics: RouteMetrics,
@@ -199,6 +201,7 @@ impl Policy {
             proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
             tls,
             admin_token: config.admin.token.clone(),
+            response_headers: config.server.response_headers.clone(),
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
             forward_auth_metrics: metrics.route("@forward_auth"),
             redirect_port: config.server.redirect_port,

@@ -71,6 +71,7 @@ impl Gateway {
         mut answer: Answer,
     ) -> pingora::Result<()> {
         self.end_connection_if_draining(http);
+        let mut everywhere = &context.policy.response_headers;
         if let Some(route) = context.route() {
             if let Some(cors) = &route.cors
                 && !context.is_preflight
@@ -78,7 +79,9 @@ impl Gateway {
                 cors.mark_answer(&http.req_header().headers, &mut answer);
             }
             route.caching.mark_answer(&mut answer, context.verdict.session.is_some());
+            everywhere = &route.response_headers;
         }
+        answer.add_missing(everywhere);
         let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 4))?;
         for (name, value) in &answer.headers {
             header.append_header(name, value)?;
@@ -275,6 +278,10 @@ impl ProxyHttp for Gateway {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
             }
             context.policy.injector.clean_response(response);
+            let everywhere = context.route().into_iter().flat_map(|route| &route.response_headers);
+            for (name, value) in everywhere {
+                response.insert_header(name.clone(), value.clone())?;
+            }
             response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
             self.open_tunnel(http.req_header(), context);
             return Ok(());

@@ -105,6 +105,8 @@ pub struct Route {
     rewrite: Option<Rewrite>,
     pub request_edits: Edits,
     pub response_edits: Edits,
+    /// Of the gateway's own responses, besides what they have.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
     pub caching: Caching,
     pub timeouts: Timeouts,
     pub cors: Option<Cors>,
@@ -129,6 +131,7 @@ impl Route {
             rewrite: section.rewriting.as_ref().map(Rewrite::new),
             request_edits: Edits::new(&section.request_edits),
             response_edits,
+            response_headers: section.response_headers.clone(),
             caching: Caching::new(&section.vary, others.as_slice()),
             timeouts: section.timeouts,
             cors: section.cors.as_ref().map(Cors::new),

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use self::known::Known;
+use self::known::{Known, OwnHeaders};
 use self::secret::read_secret;
 use super::diagnostic::{Diagnostic, Problems, Source};
 use super::mask::Line;
@@ -102,7 +102,10 @@ fn syntax_problem(source: usize, error: &toml::de::Error) -> Diagnostic {
 
 /// `None` means that a problem was reported.
 fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
-    let (server, public) = listener::server(root.section("server"), secrets);
+    let (session, session_header) = session::session(root.section("session"), secrets);
+    let identity = session::identity(root.section("identity"), &session, session_header);
+    let own = OwnHeaders { session: &session, identity: &identity };
+    let (server, public) = listener::server(root.section("server"), own, secrets);
     let admin = listener::admin(root.section("admin"), &public, secrets);
     let forward_auth = listener::forward_auth(
         root.section("forward_auth"),
@@ -114,8 +117,6 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let wechat = wechat::wechat(root.section("wechat"), secrets);
     let (login, rate_per_app) = session::login(root.section("login"));
     let apps = wechat::apps(&root, secrets, rate_per_app);
-    let (session, session_header) = session::session(root.section("session"), secrets);
-    let identity = session::identity(root.section("identity"), &session, session_header);
     let limits = limits(root.section("limits"));
     let log = log(root.section("log"), secrets);
     let upstreams = routing::upstreams(&root, is_asked);
@@ -127,7 +128,8 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         apps: apps.as_deref(),
         max_body: limits.max_body,
         session: &session,
-        identity: &identity,
+        own,
+        response_headers: server.as_ref().map_or(&[], |server| &server.response_headers),
         tls,
         secrets,
     };

@@ -57,6 +57,34 @@ pub const ERROR: &str = "x-wxgate-error";
 pub const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method-override", "x-http-method", "x-method-override"];
 
+/// What differs from response to response: nothing that is true of all of them.
+pub const OF_ONE_RESPONSE: [&str; 24] = [
+    "accept-ranges",
+    "age",
+    "allow",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-location",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expires",
+    "last-modified",
+    "location",
+    "pragma",
+    "proxy-authenticate",
+    "retry-after",
+    "sec-websocket-accept",
+    "sec-websocket-extensions",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
+    "set-cookie",
+    "vary",
+    "www-authenticate",
+];
+
 /// How a message is framed, and what concerns its connection alone.
 pub const OF_FRAMING: [&str; 8] = [
     "connection",

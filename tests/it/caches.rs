@@ -7,9 +7,10 @@ use http::Request as HttpRequest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::client::{Answer, Request};
+use crate::harness::client::{Answer, Connection, Request};
 use crate::harness::upstream::Reply;
 use crate::harness::{PATIENCE, Stack, openid};
+use crate::tls::https;
 
 const CARRIERS: &str = "X-3rd-Session, Authorization";
 
@@ -263,6 +264,139 @@ async fn a_route_may_leave_caches_to_its_service() {
     assert_told(&marked, Some(&format!("Accept, {CARRIERS}")), Some("private, max-age=60"));
     // What a route removes of the service's is not what the gateway adds.
     assert_told(&removed, Some(CARRIERS), Some("private"));
+}
+
+/// Routes where the gateway itself responds, and a service.
+const EVERYWHERE: &str = r#"
+    endpoints.health = "/healthy"
+    login.accept = ["json"]
+    [[route]]
+    path = "/"
+    upstream = "recorder"
+    websocket = true
+    [[route]]
+    path = "/own"
+    upstream = "recorder"
+    auth = "none"
+    set_response_headers = { strict-transport-security = "max-age=0" }
+    remove_response_headers = ["X-Frame-Options"]
+    [[route]]
+    path = "/own/required"
+    upstream = "recorder"
+    set_response_headers = { Strict-Transport-Security = "max-age=0" }
+    remove_response_headers = ["X-Frame-Options"]
+    [[route]]
+    path = "/static"
+    auth = "none"
+    respond = { body = "hello" }
+    [[route]]
+    path = "/page"
+    auth = "none"
+    upstream = "recorder"
+    cors = { origins = ["*"] }
+"#;
+
+const HEADERS: &str = "server.response_headers = { Strict-Transport-Security = \"max-age=31536000\", \
+                       X-Frame-Options = \"DENY\", Access-Control-Allow-Origin = \"https://a.test\" }";
+
+const HSTS: &str = "strict-transport-security";
+const FRAMES: &str = "x-frame-options";
+
+#[track_caller]
+fn assert_everywhere(answer: &Answer, status: u16) {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    assert_eq!(answer.header(HSTS), Some("max-age=31536000"), "{answer:?}");
+    assert_eq!(answer.header(FRAMES), Some("DENY"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_of_every_response_is_on_every_response() {
+    let stack = Stack::start_with(&format!("{HEADERS}\nserver.h2c = true\n{EVERYWHERE}")).await;
+    let token = stack.login("alice").await;
+    stack.upstream.reply(|_| {
+        Reply::ok(
+            "Strict-Transport-Security: max-age=1\r\nX-FRAME-OPTIONS: a\r\nx-frame-options: b\r\n",
+            "ok",
+        )
+    });
+    assert_everywhere(&stack.get("/").token(&token).send().await, 200);
+    assert_everywhere(&stack.request("HEAD", "/").token(&token).send().await, 200);
+    assert_everywhere(&stack.get("/").send().await, 401);
+    assert_everywhere(&stack.get("/static").send().await, 200);
+    assert_everywhere(&stack.get("/login").send().await, 405);
+    let login = stack.try_login("user-bob-1").await;
+    assert_everywhere(&login, 200);
+    assert_told(&login, None, Some("no-store"));
+    assert_everywhere(&stack.post("/logout").send().await, 204);
+    assert_everywhere(&stack.get("/healthy").send().await, 200);
+    assert_everywhere(&stack.get("/own/../x").send().await, 400);
+    // A head that is no request.
+    for (head, status) in [
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400),
+        (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17 << 10)).into_bytes(), 431),
+    ] {
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&head).await;
+        assert_everywhere(&connection.answer(false).await, status);
+    }
+    // A route's own takes its place, also where the gateway responds there.
+    for (answer, status) in [
+        (stack.get("/own").send().await, 200),
+        (stack.get("/own/required").token(&token).send().await, 200),
+        (stack.get("/own/required").send().await, 401),
+    ] {
+        assert_eq!(answer.status, status);
+        assert_eq!((answer.header(HSTS), answer.header(FRAMES)), (Some("max-age=0"), None));
+    }
+    let page = stack.get("/page").header("Origin", "https://b.test").send().await;
+    assert_everywhere(&page, 200);
+    assert_eq!(page.header("access-control-allow-origin"), Some("*"));
+    let preflight = stack.request("OPTIONS", "/page").header("Origin", "https://b.test");
+    let preflight = preflight.header("Access-Control-Request-Method", "GET").send().await;
+    assert_everywhere(&preflight, 204);
+    assert_eq!(preflight.header("access-control-allow-origin"), Some("*"));
+    let service = stack.get("/").token(&token).header("Origin", "https://b.test").send().await;
+    assert_eq!(service.header("access-control-allow-origin"), Some("https://a.test"));
+
+    // HTTP/2, a service that fails, and a WebSocket.
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    for (path, status) in [("/", 401), ("/static", 200)] {
+        let answer = client.get(format!("http://{}{path}", stack.gateway)).send().await.unwrap();
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()[HSTS], "max-age=31536000");
+    }
+    stack.upstream.reply(|_| Reply::Last(Vec::new()));
+    assert_everywhere(&stack.get("/").token(&token).send().await, 502);
+    stack.upstream.reply(|_| {
+        Reply::Echo(
+            b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+                .to_vec(),
+        )
+    });
+    let mut socket = Connection::open(stack.gateway).await;
+    let handshake = stack.get("/").token(&token).header("Connection", "Upgrade");
+    let handshake = handshake.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13");
+    let handshake = handshake.header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    socket.send(&handshake.bytes()).await;
+    assert_everywhere(&socket.answer(false).await, 101);
+
+    // It can change, and go.
+    assert!(stack.reload(EVERYWHERE).await);
+    let answer = stack.get("/").send().await;
+    assert_eq!((answer.status, answer.header(HSTS)), (401, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_of_every_response_is_on_redirects_to_https() {
+    let directory = tempfile::tempdir().unwrap();
+    let changes = format!("server.redirect = \"127.0.0.1:0\"\n{HEADERS}");
+    let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
+    for (host, status) in [("Host: a.test\r\n", 308), ("", 400)] {
+        let mut connection = Connection::open(stack.public[1]).await;
+        connection.send(format!("GET /x HTTP/1.1\r\n{host}\r\n").as_bytes()).await;
+        assert_everywhere(&connection.answer(false).await, status);
+    }
 }
 
 /// A browser may send requests for two hosts of one certificate on one connection.

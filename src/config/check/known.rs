@@ -2,7 +2,7 @@
 //!
 //! Read before the routes, and looked up by each part of a route that names one of them.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use crate::config::reader::{Located, Section};
 use crate::config::{App, IdentitySection, Secrets, SessionSection, TlsSection, Upstream};
@@ -16,7 +16,9 @@ pub struct Known<'a> {
     pub apps: Option<&'a [App]>,
     pub max_body: u64,
     pub session: &'a SessionSection,
-    pub identity: &'a IdentitySection,
+    pub own: OwnHeaders<'a>,
+    /// Of every response, where a route says nothing else.
+    pub response_headers: &'a [(HeaderName, HeaderValue)],
     pub tls: Option<&'a TlsSection>,
     pub secrets: Secrets,
 }
@@ -39,9 +41,17 @@ impl Known<'_> {
         }
         index
     }
+}
 
-    /// Headers that the configuration makes the gateway's own.
-    pub fn own_headers(&self) -> impl Iterator<Item = &str> {
+/// Headers that the configuration makes the gateway's own.
+#[derive(Clone, Copy)]
+pub struct OwnHeaders<'a> {
+    pub session: &'a SessionSection,
+    pub identity: &'a IdentitySection,
+}
+
+impl<'a> OwnHeaders<'a> {
+    pub fn names(self) -> impl Iterator<Item = &'a str> {
         let identity = self.identity;
         let named = [&identity.openid_header, &identity.app_id_header, &identity.union_id_header];
         named.into_iter().chain([&self.session.header]).map(HeaderName::as_str)

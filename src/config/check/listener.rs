@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::editing::response_headers;
+use super::known::OwnHeaders;
 use super::{read_secret, tls};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerSection};
@@ -10,6 +12,7 @@ use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, Server
 /// The section, and the places of its listeners.
 pub fn server(
     section: Section<'_>,
+    own: OwnHeaders<'_>,
     secrets: Secrets,
 ) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
     let listen = section.require_some::<SocketAddr>("listen", "as \"0.0.0.0:8080\"");
@@ -45,6 +48,7 @@ pub fn server(
         redirect: values(redirect),
         redirect_port,
         trusted_proxies,
+        response_headers: response_headers(&section, own),
         watch_interval: watch_interval.map_or(Duration::from_secs(1), |given| given.value),
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::caching::vary;
 use super::cors::cors;
-use super::editing::{request_edits, response_edits, rewriting, timeouts};
+use super::editing::{on_route, request_edits, response_edits, rewriting, timeouts};
 use super::known::Known;
 use super::matching::{Matched, matching, report_duplicate};
 use super::target::target;
@@ -126,6 +126,8 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
         let vary = vary(&section, known, access, &response_edits);
         let timeouts = timeouts(&section);
         let (cors, preflight) = cors(&section, known, &matching.methods, &response_edits);
+        let (response_edits, response_headers) =
+            on_route(known.response_headers, response_edits, cors.is_some());
         let websocket = section.get_or("websocket", false);
         let route_apps = route_apps(&section, known.apps);
         let max_body = max_body(&section, known.max_body);
@@ -158,6 +160,7 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
                 rewriting,
                 request_edits,
                 response_edits,
+                response_headers,
                 vary,
                 timeouts,
                 cors,
