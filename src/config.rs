@@ -240,6 +240,8 @@ pub struct ForwardAuthSection {
     /// Empty: nobody is answered.
     pub listen: Vec<SocketAddr>,
     pub path: RoutePath,
+    /// How long the proxy may reuse a 200, in whole seconds; zero: not at all.
+    pub cache: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Body;
@@ -134,7 +134,7 @@ impl ForwardAuth {
         let mut content = Bytes::new();
         let mut code = StatusCode::OK;
         match &judged {
-            Ok(()) => drop(headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"))),
+            Ok(()) => headers.extend(policy.decision_caching.iter().cloned()),
             Err(rejection) => {
                 code = status(rejection);
                 let request_id = request_id.to_str().unwrap_or_default();

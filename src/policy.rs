@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
 pub use self::admission::{Verdict, Visit};
 use crate::access_log::AccessLog;
 use crate::auth::Authenticator;
+use crate::caching::Vary;
 use crate::clock::Clock;
 use crate::config::{Config, LimitsSection, Rate, TlsSection, Upstream};
 use crate::error_body::ErrorBody;
 use crate::forwarded::TrustedProxies;
 use crate::head::HeadLimits;
-use crate::inject::Injector;
+use crate::inject::{FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, Injector};
 use crate::lifecycle::Lifecycle;
 use crate::login::Login;
 use crate::metrics::{Metrics, RouteMetrics};
@@ -95,6 +97,8 @@ pub struct Policy {
     pub admin_token: Option<Secret>,
     /// Of every response of the public listeners; routes have their own.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// What caches are told about a request that may go on.
+    pub decision_caching: Vec<(HeaderName, HeaderValue)>,
     /// The path of forward-auth, without a slash at its end.
     pub forward_auth_path: String,
     pub forward_auth_metrics: RouteMetrics,
@@ -113,6 +117,23 @@ pub enum PolicyError {
     WeChat(#[from] ClientError),
     #[error("server.tls: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// What caches are told about a decision that a request may go on. All requests for a decision
+/// have one URL, so it depends on what they say of the request that it is about.
+fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, HeaderValue)> {
+    let seconds = config.forward_auth.cache.as_secs();
+    if seconds == 0 {
+        return vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    }
+    let about = [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST].into_iter().cloned();
+    let carriers = config.session.carrier_headers().into_iter();
+    let vary = Vary::new(carriers.chain(about).chain(routes.deciding_headers()));
+    // What cannot be written varies on everything.
+    let vary = vary.map_or(HeaderValue::from_static("*"), |vary| vary.value().clone());
+    let control = HeaderValue::try_from(format!("private, max-age={seconds}"));
+    let control = control.unwrap_or(HeaderValue::from_static("no-store"));
+    vec![(CACHE_CONTROL, control), (VARY, vary)]
 }
 
 /// How often a route may be asked.
@@ -202,6 +223,7 @@ impl Policy {
             tls,
             admin_token: config.admin.token.clone(),
             response_headers: config.server.response_headers.clone(),
+            decision_caching: decision_caching(config, &routes),
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
             forward_auth_metrics: metrics.route("@forward_auth"),
             redirect_port: config.server.redirect_port,

@@ -14,7 +14,7 @@ mod rewrite;
 mod table;
 mod target;
 
-use http::header::ORIGIN;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use pingora::http::RequestHeader;
@@ -266,6 +266,14 @@ impl Routes {
         let trusts =
             |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
         self.all.iter().any(trusts)
+    }
+
+    /// Headers that decide which route a request is for, besides its host.
+    pub fn deciding_headers(&self) -> impl Iterator<Item = HeaderName> {
+        let passes = self.all.iter().any(|route| route.preflight == Preflight::Pass);
+        let of_preflights =
+            [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD].into_iter().filter(move |_| passes);
+        self.asked_for.iter().cloned().chain(of_preflights)
     }
 
     /// Judges what a request asks for, and whether it is a browser's question, before it asks,

@@ -112,6 +112,7 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         &public,
         &admin,
         server.as_ref().is_some_and(|server| !server.trusted_proxies.is_empty()),
+        session.idle_timeout,
     );
     let is_asked = !forward_auth.listen.is_empty();
     let wechat = wechat::wechat(root.section("wechat"), secrets);

@@ -77,6 +77,14 @@ impl Ask {
     }
 
     async fn of(&self, stack: &Stack) -> Answer {
+        let answer = self.cacheable_of(stack).await;
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        assert_eq!(answer.header("vary"), None);
+        answer
+    }
+
+    /// The same where decisions may be cached.
+    async fn cacheable_of(&self, stack: &Stack) -> Answer {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&self.bytes()).await;
         let answer = connection.answer(self.request_line.starts_with("HEAD")).await;
@@ -86,7 +94,6 @@ impl Ask {
             assert!(value.is_some_and(|value| value.is_empty() || answer.status == 200));
         }
         assert!(matches!(answer.status, 200 | 401 | 403), "{}", answer.status);
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert!(answer.header("x-request-id").is_some_and(|id| !id.is_empty()));
         answer
     }
@@ -118,6 +125,35 @@ async fn a_proxy_is_told_whose_request_it_is() {
     assert_of(&answer, &openid("unionbob"));
     assert!(answer.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
     assert!(stack.upstream.seen().is_empty(), "it is another proxy that forwards");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator_says_so() {
+    const VARY: &str =
+        "X-3rd-Session, Authorization, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host";
+    let stack = start_with("forward_auth.cache = \"10s\"").await;
+    let token = stack.login("alice").await;
+    for allowed in [ask("/").token(&token), ask("/optional"), ask("/none")] {
+        let answer = allowed.cacheable_of(&stack).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("cache-control"), Some("private, max-age=10"));
+        assert_eq!(answer.header("vary"), Some(VARY));
+    }
+    // What is refused is not for caches.
+    for refused in [ask("/"), ask("/optional").token("x"), ask("/").told("X-Forwarded-Uri", "x")] {
+        assert!(refused.of(&stack).await.status > 400);
+    }
+    let more = "server.response_headers = { X-Frame-Options = \"DENY\" }\n\
+        session.carriers = [\"header\"]\nforward_auth.cache = \"1m\"\n[[route]]\npath = \"/\"\n\
+        headers = { X-Version = \"2\" }\n[[route]]\npath = \"/pass\"\nupstream = \"recorder\"\n\
+        methods = [\"GET\"]\npreflight = \"pass\"";
+    assert!(stack.reload(&format!("{ON}\n{more}")).await);
+    let answer = ask("/").token(&token).line("X-Version", "2").cacheable_of(&stack).await;
+    assert_eq!(answer.header("cache-control"), Some("private, max-age=60"));
+    let vary = "X-3rd-Session, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host, X-Version, \
+        Origin, Access-Control-Request-Method";
+    assert_eq!(answer.header("vary"), Some(vary));
+    assert_eq!(answer.header("x-frame-options"), None, "it is of public listeners");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! What caches are told.
 
+use std::time::Duration;
+
 use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
 
@@ -43,4 +45,21 @@ pub fn vary(
     }
     let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
     if is_told { known.session.carrier_headers() } else { Vec::new() }
+}
+
+/// How long a proxy may reuse a decision.
+pub fn of_decisions(section: &Section<'_>, idle_timeout: Duration) -> Duration {
+    let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
+    if given.value.subsec_nanos() != 0 {
+        section.problem(&given, "must be whole seconds", "as \"10s\", or \"0s\" for never");
+    }
+    let longest = idle_timeout / 2;
+    if given.value > longest {
+        let message = format!(
+            "must be at most {}, half of session.idle_timeout",
+            humantime::format_duration(longest)
+        );
+        section.problem(&given, message, "what is answered from a cache is no use of a session");
+    }
+    given.value
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::caching;
 use super::editing::response_headers;
 use super::known::OwnHeaders;
 use super::{read_secret, tls};
@@ -128,10 +129,12 @@ pub fn forward_auth(
     public: &[Located<SocketAddr>],
     admin: &AdminSection,
     has_trusted_proxies: bool,
+    idle_timeout: Duration,
 ) -> ForwardAuthSection {
     const HELP: &str = "decisions never stand on another listener: choose another port";
     let path = section.get_or("path", RoutePath("/auth".to_owned()));
-    if section.has("path") {
+    let cache = caching::of_decisions(&section, idle_timeout);
+    if section.has("path") || !cache.is_zero() {
         section.report_missing("listen", "as \"127.0.0.1:8081\"");
     }
     let listen = section.list::<SocketAddr>("listen").unwrap_or_default();
@@ -149,7 +152,7 @@ pub fn forward_auth(
         section.problem(first, message, "name the addresses of the proxies in front there");
     }
     section.finish();
-    ForwardAuthSection { listen: values(listen), path }
+    ForwardAuthSection { listen: values(listen), path, cache }
 }
 
 fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {

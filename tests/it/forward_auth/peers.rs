@@ -31,18 +31,19 @@ fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
     text
 }
 
-fn nginx(stack: &Stack) -> Service {
+fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Service {
     server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
         let shown = directory.display();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|name| format!("{name}_temp_path {shown}/{name};\n"))
             .concat();
-        let listen = ("listen 80;", format!("listen 127.0.0.1:{port};"));
-        let file = filled_in("nginx.conf", stack, &[listen]);
+        let listen = [("listen 80;", format!("listen 127.0.0.1:{port};"))];
+        let file = filled_in("nginx.conf", stack, &[&listen, changes].concat());
+        let http = http.replace("{shown}", &shown.to_string());
         let config = format!(
             "daemon off; master_process off; pid {shown}/pid; error_log stderr;
             events {{ worker_connections 256; }}
-            http {{ access_log off; {temporary} {file} }}"
+            http {{ access_log off; {temporary} {http} {file} }}"
         );
         std::fs::write(directory.join("nginx.conf"), config).unwrap();
         let config = format!("{shown}/nginx.conf");
@@ -271,8 +272,48 @@ async fn holds_its_promises(mut stack: Stack, proxy: Service) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nginx_asks_with_auth_request() {
     let stack = start().await;
-    let proxy = nginx(&stack);
+    let proxy = nginx(&stack, "", &[]);
     holds_its_promises(stack, proxy).await;
+}
+
+/// As the file says how.
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
+    let stack = super::start_with("forward_auth.cache = \"10s\"").await;
+    let zone = "proxy_cache_path {shown}/cache keys_zone=wxgate:1m;";
+    let uncommented = ["", "_key", "_valid"].map(|key| {
+        let from = match key {
+            "" => "# proxy_cache wxgate",
+            "_key" => "# proxy_cache_key",
+            _ => "# proxy_cache_valid",
+        };
+        (from, from.trim_start_matches("# ").to_owned())
+    });
+    let ignore = ("# proxy_ignore_headers", "proxy_ignore_headers".to_owned());
+    let proxy = nginx(&stack, zone, &[&uncommented[..], &[ignore]].concat());
+    let front = Front { stack: &stack, port: proxy.port };
+    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
+    let (alice_s, bob_s) = ([("X-3rd-Session", &*alice)], [("X-3rd-Session", &*bob)]);
+    let bearer = format!("Bearer {bob}");
+    let decided = "wxgate_http_requests_total{code=\"200\",route=\"@forward_auth\"}";
+    for _ in 0..3 {
+        assert_of(&front.seen("/orders", &alice_s).await, Some(&openid("alice")), &alice);
+    }
+    stack.until_metric(decided, 1.0).await;
+    for _ in 0..2 {
+        assert_of(&front.seen("/orders", &bob_s).await, Some(&openid("bob")), &bob);
+        let by_bearer = [("Authorization", &*bearer)];
+        assert_of(&front.seen("/orders", &by_bearer).await, Some(&openid("bob")), &bob);
+        front.assert_refused("/orders", &[], 401, "missing_token").await;
+        let wrong = "A".repeat(43);
+        front.assert_refused("/orders", &[("X-3rd-Session", &wrong)], 401, "session_expired").await;
+        // What is allowed elsewhere is not allowed here.
+        assert_of(&front.seen("/none", &[]).await, None, &bob);
+        assert_of(&front.seen("/optional", &[]).await, None, &bob);
+        front.assert_refused("/orders", &[], 401, "missing_token").await;
+        front.assert_refused("/orders?x", &[], 401, "missing_token").await;
+    }
+    stack.until_metric(decided, 5.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
