@@ -86,7 +86,7 @@ enum Command {
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
         listen: SocketAddr,
         /// Where metrics and probes are.
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
         admin: SocketAddr,
     },
     /// Run the simulated WeChat alone, for development and CI.

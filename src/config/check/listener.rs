@@ -102,7 +102,7 @@ pub fn admin(
     secrets: Secrets,
 ) -> AdminSection {
     const HELP: &str = "metrics never stand on a public listener: choose another port";
-    let default = SocketAddr::from(([127, 0, 0, 1], 9090));
+    let default = SocketAddr::from(([127, 0, 0, 1], 9464));
     let given = section.get::<SocketAddr>("listen");
     let listen = given.as_ref().map_or(default, |given| given.value);
     if let Some(public) = public.iter().find(|public| overlap(public.value, listen)) {
