@@ -25,10 +25,32 @@ use crate::identity::AppId;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::session::Sessions;
-use crate::wechat::{ClientError, Code};
+use crate::wechat::{self, ClientError, Code};
 
 /// Counts logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
+
+/// Apps whose series are there from the start: each has some twenty.
+const MOST_APPS_FROM_START: usize = 50;
+
+/// How a login can end.
+const OUTCOMES: [&str; 11] = [
+    "ok",
+    "bad_request",
+    "invalid_code",
+    "user_blocked",
+    "login_refused",
+    "rate_limited",
+    "internal_error",
+    "wechat_rejected",
+    "wechat_busy",
+    "store_unavailable",
+    "wechat_timeout",
+];
+
+/// How one can end before its app is known.
+const UNKNOWN_OUTCOMES: [&str; 4] =
+    ["bad_request", "rate_limited", "body_too_large", "request_timeout"];
 
 /// Serves logins by one configuration.
 pub struct Login {
@@ -61,6 +83,10 @@ impl Login {
         };
         let previous = previous.map(|previous| &*previous.exchange);
         let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
+        for app in config.apps.iter().take(MOST_APPS_FROM_START) {
+            metrics.app_from_start(app.app_id.as_str(), &OUTCOMES, &wechat::WATCHED_ERRCODES);
+        }
+        metrics.app_from_start(UNKNOWN_APP, &UNKNOWN_OUTCOMES, &[]);
         Ok(Self {
             replays,
             exchange: Arc::new(exchange),

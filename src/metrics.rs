@@ -20,6 +20,9 @@ use tracing_appender::non_blocking::ErrorCounter;
 const DURATION_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// Of every configured route there from the start.
+const WATCHED_CODES: [u16; 9] = [200, 401, 403, 429, 500, 501, 502, 503, 504];
+
 /// Why a session is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -272,6 +275,26 @@ impl Metrics {
         }
     }
 
+    /// The same, with the codes that operators watch there as 0, so that `rate()` sees the first
+    /// of them.
+    pub fn route_from_start(&self, label: &str) -> RouteMetrics {
+        let route = self.route(label);
+        for code in WATCHED_CODES {
+            let _ = route.counter(code);
+        }
+        route
+    }
+
+    /// Has series of an app, or of `unknown`, there as 0, as [`Metrics::route_from_start`].
+    pub fn app_from_start(&self, app_id: &str, outcomes: &[&str], errcodes: &[&str]) {
+        for outcome in outcomes {
+            drop(self.logins.with_label_values(&[app_id, outcome]));
+        }
+        for errcode in errcodes {
+            drop(self.exchanges.with_label_values(&[app_id, errcode]));
+        }
+    }
+
     /// Tells how the last reload ended.
     pub fn reloaded(&self, is_successful: bool) {
         self.reload_successful.set(i64::from(is_successful));
@@ -404,7 +427,8 @@ impl Metrics {
 pub struct RouteMetrics {
     label: Box<str>,
     requests: IntCounterVec,
-    /// Index 0 is status 100. Filled on first use, so that unused codes make no series.
+    /// Index 0 is status 100. Others than the watched ones are filled on first use, so that
+    /// unused codes make no series.
     by_code: [OnceLock<IntCounter>; 500],
     duration: Histogram,
 }
@@ -415,13 +439,21 @@ impl RouteMetrics {
     }
 
     pub fn observe(&self, code: u16, took: Duration) {
-        let counter = || self.requests.with_label_values(&[&*self.label, &code.to_string()]);
-        match self.by_code.get(usize::from(code.wrapping_sub(100))) {
-            Some(slot) => slot.get_or_init(counter).inc(),
+        match self.counter(code) {
+            Some(counter) => counter.inc(),
             // What no status may be, an upstream may still send; three digits end at 999.
-            None => counter().inc(),
+            None => self.series(code).inc(),
         }
         self.duration.observe(took.as_secs_f64());
+    }
+
+    fn counter(&self, code: u16) -> Option<&IntCounter> {
+        let slot = self.by_code.get(usize::from(code.wrapping_sub(100)))?;
+        Some(slot.get_or_init(|| self.series(code)))
+    }
+
+    fn series(&self, code: u16) -> IntCounter {
+        self.requests.with_label_values(&[&*self.label, &code.to_string()])
     }
 }
 

@@ -225,12 +225,19 @@ impl Policy {
             response_headers: config.server.response_headers.clone(),
             decision_caching: decision_caching(config, &routes),
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
-            forward_auth_metrics: metrics.route("@forward_auth"),
+            forward_auth_metrics: if config.forward_auth.listen.is_empty() {
+                metrics.route("@forward_auth")
+            } else {
+                metrics.route_from_start("@forward_auth")
+            },
             redirect_port: config.server.redirect_port,
-            route_metrics: routes.iter().map(|route| metrics.route(&route.name)).collect(),
-            login_metrics: metrics.route("@login"),
-            logout_metrics: metrics.route("@logout"),
-            session_metrics: metrics.route("@session"),
+            route_metrics: routes
+                .iter()
+                .map(|route| metrics.route_from_start(&route.name))
+                .collect(),
+            login_metrics: metrics.route_from_start("@login"),
+            logout_metrics: metrics.route_from_start("@logout"),
+            session_metrics: metrics.route_from_start("@session"),
             health_metrics: metrics.route("@health"),
             none_metrics: metrics.route("@none"),
             routes,

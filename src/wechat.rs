@@ -33,6 +33,22 @@ use crate::secret::Secret;
 /// Bytes of an answer that are read; real ones have under 300.
 const LONGEST_REPLY: usize = 64 << 10;
 
+/// Labels of exchanges that are there from the start.
+pub const WATCHED_ERRCODES: [&str; 12] = [
+    "ok",
+    "timeout",
+    "transport",
+    "malformed",
+    "40029",
+    "40163",
+    "40226",
+    "45009",
+    "45011",
+    "40013",
+    "40125",
+    "40164",
+];
+
 /// Idle connections are given up before WeChat's end does, so that no code is written to a
 /// connection that is about to be closed.
 const POOL_IDLE: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! What an operator sees.
 
 use crate::harness::client::{self, Connection};
-use crate::harness::{APP, SECRET, Stack, openid};
+use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promised_metrics_are_there() {
@@ -50,6 +50,94 @@ async fn promised_metrics_are_there() {
     }
     let series = text.lines().filter(|line| !line.starts_with('#'));
     assert!(series.clone().all(|line| line.starts_with("wxgate_") || line.starts_with("process_")));
+}
+
+const ROUTE_CODES: [&str; 9] = ["200", "401", "403", "429", "500", "501", "502", "503", "504"];
+
+const ERRCODES: [&str; 12] = [
+    "ok",
+    "timeout",
+    "transport",
+    "malformed",
+    "40029",
+    "40163",
+    "40226",
+    "45009",
+    "45011",
+    "40013",
+    "40125",
+    "40164",
+];
+
+const OUTCOMES: [&str; 11] = [
+    "ok",
+    "bad_request",
+    "invalid_code",
+    "user_blocked",
+    "login_refused",
+    "rate_limited",
+    "internal_error",
+    "wechat_rejected",
+    "wechat_busy",
+    "store_unavailable",
+    "wechat_timeout",
+];
+
+fn assert_series(text: &str, name: &str, labels: &str) {
+    let series = format!("{name}{{{labels}}} 0");
+    assert!(text.lines().any(|line| line == series), "{series} is not in\n{text}");
+}
+
+/// So that `rate()` sees the first event.
+#[tokio::test(flavor = "multi_thread")]
+async fn series_are_there_from_the_start_and_from_a_reload() {
+    let stack = Stack::start().await;
+    let text = client::get(stack.admin, "/metrics").await.text();
+    for route in ["/", "/optional", "/none", "@login", "@logout", "@session"] {
+        for code in ROUTE_CODES {
+            let labels = format!("code=\"{code}\",route=\"{route}\"");
+            assert_series(&text, "wxgate_http_requests_total", &labels);
+        }
+    }
+    for outcome in OUTCOMES {
+        let labels = format!("app_id=\"{APP}\",outcome=\"{outcome}\"");
+        assert_series(&text, "wxgate_logins_total", &labels);
+    }
+    for errcode in ERRCODES {
+        let labels = format!("app_id=\"{APP}\",errcode=\"{errcode}\"");
+        assert_series(&text, "wxgate_code2session_requests_total", &labels);
+    }
+    for outcome in ["bad_request", "rate_limited", "body_too_large", "request_timeout"] {
+        let labels = format!("app_id=\"unknown\",outcome=\"{outcome}\"");
+        assert_series(&text, "wxgate_logins_total", &labels);
+    }
+    // Others only where they were counted.
+    let count = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+    assert_eq!((count("code=\"404\""), count("\",route=\"@health\"")), (0, 0), "{text}");
+
+    stack.get("/optional").send().await;
+    let changes = format!(
+        r#"
+        app = [
+            {{ app_id = "{APP}", app_secret = {{ file = "{{dir}}/wechat-secret" }} }},
+            {{ app_id = "{OTHER_APP}", app_secret = {{ file = "{{dir}}/wechat-secret" }} }},
+        ]
+        route = [
+            {{ path = "/optional", upstream = "recorder", auth = "optional" }},
+            {{ path = "/new", upstream = "recorder" }},
+        ]
+        "#
+    );
+    assert!(stack.reload(&changes).await);
+    let text = client::get(stack.admin, "/metrics").await.text();
+    assert_series(&text, "wxgate_http_requests_total", "code=\"429\",route=\"/new\"");
+    let labels = format!("app_id=\"{OTHER_APP}\",outcome=\"login_refused\"");
+    assert_series(&text, "wxgate_logins_total", &labels);
+    let labels = format!("app_id=\"{OTHER_APP}\",errcode=\"40125\"");
+    assert_series(&text, "wxgate_code2session_requests_total", &labels);
+    // What was counted goes on.
+    let counted = "wxgate_http_requests_total{code=\"200\",route=\"/optional\"}";
+    stack.until_metric(counted, 1.0).await;
 }
 
 /// Labels come from closed sets: a client cannot make new series.
