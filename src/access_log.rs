@@ -48,8 +48,25 @@ pub struct Line<'a> {
 /// The destination of access lines.
 pub struct AccessLog {
     writer: Option<(NonBlocking, Flush)>,
-    /// Keyed once; each name is made with a copy.
-    user_names: Hmac<Sha256>,
+    user_names: UserNames,
+    /// Whether the key is the configuration's, so that names last.
+    has_key: bool,
+}
+
+/// What users are called in the log.
+///
+/// Keyed once; each name is made with a copy.
+#[derive(Clone)]
+pub struct UserNames(Hmac<Sha256>);
+
+impl UserNames {
+    /// 96 bits of HMAC-SHA-256 of the openid under `log.openid_key`, as 16 characters.
+    pub fn name(&self, openid: &OpenId) -> String {
+        let mut mac = self.0.clone();
+        mac.update(openid.as_str().as_bytes());
+        let hash = mac.finalize().into_bytes();
+        URL_SAFE_NO_PAD.encode(hash.first_chunk::<12>().unwrap_or(&[0; 12]))
+    }
 }
 
 impl AccessLog {
@@ -71,7 +88,11 @@ impl AccessLog {
             None => Secret::new(Alphanumeric.sample_string(&mut rand::rng(), 43)),
         };
         let user_names = Hmac::new_from_slice(key.expose().as_bytes()).map_err(io::Error::other)?;
-        Ok(Self { writer: sink.map(|sink| queued(sink, metrics)), user_names })
+        Ok(Self {
+            writer: sink.map(|sink| queued(sink, metrics)),
+            user_names: UserNames(user_names),
+            has_key: log.openid_key.is_some(),
+        })
     }
 
     /// Whether anything is written: a line need not be built otherwise.
@@ -89,12 +110,14 @@ impl AccessLog {
         }
     }
 
-    /// The name of a user in the log: 96 bits of HMAC-SHA-256 under `log.openid_key`.
+    /// The name of a user in the log.
     pub fn user(&self, openid: &OpenId) -> String {
-        let mut mac = self.user_names.clone();
-        mac.update(openid.as_str().as_bytes());
-        let hash = mac.finalize().into_bytes();
-        URL_SAFE_NO_PAD.encode(hash.first_chunk::<12>().unwrap_or(&[0; 12]))
+        self.user_names.name(openid)
+    }
+
+    /// How names are made, where `log.openid_key` is set: without it they mean nothing elsewhere.
+    pub fn user_names(&self) -> Option<UserNames> {
+        self.has_key.then(|| self.user_names.clone())
     }
 }
 

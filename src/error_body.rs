@@ -7,12 +7,13 @@
 use http::HeaderValue;
 
 /// Every error that the gateway makes, by its word.
-pub const ERRORS: [&str; 22] = [
+pub const ERRORS: [&str; 23] = [
     "bad_request",
     "missing_token",
     "session_expired",
     "invalid_code",
     "user_blocked",
+    "login_refused",
     "wrong_app",
     "no_route",
     "method_not_allowed",

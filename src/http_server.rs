@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use tokio::net::TcpListener;
 
 pub type Request = http::Request<Incoming>;
 pub type Response = http::Response<Full<Bytes>>;
+
+/// Where a request came from, among its extensions.
+#[derive(Clone, Copy)]
+pub struct Peer(pub IpAddr);
 
 /// For a whole request head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,13 +53,16 @@ where
     let handler = Arc::new(handler);
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
         while connections.try_join_next().is_some() {}
         let handler = handler.clone();
-        let service = service_fn(move |request| handler(request));
+        let service = service_fn(move |mut request: Request| {
+            request.extensions_mut().insert(Peer(peer.ip()));
+            handler(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)

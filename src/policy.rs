@@ -30,6 +30,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::rate_limit::RateLimit;
 use crate::route::{Endpoint, Routes};
 use crate::secret::Secret;
+use crate::seldom::Seldom;
 use crate::session::Sessions;
 use crate::tls::Tls;
 use crate::upstream::Pool;
@@ -62,6 +63,8 @@ pub struct Process {
     pub sessions: Sessions,
     pub clock: Clock,
     pub lifecycle: Lifecycle,
+    /// Of operators' requests with a wrong token: whether to log the next.
+    pub operator_refusals: Seldom,
     /// Keys for the tickets of TLS.
     pub tickets: Arc<dyn ProducesTickets>,
 }

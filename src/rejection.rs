@@ -29,6 +29,7 @@ pub enum Rejection {
     SessionExpired,
     InvalidCode,
     UserBlocked,
+    LoginRefused,
     WrongApp,
     NoRoute,
     MethodNotAllowed { allow: Cow<'static, str> },
@@ -99,6 +100,9 @@ impl Rejection {
             Self::UserBlocked => {
                 (403, "user_blocked", None, "WeChat blocks the login of this user")
             }
+            Self::LoginRefused => {
+                (403, "login_refused", None, "the login of this user is refused here")
+            }
             Self::WrongApp => {
                 (403, "wrong_app", None, "a session of this app is not accepted here")
             }
@@ -154,6 +158,7 @@ impl Rejection {
             | Self::SessionExpired
             | Self::InvalidCode
             | Self::UserBlocked
+            | Self::LoginRefused
             | Self::WrongApp
             | Self::NoRoute
             | Self::MethodNotAllowed { .. }
@@ -226,6 +231,7 @@ mod tests {
             Rejection::SessionExpired,
             Rejection::InvalidCode,
             Rejection::UserBlocked,
+            Rejection::LoginRefused,
             Rejection::WrongApp,
             Rejection::NoRoute,
             Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET") },

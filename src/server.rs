@@ -29,6 +29,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::reload::{self, Origin, Reloader};
+use crate::seldom::Seldom;
 use crate::session::Sessions;
 use crate::tls;
 
@@ -98,8 +99,15 @@ impl Server {
         let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
         let lifecycle = Lifecycle::default();
         let tickets = tls::tickets().map_err(StartError::Tickets)?;
-        let process =
-            Arc::new(Process { metrics, access_log, sessions, clock, lifecycle, tickets });
+        let process = Arc::new(Process {
+            metrics,
+            access_log,
+            sessions,
+            operator_refusals: Seldom::new(clock.clone()),
+            clock,
+            lifecycle,
+            tickets,
+        });
         let policies = Arc::new(Policies::new(Policy::new(config, &process, None)?));
         Ok(Self {
             public: openings(&config.server)

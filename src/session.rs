@@ -5,7 +5,8 @@
 //! `session.max_per_user` says, or when the store is full and it is the one least recently used.
 //! Both ends are kept in the session itself and judged at every look, on the [`Clock`]; the
 //! store's own expiry only frees memory. Each session that was created is counted as removed
-//! exactly once, by its cause. The key is the token's digest; the token is kept nowhere. Where
+//! exactly once, by its cause. A user can be blocked for a time: then no session is created.
+//! The key is the token's digest; the token is kept nowhere. Where
 //! sessions live is decided by the private backend.
 
 mod memory;
@@ -16,15 +17,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use self::memory::DigestHash;
 use crate::clock::Clock;
 use crate::config::SessionSection;
-use crate::identity::{Identity, User};
+use crate::identity::{AppId, Identity, OpenId, User};
 use crate::metrics::{Metrics, Removal};
 use crate::token::{SessionToken, TokenDigest};
 
 /// Uses that come in a stream are counted so often.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Users that can be blocked at once, of all apps together.
+pub const MOST_BLOCKED: usize = 100_000;
 
 /// The session store of a process. Clones share it.
 #[derive(Clone)]
@@ -34,6 +40,8 @@ pub struct Sessions {
     idle_timeout: Duration,
     /// How much later an idle end may be judged, where uses are not all known here.
     slack: Duration,
+    /// One search through all sessions at a time.
+    searches: Arc<Semaphore>,
     clock: Clock,
 }
 
@@ -48,6 +56,43 @@ enum Backend {
 #[derive(Debug, thiserror::Error)]
 #[error("the session store is not available")]
 pub struct StoreError;
+
+/// No session is created, for its user is blocked.
+#[derive(Debug)]
+pub struct Blocked;
+
+/// Why a session is not created.
+#[derive(Debug)]
+pub enum CreateError {
+    Store(StoreError),
+    Blocked,
+}
+
+impl From<StoreError> for CreateError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Blocked> for CreateError {
+    fn from(_: Blocked) -> Self {
+        Self::Blocked
+    }
+}
+
+/// Why a user is not blocked.
+#[derive(Debug)]
+pub enum BlockError {
+    Store(StoreError),
+    /// As many as [`MOST_BLOCKED`] are blocked.
+    Full,
+}
+
+impl From<StoreError> for BlockError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
 
 /// One login's session. Times are the clock's, in milliseconds.
 pub struct Session {
@@ -85,6 +130,7 @@ impl Sessions {
             ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
             idle_timeout,
             slack,
+            searches: Arc::new(Semaphore::new(1)),
             clock,
         }
     }
@@ -126,12 +172,12 @@ impl Sessions {
     /// time until the session ends if it is not used.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store cannot be reached, or the user is blocked.
     pub async fn create(
         &self,
         identity: Identity,
         client: IpAddr,
-    ) -> Result<(SessionToken, Duration), StoreError> {
+    ) -> Result<(SessionToken, Duration), CreateError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
         let session = Session {
@@ -145,7 +191,7 @@ impl Sessions {
         };
         let expires_in = self.expires_in(&session);
         match &self.backend {
-            Backend::Memory(memory) => memory.insert(session),
+            Backend::Memory(memory) => memory.insert(session)?,
             Backend::Redis(redis) => redis.insert(session).await?,
         }
         Ok((token, expires_in))
@@ -264,6 +310,72 @@ impl Sessions {
         };
         sessions.sort_by_key(|session| session.created_at_millis);
         Ok(sessions)
+    }
+
+    /// Rejects the logins of a user for a time, also those that are in flight; with a shared store
+    /// on all gateways. The sessions that the user has are not ended by it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or too many users are blocked.
+    pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
+        let now = self.clock.now_millis();
+        let until = now.saturating_add(millis(time));
+        let is_taken = match &self.backend {
+            Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
+            Backend::Redis(redis) => redis.block(user, until).await?,
+        };
+        if is_taken { Ok(()) } else { Err(BlockError::Full) }
+    }
+
+    /// Ends the block of a user, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.blocks.lift(user),
+            Backend::Redis(redis) => redis.unblock(user).await?,
+        }
+        Ok(())
+    }
+
+    /// Until when a user is blocked, on the clock, in milliseconds.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
+        let now = self.clock.now_millis();
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.blocks.until(user, now)),
+            Backend::Redis(redis) => redis.blocked_until(user).await,
+        }
+    }
+
+    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked. Goes
+    /// through all sessions in the background, which takes about a second for a million, with a
+    /// shared store about 15, and a minute at most; one call after the other.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or does not let itself be searched.
+    pub async fn find_user(
+        &self,
+        app_id: &AppId,
+        is_sought: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
+    ) -> Result<Option<User>, StoreError> {
+        // It is never closed.
+        let turn = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let (memory, app_id) = (memory.clone(), app_id.clone());
+                let search = move || {
+                    // Whoever has asked may have left.
+                    let _turn = turn;
+                    memory.find_user(&app_id, &is_sought)
+                };
+                tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
+            }
+            Backend::Redis(redis) => redis.find_user(app_id, &is_sought).await,
+        }
     }
 
     /// Frees what has ended. Called every second and before metrics are read.
@@ -435,6 +547,37 @@ mod tests {
         let Backend::Memory(memory) = &store.sessions.backend else { unreachable!() };
         assert_eq!(created, 500);
         assert_eq!(created - removed, memory.len());
+    }
+
+    /// Whoever blocks a user ends the sessions that are there, as an operator does.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
+        let store = Arc::new(Store::new(1_000_000));
+        let identity = |number: u32| Identity {
+            app_id: AppId::parse("wx1").unwrap(),
+            openid: OpenId::parse(&format!("o{number}")).unwrap(),
+            unionid: None,
+        };
+        for number in 0..5000 {
+            let start = Arc::new(std::sync::Barrier::new(2));
+            let (sessions, begin) = (store.sessions.clone(), start.clone());
+            let login = tokio::spawn(async move {
+                begin.wait();
+                drop(sessions.create(identity(number), IpAddr::from([192, 0, 2, 1])).await);
+            });
+            let (sessions, user) = (store.sessions.clone(), identity(number).user());
+            let block = tokio::spawn(async move {
+                start.wait();
+                sessions.block(&user, Duration::from_secs(1)).await.unwrap();
+                for session in sessions.of_user(&user).await.unwrap() {
+                    sessions.revoke(session.digest()).await.unwrap();
+                }
+            });
+            login.await.unwrap();
+            block.await.unwrap();
+            let left = store.sessions.of_user(&identity(number).user()).await.unwrap();
+            assert!(left.is_empty(), "round {number}");
+        }
     }
 
     /// As the frames of a WebSocket do.

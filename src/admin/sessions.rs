@@ -1,9 +1,14 @@
-//! An operator's hold on the sessions of a user: to see them, to end one, to end all.
+//! An operator's hold on the sessions of a user: to list them, to end one or all, to block.
 //!
 //! There for whoever shows `admin.token`, and not there where none is configured. A session is
-//! named by the first digits of its token's digest, which open nothing. Every session that a
-//! login was answered with before the call is ended when its 204 is sent; where the store is
-//! shared, on the other gateways as after a logout.
+//! named by the first digits of its token's digest, which open nothing; a user by the openid, or
+//! by the name that the access log gives it. Every session that a login was answered with before
+//! the call is ended when its 204 is sent; where the store is shared, on the other gateways as
+//! after a logout. A block is set before the sessions are ended, so that no login that is in
+//! flight gets past both. Each action is one line of the log.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method};
@@ -11,14 +16,21 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::answer::Answer;
-use crate::http_server::Request;
-use crate::identity::{OpenId, User};
+use crate::http_server::{Peer, Request};
+use crate::identity::{AppId, OpenId, User};
 use crate::login::Login;
 use crate::policy::{Policy, Process};
 use crate::secret::Secret;
-use crate::session::{Session, StoreError};
+use crate::session::{BlockError, MOST_BLOCKED, Session, StoreError};
 
 pub const PATH: &str = "/sessions";
+
+/// The shortest and the longest block.
+const SHORTEST_BLOCK: Duration = Duration::from_secs(1);
+const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Characters of a user's name in the access log.
+const NAME_LENGTH: usize = 16;
 
 /// A refusal, in the shape of those of the public listener.
 struct Refusal {
@@ -27,11 +39,61 @@ struct Refusal {
     message: &'static str,
 }
 
+const NO_SESSION: Refusal =
+    Refusal { status: 404, error: "no_session", message: "the user has no such session" };
+
+fn bad_request(message: &'static str) -> Refusal {
+    Refusal { status: 400, error: "bad_request", message }
+}
+
 impl From<StoreError> for Refusal {
     fn from(_: StoreError) -> Self {
-        let message = "the session store does not answer; what was to be ended may go on";
+        let message = "the session store did not do it all: see the log, and repeat it";
         Self { status: 503, error: "store_unavailable", message }
     }
+}
+
+impl From<BlockError> for Refusal {
+    fn from(error: BlockError) -> Self {
+        const { assert!(MOST_BLOCKED == 100_000, "as the message says") };
+        let message = "100000 users are blocked, the most that can be: nothing was done";
+        match error {
+            BlockError::Store(error) => error.into(),
+            BlockError::Full => Self { status: 503, error: "too_many_blocks", message },
+        }
+    }
+}
+
+/// Whose sessions an action is about.
+enum Subject {
+    OpenId(OpenId),
+    /// The name in the access log.
+    Name(String),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    List,
+    End,
+    Block(Duration),
+    Unblock,
+}
+
+/// The fields of a query, as they are.
+#[derive(Default)]
+struct Query {
+    app_id: Option<String>,
+    openid: Option<String>,
+    user: Option<String>,
+    block: Option<String>,
+}
+
+/// What is known of an action, for its line in the log.
+#[derive(Default)]
+struct Audit<'a> {
+    app_id: Option<&'a str>,
+    user: Option<String>,
+    sessions: usize,
 }
 
 /// Answers a request for [`PATH`] or, where it names a session, for what is below it.
@@ -42,25 +104,44 @@ pub async fn answer(
     request: &Request,
     id: Option<&str>,
 ) -> Answer {
+    let client = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
+    let request_id = request_id(request.headers());
     if !is_shown(token, request.headers()) {
+        // Whoever guesses must not fill the log.
+        if let Some(suppressed) = process.operator_refusals.others() {
+            let outcome = "unauthorized";
+            tracing::info!(outcome, request_id, client, suppressed, "operator action");
+        }
         let message = "Authorization: Bearer with admin.token is needed";
         let mut refused = refused(&Refusal { status: 401, error: "unauthorized", message });
         refused.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return refused;
     }
-    let allowed = if id.is_some() { "DELETE" } else { "GET, HEAD, DELETE" };
     let is_look = matches!(*request.method(), Method::GET | Method::HEAD) && id.is_none();
     if !is_look && request.method() != Method::DELETE {
+        let allowed = if id.is_some() { "DELETE" } else { "GET, HEAD, DELETE" };
         let message = "not by this method";
         let mut refused = refused(&Refusal { status: 405, error: "method_not_allowed", message });
         refused.header(ALLOW, HeaderValue::from_static(allowed));
         return refused;
     }
-    let answer = async {
-        let user = user(&policy.login, request.uri().query().unwrap_or_default())?;
-        if is_look { list(process, &user).await } else { end(process, &user, id).await }
+    let query = request.uri().query().unwrap_or_default();
+    let mut audit = Audit::default();
+    let acted = act(process, policy, query, is_look, id, &mut audit).await;
+    let (outcome, answer) = match acted {
+        Ok(answer) => ("ok", answer),
+        Err(refusal) => (refusal.error, refused(&refusal)),
     };
-    answer.await.unwrap_or_else(|refusal| refused(&refusal))
+    let Audit { app_id, user, sessions } = audit;
+    let action = word(query, is_look);
+    tracing::info!(action, outcome, user, app_id, sessions, request_id, client, "operator action");
+    answer
+}
+
+/// An id that the request was given, where it can stand in a log.
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    ((1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())).then_some(id)
 }
 
 /// Digests are compared, whose bytes tell nothing about how far a guess is right.
@@ -72,28 +153,139 @@ fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
         && Sha256::digest(shown.trim_ascii()) == Sha256::digest(token.expose())
 }
 
-/// Whose sessions a query is about.
-fn user(login: &Login, query: &str) -> Result<User, Refusal> {
-    let bad = |message| Refusal { status: 400, error: "bad_request", message };
-    let (mut app_id, mut openid) = (None, None);
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let field = match &*name {
-            "app_id" => &mut app_id,
-            "openid" => &mut openid,
-            // A word that is not understood might have meant fewer sessions.
-            _ => return Err(bad("app_id and openid are what a query may hold")),
-        };
-        if field.replace(value).is_some() {
-            return Err(bad("a field stands twice"));
-        }
+/// What an action is called in the log, also one that cannot be done.
+fn word(query: &str, is_look: bool) -> &'static str {
+    let mut fields = form_urlencoded::parse(query.as_bytes());
+    let block = fields.find(|(name, _)| name == "block");
+    match block.map(|(_, time)| block_time(&time)) {
+        _ if is_look => "list",
+        None => "end",
+        Some(Some(Duration::ZERO)) => "unblock",
+        Some(_) => "block",
     }
-    let openid = openid.and_then(|openid| OpenId::parse(&openid));
-    let openid = openid.ok_or(bad("an openid is needed"))?;
-    let app_id = login.app(app_id.as_deref()).map_err(bad)?.1.clone();
-    Ok(User { app_id, openid })
 }
 
-async fn list(process: &Process, user: &User) -> Result<Answer, Refusal> {
+/// A time for which a user can be blocked, or none for no more.
+fn block_time(text: &str) -> Option<Duration> {
+    // `M` is a month to humantime, and a minute to whoever writes it here.
+    let time = humantime::parse_duration(text).ok().filter(|_| !text.contains('M'))?;
+    (time.is_zero() || (SHORTEST_BLOCK..=LONGEST_BLOCK).contains(&time)).then_some(time)
+}
+
+/// What a query asks for, and of which app.
+fn parse<'a>(
+    login: &'a Login,
+    query: &str,
+    is_look: bool,
+    is_of_one: bool,
+) -> Result<(&'a AppId, Subject, Action), Refusal> {
+    let mut fields = Query::default();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let field = match &*name {
+            "app_id" => &mut fields.app_id,
+            "openid" => &mut fields.openid,
+            "user" => &mut fields.user,
+            "block" => &mut fields.block,
+            // A word that is not understood might have meant fewer sessions.
+            _ => return Err(bad_request("a query may hold app_id, openid or user, and block")),
+        };
+        if field.replace(value.into_owned()).is_some() {
+            return Err(bad_request("a field is there twice"));
+        }
+    }
+    let app_id = login.app(fields.app_id.as_deref()).map_err(bad_request)?.1;
+    let subject = match (fields.openid, fields.user) {
+        (Some(openid), None) => {
+            let openid = OpenId::parse(&openid);
+            Subject::OpenId(openid.ok_or(bad_request("the openid is not one of WeChat's"))?)
+        }
+        (None, Some(name)) if is_name(&name) => Subject::Name(name),
+        (None, Some(_)) => {
+            return Err(bad_request("user is the 16 characters that the access log has"));
+        }
+        _ => return Err(bad_request("exactly one of openid and user is needed")),
+    };
+    let action = match fields.block {
+        None if is_look => Action::List,
+        None => Action::End,
+        Some(_) if is_look || is_of_one => {
+            return Err(bad_request("block goes with DELETE /sessions only"));
+        }
+        Some(time) => match block_time(&time) {
+            Some(Duration::ZERO) => Action::Unblock,
+            Some(time) => Action::Block(time),
+            None => return Err(bad_request("block is a time from 1s to 365d, or 0s to lift it")),
+        },
+    };
+    Ok((app_id, subject, action))
+}
+
+fn is_name(text: &str) -> bool {
+    let is_legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    text.len() == NAME_LENGTH && text.bytes().all(is_legal)
+}
+
+async fn act<'a>(
+    process: &Process,
+    policy: &'a Policy,
+    query: &str,
+    is_look: bool,
+    id: Option<&str>,
+    audit: &mut Audit<'a>,
+) -> Result<Answer, Refusal> {
+    let (app_id, subject, action) = parse(&policy.login, query, is_look, id.is_some())?;
+    audit.app_id = Some(app_id.as_str());
+    let Some(user) = find(process, app_id, subject, audit).await? else {
+        let message = "no session or block of such a user is known: block by openid";
+        return match action {
+            Action::Block(_) => Err(Refusal { status: 404, error: "no_user", message }),
+            Action::List => Ok(listing(process, &[], None)),
+            Action::End if id.is_some() => Err(NO_SESSION),
+            Action::End | Action::Unblock => Ok(Answer::empty(204)),
+        };
+    };
+    let sessions = &process.sessions;
+    match action {
+        Action::List => {
+            let mut found = sessions.of_user(&user).await?;
+            found.retain(|session| sessions.is_live(session));
+            audit.sessions = found.len();
+            return Ok(listing(process, &found, sessions.blocked_until(&user).await?));
+        }
+        Action::Unblock => sessions.unblock(&user).await?,
+        Action::Block(time) => {
+            // Before: a login in flight is rejected, or its session is there to be ended.
+            sessions.block(&user, time).await?;
+            end(process, &user, None, &mut audit.sessions).await?;
+        }
+        Action::End => end(process, &user, id, &mut audit.sessions).await?,
+    }
+    Ok(Answer::empty(204))
+}
+
+/// The user that is meant, where one with this name has a session or is blocked.
+async fn find(
+    process: &Process,
+    app_id: &AppId,
+    subject: Subject,
+    audit: &mut Audit<'_>,
+) -> Result<Option<User>, Refusal> {
+    let names = process.access_log.user_names();
+    match subject {
+        Subject::OpenId(openid) => {
+            audit.user = names.map(|names| names.name(&openid));
+            Ok(Some(User { app_id: app_id.clone(), openid }))
+        }
+        Subject::Name(name) => {
+            let names = names.ok_or(bad_request("user needs log.openid_key, which is not set"))?;
+            audit.user = Some(name.clone());
+            let is_sought = move |openid: &OpenId| names.name(openid) == name;
+            Ok(process.sessions.find_user(app_id, is_sought).await?)
+        }
+    }
+}
+
+fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u64>) -> Answer {
     #[derive(Serialize)]
     struct Listed {
         id: String,
@@ -102,42 +294,44 @@ async fn list(process: &Process, user: &User) -> Result<Answer, Refusal> {
         client: String,
     }
     #[derive(Serialize)]
-    struct Sessions {
+    struct Listing {
         sessions: Vec<Listed>,
+        blocked_until: Option<String>,
     }
 
     let time = |millis| {
-        let wall = std::time::Duration::from_millis(process.clock.to_wall(millis));
+        let wall = Duration::from_millis(process.clock.to_wall(millis));
         humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + wall).to_string()
     };
-    let listed = |session: &Session| Listed {
+    let listed = |session: &Arc<Session>| Listed {
         id: session.digest().id(),
         created: time(session.created_at_millis),
         last_seen: time(session.last_used()),
         client: session.client.to_string(),
     };
-    let sessions = process.sessions.of_user(user).await?;
-    let live = sessions.iter().filter(|session| process.sessions.is_live(session));
-    let sessions = live.map(|session| listed(session)).collect();
-    Ok(Answer::json(200, &Sessions { sessions }))
+    let sessions = sessions.iter().map(listed).collect();
+    Answer::json(200, &Listing { sessions, blocked_until: blocked_until.map(time) })
 }
 
-/// Ends the session of this id, or all of them.
-async fn end(process: &Process, user: &User, id: Option<&str>) -> Result<Answer, Refusal> {
+/// Ends the session of this id, or all of them, and counts those that were ended.
+async fn end(
+    process: &Process,
+    user: &User,
+    id: Option<&str>,
+    ended: &mut usize,
+) -> Result<(), Refusal> {
     let mut sessions = process.sessions.of_user(user).await?;
     if let Some(id) = id {
         sessions.retain(|session| session.digest().id() == id);
         if sessions.is_empty() {
-            let message = "the user has no such session";
-            return Err(Refusal { status: 404, error: "no_session", message });
+            return Err(NO_SESSION);
         }
     }
     for session in &sessions {
         process.sessions.revoke(session.digest()).await?;
+        *ended += 1;
     }
-    let (app_id, name) = (user.app_id.as_str(), process.access_log.user(&user.openid));
-    tracing::info!(app_id, user = name, count = sessions.len(), "an operator ended sessions");
-    Ok(Answer::empty(204))
+    Ok(())
 }
 
 fn refused(refusal: &Refusal) -> Answer {

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::config::{App, Config};
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::session::{Sessions, StoreError};
+use crate::session::{CreateError, Sessions, StoreError};
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
 /// Trades the codes of every app.
@@ -76,7 +76,17 @@ impl Exchange {
             Ok(_) | Err(_) => pace.resume(),
         }
         let identity = exchanged.map_err(refused)?;
-        let (token, expires_in) = self.sessions.create(identity, client).await.map_err(unkept)?;
-        Ok(Arc::new(Grant { token, expires_in }))
+        match self.sessions.create(identity, client).await {
+            Ok((token, expires_in)) => Ok(Arc::new(Grant { token, expires_in })),
+            Err(CreateError::Blocked) => {
+                tracing::debug!(
+                    request_id,
+                    app_id = app.app_id.as_str(),
+                    "the user of a login is blocked"
+                );
+                Err(Rejection::LoginRefused)
+            }
+            Err(CreateError::Store(error)) => Err(unkept(error)),
+        }
     }
 }

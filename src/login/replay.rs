@@ -153,8 +153,10 @@ struct Landing {
 
 impl Landing {
     fn land(&self, outcome: Outcome) {
-        let is_final =
-            matches!(outcome, Ok(_) | Err(Rejection::InvalidCode | Rejection::UserBlocked));
+        let is_final = matches!(
+            outcome,
+            Ok(_) | Err(Rejection::InvalidCode | Rejection::UserBlocked | Rejection::LoginRefused)
+        );
         let kept = if is_final { self.replays.window } else { Duration::ZERO };
         let kept_until = (self.replays.clock.now() + kept).as_millis();
         let kept_until = u64::try_from(kept_until).unwrap_or(u64::MAX);
@@ -243,6 +245,7 @@ mod tests {
         for (number, (rejection, expected)) in [
             (Rejection::InvalidCode, Source::Repeated),
             (Rejection::UserBlocked, Source::Repeated),
+            (Rejection::LoginRefused, Source::Repeated),
             (Rejection::WeChatBusy { retry_after: 1 }, Source::Own),
             (Rejection::RateLimited { retry_after: 1 }, Source::Own),
             (Rejection::WeChatTimeout { retry_after: 1 }, Source::Own),

@@ -7,6 +7,7 @@
 //! to its absolute end and is not asked for again is held for an idle timeout more; an expiry of
 //! each entry would free it at once, for 40 bytes a session and a timer moved by every look-up.
 
+mod blocks;
 mod users;
 
 use std::borrow::Borrow;
@@ -19,9 +20,10 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use self::blocks::Blocks;
 use self::users::Users;
-use super::Session;
-use crate::identity::User;
+use super::{Blocked, Session};
+use crate::identity::{AppId, OpenId, User};
 use crate::metrics::{Metrics, Removal};
 use crate::token::TokenDigest;
 
@@ -29,6 +31,7 @@ use crate::token::TokenDigest;
 pub struct Memory {
     cache: Cache<Key, Arc<Session>, DigestHash>,
     users: Arc<Users>,
+    pub blocks: Arc<Blocks>,
     max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
 }
@@ -62,11 +65,19 @@ impl Memory {
                 }
             })
             .build_with_hasher(DigestHash);
-        Self { cache, users, max_per_user, metrics }
+        Self { cache, users, blocks: Arc::default(), max_per_user, metrics }
     }
 
     /// Keeps a new session, and ends the oldest ones of its user that are too many with it.
-    pub fn insert(&self, session: Session) {
+    ///
+    /// # Errors
+    /// When its user is blocked.
+    pub fn insert(&self, session: Session) -> Result<(), Blocked> {
+        let (user, now) = (session.identity.user(), session.created_at_millis);
+        let is_blocked = || self.blocks.until(&user, now).is_some();
+        if is_blocked() {
+            return Err(Blocked);
+        }
         let session = Arc::new(session);
         self.cache.insert(Key(session.clone()), session.clone());
         self.metrics.session_created();
@@ -78,7 +89,7 @@ impl Memory {
         if let Some(most) = self.max_per_user.map(NonZeroUsize::get)
             && held > most
         {
-            let mut others = self.of_user(&session.identity.user());
+            let mut others = self.of_user(&user);
             others.retain(|other| !Arc::ptr_eq(other, &session));
             others.sort_by_key(|other| other.created_at_millis);
             let excess = (others.len() + 1).saturating_sub(most);
@@ -86,6 +97,19 @@ impl Memory {
                 self.remove(&other.digest, Removal::Replaced);
             }
         }
+        // Whoever blocks a user ends the user's sessions after it: either that one sees this
+        // session, or this one sees the block.
+        if is_blocked() {
+            self.remove(&session.digest, Removal::Revoked);
+            return Err(Blocked);
+        }
+        Ok(())
+    }
+
+    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked. Takes
+    /// about a second for a million sessions.
+    pub fn find_user(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
+        self.blocks.find(app_id, is_sought).or_else(|| self.users.find(app_id, is_sought))
     }
 
     /// In no order.

@@ -12,13 +12,16 @@
 //! |---|---|
 //! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
-//! | `{prefix}revoked` | the channel on which digests of ended sessions are told |
+//! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
+//! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
+//! | `{prefix}revoked` | the channel on which digests of ended sessions, and names of unblocked users, are told |
 //! | `{prefix}lease` | nothing: written to see whether replicas follow |
 //!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), then is
 //! answered. An end is effective with its tombstone, and taken off the list after it.
 
 mod address;
+mod blocks;
 mod link;
 mod near;
 mod notices;
@@ -36,14 +39,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use self::blocks::OwnBlocks;
 use self::link::{Connection, Link, Store};
 use self::near::Near;
 use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
 use self::users::Users;
-use super::{Session, StoreError};
+use super::{Blocked, CreateError, Session, StoreError};
 use crate::clock::Clock;
 use crate::config::{SessionSection, SharedSection};
-use crate::identity::User;
+use crate::identity::{AppId, OpenId, User};
 use crate::metrics::{Metrics, Removal, StoreOutcome};
 use crate::seldom::Seldom;
 use crate::token::TokenDigest;
@@ -54,7 +58,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// For all the sessions of a user, when an operator asks.
 const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Own ends that are written again at once.
+/// Own ends, or blocks, that are written again at once.
 const TOLD_AT_ONCE: usize = 1000;
 
 /// KEYS: the session. ARGV: channel, digest. Returns what became of it, what was left of its
@@ -91,6 +95,7 @@ struct Inner {
     near: Near,
     seals: Seals,
     keys: Keys,
+    own_blocks: OwnBlocks,
     /// Look-ups and ends that may be under way, each kind by itself.
     look_ups: Semaphore,
     ends: Semaphore,
@@ -118,6 +123,33 @@ impl Keys {
     fn user(&self, name: &str) -> String {
         format!("{}u:{name}", self.prefix)
     }
+
+    fn block(&self, name: &str) -> String {
+        format!("{}b:{name}", self.prefix)
+    }
+
+    fn blocks(&self) -> String {
+        format!("{}blocked", self.prefix)
+    }
+
+    /// Matches the keys of sessions and blocks, as `SCAN` reads it.
+    fn pattern(&self) -> String {
+        let mut pattern = String::new();
+        for c in self.prefix.chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        pattern + "[sb]:*"
+    }
+
+    /// The digest in the key of a session.
+    fn token(&self, key: &str) -> Option<TokenDigest> {
+        let digest = key.strip_prefix(&self.prefix)?.strip_prefix("s:")?;
+        let digest = URL_SAFE_NO_PAD.decode(digest).ok()?;
+        Some(TokenDigest::from_bytes(digest.try_into().ok()?))
+    }
 }
 
 impl Redis {
@@ -138,6 +170,7 @@ impl Redis {
                 prefix: redis.key_prefix.clone(),
                 channel: format!("{}revoked", redis.key_prefix),
             },
+            own_blocks: OwnBlocks::default(),
             look_ups: Semaphore::new(redis.max_lookups),
             ends: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
@@ -159,12 +192,20 @@ impl Redis {
     /// Keeps the store within reach and hears of ends elsewhere, for ever.
     pub async fn run(&self) {
         let this = &*self.0;
-        let heard = |digest: &TokenDigest| {
-            this.near.heard_of_end(digest, this.clock.now_millis());
+        let heard = |notice: &[u8]| match notice.try_into() {
+            Ok(digest) => {
+                let digest = TokenDigest::from_bytes(digest);
+                this.near.heard_of_end(&digest, this.clock.now_millis());
+            }
+            // No digest has the length of a name.
+            Err(_) => this.heard_of_lift(notice),
         };
         let listens = || this.has_listened.store(true, Ordering::Release);
         tokio::join!(
-            this.link.run(|store| this.tell_of_ends(store)),
+            this.link.run(|store| async move {
+                this.tell_of_ends(&store).await?;
+                this.tell_of_blocks(&store).await
+            }),
             notices::listen(&this.link, &this.keys.channel, listens, heard),
         );
     }
@@ -180,7 +221,10 @@ impl Redis {
     }
 
     /// Stores a new session, and ends the oldest ones of its user that are too many with it.
-    pub async fn insert(&self, session: Session) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// When the store does not answer in time, or the user is blocked.
+    pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
         let this = &*self.0;
         let store = this.link.store()?;
         let digest = session.digest;
@@ -191,14 +235,15 @@ impl Redis {
             let mut connection = store.common();
             let listed =
                 this.users().insert(&mut connection, &digest, &record, life, interval).await?;
-            match this.max_per_user.map(NonZeroUsize::get) {
-                Some(most) if listed > most => {
-                    this.trim(&store, &digest, &record.identity.user(), most).await
-                }
-                _ => Ok(()),
+            let Some(listed) = listed else { return Ok(Err(Blocked)) };
+            if let Some(most) = this.max_per_user.map(NonZeroUsize::get)
+                && listed > most
+            {
+                this.trim(&store, &digest, &record.identity.user(), most).await?;
             }
+            Ok(Ok(()))
         };
-        this.link.within(this.timeout, stored).await?;
+        this.link.within(this.timeout, stored).await??;
         this.near.insert(session, asked);
         this.metrics.session_created();
         Ok(())
@@ -284,6 +329,29 @@ impl Redis {
         let sessions = this.link.within(LISTING_PATIENCE, read).await?;
         let session = |(digest, record)| Arc::new(this.session(digest, record));
         Ok(sessions.into_iter().map(session).collect())
+    }
+
+    /// Blocks a user until then, on the clock. Returns whether there was room.
+    pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
+        self.0.block(user, until).await
+    }
+
+    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
+        self.0.unblock(user).await
+    }
+
+    /// Until when a user is blocked, on the clock.
+    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
+        self.0.blocked_until(user).await
+    }
+
+    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked.
+    pub async fn find_user(
+        &self,
+        app_id: &AppId,
+        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
+    ) -> Result<Option<User>, StoreError> {
+        self.0.find_user(app_id, is_sought).await
     }
 
     /// Ends a session. Where `cause` is new to the store it is counted.
@@ -373,7 +441,7 @@ impl Inner {
     ///
     /// # Errors
     /// When one of them was not written.
-    async fn tell_of_ends(&self, store: Arc<Store>) -> RedisResult<()> {
+    async fn tell_of_ends(&self, store: &Store) -> RedisResult<()> {
         let ends = self.near.own_ends(self.clock.now_millis());
         for some in ends.chunks(TOLD_AT_ONCE) {
             let written = some.iter().map(|(digest, left)| {

@@ -11,8 +11,9 @@ use crate::harness::certificate::Authority;
 use crate::harness::client;
 use crate::harness::fault_proxy::{FaultProxy, Way};
 use crate::harness::redis::{RedisServer, cluster_with, free_port, sentinels_with};
-use crate::harness::{OPERATOR, Stack, openid};
+use crate::harness::{OPERATOR, Stack, openid, process_log};
 use crate::shared_store::{gateway, status, unready_gateway, until_status};
+use crate::stores::name_in_the_log;
 
 const PASSWORD: &str = "a password of the store";
 
@@ -44,6 +45,7 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let mut more = format!(
         "session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"\nsession.max_per_user = 2\n\
          admin.token = {{ file = \"{{dir}}/operator\" }}\n\
+         log.openid_key = {{ file = \"{{dir}}/operator\" }}\n\
          session.redis.username = \"wxgate\"\nsession.redis.password = {password}\n"
     );
     if url.contains("sentinel") {
@@ -70,8 +72,21 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let listed = operator("GET", &all).await;
     assert_eq!(listed.status, 200, "{listed:?}");
     assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 1);
-    assert_eq!(operator("DELETE", &all).await.status, 204);
+    let named = format!("/sessions?user={}", name_in_the_log(&here, &third).await);
+    let listed = operator("GET", &named).await;
+    assert_eq!(listed.status, 200, "{listed:?}");
+    assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(operator("DELETE", &format!("{named}&block=24h")).await.status, 204);
     until_status(&there, &third, 401).await;
+    for stack in [&here, &there] {
+        let refused = stack.try_login(&format!("user-alice-{}", stack.gateway.port())).await;
+        refused.assert_error(403, "login_refused", "none");
+    }
+    assert!(operator("GET", &named).await.json()["blocked_until"].is_string());
+    assert_eq!(operator("DELETE", &format!("{named}&block=0s")).await.status, 204);
+    let fourth = there.login("alice").await;
+    assert_eq!(operator("DELETE", &all).await.status, 204);
+    until_status(&there, &fourth, 401).await;
     for server in servers {
         assert_eq!(refusals(server), []);
     }
@@ -83,6 +98,41 @@ async fn the_shipped_user_may_do_what_a_gateway_does_on_a_server() {
     let users = acl_file(directory.path(), "users.acl");
     let server = RedisServer::start_with(&["--aclfile", &users]);
     do_everything(&format!("redis://127.0.0.1:{}", server.port), &[&server]).await;
+}
+
+/// As with the file of an earlier version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_the_store_without_scan_keeps_operators_from_finding_users_by_name_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = acl_file(directory.path(), "users.acl");
+    let shipped = std::fs::read_to_string(&users).unwrap();
+    std::fs::write(&users, shipped.replace(" +scan", "")).unwrap();
+    let server = RedisServer::start_with(&["--aclfile", &users]);
+    let password = directory.path().join("password");
+    std::fs::write(&password, PASSWORD).unwrap();
+    let more = format!(
+        "admin.token = {{ file = \"{{dir}}/operator\" }}\n\
+         log.openid_key = {{ file = \"{{dir}}/operator\" }}\n\
+         session.redis.username = \"wxgate\"\n\
+         session.redis.password = {{ file = \"{}\" }}\n",
+        password.display()
+    );
+    let stack = gateway(&format!("redis://127.0.0.1:{}", server.port), &more).await;
+    let token = stack.login("alice").await;
+    let operator = async |method, path: &str| {
+        stack.request(method, path).bearer(OPERATOR).send_to_admin().await
+    };
+    let position = process_log::position();
+    for method in ["GET", "DELETE"] {
+        let refused = operator(method, "/sessions?user=AAAAAAAAAAAAAAAA").await;
+        assert_eq!((refused.status, &refused.json()["error"]), (503, &"store_unavailable".into()));
+    }
+    let log = process_log::text_after(position);
+    assert!(log.contains("cannot be searched") && log.contains("scan"), "{log}");
+    assert_eq!(status(&stack, &token).await, 200);
+    let block = format!("/sessions?openid={}&block=1h", openid("alice"));
+    assert_eq!(operator("DELETE", &block).await.status, 204);
+    assert_eq!(status(&stack, &token).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -234,3 +234,100 @@ async fn a_session_that_is_listed_under_an_old_and_a_new_key_counts_once() {
         assert_eq!(status(&after, token).await, 200);
     }
 }
+
+const OPERATING: &str = "admin.token = { file = \"{dir}/operator\" }";
+
+async fn block(stack: &Stack, user: &str, time: &str) {
+    let path = format!("/sessions?openid={}&block={time}", openid(user));
+    let answer = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+}
+
+async fn login_status(stack: &Stack, user: &str) -> u16 {
+    let code: u64 = rand::random();
+    stack.try_login(&format!("user-{user}-{code}")).await.status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
+    let mut server = RedisServer::start();
+    let way = FaultProxy::to(server.port).await;
+    let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;
+    let other = gateway(&url(&server), OPERATING).await;
+    let mark = one.login("carol").await;
+    server.save();
+    for user in ["alice", "bob"] {
+        block(&one, user, "24h").await;
+        assert_eq!(login_status(&other, user).await, 403);
+    }
+    block(&other, "bob", "0s").await;
+    // What is told after the lift has come, and so has the lift.
+    assert_eq!(other.post("/logout").token(&mark).send().await.status, 204);
+    until_status(&one, &mark, 401).await;
+    way.set(Way::Cut);
+    one.until_metric("wxgate_store_up", 0.0).await;
+    other.until_metric("wxgate_store_up", 1.0).await;
+    server.restart();
+    let begun = Instant::now();
+    while login_status(&other, "alice").await != 200 {
+        assert!(begun.elapsed() < PATIENCE, "the block was not lost");
+    }
+    way.set(Way::Open);
+    one.until_metric("wxgate_store_up", 1.0).await;
+    for stack in [&one, &other] {
+        assert_eq!(login_status(stack, "alice").await, 403);
+        assert_eq!(login_status(stack, "bob").await, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_primary_knows_who_is_blocked() {
+    let mut primary = RedisServer::start();
+    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
+    let sentinels = sentinels(primary.port, replicas.len());
+    let url = sentinel_url(&sentinels);
+    let (one, other) = (gateway(&url, OPERATING).await, gateway(&url, "").await);
+    block(&one, "alice", "24h").await;
+    primary.kill();
+    other.until_metric("wxgate_store_up", 0.0).await;
+    other.until_metric("wxgate_store_up", 1.0).await;
+    assert_eq!(login_status(&other, "alice").await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_holds_while_keys_are_being_changed() {
+    let (server, nodes) = (RedisServer::start(), cluster());
+    for url in [url(&server), cluster_url(&nodes)] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, key: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, key.repeat(32)).unwrap();
+            format!("{{ file = \"{}\" }}", path.display())
+        };
+        let (old, new) = (file("old", "0b"), file("new", "1e"));
+        let with = async |keys: String| {
+            let url = format!("session.redis.url = \"{url}\"\n");
+            let stack = Stack::start_unready_with(&format!("{keys}\n{url}{OPERATING}")).await;
+            stack.until_ready().await;
+            stack
+        };
+        let first = with(format!("session.seal_key = {old}")).await;
+        let second =
+            with(format!("session.seal_key = {old}\nsession.previous_seal_keys = [{new}]")).await;
+        let third =
+            with(format!("session.seal_key = {new}\nsession.previous_seal_keys = [{old}]")).await;
+        block(&first, "alice", "24h").await;
+        for stack in [&first, &second, &third] {
+            assert_eq!(login_status(stack, "alice").await, 403, "{url}");
+            assert_eq!(login_status(stack, "bob").await, 200, "{url}");
+        }
+        // A refused login leaves nothing behind.
+        let all = format!("/sessions?openid={}", openid("alice"));
+        let listed = third.request("GET", &all).bearer(OPERATOR).send_to_admin().await;
+        assert!(listed.json()["sessions"].as_array().unwrap().is_empty());
+        block(&third, "alice", "0s").await;
+        for stack in [&first, &second, &third] {
+            assert_eq!(login_status(stack, "alice").await, 200, "{url}");
+        }
+    }
+}

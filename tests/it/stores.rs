@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::client::Answer;
+use crate::harness::client::{Answer, Connection};
 use crate::harness::redis::RedisServer;
-use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, Stack, openid};
+use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, Stack, openid, process_log};
 use crate::shared_store::{gateway, status, until_status, url};
 
 /// Gateways with the same sessions.
@@ -47,11 +47,56 @@ impl Gateways {
         self.here().request(method, path).bearer(OPERATOR).send_to_admin().await
     }
 
-    async fn listed(&self, user: &str) -> Vec<Value> {
-        let answer = self.operate("GET", &of(user)).await;
+    async fn list(&self, path: &str) -> Value {
+        let answer = self.operate("GET", path).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.json()["sessions"].as_array().unwrap().clone()
+        answer.json()
     }
+
+    async fn listed(&self, user: &str) -> Vec<Value> {
+        self.list(&of(user)).await["sessions"].as_array().unwrap().clone()
+    }
+
+    /// Deletes at one gateway, which must succeed.
+    async fn delete(&self, path: &str) {
+        let answer = self.operate("DELETE", path).await;
+        assert_eq!((answer.status, answer.body.len()), (204, 0), "{}", answer.text());
+    }
+}
+
+/// With a key for the names of users in the access log.
+const NAMED: &str = "log.openid_key = { file = \"{dir}/operator\" }";
+
+/// The name of a user in the access log, where a session of its was used.
+pub async fn name_in_the_log(stack: &Stack, token: &str) -> String {
+    let request = stack.get("/optional/name").token(token).send().await;
+    assert_eq!(request.status, 200);
+    let begun = Instant::now();
+    let path = stack.directory.path().join("access.log");
+    loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut used = lines.filter(|line| line["path"] == "/optional/name");
+        if let Some(line) = used.next() {
+            return text_of(&line, "user");
+        }
+        assert!(begun.elapsed() < PATIENCE, "no line in {text}");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn text_of(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap().to_owned()
+}
+
+/// Logs in with a new code and returns the response.
+async fn try_login(stack: &Stack, user: &str) -> Answer {
+    let code: u64 = rand::random();
+    stack.try_login(&format!("user-{user}-{code}")).await
+}
+
+async fn assert_login_is_refused(stack: &Stack, user: &str) {
+    try_login(stack, user).await.assert_error(403, "login_refused", "none");
 }
 
 fn with_operator(more: &str) -> String {
@@ -95,6 +140,13 @@ in_memory_and_on_redis! {
     an_operator_ends_all_sessions_of_a_user("session.max_per_user = 0");
     no_session_outlives_the_end_of_all_by_a_race("session.max_per_user = 0");
     what_has_ended_is_not_listed_and_takes_no_place("session.max_per_user = 2\nsession.idle_timeout = \"30m\"");
+    an_operator_finds_a_user_by_the_name_of_the_access_log(super::NAMED);
+    a_blocked_user_cannot_log_in_until_the_block_expires("");
+    a_block_is_lifted_and_ends_nothing_then("");
+    a_user_without_a_session_is_unblocked_by_name(super::NAMED);
+    a_login_in_flight_does_not_slip_past_a_block("");
+    no_login_slips_past_a_block_by_a_race("");
+    each_operator_action_is_one_line_of_the_log(super::NAMED);
 }
 
 async fn a_session_ends_when_it_is_not_used_and_at_its_absolute_end(gateways: Gateways) {
@@ -300,12 +352,189 @@ async fn what_has_ended_is_not_listed_and_takes_no_place(gateways: Gateways) {
     assert_eq!(gateways.listed("alice").await.len(), 2);
 }
 
+async fn an_operator_finds_a_user_by_the_name_of_the_access_log(gateways: Gateways) {
+    let (here, there) = (gateways.here(), gateways.there());
+    let tokens = [here.login("alice").await, there.login("alice").await];
+    let bobs = there.login("bob").await;
+    let name = name_in_the_log(here, &tokens[0]).await;
+    let by_name = format!("/sessions?user={name}");
+    assert_eq!(gateways.list(&by_name).await, gateways.list(&of("alice")).await);
+    let sessions = gateways.list(&by_name).await["sessions"].as_array().unwrap().clone();
+    assert_eq!(sessions.len(), 2);
+
+    let one = format!("/sessions/{}?user={name}&app_id={APP}", text(&sessions[0], "id"));
+    gateways.delete(&one).await;
+    assert_eq!(gateways.listed("alice").await.len(), 1);
+    gateways.delete(&by_name).await;
+    for token in &tokens {
+        until_status(here, token, 401).await;
+        until_status(there, token, 401).await;
+    }
+    assert_eq!(status(there, &bobs).await, 200);
+    // As for an openid that has no session.
+    assert!(gateways.list(&by_name).await["sessions"].as_array().unwrap().is_empty());
+    gateways.delete(&by_name).await;
+    // There is no openid to keep a block under.
+    let refused = gateways.operate("DELETE", &format!("{by_name}&block=1h")).await;
+    assert_eq!((refused.status, &refused.json()["error"]), (404, &"no_user".into()));
+}
+
+async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways) {
+    let (here, there) = (gateways.here(), gateways.there());
+    let tokens = [here.login("alice").await, there.login("alice").await];
+    assert_eq!(gateways.list(&of("alice")).await["blocked_until"], Value::Null);
+    gateways.delete(&format!("{}&block=24h", of("alice"))).await;
+    for token in &tokens {
+        until_status(here, token, 401).await;
+        until_status(there, token, 401).await;
+    }
+    for stack in [here, there] {
+        assert_login_is_refused(stack, "alice").await;
+        assert_eq!(try_login(stack, "bob").await.status, 200);
+    }
+    let listed = gateways.list(&of("alice")).await;
+    assert!(listed["sessions"].as_array().unwrap().is_empty());
+    let until = humantime::parse_rfc3339(text(&listed, "blocked_until")).unwrap();
+    let left = until.duration_since(std::time::SystemTime::now()).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    assert!(left <= day && left > day - Duration::from_secs(600), "{left:?}");
+    let refusals = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"login_refused\"}}");
+    assert!(here.metric(&refusals).await >= 1.0);
+
+    gateways.advance(day - Duration::from_secs(1));
+    assert_login_is_refused(there, "alice").await;
+    gateways.advance(Duration::from_secs(1));
+    for stack in [here, there] {
+        assert_eq!(try_login(stack, "alice").await.status, 200);
+    }
+    assert_eq!(gateways.list(&of("alice")).await["blocked_until"], Value::Null);
+}
+
+async fn a_block_is_lifted_and_ends_nothing_then(gateways: Gateways) {
+    let there = gateways.there();
+    gateways.delete(&format!("{}&block=365d", of("alice"))).await;
+    // The second replaces the first.
+    gateways.delete(&format!("{}&block=1s", of("alice"))).await;
+    assert_login_is_refused(there, "alice").await;
+    gateways.delete(&format!("{}&block=0s", of("alice"))).await;
+    let token = there.login("alice").await;
+    gateways.delete(&format!("{}&block=0s", of("alice"))).await;
+    assert_eq!(status(there, &token).await, 200);
+}
+
+async fn a_user_without_a_session_is_unblocked_by_name(gateways: Gateways) {
+    let (here, there) = (gateways.here(), gateways.there());
+    let token = here.login("alice").await;
+    let by_name = format!("/sessions?user={}", name_in_the_log(here, &token).await);
+    gateways.delete(&format!("{by_name}&block=24h")).await;
+    assert_login_is_refused(there, "alice").await;
+    assert!(gateways.list(&by_name).await["blocked_until"].is_string());
+    // Again, without a session to find the user by.
+    gateways.delete(&format!("{by_name}&block=48h")).await;
+    assert_login_is_refused(there, "alice").await;
+    gateways.delete(&format!("{by_name}&block=0s")).await;
+    there.login("alice").await;
+}
+
+async fn a_login_in_flight_does_not_slip_past_a_block(gateways: Gateways) {
+    let (here, there) = (gateways.here(), gateways.there());
+    let body = serde_json::json!({ "code": "slow-1s-alice" });
+    let mut login = Connection::open(there.gateway).await;
+    login.send(&there.post("/login").json(&body).bytes()).await;
+    while there.sandbox.exchanges() == 0 {
+        tokio::task::yield_now().await;
+    }
+    gateways.delete(&format!("{}&block=24h", of("alice"))).await;
+    login.answer(false).await.assert_error(403, "login_refused", "none");
+    // A phone that lost the response sends the code again.
+    there.post("/login").json(&body).send().await.assert_error(403, "login_refused", "none");
+    assert!(gateways.listed("alice").await.is_empty());
+    assert_eq!(here.metric("wxgate_sessions_created_total").await, 0.0);
+}
+
+async fn no_login_slips_past_a_block_by_a_race(gateways: Gateways) {
+    let (here, there) = (gateways.here(), gateways.there());
+    for _ in 0..10 {
+        let login = |stack| async move {
+            let answer = try_login(stack, "alice").await;
+            (answer.status == 200).then(|| text_of(&answer.json(), "token"))
+        };
+        let block = format!("{}&block=1h", of("alice"));
+        let (one, two, (), three, four) = tokio::join!(
+            login(here),
+            login(there),
+            gateways.delete(&block),
+            login(here),
+            login(there)
+        );
+        for token in [one, two, three, four].into_iter().flatten() {
+            until_status(here, &token, 401).await;
+            until_status(there, &token, 401).await;
+        }
+        assert!(gateways.listed("alice").await.is_empty());
+        assert_login_is_refused(here, "alice").await;
+        gateways.delete(&format!("{}&block=0s", of("alice"))).await;
+    }
+}
+
+/// The lines of operator actions since a position of the log.
+fn actions_after(position: usize, mark: &str) -> Vec<Value> {
+    let text = process_log::text_after(position);
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let actions = lines.filter(|line| line["fields"]["message"] == "operator action");
+    actions.filter(|line| line["fields"]["request_id"] == mark).collect()
+}
+
+async fn each_operator_action_is_one_line_of_the_log(gateways: Gateways) {
+    let here = gateways.here();
+    let token = here.login("alice").await;
+    here.login("alice").await;
+    let name = name_in_the_log(here, &token).await;
+    let id = text_of(&gateways.listed("alice").await[0], "id");
+    let position = process_log::position();
+    let mark = format!("audit-{}", here.admin.port());
+    let all = of("alice");
+    let one = all.replace("/sessions", &format!("/sessions/{id}"));
+    let by_name = format!("/sessions?user={name}");
+    let expected = [
+        ("GET", all.clone(), "list", "ok", 2),
+        ("GET", by_name.clone(), "list", "ok", 2),
+        ("DELETE", one.clone(), "end", "ok", 1),
+        ("DELETE", one, "end", "no_session", 0),
+        ("DELETE", all.clone(), "end", "ok", 1),
+        ("DELETE", format!("{by_name}&block=1h"), "block", "no_user", 0),
+        ("DELETE", format!("{all}&block=1h"), "block", "ok", 0),
+        ("DELETE", format!("{by_name}&block=0s"), "unblock", "ok", 0),
+        ("DELETE", format!("{all}&block=never"), "block", "bad_request", 0),
+    ];
+    for (method, path, ..) in &expected {
+        let request = here.request(method, path).header("X-Request-Id", &mark);
+        request.bearer(OPERATOR).send_to_admin().await;
+    }
+    let lines = actions_after(position, &mark);
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, (_, path, action, outcome, sessions)) in lines.iter().zip(&expected) {
+        let fields = &line["fields"];
+        assert_eq!(line["level"], "INFO", "{line}");
+        assert_eq!(fields["action"], *action, "{line}");
+        assert_eq!(fields["outcome"], *outcome, "{line}");
+        assert_eq!(fields["sessions"], *sessions, "{line}");
+        assert_eq!(fields["client"], "127.0.0.1", "{line}");
+        if *outcome != "bad_request" {
+            assert_eq!(fields["user"], name, "{path}: {line}");
+            assert_eq!(fields["app_id"], APP, "{line}");
+        }
+        assert!(!line.to_string().contains(&openid("alice")), "{line}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_shows_the_token_may_operate() {
     let gateways = Gateways::in_memory("").await;
     let stack = gateways.here();
     let path = of("alice");
     let wrong = OPERATOR.replace("an-", "no-");
+    let (position, mark) = (process_log::position(), format!("refused-{}", stack.admin.port()));
     for request in [
         stack.get(&path),
         stack.get(&path).bearer(&wrong),
@@ -315,10 +544,24 @@ async fn only_who_shows_the_token_may_operate() {
         stack.request("DELETE", &path).bearer(""),
         stack.request("PUT", "/sessions/0123456789abcdef"),
     ] {
-        let refused = request.send_to_admin().await;
+        let refused = request.header("X-Request-Id", &mark).send_to_admin().await;
         assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
         assert_eq!(refused.json()["error"], "unauthorized");
     }
+    // Said once a minute: whoever guesses must not fill the log.
+    let refusals = process_log::text_after(position);
+    let refusals = refusals.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let refusals = refusals.filter(|line| line["fields"]["request_id"] == mark.as_str());
+    let refusals: Vec<_> = refusals.collect();
+    assert_eq!(refusals.len(), 1, "{refusals:#?}");
+    assert_eq!(refusals[0]["fields"]["outcome"], "unauthorized");
+    stack.clock.advance(Duration::from_secs(60));
+    let position = process_log::position();
+    let request = stack.get(&path).header("X-Request-Id", &mark).bearer(&wrong);
+    request.send_to_admin().await;
+    let line = process_log::text_after(position);
+    let line = line.lines().find(|line| line.contains(&mark)).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(line).unwrap()["fields"]["suppressed"], 6);
     // Not on a public listener.
     stack.get(&path).bearer(OPERATOR).send().await.assert_error(401, "missing_token", "login");
     // Nor where no token is configured.
@@ -341,6 +584,17 @@ async fn an_operators_mistakes_are_told_and_end_nothing() {
         format!("openid={openid}&openid={openid}"),
         format!("openid={openid}&app_id=wx0000000000000000"),
         format!("openid={openid}&created_before=2026"),
+        format!("openid={openid}&user=AAAAAAAAAAAAAAAA"),
+        // There is no key to make names with.
+        "user=AAAAAAAAAAAAAAAA".to_owned(),
+        format!("openid={openid}&block="),
+        format!("openid={openid}&block=24"),
+        format!("openid={openid}&block=999ms"),
+        format!("openid={openid}&block=366d"),
+        format!("openid={openid}&block=1M"),
+        format!("openid={openid}&block=-1h"),
+        format!("openid={openid}&block=1h&block=2h"),
+        "block=1h".to_owned(),
     ] {
         let refused = gateways.operate("DELETE", &format!("/sessions?{query}")).await;
         assert_eq!(
@@ -349,6 +603,12 @@ async fn an_operators_mistakes_are_told_and_end_nothing() {
             "{query}"
         );
         assert!(refused.json()["message"].as_str().unwrap().len() > 10);
+    }
+    // A block is of all of a user's sessions, and listing blocks nobody.
+    let query = format!("openid={openid}&block=1h");
+    for (method, path) in [("DELETE", "/sessions/0123456789abcdef"), ("GET", "/sessions")] {
+        let refused = gateways.operate(method, &format!("{path}?{query}")).await;
+        assert_eq!((refused.status, &refused.json()["error"]), (400, &"bad_request".into()));
     }
     for (method, path, allow) in [
         ("POST", "/sessions?x", "GET, HEAD, DELETE"),

@@ -59,6 +59,19 @@ impl Users {
         })
     }
 
+    /// A user of an app that has a session, whom `is_sought` recognises. Goes through all
+    /// sessions, a part at a time, and calls `is_sought` without a lock: it may take a while.
+    pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
+        self.parts.iter().find_map(|part| {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_of_app = |session: &&Arc<Session>| session.identity.app_id == *app_id;
+            let sessions: Vec<_> = part.iter().filter(is_of_app).cloned().collect();
+            drop(part);
+            let found = sessions.iter().find(|session| is_sought(&session.identity.openid));
+            found.map(|session| session.identity.user())
+        })
+    }
+
     fn hash_of(&self, session: &Session) -> u64 {
         self.hash(&session.identity.app_id, &session.identity.openid)
     }

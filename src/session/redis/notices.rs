@@ -1,4 +1,4 @@
-//! Word of sessions that were ended by other gateways.
+//! Word of sessions that were ended, and blocks that were lifted, by other gateways.
 //!
 //! Whoever ends a session says so on a channel of the store, and all gateways listen. It is only
 //! what makes an end known at once: where word is lost, sessions that were read before are
@@ -14,7 +14,6 @@ use tokio::time::{sleep, timeout};
 use super::address::DIAL;
 use super::link::Link;
 use crate::config::{RedisAddress, RedisServers};
-use crate::token::TokenDigest;
 
 /// Between looks at whether the channel still stands.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -23,7 +22,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens for ever, wherever the link finds the store.
-pub async fn listen(link: &Link, channel: &str, listens: impl Fn(), heard: impl Fn(&TokenDigest)) {
+pub async fn listen(link: &Link, channel: &str, listens: impl Fn(), heard: impl Fn(&[u8])) {
     loop {
         for address in addresses(link) {
             let error = listen_to(link, &address, channel, &listens, &heard).await;
@@ -50,7 +49,7 @@ async fn listen_to(
     address: &RedisAddress,
     channel: &str,
     listens: &impl Fn(),
-    heard: &impl Fn(&TokenDigest),
+    heard: &impl Fn(&[u8]),
 ) -> RedisResult<()> {
     let subscribed = async {
         let mut channels: PubSub = link.dialer().subscriber(address).await?;
@@ -61,11 +60,7 @@ async fn listen_to(
     listens();
     loop {
         match timeout(HEARTBEAT, messages.next()).await {
-            Ok(Some(message)) => {
-                if let Ok(digest) = message.get_payload_bytes().try_into() {
-                    heard(&TokenDigest::from_bytes(digest));
-                }
-            }
+            Ok(Some(message)) => heard(message.get_payload_bytes()),
             Ok(None) => return Ok(()),
             Err(_) => {
                 timeout(HEARTBEAT, sink.ping::<()>()).await.map_err(late)??;

@@ -34,6 +34,9 @@ pub const TOMBSTONE: &[u8] = b"T";
 /// Digits of the time of last use that stand in front of what is sealed: the store compares them.
 const DIGITS: usize = 13;
 
+/// The last time that its digits can say.
+pub const NO_END: u64 = 9_999_999_999_999;
+
 const NONCE: usize = 12;
 
 /// A session as it is stored. Times are milliseconds since 1970.
@@ -162,7 +165,13 @@ impl Keys {
     }
 }
 
-fn stamp(used: u64) -> String {
+/// The time in front of a value: of a session its last use, of a block its end.
+pub fn ends_of(value: &[u8]) -> Option<u64> {
+    let (&[SESSION], digits) = value.get(..1 + DIGITS)?.split_first_chunk()? else { return None };
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+pub fn stamp(used: u64) -> String {
     format!("{}{used:0DIGITS$}", char::from(SESSION))
 }
 

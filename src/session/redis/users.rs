@@ -12,8 +12,9 @@ use std::sync::LazyLock;
 
 use redis::{RedisResult, Script, ScriptInvocation, cmd};
 
+use super::blocks::blocked_until;
 use super::link::Connection;
-use super::seal::{Record, SealError, Seals, UserName, Value};
+use super::seal::{Record, SealError, Seals, TOMBSTONE, UserName, Value};
 use super::{Keys, unsealable};
 use crate::identity::User;
 use crate::token::TokenDigest;
@@ -34,8 +35,18 @@ const LIST: &str = r"
 static LIST_ONLY: LazyLock<Script> = LazyLock::new(|| Script::new(LIST));
 
 /// KEYS and ARGV: besides, the session, its value and its life.
+/// A user that is blocked under the third key gets nothing and -1. What stands there and cannot
+/// be read was put there to block.
 static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!("redis.call('SET', KEYS[2], ARGV[5], 'NX', 'PX', ARGV[6])\n{LIST}"))
+    Script::new(&format!(
+        r"local block = redis.call('GET', KEYS[3])
+        if block then
+            local ends = tonumber(string.sub(block, 2, 14))
+            if not ends or ends > tonumber(ARGV[3]) then return -1 end
+        end
+        redis.call('SET', KEYS[2], ARGV[5], 'NX', 'PX', ARGV[6])
+        {LIST}"
+    ))
 });
 
 /// The index of users' sessions, for one dealing with the store.
@@ -46,7 +57,7 @@ pub struct Users<'a> {
 
 impl Users<'_> {
     /// Stores a new session for `life` milliseconds, unless it is used, and lists it. Returns how
-    /// many its user may have.
+    /// many its user may have; `None` where the user is blocked, and nothing is kept then.
     pub async fn insert(
         &self,
         connection: &mut Connection,
@@ -54,22 +65,53 @@ impl Users<'_> {
         record: &Record,
         life: u64,
         interval: u64,
-    ) -> RedisResult<usize> {
+    ) -> RedisResult<Option<usize>> {
         let key = self.keys.session(digest);
+        let user = record.identity.user();
         let value = self.seals.seal(digest, record).map_err(unsealable)?;
         if let Connection::Cluster(cluster) = connection {
             let mut set = cmd("SET");
             set.arg(key).arg(value).arg("NX").arg("PX").arg(life);
             set.exec_async(cluster).await?;
-            return self.list(connection, digest, record, interval).await;
+            let listed = self.list(connection, digest, record, interval).await?;
+            let names = self.seals.users(&user).collect();
+            return self.unless_blocked(connection, names, digest, record, listed).await;
         }
-        let user = record.identity.user();
         let mut names = self.seals.users(&user);
         let name = names.next().ok_or_else(|| unsealable(SealError))?;
         let mut script = self.listing(&STORE_AND_LIST, &name, digest, record, interval)?;
-        script.key(key).arg(value).arg(life);
-        let listed: usize = script.invoke_async(connection).await?;
-        Ok(listed + self.count(connection, names).await?)
+        script.key(key).key(self.keys.block(&name.name)).arg(value).arg(life);
+        let listed: i64 = script.invoke_async(connection).await?;
+        let Ok(listed) = usize::try_from(listed) else { return Ok(None) };
+        let others: Vec<_> = names.collect();
+        if others.is_empty() {
+            return Ok(Some(listed));
+        }
+        let listed = listed + self.count(connection, &others).await?;
+        self.unless_blocked(connection, others, digest, record, listed).await
+    }
+
+    /// Takes a session back where its user is blocked under one of these names. Whoever blocks a
+    /// user ends what is listed after it, so that none of the two misses the other.
+    async fn unless_blocked(
+        &self,
+        connection: &mut Connection,
+        names: Vec<UserName<'_>>,
+        digest: &TokenDigest,
+        record: &Record,
+        listed: usize,
+    ) -> RedisResult<Option<usize>> {
+        let keys: Vec<_> = names.iter().map(|name| self.keys.block(&name.name)).collect();
+        let until = blocked_until(connection, &keys).await?;
+        if until.is_none_or(|until| until <= record.used) {
+            return Ok(Some(listed));
+        }
+        // Nobody has its token.
+        let mut end = cmd("SET");
+        end.arg(self.keys.session(digest)).arg(TOMBSTONE).arg("PX").arg(1);
+        end.exec_async(connection).await?;
+        self.remove(connection, digest, &record.identity.user()).await?;
+        Ok(None)
     }
 
     /// Lists a session. Returns how many its user may have.
@@ -85,7 +127,8 @@ impl Users<'_> {
         let name = names.next().ok_or_else(|| unsealable(SealError))?;
         let script = self.listing(&LIST_ONLY, &name, digest, record, interval)?;
         let listed: usize = script.invoke_async(connection).await?;
-        Ok(listed + self.count(connection, names).await?)
+        let others: Vec<_> = names.collect();
+        Ok(listed + self.count(connection, &others).await?)
     }
 
     fn listing<'a>(
@@ -108,7 +151,7 @@ impl Users<'_> {
     async fn count(
         &self,
         connection: &mut Connection,
-        names: impl Iterator<Item = UserName<'_>>,
+        names: &[UserName<'_>],
     ) -> RedisResult<usize> {
         let mut count = 0_usize;
         for name in names {

@@ -1,0 +1,78 @@
+//! Whose logins are rejected for a time.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::identity::{AppId, OpenId, User};
+use crate::session::MOST_BLOCKED;
+
+/// Blocks by user, and when they end, on the clock.
+#[derive(Default)]
+pub struct Blocks(Mutex<HashMap<User, u64>>);
+
+impl Blocks {
+    /// Blocks a user. Returns whether there was room.
+    pub fn set(&self, user: User, until: u64, now: u64) -> bool {
+        let mut blocks = self.lock();
+        if blocks.len() >= MOST_BLOCKED && !blocks.contains_key(&user) {
+            blocks.retain(|_, until| now < *until);
+            if blocks.len() >= MOST_BLOCKED {
+                return false;
+            }
+        }
+        blocks.insert(user, until);
+        true
+    }
+
+    pub fn lift(&self, user: &User) {
+        self.lock().remove(user);
+    }
+
+    /// Until when a user is blocked at the moment.
+    pub fn until(&self, user: &User, now: u64) -> Option<u64> {
+        self.lock().get(user).copied().filter(|until| now < *until)
+    }
+
+    /// A blocked user of an app whom `is_sought` recognises.
+    pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
+        // Whoever is asked takes a while, and logins wait for the lock.
+        let users: Vec<User> =
+            self.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
+        users.into_iter().find(|user| is_sought(&user.openid))
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, HashMap<User, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(number: usize) -> User {
+        User {
+            app_id: AppId::parse("wx1").unwrap(),
+            openid: OpenId::parse(&format!("o{number}")).unwrap(),
+        }
+    }
+
+    #[test]
+    fn at_the_limit_a_block_is_refused_and_none_is_dropped_before_it_ends() {
+        let blocks = Blocks::default();
+        for number in 0..MOST_BLOCKED {
+            assert!(blocks.set(user(number), 100, 0));
+        }
+        assert!(!blocks.set(user(MOST_BLOCKED), 1000, 99));
+        assert_eq!(blocks.until(&user(0), 99), Some(100));
+        // One that is there can be changed, and one that was lifted makes room.
+        assert!(blocks.set(user(0), 1000, 99));
+        blocks.lift(&user(1));
+        assert!(blocks.set(user(MOST_BLOCKED), 1000, 99));
+        assert!(!blocks.set(user(MOST_BLOCKED + 1), 1000, 99));
+        // What has ended makes room as well.
+        assert!(blocks.set(user(MOST_BLOCKED + 1), 1000, 100));
+        assert_eq!(blocks.lock().len(), 3);
+    }
+}

@@ -1,0 +1,312 @@
+//! Users whose logins are rejected for a time, and finding users.
+//!
+//! A block is kept as a session is: its end, and a record of the user, sealed for the key it is
+//! stored under. It has a key for each seal key, and all are read, so that gateways whose keys
+//! are being changed see it. The ends of all blocks are listed, only to be counted.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::{ErrorKind, RedisError, RedisResult, Script, cmd, from_redis_value};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::address::DIAL;
+use super::link::{Connection, Store};
+use super::seal::{NO_END, Record, Value, ends_of, stamp};
+use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
+use crate::identity::{AppId, Identity, OpenId, User};
+use crate::session::{MOST_BLOCKED, StoreError};
+use crate::token::TokenDigest;
+
+/// For going through all that is stored.
+const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Keys looked at together.
+const CHUNK: usize = 500;
+
+/// KEYS: the list of blocks. ARGV: the user, the block's end, now, its life, how many there may
+/// be. Returns whether there was room.
+static COUNT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
+        local is_new = redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+        if is_new == 1 and redis.call('ZCARD', KEYS[1]) > tonumber(ARGV[5]) then
+            redis.call('ZREM', KEYS[1], ARGV[1])
+            return 0
+        end
+        if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then
+            redis.call('PEXPIRE', KEYS[1], ARGV[4])
+        end
+        return 1",
+    )
+});
+
+/// The blocks that this gateway has set, and when they end, on the clock: a store that takes the
+/// place of another is told them.
+#[derive(Default)]
+pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
+
+impl OwnBlocks {
+    fn set(&self, user: &User, until: u64, now: u64) {
+        let mut blocks = self.lock();
+        // The store does not hold more of them.
+        if blocks.len() >= MOST_BLOCKED {
+            blocks.retain(|_, until| now < *until);
+        }
+        blocks.insert(user.clone(), until);
+    }
+
+    fn live(&self, now: u64) -> Vec<(User, u64)> {
+        let blocks = self.lock();
+        let live = blocks.iter().filter(|(_, until)| now < **until);
+        live.map(|(user, until)| (user.clone(), *until)).collect()
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, HashMap<User, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Blocks a user until then, on the clock. Returns whether there was room.
+    pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
+        let store = self.link.store()?;
+        let written = async {
+            let mut connection = store.revocations();
+            if !self.put_block(&mut connection, user, until).await? {
+                return Ok(false);
+            }
+            self.confirm_block(&store, &mut connection, user).await?;
+            Ok(true)
+        };
+        let is_taken = self.link.within(LISTING_PATIENCE, written).await?;
+        if is_taken {
+            self.own_blocks.set(user, until, self.clock.now_millis());
+        }
+        Ok(is_taken)
+    }
+
+    /// Ends the block of a user.
+    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
+        let store = self.link.store()?;
+        self.own_blocks.lock().remove(user);
+        let written = async {
+            let mut connection = store.revocations();
+            for name in self.seals.users(user) {
+                let mut publish = cmd("PUBLISH");
+                publish.arg(&self.keys.channel).arg(&name.name);
+                publish.exec_async(&mut connection).await?;
+                // What expires at once needs no right to delete.
+                let mut set = cmd("SET");
+                set.arg(self.keys.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
+                set.exec_async(&mut connection).await?;
+                let mut remove = cmd("ZREM");
+                remove.arg(self.keys.blocks()).arg(&name.name);
+                remove.exec_async(&mut connection).await?;
+            }
+            self.confirm_block(&store, &mut connection, user).await
+        };
+        self.link.within(LISTING_PATIENCE, written).await
+    }
+
+    /// A gateway says that it has lifted the block of the user with this name.
+    pub fn heard_of_lift(&self, name: &[u8]) {
+        let is_meant = |user: &User| self.seals.users(user).any(|own| own.name.as_bytes() == name);
+        self.own_blocks.lock().retain(|user, _| !is_meant(user));
+    }
+
+    /// Blocks again whom this gateway has blocked: the store may have lost it.
+    ///
+    /// # Errors
+    /// When one of them was not written.
+    pub async fn tell_of_blocks(&self, store: &Store) -> RedisResult<()> {
+        let blocks = self.own_blocks.live(self.clock.now_millis());
+        for some in blocks.chunks(TOLD_AT_ONCE) {
+            let written = some.iter().map(|(user, until)| {
+                let mut connection = store.revocations();
+                async move { self.put_block(&mut connection, user, *until).await }
+            });
+            let late = |_| RedisError::from((ErrorKind::Io, "who was blocked here is not taken"));
+            timeout(DIAL, try_join_all(written)).await.map_err(late)??;
+        }
+        if !blocks.is_empty() {
+            let count = blocks.len();
+            tracing::info!(count, "users who were blocked here are blocked in the new store");
+        }
+        Ok(())
+    }
+
+    /// Writes a block. Returns whether there was room.
+    async fn put_block(
+        &self,
+        connection: &mut Connection,
+        user: &User,
+        until: u64,
+    ) -> RedisResult<bool> {
+        let now = self.clock.to_wall(self.clock.now_millis());
+        let ends = self.clock.to_wall(until);
+        let life = ends.saturating_sub(now).max(1);
+        let record = Record {
+            identity: Identity {
+                app_id: user.app_id.clone(),
+                openid: user.openid.clone(),
+                unionid: None,
+            },
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            created: now,
+            ends,
+            used: ends,
+        };
+        for name in self.seals.users(user) {
+            let mut count = COUNT.key(self.keys.blocks());
+            count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
+            if !count.invoke_async::<bool>(connection).await? {
+                return Ok(false);
+            }
+            let key = self.keys.block(&name.name);
+            let value = self.seals.seal(&place(&key), &record).map_err(unsealable)?;
+            cmd("SET").arg(key).arg(value).arg("PX").arg(life).exec_async(connection).await?;
+        }
+        Ok(true)
+    }
+
+    /// Waits until replicas have what was written of a user's block.
+    async fn confirm_block(
+        &self,
+        store: &Store,
+        connection: &mut Connection,
+        user: &User,
+    ) -> RedisResult<()> {
+        for name in self.seals.users(user) {
+            let key = self.keys.block(&name.name);
+            store.confirm(connection, key.as_bytes(), self.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Until when a user is blocked, on the clock.
+    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
+        let store = self.link.store()?;
+        let read = async {
+            let names = self.seals.users(user).map(|name| self.keys.block(&name.name));
+            let names: Vec<_> = names.collect();
+            blocked_until(&mut store.common(), &names).await
+        };
+        let until = self.link.within(self.timeout, read).await?;
+        let now = self.clock.to_wall(self.clock.now_millis());
+        Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
+    }
+
+    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked.
+    pub async fn find_user(
+        &self,
+        app_id: &AppId,
+        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
+    ) -> Result<Option<User>, StoreError> {
+        let store = self.link.store()?;
+        let search = async {
+            let found = self.search(store.common(), app_id, is_sought).await;
+            found.inspect_err(|error| {
+                tracing::warn!(%error, "the session store cannot be searched for a user");
+            })
+        };
+        self.link.within(SEARCH_PATIENCE, search).await
+    }
+
+    async fn search(
+        &self,
+        mut connection: Connection,
+        app_id: &AppId,
+        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
+    ) -> RedisResult<Option<User>> {
+        for node in nodes(&mut connection).await? {
+            let mut cursor = "0".to_owned();
+            loop {
+                let keys: Vec<String>;
+                (cursor, keys) = self.scan(&mut connection, node.as_ref(), &cursor).await?;
+                if !keys.is_empty() {
+                    let values: Vec<Option<Vec<u8>>> =
+                        cmd("MGET").arg(&keys).query_async(&mut connection).await?;
+                    let users = keys.iter().zip(values).filter_map(|(key, value)| {
+                        let digest = self.keys.token(key).unwrap_or_else(|| place(key));
+                        match self.seals.open(&digest, &value?) {
+                            Value::Session(record) => Some(record.identity.user()),
+                            Value::Tombstone | Value::Unreadable => None,
+                        }
+                    });
+                    let mut of_app = users.filter(|user| user.app_id == *app_id);
+                    if let Some(found) = of_app.find(|user| is_sought(&user.openid)) {
+                        return Ok(Some(found));
+                    }
+                }
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keys of sessions and blocks from a cursor on, and the cursor after them.
+    async fn scan(
+        &self,
+        connection: &mut Connection,
+        node: Option<&Node>,
+        cursor: &str,
+    ) -> RedisResult<(String, Vec<String>)> {
+        let mut scan = cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(self.keys.pattern()).arg("COUNT").arg(CHUNK);
+        match (connection, node) {
+            (Connection::Cluster(cluster), Some(node)) => {
+                let (host, port) = (node.host.clone(), node.port);
+                let node = SingleNodeRoutingInfo::ByAddress { host, port };
+                let found = cluster.route_command(scan, RoutingInfo::SingleNode(node)).await?;
+                Ok(from_redis_value(found)?)
+            }
+            (connection, _) => scan.query_async(connection).await,
+        }
+    }
+}
+
+/// A primary of a cluster.
+struct Node {
+    host: String,
+    port: u16,
+}
+
+/// The primaries of a cluster; of anything else the one server that there is.
+async fn nodes(connection: &mut Connection) -> RedisResult<Vec<Option<Node>>> {
+    let Connection::Cluster(cluster) = connection else { return Ok(vec![None]) };
+    let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+    let roles = cluster.route_command(cmd("PING"), all).await?;
+    let addresses: HashMap<String, redis::Value> = from_redis_value(roles)?;
+    let node = |address: String| {
+        let (host, port) = address.rsplit_once(':')?;
+        Some(Node { host: host.to_owned(), port: port.parse().ok()? })
+    };
+    Ok(addresses.into_keys().map(node).collect())
+}
+
+/// The latest end of blocks under keys, on the wall clock, whether it is over or not.
+pub async fn blocked_until(
+    connection: &mut Connection,
+    keys: &[String],
+) -> RedisResult<Option<u64>> {
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
+    // Whatever stands there otherwise was put there to block.
+    Ok(values.into_iter().flatten().map(|value| ends_of(&value).unwrap_or(NO_END)).max())
+}
+
+/// What the record of a block is sealed for: no token has such a digest.
+fn place(key: &str) -> TokenDigest {
+    TokenDigest::from_bytes(Sha256::digest(key).into())
+}
