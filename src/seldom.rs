@@ -1,5 +1,7 @@
-//! What may happen at any rate, and is said at most once a minute.
+//! What may happen at any rate, and is logged at most once a minute.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,11 +10,33 @@ use crate::clock::Clock;
 /// Between two lines about the same.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whether to say one thing.
+/// Kinds of events that one [`SeldomEach`] tells apart.
+const MOST: usize = 1000;
+
+/// When an event was last logged, and how often it has happened since.
+#[derive(Default)]
+struct Logged(Option<(Duration, u64)>);
+
+impl Logged {
+    fn suppressed(&mut self, now: Duration) -> Option<u64> {
+        match &mut self.0 {
+            Some((at, suppressed)) if now < *at + INTERVAL => {
+                *suppressed += 1;
+                None
+            }
+            last => Some(last.replace((now, 0)).map_or(0, |(_, suppressed)| suppressed)),
+        }
+    }
+
+    fn is_old(&self, now: Duration) -> bool {
+        self.0.is_none_or(|(at, _)| now >= at + INTERVAL)
+    }
+}
+
+/// Whether to log one kind of event.
 pub struct Seldom {
     clock: Clock,
-    /// When it was said, and how often it has happened since.
-    last: Mutex<Option<(Duration, u64)>>,
+    last: Mutex<Logged>,
 }
 
 impl Seldom {
@@ -20,18 +44,40 @@ impl Seldom {
         Self { clock, last: Mutex::default() }
     }
 
-    /// It has happened. How often it did since it was last said, if it is to be said now.
-    pub fn others(&self) -> Option<u64> {
-        let now = self.clock.now();
+    /// The event has happened. If it is to be logged now: how often it was not since it last was.
+    pub fn suppressed(&self) -> Option<u64> {
         // Nothing panics while it holds the lock.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *last {
-            Some((at, others)) if now < *at + INTERVAL => {
-                *others += 1;
-                None
+        last.suppressed(self.clock.now())
+    }
+}
+
+/// [`Seldom`] for each of several kinds of events. Beyond a thousand kinds in a minute, all new
+/// ones count as one kind.
+pub struct SeldomEach<K> {
+    clock: Clock,
+    each: Mutex<HashMap<K, Logged>>,
+    rest: Seldom,
+}
+
+impl<K: Eq + Hash> SeldomEach<K> {
+    pub fn new(clock: Clock) -> Self {
+        Self { rest: Seldom::new(clock.clone()), each: Mutex::default(), clock }
+    }
+
+    /// An event of this kind has happened; see [`Seldom::suppressed`].
+    pub fn suppressed(&self, kind: K) -> Option<u64> {
+        let now = self.clock.now();
+        // Nothing panics while it holds the lock.
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        if each.len() >= MOST && !each.contains_key(&kind) {
+            each.retain(|_, logged| !logged.is_old(now));
+            if each.len() >= MOST {
+                drop(each);
+                return self.rest.suppressed();
             }
-            last => Some(last.replace((now, 0)).map_or(0, |(_, others)| others)),
         }
+        each.entry(kind).or_default().suppressed(now)
     }
 }
 
@@ -40,15 +86,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_said_once_a_minute_with_the_number_of_others() {
+    fn the_same_is_logged_once_a_minute_with_the_number_that_was_not() {
         let clock = Clock::manual();
         let seldom = Seldom::new(clock.clone());
-        assert_eq!(seldom.others(), Some(0));
-        assert_eq!(seldom.others(), None);
+        assert_eq!(seldom.suppressed(), Some(0));
+        assert_eq!(seldom.suppressed(), None);
         clock.advance(Duration::from_millis(59_999));
-        assert_eq!(seldom.others(), None);
+        assert_eq!(seldom.suppressed(), None);
         clock.advance(Duration::from_millis(1));
-        assert_eq!(seldom.others(), Some(2));
-        assert_eq!(seldom.others(), None);
+        assert_eq!(seldom.suppressed(), Some(2));
+        assert_eq!(seldom.suppressed(), None);
+    }
+
+    #[test]
+    fn kinds_are_told_apart_as_long_as_there_are_not_too_many() {
+        let clock = Clock::manual();
+        let seldom = SeldomEach::new(clock.clone());
+        assert_eq!(seldom.suppressed(0), Some(0));
+        assert_eq!(seldom.suppressed(0), None);
+        assert_eq!((1..10_000).filter_map(|kind| seldom.suppressed(kind)).count(), MOST);
+        assert_eq!(seldom.suppressed(0), None);
+        clock.advance(INTERVAL);
+        assert_eq!(seldom.suppressed(5_000), Some(0), "old kinds make room");
+        assert_eq!(seldom.suppressed(1), Some(0));
     }
 }

@@ -269,9 +269,9 @@ impl Redis {
         Ok(match value.map(|value| this.seals.open(digest, &value)) {
             Some(Value::Session(record)) => this.near.insert(this.session(*digest, record), now),
             Some(Value::Unreadable) => {
-                if let Some(others) = this.unreadable.others() {
+                if let Some(suppressed) = this.unreadable.suppressed() {
                     tracing::warn!(
-                        others,
+                        suppressed,
                         "a session in the store was sealed by no key that is configured"
                     );
                 }

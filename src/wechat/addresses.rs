@@ -67,8 +67,11 @@ impl Addresses {
             (None, true) | (Some(_), false) => {}
         }
         drop(next_try);
-        if !is_connected && let Some(others) = self.said.others() {
-            tracing::warn!(others, "no connection to wechat.base_url; its fallback is asked first");
+        if !is_connected && let Some(suppressed) = self.said.suppressed() {
+            tracing::warn!(
+                suppressed,
+                "no connection to wechat.base_url; its fallback is asked first"
+            );
         }
     }
 

@@ -97,14 +97,17 @@ impl Pass<'_> {
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
         drop(breaker);
-        if has_opened && let Some(others) = self.gate.said_open.others() {
-            tracing::error!(others, "WeChat fails again and again; logins are refused for a while");
+        if has_opened && let Some(suppressed) = self.gate.said_open.suppressed() {
+            tracing::error!(
+                suppressed,
+                "WeChat fails again and again; logins are refused for a while"
+            );
         }
         if was_open
             && is_success
-            && let Some(others) = self.gate.said_closed.others()
+            && let Some(suppressed) = self.gate.said_closed.suppressed()
         {
-            tracing::info!(others, "WeChat works again");
+            tracing::info!(suppressed, "WeChat works again");
         }
     }
 }
