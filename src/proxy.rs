@@ -16,6 +16,7 @@ mod tunnel;
 
 use std::any::Any;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE};
 use http::{HeaderValue, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType};
@@ -32,6 +34,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use self::admission::Refusal;
 use self::context::RequestContext;
 pub use self::endpoints::health;
+use self::failure::Failures;
 use crate::answer::Answer;
 use crate::inject::REQUEST_ID;
 use crate::policy::{Policies, Policy, Process};
@@ -47,6 +50,7 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 pub struct Gateway {
     process: Arc<Process>,
     policies: Arc<Policies>,
+    failures: Failures,
 }
 
 /// What the edge hands over with a request of HTTP/1.
@@ -59,7 +63,8 @@ pub struct HandedOver {
 
 impl Gateway {
     pub fn new(process: Arc<Process>, policies: Arc<Policies>) -> Self {
-        Self { process, policies }
+        let failures = Failures::new(process.clock.clone());
+        Self { process, policies, failures }
     }
 
     /// Writes an answer of the gateway's own. The connection goes on if the whole request
@@ -182,6 +187,7 @@ impl ProxyHttp for Gateway {
         };
         context.upstream = Some(address);
         context.reuse = reuse;
+        context.served_before = None;
         if context.is_websocket {
             let idle = context.policy.limits.websocket_idle_timeout;
             peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
@@ -200,7 +206,23 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         context.tried.extend(context.upstream);
         error.set_retry(context.pool().is_some_and(|pool| pool.has_untried(&context.tried)));
+        if error.retry() {
+            self.failures.log_passed_over(&context.failure(&error));
+        }
         error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut HttpSession,
+        is_reused: bool,
+        _: &HttpPeer,
+        _: RawFd,
+        _: Option<&Digest>,
+        context: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        context.served_before = Some(is_reused);
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -273,9 +295,14 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<()> {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             context.upstream_status = Some(101);
-            if !context.is_websocket || !websocket::is_accepted(http.req_header(), response) {
+            let fault = if context.is_websocket {
+                websocket::fault(http.req_header(), response)
+            } else {
+                Some(failure::UNASKED)
+            };
+            if let Some(fault) = fault {
                 context.rejection = Some(Rejection::BadGateway);
-                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade").into_up());
+                return Err(Error::explain(failure::REFUSED, fault).into_up());
             }
             context.policy.injector.clean_response(response);
             let everywhere = context.route().into_iter().flat_map(|route| &route.response_headers);
@@ -334,17 +361,11 @@ impl ProxyHttp for Gateway {
             // The client is gone: there is nobody to answer, or to wait for.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
-        // What a client does wrong is everyday, and must not fill the log.
-        if *error.esource() != ErrorSource::Downstream {
-            tracing::warn!(
-                request_id = context.request_id(),
-                upstream = context.upstream.map(tracing::field::display),
-                error = error.etype().as_str(),
-                source = error.esource().as_str(),
-                "a request failed"
-            );
-        }
         let status = rejection.status();
+        // What a client does wrong is everyday, and must not fill the log.
+        if *error.esource() != ErrorSource::Downstream && status >= 500 {
+            self.failures.log(&context.failure(error));
+        }
         if context::final_answer(http).is_none() {
             let answer = context.refuse(&rejection);
             http.set_keepalive(None);

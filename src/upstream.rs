@@ -111,6 +111,11 @@ impl Pool {
         }
     }
 
+    /// Whether no address of any server is known.
+    pub fn is_empty(&self) -> bool {
+        self.peers.load().is_empty()
+    }
+
     /// Whether some server has not been tried.
     pub fn has_untried(&self, tried: &[SocketAddr]) -> bool {
         self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
@@ -133,8 +138,7 @@ impl Pool {
         let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
         let interval = |pool: &Self| {
             let has_names = pool.section.servers.iter().any(is_name);
-            let is_empty = pool.peers.load().is_empty();
-            has_names.then_some(if is_empty { RESOLVE_RETRY } else { RESOLVE_INTERVAL })
+            has_names.then_some(if pool.is_empty() { RESOLVE_RETRY } else { RESOLVE_INTERVAL })
         };
         while let Some(interval) = pool.upgrade().and_then(|pool| interval(&pool)) {
             tokio::time::sleep(interval).await;

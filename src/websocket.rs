@@ -74,13 +74,19 @@ fn is_version(value: &[u8]) -> bool {
     is_number && std::str::from_utf8(value).is_ok_and(|text| text.parse::<u8>().is_ok())
 }
 
-/// Whether an answer accepts the handshake of a request.
-pub fn is_accepted(request: &RequestHeader, response: &ResponseHeader) -> bool {
-    let Some(key) = request.headers.get(SEC_WEBSOCKET_KEY) else { return false };
+/// Why a `101` does not accept the handshake of a request; the header line at fault comes first.
+pub fn fault(request: &RequestHeader, response: &ResponseHeader) -> Option<&'static str> {
+    let headers = &response.headers;
+    if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
+        return Some("Upgrade (not websocket alone)");
+    }
+    let Some(key) = request.headers.get(SEC_WEBSOCKET_KEY) else {
+        return Some("Sec-WebSocket-Accept (the request has no key)");
+    };
     let digest = Sha1::new().chain_update(trim(key.as_bytes())).chain_update(GUID).finalize();
     let expected = STANDARD.encode(digest);
-    is_only(&response.headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket"))
-        && is_only(&response.headers, &SEC_WEBSOCKET_ACCEPT, |value| value == expected.as_bytes())
+    let is_accepted = is_only(headers, &SEC_WEBSOCKET_ACCEPT, |value| value == expected.as_bytes());
+    (!is_accepted).then_some("Sec-WebSocket-Accept (does not match the handshake's key)")
 }
 
 fn is_only(headers: &HeaderMap, name: &HeaderName, is_right: impl Fn(&[u8]) -> bool) -> bool {
@@ -256,8 +262,10 @@ mod tests {
             response.append_header("Sec-WebSocket-Accept", accept.to_owned()).unwrap();
             response
         };
-        assert!(is_accepted(&asked, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")));
-        assert!(!is_accepted(&asked, &answer("AAAAAAAAAAAAAAAAAAAAAAAAAAA=")));
-        assert!(!is_accepted(&asked, &ResponseHeader::build(101, None).unwrap()));
+        assert_eq!(fault(&asked, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")), None);
+        assert!(fault(&asked, &answer("AAAAAAAAAAAAAAAAAAAAAAAAAAA=")).is_some());
+        assert!(fault(&asked, &ResponseHeader::build(101, None).unwrap()).is_some());
+        let keyless = RequestHeader::build("GET", b"/", None).unwrap();
+        assert!(fault(&keyless, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")).is_some());
     }
 }

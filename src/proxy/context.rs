@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
+use pingora::Error;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as HttpSession;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::failure::{self, Failure, Patience};
 use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::forwarded::Client;
@@ -43,6 +45,8 @@ pub struct RequestContext {
     /// Servers to which no connection could be made.
     pub tried: Vec<SocketAddr>,
     pub upstream: Option<SocketAddr>,
+    /// Whether the connection to it has served a request before; `None` while there is none.
+    pub served_before: Option<bool>,
     pub upstream_status: Option<u16>,
     /// Whether the connection to the server may serve another request.
     pub reuse: Reuse,
@@ -76,6 +80,7 @@ impl RequestContext {
             rejection: None,
             tried: Vec::new(),
             upstream: None,
+            served_before: None,
             upstream_status: None,
             reuse: Reuse::Allowed,
             body_bytes: 0,
@@ -100,6 +105,41 @@ impl RequestContext {
     /// The servers that the request is for, once it is admitted.
     pub fn pool(&self) -> Option<&Pool> {
         self.policy.pools.get(self.pool?).map(Arc::as_ref)
+    }
+
+    /// What is logged of an error that ends this request, or its try with one server.
+    pub fn failure(&self, error: &Error) -> Failure<'_> {
+        let route = self.route();
+        let pool = self.pool();
+        let cause = match (pool, route) {
+            (Some(pool), _) if self.upstream.is_none() && pool.is_empty() => {
+                "no address known for the upstream".into()
+            }
+            (Some(pool), Some(route)) => {
+                let section = pool.section();
+                let (read, read_key) = if self.is_websocket {
+                    (self.policy.limits.websocket_idle_timeout, "websocket_idle_timeout")
+                } else {
+                    (route.timeouts.read.unwrap_or(section.read_timeout), "read_timeout")
+                };
+                let patience = Patience {
+                    connect: route.timeouts.connect.unwrap_or(section.connect_timeout),
+                    write: route.timeouts.write.unwrap_or(section.write_timeout),
+                    read,
+                    read_key,
+                };
+                failure::cause(error, &patience)
+            }
+            _ => "the request has no upstream".into(),
+        };
+        Failure {
+            request_id: self.request_id(),
+            route: route.map(|_| self.policy.metrics(self.endpoint).label()),
+            upstream: pool.map(|pool| pool.section().name.as_str()),
+            server: self.upstream,
+            cause,
+            is_reused: self.served_before == Some(true),
+        }
     }
 
     /// The answer to a request that is refused.

@@ -14,6 +14,7 @@ mod certificates;
 mod command;
 mod config;
 mod edge;
+mod failures;
 mod faults;
 mod forward_auth;
 mod forwarding;

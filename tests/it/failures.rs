@@ -1,0 +1,229 @@
+//! What the log says of requests that fail, and how often.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::harness::client::{Answer, Connection};
+use crate::harness::upstream::Reply;
+use crate::harness::{Stack, process_log};
+
+/// The fields of the process's log lines for a request.
+fn lines_of(answer: &Answer) -> Vec<Value> {
+    let request_id = answer.header("x-request-id").unwrap();
+    let log = process_log::text_after(0);
+    let lines = log.lines().filter(|line| line.contains(request_id));
+    lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone()).collect()
+}
+
+fn lines_about(text: &str) -> Vec<Value> {
+    let log = process_log::text_after(0);
+    let lines = log.lines().filter(|line| line.contains(text));
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn upstream(servers: &str, more: &str) -> String {
+    format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}\n{more}")
+}
+
+/// An address that nobody listens on.
+async fn nobody() -> std::net::SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
+    let nobody = nobody().await;
+    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
+    let answer = stack.get("/none").send().await;
+    answer.assert_error(502, "bad_gateway", "retry");
+    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    assert_eq!(line["message"], "request failed");
+    assert_eq!(line["route"], "/none");
+    assert_eq!(line["upstream"], "recorder");
+    assert_eq!(line["server"], nobody.to_string());
+    assert_eq!(line["cause"], "connection refused");
+    assert_eq!(line.get("reused"), None);
+
+    let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]", "")).await;
+    let answer = stack.get("/none").send().await;
+    answer.assert_error(503, "no_upstream", "retry");
+    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    assert_eq!(line["upstream"], "recorder");
+    assert_eq!(line.get("server"), None);
+    assert_eq!(line["cause"], "no address known for the upstream");
+}
+
+/// Its queue is full, so that the connection is never answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(1).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let filling = || {
+        let filler =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        filler.set_nonblocking(true).unwrap();
+        let _ = filler.connect(&address.into());
+        filler
+    };
+    let _fillers: Vec<_> = std::iter::repeat_with(filling).take(4).collect();
+    let changes = upstream(&format!("[\"{address}\"]"), "connect_timeout = \"1500ms\"");
+    let stack = Stack::start_with(&changes).await;
+    let answer = stack.get("/none").send().await;
+    answer.assert_error(504, "gateway_timeout", "retry");
+    assert_eq!(lines_of(&answer)[0]["cause"], "connect timed out (connect_timeout 1s 500ms)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
+    let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
+    let secret = "a-secret-in-a-value";
+    for (reply, cause) in [
+        (Reply::Last(vec![]), "closed before a response"),
+        (Reply::Last(b"HTTP/1.1 200 OK\r\nX-Ha".to_vec()), "closed within the response header"),
+        (Reply::Stall(vec![]), "no response within read_timeout (300ms)"),
+        (Reply::Last(b"SSH-2.0-OpenSSH\r\n".to_vec()), "response header malformed: status line"),
+        (Reply::Last(b"HTTP/1.1 abc\r\n\r\n".to_vec()), "response header malformed: status line"),
+        (
+            Reply::Last(
+                format!("HTTP/1.1 200 OK\r\nX-One: 1\r\nX-Two: {secret}\0\r\n\r\n").into_bytes(),
+            ),
+            "response header malformed: X-Two (control character in the value)",
+        ),
+        (
+            Reply::Last(format!("HTTP/1.1 200 OK\r\nX-One: 1\r\n{secret}\r\n\r\n").into_bytes()),
+            "response header malformed: line 3 (no colon)",
+        ),
+        (
+            Reply::Last(format!("HTTP/1.1 200 OK\r\nX {secret}: 1\r\n\r\n").into_bytes()),
+            "response header malformed: line 2 (not a header name)",
+        ),
+        (
+            Reply::Last(
+                format!("HTTP/1.1 200 OK\r\n{}", "X-Many: 1\r\n".repeat(300) + "\r\n").into_bytes(),
+            ),
+            "response header malformed: too many header lines",
+        ),
+        (
+            Reply::Last(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd".to_vec(),
+            ),
+            "response header refused: Content-Length is invalid or has several values",
+        ),
+        (
+            Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabcd".to_vec()),
+            "response header refused: Content-Length is invalid or has several values",
+        ),
+        (
+            Reply::Last(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                  Upgrade: websocket\r\n\r\n"
+                    .to_vec(),
+            ),
+            "response header refused: Upgrade (101 to a request that is no WebSocket handshake)",
+        ),
+    ] {
+        let stack = Stack::start_with(&changes).await;
+        stack.upstream.reply(move |_| reply.clone());
+        let answer = stack.get("/none").send().await;
+        assert!(answer.status >= 502, "{cause}: {answer:?}");
+        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        assert_eq!(line["cause"], cause);
+        assert_eq!(line["server"], stack.upstream.address.to_string());
+        assert!(!line.to_string().contains(secret), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_breaks_off_says_that_it_had_begun() {
+    let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
+    for (reply, cause) in [
+        (
+            Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
+            "closed before the end of the response body",
+        ),
+        (
+            Reply::Last(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec(),
+            ),
+            "closed before the end of the response body",
+        ),
+        (
+            Reply::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
+            "response body stalled for read_timeout (300ms)",
+        ),
+        (
+            Reply::Last(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n".to_vec()),
+            "response body malformed: chunked encoding",
+        ),
+    ] {
+        let stack = Stack::start_with(&changes).await;
+        stack.upstream.reply(move |_| reply.clone());
+        let answer = stack.get("/none").send().await;
+        assert!(!answer.is_whole, "{cause}: {answer:?}");
+        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        assert_eq!(line["cause"], cause);
+    }
+}
+
+/// A POST is not repeated, and what closed it may have been the service's keep-alive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_on_a_reused_connection_says_so() {
+    let stack = Stack::start().await;
+    assert_eq!(stack.get("/none").send().await.status, 200);
+    stack.upstream.reply(|_| Reply::Last(vec![]));
+    let answer = stack.post("/none").body("x").send().await;
+    answer.assert_error(502, "bad_gateway", "retry");
+    let lines = lines_of(&answer);
+    assert_eq!(lines[0]["cause"], "closed before a response");
+    assert_eq!(lines[0]["reused"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
+    let nobody = nobody().await;
+    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
+    for _ in 0..20 {
+        stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
+    }
+    assert_eq!(lines_about(&nobody.to_string()).len(), 1);
+    stack.clock.advance(Duration::from_secs(60));
+    stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
+    let lines = lines_about(&nobody.to_string());
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["fields"]["suppressed"], 19);
+}
+
+/// The others serve all requests, so that nothing else would show it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
+    let nobody = nobody().await;
+    let servers = format!("[\"{nobody}\", \"{{upstream}}\"]");
+    let stack = Stack::start_with(&upstream(&servers, "")).await;
+    for _ in 0..10 {
+        assert_eq!(stack.get("/none").send().await.status, 200);
+    }
+    let lines = lines_about(&nobody.to_string());
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0]["fields"]["message"], "cannot connect to a server, trying another");
+    assert_eq!(lines[0]["fields"]["cause"], "connection refused");
+}
+
+/// Whoever sends them could fill the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_clients_get_wrong_are_no_warnings() {
+    let stack = Stack::start_with("limits.max_body = \"1KiB\"").await;
+    let answer = stack.post("/none").body(vec![b'x'; 5000]).chunked().send().await;
+    answer.assert_error(413, "body_too_large", "none");
+    assert_eq!(lines_of(&answer), [Value::Null; 0]);
+    let mut connection = Connection::open(stack.gateway).await;
+    let request = "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close, cookie\r\n\r\n";
+    connection.send(request.as_bytes()).await;
+    if let Some(answer) = connection.answer_or_end().await {
+        assert_eq!(lines_of(&answer), [Value::Null; 0], "{answer:?}");
+    }
+}
