@@ -182,7 +182,7 @@ impl Policy {
         let pool = |section: &Upstream| {
             let mut known = previous.into_iter().flat_map(|previous| &previous.pools);
             let same = known.find(|pool| pool.section() == section).cloned();
-            same.unwrap_or_else(|| Arc::new(Pool::new(section.clone())))
+            same.unwrap_or_else(|| Arc::new(Pool::new(section.clone(), process.clock.clone())))
         };
         Ok(Self {
             pools: config.upstreams.iter().map(pool).collect(),

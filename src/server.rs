@@ -182,6 +182,7 @@ impl Server {
 
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
+        let cannot_accept = Arc::new(Seldom::new(process.clock.clone()));
         for (listener, opening) in public {
             tracing::info!(address = %listener.address, "listening");
             let socket = into_tokio(listener)?;
@@ -190,7 +191,8 @@ impl Server {
                 let edge = edge.clone();
                 async move { edge.serve(stream, peer, opening).await }
             };
-            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone()));
+            let seldom = cannot_accept.clone();
+            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone(), seldom));
         }
         let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
         for listener in forward_auth {
@@ -201,7 +203,8 @@ impl Server {
                 let decisions = decisions.clone();
                 async move { decisions.serve(stream, peer).await }
             };
-            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone()));
+            let seldom = cannot_accept.clone();
+            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone(), seldom));
         }
         process.lifecycle.set_ready();
 
@@ -274,13 +277,20 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
     serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
     workers: Vec<Handle>,
     connections: TaskTracker,
+    failed: Arc<Seldom>,
 ) {
     for worker in workers.iter().cycle() {
         let (stream, peer) = loop {
             match listener.accept().await {
                 Ok(accepted) => break accepted,
-                // No descriptor is left, or the client has gone already.
-                Err(_) => tokio::time::sleep(http_server::ACCEPT_PAUSE).await,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                // No descriptor is left, or no memory.
+                Err(error) => {
+                    if let Some(suppressed) = failed.suppressed() {
+                        tracing::error!(%error, suppressed, "cannot accept connections");
+                    }
+                    tokio::time::sleep(http_server::ACCEPT_PAUSE).await;
+                }
             }
         };
         // The connection leaves this thread's reactor for its worker's.

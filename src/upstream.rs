@@ -21,7 +21,9 @@ use pingora::lb::{Backend, Backends};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use self::keep_alive::KeepAlive;
+use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
+use crate::seldom::Seldom;
 
 /// Between two look-ups of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -63,9 +65,9 @@ pub enum Reuse {
 }
 
 impl Pool {
-    pub fn new(section: Upstream) -> Self {
+    pub fn new(section: Upstream, clock: Clock) -> Self {
         let servers = section.servers.clone();
-        let names = Names { pool: section.name.clone(), servers, known: Mutex::default() };
+        let names = Names { pool: section.name.clone(), servers, clock, known: Mutex::default() };
         Self {
             backends: Backends::new(Box::new(names)),
             peers: ArcSwap::default(),
@@ -170,8 +172,17 @@ impl Pool {
 struct Names {
     pool: String,
     servers: Vec<ServerAddress>,
-    /// What each name stood for when it could last be resolved.
-    known: Mutex<HashMap<String, Vec<SocketAddr>>>,
+    clock: Clock,
+    known: Mutex<HashMap<String, Name>>,
+}
+
+/// What is known of a host name with a port.
+struct Name {
+    /// What it stood for when it could last be resolved.
+    addresses: Vec<SocketAddr>,
+    failed: Seldom,
+    /// Whether the last line about it says that it cannot be resolved.
+    is_logged: bool,
 }
 
 #[async_trait]
@@ -200,23 +211,86 @@ impl Names {
             Ok(found) => found.map(Iterator::collect),
             Err(elapsed) => Err(elapsed.into()),
         };
+        self.learn(&name, found)
+    }
+
+    /// Takes what a look-up has found, or what is known since an earlier one.
+    fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let name = known.entry(host.to_owned()).or_insert_with(|| Name {
+            addresses: Vec::new(),
+            failed: Seldom::new(self.clock.clone()),
+            is_logged: false,
+        });
         match found {
             Ok(addresses) => {
-                known.insert(name, addresses.clone());
-                addresses
+                if std::mem::take(&mut name.is_logged) {
+                    tracing::info!(upstream = self.pool, host, "a host name resolves again");
+                }
+                name.addresses = addresses;
             }
             Err(error) => {
-                let kept = known.get(&name).cloned().unwrap_or_default();
-                tracing::warn!(
-                    upstream = self.pool,
-                    host,
-                    %error,
-                    kept = kept.len(),
-                    "a host name cannot be resolved"
-                );
-                kept
+                if let Some(suppressed) = name.failed.suppressed() {
+                    name.is_logged = true;
+                    let kept = name.addresses.len();
+                    tracing::warn!(
+                        upstream = self.pool,
+                        host,
+                        %error,
+                        kept,
+                        suppressed,
+                        "a host name cannot be resolved"
+                    );
+                }
             }
         }
+        name.addresses.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is logged while something is done.
+    fn logged(done: impl FnOnce()) -> String {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let lines = tracing_subscriber::fmt().with_writer(Arc::new(path.reopen().unwrap()));
+        tracing::subscriber::with_default(lines.finish(), done);
+        std::fs::read_to_string(path.path()).unwrap()
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_logged_once_a_minute_and_once_when_it_does_again() {
+        let clock = Clock::manual();
+        let names = Names {
+            pool: "shop".to_owned(),
+            servers: Vec::new(),
+            clock: clock.clone(),
+            known: Mutex::default(),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let learn = |found| names.learn("shop.internal:80", found);
+        let fail = || learn(Err(std::io::Error::other("unknown")));
+        let find = || learn(Ok(vec![address]));
+        assert_eq!(logged(|| drop(find())), "");
+        let log = logged(|| {
+            for _ in 0..100 {
+                assert_eq!(fail(), [address], "what was known is kept");
+            }
+        });
+        assert_eq!(log.lines().count(), 1, "{log}");
+        clock.advance(Duration::from_secs(60));
+        assert!(logged(|| drop(fail())).contains("suppressed=99"));
+        let log = logged(|| drop((find(), find())));
+        assert_eq!(log.matches("resolves again").count(), 1, "{log}");
+        // One that comes and goes is no flood either.
+        let log = logged(|| {
+            for _ in 0..100 {
+                fail();
+                find();
+            }
+        });
+        assert_eq!(log, "");
     }
 }

@@ -108,7 +108,7 @@ pub async fn answer(
     let request_id = request_id(request.headers());
     if !is_shown(token, request.headers()) {
         // Whoever guesses must not fill the log.
-        if let Some(suppressed) = process.operator_refusals.others() {
+        if let Some(suppressed) = process.operator_refusals.suppressed() {
             let outcome = "unauthorized";
             tracing::info!(outcome, request_id, client, suppressed, "operator action");
         }

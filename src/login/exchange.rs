@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::config::{App, Config};
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
+use crate::seldom::Seldom;
 use crate::session::{CreateError, Sessions, StoreError};
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
@@ -19,6 +20,7 @@ pub struct Exchange {
     wechat: Arc<WeChat>,
     sessions: Sessions,
     notices: Notices,
+    unkept: Seldom,
 }
 
 impl Exchange {
@@ -49,7 +51,8 @@ impl Exchange {
             None => Arc::new(WeChat::new(&config.wechat, clock.clone(), metrics)?),
         };
         let apps = config.apps.iter().map(paced).collect();
-        Ok(Self { apps, wechat, sessions, notices: Notices::new(clock.clone()) })
+        let (notices, unkept) = (Notices::new(clock.clone()), Seldom::new(clock.clone()));
+        Ok(Self { apps, wechat, sessions, notices, unkept })
     }
 
     /// Trades a code of the app with this index, that `client` sent, for a session.
@@ -61,7 +64,9 @@ impl Exchange {
             Rejection::from(&error)
         };
         let unkept = |error: StoreError| {
-            tracing::error!(request_id, %error, "a session cannot be kept");
+            if let Some(suppressed) = self.unkept.suppressed() {
+                tracing::error!(request_id, %error, suppressed, "a session cannot be kept");
+            }
             Rejection::StoreUnavailable
         };
         // Before the code is spent.

@@ -163,7 +163,7 @@ impl Redis {
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let interval = interval(idle_timeout);
         Self(Arc::new(Inner {
-            link: Link::new(redis, metrics.clone()),
+            link: Link::new(redis, clock.clone(), metrics.clone()),
             near: Near::new(section.capacity, redis.near_cache_ttl, idle_timeout + interval),
             seals: Seals::new(&shared.seal_keys),
             keys: Keys {

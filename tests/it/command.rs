@@ -22,7 +22,7 @@ pub struct Running {
     pub child: Child,
     lines: BufReader<Box<dyn Read + Send>>,
     /// All that was read so far.
-    transcript: String,
+    pub transcript: String,
     is_gateway: bool,
 }
 
@@ -49,12 +49,12 @@ impl Running {
         line
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    fn code(&mut self) -> i32 {
+    pub fn code(&mut self) -> i32 {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().unwrap() {

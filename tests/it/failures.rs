@@ -1,13 +1,17 @@
 //! What the log says of requests that fail, and how often.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
+use crate::command::Running;
 use crate::harness::client::{Answer, Connection};
+use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Reply;
-use crate::harness::{Stack, process_log};
+use crate::harness::{Stack, config_text, process_log};
+use crate::shared_store::{gateway, url};
 
 /// The fields of the process's log lines for a request.
 fn lines_of(answer: &Answer) -> Vec<Value> {
@@ -226,4 +230,42 @@ async fn requests_that_clients_get_wrong_are_no_warnings() {
     if let Some(answer) = connection.answer_or_end().await {
         assert_eq!(lines_of(&answer), [Value::Null; 0], "{answer:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_while_the_store_is_down_are_one_line_a_minute() {
+    let mut store = RedisServer::start();
+    let stack = gateway(&url(&store), "").await;
+    store.kill();
+    let mut logged = Vec::new();
+    for number in 0..20 {
+        let answer = stack.try_login(&format!("user-anna-{number}")).await;
+        answer.assert_error(503, "store_unavailable", "retry");
+        logged.extend(lines_of(&answer));
+    }
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!(logged[0]["message"], "a session cannot be kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_the_system_refuses_are_logged_and_not_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    let config = config_text(directory.path(), "http://127.0.0.1:1", nowhere, "");
+    let file = directory.path().join("gateway.toml");
+    std::fs::write(&file, config).unwrap();
+    let script = format!("ulimit -n 48; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
+    let mut gateway = Running::start(Command::new("sh").args(["-c", &script]), true);
+    let line: Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
+    let address: std::net::SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        held.push(TcpStream::connect(address).await.unwrap());
+    }
+    let line = gateway.line_with("cannot accept connections");
+    assert!(line.contains("Too many open files"), "{line}");
+    drop(held);
+    gateway.signal("TERM");
+    gateway.line_with("stopped");
+    assert_eq!(gateway.transcript.matches("cannot accept connections").count(), 1);
 }

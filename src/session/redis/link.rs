@@ -30,8 +30,10 @@ use tokio::time::{sleep, timeout};
 
 use super::address::{Dialer, Role};
 use super::sentinel::Sentinels;
+use crate::clock::Clock;
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::metrics::{Metrics, StoreOutcome};
+use crate::seldom::SeldomEach;
 use crate::session::StoreError;
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -157,10 +159,12 @@ pub struct Link {
     was_reached: AtomicBool,
     made: Instant,
     metrics: Arc<Metrics>,
+    /// By what is wrong.
+    failures: SeldomEach<String>,
 }
 
 impl Link {
-    pub fn new(section: &RedisSection, metrics: Arc<Metrics>) -> Self {
+    pub fn new(section: &RedisSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         Self {
             dialer: Arc::new(Dialer::new(section)),
             servers: section.servers.clone(),
@@ -169,6 +173,7 @@ impl Link {
             was_reached: AtomicBool::new(false),
             made: Instant::now(),
             metrics,
+            failures: SeldomEach::new(clock),
         }
     }
 
@@ -235,7 +240,8 @@ impl Link {
             _ => None,
         };
         let mut told = None;
-        let mut complaint = String::new();
+        // Whether the last line says that it is not there.
+        let mut is_logged = true;
         loop {
             match self.reach(sentinels.as_mut(), told.as_deref(), &tell).await {
                 Ok(store) => {
@@ -243,10 +249,14 @@ impl Link {
                     self.store.store(Some(store.clone()));
                     self.was_reached.store(true, Ordering::Release);
                     self.metrics.store_up(true);
-                    complaint.clear();
-                    tracing::info!("the session store is reached");
-                    let reason = self.watch(&store, sentinels.as_mut()).await;
-                    tracing::warn!(%reason, "the session store is lost");
+                    if std::mem::take(&mut is_logged) {
+                        tracing::info!("the session store is reached");
+                    }
+                    let reason = self.watch(&store, sentinels.as_mut()).await.to_string();
+                    if let Some(suppressed) = self.failures.suppressed(reason.clone()) {
+                        is_logged = true;
+                        tracing::warn!(reason, suppressed, "the session store is lost");
+                    }
                     // Of a cluster the rest may still be there.
                     if store.address.is_some() {
                         self.store.store(None);
@@ -254,9 +264,9 @@ impl Link {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if error != complaint {
-                        tracing::error!(error, "the session store is not reached");
-                        complaint = error;
+                    if let Some(suppressed) = self.failures.suppressed(error.clone()) {
+                        is_logged = true;
+                        tracing::error!(error, suppressed, "the session store is not reached");
                     }
                 }
             }
