@@ -7,7 +7,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,6 +19,7 @@ use tracing_appender::non_blocking::NonBlocking;
 
 use crate::config::{LogDestination, LogSection};
 use crate::identity::OpenId;
+pub use crate::log_writer::timestamp;
 use crate::log_writer::{Flush, queued};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -43,6 +44,14 @@ pub struct Line<'a> {
     pub decision: Option<&'a str>,
     pub app_id: Option<&'a str>,
     pub user: Option<String>,
+}
+
+/// A line that shares its stream with those of the process's own log.
+#[derive(Serialize)]
+struct Marked<'a> {
+    log: &'static str,
+    #[serde(flatten)]
+    line: &'a Line<'a>,
 }
 
 /// The destination of access lines.
@@ -103,7 +112,7 @@ impl AccessLog {
     pub fn write(&self, line: &Line<'_>) {
         let Some((writer, _)) = &self.writer else { return };
         let mut text = Vec::with_capacity(512);
-        if serde_json::to_writer(&mut text, line).is_ok() {
+        if serde_json::to_writer(&mut text, &Marked { log: "access", line }).is_ok() {
             text.push(b'\n');
             // A full queue is counted by the writer itself.
             let _ = writer.clone().write_all(&text);
@@ -121,7 +130,26 @@ impl AccessLog {
     }
 }
 
-/// The wall clock in RFC 3339 with milliseconds.
-pub fn timestamp() -> String {
-    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+/// A time as it is logged: in milliseconds, with three decimals at most.
+pub fn milliseconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_decimals_at_most() {
+        for (nanos, shown) in [
+            (0, "0.0"),
+            (499, "0.0"),
+            (2_870_160, "2.87"),
+            (1_005_283_668, "1005.284"),
+            (3_600_000_123_456, "3600000.123"),
+        ] {
+            let took = Duration::from_nanos(nanos);
+            assert_eq!(serde_json::to_string(&milliseconds(took)).unwrap(), shown);
+        }
+    }
 }

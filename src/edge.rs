@@ -387,7 +387,7 @@ impl Edge {
             route: metrics.label(),
             status: answer.status,
             error,
-            duration_ms: request.took.as_secs_f64() * 1000.0,
+            duration_ms: access_log::milliseconds(request.took),
             upstream: None,
             upstream_status: None,
             bytes_in: 0,

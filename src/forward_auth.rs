@@ -236,7 +236,7 @@ impl ForwardAuth {
             route: route.map_or(metrics.label(), |route| &route.name),
             status: seen.status.as_u16(),
             error: seen.judged.as_ref().err().map(Rejection::error),
-            duration_ms: seen.took.as_secs_f64() * 1000.0,
+            duration_ms: access_log::milliseconds(seen.took),
             upstream: None,
             upstream_status: None,
             bytes_in: 0,

@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
@@ -17,6 +17,11 @@ const QUEUED_LINES: usize = 8 << 10;
 
 /// How long the end of the process waits for them.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The time of a line: the wall clock in RFC 3339, UTC, with milliseconds.
+pub fn timestamp() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
 
 /// A writer that gives lines up, and counts them, when too many wait.
 pub fn queued<W: Write + Send + 'static>(

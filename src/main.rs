@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use http::{HeaderName, HeaderValue};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use wxgate::clock::Clock;
@@ -172,21 +172,27 @@ fn run(path: &Path) -> ExitCode {
         Ok(metrics) => metrics,
         Err(error) => return refuse(&error),
     };
-    if let Err(reason) = harden() {
-        return refuse(&reason);
-    }
     // Dropped last: it writes what is queued.
     let (_log, level) = telemetry::install(&config.log, &metrics);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    block_on(async {
-        let orders = orders()?;
-        let server = Server::bind(&config, Clock::system(), metrics)?;
-        let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
-        server.following(origin).run(orders).await?;
-        Ok(())
-    })
+    let served = harden().map_err(Failure::from).and_then(|()| {
+        runtime()?.block_on(async {
+            let orders = orders()?;
+            let server = Server::bind(&config, Clock::system(), metrics)?;
+            let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
+            server.following(origin).run(orders).await?;
+            Ok(())
+        })
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Keeps what is in memory, secrets and tokens among it, in memory.
@@ -295,14 +301,15 @@ type Failure = Box<dyn std::error::Error>;
 
 /// Runs on this thread until it is over.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> ExitCode {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return refuse(&error),
-    };
-    match runtime.block_on(future) {
+    let outcome = runtime().map_err(Failure::from).and_then(|runtime| runtime.block_on(future));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => refuse(&error),
+        Err(error) => refuse(&*error),
     }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {

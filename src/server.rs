@@ -6,18 +6,22 @@
 //! a request's work never moves between cores. Draining is ours rather than pingora's,
 //! which ends every listener at once and then sleeps out its grace period.
 
+mod summary;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use humantime::format_duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use self::summary::{Started, Summary};
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::clock::Clock;
@@ -79,6 +83,7 @@ pub struct Server {
     policies: Arc<Policies>,
     origin: Option<Origin>,
     threads: usize,
+    summary: Summary,
 }
 
 struct Listener {
@@ -125,6 +130,7 @@ impl Server {
             policies,
             origin: None,
             threads: config.server.threads,
+            summary: Summary::new(config),
         })
     }
 
@@ -155,7 +161,9 @@ impl Server {
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
     pub async fn run(self, mut orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
-        let Self { public, forward_auth, admin, edge, process, policies, origin, threads } = self;
+        let started = Started::new(&self);
+        let Self { public, forward_auth, admin, edge, process, policies, origin, threads, .. } =
+            self;
         let workers = Workers::start(threads).map_err(StartError::Workers)?;
         let mut background = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut background).await;
@@ -184,7 +192,6 @@ impl Server {
         let mut accepting = JoinSet::new();
         let cannot_accept = Arc::new(Seldom::new(process.clock.clone()));
         for (listener, opening) in public {
-            tracing::info!(address = %listener.address, "listening");
             let socket = into_tokio(listener)?;
             let edge = edge.clone();
             let serve = move |stream, peer| {
@@ -196,7 +203,6 @@ impl Server {
         }
         let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
         for listener in forward_auth {
-            tracing::info!(address = %listener.address, "listening for forward-auth");
             let socket = into_tokio(listener)?;
             let decisions = decisions.clone();
             let serve = move |stream, peer| {
@@ -207,6 +213,7 @@ impl Server {
             accepting.spawn(accept(socket, serve, workers.handles(), connections.clone(), seldom));
         }
         process.lifecycle.set_ready();
+        started.log();
 
         let reload = reload.as_ref();
         if wait_for_stop(&mut orders, reload).await == Order::Stop {
@@ -214,7 +221,12 @@ impl Server {
             return Ok(());
         }
         let Policy { shutdown_delay, drain_timeout, .. } = *policies.current();
-        tracing::info!(delay = ?shutdown_delay, "draining");
+        tracing::info!(
+            in_flight = process.metrics.requests_in_flight(),
+            shutdown_delay = %format_duration(shutdown_delay),
+            drain_timeout = %format_duration(drain_timeout),
+            "draining"
+        );
         process.lifecycle.drain();
         let is_stopped = tokio::select! {
             () = tokio::time::sleep(shutdown_delay) => false,

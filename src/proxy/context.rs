@@ -189,7 +189,7 @@ impl RequestContext {
             route: metrics.label(),
             status: seen.status,
             error: self.rejection.as_ref().map(Rejection::error),
-            duration_ms: took.as_secs_f64() * 1000.0,
+            duration_ms: access_log::milliseconds(took),
             upstream: self.upstream.map(|address| address.to_string()),
             upstream_status: self.upstream_status,
             bytes_in: seen.bytes_in,

@@ -43,10 +43,27 @@ impl Running {
         let mut line = String::new();
         while !line.contains(text) {
             line.clear();
-            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "no line with {text}");
+            let read = self.lines.read_line(&mut line).unwrap();
+            assert_ne!(read, 0, "no line with {text}: {}", self.transcript);
             self.transcript.push_str(&line);
         }
         line
+    }
+
+    /// Waits until the gateway has started: the fields of its first line, and where it listens.
+    pub fn started(&mut self) -> (serde_json::Value, SocketAddr) {
+        let line: serde_json::Value = serde_json::from_str(&self.line_with("started")).unwrap();
+        let first = line["public"].as_str().unwrap().split(", ").next().unwrap();
+        let address = first.parse().unwrap();
+        (line, address)
+    }
+
+    /// Reads what is left, of a program that has ended.
+    pub fn read_to_end(&mut self) -> String {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        self.transcript.push_str(&rest);
+        rest
     }
 
     pub fn signal(&self, name: &str) {
@@ -236,9 +253,7 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
 
     for signal in ["TERM", "INT"] {
         let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
-        let line = gateway.line_with("listening");
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+        let (_, address) = gateway.started();
 
         let code = format!("user-alice-{signal}");
         let login = client::post(address, "/login", &json!({ "code": code })).await;
@@ -282,8 +297,7 @@ async fn a_reload_changes_the_level_of_the_log() {
     };
     write("");
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
-    let line: serde_json::Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
-    let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+    let (_, address) = gateway.started();
 
     write("log.level = \"error\"\nendpoints.health = \"/health\"");
     gateway.signal("HUP");
@@ -421,8 +435,7 @@ async fn a_full_pipe_blocks_no_request() {
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, &config).unwrap();
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
-    let line: serde_json::Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
-    let address: SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+    let (_, address) = gateway.started();
 
     // More lines than the pipe and the queue hold together.
     let mut connection = Connection::open(address).await;
@@ -450,7 +463,7 @@ fn keys_and_memory_stay_in_the_process() {
     assert!(text(&output.stderr).contains("SSLKEYLOGFILE"));
 
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
-    gateway.line_with("listening");
+    gateway.started();
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");

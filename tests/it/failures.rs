@@ -256,8 +256,7 @@ async fn connections_that_the_system_refuses_are_logged_and_not_each() {
     std::fs::write(&file, config).unwrap();
     let script = format!("ulimit -n 48; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
     let mut gateway = Running::start(Command::new("sh").args(["-c", &script]), true);
-    let line: Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
-    let address: std::net::SocketAddr = line["address"].as_str().unwrap().parse().unwrap();
+    let (_, address) = gateway.started();
     let mut held = Vec::new();
     for _ in 0..60 {
         held.push(TcpStream::connect(address).await.unwrap());

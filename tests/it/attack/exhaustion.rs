@@ -144,8 +144,7 @@ async fn floods_leave_the_program_no_larger_than_it_was() {
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, config).unwrap();
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
-    let line: serde_json::Value = serde_json::from_str(&gateway.line_with("listening")).unwrap();
-    let address = line["address"].as_str().unwrap().parse().unwrap();
+    let (_, address) = gateway.started();
     let tls = trusting(&identity);
     let status = format!("/proc/{}/status", gateway.child.id());
     let resident = || {
