@@ -4,9 +4,9 @@
 //! a user appears only as a keyed hash of the openid. When their destination is full, lines
 //! are given up and counted (`wxgate_log_lines_dropped_total`).
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -17,8 +17,10 @@ use serde::Serialize;
 use sha2::Sha256;
 use tracing_appender::non_blocking::NonBlocking;
 
+use crate::clock::Clock;
 use crate::config::{LogDestination, LogSection};
 use crate::identity::OpenId;
+use crate::log_file::LogFile;
 pub use crate::log_writer::timestamp;
 use crate::log_writer::{Flush, queued};
 use crate::metrics::Metrics;
@@ -57,6 +59,7 @@ struct Marked<'a> {
 /// The destination of access lines.
 pub struct AccessLog {
     writer: Option<(NonBlocking, Flush)>,
+    file: Option<Arc<LogFile>>,
     user_names: UserNames,
     /// Whether the key is the configuration's, so that names last.
     has_key: bool,
@@ -83,13 +86,18 @@ impl AccessLog {
     ///
     /// # Errors
     /// When `log.access` names a file that cannot be opened for appending.
-    pub fn open(log: &LogSection, metrics: &Metrics) -> io::Result<Self> {
+    pub fn open(log: &LogSection, clock: &Clock, metrics: &Metrics) -> io::Result<Self> {
+        let file = match &log.access {
+            LogDestination::File(path) => Some(LogFile::open(path)?),
+            _ => None,
+        };
         let sink: Option<Box<dyn Write + Send>> = match &log.access {
             LogDestination::Off => None,
             LogDestination::Stderr => Some(Box::new(io::stderr())),
             LogDestination::Stdout => Some(Box::new(io::stdout())),
-            LogDestination::File(path) => {
-                Some(Box::new(OpenOptions::new().create(true).append(true).open(path)?))
+            LogDestination::File(_) => {
+                let writer = |file: &Arc<LogFile>| file.writer(clock.clone(), metrics);
+                file.as_ref().map(writer).map(|writer| Box::new(writer) as Box<_>)
             }
         };
         let key = match &log.openid_key {
@@ -99,9 +107,15 @@ impl AccessLog {
         let user_names = Hmac::new_from_slice(key.expose().as_bytes()).map_err(io::Error::other)?;
         Ok(Self {
             writer: sink.map(|sink| queued(sink, metrics)),
+            file,
             user_names: UserNames(user_names),
             has_key: log.openid_key.is_some(),
         })
+    }
+
+    /// The file that lines go to, where it is one.
+    pub fn file(&self) -> Option<&Arc<LogFile>> {
+        self.file.as_ref()
     }
 
     /// Whether anything is written: a line need not be built otherwise.

@@ -9,6 +9,7 @@
 //! | layer | module | what it decides |
 //! |---|---|---|
 //! | 8 | `demo` | `wxgate demo`: sandbox, echo service and gateway in one process |
+//! | 8 | `signals` | which signals there are, and what each of them orders |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
 //! | 6 | `reload` | taking a changed configuration into service |
 //! | 6 | `edge` | every public connection: TLS or the way to it, deadline of a head, strict framing |
@@ -20,6 +21,7 @@
 //! | 3 | `login` | from a login's body to its answer |
 //! | 3 | `explain` | what would become of a request, in words |
 //! | 3 | `forwarded` | whose word counts about where a request came from |
+//! | 3 | `access_log` | one line a request |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
 //! | 2 | `head` | whether the head of a request is beyond doubt |
@@ -29,7 +31,7 @@
 //! | 2 | `websocket` | when a request may become one, and how long it may stay one |
 //! | 2 | `rate_limit` | how often somebody may ask |
 //! | 2 | `inject` | the headers that are the gateway's to write |
-//! | 2 | `access_log` | one line a request |
+//! | 2 | `log_file` | a file of log lines that is opened anew |
 //! | 2 | `telemetry` | the process's own log |
 //! | 2 | `sandbox` | a simulated WeChat |
 //! | 1 | `caching` | what caches between the gateway and its clients are told |
@@ -80,6 +82,7 @@ pub mod http_server;
 pub mod identity;
 pub mod inject;
 mod lifecycle;
+mod log_file;
 mod log_writer;
 mod login;
 pub mod metrics;
@@ -95,6 +98,7 @@ pub mod secret;
 mod seldom;
 pub mod server;
 pub mod session;
+pub mod signals;
 pub mod telemetry;
 pub mod tls;
 mod token;

@@ -30,7 +30,8 @@ pub fn queued<W: Write + Send + 'static>(
 ) -> (NonBlocking, Flush) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES);
     let (writer, guard) = builder.finish(destination);
-    metrics.watch_log(writer.error_counter());
+    let dropped = writer.error_counter();
+    metrics.watch_log(move || dropped.dropped_lines());
     (writer, Flush(Some(guard)))
 }
 

@@ -13,17 +13,17 @@ use clap::{Parser, Subcommand};
 use http::{HeaderName, HeaderValue};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use wxgate::clock::Clock;
-use wxgate::config::{Config, Loaded, Secrets};
+use wxgate::config::{Config, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Secrets};
 use wxgate::demo::Demo;
 use wxgate::explain::Question;
 use wxgate::metrics::Metrics;
 use wxgate::reload::Origin;
 use wxgate::sandbox::{DEFAULT_APP, Habits, Sandbox};
 use wxgate::server::{Order, Server};
-use wxgate::telemetry;
+use wxgate::signals::Signals;
+use wxgate::telemetry::{self, Flush};
 use wxgate::wechat::WeChat;
 
 #[global_allocator]
@@ -163,6 +163,17 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> ExitCode {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error),
+    };
+    let signals = {
+        let _entered = runtime.enter();
+        match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return refuse(&error),
+        }
+    };
     let Loaded { config, files } = Config::read(path, Secrets::Load, None);
     let config = match config {
         Ok(config) => Arc::new(config),
@@ -178,8 +189,8 @@ fn run(path: &Path) -> ExitCode {
         tracing::warn!("{warning}");
     }
     let served = harden().map_err(Failure::from).and_then(|()| {
-        runtime()?.block_on(async {
-            let orders = orders()?;
+        runtime.block_on(async {
+            let orders = signals.orders()?;
             let server = Server::bind(&config, Clock::system(), metrics)?;
             let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
             server.following(origin).run(orders).await?;
@@ -259,8 +270,9 @@ async fn check_live(config: &Config) -> Result<(), Failure> {
 }
 
 fn demo(demo: Demo) -> ExitCode {
+    let _log = log_warnings();
     block_on(async {
-        let orders = orders()?;
+        let orders = Signals::catch()?.orders()?;
         demo.run(orders, |tour| println!("{tour}")).await?;
         Ok(())
     })
@@ -277,8 +289,9 @@ fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> 
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
     }
+    let _log = log_warnings();
     block_on(async {
-        let mut orders = orders()?;
+        let mut orders = Signals::catch()?.orders()?;
         let listener = tokio::net::TcpListener::bind(listen)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
@@ -323,27 +336,28 @@ fn refuse_config(problems: &wxgate::config::Problems) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Signals as orders.
-fn orders() -> std::io::Result<mpsc::Receiver<Order>> {
-    let (sender, receiver) = mpsc::channel(8);
-    let kinds = [
-        (SignalKind::terminate(), Order::Drain),
-        (SignalKind::interrupt(), Order::Stop),
-        (SignalKind::hangup(), Order::Reload),
-        (SignalKind::quit(), Order::Upgrade),
-    ];
-    for (kind, order) in kinds {
-        let mut signals = signal(kind)?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
-        });
-    }
-    Ok(receiver)
+/// What is worth a line beside what the demo and the sandbox print.
+fn log_warnings() -> Option<Flush> {
+    let log = LogSection {
+        level: LogLevel::Warn,
+        format: LogFormat::Text,
+        access: LogDestination::Off,
+        openid_key: None,
+    };
+    let (flush, _) = telemetry::install(&log, &*Metrics::new().ok()?);
+    Some(flush)
 }
 
+/// Waits until the sandbox is to end.
 async fn stopped(orders: &mut mpsc::Receiver<Order>) {
-    while !matches!(orders.recv().await, None | Some(Order::Drain | Order::Stop)) {}
+    loop {
+        match orders.recv().await {
+            None | Some(Order::Drain | Order::Stop) => return,
+            Some(Order::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
+            Some(Order::HandOver) => tracing::warn!("SIGQUIT has no effect"),
+            Some(Order::ReopenLogs | Order::Ignored { .. }) => {}
+        }
+    }
 }
 
 /// Host and port of an http URL.

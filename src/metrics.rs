@@ -14,7 +14,6 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use tracing_appender::non_blocking::ErrorCounter;
 
 /// 1 ms to 10 s.
 const DURATION_BUCKETS: [f64; 13] =
@@ -132,6 +131,9 @@ impl StoreMetrics {
     }
 }
 
+/// How many lines a log writer has given up so far.
+type LinesLost = Box<dyn Fn() -> usize + Send>;
+
 /// All counters of one gateway process.
 pub struct Metrics {
     registry: Registry,
@@ -154,7 +156,7 @@ pub struct Metrics {
     certificates: Mutex<Vec<String>>,
     handshakes_failed: IntCounter,
     log_lines_dropped: IntCounter,
-    log_writers: Mutex<Vec<ErrorCounter>>,
+    log_writers: Mutex<Vec<LinesLost>>,
 }
 
 impl Metrics {
@@ -395,9 +397,9 @@ impl Metrics {
         self.handshakes_failed.inc();
     }
 
-    /// Counts the lines that this log writer gives up from now on.
-    pub fn watch_log(&self, dropped: ErrorCounter) {
-        lock(&self.log_writers).push(dropped);
+    /// Counts the lines that a log writer has given up, by what it says whenever it is asked.
+    pub fn watch_log(&self, lost: impl Fn() -> usize + Send + 'static) {
+        lock(&self.log_writers).push(Box::new(lost));
     }
 
     /// The Prometheus text format.
@@ -413,7 +415,7 @@ impl Metrics {
         self.sessions.set(i64::try_from(held).unwrap_or(i64::MAX));
         {
             let writers = lock(&self.log_writers);
-            let dropped: usize = writers.iter().map(ErrorCounter::dropped_lines).sum();
+            let dropped: usize = writers.iter().map(|lost| lost()).sum();
             let counted = self.log_lines_dropped.get();
             self.log_lines_dropped.inc_by((dropped as u64).saturating_sub(counted));
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +30,7 @@ use crate::edge::{Edge, Opening};
 use crate::forward_auth::ForwardAuth;
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
+use crate::log_file::LogFile;
 use crate::metrics::Metrics;
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::reload::{self, Origin, Reloader};
@@ -39,6 +40,9 @@ use crate::tls;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
+
+/// Between two tries to open a log file anew.
+const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -53,7 +57,11 @@ pub enum Order {
     /// SIGHUP.
     Reload,
     /// SIGQUIT.
-    Upgrade,
+    HandOver,
+    /// SIGUSR1.
+    ReopenLogs,
+    /// A signal that orders nothing.
+    Ignored { name: &'static str, number: i32 },
 }
 
 /// Why the gateway cannot start.
@@ -97,7 +105,8 @@ impl Server {
     /// # Errors
     /// The first thing that is not to be had, by name.
     pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let access_log = AccessLog::open(&config.log, &metrics).map_err(StartError::AccessLog)?;
+        let access_log =
+            AccessLog::open(&config.log, &clock, &metrics).map_err(StartError::AccessLog)?;
         if config.session.shared.is_some() {
             metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
         }
@@ -160,7 +169,7 @@ impl Server {
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
-    pub async fn run(self, mut orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
+    pub async fn run(self, orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
         let started = Started::new(&self);
         let Self { public, forward_auth, admin, edge, process, policies, origin, threads, .. } =
             self;
@@ -180,7 +189,11 @@ impl Server {
         let sessions = process.sessions.clone();
         background.spawn(async move { sessions.run().await });
         background.spawn(keep_maintaining(process.clone(), policies.clone()));
-        // One that waits is as good as several.
+        let (reopen, asked) = mpsc::channel(1);
+        let reopen = process.access_log.file().map(|file| {
+            background.spawn(keep_reopening(file.clone(), process.clock.clone(), asked));
+            reopen
+        });
         let (reload, asked) = mpsc::channel(1);
         let reload = origin.map(|origin| {
             let reloader = Reloader::new(origin, process.clone(), policies.clone());
@@ -215,8 +228,8 @@ impl Server {
         process.lifecycle.set_ready();
         started.log();
 
-        let reload = reload.as_ref();
-        if wait_for_stop(&mut orders, reload).await == Order::Stop {
+        let mut orders = Orders { given: orders, reload, reopen };
+        if orders.wait_for_stop().await == Order::Stop {
             tracing::info!("stopped");
             return Ok(());
         }
@@ -230,7 +243,7 @@ impl Server {
         process.lifecycle.drain();
         let is_stopped = tokio::select! {
             () = tokio::time::sleep(shutdown_delay) => false,
-            _ = wait_for_stop(&mut orders, reload) => true,
+            _ = orders.wait_for_stop() => true,
         };
         // Ends the accept loops, and with them the listeners.
         accepting.shutdown().await;
@@ -240,7 +253,7 @@ impl Server {
             tokio::select! {
                 () = connections.wait() => true,
                 () = tokio::time::sleep(drain_timeout) => false,
-                _ = wait_for_stop(&mut orders, reload) => false,
+                _ = orders.wait_for_stop() => false,
             }
         };
         if is_stopped || !in_time.await {
@@ -262,24 +275,75 @@ fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Openin
     own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
 }
 
-/// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
-/// gateway serves no purpose any more.
-async fn wait_for_stop(
-    orders: &mut mpsc::Receiver<Order>,
-    reload: Option<&mpsc::Sender<()>>,
-) -> Order {
-    loop {
-        match orders.recv().await {
-            Some(order @ (Order::Drain | Order::Stop)) => return order,
-            Some(Order::Reload) => match reload {
-                // Where one waits already, it will read what there is.
-                Some(reload) => drop(reload.try_send(())),
-                None => tracing::warn!("SIGHUP: there is no file to reload"),
-            },
-            Some(Order::Upgrade) => {
-                tracing::warn!("SIGQUIT: upgrade is not built yet, nothing has changed");
+/// Orders, and who carries them out.
+struct Orders {
+    given: mpsc::Receiver<Order>,
+    /// Of each of these one that waits is as good as several. `None`: there is no file.
+    reload: Option<mpsc::Sender<()>>,
+    reopen: Option<mpsc::Sender<()>>,
+}
+
+impl Orders {
+    /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
+    /// gateway serves no purpose any more.
+    async fn wait_for_stop(&mut self) -> Order {
+        loop {
+            match self.given.recv().await {
+                Some(order @ (Order::Drain | Order::Stop)) => return order,
+                Some(Order::Reload) => match &self.reload {
+                    // Where one waits already, it will read what there is.
+                    Some(reload) => drop(reload.try_send(())),
+                    None => tracing::warn!("SIGHUP: there is no file to reload"),
+                },
+                Some(Order::ReopenLogs) => match &self.reopen {
+                    Some(reopen) => drop(reopen.try_send(())),
+                    None => tracing::info!("SIGUSR1: no log is a file, nothing to reopen"),
+                },
+                Some(Order::HandOver) => {
+                    tracing::warn!("SIGQUIT has no effect: a restart ends connections");
+                }
+                Some(Order::Ignored { name, number }) => {
+                    tracing::info!(name, number, "a signal is ignored");
+                }
+                None => return Order::Stop,
             }
-            None => return Order::Stop,
+        }
+    }
+}
+
+/// Opens a log file anew whenever that is asked for, and tries again until it can be.
+async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
+    let failed = Seldom::new(clock);
+    while asked.recv().await.is_some() {
+        loop {
+            let (done, reopened) = oneshot::channel();
+            let opened = file.clone();
+            // Not one of the runtime's threads, whose end it would wait for: a file system may
+            // never answer.
+            std::thread::spawn(move || drop(done.send(opened.reopen())));
+            let Ok(outcome) = reopened.await else { break };
+            let path = file.path().display();
+            match outcome {
+                Ok(()) => {
+                    tracing::info!(file = %path, "the access log is reopened");
+                    break;
+                }
+                Err(error) => {
+                    if let Some(suppressed) = failed.suppressed() {
+                        tracing::error!(
+                            file = %path,
+                            %error,
+                            suppressed,
+                            "cannot reopen the access log: lines go on to the file before, \
+                             trying again every second"
+                        );
+                    }
+                }
+            }
+            let again = tokio::time::timeout(REOPEN_RETRY, asked.recv()).await;
+            if again == Ok(None) {
+                return;
+            }
         }
     }
 }

@@ -20,7 +20,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::{LogFormat, LogLevel, LogSection};
-use crate::log_writer::{Flush, queued, timestamp};
+pub use crate::log_writer::Flush;
+use crate::log_writer::{queued, timestamp};
 use crate::metrics::Metrics;
 
 /// The level of an installed log.

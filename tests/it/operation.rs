@@ -177,3 +177,198 @@ async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
     );
     assert_eq!(only(&log, "cut short")["cut"], 1);
 }
+
+/// Signals that would end a process that does not expect them, and some that would not.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_signal_but_those_that_end_the_program_ends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = write_config(directory.path(), upstream.address, "");
+    let named = [
+        "HUP", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT",
+        "XCPU", "XFSZ", "WINCH", "URG", "CHLD", "TTIN", "TTOU", "TSTP", "CONT",
+    ];
+    // 32 and 33 are the C library's own: nobody else can catch them.
+    let real_time = (34..=64).map(|number| number.to_string());
+    let signals: Vec<String> = named.map(str::to_owned).into_iter().chain(real_time).collect();
+    for subcommand in ["run", "demo", "sandbox"] {
+        let mut command = wxgate();
+        match subcommand {
+            "run" => command.args(["run", "-c"]).arg(&file),
+            "demo" => command.args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
+            _ => command.args(["sandbox", "--listen", "127.0.0.1:0"]),
+        };
+        let is_gateway = subcommand == "run";
+        let mut program = Running::start(&mut command, is_gateway);
+        let address: SocketAddr = match subcommand {
+            "run" => program.started().1,
+            _ => {
+                let line = program.line_with("http://127.0.0.1:");
+                let address = line.split("http://").nth(1).unwrap();
+                address.split([',', ' ', '\n']).next().unwrap().parse().unwrap()
+            }
+        };
+        for signal in &signals {
+            program.signal(signal);
+            // Some only stop it.
+            program.signal("CONT");
+            let answer = client::get(address, "/none").await;
+            assert!(answer.status > 0, "{subcommand} after {signal}");
+            let ended = program.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{subcommand} was ended by {signal}: {ended:?}");
+        }
+        if is_gateway {
+            for line in ["the configuration is reloaded", "SIGQUIT has no effect", "SIGUSR2"] {
+                assert!(program.transcript.contains(line) || !program.line_with(line).is_empty());
+            }
+        }
+        program.signal("TERM");
+        assert_eq!(program.code(), 0, "{subcommand}");
+        let log = program.read_to_end();
+        assert!(!log.contains("upgrade"), "no line promises one: {log}");
+    }
+}
+
+/// The size of files is limited: that is an error of the write, not the end of the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = write_config(directory.path(), upstream.address, "");
+    let script = format!("ulimit -f 1; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
+    let mut gateway = Running::start(std::process::Command::new("sh").args(["-c", &script]), true);
+    let (line, address) = gateway.started();
+    let admin: SocketAddr = line["admin"].as_str().unwrap().parse().unwrap();
+    for _ in 0..10 {
+        assert_eq!(client::get(address, "/none").await.status, 200);
+    }
+    let line = gateway.line_with("cannot write the access log");
+    assert!(line.contains("File too large"), "{line}");
+    let dropped = async || {
+        let text = client::get(admin, "/metrics").await.text();
+        let line = text.lines().find(|l| l.starts_with("wxgate_log_lines_dropped_total"));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let written = || fs::read_to_string(directory.path().join("access.log")).unwrap();
+    let is_whole = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
+    until("each is written or counted", async || {
+        dropped().await + written().lines().filter(is_whole).count() == 10
+    })
+    .await;
+}
+
+/// As logrotate does it: rename, then SIGUSR1.
+#[tokio::test(flavor = "multi_thread")]
+async fn rotation_by_rename_and_signal_loses_no_line() {
+    const CLIENTS: usize = 4;
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = write_config(directory.path(), upstream.address, "");
+    let mut gateway = start(&file);
+    let (_, address) = gateway.started();
+    let path = directory.path().join("access.log");
+    let ends = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let ends = ends.clone();
+            tokio::spawn(async move {
+                let mut sent = 0;
+                let mut connection = Connection::open(address).await;
+                while !ends.load(std::sync::atomic::Ordering::Relaxed) {
+                    connection.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+                    let answer = connection.answer(false).await;
+                    assert_eq!(answer.status, 401);
+                    sent += 1;
+                    if answer.header("connection") == Some("close") {
+                        connection = Connection::open(address).await;
+                    }
+                }
+                sent
+            })
+        })
+        .collect();
+    let mut files = vec![path.clone()];
+    for number in 0..20 {
+        until("lines come", async || fs::metadata(&path).is_ok_and(|of| of.len() > 0)).await;
+        let rotated = directory.path().join(format!("access.log.{number}"));
+        fs::rename(&path, &rotated).unwrap();
+        gateway.signal("USR1");
+        // Also where no line comes.
+        until("the file is there again", async || path.exists()).await;
+        files.push(rotated);
+    }
+    ends.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut sent = 0;
+    for client in clients {
+        sent += client.await.unwrap();
+    }
+    let log = rest(gateway);
+    let count = |file: &PathBuf| parse(&fs::read_to_string(file).unwrap()).len();
+    assert_eq!(files.iter().map(count).sum::<usize>(), sent, "{log}");
+    assert!(log.contains("the access log is reopened"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let folder = directory.path().join("logs");
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("access.log");
+    let file = write_config(directory.path(), upstream.address, &format!("log.access = {path:?}"));
+    let mut gateway = start(&file);
+    let (_, address) = gateway.started();
+    let request = async || assert_eq!(client::get(address, "/none").await.status, 200);
+    let lines = |path: &Path| fs::read_to_string(path).unwrap_or_default().lines().count();
+    request().await;
+    until("it is logged", async || lines(&path) == 1).await;
+
+    // The folder is renamed, and another one is in its place at once.
+    let moved = directory.path().join("moved");
+    fs::rename(&folder, &moved).unwrap();
+    fs::create_dir(&folder).unwrap();
+    gateway.signal("USR1");
+    until("the file is made", async || path.exists()).await;
+    request().await;
+    until("it is logged there", async || lines(&path) == 1).await;
+    assert_eq!(lines(&moved.join("access.log")), 1);
+
+    // It is gone for a while: lines go on to the file before.
+    let gone = directory.path().join("gone");
+    fs::rename(&folder, &gone).unwrap();
+    gateway.signal("USR1");
+    let line = gateway.line_with("cannot reopen the access log");
+    assert!(line.contains("No such file or directory"), "{line}");
+    request().await;
+    until("it is logged there", async || lines(&gone.join("access.log")) == 2).await;
+    fs::create_dir(&folder).unwrap();
+    // Without another signal.
+    until("the file is made", async || path.exists()).await;
+    request().await;
+    until("it is logged there", async || lines(&path) == 1).await;
+
+    // Something else is in its place, as where it is read-only.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    gateway.signal("USR1");
+    request().await;
+    fs::remove_dir(&path).unwrap();
+    until("the file is made", async || path.exists()).await;
+    let log = gateway.transcript.clone() + &rest(gateway);
+    assert_eq!(log.matches("cannot reopen").count(), 1, "once a minute: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_log_is_a_file_the_signal_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    for access in ["stderr", "stdout", "off"] {
+        let changes = format!("log.access = \"{access}\"");
+        let file = write_config(directory.path(), upstream.address, &changes);
+        let mut gateway = start(&file);
+        let (_, address) = gateway.started();
+        gateway.signal("USR1");
+        gateway.line_with("nothing to reopen");
+        assert_eq!(client::get(address, "/none").await.status, 200);
+    }
+}

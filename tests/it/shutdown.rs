@@ -95,10 +95,10 @@ async fn an_order_to_stop_waits_for_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn orders_that_are_not_built_yet_change_nothing() {
+async fn orders_without_effect_change_nothing() {
     let stack = Stack::start().await;
     stack.orders.send(Order::Reload).await.unwrap();
-    stack.orders.send(Order::Upgrade).await.unwrap();
+    stack.orders.send(Order::HandOver).await.unwrap();
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
 }

@@ -1,0 +1,85 @@
+//! Which signals there are, and what each of them orders.
+//!
+//! Every signal that would end the process by default is caught, but for those that report a
+//! fault of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that nobody can catch
+//! (SIGKILL, and 32 and 33, which the C library keeps for itself). Signals that stop a process
+//! until SIGCONT are left as they are.
+
+use std::io;
+
+use rustix::process::Signal as Raw;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::server::Order;
+
+/// Orders that wait.
+const QUEUE: usize = 8;
+
+/// Real-time signals, by their numbers.
+#[cfg(target_os = "linux")]
+const REAL_TIME: std::ops::RangeInclusive<i32> = 32..=64;
+
+/// Signals that do not end the process from now on.
+pub struct Signals(Vec<(Signal, Order)>);
+
+impl Signals {
+    /// Catches all but SIGTERM and SIGINT, so that what is still being started can be ended.
+    /// Needs a runtime.
+    ///
+    /// # Errors
+    /// When the system refuses to have a signal caught.
+    pub fn catch() -> io::Result<Self> {
+        let mut caught = Self(Vec::new());
+        caught.add(SignalKind::hangup(), Order::Reload)?;
+        caught.add(SignalKind::quit(), Order::HandOver)?;
+        caught.add(SignalKind::user_defined1(), Order::ReopenLogs)?;
+        let ignored = [
+            (Raw::USR2, "SIGUSR2"),
+            (Raw::ALARM, "SIGALRM"),
+            (Raw::VTALARM, "SIGVTALRM"),
+            (Raw::PROF, "SIGPROF"),
+            // Limits of CPU time and file size: what goes beyond fails by itself.
+            (Raw::XCPU, "SIGXCPU"),
+            (Raw::XFSZ, "SIGXFSZ"),
+            (Raw::IO, "SIGIO"),
+            #[cfg(target_os = "linux")]
+            (Raw::POWER, "SIGPWR"),
+            #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+            (Raw::STKFLT, "SIGSTKFLT"),
+        ];
+        for (kind, name) in ignored {
+            let number = kind.as_raw();
+            caught.add(SignalKind::from_raw(number), Order::Ignored { name, number })?;
+        }
+        #[cfg(target_os = "linux")]
+        for number in REAL_TIME {
+            let order = Order::Ignored { name: "a real-time signal", number };
+            // The C library refuses those that are its own.
+            let _ = caught.add(SignalKind::from_raw(number), order);
+        }
+        Ok(caught)
+    }
+
+    /// Catches SIGTERM and SIGINT, too, and has every signal sent as an order.
+    ///
+    /// # Errors
+    /// When the system refuses to have a signal caught.
+    pub fn orders(mut self) -> io::Result<mpsc::Receiver<Order>> {
+        self.add(SignalKind::terminate(), Order::Drain)?;
+        self.add(SignalKind::interrupt(), Order::Stop)?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        for (mut signals, order) in self.0 {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
+            });
+        }
+        Ok(receiver)
+    }
+
+    fn add(&mut self, kind: SignalKind, order: Order) -> io::Result<()> {
+        self.0.push((signal(kind)?, order));
+        Ok(())
+    }
+}
