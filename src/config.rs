@@ -6,6 +6,7 @@
 //! its default and its meaning stand in `config/reference.toml`, which a test holds against
 //! this code.
 
+mod changes;
 mod check;
 mod diagnostic;
 mod file;
@@ -31,8 +32,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
+pub use self::changes::{Changes, listed};
 use self::diagnostic::Source;
-pub use self::diagnostic::{Diagnostic, Problems};
+pub use self::diagnostic::{Diagnostic, Problem, Problems};
 pub use self::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::route::{
     Cache, Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer,
@@ -150,7 +152,7 @@ impl Config {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ServerSection {
     /// Never empty.
     pub listen: Vec<SocketAddr>,
@@ -228,14 +230,14 @@ impl Certificate {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct AdminSection {
     pub listen: SocketAddr,
     /// Without it users' sessions are nobody's to see or end.
     pub token: Option<Secret>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct ForwardAuthSection {
     /// Empty: nobody is answered.
     pub listen: Vec<SocketAddr>,
@@ -278,7 +280,7 @@ impl WeChatSection {
 }
 
 /// A Mini Program.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
     pub app_id: AppId,
     pub secret: Secret,
@@ -288,7 +290,7 @@ pub struct App {
     pub login_rate: Option<Rate>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSection {
     /// Absolute life of a session.
     pub ttl: Duration,
@@ -329,7 +331,7 @@ pub struct Carriers {
     pub bearer: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginSection {
     pub accept: LoginForms,
     /// Bytes of a login's body.
@@ -356,7 +358,7 @@ pub struct LoginForms {
     pub query: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointsSection {
     pub login: Vec<RoutePath>,
     pub logout: Vec<RoutePath>,
@@ -376,14 +378,14 @@ impl RoutePath {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,
     pub app_id_header: HeaderName,
     pub union_id_header: HeaderName,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsSection {
     /// For a whole request head, from its first byte.
     pub header_timeout: Duration,
@@ -422,7 +424,7 @@ pub struct LimitsSection {
     pub max_rate_clients: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSection {
     pub level: LogLevel,
     pub format: LogFormat,
@@ -480,7 +482,7 @@ pub enum ServerAddress {
     },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Label in metrics and logs.
     pub name: String,

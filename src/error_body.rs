@@ -44,7 +44,7 @@ pub struct ErrorFacts<'a> {
 }
 
 /// A template of error bodies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorBody {
     pub content_type: HeaderValue,
     pieces: Vec<Piece>,
@@ -52,7 +52,7 @@ pub struct ErrorBody {
     codes: Vec<(String, i64)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
     Text(String),
     Status,

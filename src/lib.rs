@@ -20,8 +20,8 @@
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
 //! | 3 | `explain` | what would become of a request, in words |
-//! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 3 | `access_log` | one line a request |
+//! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
 //! | 2 | `head` | whether the head of a request is beyond doubt |

@@ -21,13 +21,16 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use crate::config::{Config, Files, Loaded, Problems, Secrets};
+use crate::config::{Changes, Config, Files, Loaded, Problems, Secrets, listed};
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::telemetry::LogControl;
 use crate::upstream::Pool;
 
 /// A new policy waits no longer than this for host names to be resolved.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
+
+/// Problems of one configuration that are logged.
+const MOST_PROBLEMS: usize = 100;
 
 /// Where a running configuration came from.
 pub struct Origin {
@@ -56,7 +59,7 @@ type Looks = BTreeMap<PathBuf, Option<Look>>;
 /// Why a configuration is not taken.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
-    #[error("the configuration has problems")]
+    #[error("the configuration has {} problems", .0.len())]
     Config(#[from] Problems),
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -75,10 +78,10 @@ impl Reloader {
         loop {
             tokio::select! {
                 asked = asked.recv() => match asked {
-                    Some(()) => tracing::info!("asked to reload"),
+                    Some(()) => tracing::info!("SIGHUP: reloading"),
                     None => return,
                 },
-                () = self.change() => tracing::info!("the configuration's files have changed"),
+                () = self.change() => tracing::info!("files have changed: reloading"),
             }
             self.reload().await;
         }
@@ -103,26 +106,51 @@ impl Reloader {
 
     async fn reload(&mut self) {
         let before = self.look().await;
+        let files = self.changed_files(&before);
         let outcome = self.try_reload().await;
         // What changed meanwhile may have been read as it was or as it is: it is news either way.
         self.seen = self.look().await;
         for (file, known) in before {
             self.seen.entry(file).and_modify(|look| *look = known);
         }
+        let files = listed(&files);
         match &outcome {
-            Ok(()) => tracing::info!("the configuration is reloaded"),
+            Ok(changes) if changes.is_empty() => {
+                tracing::info!(files, "the configuration is reloaded, nothing in it has changed");
+            }
+            Ok(Changes { added, removed, changed }) => tracing::info!(
+                files,
+                added = listed(added),
+                removed = listed(removed),
+                changed = listed(changed),
+                "the configuration is reloaded"
+            ),
             Err(error) => {
                 if let ReloadError::Config(problems) = error {
-                    problems.iter().for_each(|problem| tracing::error!("{problem}"));
+                    log_problems(problems);
                 }
-                tracing::error!(%error, "nothing is reloaded: the gateway goes on as it was");
+                tracing::error!(
+                    files,
+                    %error,
+                    "reload rejected; still running the previous configuration"
+                );
             }
         }
         // Whoever sees this finds the rest in the log.
         self.process.metrics.reloaded(outcome.is_ok());
     }
 
-    async fn try_reload(&mut self) -> Result<(), ReloadError> {
+    /// Files that are others than when they were last read, are new, or are gone.
+    fn changed_files(&self, now: &Looks) -> Vec<String> {
+        let of = |looks: &Looks, file: &PathBuf| looks.get(file).copied().flatten();
+        let mut files: Vec<_> = now.keys().chain(self.seen.keys()).collect();
+        files.sort_unstable();
+        files.dedup();
+        files.retain(|file| of(now, file) != of(&self.seen, file));
+        files.into_iter().map(|file| file.display().to_string()).collect()
+    }
+
+    async fn try_reload(&mut self) -> Result<Changes, ReloadError> {
         let (path, running) = (self.origin.path.clone(), self.origin.config.clone());
         let read = spawn_blocking(move || Config::read(&path, Secrets::Load, Some(&running)));
         let Loaded { config, files } =
@@ -146,9 +174,10 @@ impl Reloader {
             log.set(config.log.level);
         }
         self.policies.replace(policy);
+        let changes = Changes::between(&self.origin.config, &config);
         self.origin.config = Arc::new(config);
         self.origin.files = files;
-        Ok(())
+        Ok(changes)
     }
 
     async fn look(&self) -> Looks {
@@ -169,6 +198,21 @@ fn look(files: &Files) -> Looks {
         (file, look)
     };
     files.find().into_iter().map(look).collect()
+}
+
+/// One line for each problem, of the first hundred.
+fn log_problems(problems: &Problems) {
+    for problem in problems.iter().take(MOST_PROBLEMS) {
+        tracing::error!(
+            file = problem.file,
+            line = problem.line,
+            column = problem.column,
+            key = problem.key,
+            problem = problem.message,
+            help = (!problem.help.is_empty()).then_some(problem.help),
+            "the configuration has a problem"
+        );
+    }
 }
 
 /// Looks up the servers of pools, for a moment before they are needed and then again and again

@@ -26,6 +26,16 @@ pub struct Diagnostic {
     pub line: Line,
 }
 
+/// A problem, in parts. `key` and `help` may be empty; lines and columns count from 1.
+pub struct Problem<'a> {
+    pub file: &'a str,
+    pub line: Option<usize>,
+    pub column: Option<usize>,
+    pub key: String,
+    pub message: String,
+    pub help: String,
+}
+
 /// A file, as it is called and as it was read.
 pub struct Source {
     pub name: String,
@@ -68,16 +78,21 @@ impl Problems {
         self.diagnostics.is_empty()
     }
 
-    /// Each problem as it is shown, its line of the file and its help included.
-    pub fn iter(&self) -> impl Iterator<Item = String> {
-        struct One<'a>(&'a Problems, &'a Diagnostic);
-        impl fmt::Display for One<'_> {
-            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.show(self.1, out)
-            }
-        }
-        let shown = |diagnostic| One(self, diagnostic).to_string().trim_end().to_owned();
-        self.diagnostics.iter().map(shown)
+    /// Each problem in parts, for a log of fields. Nothing of the file's text is in them.
+    pub fn iter(&self) -> impl Iterator<Item = Problem<'_>> {
+        self.diagnostics.iter().filter_map(|diagnostic| {
+            let Diagnostic { source, span, key, message, help, line } = diagnostic;
+            let Source { name, text } = self.sources.get(*source)?;
+            let place = span.as_ref().and_then(|span| Place::find(text, span, *line));
+            Some(Problem {
+                file: name,
+                line: place.as_ref().map(|place| place.line),
+                column: place.as_ref().map(|place| place.column),
+                key: printable(key),
+                message: printable(message),
+                help: printable(help),
+            })
+        })
     }
 
     fn show(&self, diagnostic: &Diagnostic, out: &mut fmt::Formatter<'_>) -> fmt::Result {

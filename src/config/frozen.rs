@@ -63,7 +63,7 @@ pub fn problems(
         span: Some(place(key, document)),
         key: (*key).to_owned(),
         message: "cannot change while the gateway runs".to_owned(),
-        help: "restart or upgrade needed".to_owned(),
+        help: "restart needed".to_owned(),
         line: Line::Judged,
     })
 }

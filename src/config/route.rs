@@ -22,7 +22,7 @@ impl std::fmt::Display for HostPattern {
 }
 
 /// Who answers a route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Service {
         /// Index into [`super::Config::upstreams`].
@@ -37,7 +37,7 @@ pub enum Target {
 }
 
 /// A part of a route's users.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Index into [`super::Config::upstreams`].
     pub upstream: usize,
@@ -46,7 +46,7 @@ pub struct Share {
 }
 
 /// What is answered without a service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticAnswer {
     pub status: u16,
     pub content_type: HeaderValue,
@@ -55,21 +55,21 @@ pub struct StaticAnswer {
 
 /// What becomes of a request's path: `strip` is where it begins, and `add` takes its place.
 /// Both are without trailing slash.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewriting {
     pub strip: String,
     pub add: String,
 }
 
 /// Headers to remove and to write; none of them is the gateway's own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     pub set: Vec<(HeaderName, HeaderValue)>,
     pub remove: Vec<HeaderName>,
 }
 
 /// What a route says instead of its upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Option<Duration>,
     pub read: Option<Duration>,
@@ -77,7 +77,7 @@ pub struct Timeouts {
 }
 
 /// Which pages of other origins may ask a route, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
     pub origins: Origins,
     pub methods: Vec<String>,
@@ -87,7 +87,7 @@ pub struct Cors {
     pub max_age: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
     Any,
     /// As browsers send them.

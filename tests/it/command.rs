@@ -311,8 +311,13 @@ async fn a_reload_changes_the_level_of_the_log() {
     tokio::time::timeout(PATIENCE, taken).await.unwrap();
     std::fs::write(&file, "broken").unwrap();
     gateway.signal("HUP");
-    gateway.line_with("nothing is reloaded");
-    assert_eq!(gateway.transcript.matches("asked to reload").count(), 1, "{}", gateway.transcript);
+    gateway.line_with("reload rejected");
+    assert_eq!(
+        gateway.transcript.matches("SIGHUP: reloading").count(),
+        1,
+        "{}",
+        gateway.transcript
+    );
     assert!(!gateway.transcript.contains("is reloaded\""), "{}", gateway.transcript);
 }
 

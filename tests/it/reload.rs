@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
@@ -26,11 +27,27 @@ const OPEN: &str = r#"
     auth = "none"
 "#;
 
-/// What the process's log says of a stack's files.
-fn said(stack: &Stack) -> String {
+/// The process's log lines about a stack's files.
+fn lines(stack: &Stack) -> Vec<Value> {
     let directory = stack.directory.path().display().to_string();
-    let lines = process_log::text_after(0);
-    lines.lines().filter(|line| line.contains(&directory)).collect()
+    let log = process_log::text_after(0);
+    let lines = log.lines().filter(|line| line.contains(&directory));
+    lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone()).collect()
+}
+
+/// The problems among them, as `check` shows them.
+fn said(stack: &Stack) -> String {
+    let problem = |line: &Value| {
+        let text = |field: &str| match &line[field] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let key = Some(text("key") + ": ").filter(|key| key != ": ").unwrap_or_default();
+        let [file, at, column] = ["file", "line", "column"].map(text);
+        format!("{file}:{at}:{column}: {key}{} | {}\n", text("problem"), text("help"))
+    };
+    let lines = lines(stack);
+    lines.iter().filter(|line| line.get("problem").is_some()).map(problem).collect()
 }
 
 /// Waits until something holds.
@@ -112,6 +129,51 @@ async fn sessions_of_an_app_that_is_gone_are_no_good() {
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_says_which_files_and_what_has_changed() {
+    let stack = Stack::start().await;
+    let changes = format!(
+        "[limits]\nmax_target = \"64B\"\n\
+         [[app]]\napp_id = \"{OTHER_APP}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n\
+         [[upstream]]\nname = \"recorder\"\nservers = [\"{{upstream}}\"]\n\
+         [[upstream]]\nname = \"shop\"\nservers = [\"{{upstream}}\"]\n\
+         [[route]]\npath = \"/\"\nupstream = \"shop\"\n\
+         [[route]]\npath = \"/none\"\nupstream = \"recorder\"\nauth = \"none\"\n\
+         [[route]]\npath = \"/new\"\nupstream = \"shop\"\n"
+    );
+    assert!(stack.reload(&changes).await);
+    let line = lines(&stack).into_iter().find(|line| line.get("added").is_some()).unwrap();
+    assert_eq!(line["message"], "the configuration is reloaded");
+    let file = stack.config_file().display().to_string();
+    assert!(line["files"].as_str().unwrap().contains(&file), "{line}");
+    assert_eq!(line["added"], format!("app {OTHER_APP}, upstream shop, route /new"));
+    assert_eq!(line["removed"], format!("app {APP}, route /optional"));
+    assert_eq!(line["changed"], "[limits], route /");
+    assert!(stack.reload(&format!("{changes}# a comment")).await);
+    let lines = lines(&stack);
+    let last = lines.last().unwrap();
+    assert_eq!(last["message"], "the configuration is reloaded, nothing in it has changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_reload_is_one_event_for_each_problem_and_one_in_words() {
+    let stack = Stack::start().await;
+    let secret = "a-literal-that-nobody-may-see";
+    let changes = format!("server.treads = 1\nsession.ttl = 5\nadmin.token = \"{secret}\"\n");
+    assert!(!stack.reload(&changes).await);
+    let lines = lines(&stack);
+    let problems: Vec<_> = lines.iter().filter(|line| line.get("problem").is_some()).collect();
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    for (problem, key) in problems.iter().zip(["admin.token", "server.treads", "session.ttl"]) {
+        assert_eq!(problem["key"], key);
+        assert_eq!(problem["file"], stack.config_file().display().to_string());
+        assert!(problem["line"].as_u64().unwrap() > 0 && problem["column"].as_u64().unwrap() > 0);
+        assert!(!problem.to_string().contains('\n') && !problem.to_string().contains(secret));
+    }
+    let last = lines.last().unwrap();
+    assert_eq!(last["message"], "reload rejected; still running the previous configuration");
+}
+
 /// A file is taken whole or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
@@ -162,7 +224,8 @@ async fn what_cannot_change_live_is_refused_by_name() {
         assert!(!stack.reload(&format!("{change}\nsession.header = \"X-Other\"")).await, "{key}");
         let refusal = format!("{key}: cannot change while the gateway runs");
         assert!(said(&stack).contains(&refusal), "{refusal}");
-        assert!(said(&stack).contains("restart or upgrade needed"));
+        assert!(said(&stack).contains("restart needed"));
+        assert!(!said(&stack).contains("upgrade"), "nobody promises one");
         let token = stack.login("anna").await;
         assert_eq!(stack.get("/").token(&token).send().await.status, 200);
     }

@@ -1,0 +1,184 @@
+//! What differs between two configurations, by name and without any value.
+
+use super::{Certificate, Config, Route, Target, TlsSection};
+
+/// Names that a line of the log lists.
+const MOST: usize = 20;
+
+/// Sections of the file, as `[limits]`, and its routes, upstreams and apps by name. Of the
+/// certificates of clients' authorities (`server.tls.client_ca_file`) it is not known whether they
+/// differ.
+#[derive(Debug, Default)]
+pub struct Changes {
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+    pub changed: Vec<String>,
+}
+
+impl Changes {
+    pub fn between(before: &Config, after: &Config) -> Self {
+        let mut changes = Self::default();
+        for (name, is_same) in [
+            ("[server]", before.server == after.server),
+            ("[admin]", before.admin == after.admin),
+            ("[forward_auth]", before.forward_auth == after.forward_auth),
+            ("[wechat]", before.wechat == after.wechat),
+            ("[session]", before.session == after.session),
+            ("[login]", before.login == after.login),
+            ("[endpoints]", before.endpoints == after.endpoints),
+            ("[identity]", before.identity == after.identity),
+            ("[limits]", before.limits == after.limits),
+            ("[log]", before.log == after.log),
+            ("[errors]", before.errors == after.errors),
+        ] {
+            if !is_same {
+                changes.changed.push(name.to_owned());
+            }
+        }
+        let app = |app: &super::App| app.app_id.as_str().to_owned();
+        changes.compare("app", &before.apps, &after.apps, app, PartialEq::eq);
+        let upstream = |upstream: &super::Upstream| upstream.name.clone();
+        changes.compare("upstream", &before.upstreams, &after.upstreams, upstream, PartialEq::eq);
+        let route = |route: &Route| route.name.clone();
+        changes.compare("route", &before.routes, &after.routes, route, |a, b| {
+            is_same_target(before, &a.target, after, &b.target)
+                && Route { target: Target::Elsewhere, ..a.clone() }
+                    == Route { target: Target::Elsewhere, ..b.clone() }
+        });
+        changes
+    }
+
+    /// Of items with one name all must be the same, and in the same order.
+    fn compare<T>(
+        &mut self,
+        kind: &str,
+        before: &[T],
+        after: &[T],
+        name: impl Fn(&T) -> String,
+        is_same: impl Fn(&T, &T) -> bool,
+    ) {
+        let places = |items: &[T], wanted: &str| -> Vec<usize> {
+            let found = items.iter().enumerate().filter(|(_, item)| name(item) == wanted);
+            found.map(|(index, _)| index).collect()
+        };
+        let mut names: Vec<String> = before.iter().chain(after).map(&name).collect();
+        names.sort_unstable();
+        names.dedup();
+        for one in names {
+            let (old, new) = (places(before, &one), places(after, &one));
+            let list = match (old.is_empty(), new.is_empty()) {
+                (true, _) => &mut self.added,
+                (_, true) => &mut self.removed,
+                _ => {
+                    let mut pairs = old.iter().zip(&new);
+                    let is_pair_same = |(old, new): (&usize, &usize)| {
+                        before.get(*old).zip(after.get(*new)).is_some_and(|(a, b)| is_same(a, b))
+                    };
+                    if old.len() == new.len() && pairs.all(is_pair_same) {
+                        continue;
+                    }
+                    &mut self.changed
+                }
+            };
+            list.push(format!("{kind} {one}"));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
+}
+
+/// Some names, in one text; `None` for none.
+pub fn listed(names: &[String]) -> Option<String> {
+    let shown = names.get(..MOST).unwrap_or(names).join(", ");
+    match names.len() {
+        0 => None,
+        count if count > MOST => Some(format!("{shown} and {} more", count - MOST)),
+        _ => Some(shown),
+    }
+}
+
+/// Upstreams are the same where their names are.
+fn is_same_target(before: &Config, a: &Target, after: &Config, b: &Target) -> bool {
+    let named = |config: &Config, index: usize| {
+        config.upstreams.get(index).map(|upstream| upstream.name.clone())
+    };
+    match (a, b) {
+        (
+            Target::Service { upstream: a, split: a_split },
+            Target::Service { upstream: b, split: b_split },
+        ) => {
+            let parts = |config: &Config, split: &[super::Share]| -> Vec<_> {
+                split.iter().map(|share| (named(config, share.upstream), share.users)).collect()
+            };
+            named(before, *a) == named(after, *b) && parts(before, a_split) == parts(after, b_split)
+        }
+        (a, b) => a == b,
+    }
+}
+
+impl PartialEq for TlsSection {
+    fn eq(&self, other: &Self) -> bool {
+        self.default == other.default
+            && self.certificates == other.certificates
+            && self.handshake_timeout == other.handshake_timeout
+            && self.client_verifier.is_some() == other.client_verifier.is_some()
+    }
+}
+
+/// A key is of its certificate.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file && self.chain_and_key.cert == other.chain_and_key.cert
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secrets;
+
+    fn parse(more: &str) -> Config {
+        let text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n{more}\n[[app]]\napp_id = \"wx0123456789abcdef\"\n\
+             app_secret = {{ env = \"UNUSED\" }}"
+        );
+        Config::parse("test", &text, Secrets::Ignore).unwrap()
+    }
+
+    fn upstream(name: &str) -> String {
+        format!("[[upstream]]\nname = \"{name}\"\nservers = [\"127.0.0.1:1\"]\n")
+    }
+
+    fn route(path: &str, upstream: &str) -> String {
+        format!("[[route]]\npath = \"{path}\"\nupstream = \"{upstream}\"\n")
+    }
+
+    fn changes(before: &str, after: &str) -> String {
+        let Changes { added, removed, changed } = Changes::between(&parse(before), &parse(after));
+        format!("+ {} - {} ~ {}", added.join(", "), removed.join(", "), changed.join(", "))
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let before = upstream("a") + &route("/", "a") + &route("/gone", "a");
+        assert_eq!(changes(&before, &before), "+  -  ~ ");
+        // Another order of upstreams is no change of the routes.
+        let after = upstream("b") + &upstream("a") + &route("/", "a") + &route("/new", "b");
+        assert_eq!(changes(&before, &after), "+ upstream b, route /new - route /gone ~ ");
+        let after = upstream("b") + &upstream("a") + &route("/", "b") + &route("/gone", "a");
+        assert_eq!(changes(&before, &after), "+ upstream b -  ~ route /");
+        let after =
+            before.replace("127.0.0.1:1", "127.0.0.1:2") + "[limits]\nmax_body = \"1KiB\"\n";
+        let changed = "[limits], upstream a, route /, route /gone";
+        assert_eq!(changes(&before, &after), format!("+  -  ~ {changed}"));
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<String> = (0..25).map(|number| number.to_string()).collect();
+        assert!(listed(&names).unwrap().ends_with(", 19 and 5 more"));
+        assert_eq!(listed(&[]), None);
+    }
+}
