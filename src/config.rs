@@ -248,7 +248,7 @@ pub struct ForwardAuthSection {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeChatSection {
-    /// Scheme, host and port, without a trailing slash.
+    /// Scheme, host, port and a path prefix or none, without a trailing slash.
     pub base_url: String,
     /// URL of an egress proxy; it may hold a password.
     pub proxy: Option<Secret>,

@@ -82,13 +82,26 @@ fn check_base_url(
     is_direct: bool,
 ) -> Option<String> {
     const HELP: &str = "as \"https://api.weixin.qq.com\"";
+    const HELP_PREFIX: &str = "as \"https://relay.example.com/wxapi\"";
     let Some(url) = http_url(&given.value) else {
         section.problem(given, "is not an http or https URL", HELP);
         return None;
     };
-    let origin = url.origin().ascii_serialization();
-    if url.as_str().trim_end_matches('/') != origin {
-        section.problem(given, "must be scheme, host and port only", HELP);
+    let path = url.path().trim_end_matches('/');
+    let (problem, help) = if !url.username().is_empty() || url.password().is_some() {
+        ("must not have a user or password", HELP)
+    } else if url.query().is_some() || url.fragment().is_some() {
+        ("must not have a query or a fragment", HELP_PREFIX)
+    } else if path.ends_with("/jscode2session") || path.ends_with("/sns") {
+        ("must end before /sns/jscode2session, which is added to it", HELP)
+    } else if path.contains("//") || path_of(&given.value) != path {
+        // Dots, backslashes, blanks and the like, which a URL is read without.
+        ("its path is not in the form in which it is sent", HELP_PREFIX)
+    } else {
+        ("", "")
+    };
+    if !problem.is_empty() {
+        section.problem(given, problem, help);
         return None;
     }
     let stays_here = is_direct && is_loopback(&given.value);
@@ -100,7 +113,13 @@ fn check_base_url(
         );
         return None;
     }
-    Some(origin)
+    Some(url.origin().ascii_serialization() + path)
+}
+
+/// The path of a URL as it is written, without slashes at its end.
+fn path_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default().trim_end_matches('/')
 }
 
 /// Whether a URL leads to this machine.
