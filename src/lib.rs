@@ -113,6 +113,6 @@ pub mod fuzzing {
     pub use crate::head::{Framing, Head, HeadLimits, judge};
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
     pub use crate::rejection::Rejection;
-    pub use crate::wechat::reply::{ErrCode, Reply};
-    pub use crate::wechat::{Code, WeChatError};
+    pub use crate::wechat::reply::Reply;
+    pub use crate::wechat::{Code, ErrCode, WeChatError};
 }

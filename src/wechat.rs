@@ -4,30 +4,34 @@
 //! once, when the gate has let it: after a byte may have been sent the code may be spent, so
 //! nothing is ever repeated. The request's URL holds the app secret; no URL, and
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
-//! id. Answers come as HTTP 200 with `text/plain`, also for errors, so only the body counts.
+//! id. WeChat responds with HTTP 200 and `text/plain`, also to report errors, so the body
+//! decides; an error that a relay gives another status is read as well.
 
 mod addresses;
 mod breaker;
+mod errcode;
+mod error;
 mod gate;
 pub mod reply;
+mod trouble;
 
-use std::borrow::Cow;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::redirect;
+use reqwest::header::RETRY_AFTER;
+use reqwest::{StatusCode, redirect};
 use zeroize::Zeroizing;
 
-use self::addresses::Addresses;
-use self::gate::{Closed, Gate, Pass};
+use self::addresses::{Address, Addresses};
+pub use self::errcode::ErrCode;
+pub use self::error::{Refusal, WeChatError};
+use self::gate::{Gate, Pass};
 use self::reply::Reply;
-pub use self::reply::{ErrCode, Refusal};
+pub use self::trouble::{Cause, Place, Trouble};
 use crate::clock::Clock;
 use crate::config::{App, WeChatSection};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
-use crate::rejection::{Rejection, jittered};
 use crate::secret::Secret;
 
 /// Bytes of an answer that are read; real ones have under 300.
@@ -68,142 +72,6 @@ impl Code {
     /// What the developer tools give without an app id (observed, not documented).
     pub fn is_mock(text: &str) -> bool {
         text == "the code is a mock one"
-    }
-}
-
-/// Why there is no identity, by what the client or the operator can do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WeChatError {
-    #[error("WeChat does not accept the code ({0})")]
-    InvalidCode(ErrCode),
-    #[error("WeChat blocks the user ({0})")]
-    UserBlocked(ErrCode),
-    #[error("WeChat limits the calls of this user ({})", .0.errcode)]
-    RateLimited(Refusal),
-    #[error("WeChat is busy ({})", .0.errcode)]
-    Busy(Refusal),
-    #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
-    OutOfQuota(Refusal),
-    #[error("WeChat refuses the app ({})", .0.errcode)]
-    Refused(Refusal),
-    #[error("WeChat's answer cannot be understood: {0}")]
-    Malformed(&'static str),
-    #[error("WeChat's certificate cannot be trusted")]
-    Certificate,
-    #[error("WeChat cannot be reached")]
-    Unreachable,
-    #[error("WeChat did not answer in time; the code may be spent")]
-    Timeout,
-    #[error("WeChat's connection broke, or it failed; the code may be spent")]
-    Broken,
-    #[error("as many logins wait for WeChat as may")]
-    QueueFull,
-    #[error("WeChat fails, and is left alone for a while")]
-    LeftAlone(Duration),
-}
-
-impl WeChatError {
-    /// The label `errcode` of metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::InvalidCode(errcode)
-            | Self::UserBlocked(errcode)
-            | Self::RateLimited(Refusal { errcode, .. })
-            | Self::Busy(Refusal { errcode, .. })
-            | Self::OutOfQuota(Refusal { errcode, .. })
-            | Self::Refused(Refusal { errcode, .. }) => errcode.label(),
-            Self::Malformed(_) => "malformed",
-            Self::Timeout => "timeout",
-            Self::Certificate
-            | Self::Unreachable
-            | Self::Broken
-            | Self::QueueFull
-            | Self::LeftAlone(_) => "transport",
-        }
-    }
-
-    /// What it is about: the same kind is the same trouble.
-    pub fn kind(&self) -> Cow<'static, str> {
-        Cow::Borrowed(match self {
-            Self::Certificate => "certificate",
-            Self::Unreachable => "unreachable",
-            Self::Broken => "broken",
-            Self::QueueFull => "queue full",
-            Self::LeftAlone(_) => "left alone",
-            Self::Malformed(how) => how,
-            Self::Refused(refusal) => return Cow::Owned(refusal.errcode.to_string()),
-            other => other.label(),
-        })
-    }
-
-    /// Whether WeChat itself said so: its service works.
-    pub fn is_answer(&self) -> bool {
-        matches!(
-            self,
-            Self::InvalidCode(_)
-                | Self::UserBlocked(_)
-                | Self::RateLimited(_)
-                | Self::OutOfQuota(_)
-                | Self::Refused(_)
-        )
-    }
-
-    /// Whether somebody can do something about it; refusals of a code are everyday.
-    pub fn is_for_the_operator(&self) -> bool {
-        !matches!(self, Self::InvalidCode(_) | Self::UserBlocked(_))
-    }
-
-    /// What of it support and operators need, as the end of a line.
-    pub fn details(&self) -> String {
-        let Some(refusal) = self.refusal() else { return String::new() };
-        let address = refusal.seen_address.map(|address| format!(", asked from {address}"));
-        let rid = refusal.rid.as_deref().map(|rid| format!(", rid {rid}"));
-        address.unwrap_or_default() + &rid.unwrap_or_default()
-    }
-
-    /// What WeChat said besides the number.
-    pub fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::RateLimited(refusal)
-            | Self::Busy(refusal)
-            | Self::OutOfQuota(refusal)
-            | Self::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
-    }
-}
-
-impl From<&WeChatError> for Rejection {
-    fn from(error: &WeChatError) -> Self {
-        match error {
-            WeChatError::InvalidCode(_) => Self::InvalidCode,
-            WeChatError::UserBlocked(_) => Self::UserBlocked,
-            // The limit is per user and minute.
-            WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
-            WeChatError::Busy(_) | WeChatError::Unreachable | WeChatError::QueueFull => {
-                Self::WeChatBusy { retry_after: jittered(2, 5) }
-            }
-            WeChatError::LeftAlone(wait) => {
-                let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 4);
-                Self::WeChatBusy { retry_after: jittered(seconds + 1, seconds + 4) }
-            }
-            WeChatError::OutOfQuota(_) => Self::WeChatBusy { retry_after: jittered(60, 90) },
-            WeChatError::Refused(_) | WeChatError::Malformed(_) | WeChatError::Certificate => {
-                Self::WeChatRejected
-            }
-            WeChatError::Timeout | WeChatError::Broken => {
-                Self::WeChatTimeout { retry_after: jittered(1, 5) }
-            }
-        }
-    }
-}
-
-impl From<Closed> for WeChatError {
-    fn from(closed: Closed) -> Self {
-        match closed {
-            Closed::Full => Self::QueueFull,
-            Closed::Open(wait) => Self::LeftAlone(wait),
-        }
     }
 }
 
@@ -292,7 +160,7 @@ impl WeChat {
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
                 Err(error) => Err(error),
             };
-            found.push((address, outcome));
+            found.push((address.url.as_str(), outcome));
         }
         found
     }
@@ -301,11 +169,14 @@ impl WeChat {
         let deadline = Instant::now() + self.section.timeout;
         let (first, second) = self.addresses.in_order();
         let outcome = self.ask(first, app, code, deadline).await;
-        let is_connected = outcome != Err(WeChatError::Unreachable);
-        self.addresses.report(first, is_connected);
+        let trouble = match &outcome {
+            Err(WeChatError::Unreachable(trouble)) => Some(trouble),
+            _ => None,
+        };
+        self.addresses.report(first, trouble);
         match second {
             // Nothing was sent, so that this is no repetition.
-            Some(second) if !is_connected => self.ask(second, app, code, deadline).await,
+            Some(second) if trouble.is_some() => self.ask(second, app, code, deadline).await,
             _ => outcome,
         }
     }
@@ -313,49 +184,77 @@ impl WeChat {
     /// Trades a code at one address.
     async fn ask(
         &self,
-        address: &str,
+        address: &Address,
         app: &App,
         code: &Code,
         deadline: Instant,
     ) -> Result<Identity, WeChatError> {
-        let answer = self.send(address, app, code, deadline).await?;
-        Reply::parse(&answer)?.into_identity(&app.app_id)
+        let Response { status, retry_after, body } =
+            self.send(address, app, code, deadline).await?;
+        let place = &address.place;
+        let secrets = [app.secret.expose(), code.0.expose()];
+        let reply = Reply::parse(&body).map(|reply| reply.without(secrets));
+        if status.is_success() {
+            let identity = reply.and_then(|reply| reply.into_identity(&app.app_id));
+            return identity.map_err(|error| error.at(place));
+        }
+        // WeChat has no status but 200, yet a relay may turn its errors into others. It never
+        // turns a user into one.
+        let reported = reply.and_then(|reply| reply.failure()).ok().flatten();
+        if let Some(error) = reported.filter(|_| status.is_client_error()) {
+            return Err(error);
+        }
+        let trouble = Trouble::new(Some(place.clone()), Cause::Status(status.as_u16()));
+        Err(match status {
+            StatusCode::TOO_MANY_REQUESTS => WeChatError::TooManyRequests(trouble, retry_after),
+            _ => WeChatError::Status(trouble),
+        })
     }
 
-    /// Sends one request, and reads its answer.
+    /// Sends one request, and reads the response.
     async fn send(
         &self,
-        address: &str,
+        address: &Address,
         app: &App,
         code: &Code,
         deadline: Instant,
-    ) -> Result<Zeroizing<Vec<u8>>, WeChatError> {
+    ) -> Result<Response, WeChatError> {
         let query = [
             ("appid", app.app_id.as_str()),
             ("secret", app.secret.expose()),
             ("js_code", code.0.expose()),
             ("grant_type", "authorization_code"),
         ];
-        let url = reqwest::Url::parse_with_params(&format!("{address}/sns/jscode2session"), query)
-            .map_err(|_| WeChatError::Malformed("base_url"))?;
+        let url = format!("{}/sns/jscode2session", address.url);
+        let url = reqwest::Url::parse_with_params(&url, query)
+            .map_err(|_| WeChatError::malformed("base_url"))?;
+        let broken = |error: reqwest::Error| transport_error(&address.place, &error);
         let request = self.client.get(url).timeout(deadline - Instant::now());
-        let mut response = request.send().await.map_err(|error| transport_error(&error))?;
+        let mut response = request.send().await.map_err(broken)?;
         let status = response.status();
         if status.is_server_error() {
-            return Err(WeChatError::Broken);
+            let cause = Cause::Status(status.as_u16());
+            return Err(WeChatError::Broken(Trouble::new(Some(address.place.clone()), cause)));
         }
-        if !status.is_success() {
-            return Err(WeChatError::Malformed("an unexpected status"));
-        }
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let mut body = Zeroizing::new(Vec::with_capacity(1024));
-        while let Some(chunk) = response.chunk().await.map_err(|error| transport_error(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
             if body.len() + chunk.len() > LONGEST_REPLY {
-                return Err(WeChatError::Malformed("too long"));
+                return Err(WeChatError::malformed("too long").at(&address.place));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
+        Ok(Response { status, retry_after, body })
     }
+}
+
+/// What came from an address of WeChat.
+struct Response {
+    status: StatusCode,
+    /// In seconds. Dates are not read.
+    retry_after: Option<u32>,
+    body: Zeroizing<Vec<u8>>,
 }
 
 impl Turn<'_> {
@@ -366,7 +265,7 @@ impl Turn<'_> {
     pub async fn exchange(self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let started = Instant::now();
         let outcome = self.wechat.call(app, code).await;
-        self.pass.report(outcome.as_ref().map_or_else(WeChatError::is_answer, |_| true));
+        self.pass.report(outcome.as_ref().err().filter(|error| !error.is_answer()));
         let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
         self.wechat.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
         outcome
@@ -374,36 +273,27 @@ impl Turn<'_> {
 }
 
 /// Tells what happened before anything was sent from what happened after.
-fn transport_error(error: &reqwest::Error) -> WeChatError {
+fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
+    let after = |cause| Trouble::new(Some(place.clone()), cause);
     // All connections together may take less time than the whole, so that the latter ends
     // only after the request was written, or began to be.
-    if is_certificate_error(error) {
-        WeChatError::Certificate
+    if let Some(trouble) = Trouble::of_certificate(place, error) {
+        WeChatError::Certificate(trouble)
     } else if is_nonsense(error) {
-        WeChatError::Malformed("not HTTP")
+        WeChatError::malformed("not HTTP").at(place)
     } else if error.is_connect() {
-        WeChatError::Unreachable
+        WeChatError::Unreachable(Trouble::of_connection(place, error))
     } else if error.is_timeout() {
-        WeChatError::Timeout
+        WeChatError::Timeout(after(Cause::NoResponse))
     } else {
-        WeChatError::Broken
+        WeChatError::Broken(after(Cause::Closed))
     }
-}
-
-fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
-    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-        return true;
-    }
-    // An `io::Error` does not show the error that it wraps as its source.
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
-        || error.source().is_some_and(is_certificate_error)
 }
 
 /// Whether something came that is no HTTP.
-fn is_nonsense(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
-        || error.source().is_some_and(is_nonsense)
+fn is_nonsense(error: &reqwest::Error) -> bool {
+    trouble::chain(error)
+        .any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
 }
 
 fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {

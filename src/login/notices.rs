@@ -1,13 +1,13 @@
-//! What somebody must act on, said once a minute.
+//! Why logins fail at WeChat, logged once a minute.
 //!
 //! When WeChat refuses an app, or cannot be reached, every login fails for the same reason;
-//! one line a minute says so, and how many were like it since the last.
+//! one line a minute says so, and how many were suppressed since the last.
 
 use std::borrow::Cow;
 
 use crate::clock::Clock;
 use crate::seldom::SeldomEach;
-use crate::wechat::WeChatError;
+use crate::wechat::{ErrCode, WeChatError};
 
 /// What was said of late.
 pub struct Notices {
@@ -22,21 +22,28 @@ impl Notices {
 
     /// Says why a login failed, if it was not just said.
     pub fn say(&self, error: &WeChatError, app_id: &str, request_id: &str) {
-        if !error.is_for_the_operator() {
-            tracing::debug!(request_id, app_id, %error, "login refused");
+        let meaning = error.errcode().and_then(ErrCode::meaning);
+        if matches!(error, WeChatError::InvalidCode(_)) {
+            tracing::debug!(request_id, app_id, %error, meaning, "login rejected");
             return;
         }
         let kind = (app_id.to_owned(), error.kind());
         let Some(suppressed) = self.said.suppressed(kind) else { return };
+        if matches!(error, WeChatError::UserBlocked(_)) {
+            let what = "login rejected; logged once a minute";
+            tracing::info!(request_id, app_id, %error, meaning, suppressed, "{what}");
+            return;
+        }
         let refusal = error.refusal();
         tracing::error!(
             request_id,
             app_id,
             %error,
+            meaning,
             rid = refusal.and_then(|refusal| refusal.rid.as_deref()),
             seen_address = refusal.and_then(|r| r.seen_address).map(tracing::field::display),
             suppressed,
-            "logins fail; said once a minute"
+            "logins fail; logged once a minute"
         );
     }
 }

@@ -4,8 +4,10 @@
 //! is a fallback, that one goes first, and once a minute one login tries the base: not all of
 //! them wait in vain.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::trouble::{Place, Trouble};
 
 use crate::clock::Clock;
 use crate::config::WeChatSection;
@@ -14,10 +16,17 @@ use crate::seldom::Seldom;
 /// Between two tries of a base that was lost.
 const HOLD: Duration = Duration::from_secs(60);
 
+/// A base URL of WeChat's API.
+pub struct Address {
+    /// Without a slash at its end.
+    pub url: String,
+    pub place: Arc<Place>,
+}
+
 /// Base URLs of WeChat's API.
 pub struct Addresses {
-    base: String,
-    fallback: Option<String>,
+    base: Address,
+    fallback: Option<Address>,
     clock: Clock,
     /// When the base is tried again; `None`: it is asked first.
     next_try: Mutex<Option<Duration>>,
@@ -26,9 +35,13 @@ pub struct Addresses {
 
 impl Addresses {
     pub fn new(section: &WeChatSection, clock: Clock) -> Self {
+        let address = |url: &String| Address {
+            url: url.clone(),
+            place: Arc::new(Place::new(url, section.proxy.as_ref())),
+        };
         Self {
-            base: section.base_url.clone(),
-            fallback: section.fallback_base_url.clone(),
+            base: address(&section.base_url),
+            fallback: section.fallback_base_url.as_ref().map(address),
             next_try: Mutex::new(None),
             said: Seldom::new(clock.clone()),
             clock,
@@ -36,12 +49,12 @@ impl Addresses {
     }
 
     /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = &str> {
-        [Some(&self.base), self.fallback.as_ref()].into_iter().flatten().map(String::as_str)
+    pub fn all(&self) -> impl Iterator<Item = &Address> {
+        [Some(&self.base), self.fallback.as_ref()].into_iter().flatten()
     }
 
     /// The one to ask, and the one for when it cannot be connected to.
-    pub fn in_order(&self) -> (&str, Option<&str>) {
+    pub fn in_order(&self) -> (&Address, Option<&Address>) {
         let Some(fallback) = &self.fallback else { return (&self.base, None) };
         let now = self.clock.now();
         match &mut *self.next_try() {
@@ -55,22 +68,25 @@ impl Addresses {
         }
     }
 
-    /// Whether a connection to this one could be made.
-    pub fn report(&self, address: &str, is_connected: bool) {
-        if self.fallback.is_none() || address != self.base {
+    /// Why no connection to this one could be made, if none could.
+    pub fn report(&self, address: &Address, trouble: Option<&Trouble>) {
+        if self.fallback.is_none() || address.url != self.base.url {
             return;
         }
         let mut next_try = self.next_try();
-        match (*next_try, is_connected) {
-            (Some(_), true) => *next_try = None,
-            (None, false) => *next_try = Some(self.clock.now() + HOLD),
-            (None, true) | (Some(_), false) => {}
+        match (*next_try, trouble) {
+            (Some(_), None) => *next_try = None,
+            (None, Some(_)) => *next_try = Some(self.clock.now() + HOLD),
+            (None, None) | (Some(_), Some(_)) => {}
         }
         drop(next_try);
-        if !is_connected && let Some(suppressed) = self.said.suppressed() {
+        if let Some(error) = trouble
+            && let Some(suppressed) = self.said.suppressed()
+        {
             tracing::warn!(
+                %error,
                 suppressed,
-                "no connection to wechat.base_url; its fallback is asked first"
+                "no connection to wechat.base_url; wechat.fallback_base_url is called first"
             );
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
+use super::WeChatError;
 use super::breaker::Breaker;
 use crate::clock::Clock;
 use crate::config::WeChatSection;
@@ -90,24 +91,30 @@ impl Gate {
 }
 
 impl Pass<'_> {
-    /// Says whether WeChat answered as a service does that works.
-    pub fn report(self, is_success: bool) {
+    /// Says how WeChat failed, if it did not respond as a service does that works.
+    pub fn report(self, failure: Option<&WeChatError>) {
+        let is_success = failure.is_none();
         let now = self.gate.clock.now();
         let mut breaker = self.gate.breaker();
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
         drop(breaker);
-        if has_opened && let Some(suppressed) = self.gate.said_open.suppressed() {
+        if has_opened
+            && let Some(error) = failure
+            && let Some(suppressed) = self.gate.said_open.suppressed()
+        {
             tracing::error!(
+                %error,
                 suppressed,
-                "WeChat fails again and again; logins are refused for a while"
+                "circuit breaker open after exchanges that failed in a row: logins are rejected \
+                 until one succeeds"
             );
         }
         if was_open
             && is_success
             && let Some(suppressed) = self.gate.said_closed.suppressed()
         {
-            tracing::info!(suppressed, "WeChat works again");
+            tracing::info!(suppressed, "circuit breaker closed: WeChat works again");
         }
     }
 }

@@ -3,98 +3,115 @@
 //! Success is: the required fields are there, and `errcode` is absent or 0. `errcode` may
 //! be a number or a string; unknown fields come and go; the content type says nothing.
 //! `session_key` must be there, as in any true answer, and is wiped unread: nothing needs it.
+//!
+//! `errcode`, `openid`, `unionid` and `session_key` decide, and are read strictly. No other
+//! field may change the verdict, whatever it holds: not `errmsg`, and not what a relay adds.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zeroize::Zeroizing;
 
-use super::WeChatError;
+use super::{ErrCode, Refusal, WeChatError};
 use crate::identity::{AppId, Identity, OpenId, UnionId};
 
-/// A number that WeChat gave for a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ErrCode(i64);
+/// Stands for every byte of a string that JSON or UTF-8 does not allow. No field that decides
+/// can hold it.
+const UNREADABLE: u8 = 0x7f;
 
-impl ErrCode {
-    /// The label in metrics: numbers that are known, or `other`, so that no answer can make
-    /// new series.
-    pub fn label(self) -> &'static str {
-        KNOWN.iter().find(|(code, _)| *code == self.0).map_or("other", |(_, label)| label)
-    }
-}
-
-impl fmt::Display for ErrCode {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "errcode {}", self.0)
-    }
-}
-
-/// The codes of code2Session's page and those seen in practice.
-const KNOWN: [(i64, &str); 19] = [
-    (-1, "-1"),
-    (40001, "40001"),
-    (40013, "40013"),
-    (40029, "40029"),
-    (40125, "40125"),
-    (40163, "40163"),
-    (40164, "40164"),
-    (40226, "40226"),
-    (40243, "40243"),
-    (41002, "41002"),
-    (41004, "41004"),
-    (41008, "41008"),
-    (45009, "45009"),
-    (45011, "45011"),
-    (50007, "50007"),
-    (61024, "61024"),
-    (89503, "89503"),
-    (89506, "89506"),
-    (89507, "89507"),
-];
-
-/// An answer of code2Session.
-#[derive(Deserialize)]
+/// A response of code2Session. Only the fields that decide are read.
+#[derive(Default)]
 pub struct Reply {
-    #[serde(default, deserialize_with = "number_or_text")]
-    errcode: Option<i64>,
-    errmsg: Option<String>,
-    openid: Option<String>,
-    unionid: Option<String>,
-    session_key: Option<Zeroizing<String>>,
+    errcode: Option<Field>,
+    openid: Option<Field>,
+    unionid: Option<Field>,
+    session_key: Option<Field>,
+    /// Trace id and address, where an `errmsg` names them.
+    rid: Option<Box<str>>,
+    seen_address: Option<IpAddr>,
+}
+
+/// The value of a field that decides.
+enum Field {
+    Null,
+    Number(i64),
+    Text(Zeroizing<String>),
+    /// Of a type that it never has, or holding what no text may hold.
+    Wrong,
 }
 
 impl Reply {
+    /// Reads the body of a response. What is in fields that decide nothing does not matter, as
+    /// long as it can be told where they end.
+    ///
+    /// # Errors
+    /// When it is not one whole JSON object, or has a field that decides twice.
     pub fn parse(body: &[u8]) -> Result<Self, WeChatError> {
+        let wrong = || WeChatError::malformed("not the JSON expected");
+        let text = readable(body);
         // serde would read the fields from an array too.
-        let is_object = body.trim_ascii_start().starts_with(b"{");
-        let reply = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
-        reply.ok_or(WeChatError::Malformed("not the JSON expected"))
+        if !text.starts_with(b"{") {
+            return Err(wrong());
+        }
+        let text = std::str::from_utf8(&text).map_err(|_| wrong())?;
+        let mut reply: Self = serde_json::from_str(text).map_err(|_| wrong())?;
+        if let Some((_, errmsg)) = text.split_once("\"errmsg\"") {
+            reply.rid = trace_id(errmsg).map(Box::from);
+            reply.seen_address = seen_address(errmsg);
+        }
+        Ok(reply)
     }
 
+    /// What WeChat reports, if it reports a failure.
+    ///
+    /// # Errors
+    /// When there is an `errcode` that is no number.
+    pub fn failure(&self) -> Result<Option<WeChatError>, WeChatError> {
+        let code = match &self.errcode {
+            None | Some(Field::Null) => 0,
+            Some(Field::Number(number)) => *number,
+            Some(Field::Text(text)) => {
+                text.trim().parse().map_err(|_| WeChatError::malformed("no legal errcode"))?
+            }
+            Some(Field::Wrong) => return Err(WeChatError::malformed("no legal errcode")),
+        };
+        Ok((code != 0).then(|| self.error(ErrCode(code))))
+    }
+
+    /// A trace id that holds one of these is none.
+    #[must_use]
+    pub fn without(mut self, secrets: [&str; 2]) -> Self {
+        self.rid = self.rid.filter(|rid| !secrets.iter().any(|secret| rid.contains(secret)));
+        self
+    }
+
+    /// The user that WeChat names.
+    ///
+    /// # Errors
+    /// What it reports instead, or what is wrong with its response.
     pub fn into_identity(self, app_id: &AppId) -> Result<Identity, WeChatError> {
-        if let Some(code) = self.errcode
-            && code != 0
-        {
-            return Err(self.failure(ErrCode(code)));
+        if let Some(error) = self.failure()? {
+            return Err(error);
         }
-        if self.session_key.is_none_or(|key| key.is_empty()) {
-            return Err(WeChatError::Malformed("no session_key"));
+        if text(self.session_key.as_ref()).is_none() {
+            return Err(WeChatError::malformed("no session_key"));
         }
-        let openid = self.openid.as_deref().and_then(OpenId::parse);
-        let openid = openid.ok_or(WeChatError::Malformed("no legal openid"))?;
+        let openid = text(self.openid.as_ref()).and_then(OpenId::parse);
+        let openid = openid.ok_or(WeChatError::malformed("no legal openid"))?;
         // WeChat leaves the field out, or empty, for apps that are not bound.
-        let unionid = match self.unionid.as_deref() {
-            None | Some("") => None,
-            Some(text) => {
-                Some(UnionId::parse(text).ok_or(WeChatError::Malformed("no legal unionid"))?)
+        let unionid = match &self.unionid {
+            None | Some(Field::Null) => None,
+            Some(Field::Text(text)) if text.is_empty() => None,
+            field => {
+                let unionid = text(field.as_ref()).and_then(UnionId::parse);
+                Some(unionid.ok_or(WeChatError::malformed("no legal unionid"))?)
             }
         };
         Ok(Identity { app_id: app_id.clone(), openid, unionid })
     }
 
-    fn failure(&self, errcode: ErrCode) -> WeChatError {
+    fn error(&self, errcode: ErrCode) -> WeChatError {
         match errcode.0 {
             40029 | 40163 | 41008 => WeChatError::InvalidCode(errcode),
             40226 => WeChatError::UserBlocked(errcode),
@@ -107,23 +124,8 @@ impl Reply {
 
     /// WeChat's words are not repeated; what support and operators need of them is taken out.
     fn refusal(&self, errcode: ErrCode) -> Refusal {
-        let errmsg = self.errmsg.as_deref();
-        Refusal {
-            errcode,
-            rid: errmsg.and_then(trace_id).map(Box::from),
-            seen_address: errmsg.and_then(seen_address),
-        }
+        Refusal { errcode, rid: self.rid.clone(), seen_address: self.seen_address }
     }
-}
-
-/// A refusal that somebody must act on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub errcode: ErrCode,
-    /// WeChat's trace id: its support asks for it.
-    pub rid: Option<Box<str>>,
-    /// The address from which WeChat was asked, as it saw it: to be put on its whitelist.
-    pub seen_address: Option<IpAddr>,
 }
 
 /// The address in `invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist`.
@@ -132,27 +134,182 @@ fn seen_address(errmsg: &str) -> Option<IpAddr> {
     rest.split([' ', ',']).next()?.parse().ok()
 }
 
-/// The trace id at the end of an `errmsg`: `... rid: 608d5803-66b84dfc-005383b1`, of old
-/// `... hints: [ req_id: AijFoqaLRa-pTFm4 ]`.
+/// The trace id in an `errmsg`: `... rid: 608d5803-66b84dfc-005383b1`, in older ones
+/// `... hints: [ req_id: AijFoqaLRa-pTFm4 ]` or `req_id: je7q.a0244th27`.
 fn trace_id(errmsg: &str) -> Option<&str> {
-    let (_, rest) = errmsg.split_once("rid: ").or_else(|| errmsg.split_once("req_id: "))?;
-    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    let rid = rest.split(|c: char| !is_part(c)).next()?;
-    (8..=64).contains(&rid.len()).then_some(rid)
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    ["rid", "req_id"].iter().find_map(|name| {
+        errmsg.match_indices(name).find_map(|(at, _)| {
+            let (before, rest) = (errmsg.get(..at)?, errmsg.get(at + name.len()..)?);
+            let rest = rest.trim_start().strip_prefix([':', '='])?.trim_start();
+            let rid = rest.split(|c: char| !is_part(c)).next()?.trim_end_matches('.');
+            (!before.ends_with(is_part) && (8..=64).contains(&rid.len())).then_some(rid)
+        })
+    })
 }
 
-fn number_or_text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<i64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Number(i64),
-        Text(String),
+/// The text of a field that is there and not empty.
+fn text(field: Option<&Field>) -> Option<&str> {
+    match field {
+        Some(Field::Text(text)) => Some(text.as_str()).filter(|text| !text.is_empty()),
+        _ => None,
     }
+}
 
-    match Option::<Either>::deserialize(input)? {
-        None => Ok(None),
-        Some(Either::Number(number)) => Ok(Some(number)),
-        Some(Either::Text(text)) => text.trim().parse().map(Some).map_err(serde::de::Error::custom),
+/// The JSON in a body: without BOM and blanks around it, and with [`UNREADABLE`] for what its
+/// strings may not hold, such as line breaks and bytes of GBK. It is never longer than the
+/// body, so that no copy of it is left behind.
+fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut body = body.trim_ascii();
+    while let Some(rest) = body.strip_prefix(b"\xef\xbb\xbf") {
+        body = rest.trim_ascii_start();
+    }
+    let is_utf8 = std::str::from_utf8(body).is_ok();
+    let mut readable = Zeroizing::new(Vec::with_capacity(body.len()));
+    let mut bytes = body.iter().copied().peekable();
+    let mut is_in_string = false;
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => {
+                is_in_string = !is_in_string;
+                readable.push(byte);
+            }
+            b'\\' if is_in_string => match bytes.next_if(|next| b"\"\\/bfnrtu".contains(next)) {
+                Some(escaped) => readable.extend([byte, escaped]),
+                None => readable.push(UNREADABLE),
+            },
+            0..0x20 if is_in_string => readable.push(UNREADABLE),
+            0x80.. if !is_utf8 => {
+                // The second byte of a character of GBK may look like a backslash.
+                let is_second = |byte: &u8| matches!(byte, 0x40..=0x7e | 0x80..=0xfe);
+                let _ = bytes.next_if(is_second);
+                readable.push(UNREADABLE);
+            }
+            _ => readable.push(byte),
+        }
+    }
+    readable
+}
+
+impl<'de> Deserialize<'de> for Reply {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Reply;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Reply, A::Error> {
+                let mut reply = Reply::default();
+                while let Some(name) = map.next_key::<Name>()? {
+                    let field = match name {
+                        Name::ErrCode => &mut reply.errcode,
+                        Name::OpenId => &mut reply.openid,
+                        Name::UnionId => &mut reply.unionid,
+                        Name::SessionKey => &mut reply.session_key,
+                        Name::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if field.replace(map.next_value()?).is_some() {
+                        return Err(de::Error::custom("a field that decides is there twice"));
+                    }
+                }
+                Ok(reply)
+            }
+        }
+
+        input.deserialize_map(Reader)
+    }
+}
+
+enum Name {
+    ErrCode,
+    OpenId,
+    UnionId,
+    SessionKey,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl Visitor<'_> for Reader {
+            type Value = Name;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a name")
+            }
+
+            fn visit_bytes<E: de::Error>(self, name: &[u8]) -> Result<Name, E> {
+                Ok(match name {
+                    b"errcode" => Name::ErrCode,
+                    b"openid" => Name::OpenId,
+                    b"unionid" => Name::UnionId,
+                    b"session_key" => Name::SessionKey,
+                    _ => Name::Other,
+                })
+            }
+        }
+
+        // Half a surrogate pair is no text, but a name all the same.
+        input.deserialize_bytes(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Field;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a value")
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Field, E> {
+                Ok(Field::Null)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Field, E> {
+                Ok(Field::Number(number))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Field, E> {
+                Ok(i64::try_from(number).map_or(Field::Wrong, Field::Number))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Field, E> {
+                let is_wrong = text.bytes().any(|byte| byte == UNREADABLE);
+                Ok(if is_wrong { Field::Wrong } else { Field::Text(text.to_owned().into()) })
+            }
+
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Field, E> {
+                Ok(Field::Wrong)
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Field, E> {
+                Ok(Field::Wrong)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Field::Wrong)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Field::Wrong)
+            }
+        }
+
+        input.deserialize_any(Reader)
     }
 }
 

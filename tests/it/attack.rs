@@ -13,4 +13,4 @@ mod path;
 pub mod service;
 mod siege;
 mod token;
-mod wechat;
+pub mod wechat;

@@ -588,11 +588,14 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
     let (_other, address) = start_sandbox(&["--app", &format!("{}:other", crate::harness::APP)]);
     let (code, shown) = check(address, "");
     assert!(code == 1 && shown.contains("errcode 40125") && shown.contains("rid "), "{shown}");
+    assert!(shown.contains("the AppSecret is wrong"), "{shown}");
     let (_unlisted, address) = start_sandbox(&["--refuse-ip"]);
     let (code, shown) = check(address, "");
     assert!(code == 1 && shown.contains("40164") && shown.contains("203.0.113.7"), "{shown}");
+    assert!(shown.contains("IP allow list"), "{shown}");
     let (code, shown) = check("127.0.0.1:1".parse().unwrap(), "");
-    assert!(code == 1 && shown.contains("cannot be reached"), "{shown}");
+    let cause = "cannot be reached: connection refused (http://127.0.0.1:1)";
+    assert!(code == 1 && shown.contains(cause), "{shown}");
     let (_fallback, fallback) = start_sandbox(&[]);
     let changes = format!("wechat.fallback_base_url = \"http://{fallback}\"");
     let (code, shown) = check("127.0.0.1:1".parse().unwrap(), &changes);

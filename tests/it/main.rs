@@ -27,6 +27,7 @@ mod peers;
 mod proxy_protocol;
 mod rate_limits;
 mod redirect;
+mod relay;
 mod reload;
 mod routes;
 mod session;

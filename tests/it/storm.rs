@@ -244,7 +244,7 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
     .await;
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
-    assert!(process_log::text_after(before).contains("its fallback is asked first"));
+    assert!(process_log::text_after(before).contains("wechat.fallback_base_url is called first"));
     // No connection to the first is waited for again within a minute.
     let back = TcpListener::bind(nobody).await.unwrap();
     token(&stack.try_login("user-alice-2").await);

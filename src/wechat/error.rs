@@ -1,0 +1,210 @@
+//! Why a code was not exchanged.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ErrCode;
+use super::gate::Closed;
+use super::trouble::{Cause, Place, Trouble};
+use crate::rejection::{Rejection, jittered};
+
+/// The longest `Retry-After` of a relay that is passed on, in seconds.
+const LONGEST_PAUSE: u32 = 300;
+
+/// Why there is no identity, by what the client or the operator can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WeChatError {
+    #[error("WeChat does not accept the code ({0})")]
+    InvalidCode(ErrCode),
+    #[error("WeChat blocks the user ({0})")]
+    UserBlocked(ErrCode),
+    #[error("WeChat limits the calls of this user ({})", .0.errcode)]
+    RateLimited(Refusal),
+    #[error("WeChat is busy ({})", .0.errcode)]
+    Busy(Refusal),
+    #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
+    OutOfQuota(Refusal),
+    #[error("WeChat refuses the app ({})", .0.errcode)]
+    Refused(Refusal),
+    #[error("WeChat's response cannot be understood: {0}")]
+    Malformed(Trouble),
+    #[error("WeChat's address responded with {0}")]
+    Status(Trouble),
+    /// With the seconds of its `Retry-After`.
+    #[error("WeChat's address responded with {0}")]
+    TooManyRequests(Trouble, Option<u32>),
+    #[error("WeChat's certificate is not accepted: {0}")]
+    Certificate(Trouble),
+    #[error("WeChat cannot be reached: {0}")]
+    Unreachable(Trouble),
+    #[error("WeChat did not respond in time, and the code may be spent: {0}")]
+    Timeout(Trouble),
+    #[error("WeChat failed, and the code may be spent: {0}")]
+    Broken(Trouble),
+    #[error("login queue full")]
+    QueueFull,
+    #[error("circuit breaker open")]
+    LeftAlone(Duration),
+}
+
+impl WeChatError {
+    /// A response that is not WeChat's, wherever it came from.
+    pub(super) fn malformed(how: &'static str) -> Self {
+        Self::Malformed(Trouble::new(None, Cause::Nonsense(how)))
+    }
+
+    /// The same, with the address that was called.
+    pub(super) fn at(mut self, place: &Arc<Place>) -> Self {
+        if let Self::Malformed(trouble) = &mut self {
+            trouble.place = Some(place.clone());
+        }
+        self
+    }
+
+    /// The label `errcode` of metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::Status(_) => "malformed",
+            Self::Timeout(_) => "timeout",
+            Self::TooManyRequests(..)
+            | Self::Certificate(_)
+            | Self::Unreachable(_)
+            | Self::Broken(_)
+            | Self::QueueFull
+            | Self::LeftAlone(_) => "transport",
+            Self::InvalidCode(errcode)
+            | Self::UserBlocked(errcode)
+            | Self::RateLimited(Refusal { errcode, .. })
+            | Self::Busy(Refusal { errcode, .. })
+            | Self::OutOfQuota(Refusal { errcode, .. })
+            | Self::Refused(Refusal { errcode, .. }) => errcode.label(),
+        }
+    }
+
+    /// What WeChat reported, if it reported something.
+    pub fn errcode(&self) -> Option<ErrCode> {
+        match self {
+            Self::InvalidCode(errcode) | Self::UserBlocked(errcode) => Some(*errcode),
+            other => other.refusal().map(|refusal| refusal.errcode),
+        }
+    }
+
+    /// What it is about: the same kind is the same trouble. Of these there are few, but for the
+    /// numbers that WeChat chooses.
+    pub fn kind(&self) -> Cow<'static, str> {
+        if let Some(errcode) = self.errcode() {
+            return Cow::Owned(errcode.to_string());
+        }
+        match (self, self.trouble().map(Trouble::kind)) {
+            (_, Some((_, Cause::Status(status)))) => Cow::Owned(format!("status {status}")),
+            (_, Some((true, cause))) => Cow::Owned(format!("proxy: {}", cause.words())),
+            (_, Some((false, cause))) => Cow::Borrowed(cause.words()),
+            (Self::QueueFull, None) => Cow::Borrowed("queue full"),
+            (_, None) => Cow::Borrowed("left alone"),
+        }
+    }
+
+    fn trouble(&self) -> Option<&Trouble> {
+        match self {
+            Self::Malformed(trouble)
+            | Self::Status(trouble)
+            | Self::TooManyRequests(trouble, _)
+            | Self::Certificate(trouble)
+            | Self::Unreachable(trouble)
+            | Self::Timeout(trouble)
+            | Self::Broken(trouble) => Some(trouble),
+            _ => None,
+        }
+    }
+
+    /// Whether WeChat itself said so: its service works.
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidCode(_)
+                | Self::UserBlocked(_)
+                | Self::RateLimited(_)
+                | Self::OutOfQuota(_)
+                | Self::Refused(_)
+        )
+    }
+
+    /// What of it support and operators need, as the end of a line.
+    pub fn details(&self) -> String {
+        let refusal = self.refusal();
+        let meaning = self.errcode().and_then(ErrCode::meaning);
+        let address = refusal.and_then(|refusal| refusal.seen_address);
+        let rid = refusal.and_then(|refusal| refusal.rid.as_deref());
+        [
+            meaning.map(|meaning| format!(": {meaning}")),
+            address.map(|address| format!("; WeChat saw the address {address}")),
+            rid.map(|rid| format!("; rid {rid}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// What WeChat said besides the number.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::RateLimited(refusal)
+            | Self::Busy(refusal)
+            | Self::OutOfQuota(refusal)
+            | Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+impl From<&WeChatError> for Rejection {
+    fn from(error: &WeChatError) -> Self {
+        match error {
+            WeChatError::InvalidCode(_) => Self::InvalidCode,
+            WeChatError::UserBlocked(_) => Self::UserBlocked,
+            // The limit is per user and minute.
+            WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
+            WeChatError::TooManyRequests(_, Some(pause)) => {
+                let least = (*pause).clamp(1, LONGEST_PAUSE);
+                Self::WeChatBusy { retry_after: jittered(least, least + least / 4 + 2) }
+            }
+            WeChatError::Busy(_)
+            | WeChatError::TooManyRequests(_, None)
+            | WeChatError::Unreachable(_)
+            | WeChatError::QueueFull => Self::WeChatBusy { retry_after: jittered(2, 5) },
+            WeChatError::LeftAlone(wait) => {
+                let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 4);
+                Self::WeChatBusy { retry_after: jittered(seconds + 1, seconds + 4) }
+            }
+            WeChatError::OutOfQuota(_) => Self::WeChatBusy { retry_after: jittered(60, 90) },
+            WeChatError::Refused(_)
+            | WeChatError::Malformed(_)
+            | WeChatError::Status(_)
+            | WeChatError::Certificate(_) => Self::WeChatRejected,
+            WeChatError::Timeout(_) | WeChatError::Broken(_) => {
+                Self::WeChatTimeout { retry_after: jittered(1, 5) }
+            }
+        }
+    }
+}
+
+impl From<Closed> for WeChatError {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Full => Self::QueueFull,
+            Closed::Open(wait) => Self::LeftAlone(wait),
+        }
+    }
+}
+
+/// A refusal that somebody must act on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub errcode: ErrCode,
+    /// WeChat's trace id: its support asks for it.
+    pub rid: Option<Box<str>>,
+    /// The address from which WeChat was asked, as it saw it: to be put on its whitelist.
+    pub seen_address: Option<IpAddr>,
+}

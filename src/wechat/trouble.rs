@@ -1,0 +1,237 @@
+//! What goes wrong on the way to WeChat, in words for operators.
+//!
+//! An address is shown as scheme, host and port: its query has the app secret, and the path of
+//! a relay or the password of a proxy may be secrets too. Causes are a closed set, so that they
+//! can be keys.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::iter::successors;
+use std::sync::Arc;
+
+use rustls::CertificateError;
+
+use crate::secret::Secret;
+
+/// What went wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The address that was called, if any was.
+    pub place: Option<Arc<Place>>,
+    pub cause: Cause,
+    /// Whether it is the egress proxy's, not WeChat's.
+    is_of_proxy: bool,
+}
+
+/// An address of WeChat, and the way to it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place {
+    address: String,
+    proxy: Option<String>,
+}
+
+impl Place {
+    pub fn new(base_url: &str, proxy: Option<&Secret>) -> Self {
+        Self { address: origin(base_url), proxy: proxy.map(|proxy| origin(proxy.expose())) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.address)?;
+        match &self.proxy {
+            Some(proxy) => write!(formatter, " through egress proxy {proxy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> String {
+    let origin = reqwest::Url::parse(url).map(|url| url.origin().ascii_serialization());
+    origin.unwrap_or_default()
+}
+
+/// Why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    ConnectionRefused,
+    Dns,
+    ConnectTimeout,
+    NoRoute,
+    Closed,
+    Handshake,
+    NoConnection,
+    ProxyPassword,
+    NoTunnel,
+    UnknownIssuer,
+    Expired,
+    NotYetValid,
+    WrongName,
+    Revoked,
+    BadCertificate,
+    NoResponse,
+    Status(u16),
+    Nonsense(&'static str),
+}
+
+impl Cause {
+    /// Of an error before the request was sent.
+    fn of_connection(error: &reqwest::Error) -> Self {
+        if error.is_timeout() {
+            return Self::ConnectTimeout;
+        }
+        chain(error).find_map(Self::of_link).unwrap_or(Self::NoConnection)
+    }
+
+    /// Of a certificate that is not accepted, if it is that.
+    fn of_certificate(error: &reqwest::Error) -> Option<Self> {
+        chain(error).find_map(|link| match link.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(error)) => Some(match error {
+                CertificateError::UnknownIssuer => Self::UnknownIssuer,
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    Self::Expired
+                }
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    Self::NotYetValid
+                }
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
+                CertificateError::Revoked => Self::Revoked,
+                _ => Self::BadCertificate,
+            }),
+            _ => None,
+        })
+    }
+
+    /// What one link of a chain of errors says. Some types have no other names than their texts,
+    /// which tests on the wire hold.
+    fn of_link(link: &(dyn Error + 'static)) -> Option<Self> {
+        if link.is::<rustls::Error>() {
+            return Some(Self::Handshake);
+        }
+        if let Some(error) = link.downcast_ref::<io::Error>() {
+            use io::ErrorKind as Kind;
+            return match error.kind() {
+                Kind::ConnectionRefused => Some(Self::ConnectionRefused),
+                Kind::TimedOut => Some(Self::ConnectTimeout),
+                Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::AddrNotAvailable => {
+                    Some(Self::NoRoute)
+                }
+                Kind::ConnectionReset
+                | Kind::ConnectionAborted
+                | Kind::BrokenPipe
+                | Kind::UnexpectedEof => Some(Self::Closed),
+                _ => None,
+            };
+        }
+        // It holds the URL.
+        if link.is::<reqwest::Error>() {
+            return None;
+        }
+        match link.to_string().as_str() {
+            "dns error" => Some(Self::Dns),
+            "tunnel error: proxy authorization required" => Some(Self::ProxyPassword),
+            // What comes after it says more.
+            "tunnel error: failed to create underlying connection" => None,
+            text if text.starts_with("tunnel error: ") => Some(Self::NoTunnel),
+            _ => None,
+        }
+    }
+
+    /// The words, without numbers that others choose: the same trouble has the same.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ConnectionRefused => "connection refused",
+            Self::Dns => "DNS lookup failed",
+            Self::ConnectTimeout => "timed out connecting",
+            Self::NoRoute => "no route to the address",
+            Self::Closed => "the connection was closed",
+            Self::Handshake => "the TLS handshake failed",
+            Self::NoConnection => "no connection could be made",
+            Self::ProxyPassword => "it requires another user and password (HTTP status 407)",
+            Self::NoTunnel => "it did not open a tunnel to WeChat",
+            Self::UnknownIssuer => {
+                "unknown issuer; the CA of a relay, or of a proxy that inspects TLS, belongs in \
+                 wechat.ca_file"
+            }
+            Self::Expired => "it has expired, or this machine's clock is wrong",
+            Self::NotYetValid => "it is not valid yet, or this machine's clock is wrong",
+            Self::WrongName => "it is for another host name",
+            Self::Revoked => "it was revoked",
+            Self::BadCertificate => "it is not valid",
+            Self::NoResponse => "no response within wechat.timeout",
+            Self::Status(300..400) => "HTTP status, and redirects are not followed",
+            Self::Status(_) => "HTTP status",
+            Self::Nonsense(how) => how,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, self.words().strip_prefix("HTTP status")) {
+            (Self::Status(status), Some(rest)) => {
+                write!(formatter, "HTTP status {status}{rest}")
+            }
+            _ => formatter.write_str(self.words()),
+        }
+    }
+}
+
+impl Trouble {
+    pub fn new(place: Option<Arc<Place>>, cause: Cause) -> Self {
+        Self { place, cause, is_of_proxy: false }
+    }
+
+    /// Of a certificate that is not accepted, if it is that.
+    pub fn of_certificate(place: &Arc<Place>, error: &reqwest::Error) -> Option<Self> {
+        Cause::of_certificate(error).map(|cause| Self::new(Some(place.clone()), cause))
+    }
+
+    /// Of an error before the request was sent.
+    pub fn of_connection(place: &Arc<Place>, error: &reqwest::Error) -> Self {
+        let cause = Cause::of_connection(error);
+        // Names are looked up and connections made on the way to the proxy only, if there is one.
+        let is_of_proxy = place.proxy.is_some()
+            && matches!(
+                cause,
+                Cause::ConnectionRefused
+                    | Cause::Dns
+                    | Cause::NoRoute
+                    | Cause::ProxyPassword
+                    | Cause::NoTunnel
+            );
+        Self { place: Some(place.clone()), cause, is_of_proxy }
+    }
+
+    /// What tells it apart from other trouble.
+    pub fn kind(&self) -> (bool, Cause) {
+        (self.is_of_proxy, self.cause)
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(place) = &self.place else { return write!(formatter, "{}", self.cause) };
+        match &place.proxy {
+            Some(proxy) if self.is_of_proxy => {
+                write!(formatter, "egress proxy {proxy}: {} ({})", self.cause, place.address)
+            }
+            _ => write!(formatter, "{} ({place})", self.cause),
+        }
+    }
+}
+
+/// An error and what caused it, outermost first. An `io::Error` does not show the error that
+/// it wraps as its source.
+pub fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    successors(Some(error as &(dyn Error + 'static)), |&error| {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match wrapped {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
