@@ -5,6 +5,8 @@
 //! once per route into a [`RouteMetrics`], so the hot path looks up no label. The registry
 //! is the gateway's own: several gateways live in one process without sharing a number.
 
+mod wechat;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +16,8 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+pub use self::wechat::{Raised, WeChatMetrics};
 
 /// 1 ms to 10 s.
 const DURATION_BUCKETS: [f64; 13] =
@@ -145,6 +149,7 @@ pub struct Metrics {
     logins_coalesced: IntCounter,
     exchanges: IntCounterVec,
     exchange_duration: Histogram,
+    pub wechat: WeChatMetrics,
     sessions: IntGauge,
     sessions_created: IntCounter,
     sessions_removed: [IntCounter; 4],
@@ -242,6 +247,7 @@ impl Metrics {
                     .buckets(DURATION_BUCKETS.to_vec()),
                 )?,
             )?,
+            wechat: WeChatMetrics::new(&registry)?,
             sessions: gauge("wxgate_sessions", "Sessions held")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
             sessions_removed: Removal::ALL.map(|r| removed.with_label_values(&[r.as_str()])),

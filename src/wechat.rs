@@ -130,7 +130,7 @@ impl WeChat {
             client,
             addresses: Addresses::new(section, clock.clone()),
             section: section.clone(),
-            gate: Gate::new(section, clock),
+            gate: Gate::new(section, clock, metrics.clone()),
             metrics,
         })
     }

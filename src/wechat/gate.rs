@@ -5,7 +5,7 @@
 //! is while the [`Breaker`] is open. What waits holds neither a connection to WeChat nor a
 //! byte of its answer.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -15,6 +15,7 @@ use super::WeChatError;
 use super::breaker::Breaker;
 use crate::clock::Clock;
 use crate::config::WeChatSection;
+use crate::metrics::{Metrics, Raised};
 use crate::seldom::Seldom;
 
 /// The way to WeChat.
@@ -26,6 +27,7 @@ pub struct Gate {
     said_open: Seldom,
     said_closed: Seldom,
     clock: Clock,
+    metrics: Arc<Metrics>,
 }
 
 /// Nobody may ask now.
@@ -41,10 +43,12 @@ pub enum Closed {
 pub struct Pass<'a> {
     gate: &'a Gate,
     _permit: SemaphorePermit<'a>,
+    _counted: Raised<'a>,
 }
 
 impl Gate {
-    pub fn new(section: &WeChatSection, clock: Clock) -> Self {
+    pub fn new(section: &WeChatSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        metrics.wechat.breaker(false);
         Self {
             in_flight: Semaphore::new(section.max_in_flight),
             waiting: Semaphore::new(section.queue),
@@ -58,6 +62,7 @@ impl Gate {
             said_open: Seldom::new(clock.clone()),
             said_closed: Seldom::new(clock.clone()),
             clock,
+            metrics,
         }
     }
 
@@ -72,11 +77,13 @@ impl Gate {
         };
         // After the wait: what it waited for may have shown that nothing works.
         self.breaker().admit(self.clock.now()).map_err(Closed::Open)?;
-        Ok(Pass { gate: self, _permit: permit })
+        let counted = self.metrics.wechat.in_flight();
+        Ok(Pass { gate: self, _permit: permit, _counted: counted })
     }
 
     async fn wait(&self) -> Result<SemaphorePermit<'_>, Closed> {
         let _place = self.waiting.try_acquire().map_err(|_| Closed::Full)?;
+        let _counted = self.metrics.wechat.queued();
         match timeout(self.queue_timeout, self.in_flight.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             // It is never closed; if it were, nobody could pass.
@@ -98,6 +105,8 @@ impl Pass<'_> {
         let mut breaker = self.gate.breaker();
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
+        // Each time, not on a change alone: one of an earlier configuration may report late.
+        self.gate.metrics.wechat.breaker(breaker.is_open());
         drop(breaker);
         if has_opened
             && let Some(error) = failure

@@ -1,0 +1,53 @@
+//! How busy the way to WeChat is.
+
+use prometheus::{IntGauge, Registry};
+
+use super::register;
+
+/// Gauges of the exchanges with WeChat. After a reload they count those of the configuration
+/// before as well, until they end.
+pub struct WeChatMetrics {
+    queue: IntGauge,
+    in_flight: IntGauge,
+    breaker_open: IntGauge,
+}
+
+/// One more in a gauge, until it is dropped.
+pub struct Raised<'a>(&'a IntGauge);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl WeChatMetrics {
+    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
+        Ok(Self {
+            queue: gauge("wxgate_wechat_queue", "Logins that wait for an exchange to end")?,
+            in_flight: gauge("wxgate_wechat_in_flight", "Exchanges with WeChat in flight")?,
+            breaker_open: gauge(
+                "wxgate_wechat_breaker_open",
+                "1 while the circuit breaker of WeChat is open, until an exchange succeeds",
+            )?,
+        })
+    }
+
+    /// Counts a login that waits, until the end of what is returned.
+    pub fn queued(&self) -> Raised<'_> {
+        self.queue.inc();
+        Raised(&self.queue)
+    }
+
+    /// Counts an exchange, until the end of what is returned.
+    pub fn in_flight(&self) -> Raised<'_> {
+        self.in_flight.inc();
+        Raised(&self.in_flight)
+    }
+
+    /// Sets whether the circuit breaker is open.
+    pub fn breaker(&self, is_open: bool) {
+        self.breaker_open.set(i64::from(is_open));
+    }
+}
