@@ -46,6 +46,8 @@ pub struct Line<'a> {
     pub decision: Option<&'a str>,
     pub app_id: Option<&'a str>,
     pub user: Option<String>,
+    /// What WeChat reported of a login that it did not accept.
+    pub errcode: Option<i64>,
 }
 
 /// A line that shares its stream with those of the process's own log.

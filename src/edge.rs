@@ -395,6 +395,7 @@ impl Edge {
             decision: None,
             app_id: None,
             user: None,
+            errcode: None,
         });
         connection.end_with(&answer.to_closing_http1(is_to_head)).await;
     }

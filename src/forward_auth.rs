@@ -244,6 +244,7 @@ impl ForwardAuth {
             decision: verdict.decision.map(Decision::as_str),
             app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
             user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
+            errcode: None,
         });
     }
 }

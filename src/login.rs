@@ -7,6 +7,7 @@
 mod exchange;
 mod notices;
 mod pace;
+mod refusals;
 mod replay;
 pub mod request;
 
@@ -15,17 +16,18 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use self::exchange::Exchange;
-use self::replay::{Grant, Key, Replays, Source};
+use self::exchange::{Exchange, Served};
+use self::refusals::{Named, OnlyRefusals};
+use self::replay::{Failure, Grant, Key, Replays, Source};
 use self::request::{LoginRequest, parse};
 use crate::answer::Answer;
 use crate::clock::Clock;
 use crate::config::{Config, LoginSection};
-use crate::identity::AppId;
+use crate::identity::{AppId, OpenId};
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::session::Sessions;
-use crate::wechat::{self, ClientError, Code};
+use crate::wechat::{self, ClientError, Code, ErrCode};
 
 /// Counts logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
@@ -59,6 +61,25 @@ pub struct Login {
     replays: Replays,
     sessions: Sessions,
     metrics: Arc<Metrics>,
+}
+
+/// Who sent a login.
+#[derive(Clone, Copy)]
+pub struct Sender<'a> {
+    pub client: IpAddr,
+    pub request_id: &'a str,
+    /// `Referer`, as it was sent.
+    pub referer: Option<&'a str>,
+}
+
+/// What the access log says of a login.
+#[derive(Default)]
+pub struct LoginFacts {
+    pub app_id: Option<AppId>,
+    /// Of a login that succeeded.
+    pub openid: Option<OpenId>,
+    /// Of one that WeChat did not accept.
+    pub errcode: Option<ErrCode>,
 }
 
 impl Login {
@@ -116,53 +137,92 @@ impl Login {
         self.metrics.login(UNKNOWN_APP, rejection.error());
     }
 
-    /// Serves one login that `client` sent. Whatever comes of it is counted.
+    /// Serves one login. Whatever comes of it is counted.
     ///
     /// # Errors
     /// The refusal to answer with; its cause is in the log.
     pub async fn serve(
         &self,
         request: LoginRequest<'_>,
-        client: IpAddr,
-        request_id: &str,
+        sender: Sender<'_>,
+        facts: &mut LoginFacts,
     ) -> Result<Answer, Rejection> {
-        let mut app_id = UNKNOWN_APP;
-        let outcome = self.run(request, client, request_id, &mut app_id).await;
-        let word = outcome.as_ref().map_or_else(Rejection::error, |_| "ok");
-        self.metrics.login(app_id, word);
-        outcome
+        let outcome = self.run(request, sender, facts).await;
+        let word = outcome.as_ref().map_or_else(|failure| failure.rejection.error(), |_| "ok");
+        self.metrics.login(facts.app_id.as_ref().map_or(UNKNOWN_APP, AppId::as_str), word);
+        match outcome {
+            Ok(grant) => {
+                facts.openid = Some(grant.openid.clone());
+                Ok(granted(&grant))
+            }
+            Err(failure) => {
+                facts.errcode = failure.errcode;
+                Err(failure.rejection)
+            }
+        }
     }
 
-    async fn run<'a>(
-        &'a self,
+    async fn run(
+        &self,
         request: LoginRequest<'_>,
-        client: IpAddr,
-        request_id: &str,
-        counted_app: &mut &'a str,
-    ) -> Result<Answer, Rejection> {
+        sender: Sender<'_>,
+        facts: &mut LoginFacts,
+    ) -> Result<Arc<Grant>, Failure> {
         let fields = parse(request, self.section.accept)?;
-        let asked = self.app(fields.app_id.as_deref());
-        let (index, app_id) = asked.map_err(Rejection::BadRequest)?;
-        let app_id = app_id.as_str();
-        *counted_app = app_id;
+        let found = self.served(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
+        let (index, served) = found;
+        let app_id = served.app.app_id.as_str();
+        facts.app_id = Some(served.app.app_id.clone());
         if Code::is_mock(fields.code.expose()) {
-            return Err(Rejection::InvalidCode);
+            report_mock(served, sender);
+            return Err(Rejection::InvalidCode.into());
         }
         let code = Code::parse(fields.code.expose())
             .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
 
         let key = Key::of(app_id, fields.code.expose());
-        let (exchange, request_id) = (self.exchange.clone(), request_id.to_owned());
+        let exchange = self.exchange.clone();
+        let (client, request_id) = (sender.client, sender.request_id.to_owned());
         let trade = || async move { exchange.trade(index, code, client, &request_id).await };
         let (outcome, source) = self.replays.share(key, trade).await;
         if source != Source::Own {
             self.metrics.login_coalesced();
         }
+        self.observe(served, &outcome, sender);
         let grant = outcome?;
         if source == Source::Repeated && !self.is_live(&grant).await? {
-            return Err(Rejection::InvalidCode);
+            return Err(Rejection::InvalidCode.into());
         }
-        Ok(granted(&grant))
+        Ok(grant)
+    }
+
+    /// Notices an app that has only refusals, and logs it.
+    fn observe(&self, served: &Served, outcome: &replay::Outcome, sender: Sender<'_>) {
+        let errcode = match outcome {
+            Ok(_) => return served.refusals.succeeded(),
+            Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode) }) => errcode,
+            Err(_) => return,
+        };
+        let app_id = served.app.app_id.as_str();
+        let named = sender.referer.and_then(Named::in_referer);
+        let Some(report) = served.refusals.refused(app_id, named) else { return };
+        let OnlyRefusals { refused, named } = report;
+        let referer_app_id = named.as_ref().map(Named::as_str);
+        let is_served = |named: &str| self.served(Some(named)).is_ok();
+        let what = match referer_app_id {
+            None => "WeChat refuses every code of this app; logged once a minute",
+            Some(named) if is_served(named) => {
+                "WeChat refuses every code of this app, and the clients name another [[app]]: \
+                 their logins must send its app_id; logged once a minute"
+            }
+            Some(_) => {
+                "WeChat refuses every code of this app, and the clients name another app id: the \
+                 gateway and the Mini Program must have the same; logged once a minute"
+            }
+        };
+        let (errcode, meaning) = (errcode.number(), errcode.meaning());
+        let request_id = sender.request_id;
+        tracing::warn!(request_id, app_id, refused, errcode, meaning, referer_app_id, "{what}");
     }
 
     /// Whether nobody has ended the session since.
@@ -176,16 +236,37 @@ impl Login {
     /// # Errors
     /// Why there is none.
     pub fn app(&self, app_id: Option<&str>) -> Result<(usize, &AppId), &'static str> {
-        let mut apps = self.exchange.apps.iter().map(|(app, _)| app).enumerate();
+        self.served(app_id).map(|(index, served)| (index, &served.app.app_id))
+    }
+
+    fn served(&self, app_id: Option<&str>) -> Result<(usize, &Served), &'static str> {
+        let mut apps = self.exchange.apps.iter().enumerate();
         let found = match app_id {
-            Some(app_id) => apps.find(|(_, app)| app.app_id.as_str() == app_id),
-            None => apps.find(|(_, app)| app.is_default),
+            Some(app_id) => apps.find(|(_, served)| served.app.app_id.as_str() == app_id),
+            None => apps.find(|(_, served)| served.app.is_default),
         };
-        found.map(|(index, app)| (index, &app.app_id)).ok_or(match app_id {
+        found.ok_or(match app_id {
             Some(_) => "this app_id is not known here",
             None => "app_id is needed: there are several apps and no default",
         })
     }
+}
+
+/// Logs a login with the mock code of the developer tools.
+fn report_mock(served: &Served, sender: Sender<'_>) {
+    let Some(suppressed) = served.refusals.mocked() else { return };
+    let app_id = served.app.app_id.as_str();
+    let named = sender.referer.and_then(Named::in_referer);
+    let named = named.as_ref().map(Named::as_str);
+    let referer_app_id = named.filter(|named| *named != app_id);
+    tracing::warn!(
+        request_id = sender.request_id,
+        app_id,
+        referer_app_id,
+        suppressed,
+        "a login had the mock code of the developer tools: the project is open there without \
+         an app id or with a test app id, so set that of the Mini Program; logged once a minute"
+    );
 }
 
 fn granted(grant: &Grant) -> Answer {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::notices::Notices;
 use super::pace::Pace;
-use super::replay::{Grant, Outcome};
+use super::refusals::Refusals;
+use super::replay::{Failure, Grant, Outcome};
 use crate::clock::Clock;
 use crate::config::{App, Config};
 use crate::metrics::Metrics;
@@ -16,11 +17,18 @@ use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
 /// Trades the codes of every app.
 pub struct Exchange {
-    pub apps: Vec<(App, Arc<Pace>)>,
+    pub apps: Vec<Served>,
     wechat: Arc<WeChat>,
     sessions: Sessions,
     notices: Notices,
     unkept: Seldom,
+}
+
+/// An app, and what is known of its logins.
+pub struct Served {
+    pub app: App,
+    pub refusals: Arc<Refusals>,
+    pace: Arc<Pace>,
 }
 
 impl Exchange {
@@ -36,32 +44,35 @@ impl Exchange {
         clock: &Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ClientError> {
-        let paced = |app: &App| {
-            let known = previous.into_iter().flat_map(|previous| &previous.apps);
-            let same = known
-                .filter(|(known, _)| known.app_id == app.app_id)
-                .find(|(known, _)| known.login_rate == app.login_rate);
-            let pace = same.map(|(_, pace)| pace.clone());
-            let new = || Arc::new(Pace::new(app.login_rate, clock.clone()));
-            (app.clone(), pace.unwrap_or_else(new))
+        let served = |app: &App| {
+            let mut known = previous.into_iter().flat_map(|previous| &previous.apps);
+            let known = known.find(|known| known.app.app_id == app.app_id);
+            let paced = known.filter(|known| known.app.login_rate == app.login_rate);
+            let pace = paced.map(|known| known.pace.clone());
+            let refusals = known.map(|known| known.refusals.clone());
+            Served {
+                app: app.clone(),
+                refusals: refusals.unwrap_or_else(|| Arc::new(Refusals::new(clock.clone()))),
+                pace: pace.unwrap_or_else(|| Arc::new(Pace::new(app.login_rate, clock.clone()))),
+            }
         };
         let known = previous.map(|previous| &previous.wechat);
         let wechat = match known.filter(|known| *known.section() == config.wechat) {
             Some(known) => known.clone(),
             None => Arc::new(WeChat::new(&config.wechat, clock.clone(), metrics)?),
         };
-        let apps = config.apps.iter().map(paced).collect();
+        let apps = config.apps.iter().map(served).collect();
         let (notices, unkept) = (Notices::new(clock.clone()), Seldom::new(clock.clone()));
         Ok(Self { apps, wechat, sessions, notices, unkept })
     }
 
     /// Trades a code of the app with this index, that `client` sent, for a session.
     pub async fn trade(&self, app: usize, code: Code, client: IpAddr, request_id: &str) -> Outcome {
-        let (app, pace) = self.apps.get(app).ok_or(Rejection::InternalError)?;
+        let Served { app, pace, .. } = self.apps.get(app).ok_or(Rejection::InternalError)?;
         pace.check()?;
         let refused = |error: WeChatError| {
             self.notices.say(&error, app.app_id.as_str(), request_id);
-            Rejection::from(&error)
+            Failure::from(&error)
         };
         let unkept = |error: StoreError| {
             if let Some(suppressed) = self.unkept.suppressed() {
@@ -81,17 +92,18 @@ impl Exchange {
             Ok(_) | Err(_) => pace.resume(),
         }
         let identity = exchanged.map_err(refused)?;
+        let openid = identity.openid.clone();
         match self.sessions.create(identity, client).await {
-            Ok((token, expires_in)) => Ok(Arc::new(Grant { token, expires_in })),
+            Ok((token, expires_in)) => Ok(Arc::new(Grant { token, expires_in, openid })),
             Err(CreateError::Blocked) => {
                 tracing::debug!(
                     request_id,
                     app_id = app.app_id.as_str(),
                     "the user of a login is blocked"
                 );
-                Err(Rejection::LoginRefused)
+                Err(Rejection::LoginRefused.into())
             }
-            Err(CreateError::Store(error)) => Err(unkept(error)),
+            Err(CreateError::Store(error)) => Err(unkept(error).into()),
         }
     }
 }

@@ -18,8 +18,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::identity::OpenId;
 use crate::rejection::Rejection;
 use crate::token::SessionToken;
+use crate::wechat::{ErrCode, WeChatError};
 
 /// Codes remembered. When there are as many, the least recently used is forgotten, and a
 /// repeat of it is an exchange of its own.
@@ -29,9 +31,31 @@ const CAPACITY: u64 = 100_000;
 pub struct Grant {
     pub token: SessionToken,
     pub expires_in: Duration,
+    /// Whose session it is, for the log.
+    pub openid: OpenId,
 }
 
-pub type Outcome = Result<Arc<Grant>, Rejection>;
+/// Why there is no session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub rejection: Rejection,
+    /// What WeChat reported, if it did.
+    pub errcode: Option<ErrCode>,
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, errcode: None }
+    }
+}
+
+impl From<&WeChatError> for Failure {
+    fn from(error: &WeChatError) -> Self {
+        Self { rejection: error.into(), errcode: error.errcode() }
+    }
+}
+
+pub type Outcome = Result<Arc<Grant>, Failure>;
 
 /// An app and a code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,12 +143,12 @@ impl Replays {
         | CompResult::ReplacedWith(entry)
         | CompResult::Unchanged(entry)) = joined
         else {
-            return (Err(Rejection::InternalError), source);
+            return (Err(Rejection::InternalError.into()), source);
         };
         let mut outcome = entry.into_value().outcome.subscribe();
         let landed = outcome.wait_for(Option::is_some).await;
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        (outcome.unwrap_or(Err(Rejection::InternalError)), source)
+        (outcome.unwrap_or(Err(Rejection::InternalError.into())), source)
     }
 
     fn start<F>(&self, key: Key, exchange: F) -> Arc<Flight>
@@ -153,10 +177,13 @@ struct Landing {
 
 impl Landing {
     fn land(&self, outcome: Outcome) {
-        let is_final = matches!(
-            outcome,
-            Ok(_) | Err(Rejection::InvalidCode | Rejection::UserBlocked | Rejection::LoginRefused)
-        );
+        let is_final = match &outcome {
+            Ok(_) => true,
+            Err(failure) => matches!(
+                failure.rejection,
+                Rejection::InvalidCode | Rejection::UserBlocked | Rejection::LoginRefused
+            ),
+        };
         let kept = if is_final { self.replays.window } else { Duration::ZERO };
         let kept_until = (self.replays.clock.now() + kept).as_millis();
         let kept_until = u64::try_from(kept_until).unwrap_or(u64::MAX);
@@ -174,7 +201,7 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         if self.flight.outcome.borrow().is_none() {
-            self.land(Err(Rejection::InternalError));
+            self.land(Err(Rejection::InternalError.into()));
         }
     }
 }
@@ -214,7 +241,8 @@ mod tests {
     }
 
     fn grant() -> Arc<Grant> {
-        Arc::new(Grant { token: SessionToken::generate(), expires_in: WINDOW })
+        let openid = OpenId::parse("o1").unwrap();
+        Arc::new(Grant { token: SessionToken::generate(), expires_in: WINDOW, openid })
     }
 
     fn key(code: usize) -> Key {
@@ -255,7 +283,7 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let first = rejection.clone();
+            let first = Failure::from(rejection.clone());
             replays.share(key(number), || async { Err(first) }).await.0.err().unwrap();
             let (_, source) = replays.share(key(number), || async { Ok(grant()) }).await;
             assert_eq!(source, expected, "{rejection:?}");
@@ -295,7 +323,7 @@ mod tests {
         let (replays, _) = replays(10);
         let panics = || async { panic!("a fault") };
         let (outcome, _) = replays.share(key(1), panics).await;
-        assert!(matches!(outcome, Err(Rejection::InternalError)));
+        assert_eq!(outcome.err().unwrap().rejection, Rejection::InternalError);
         assert_eq!(replays.share(key(1), || async { Ok(grant()) }).await.1, Source::Own);
     }
 

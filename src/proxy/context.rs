@@ -15,6 +15,8 @@ use super::failure::{self, Failure, Patience};
 use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::forwarded::Client;
+use crate::identity::AppId;
+use crate::login::LoginFacts;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process, Verdict};
 use crate::progress::Progress;
@@ -22,6 +24,7 @@ use crate::rejection::Rejection;
 use crate::route::{Endpoint, Route};
 use crate::upstream::{Pool, Reuse};
 use crate::websocket::Tunnel;
+use crate::wechat::ErrCode;
 
 /// What nginx logs for a client that left before its answer.
 const CLIENT_LEFT: u16 = 499;
@@ -36,6 +39,8 @@ pub struct RequestContext {
     pub client: Client,
     pub endpoint: Endpoint,
     pub verdict: Verdict,
+    /// Of a request that was a login.
+    pub login: Option<Box<LoginFacts>>,
     /// Index of the servers that the request is for, once it is admitted.
     pub pool: Option<usize>,
     /// Whether a browser asks if it may ask, and the route says what becomes of that.
@@ -75,6 +80,7 @@ impl RequestContext {
             client: Client { peer: nobody, address: nobody, is_trusted: false },
             endpoint: Endpoint::None,
             verdict: Verdict::default(),
+            login: None,
             pool: None,
             is_preflight: false,
             rejection: None,
@@ -180,6 +186,9 @@ impl RequestContext {
             return;
         }
         let identity = self.verdict.identity();
+        let login = self.login.as_deref();
+        let app_id = identity.map(|identity| &identity.app_id);
+        let openid = identity.map(|identity| &identity.openid);
         access_log.write(&Line {
             time: access_log::timestamp(),
             request_id: self.request_id(),
@@ -195,8 +204,9 @@ impl RequestContext {
             bytes_in: seen.bytes_in,
             bytes_out: seen.bytes_out,
             decision: self.verdict.decision.map(Decision::as_str),
-            app_id: identity.map(|identity| identity.app_id.as_str()),
-            user: identity.map(|identity| access_log.user(&identity.openid)),
+            app_id: app_id.or_else(|| login?.app_id.as_ref()).map(AppId::as_str),
+            user: openid.or_else(|| login?.openid.as_ref()).map(|openid| access_log.user(openid)),
+            errcode: login.and_then(|login| login.errcode).map(ErrCode::number),
         });
     }
 }

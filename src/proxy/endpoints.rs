@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, EXPECT};
+use http::header::{CONTENT_TYPE, EXPECT, REFERER};
 use http::{HeaderValue, Method, Version};
 use pingora::Error;
 use pingora::proxy::Session as HttpSession;
@@ -16,6 +16,7 @@ use crate::answer::Answer;
 use crate::config::Access;
 use crate::lifecycle::Lifecycle;
 use crate::login::request::{ContentType, LoginRequest};
+use crate::login::{Login, LoginFacts, Sender};
 use crate::rejection::Rejection;
 
 impl Gateway {
@@ -40,8 +41,7 @@ impl Gateway {
         }
         if is_query {
             let query = request.uri.query().unwrap_or_default();
-            let request = LoginRequest::Query(query);
-            return Ok(login.serve(request, context.client.address, context.request_id()).await?);
+            return serve(login, http, context, LoginRequest::Query(query)).await;
         }
         let lines = request.headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
         let content_type = ContentType::read(lines);
@@ -54,7 +54,7 @@ impl Gateway {
             Err(left) => return Err(left),
         };
         let request = LoginRequest::Body { content_type, body: &body };
-        Ok(login.serve(request, context.client.address, context.request_id()).await?)
+        serve(login, http, context, request).await
     }
 
     pub(super) async fn logout(
@@ -95,6 +95,25 @@ impl Gateway {
         let app_id = session.identity.app_id.as_str();
         Ok(Answer::json(200, &Shown { expires_in, app_id }))
     }
+}
+
+/// Serves a login, and keeps what the access log says of it.
+async fn serve(
+    login: &Login,
+    http: &HttpSession,
+    context: &mut RequestContext,
+    request: LoginRequest<'_>,
+) -> Result<Answer, Refusal> {
+    let mut facts = LoginFacts::default();
+    let referer = http.req_header().headers.get(REFERER);
+    let sender = Sender {
+        client: context.client.address,
+        request_id: context.request_id(),
+        referer: referer.and_then(|value| value.to_str().ok()),
+    };
+    let answer = login.serve(request, sender, &mut facts).await;
+    context.login = Some(Box::new(facts));
+    Ok(answer?)
 }
 
 /// The answer of the health path.

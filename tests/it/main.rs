@@ -22,6 +22,7 @@ mod http2;
 mod identity;
 mod keep_alive;
 mod login;
+mod login_log;
 mod operation;
 mod peers;
 mod proxy_protocol;

@@ -1,0 +1,188 @@
+//! An app whose logins all fail because WeChat accepts none of its codes.
+//!
+//! One refused code is everyday: it was used twice, or is old. When an app has had nothing else
+//! for a minute, its clients most often have another app id than the gateway, which nothing else
+//! shows. Once a minute a line says so. It is driven by logins alone and keeps a fixed state for
+//! each app. What a client says of itself is shown, and never believed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::seldom::Seldom;
+
+/// Without a success for so long; also between two lines.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Where the pages of Mini Programs are.
+const PAGES: &str = "https://servicewechat.com/";
+
+/// What WeChat did with the codes of one app.
+pub struct Refusals {
+    clock: Clock,
+    state: Mutex<State>,
+    mock: Seldom,
+}
+
+#[derive(Default)]
+struct State {
+    succeeded_at: Option<Duration>,
+    reported_at: Option<Duration>,
+    /// Since the last success or line.
+    refused: u64,
+    /// The app id that most of the clients named, and by how many more than others.
+    named: Option<(Named, u64)>,
+}
+
+/// An app id as a client named it: of the shape of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named([u8; 18]);
+
+impl Named {
+    /// The app id in the `Referer` of a Mini Program,
+    /// `https://servicewechat.com/APP_ID/VERSION/page-frame.html`.
+    pub fn in_referer(referer: &str) -> Option<Self> {
+        let app_id = referer.strip_prefix(PAGES)?.split('/').next()?;
+        let digits = app_id.strip_prefix("wx")?;
+        let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        let is_app_id = digits.len() == 16 && digits.bytes().all(is_hex);
+        app_id.as_bytes().try_into().ok().filter(|_| is_app_id).map(Self)
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// What to report.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OnlyRefusals {
+    /// Refused codes since the last success or line.
+    pub refused: u64,
+    /// Another app id, which the clients named.
+    pub named: Option<Named>,
+}
+
+impl Refusals {
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Mutex::default(), mock: Seldom::new(clock.clone()), clock }
+    }
+
+    /// A login of the app has succeeded.
+    pub fn succeeded(&self) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        *state =
+            State { succeeded_at: Some(now), reported_at: state.reported_at, ..State::default() };
+    }
+
+    /// WeChat has refused a code of `app_id`, whose client named an app id or none. What to
+    /// report, if it is to be reported now.
+    pub fn refused(&self, app_id: &str, named: Option<Named>) -> Option<OnlyRefusals> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.refused += 1;
+        if let Some(named) = named.filter(|named| named.as_str() != app_id) {
+            state.count(named);
+        }
+        let is_recent = |at: Option<Duration>| at.is_some_and(|at| now < at + MINUTE);
+        if is_recent(state.succeeded_at) || is_recent(state.reported_at) {
+            return None;
+        }
+        state.reported_at = Some(now);
+        let named = state.named.take().map(|(named, _)| named);
+        Some(OnlyRefusals { refused: std::mem::take(&mut state.refused), named })
+    }
+
+    /// A client of the app has sent the developer tools' mock code. How often one did since the
+    /// last line, if there is to be one now.
+    pub fn mocked(&self) -> Option<u64> {
+        self.mock.suppressed()
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Keeps the id of the majority, if there is one, in the place of one.
+    fn count(&mut self, named: Named) {
+        self.named = match self.named {
+            Some((known, count)) if known == named => Some((known, count.saturating_add(1))),
+            Some((known, count @ 2..)) => Some((known, count - 1)),
+            _ => Some((named, 1)),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APP: &str = "wx0123456789abcdef";
+
+    fn named(app_id: &str) -> Option<Named> {
+        Named::in_referer(&format!("{PAGES}{app_id}/12/page-frame.html"))
+    }
+
+    #[test]
+    fn only_what_has_the_shape_of_an_app_id_is_taken_from_a_referer() {
+        assert_eq!(named("wx0123456789abcdef").unwrap().as_str(), "wx0123456789abcdef");
+        for wrong in [
+            "",
+            "wx",
+            "touristappid",
+            "wx0123456789abcde",
+            "wx0123456789abcdeff",
+            "wx0123456789abcdeg",
+            "wx0123456789ABCDEF",
+            "WX0123456789abcdef",
+            "wx0123456789abcdef?",
+            "wx%30123456789abcde",
+            "../wx0123456789abcdef",
+        ] {
+            assert_eq!(named(wrong), None, "{wrong}");
+        }
+        for referer in [
+            "https://example.com/wx0123456789abcdef/12/page-frame.html",
+            "http://servicewechat.com/wx0123456789abcdef/",
+            "https://servicewechat.com.evil/wx0123456789abcdef/",
+            "https://me@servicewechat.com/wx0123456789abcdef/",
+        ] {
+            assert_eq!(Named::in_referer(referer), None, "{referer}");
+        }
+    }
+
+    #[test]
+    fn nothing_but_refusals_is_reported_once_a_minute_with_their_number() {
+        let clock = Clock::manual();
+        let refusals = Refusals::new(clock.clone());
+        let other = named("wxfedcba9876543210");
+        let report = |refused, named| Some(OnlyRefusals { refused, named });
+        assert_eq!(refusals.refused(APP, named(APP)), report(1, None));
+        for _ in 0..5 {
+            assert_eq!(refusals.refused(APP, other), None);
+        }
+        assert_eq!(refusals.refused(APP, named("wx1111111111111111")), None);
+        clock.advance(MINUTE);
+        assert_eq!(refusals.refused(APP, None), report(7, other));
+        clock.advance(MINUTE);
+        assert_eq!(refusals.refused(APP, None), report(1, None));
+    }
+
+    #[test]
+    fn a_success_keeps_an_app_silent_for_a_minute() {
+        let clock = Clock::manual();
+        let refusals = Refusals::new(clock.clone());
+        for _ in 0..10 {
+            refusals.succeeded();
+            clock.advance(Duration::from_millis(59_999));
+            assert_eq!(refusals.refused(APP, None), None);
+        }
+        clock.advance(Duration::from_millis(1));
+        let report = Some(OnlyRefusals { refused: 2, named: None });
+        assert_eq!(refusals.refused(APP, None), report);
+    }
+}
