@@ -269,7 +269,7 @@ async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
     let (silent, _held) = (silent.local_addr().unwrap(), silent);
     let stack = Stack::start_with(&format!(
         "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"https://{silent}\"\n\
-         timeout = \"300ms\""
+         timeout = \"3s\""
     ))
     .await;
     stack.try_login("user-alice-1").await.assert_error(503, "wechat_busy", "retry");
