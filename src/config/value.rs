@@ -144,6 +144,8 @@ impl FromValue for PathBuf {
         let given = text(value, "a path")?;
         if given.is_empty() {
             Err("expected a path, found \"\"".to_owned())
+        } else if given.contains(char::is_control) {
+            Err("expected a path, found a control character in it".to_owned())
         } else {
             Ok(given.into())
         }
@@ -328,15 +330,16 @@ pub struct Percent(pub u16);
 impl FromValue for Percent {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         let text = match value {
-            DeValue::Integer(number) => number.as_str(),
-            DeValue::Float(number) => number.as_str(),
-            _ => "",
+            DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
+            DeValue::Float(number) => Some(number.as_str()),
+            _ => None,
         };
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-        let hundredths = (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
-            .then(|| format!("{whole}{fraction:0<2}").parse().ok())
-            .flatten();
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let hundredths = text.and_then(|text| {
+            let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+            (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
+                .then(|| format!("{whole}{fraction:0<2}").parse().ok())?
+        });
         hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
             let expected = "expected a number from 0 to 100 with two decimals at most";
             format!("{expected}, found {}", kind(value))
@@ -405,7 +408,48 @@ impl FromValue for LoginForm {
 
 #[cfg(test)]
 mod tests {
+    use toml::de::DeTable;
+
+    use super::*;
     use crate::config::{Config, Secrets};
+
+    #[test]
+    fn a_percentage_is_a_number_and_nothing_else() {
+        let percent = |given: &str| {
+            let text = format!("x = {given}");
+            let (table, errors) = DeTable::parse_recoverable(&text);
+            assert!(errors.is_empty(), "{given}: {errors:?}");
+            let (_, value) = table.get_ref().iter().next().unwrap();
+            Percent::from_value(value.get_ref()).map(|percent| percent.0)
+        };
+        for (given, hundredths) in
+            [("0", 0), ("5", 500), ("2.5", 250), ("0.01", 1), ("100", 10_000), ("100.00", 10_000)]
+        {
+            assert_eq!(percent(given), Ok(hundredths), "{given}");
+        }
+        for given in [
+            "\"5\"",
+            "\"5%\"",
+            "\"\"",
+            "true",
+            "[5]",
+            "[]",
+            "{ a = 5 }",
+            "1979-05-27",
+            "12:30:00",
+            "-1",
+            "100.01",
+            "101",
+            "1.234",
+            "1e1",
+            "inf",
+            "nan",
+            "0x5",
+            "655360000",
+        ] {
+            assert!(percent(given).is_err(), "{given}");
+        }
+    }
 
     #[test]
     fn a_text_of_several_lines_is_refused_and_not_repeated() {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use wxgate::config::{Config, Secrets};
+use wxgate::config::{Config, Problems, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
 const WITHOUT_DEFAULT: [&str; 57] = [
@@ -146,6 +146,119 @@ fn every_invalid_file_is_refused_with_its_problems_and_their_places() {
         settings.bind(|| insta::assert_snapshot!(stem, problems));
     }
     assert_eq!(fixtures("snapshots").len(), files.len());
+}
+
+/// File and line of each problem.
+fn places(problems: &Problems) -> BTreeSet<(String, usize)> {
+    let place = |shown: String| {
+        let mut parts = shown.splitn(4, ':');
+        let file = parts.next().unwrap().to_owned();
+        (file, parts.next().unwrap().parse().unwrap())
+    };
+    problems.iter().map(place).collect()
+}
+
+/// A problem must not hide behind the others of its file: each line of a fixture that has one is
+/// marked, with `# wrong` at its end. A key that is missing is a problem of the header of its
+/// section, or of line 1 where the section is missing, too.
+#[test]
+fn every_wrong_line_has_a_problem_and_no_other_line_has_one() {
+    let included = fixtures("included");
+    assert_eq!(included.len(), 2);
+    for file in fixtures("invalid") {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
+            panic!("{name} is not refused");
+        };
+        let mut marked = BTreeSet::new();
+        let mut mark = |name: &str, text: &str| {
+            let is_marked = |(_, line): &(usize, &str)| line.trim_end().ends_with("# wrong");
+            let lines = text.lines().enumerate().filter(is_marked);
+            marked.extend(lines.map(|(at, _)| (name.to_owned(), at + 1)));
+        };
+        mark(name, &text);
+        let found = places(&problems);
+        for file in included.iter().map(|file| file.to_str().unwrap()) {
+            if text.contains(file) {
+                mark(file, &fs::read_to_string(file).unwrap());
+            }
+        }
+        let silent: Vec<_> = marked.difference(&found).collect();
+        assert!(silent.is_empty(), "marked as wrong, but without a problem: {silent:?}");
+        let unmarked: Vec<_> = found.difference(&marked).collect();
+        assert!(unmarked.is_empty(), "with a problem, but not marked \"# wrong\": {unmarked:?}");
+    }
+}
+
+/// Puts a value in the place of a key, which is as [`Config::known_keys`] has it. Returns the key
+/// as problems have it.
+fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<String> {
+    let Some((section, rest)) = key.split_once('.') else {
+        return table.insert(key.to_owned(), value.clone()).map(|_| key.to_owned());
+    };
+    let Some(name) = section.strip_suffix("[]") else {
+        let table = table.get_mut(section)?.as_table_mut()?;
+        return Some(format!("{section}.{}", replace(table, rest, value)?));
+    };
+    let elements = table.get_mut(name)?.as_array_mut()?.iter_mut().enumerate();
+    // The first that has it.
+    let (index, rest) = elements
+        .filter_map(|(index, element)| {
+            Some((index, replace(element.as_table_mut()?, rest, value)?))
+        })
+        .next()?;
+    Some(format!("{name}[{index}].{rest}"))
+}
+
+#[test]
+fn a_value_of_a_type_that_a_key_does_not_take_is_a_problem_of_that_key() {
+    let reference: toml::Table = reference_with_examples().parse().unwrap();
+    let values = "string = \"\\u0001\"\ninteger = -1\nfloat = -1.5\nboolean = true\n\
+                  date = 1979-05-27\narray = [[]]\ntable = { \"\\u0001\" = [] }";
+    let values: toml::Table = values.parse().unwrap();
+    let (mut tried, mut silent) = (0, Vec::new());
+    for key in Config::known_keys() {
+        for (kind, value) in &values {
+            let mut changed = reference.clone();
+            let shown = replace(&mut changed, &key, value).expect("the reference has every key");
+            // Nothing in these is wrong: any boolean will do, and any text.
+            let takes = match kind.as_str() {
+                "boolean" => matches!(
+                    &*key,
+                    "app[].default"
+                        | "route[].cors.credentials"
+                        | "route[].websocket"
+                        | "server.h2c"
+                        | "wechat.allow_plain_http"
+                ),
+                "string" => matches!(
+                    &*key,
+                    "route[].respond.body"
+                        | "session.redis.username"
+                        | "session.redis.sentinel_username"
+                ),
+                _ => false,
+            };
+            let text = changed.to_string();
+            let problems = match Config::parse("file", &text, Secrets::Ignore) {
+                Ok(_) if takes => continue,
+                Ok(_) => String::new(),
+                Err(problems) => problems.to_string(),
+            };
+            tried += 1;
+            let of_key = |line: &&str| {
+                line.strip_prefix("file:")
+                    .and_then(|line| line.split(' ').nth(1))
+                    .is_some_and(|found| found.starts_with(&*shown))
+            };
+            if !problems.lines().any(|line| of_key(&line)) {
+                silent.push(format!("{key} = {value} ({kind}): {problems}"));
+            }
+        }
+    }
+    assert!(silent.is_empty(), "{silent:#?}");
+    assert!(tried > 900, "{tried}");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use super::tls::warn_of_uncovered;
 use super::{max_body, rate};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{
-    Access, App, EndpointsSection, Route, RoutePath, ServerAddress, TlsSection, Upstream,
+    Access, App, EndpointsSection, HostPattern, Route, RoutePath, ServerAddress, TlsSection,
+    Upstream,
 };
 use crate::identity::AppId;
 
@@ -46,16 +47,16 @@ pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSec
     let logout = paths("logout", Some("/logout"));
     let session = paths("session", Some("/session"));
     let health = paths("health", None);
-    let hosts = section.list::<String>("hosts").unwrap_or_default();
+    let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
     for host in &hosts {
-        if host.value.is_empty() || host.value.contains(['/', ':', ' ', '@']) {
-            section.problem(host, "is not a host name", "a name without scheme and port");
+        if let HostPattern::Wildcard(_) = host.value {
+            section.problem(host, "is a wildcard", "write each host name in full");
         }
     }
     if let Some(tls) = tls {
         warn_of_uncovered(&section, &hosts, tls);
     }
-    let hosts = hosts.into_iter().map(|host| host.value.to_ascii_lowercase()).collect();
+    let hosts = hosts.into_iter().map(|host| host.value.to_string()).collect();
     section.finish();
     EndpointsSection { login, logout, session, health, hosts }
 }

@@ -102,20 +102,20 @@ fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer
         section.problem(file, "stands beside body", "an answer has one of them");
     }
     let body = match (text, file) {
-        (Some(text), _) => text.value.into_bytes(),
-        (None, Some(file)) if secrets == Secrets::Load => read(section, &file)?,
-        (None, _) => Vec::new(),
+        (Some(text), _) => Some(text.value.into_bytes()),
+        (None, Some(file)) if secrets == Secrets::Load => read(section, &file),
+        (None, _) => Some(Vec::new()),
     };
     if matches!(status, 204 | 205 | 304)
         && let Some(raw) = section.raw("status")
-        && (!body.is_empty() || status == 304)
+        && (body.as_ref().is_none_or(|body| !body.is_empty()) || status == 304)
     {
         let help = "only conditional requests are answered with 304";
         let (message, help) =
             if status == 304 { ("answers nothing", help) } else { ("has no body", "") };
         section.push(section.key("status"), raw.span(), message, help);
     }
-    Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body })
+    Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body: body? })
 }
 
 fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {

@@ -99,10 +99,16 @@ type Placed = (Located<PathBuf>, Certificate);
 fn certificate(section: &Section<'_>, secrets: Secrets, roots: &Roots) -> Option<Placed> {
     let cert_file = section.require::<PathBuf>("cert_file");
     let key_file = section.require::<PathBuf>("key_file");
-    let (cert_file, key_file) = cert_file.zip(key_file).filter(|_| secrets == Secrets::Load)?;
-    let certificates = pem::certificates(section, &cert_file, "a PEM file with the full chain");
-    let key = pem::private_key(section, &key_file);
-    let (certificates, key) = certificates.zip(key)?;
+    if secrets == Secrets::Ignore {
+        return None;
+    }
+    // Each is read whatever is wrong with the other.
+    let certificates = cert_file
+        .as_ref()
+        .and_then(|file| pem::certificates(section, file, "a PEM file with the full chain"));
+    let key = key_file.as_ref().and_then(|file| pem::private_key(section, file));
+    let ((cert_file, key_file), (certificates, key)) =
+        cert_file.zip(key_file).zip(certificates.zip(key))?;
     let refuse = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
 
     let key = ring::default_provider().key_provider.load_private_key(key);
