@@ -163,12 +163,12 @@ impl Place {
         let offset = span.start.saturating_sub(line_start).min(line.len());
         let lead = line.get(..offset)?;
         // A span that goes on in later lines is marked to the end of its first.
-        let marked =
-            line.get(offset..(span.end.saturating_sub(line_start)).clamp(offset, line.len()))?;
+        let end = span.end.saturating_sub(line_start).clamp(offset, line.len());
+        let marked = line.get(offset..end)?;
         Some(Self {
             line: before.matches('\n').count() + 1,
             column: lead.chars().count() + 1,
-            shown: printable(&how.show(text.get(..line_start)?, line)),
+            shown: printable(&how.show(text.get(..line_start)?, line, offset..end)),
             indent: printable(lead).width(),
             width: printable(marked).width().max(1),
         })

@@ -6,6 +6,7 @@
 //! place of a problem is told all the same.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Words that tell of a secret.
 const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
@@ -20,18 +21,27 @@ pub enum Line {
     Judged,
     /// With its value masked.
     Masked,
-    /// As it is.
+    /// The same as judged, but the value that the problem is about as it is: it is no secret.
+    /// Another on its line may be.
     Shown,
 }
 
 impl Line {
-    /// `line` as it may be shown; `before` is what stands above it.
-    pub fn show<'a>(self, before: &str, line: &'a str) -> Cow<'a, str> {
+    /// `line` as it may be shown; `before` is what stands above it, and `marked` what of it the
+    /// problem is about.
+    pub fn show<'a>(self, before: &str, line: &'a str, marked: Range<usize>) -> Cow<'a, str> {
         match self {
+            Self::Shown => {
+                let judged = Self::Judged.show(before, line, marked.clone());
+                // A mask has a character for each.
+                let pairs = line.char_indices().zip(judged.chars());
+                let pick = |((at, own), masked)| if marked.contains(&at) { own } else { masked };
+                pairs.map(pick).collect::<String>().into()
+            }
             Self::Masked => mask(line, false).into(),
             Self::Judged if ends_in_secret(before) => mask(line, true).into(),
             Self::Judged if is_sensitive(line) => mask(line, false).into(),
-            Self::Judged | Self::Shown => line.into(),
+            Self::Judged => line.into(),
         }
     }
 }
