@@ -10,6 +10,7 @@ mod changes;
 mod check;
 mod diagnostic;
 mod file;
+mod foreign;
 mod frozen;
 mod include;
 mod mask;
@@ -119,7 +120,8 @@ impl Config {
     pub fn read(path: &Path, secrets: Secrets, running: Option<&Self>) -> Loaded {
         let name = path.display().to_string();
         let read = match running {
-            None => std::fs::read_to_string(path),
+            // It may be a pipe.
+            None => std::fs::read(path).and_then(file::decode),
             Some(_) => file::read_text(path),
         };
         match read {

@@ -17,6 +17,7 @@ mod redis;
 mod routing;
 mod secret;
 mod session;
+mod shape;
 mod target;
 mod tls;
 mod wechat;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use self::known::{Known, OwnHeaders};
-use self::secret::read_secret;
+use self::secret::read_any_secret;
 use super::diagnostic::{Diagnostic, Problems, Source};
 use super::mask::Line;
 use super::reader::{Report, Section};
@@ -219,11 +220,15 @@ fn default_connections() -> usize {
 }
 
 fn log(section: Section<'_>, secrets: Secrets) -> LogSection {
+    let openid_key = read_any_secret(&section, "openid_key", secrets);
+    if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
+        shape::warn_of_short_key(&section, key, &key.value);
+    }
     let log = LogSection {
         level: section.get_or("level", LogLevel::Info),
         format: section.get_or("format", LogFormat::Json),
         access: section.get_or("access", LogDestination::Stderr),
-        openid_key: read_secret(&section, "openid_key", secrets),
+        openid_key: openid_key.map(|key| key.value),
     };
     section.finish();
     log

@@ -43,5 +43,17 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], and when it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path, LONGEST)?).map_err(|_| ErrorKind::InvalidData.into())
+    decode(read(path, LONGEST)?)
+}
+
+/// The text that bytes are.
+///
+/// # Errors
+/// When they are not UTF-8.
+pub fn decode(bytes: Vec<u8>) -> Result<String> {
+    // With a byte order mark, or as ASCII is in it: some editors of Windows write it.
+    if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] = *bytes {
+        return Err(Error::other("is UTF-16: save it as UTF-8"));
+    }
+    String::from_utf8(bytes).map_err(|_| ErrorKind::InvalidData.into())
 }

@@ -210,7 +210,7 @@ fn a_bad_certificate_is_a_clear_message_and_1() {
     for (cert, key, message) in [
         ("missing.pem", "key.pem", "no such file"),
         ("garbage.pem", "key.pem", "holds no certificate"),
-        ("cert.pem", "garbage.pem", "holds no PEM of the right kind"),
+        ("cert.pem", "garbage.pem", "holds no private key"),
         ("cert.pem", "other.pem", "does not belong to the certificate"),
     ] {
         let tls = format!(

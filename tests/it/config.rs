@@ -453,5 +453,5 @@ fn a_certificate_needs_its_own_key() {
     assert!(problems.contains("does not belong to the certificate"), "{problems}");
     let problems = load("one.key", "one.crt").unwrap_err().to_string();
     assert!(problems.contains("cert_file: holds no certificate"), "{problems}");
-    assert!(problems.contains("key_file: holds no PEM of the right kind"), "{problems}");
+    assert!(problems.contains("key_file: holds no private key: it is a certificate"), "{problems}");
 }

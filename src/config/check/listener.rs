@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::caching;
 use super::editing::response_headers;
 use super::known::OwnHeaders;
-use super::{read_secret, tls};
+use super::secret::read_any_secret;
+use super::{caching, tls};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerSection};
 
@@ -111,16 +111,16 @@ pub fn admin(
             None => section.problem(public, "is where admin.listen is by default", HELP),
         }
     }
-    let token = read_secret(&section, "token", secrets);
-    if let (Some(token), Some(given)) = (&token, section.raw("token"))
+    let token = read_any_secret(&section, "token", secrets);
+    if let Some(token) = &token
         && secrets == Secrets::Load
-        && token.expose().len() < SHORTEST_TOKEN
+        && token.value.expose().len() < SHORTEST_TOKEN
     {
         let message = format!("is shorter than {SHORTEST_TOKEN} characters");
-        section.push(section.key("token"), given.span(), message, "openssl rand -base64 32");
+        section.problem(token, message, "openssl rand -base64 32");
     }
     section.finish();
-    AdminSection { listen, token }
+    AdminSection { listen, token: token.map(|token| token.value) }
 }
 
 /// Off without `listen`.

@@ -10,24 +10,24 @@ use crate::config::diagnostic::io_reason;
 use crate::config::file::{self, LONGEST};
 use crate::config::reader::{Located, Section};
 
+const CERTIFICATE: &str = "certificate";
+const PRIVATE_KEY: &str = "private key";
+
 /// The certificates of a file. `None` when there are none and that was reported.
 pub fn certificates(
     section: &Section<'_>,
     file: &Located<PathBuf>,
     help: &str,
 ) -> Option<Vec<CertificateDer<'static>>> {
-    section.reads(&file.value);
-    let certificates: Result<Vec<_>, _> = file::read(&file.value, LONGEST)
-        .map_err(Error::Io)
-        .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect());
-    match certificates {
+    let pem = read(section, file)?;
+    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if certificates.is_empty() => {
-            section.reference_problem(file, "holds no certificate", help);
+            report(section, file, &pem, CERTIFICATE, help);
             None
         }
         Ok(certificates) => Some(certificates),
-        Err(error) => {
-            section.reference_problem(file, reason(&error), "");
+        Err(_) => {
+            section.reference_problem(file, "holds no valid PEM", "");
             None
         }
     }
@@ -38,18 +38,93 @@ pub fn private_key(
     section: &Section<'_>,
     file: &Located<PathBuf>,
 ) -> Option<PrivateKeyDer<'static>> {
-    section.reads(&file.value);
-    let key = file::read(&file.value, LONGEST)
-        .map(Zeroizing::new)
-        .map_err(Error::Io)
-        .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem));
-    key.map_err(|error| section.reference_problem(file, reason(&error), "")).ok()
+    let pem = read(section, file)?;
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(key) => Some(key),
+        Err(Error::NoItemsFound) => {
+            report(section, file, &pem, PRIVATE_KEY, "");
+            None
+        }
+        // The older form of a passphrase stands between the lines.
+        Err(_) if memchr::memmem::find(&pem, b"ENCRYPTED").is_some() => {
+            section.reference_problem(file, ENCRYPTED, DECRYPT);
+            None
+        }
+        Err(_) => {
+            section.reference_problem(file, "holds no valid PEM", "");
+            None
+        }
+    }
 }
 
-fn reason(error: &Error) -> String {
-    match error {
-        Error::Io(error) => io_reason(error),
-        Error::NoItemsFound => "holds no PEM of the right kind".to_owned(),
-        _ => "holds no valid PEM".to_owned(),
+/// The bytes of a file, without a byte order mark. `None` when that was reported.
+pub fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Vec<u8>>> {
+    section.reads(&file.value);
+    match file::read(&file.value, LONGEST) {
+        Ok(mut pem) => {
+            if pem.starts_with(b"\xef\xbb\xbf") {
+                pem.drain(..3);
+            }
+            Some(Zeroizing::new(pem))
+        }
+        Err(error) => {
+            section.reference_problem(file, io_reason(&error), "");
+            None
+        }
     }
+}
+
+const ENCRYPTED: &str = "holds a private key with a passphrase";
+const DECRYPT: &str = "openssl pkey -in FILE -out NEW_FILE removes it";
+
+/// Says what a file is instead of what is wanted.
+fn report(section: &Section<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
+    let problem = |found: &str, help: &str| {
+        let found = if found.is_empty() { String::new() } else { format!(": {found}") };
+        section.reference_problem(file, format!("holds no {wanted}{found}"), help);
+    };
+    match pem {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return problem("it is UTF-16", "save it as UTF-8"),
+        // A sequence of ASN.1, of more than 127 bytes.
+        [0x30, 0x81..=0x83, ..] => {
+            let help = match wanted {
+                CERTIFICATE => "openssl x509 -inform der -in FILE makes PEM of DER",
+                _ => "openssl pkey -inform der -in FILE makes PEM of DER",
+            };
+            return problem("it is DER or PKCS#12, not PEM", help);
+        }
+        _ => {}
+    }
+    let labels = labels(pem);
+    let has = |end: &str| labels.iter().any(|label| label.ends_with(end));
+    if labels.is_empty() && memchr::memmem::find(pem, b"-----BEGIN ").is_some() {
+        problem("its PEM does not begin at the beginning of a line", "is it indented?");
+    } else if has("ENCRYPTED PRIVATE KEY") {
+        section.reference_problem(file, ENCRYPTED, DECRYPT);
+    } else if has("OPENSSH PRIVATE KEY") {
+        problem("it is a key for SSH", help);
+    } else if has("PRIVATE KEY") {
+        problem("it is a private key", "are cert_file and key_file swapped?");
+    } else if has("CERTIFICATE REQUEST") {
+        problem("it is a certificate request", "use what the authority made of it");
+    } else if has("PUBLIC KEY") {
+        problem("it is a public key", help);
+    } else if wanted == PRIVATE_KEY && has("CERTIFICATE") {
+        problem("it is a certificate", "are cert_file and key_file swapped?");
+    } else {
+        let found = labels.first().map_or_else(String::new, |label| format!("it is {label}"));
+        problem(&found, help);
+    }
+}
+
+/// What the parts of a PEM file call themselves.
+fn labels(pem: &[u8]) -> Vec<&str> {
+    let lines = pem.split(|b| *b == b'\n');
+    let label = |line| {
+        let line: &str = std::str::from_utf8(line).ok()?.trim_end();
+        let label = line.strip_prefix("-----BEGIN ")?.strip_suffix("-----")?;
+        let is_plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b' ';
+        (label.len() <= 40 && label.bytes().all(is_plain)).then_some(label)
+    };
+    lines.filter_map(label).collect()
 }

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::pem;
-use super::secret::{read_secret, read_secrets};
-use crate::config::file::{self, LONGEST};
+use super::secret::{read_any_secret, read_secret, read_secrets};
+use super::{pem, shape};
 use crate::config::reader::Section;
 use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
 use crate::secret::SealKey;
@@ -43,18 +42,22 @@ pub fn shared(
 
 /// The key that seals first, then those that only open.
 fn seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
-    let current = read_secret(session, "seal_key", secrets).map(|secret| ("seal_key", secret));
+    let current = read_secret(session, "seal_key", secrets);
     let previous = read_secrets(session, "previous_seal_keys", secrets);
-    let given =
-        current.into_iter().chain(previous.into_iter().map(|one| ("previous_seal_keys", one)));
+    let given = current.into_iter().chain(previous).filter(|_| secrets == Secrets::Load);
     let mut keys = Vec::new();
-    for (name, secret) in given.filter(|_| secrets == Secrets::Load) {
-        let Some(place) = session.raw(name) else { continue };
-        let problem = |message: &str| session.push(session.key(name), place.span(), message, "");
-        match SealKey::parse(secret.expose()) {
-            Some(key) if keys.contains(&key) => problem("the same key stands twice"),
+    for given in given {
+        let text = given.value.expose();
+        match SealKey::parse(text) {
+            Some(key) if keys.contains(&key) => {
+                session.reference_problem(&given, "the same key stands twice", "");
+            }
             Some(key) => keys.push(key),
-            None => problem("does not hold 32 bytes as base64 or hexadecimal digits"),
+            None => {
+                let message = "does not hold 32 bytes as base64 or hexadecimal digits";
+                let message = format!("{message}: {}", shape::describe(text));
+                session.reference_problem(&given, message, "openssl rand -base64 32");
+            }
         }
     }
     keys
@@ -70,9 +73,9 @@ fn redis(section: Section<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
         }
     });
     let username = section.get::<String>("username");
-    let password = read_secret(&section, "password", secrets);
+    let password = read_any_secret(&section, "password", secrets);
     let sentinel_username = section.get::<String>("sentinel_username");
-    let sentinel_password = read_secret(&section, "sentinel_password", secrets);
+    let sentinel_password = read_any_secret(&section, "sentinel_password", secrets);
     let ca_file = section.get::<PathBuf>("ca_file");
     let key_prefix = section.get::<String>("key_prefix");
     if let Some(given) = &key_prefix
@@ -105,7 +108,7 @@ fn redis(section: Section<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
     }
     let roots = ca_file.filter(|_| secrets == Secrets::Load).and_then(|ca_file| {
         pem::certificates(&section, &ca_file, "")?;
-        file::read(&ca_file.value, LONGEST).ok()
+        pem::read(&section, &ca_file).map(|pem| pem.to_vec())
     });
     section.finish();
     let (servers, is_tls) = parsed?;
@@ -113,9 +116,9 @@ fn redis(section: Section<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
         servers,
         tls: is_tls.then_some(RedisTls { roots }),
         username: username.map(|given| given.value),
-        password,
+        password: password.map(|given| given.value),
         sentinel_username: sentinel_username.map(|given| given.value),
-        sentinel_password,
+        sentinel_password: sentinel_password.map(|given| given.value),
         key_prefix: key_prefix.map_or_else(|| "wxgate:".to_owned(), |given| given.value),
         timeout,
         near_cache_ttl,

@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
+use super::shape::warn_of_oddity;
 use crate::config::Secrets;
 use crate::config::diagnostic::io_reason;
 use crate::config::file::read_text;
@@ -46,23 +47,45 @@ fn looks_like_secret(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// A secret by reference. `None` when it is absent or was reported.
-pub fn read_secret(section: &Section<'_>, name: &'static str, secrets: Secrets) -> Option<Secret> {
+/// A secret by reference, which is empty when secrets are ignored. `None` when it is absent or
+/// was reported.
+pub fn read_secret(
+    section: &Section<'_>,
+    name: &'static str,
+    secrets: Secrets,
+) -> Option<Located<Secret>> {
     let reference = section.get::<Reference>(name)?;
-    resolve(section, &reference, secrets)
+    resolve(section, reference, secrets)
 }
 
 /// Secrets by reference, in a list, those without that were reported.
-pub fn read_secrets(section: &Section<'_>, name: &'static str, secrets: Secrets) -> Vec<Secret> {
+pub fn read_secrets(
+    section: &Section<'_>,
+    name: &'static str,
+    secrets: Secrets,
+) -> Vec<Located<Secret>> {
     let references = section.list::<Reference>(name).unwrap_or_default();
-    references.iter().filter_map(|reference| resolve(section, reference, secrets)).collect()
+    references.into_iter().filter_map(|reference| resolve(section, reference, secrets)).collect()
+}
+
+/// A secret that may be anything, with a warning where it looks like a mistake.
+pub fn read_any_secret(
+    section: &Section<'_>,
+    name: &'static str,
+    secrets: Secrets,
+) -> Option<Located<Secret>> {
+    let secret = read_secret(section, name, secrets)?;
+    if secrets == Secrets::Load {
+        warn_of_oddity(section, &secret, &secret.value);
+    }
+    Some(secret)
 }
 
 fn resolve(
     section: &Section<'_>,
-    reference: &Located<Reference>,
+    reference: Located<Reference>,
     secrets: Secrets,
-) -> Option<Secret> {
+) -> Option<Located<Secret>> {
     let found = match &reference.value {
         _ if secrets == Secrets::Ignore => Ok(String::new()),
         Reference::Variable(variable) => read_variable(variable),
@@ -74,15 +97,35 @@ fn resolve(
     if let Reference::File(file) = &reference.value
         && is_open_to_all(file)
     {
-        section.warn(reference, &format!("file {file} can be read by every user of this machine"));
+        section.warn(&reference, &format!("file {file} can be read by every user of this machine"));
     }
-    match found {
-        Ok(text) => Some(Secret::new(text)),
+    match found.and_then(|text| one_line(&reference.value, text)) {
+        Ok(value) => {
+            let Located { key, source, span, .. } = reference;
+            Some(Located { value, key, source, span })
+        }
         Err(reason) => {
-            section.reference_problem(reference, reason, "");
+            section.reference_problem(&reference, reason, "");
             None
         }
     }
+}
+
+/// A secret without what would break it: a header, a URL or a line of a protocol has no place for
+/// the rest of a text of several lines.
+fn one_line(reference: &Reference, text: String) -> Result<Secret, String> {
+    let secret = Secret::new(text);
+    let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let reason =
+        match secret.expose().chars().find(|c| c.is_control() && *c != '\t' || is_break(*c)) {
+            None => return Ok(secret),
+            Some(odd) if is_break(odd) => "holds several lines, and a secret is one line",
+            Some(_) => "holds a control character",
+        };
+    Err(match reference {
+        Reference::Variable(variable) => format!("environment variable {variable} {reason}"),
+        Reference::File(file) => format!("file {file} {reason}"),
+    })
 }
 
 fn read_variable(variable: &str) -> Result<String, String> {
@@ -107,9 +150,10 @@ fn is_open_to_all(file: &str) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
-/// Editors and shells end what they write with a newline.
+/// Editors and shells end what they write with a newline, and some editors begin it with a byte
+/// order mark.
 fn trimmed(text: String) -> Option<String> {
     let text = Zeroizing::new(text);
-    let trimmed = text.trim();
+    let trimmed = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::secret::{REFERENCE_HELP, read_secret};
-use super::{pem, rate};
+use super::{pem, rate, shape};
 use crate::config::reader::{Located, Section};
 use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
@@ -159,6 +159,13 @@ pub fn apps(root: &Section<'_>, secrets: Secrets, default_rate: Option<Rate>) ->
         }
         section.report_missing("app_secret", REFERENCE_HELP);
         let secret = read_secret(&section, "app_secret", secrets);
+        if let Some(app_id) = &app_id {
+            shape::warn_of_app_id(&section, app_id);
+        }
+        if let Some(secret) = secret.as_ref().filter(|_| secrets == Secrets::Load) {
+            let app_id = app_id.as_ref().map(|app_id| &app_id.value);
+            shape::warn_of_app_secret(&section, secret, &secret.value, app_id);
+        }
         let is_default = section.get::<bool>("default");
         if let Some(is_default) = &is_default
             && is_default.value
@@ -177,7 +184,7 @@ pub fn apps(root: &Section<'_>, secrets: Secrets, default_rate: Option<Rate>) ->
         match app_id.zip(secret) {
             Some((app_id, secret)) => apps.push(App {
                 app_id: app_id.value,
-                secret,
+                secret: secret.value,
                 is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
                 login_rate,
             }),
