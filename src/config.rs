@@ -20,6 +20,7 @@ mod route;
 mod value;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,20 @@ pub use self::route::{
 use crate::error_body::ErrorBody;
 use crate::identity::AppId;
 use crate::secret::{SealKey, Secret};
+
+/// Where something is written: a file, as it was named, and a line of it, from 1.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<str>,
+    pub line: usize,
+}
+
+/// Nothing: what two files say is compared by what it means.
+impl fmt::Debug for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("..")
+    }
+}
 
 /// A whole configuration.
 #[derive(Debug)]
@@ -141,6 +156,24 @@ impl Config {
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
         let source = Source { name: name.to_owned(), text: text.to_owned() };
         check::check(source, secrets, None).config
+    }
+
+    /// What there is, in one line: as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in
+    /// memory`. Listeners are all of them: public, redirect, forward-auth and admin.
+    pub fn summary(&self) -> String {
+        let listeners =
+            self.server.listen.len() + self.server.redirect.len() + self.forward_auth.listen.len();
+        let counts = [
+            // The admin listener is always there.
+            (listeners + 1, "listener"),
+            (self.apps.len(), "app"),
+            (self.upstreams.len(), "upstream"),
+            (self.routes.len(), "route"),
+        ];
+        let counts = counts
+            .map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" }));
+        let store = if self.session.shared.is_some() { "Redis" } else { "memory" };
+        format!("{}, sessions in {store}", counts.join(", "))
     }
 
     /// Every key that a file may have, as `section.key` or `section[].key`.
@@ -486,6 +519,8 @@ pub enum ServerAddress {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
+    /// Where its section begins.
+    pub place: Place,
     /// Label in metrics and logs.
     pub name: String,
     /// Empty: every host.

@@ -45,12 +45,14 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Validate a configuration as `run` does, and say what is wrong with it.
+    /// Validate a configuration as `run` does, and say what is wrong with it. All that a start
+    /// does is done, except to listen and to create the access log's file.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Do not read secrets, keys and certificates, for places where they are absent.
+        /// Do not read secrets, keys and certificates, and do not look at the folder of the
+        /// access log, for places where they are absent.
         #[arg(long)]
         without_secrets: bool,
         /// Also ask WeChat, at each of its addresses, whether it can be reached, its certificate
@@ -208,11 +210,7 @@ fn run(path: &Path) -> ExitCode {
 
 /// Keeps what is in memory, secrets and tokens among it, in memory.
 fn harden() -> Result<(), String> {
-    if std::env::var_os("SSLKEYLOGFILE").is_some() {
-        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
-                    down. Unset it"
-            .to_owned());
-    }
+    refuse_key_log()?;
     let no_core = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, no_core).map_err(|error| format!("core dumps: {error}"))?;
     #[cfg(target_os = "linux")]
@@ -228,11 +226,27 @@ fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
             }
-            println!("{}: ok", path.display());
+            // Without secrets there is nothing that it could be started with.
+            let outcome = match secrets {
+                Secrets::Load => rehearse(&config),
+                Secrets::Ignore => Ok(()),
+            };
+            if let Err(error) = outcome {
+                eprintln!("{}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+            println!("{}: ok\n{}", path.display(), config.summary());
             if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
         }
         Err(problems) => refuse_config(&problems),
     }
+}
+
+/// Does what a start does before it listens.
+fn rehearse(config: &Config) -> Result<(), Failure> {
+    refuse_key_log()?;
+    Server::rehearse(config, Metrics::new()?)?;
+    Ok(())
 }
 
 fn explain(path: &Path, question: &Question) -> ExitCode {
@@ -244,6 +258,15 @@ fn explain(path: &Path, question: &Question) -> ExitCode {
         }
         Err(problems) => refuse_config(&problems),
     }
+}
+
+fn refuse_key_log() -> Result<(), String> {
+    if std::env::var_os("SSLKEYLOGFILE").is_some() {
+        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
+                    down. Unset it"
+            .to_owned());
+    }
+    Ok(())
 }
 
 /// Says of each app whether WeChat takes it, at each of its addresses.

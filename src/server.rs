@@ -25,7 +25,7 @@ use self::summary::{Started, Summary};
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::{Config, ServerSection};
+use crate::config::{Config, LogDestination, LogSection, ServerSection};
 use crate::edge::{Edge, Opening};
 use crate::forward_auth::ForwardAuth;
 use crate::http_server;
@@ -107,22 +107,8 @@ impl Server {
     pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let access_log =
             AccessLog::open(&config.log, &clock, &metrics).map_err(StartError::AccessLog)?;
-        if config.session.shared.is_some() {
-            metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
-        }
-        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
-        let lifecycle = Lifecycle::default();
-        let tickets = tls::tickets().map_err(StartError::Tickets)?;
-        let process = Arc::new(Process {
-            metrics,
-            access_log,
-            sessions,
-            operator_refusals: Seldom::new(clock.clone()),
-            clock,
-            lifecycle,
-            tickets,
-        });
-        let policies = Arc::new(Policies::new(Policy::new(config, &process, None)?));
+        let (process, policy) = prepare(config, access_log, clock, metrics)?;
+        let (process, policies) = (Arc::new(process), Arc::new(Policies::new(policy)));
         Ok(Self {
             public: openings(&config.server)
                 .map(|(address, opening)| listen(address).map(|listener| (listener, opening)))
@@ -141,6 +127,17 @@ impl Server {
             threads: config.server.threads,
             summary: Summary::new(config),
         })
+    }
+
+    /// Does what [`Server::bind`] does, but for the listeners and the access log's file, and
+    /// throws it away. Nothing is called.
+    ///
+    /// # Errors
+    /// The first thing that is not to be had, by name.
+    pub fn rehearse(config: &Config, metrics: Arc<Metrics>) -> Result<(), StartError> {
+        let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
+        let access_log = AccessLog::open(&log, &metrics).map_err(StartError::AccessLog)?;
+        prepare(config, access_log, Clock::system(), metrics).map(drop)
     }
 
     /// Lets the gateway follow the file that its configuration came from.
@@ -264,6 +261,32 @@ impl Server {
         background.shutdown().await;
         Ok(())
     }
+}
+
+/// All that is needed to serve, but for listeners.
+fn prepare(
+    config: &Config,
+    access_log: AccessLog,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+) -> Result<(Process, Policy), StartError> {
+    if config.session.shared.is_some() {
+        metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
+    }
+    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+    let lifecycle = Lifecycle::default();
+    let tickets = tls::tickets().map_err(StartError::Tickets)?;
+    let process = Process {
+        metrics,
+        access_log,
+        sessions,
+        operator_refusals: Seldom::new(clock.clone()),
+        clock,
+        lifecycle,
+        tickets,
+    };
+    let policy = Policy::new(config, &process, None)?;
+    Ok((process, policy))
 }
 
 /// The addresses of public listeners, and what is expected there.

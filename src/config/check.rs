@@ -4,6 +4,7 @@
 //! the document includes or names: secrets, certificates. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
+mod advice;
 mod caching;
 mod chain;
 mod cors;
@@ -23,6 +24,7 @@ mod tls;
 mod wechat;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,11 +34,11 @@ use self::known::{Known, OwnHeaders};
 use self::secret::read_any_secret;
 use super::diagnostic::{Diagnostic, Problems, Source};
 use super::mask::Line;
-use super::reader::{Report, Section};
+use super::reader::{Lines, Report, Section};
 use super::value::{RateLimit, Size};
 use super::{
     Config, Files, LimitsSection, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Rate,
-    Secrets, frozen, include,
+    Secrets, file, foreign, frozen, include,
 };
 
 /// Checks a file with all that it includes. Where it is to take the place of what runs, that
@@ -60,14 +62,20 @@ fn check_all(
 ) -> Option<Config> {
     let parsed = sources.iter().map(|source| DeTable::parse_recoverable(&source.text));
     let (documents, errors): (Vec<_>, Vec<_>) = parsed.unzip();
-    for (source, errors) in errors.iter().enumerate() {
-        diagnostics.extend(errors.iter().map(|error| syntax_problem(source, error)));
+    for (index, (source, errors)) in sources.iter().zip(&errors).enumerate() {
+        let format = foreign::format(&source.text).filter(|_| !errors.is_empty());
+        match format {
+            Some((format, span)) => diagnostics.push(format_problem(index, format, span)),
+            None => diagnostics
+                .extend(errors.iter().map(|error| syntax_problem(index, &source.text, error))),
+        }
     }
     if errors.iter().any(|errors| !errors.is_empty()) {
         return None;
     }
-    let report = RefCell::new(Report::default());
-    let config = read(Section::root(&documents, &report), secrets);
+    let sources = sources.iter().map(Lines::new).collect();
+    let report = RefCell::new(Report { sources, ..Report::default() });
+    let config = read(Section::root(&documents, &report), secrets, running.is_none());
     let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
     diagnostics.extend(found);
     files.listed.extend(named);
@@ -81,28 +89,46 @@ fn check_all(
 pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
-    read(Section::root(&documents, &report), Secrets::Ignore);
+    read(Section::root(&documents, &report), Secrets::Ignore, true);
     report.into_inner().known.into_iter().collect()
 }
 
-fn syntax_problem(source: usize, error: &toml::de::Error) -> Diagnostic {
-    const UNQUOTED: [&str; 3] =
-        ["string values must be quoted", "invalid float", "invalid integer"];
-    let message = error.message();
-    let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
+fn format_problem(source: usize, format: &str, span: Range<usize>) -> Diagnostic {
     Diagnostic {
         source,
-        // The parser does not say where a key has too many parts.
-        span: Some(error.span().unwrap_or_default()),
+        span: Some(span),
         key: String::new(),
-        message: format!("not TOML: {message}"),
-        help: if is_unquoted { "text stands in quotes".to_owned() } else { String::new() },
+        message: format!("this is {format}, and the file must be TOML"),
+        help: "see config/gateway.toml".to_owned(),
         line: Line::Judged,
     }
 }
 
-/// `None` means that a problem was reported.
-fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
+fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnostic {
+    const UNQUOTED: [&str; 3] =
+        ["string values must be quoted", "invalid float", "invalid integer"];
+    let message = error.message();
+    let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
+    let span = error.span().unwrap_or_default();
+    let help = match foreign::lookalike_in_line(text, span.start) {
+        Some(help) => help,
+        None if is_unquoted => "put text in quotes: \"...\"".to_owned(),
+        None => String::new(),
+    };
+    Diagnostic {
+        source,
+        // The parser does not say where a key has too many parts.
+        span: Some(span),
+        key: String::new(),
+        message: format!("not TOML: {message}"),
+        help,
+        line: Line::Judged,
+    }
+}
+
+/// What is needed once, at the start, is not looked at again for a reload. `None` means that a
+/// problem was reported.
+fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let (session, session_header) = session::session(root.section("session"), secrets);
     let identity = session::identity(root.section("identity"), &session, session_header);
     let own = OwnHeaders { session: &session, identity: &identity };
@@ -118,10 +144,13 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
     let is_asked = !forward_auth.listen.is_empty();
     let wechat = wechat::wechat(root.section("wechat"), secrets);
     let (login, rate_per_app) = session::login(root.section("login"));
-    let apps = wechat::apps(&root, secrets, rate_per_app);
+    let (apps, app_ids) = wechat::apps(&root, secrets, rate_per_app);
     let limits = limits(root.section("limits"));
-    let log = log(root.section("log"), secrets);
-    let upstreams = routing::upstreams(&root, is_asked);
+    let log = log(root.section("log"), secrets, is_start);
+    let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
+    listeners.push(("admin.listen", admin.listen));
+    listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
+    let upstreams = routing::upstreams(&root, is_asked, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = routing::endpoints(root.section("endpoints"), tls);
     let known = Known {
@@ -136,6 +165,10 @@ fn read(root: Section<'_>, secrets: Secrets) -> Option<Config> {
         secrets,
     };
     let routes = routing::routes(&root, &known);
+    if let Some(routes) = &routes {
+        advice::warn_of_unused_upstreams(&root, &upstreams, routes);
+        advice::warn_of_unused_apps(&root, &app_ids, routes);
+    }
     let errors = errors::errors(&root);
     // What it finds has been read.
     root.list::<String>("include");
@@ -191,6 +224,13 @@ fn limits(section: Section<'_>) -> LimitsSection {
         },
         max_rate_clients: section.number("max_rate_clients", 100_000, 1..=1 << 30) as u64,
     };
+    advice::warn_of_memory(
+        &section,
+        "max_rate_clients",
+        limits.max_rate_clients,
+        advice::RATE_CLIENT_BYTES,
+        "each rate limit",
+    );
     section.finish();
     limits
 }
@@ -219,15 +259,24 @@ fn default_connections() -> usize {
     usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20) / 2
 }
 
-fn log(section: Section<'_>, secrets: Secrets) -> LogSection {
+fn log(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSection {
     let openid_key = read_any_secret(&section, "openid_key", secrets);
     if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
         shape::warn_of_short_key(&section, key, &key.value);
     }
+    let access = section.get::<LogDestination>("access");
+    // The file of another machine, as in CI, cannot be looked at.
+    let is_here = is_start && secrets == Secrets::Load;
+    if let Some(given) = access.as_ref().filter(|_| is_here)
+        && let LogDestination::File(path) = &given.value
+        && let Err(reason) = file::judge_append(path)
+    {
+        section.problem(given, format!("cannot be opened: {reason}"), "");
+    }
     let log = LogSection {
         level: section.get_or("level", LogLevel::Info),
         format: section.get_or("format", LogFormat::Json),
-        access: section.get_or("access", LogDestination::Stderr),
+        access: access.map_or(LogDestination::Stderr, |given| given.value),
         openid_key: openid_key.map(|key| key.value),
     };
     section.finish();

@@ -10,7 +10,10 @@ use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, OFlags};
+use rustix::io::Errno;
+
+use super::diagnostic::io_reason;
 
 /// Longer than any configuration or chain of certificates.
 pub const LONGEST: u64 = 1 << 20;
@@ -44,6 +47,38 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// As [`read`], and when it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     decode(read(path, LONGEST)?)
+}
+
+/// Whether a file can be opened to write at its end. It is not created.
+///
+/// # Errors
+/// Why not.
+pub fn judge_append(path: &Path) -> std::result::Result<(), String> {
+    let may_write = |path: &Path, access: Access| {
+        let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
+        // What the system cannot say is left to the start.
+        let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
+        if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err("is a directory".to_owned()),
+        Ok(_) => may_write(path, Access::WRITE_OK),
+        Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
+            Err("is a directory".to_owned())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let folder = parent.unwrap_or(Path::new("."));
+            match std::fs::metadata(folder) {
+                Ok(metadata) if metadata.is_dir() => {
+                    may_write(folder, Access::WRITE_OK | Access::EXEC_OK)
+                }
+                Ok(_) => Err(format!("{} is not a directory", folder.display())),
+                Err(error) => Err(format!("{}: {}", folder.display(), io_reason(&error))),
+            }
+        }
+        Err(error) => Err(io_reason(&error)),
+    }
 }
 
 /// The text that bytes are.

@@ -10,12 +10,15 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::Diagnostic;
+use super::Place;
+use super::diagnostic::{Diagnostic, Source};
+use super::foreign::lookalike_in_value;
 use super::mask::Line;
 use super::value::{FromValue, Size, kind};
 
@@ -27,10 +30,30 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Files that were read because a value names them.
     pub files: Vec<PathBuf>,
+    /// The documents, as they are called and as they were read.
+    pub sources: Vec<Lines>,
     /// Keys asked for, as documented.
     pub known: BTreeSet<String>,
     /// Reading is only for `known`: sections that may be absent are walked through too.
     pub is_listing: bool,
+}
+
+/// What a place is found by: a file, and where its lines begin.
+pub struct Lines {
+    file: Arc<str>,
+    breaks: Vec<usize>,
+}
+
+impl Lines {
+    pub fn new(source: &Source) -> Self {
+        let breaks = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self { file: source.name.as_str().into(), breaks: breaks.map(|(at, _)| at).collect() }
+    }
+
+    fn place(&self, at: usize) -> Place {
+        let line = self.breaks.partition_point(|line_break| *line_break < at) + 1;
+        Place { file: self.file.clone(), line }
+    }
 }
 
 /// A value with its place.
@@ -181,7 +204,7 @@ impl<'a> Section<'a> {
         match T::from_value(value.get_ref()) {
             Ok(parsed) => Some(self.located(name, parsed, value.span())),
             Err(message) => {
-                self.push(self.key(name), value.span(), message, "");
+                self.push(self.key(name), value.span(), message, help_for(value.get_ref()));
                 None
             }
         }
@@ -214,7 +237,9 @@ impl<'a> Section<'a> {
         for value in values {
             match T::from_value(value.get_ref()) {
                 Ok(parsed) => located.push(self.located(name, parsed, value.span())),
-                Err(message) => self.push(self.key(name), value.span(), message, ""),
+                Err(message) => {
+                    self.push(self.key(name), value.span(), message, help_for(value.get_ref()));
+                }
             }
         }
         Some(located)
@@ -247,7 +272,9 @@ impl<'a> Section<'a> {
                     Located { value: parsed, key: shown, source: self.source, span: value.span() },
                 )),
                 (Err(message), _) => self.push(shown, key.span(), message, ""),
-                (_, Err(message)) => self.push(shown, value.span(), message, ""),
+                (_, Err(message)) => {
+                    self.push(shown, value.span(), message, help_for(value.get_ref()));
+                }
             }
         }
         entries
@@ -359,12 +386,30 @@ impl<'a> Section<'a> {
 
     /// Says something about a value that can be used all the same.
     pub fn warn<T>(&self, at: &Located<T>, message: &str) {
-        self.report.borrow_mut().warnings.push(format!("{}: {message}", at.key));
+        self.push_warning(at.source, &at.key, message);
     }
 
-    /// The same about a key whose value was read before.
+    /// Says something about the value of a key that can be used all the same.
     pub fn warn_of(&self, name: &str, message: &str) {
-        self.report.borrow_mut().warnings.push(format!("{}: {message}", self.key(name)));
+        self.push_warning(self.source, &self.key(name), message);
+    }
+
+    fn push_warning(&self, source: usize, key: &str, message: &str) {
+        let mut report = self.report.borrow_mut();
+        // Each file counts its sections from 0.
+        let included = report.sources.get(source).filter(|_| source > 0);
+        let file = included.map_or_else(String::new, |lines| format!("{}: ", lines.file));
+        report.warnings.push(format!("{file}{key}: {message}"));
+    }
+
+    /// Where this table begins.
+    pub fn place(&self) -> Place {
+        let report = self.report.borrow();
+        report
+            .sources
+            .get(self.source)
+            .map(|lines| lines.place(self.span.start))
+            .unwrap_or_default()
     }
 
     /// Reports a problem of a place.
@@ -405,19 +450,7 @@ impl<'a> Section<'a> {
             if asked.contains(&name) {
                 continue;
             }
-            let is_part = |known: &str| known.split('_').any(|word| word == name);
-            let nearest = asked
-                .iter()
-                .map(|known| {
-                    let distance = strsim::damerau_levenshtein(known, name);
-                    (if is_part(known) { 0 } else { distance }, known)
-                })
-                .min()
-                .filter(|(distance, _)| *distance <= 2 + name.len() / 6);
-            let help = match nearest {
-                Some((_, known)) => format!("did you mean \"{known}\"?"),
-                None => String::new(),
-            };
+            let help = suggestion(&asked, name);
             // It may be the misspelled name of a secret.
             let place = (self.key(name), key.span());
             self.report(self.source, place.0, place.1, "unknown key", help, Line::Masked);
@@ -432,7 +465,8 @@ impl<'a> Section<'a> {
             let name: &str = key.get_ref();
             if !asked.contains(&name) {
                 let message = "does not stand in an included file";
-                let tables: Vec<_> = asked.iter().map(|name| format!("[[{name}]]")).collect();
+                let names: BTreeSet<_> = asked.iter().collect();
+                let tables: Vec<_> = names.iter().map(|name| format!("[[{name}]]")).collect();
                 let help = format!("only {} do", tables.join(", "));
                 self.report(self.source, self.key(name), key.span(), message, help, Line::Masked);
             }
@@ -455,6 +489,30 @@ impl<'a> Section<'a> {
         let message = format!("expected {expected}, found {}", kind(value.get_ref()));
         self.push(self.key(name), value.span(), message, help);
     }
+}
+
+/// The keys that an unknown one may be meant for.
+fn suggestion(known: &[&str], name: &str) -> String {
+    let mut meant: Vec<&str> =
+        known.iter().copied().filter(|known| known.split('_').any(|word| word == name)).collect();
+    meant.sort_unstable();
+    meant.dedup();
+    if meant.is_empty() {
+        let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
+        let nearest = known.iter().copied().min_by_key(|known| (distance(known), *known));
+        meant.extend(nearest.filter(|known| distance(known) <= 2 + name.len() / 6));
+    }
+    let quoted: Vec<_> = meant.iter().map(|known| format!("\"{known}\"")).collect();
+    match &quoted[..] {
+        [] => String::new(),
+        [one] => format!("did you mean {one}?"),
+        [first @ .., last] => format!("did you mean {} or {last}?", first.join(", ")),
+    }
+}
+
+/// What may be wrong with a value beyond its type.
+fn help_for(value: &DeValue<'_>) -> String {
+    value.as_str().and_then(lookalike_in_value).unwrap_or_default()
 }
 
 /// The values of a list, without their places.

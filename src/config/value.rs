@@ -219,6 +219,16 @@ impl FromValue for AppId {
 impl FromValue for RoutePath {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         let given = text(value, "a path, as \"/api\"")?;
+        // What no path needs and most regular expressions have.
+        let is_pattern = given.starts_with(['^', '~'])
+            || given.contains(".*")
+            || given.contains(['\\', '|', '[', '+'].as_slice()) && !given.starts_with('/')
+            || given.contains("(?");
+        if is_pattern {
+            return Err(format!(
+                "\"{given}\" looks like a regular expression: a path is a prefix, or exact with match = \"exact\""
+            ));
+        }
         if !given.starts_with('/') {
             return Err(format!("\"{given}\" does not begin with \"/\""));
         }
@@ -243,7 +253,23 @@ impl FromValue for ServerAddress {
         const EXPECTED: &str =
             "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
         let given = text(value, EXPECTED)?;
-        let wrong = || format!("expected {EXPECTED}, found \"{given}\"");
+        let wrong = || {
+            let why = match given.split_once("://") {
+                Some(("http", rest)) if rest.trim_end_matches('/').contains('/') => {
+                    ": leave out http:// and the path, which a route may add with add_prefix"
+                }
+                Some(("http", _)) => ": leave out http://",
+                Some(("https", _)) => ": HTTPS to a server is not supported yet, only plain HTTP",
+                None if given.starts_with("unix:") || given.starts_with('/') => {
+                    ": unix sockets are not supported yet"
+                }
+                None if given.contains('/') => {
+                    ": leave out the path, which a route may add with add_prefix"
+                }
+                _ => "",
+            };
+            format!("expected {EXPECTED}, found \"{given}\"{why}")
+        };
         if let Ok(address) = given.parse::<SocketAddr>() {
             return if address.port() == 0 { Err(wrong()) } else { Ok(Self::Socket(address)) };
         }

@@ -11,6 +11,7 @@ mod architecture;
 mod attack;
 mod caches;
 mod certificates;
+mod check;
 mod command;
 mod config;
 mod edge;

@@ -1,14 +1,16 @@
 //! Where the gateway listens.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::editing::response_headers;
 use super::known::OwnHeaders;
 use super::secret::read_any_secret;
-use super::{caching, tls};
+use super::{advice, caching, tls};
 use crate::config::reader::{Located, Section, values};
-use crate::config::{AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerSection};
+use crate::config::{
+    AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerAddress, ServerSection,
+};
 
 /// The section, and the places of its listeners.
 pub fn server(
@@ -32,7 +34,9 @@ pub fn server(
         section.problem(h2c, "has no effect where the listeners are HTTPS", help);
     }
     let redirect_port = redirect_port(&section, &redirect, tls_section.is_some());
-    let trusted_proxies = values(section.list("trusted_proxies").unwrap_or_default());
+    let trusted_proxies = section.list("trusted_proxies").unwrap_or_default();
+    advice::warn_of_trust(&section, &trusted_proxies);
+    let trusted_proxies = values(trusted_proxies);
     let watch_interval = section.get::<Duration>("watch_interval");
     if let Some(given) = &watch_interval
         && !given.value.is_zero()
@@ -166,6 +170,34 @@ fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
             }
         }
     }
+}
+
+/// Whether what connects to a server meets a listener. Names other than `localhost` are not
+/// looked up.
+pub fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
+    let (addresses, port) = match server {
+        // To connect to no address in particular is to connect to loopback.
+        ServerAddress::Socket(server) => {
+            let address = match server.ip().to_canonical() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+                address => address,
+            };
+            (vec![address], server.port())
+        }
+        ServerAddress::Host { host, port } => {
+            let is_here = host.trim_end_matches('.').eq_ignore_ascii_case("localhost");
+            let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            (if is_here { loopback.to_vec() } else { Vec::new() }, *port)
+        }
+    };
+    let own = listener.ip().to_canonical();
+    let is_all_of = |address: IpAddr| own.is_ipv6() || address.is_ipv4();
+    let is_own = |address: &IpAddr| {
+        *address == own
+            || own.is_unspecified() && is_all_of(*address) && advice::is_of_this_machine(*address)
+    };
+    port == listener.port() && addresses.iter().any(is_own)
 }
 
 /// Whether two listeners would want the same address. Port 0 is another one each time.

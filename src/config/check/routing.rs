@@ -1,15 +1,17 @@
 //! Endpoints, upstreams and routes, and what each says of another.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::caching::vary;
 use super::cors::cors;
 use super::editing::{on_route, request_edits, response_edits, rewriting, timeouts};
 use super::known::Known;
+use super::listener::is_met;
 use super::matching::{Matched, matching, report_duplicate};
 use super::target::target;
 use super::tls::warn_of_uncovered;
-use super::{max_body, rate};
+use super::{advice, max_body, rate};
 use crate::config::reader::{Located, Section, values};
 use crate::config::{
     Access, App, EndpointsSection, HostPattern, Route, RoutePath, ServerAddress, TlsSection,
@@ -27,6 +29,9 @@ pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSec
             None => Vec::from_iter(default.map(|path| (RoutePath(path.to_owned()), None))),
         };
         for (path, place) in &listed {
+            if let Some(place) = place {
+                advice::warn_of_trailing_slash(&section, place);
+            }
             let Some((_, other, first)) = seen.iter().find(|(known, ..)| known == path) else {
                 seen.push((path.clone(), name, place.clone()));
                 continue;
@@ -61,8 +66,13 @@ pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSec
     EndpointsSection { login, logout, session, health, hosts }
 }
 
-/// Where another proxy forwards, there may be none.
-pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstream>> {
+/// Where another proxy forwards, there may be none. `listeners` are the gateway's own, with
+/// their keys.
+pub fn upstreams(
+    root: &Section<'_>,
+    may_be_absent: bool,
+    listeners: &[(&str, SocketAddr)],
+) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
     if !may_be_absent {
         root.report_missing("upstream", "one [[upstream]] for each service");
@@ -81,6 +91,12 @@ pub fn upstreams(root: &Section<'_>, may_be_absent: bool) -> Vec<Located<Upstrea
         for (index, server) in servers.iter().enumerate() {
             if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
                 section.problem(server, "stands twice", "");
+            }
+            if let Some((key, _)) =
+                listeners.iter().find(|(_, listener)| is_met(*listener, &server.value))
+            {
+                let message = format!("is {key} of this gateway itself: requests would loop");
+                section.problem(server, message, "name the address of the service");
             }
         }
         let upstream = Upstream {
@@ -110,6 +126,9 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
     let mut is_complete = true;
     for section in sections {
         let path = section.require::<RoutePath>("path");
+        if let Some(path) = &path {
+            advice::warn_of_pattern(&section, path);
+        }
         let matching = matching(&section, known.tls);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
@@ -145,6 +164,7 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
         }
         if let (Some(path), Some(target), Some(default)) = (&path, target, &default_name) {
             routes.push(Route {
+                place: section.place(),
                 name: name.as_ref().map_or(default, |name| &name.value).clone(),
                 hosts: matching.hosts.clone(),
                 path: path.value.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{rate, redis};
+use super::{advice, rate, redis};
 use crate::config::reader::{Located, Section};
 use crate::config::value::{Carrier, LoginForm};
 use crate::config::{
@@ -55,7 +55,12 @@ pub fn session(
         None => HeaderName::from_static("x-3rd-session"),
     };
     let capacity = capacity.map_or(1_000_000, |capacity| capacity.value);
+    advice::warn_of_memory(&section, "capacity", capacity, advice::SESSION_BYTES, "sessions");
+    advice::warn_of_life(&section, ttl);
     let max_per_user = NonZeroUsize::new(section.number("max_per_user", 10, 0..=1000));
+    if max_per_user.is_none() {
+        section.warn_of("max_per_user", "one user can take all of session.capacity");
+    }
     let shared = redis::shared(&section, idle_timeout, secrets);
     section.finish();
     let session =

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::secret::{REFERENCE_HELP, read_secret};
-use super::{pem, rate, shape};
+use super::{advice, pem, rate, shape};
 use crate::config::reader::{Located, Section};
 use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
@@ -105,6 +105,7 @@ fn check_base_url(
         return None;
     }
     let stays_here = is_direct && is_loopback(&given.value);
+    advice::warn_of_base_url(section, given, stays_here);
     if url.scheme() == "http" && !stays_here && !allow_plain_http {
         section.problem(
             given,
@@ -139,12 +140,18 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
-pub fn apps(root: &Section<'_>, secrets: Secrets, default_rate: Option<Rate>) -> Option<Vec<App>> {
+/// The apps, `None` where a problem was reported, and where their ids stand.
+pub fn apps(
+    root: &Section<'_>,
+    secrets: Secrets,
+    default_rate: Option<Rate>,
+) -> (Option<Vec<App>>, Vec<Located<AppId>>) {
     let sections = root.tables("app");
     root.report_missing("app", "one [[app]] for each Mini Program");
     if sections.is_empty() {
-        return None;
+        return (None, Vec::new());
     }
+    let mut ids = Vec::with_capacity(sections.len());
     let mut apps = Vec::with_capacity(sections.len());
     let mut seen: HashMap<AppId, String> = HashMap::new();
     let mut default: Option<String> = None;
@@ -182,14 +189,17 @@ pub fn apps(root: &Section<'_>, secrets: Secrets, default_rate: Option<Rate>) ->
         let login_rate = rate(&section, "login_rate", default_rate);
         section.finish();
         match app_id.zip(secret) {
-            Some((app_id, secret)) => apps.push(App {
-                app_id: app_id.value,
-                secret: secret.value,
-                is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
-                login_rate,
-            }),
+            Some((app_id, secret)) => {
+                apps.push(App {
+                    app_id: app_id.value.clone(),
+                    secret: secret.value,
+                    is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
+                    login_rate,
+                });
+                ids.push(app_id);
+            }
             None => is_complete = false,
         }
     }
-    is_complete.then_some(apps)
+    (is_complete.then_some(apps), ids)
 }

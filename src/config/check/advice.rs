@@ -1,0 +1,133 @@
+//! What can be served, and is probably not meant: warnings.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::reader::{Located, Section};
+use crate::config::{Access, Route, RoutePath, Target, Upstream};
+use crate::identity::AppId;
+
+/// Bytes of memory that a session takes, about.
+pub const SESSION_BYTES: u64 = 500;
+
+/// Bytes of memory that a client of a rate limit takes, about.
+pub const RATE_CLIENT_BYTES: u64 = 400;
+
+/// Warns where a number of things would take more memory than most machines have.
+pub fn warn_of_memory(section: &Section<'_>, name: &str, count: u64, bytes_each: u64, what: &str) {
+    const MUCH: u64 = 10_000_000_000;
+    let bytes = count.saturating_mul(bytes_each);
+    if bytes > MUCH {
+        let message = format!("{what} may take {} GB of memory", bytes / 1_000_000_000);
+        section.warn_of(name, &message);
+    }
+}
+
+/// Warns where everybody is a trusted proxy.
+pub fn warn_of_trust(section: &Section<'_>, trusted: &[Located<IpNet>]) {
+    // Two halves are the whole, too.
+    let networks: Vec<IpNet> = trusted.iter().map(|one| one.value.trunc()).collect();
+    let is_all = |network: &IpNet| network.prefix_len() == 0;
+    if IpNet::aggregate(&networks).iter().any(is_all) {
+        let message = "these are all addresses: everybody can choose the address, the scheme and \
+                       the host that they seem to come with. Name the proxies in front alone";
+        section.warn_of("trusted_proxies", message);
+    }
+}
+
+/// Warns of an endpoint that is not where it seems to be.
+pub fn warn_of_trailing_slash(section: &Section<'_>, path: &Located<RoutePath>) {
+    let text = path.value.as_str();
+    let without = text.trim_end_matches('/');
+    if !without.is_empty() && without != text {
+        let message = format!("\"{without}\" is not this endpoint: the whole path counts");
+        section.warn(path, &message);
+    }
+}
+
+/// Warns of a route whose path is taken as it stands, though it looks like a pattern.
+pub fn warn_of_pattern(section: &Section<'_>, path: &Located<RoutePath>) {
+    let text = path.value.as_str();
+    let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
+    let why = if text.ends_with('$') || text.contains('(') {
+        "a path is no regular expression"
+    } else if has_parameter {
+        "a path has no parameters"
+    } else {
+        return;
+    };
+    section.warn(path, &format!("\"{text}\" is compared as it is written: {why}"));
+}
+
+pub fn warn_of_unused_upstreams(
+    root: &Section<'_>,
+    upstreams: &[Located<Upstream>],
+    routes: &[Route],
+) {
+    let is_used = |index: usize| {
+        routes.iter().any(|route| match &route.target {
+            Target::Service { upstream, split } => {
+                *upstream == index || split.iter().any(|share| share.upstream == index)
+            }
+            Target::Answer(_) | Target::Elsewhere => false,
+        })
+    };
+    for (_, upstream) in upstreams.iter().enumerate().filter(|(index, _)| !is_used(*index)) {
+        root.warn(upstream, &format!("no route uses \"{}\"", upstream.value.name));
+    }
+}
+
+/// Warns of apps whose sessions no route takes.
+pub fn warn_of_unused_apps(root: &Section<'_>, apps: &[Located<AppId>], routes: &[Route]) {
+    for app_id in apps {
+        let is_used = routes.iter().any(|route| {
+            let takes = route.apps.is_empty() || route.apps.contains(&app_id.value);
+            route.access != Access::None && takes
+        });
+        if !is_used {
+            root.warn(app_id, "no route takes the sessions of this app");
+        }
+    }
+}
+
+/// Warns of lives of sessions that are beyond reason.
+pub fn warn_of_life(section: &Section<'_>, ttl: std::time::Duration) {
+    const DAY: u64 = 24 * 3600;
+    if ttl.as_secs() > 366 * DAY {
+        let message = "a token that was stolen is good for more than a year";
+        section.warn_of("ttl", message);
+    } else if ttl.as_secs() < 60 {
+        section.warn_of("ttl", "every user logs in again within a minute");
+    }
+}
+
+/// Warns of addresses of WeChat that are not WeChat's API.
+pub fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopback: bool) {
+    let url = reqwest::Url::parse(&given.value).ok();
+    let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
+    let is_api = host.starts_with("api") || host.contains(".api.");
+    if is_loopback {
+        let message = "this is not WeChat but a program of this machine, such as `wxgate sandbox`, \
+                       where any code logs in; not for production unless it is a relay of your own";
+        section.warn(given, message);
+    } else if host.ends_with("weixin.qq.com") && !is_api {
+        let message = format!("{host} is not the host of WeChat's API, api.weixin.qq.com");
+        section.warn(given, &message);
+    }
+}
+
+/// Whether an address is one of this machine's.
+pub fn is_of_this_machine(address: IpAddr) -> bool {
+    // To connect a datagram socket sends nothing. The system connects it to an address of its
+    // own from that very address.
+    let probe = || {
+        let there = std::net::SocketAddr::new(address, 9);
+        let domain = socket2::Domain::for_address(there);
+        let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None)?;
+        socket.connect(&there.into())?;
+        socket.local_addr()
+    };
+    let here = probe().ok().and_then(|here| here.as_socket());
+    address.is_loopback() || here.is_some_and(|here| here.ip() == address)
+}
