@@ -1,259 +1,308 @@
 //! What becomes of a request, without one: `wxgate explain`.
 //!
 //! Asks the very functions that requests meet, with what an operator typed in the place of
-//! a request, and puts their answers into words. Why a route was not taken is found out by
-//! asking it alone. Nothing is resolved, bound or called; who would be asking is shown by
-//! placeholders, and values that may be secrets are not shown.
+//! a request. Why a route was not taken is found out by asking it alone, and what is removed
+//! from a request by comparing it with what its service would get. Nothing is resolved, bound
+//! or called; who would be asking is shown by placeholders, and values that may be secrets are
+//! not shown. What is found is plain data, written as JSON or, by `text.rs`, in words.
 
-use std::fmt::Write;
+mod question;
+mod text;
+mod told;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
+
+pub use self::question::Question;
+pub use self::told::{
+    ChosenUpstream, Explanation, ForwardedRequest, Header, MatchedRoute, OtherRoute, Outcome,
+    RemovedHeader, ResponseHeaders,
+};
 
 use crate::caching::Vary;
 use crate::config::{
-    Access, Config, EndpointsSection, Preflight, Route as RouteSection, ServerAddress, Target,
+    Access, Config, EndpointsSection, HeaderEdits, Preflight, Rate, Route as RouteSection,
+    ServerAddress, Target,
 };
+use crate::head::{self, HeadLimits};
+use crate::header::owned::HOP_BY_HOP;
+use crate::header::{FoldedNames, trim};
 use crate::identity::{AppId, Identity, OpenId, UnionId};
 use crate::inject::{Forwarding, Injector};
+use crate::rejection::Rejection;
 use crate::route::{Asked, Endpoint, Route, Routes};
-
-/// What an operator asks about.
-pub struct Question {
-    method: Method,
-    host: Option<String>,
-    path: String,
-    query: Option<String>,
-    headers: HeaderMap,
-}
-
-impl Question {
-    /// `url` may be a path alone, for a request that names no host.
-    ///
-    /// # Errors
-    /// What is wrong with the URL.
-    pub fn new(
-        method: Method,
-        url: &str,
-        headers: Vec<(HeaderName, HeaderValue)>,
-    ) -> Result<Self, String> {
-        // Nobody sends a fragment.
-        let url = url.split('#').next().unwrap_or_default();
-        let (host, target) = match url.split_once("://") {
-            Some(("http" | "https", rest)) => {
-                let end = rest.find(['/', '?']).unwrap_or(rest.len());
-                let (host, target) = rest.split_at(end);
-                (Some(host.to_owned()), target)
-            }
-            _ if url.starts_with('/') => (None, url),
-            _ => return Err("expected http://HOST/PATH, https://HOST/PATH or /PATH".to_owned()),
-        };
-        if host.as_deref().is_some_and(|host| host.is_empty() || host.contains('@')) {
-            return Err("expected a host name, and a port where there is one".to_owned());
-        }
-        let (path, query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(query.to_owned())),
-            None => (target, None),
-        };
-        let path = if path.is_empty() { "/" } else { path }.to_owned();
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(name, value);
-        }
-        let named = map.get(http::header::HOST).and_then(|host| host.to_str().ok());
-        let host = host.or_else(|| named.map(str::to_owned));
-        Ok(Self { method, host, path, query, headers: map })
-    }
-
-    fn asked(&self) -> Asked<'_> {
-        let (method, headers) = (&self.method, &self.headers);
-        Asked { path: &self.path, host: self.host.as_deref(), method, headers }
-    }
-
-    fn request(&self) -> pingora::Result<RequestHeader> {
-        let query = self.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
-        let target = format!("{}{query}", self.path);
-        let mut request = RequestHeader::build(self.method.as_str(), target.as_bytes(), None)?;
-        if let Some(host) = &self.host {
-            request.insert_header("Host", host)?;
-        }
-        for (name, value) in self.headers.iter().filter(|(name, _)| *name != http::header::HOST) {
-            request.append_header(name.clone(), value.clone())?;
-        }
-        Ok(request)
-    }
-}
-
-/// What there is to say, and whether something answers.
-pub struct Explanation {
-    pub text: String,
-    pub is_served: bool,
-}
+use crate::websocket;
 
 /// Says what becomes of a request.
 pub fn explain(config: &Config, question: &Question) -> Explanation {
     let routes = Routes::new(&config.endpoints, &config.routes);
-    let mut text = String::new();
-    // Writing to a text does not fail.
-    let is_served = tell(&mut text, config, &routes, question).unwrap_or(false);
-    Explanation { text, is_served }
-}
-
-fn tell(
-    text: &mut String,
-    config: &Config,
-    routes: &Routes,
-    question: &Question,
-) -> Result<bool, std::fmt::Error> {
+    let mut told = Explanation {
+        method: question.method.to_string(),
+        host: question.host.clone(),
+        path: question.path.clone(),
+        outcome: Outcome::Answered,
+        status: None,
+        error: None,
+        reason: None,
+        allow: None,
+        endpoint: None,
+        route: None,
+        upstreams: Vec::new(),
+        request: None,
+        removed: Vec::new(),
+        response_headers: ResponseHeaders::default(),
+        other_routes: Vec::new(),
+    };
+    let limits = HeadLimits::from(&config.limits);
+    if let Err(rejection) = head::judge(&question.head(), limits, |path| routes.is_health(path)) {
+        told.reject(&rejection, rejection.message().to_owned());
+        return told;
+    }
     let asked = question.asked();
     let (endpoint, is_preflight) = match routes.meet(&asked) {
         Ok(met) => met,
         Err(error) => {
-            writeln!(text, "400 bad_request: {error}")?;
-            return Ok(false);
+            told.reject(&error.into(), error.to_string());
+            return told;
         }
     };
-    let met = match endpoint {
-        Endpoint::Route(index) => Some(index),
-        Endpoint::None => {
-            writeln!(text, "404 no_route: no route matches")?;
-            None
+    let met = if let Endpoint::Route(index) = endpoint { Some(index) } else { None };
+    let route = met.and_then(|index| routes.get(index));
+    if let Err(rejection) = judge_websocket(route, question) {
+        told.reject(&rejection, rejection.message().to_owned());
+        return told;
+    }
+    if let Some(name) = endpoint.name() {
+        told.endpoint = Some(name);
+        let takes_query = config.login.accept.query;
+        if let Err(rejection) = endpoint.judge_method(question.method.as_str(), takes_query) {
+            told.reject(&rejection, rejection.message().to_owned());
         }
-        own => {
-            writeln!(text, "the gateway answers: {own:?}, see [endpoints]")?;
-            return Ok(true);
+        return told;
+    }
+    let served = met.and_then(|index| Some((index, config.routes.get(index)?, routes.get(index)?)));
+    match served {
+        None => told.reject(&Rejection::NoRoute, "no route matches".to_owned()),
+        Some((index, section, route)) => {
+            told.route = Some(matched_route(index, section, is_preflight));
+            if is_preflight || route.allows_method(asked.method) {
+                tell_route(&mut told, config, &routes, (section, route), question, is_preflight);
+            } else {
+                let allow = routes.allow(&asked).into();
+                let rejection = Rejection::MethodNotAllowed { allow };
+                told.reject(&rejection, rejection.message().to_owned());
+            }
         }
+    }
+    let others = config.routes.iter().enumerate().filter(|(at, _)| Some(*at) != met);
+    told.other_routes = others
+        .map(|(index, section)| OtherRoute {
+            index,
+            name: section.name.clone(),
+            file: section.place.file.to_string(),
+            line: section.place.line,
+            reason: why_not(section, &asked),
+        })
+        .collect();
+    told
+}
+
+/// Whether a request may become a WebSocket, where it asks for that.
+fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rejection> {
+    let malformed = |_| Rejection::BadRequest(IMPOSSIBLE);
+    let request = question.request().map_err(malformed)?;
+    if websocket::is_asked_for(&request) {
+        if !route.is_some_and(|route| route.websocket) {
+            return Err(websocket::NOT_ALLOWED);
+        }
+        websocket::judge_handshake(&request)?;
+    }
+    Ok(())
+}
+
+const IMPOSSIBLE: &str = "no request can look like this";
+
+fn matched_route(index: usize, section: &RouteSection, is_preflight: bool) -> MatchedRoute {
+    let rate = |rate: Option<Rate>| {
+        rate.map(|rate| format!("{}/{}", rate.count, humantime::format_duration(rate.period)))
     };
-    let mut is_served = false;
-    if let Some((index, section, route)) =
-        met.and_then(|index| Some((index, config.routes.get(index)?, routes.get(index)?)))
-    {
-        is_served = is_preflight || route.allows_method(asked.method);
-        writeln!(text, "route[{index}] \"{}\" matches", section.name)?;
-        if is_served {
-            tell_route(text, config, (section, route), question, is_preflight)?;
-        } else {
-            writeln!(text, "  405 method_not_allowed: Allow: {}", routes.allow(&asked))?;
-        }
+    MatchedRoute {
+        index,
+        name: section.name.clone(),
+        file: section.place.file.to_string(),
+        line: section.place.line,
+        auth: match section.access {
+            Access::Required if !is_preflight => "required",
+            Access::Optional if !is_preflight => "optional",
+            _ => "none",
+        },
+        preflight: is_preflight,
+        apps: section.apps.iter().map(|app_id| app_id.as_str().to_owned()).collect(),
+        max_body: section.max_body,
+        rate_per_user: rate(section.rate_per_user),
+        rate_per_address: rate(section.rate_per_address),
+        websocket: section.websocket,
+        cors: section.cors.is_some(),
+        preflights: match section.preflight {
+            Preflight::Answer => "answer",
+            Preflight::Pass => "pass",
+        },
     }
-    for (index, section) in config.routes.iter().enumerate().filter(|(at, _)| Some(*at) != met) {
-        let why = why_not(section, &asked);
-        writeln!(text, "route[{index}] \"{}\" does not: {why}", section.name)?;
-    }
-    Ok(is_served)
 }
 
 fn tell_route(
-    text: &mut String,
+    told: &mut Explanation,
     config: &Config,
+    routes: &Routes,
     (section, route): (&RouteSection, &Route),
     question: &Question,
     is_preflight: bool,
-) -> std::fmt::Result {
+) {
     if is_preflight && section.cors.is_some() {
-        writeln!(text, "  a preflight: answered by the gateway with 204, without identity")?;
-        return Ok(());
-    }
-    let access = if is_preflight { Access::None } else { section.access };
-    let auth = match access {
-        Access::Required => "required: 401 without a session",
-        Access::Optional => "optional: what follows is with a session, and anonymous without",
-        Access::None if is_preflight => "none: a preflight passes without identity",
-        Access::None => "none",
-    };
-    writeln!(text, "  auth: {auth}")?;
-    if !section.apps.is_empty() && access != Access::None {
-        let apps: Vec<_> = section.apps.iter().map(AppId::as_str).collect();
-        writeln!(text, "  apps: {}", apps.join(", "))?;
+        told.status = Some(204);
+        return;
     }
     match &section.target {
-        Target::Answer(answer) => {
-            writeln!(text, "  the gateway answers {}", answer.status)?;
-        }
-        Target::Elsewhere => {
-            writeln!(text, "  only for other proxies to ask about: 404 on the public listeners")?;
-        }
+        Target::Answer(answer) => told.status = Some(answer.status),
+        Target::Elsewhere => told.outcome = Outcome::ForwardAuth,
         Target::Service { upstream, split } => {
-            for share in split {
-                let percent = f64::from(share.users) / 100.0;
-                tell_upstream(text, config, share.upstream, &format!("{percent}% of users"))?;
+            told.outcome = Outcome::Forwarded;
+            let parts: u16 = split.iter().map(|share| share.users).sum();
+            let shares = split.iter().map(|share| (share.upstream, share.users));
+            let all = shares.chain([(*upstream, 10_000u16.saturating_sub(parts))]);
+            told.upstreams =
+                all.filter_map(|(index, users)| chosen(config, section, index, users)).collect();
+            let identity =
+                placeholder().filter(|_| !is_preflight && section.access != Access::None);
+            match forwarded(config, routes, route, question, identity.as_ref()) {
+                Ok(request) => {
+                    told.removed = removed(config, routes, section, question, &request);
+                    told.request = Some(ForwardedRequest {
+                        method: request.method.to_string(),
+                        target: String::from_utf8_lossy(request.raw_path()).into_owned(),
+                        headers: request.headers.iter().map(header).collect(),
+                    });
+                }
+                Err(_) => told.reject(&Rejection::BadRequest(IMPOSSIBLE), IMPOSSIBLE.to_owned()),
             }
-            let who = if split.is_empty() { "" } else { "everybody else" };
-            tell_upstream(text, config, *upstream, who)?;
-            tell_request(text, config, route, question, access)?;
         }
     }
     let edits = &section.response_edits;
-    for (name, value) in &edits.set {
-        writeln!(text, "  answers get {name}: {}", shown(value))?;
-    }
-    for name in &edits.remove {
-        writeln!(text, "  answers lose {name}")?;
-    }
-    if let Some(vary) = Vary::new(section.vary.iter().cloned()) {
-        writeln!(text, "  responses get Vary: {}", shown(vary.value()))?;
-        writeln!(
-            text,
-            "  responses to users get Cache-Control: private, unless the service's own decides"
-        )?;
-    }
-    if section.cors.is_some() {
-        writeln!(text, "  answers say which origins may read them (cors)")?;
-    } else if section.preflight == Preflight::Pass {
-        writeln!(text, "  preflights pass without identity")?;
-    }
-    Ok(())
+    told.response_headers = ResponseHeaders {
+        set: edits.set.iter().map(|(name, value)| header((name, value))).collect(),
+        removed: edits.remove.iter().map(ToString::to_string).collect(),
+        vary: Vary::new(section.vary.iter().cloned())
+            .map(|vary| String::from_utf8_lossy(vary.value().as_bytes()).into_owned()),
+    };
 }
 
-fn tell_upstream(text: &mut String, config: &Config, index: usize, who: &str) -> std::fmt::Result {
-    let Some(upstream) = config.upstreams.get(index) else { return Ok(()) };
-    let servers: Vec<String> = upstream
-        .servers
-        .iter()
-        .map(|server| match server {
-            ServerAddress::Socket(address) => address.to_string(),
-            ServerAddress::Host { host, port } => format!("{host}:{port}"),
-        })
-        .collect();
-    let who = if who.is_empty() { String::new() } else { format!("{who}: ") };
-    writeln!(text, "  {who}upstream \"{}\" at {}", upstream.name, servers.join(", "))
+fn chosen(
+    config: &Config,
+    section: &RouteSection,
+    index: usize,
+    users: u16,
+) -> Option<ChosenUpstream> {
+    let upstream = config.upstreams.get(index)?;
+    let show = |server: &ServerAddress| match server {
+        ServerAddress::Socket(address) => SocketAddr::to_string(address),
+        ServerAddress::Host { host, port } => format!("{host}:{port}"),
+    };
+    let timeout = |own: Option<Duration>, upstreams: Duration| {
+        humantime::format_duration(own.unwrap_or(upstreams)).to_string()
+    };
+    Some(ChosenUpstream {
+        name: upstream.name.clone(),
+        servers: upstream.servers.iter().map(show).collect(),
+        percent: f64::from(users) / 100.0,
+        connect_timeout: timeout(section.timeouts.connect, upstream.connect_timeout),
+        read_timeout: timeout(section.timeouts.read, upstream.read_timeout),
+        write_timeout: timeout(section.timeouts.write, upstream.write_timeout),
+    })
 }
 
 /// The request as its service gets it.
-fn tell_request(
-    text: &mut String,
+fn forwarded(
     config: &Config,
+    routes: &Routes,
     route: &Route,
     question: &Question,
-    access: Access,
-) -> std::fmt::Result {
-    let injector = Injector::new(&config.identity, &config.session);
-    let routes = Routes::new(&config.endpoints, &config.routes);
-    let injector = injector.removing_overrides(routes.trust_methods());
-    let identity = placeholder().filter(|_| access != Access::None);
-    let built = question.request().and_then(|mut request| {
-        route.prepare(&mut request)?;
-        injector.apply(&mut request, forwarding(question), identity.as_ref())?;
-        route.request_edits.write_to(&mut request)?;
-        Ok(request)
-    });
-    let Ok(request) = built else {
-        return writeln!(text, "  400 bad_request: no request can look like this");
-    };
-    let target = String::from_utf8_lossy(request.raw_path()).into_owned();
-    writeln!(text, "  the upstream sees:")?;
-    writeln!(text, "    {} {target}", request.method)?;
-    for (name, value) in &request.headers {
-        writeln!(text, "    {name}: {}", shown(value))?;
+    identity: Option<&Identity>,
+) -> pingora::Result<RequestHeader> {
+    let mut request = question.request()?;
+    for name in not_forwarded(&request) {
+        request.remove_header(&name);
     }
-    Ok(())
+    route.prepare(&mut request)?;
+    injector(config, routes).apply(&mut request, forwarding(question), identity)?;
+    route.request_edits.write_to(&mut request)?;
+    Ok(request)
 }
 
-fn shown(value: &HeaderValue) -> String {
-    if value.is_sensitive() {
-        return "(not shown)".to_owned();
-    }
-    String::from_utf8_lossy(value.as_bytes()).into_owned()
+fn injector(config: &Config, routes: &Routes) -> Injector {
+    Injector::new(&config.identity, &config.session).removing_overrides(routes.trust_methods())
+}
+
+/// What concerns only the connection that a request came by, and is not forwarded. A WebSocket's
+/// handshake is written anew.
+fn not_forwarded(request: &RequestHeader) -> Vec<HeaderName> {
+    let is_websocket = websocket::is_asked_for(request);
+    let is_kept = |name: &HeaderName| {
+        is_websocket && [http::header::CONNECTION, http::header::UPGRADE].contains(name)
+    };
+    let nominated = request
+        .headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(trim(name)).ok());
+    let names = HOP_BY_HOP.into_iter().map(HeaderName::from_static).chain(nominated);
+    names.filter(|name| !is_kept(name)).collect()
+}
+
+/// The client's header lines that the service does not get as they came, and why.
+fn removed(
+    config: &Config,
+    routes: &Routes,
+    section: &RouteSection,
+    question: &Question,
+    request: &RequestHeader,
+) -> Vec<RemovedHeader> {
+    let injector = injector(config, routes);
+    let of_connection = question.request().map_or_else(|_| Vec::new(), |own| not_forwarded(&own));
+    let HeaderEdits { set, remove } = &section.request_edits;
+    let set = FoldedNames::new(set.iter().map(|(name, _)| name.as_str()));
+    let remove = FoldedNames::new(remove.iter().map(HeaderName::as_str));
+    let is_kept = |name: &HeaderName, value: &HeaderValue| {
+        request.headers.get_all(name).iter().any(|kept| kept == value)
+    };
+    let reason = |name: &HeaderName, value: &HeaderValue| {
+        if of_connection.contains(name) {
+            "it concerns only the client's connection".to_owned()
+        } else if set.contains(name.as_str()) {
+            "the route's set_request_headers replaces it".to_owned()
+        } else if remove.contains(name.as_str()) {
+            "the route's remove_request_headers names it".to_owned()
+        } else if let Some(removal) = injector.removal(name, value, IS_TRUSTED) {
+            removal.to_string()
+        } else {
+            "the gateway does not forward it".to_owned()
+        }
+    };
+    let gone = question.headers.iter().filter(|(name, value)| !is_kept(name, value));
+    gone.map(|(name, value)| RemovedHeader { name: name.to_string(), reason: reason(name, value) })
+        .collect()
+}
+
+fn header((name, value): (&HeaderName, &HeaderValue)) -> Header {
+    let value = if value.is_sensitive() {
+        "(not shown)".to_owned()
+    } else {
+        String::from_utf8_lossy(value.as_bytes()).into_owned()
+    };
+    Header { name: name.to_string(), value }
 }
 
 /// Who is asking; that is what nobody knows here.
@@ -265,6 +314,9 @@ fn placeholder() -> Option<Identity> {
     })
 }
 
+/// Whether the client is one of `server.trusted_proxies`.
+const IS_TRUSTED: bool = false;
+
 fn forwarding(question: &Question) -> Forwarding {
     let host = question.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
     Forwarding {
@@ -273,7 +325,7 @@ fn forwarding(question: &Question) -> Forwarding {
         proto: HeaderValue::from_static("SCHEME"),
         host,
         client: HeaderValue::from_static("CLIENT"),
-        is_trusted: false,
+        is_trusted: IS_TRUSTED,
     }
 }
 

@@ -12,6 +12,7 @@ use std::net::Ipv6Addr;
 use http::header::HOST;
 use pingora::http::RequestHeader;
 
+use crate::config::LimitsSection;
 use crate::header::{all, offers_websocket, trim};
 use crate::rejection::Rejection;
 
@@ -22,6 +23,12 @@ pub struct HeadLimits {
     pub bytes: usize,
     pub lines: usize,
     pub target: usize,
+}
+
+impl From<&LimitsSection> for HeadLimits {
+    fn from(limits: &LimitsSection) -> Self {
+        Self { bytes: limits.max_header, lines: limits.max_header_count, target: limits.max_target }
+    }
 }
 
 /// A head that passed.

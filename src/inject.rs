@@ -61,6 +61,27 @@ pub struct Forwarding {
     pub is_trusted: bool,
 }
 
+/// Why a header of a request is not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Removal {
+    #[error("reserved: only the gateway writes the identity")]
+    Identity,
+    #[error("the session header")]
+    SessionHeader,
+    #[error("the session token")]
+    Token,
+    #[error("reserved: services that come from WeChat Cloud Run trust it")]
+    CloudRun,
+    #[error("replaced: the gateway writes it, and a client's value does not count")]
+    Written,
+    #[error("only a trusted proxy may send it")]
+    Untrusted,
+    #[error("it concerns only the client's connection")]
+    OfConnection,
+    #[error("routes have methods, and it could change the method")]
+    MethodOverride,
+}
+
 impl Injector {
     pub fn new(identity: &IdentitySection, session: &SessionSection) -> Self {
         let own = [
@@ -176,12 +197,50 @@ impl Injector {
             .any(|name| self.asker_folded.contains(name.as_str()) && !self.asker.contains(name))
     }
 
+    fn is_stripped(&self, name: &HeaderName, is_trusted: bool) -> bool {
+        let passes = || is_trusted && FROM_TRUSTED.contains(&name.as_str());
+        self.request.contains(name.as_str()) && !passes()
+    }
+
+    /// Why a header line of a request is removed; `None` where it is not. For explanations:
+    /// [`Self::apply`] does not ask.
+    pub fn removal(
+        &self,
+        name: &HeaderName,
+        value: &HeaderValue,
+        is_trusted: bool,
+    ) -> Option<Removal> {
+        if !self.is_stripped(name, is_trusted) {
+            let is_token = self.strips_bearer
+                && *name == AUTHORIZATION
+                && token::bearer_token(value.as_bytes()).is_some();
+            return is_token.then_some(Removal::Token);
+        }
+        let is_among =
+            |names: &[&str]| FoldedNames::new(names.iter().copied()).contains(name.as_str());
+        let [openid, app_id, union_id] = &self.identity;
+        Some(if is_among(&[openid, app_id, union_id].map(HeaderName::as_str)) {
+            Removal::Identity
+        } else if is_among(&CLOUD_RUN) {
+            Removal::CloudRun
+        } else if is_among(&WRITTEN) {
+            Removal::Written
+        } else if is_among(&FROM_TRUSTED) {
+            Removal::Untrusted
+        } else if is_among(&METHOD_OVERRIDES) {
+            Removal::MethodOverride
+        } else if is_among(&[HTTP2_SETTINGS]) {
+            Removal::OfConnection
+        } else {
+            Removal::SessionHeader
+        })
+    }
+
     fn strip(&self, request: &mut RequestHeader, is_trusted: bool) -> pingora::Result<()> {
-        let passes = |name: &HeaderName| is_trusted && FROM_TRUSTED.contains(&name.as_str());
         let stripped: Vec<HeaderName> = request
             .headers
             .keys()
-            .filter(|name| self.request.contains(name.as_str()) && !passes(name))
+            .filter(|name| self.is_stripped(name, is_trusted))
             .cloned()
             .collect();
         for name in &stripped {

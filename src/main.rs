@@ -62,9 +62,10 @@ enum Command {
         #[arg(long, conflicts_with = "without_secrets")]
         live: bool,
     },
-    /// Say what would become of a request: which route matches, why the others do not, and what
-    /// the service would see. Secrets, keys, certificates and files of answers are not read, and
-    /// nothing is called.
+    /// Say what would become of a request: which route matches, why the others do not, what the
+    /// service would see, and what is removed. Secrets, keys, certificates and files of answers
+    /// are not read, and nothing is called. The client is not a trusted proxy.
+    #[command(after_help = EXPLAIN_HELP)]
     Explain {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
@@ -78,6 +79,9 @@ enum Command {
         /// A header of the request, repeatable.
         #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
         headers: Vec<(HeaderName, HeaderValue)>,
+        /// Write one JSON object instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Try a whole gateway with a simulated WeChat; no account and no file is needed.
     Demo {
@@ -144,15 +148,36 @@ Each login gives the user a new session_key and makes the one before worthless:
                                  says whether a signature is of the last one
   GET /sandbox/stats             exchanges so far, and the most at once";
 
+const EXPLAIN_HELP: &str = "\
+Exit code:
+  0  the request is forwarded, or answered by the gateway; a session may be needed
+  1  it is rejected, or the file has problems
+  2  wrong usage
+
+JSON fields, all of them always there:
+  method, host, path  the request
+  outcome             forwarded, answered, rejected or forward_auth
+  status, error, reason, allow
+                      the gateway's own response, as far as it is known
+  endpoint            login, logout, session or health, where the path is one
+  route               index, name, file, line, auth, preflight, apps, max_body (bytes),
+                      rate_per_user, rate_per_address, websocket, cors, preflights
+  upstreams           for each: name, servers, percent, connect_timeout, read_timeout,
+                      write_timeout
+  request             method, target and headers (name, value) as the service gets them
+  removed             for each header that the service does not get: name, reason
+  response_headers    set (name, value), removed (names), vary
+  other_routes        for each: index, name, file, line, reason";
+
 fn main() -> ExitCode {
     // pingora's and reqwest's TLS use the process's provider.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, without_secrets, live } => check(&config, without_secrets, live),
-        Command::Explain { config, method, url, headers } => {
+        Command::Explain { config, method, url, headers, json } => {
             match Question::new(method, &url, headers) {
-                Ok(question) => explain(&config, &question),
+                Ok(question) => explain(&config, &question, json),
                 Err(error) => {
                     eprintln!("wxgate: {url}: {error}");
                     ExitCode::from(2)
@@ -219,6 +244,15 @@ fn harden() -> Result<(), String> {
     Ok(())
 }
 
+fn refuse_key_log() -> Result<(), String> {
+    if std::env::var_os("SSLKEYLOGFILE").is_some() {
+        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
+                    down. Unset it"
+            .to_owned());
+    }
+    Ok(())
+}
+
 fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
     let secrets = if without_secrets { Secrets::Ignore } else { Secrets::Load };
     match Config::load(path, secrets) {
@@ -249,24 +283,20 @@ fn rehearse(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-fn explain(path: &Path, question: &Question) -> ExitCode {
+fn explain(path: &Path, question: &Question, is_json: bool) -> ExitCode {
     match Config::load(path, Secrets::Ignore) {
         Ok(config) => {
             let explanation = wxgate::explain::explain(&config, question);
-            print!("{}", explanation.text);
-            if explanation.is_served { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let text = match serde_json::to_string_pretty(&explanation) {
+                Ok(json) if is_json => json + "\n",
+                _ => explanation.to_string(),
+            };
+            // Whoever has read what it wanted to know may have closed it.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(problems) => refuse_config(&problems),
     }
-}
-
-fn refuse_key_log() -> Result<(), String> {
-    if std::env::var_os("SSLKEYLOGFILE").is_some() {
-        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
-                    down. Unset it"
-            .to_owned());
-    }
-    Ok(())
 }
 
 /// Says of each app whether WeChat takes it, at each of its addresses.

@@ -216,11 +216,7 @@ impl Policy {
             limits: config.limits.clone(),
             shutdown_delay: config.server.shutdown_delay,
             drain_timeout: config.server.drain_timeout,
-            head_limits: HeadLimits {
-                bytes: config.limits.max_header,
-                lines: config.limits.max_header_count,
-                target: config.limits.max_target,
-            },
+            head_limits: HeadLimits::from(&config.limits),
             h2c: config.server.h2c,
             proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
             tls,

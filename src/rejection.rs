@@ -86,6 +86,11 @@ impl Rejection {
         self.row().1
     }
 
+    /// What a client is told.
+    pub fn message(&self) -> &'static str {
+        self.row().3
+    }
+
     fn row(&self) -> (u16, &'static str, Action, &'static str) {
         use Action::{Login, None, Retry};
         match self {

@@ -14,6 +14,8 @@ mod rewrite;
 mod table;
 mod target;
 
+use std::borrow::Cow;
+
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -43,6 +45,36 @@ pub enum Endpoint {
     Route(usize),
     /// Nothing is served here.
     None,
+}
+
+impl Endpoint {
+    /// What the configuration calls it; `None` where it is not an endpoint.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Login => Some("login"),
+            Self::Logout => Some("logout"),
+            Self::Session => Some("session"),
+            Self::Health => Some("health"),
+            Self::Route(_) | Self::None => None,
+        }
+    }
+
+    /// Judges the method of a request to an endpoint. Routes have methods of their own.
+    ///
+    /// # Errors
+    /// 405, with the methods. `login.accept` decides whether a login `takes_query`.
+    pub fn judge_method(self, method: &str, takes_query: bool) -> Result<(), Rejection> {
+        let allow = match self {
+            Self::Login if takes_query => "GET, POST",
+            Self::Login | Self::Logout => "POST",
+            Self::Session | Self::Health => "GET, HEAD",
+            Self::Route(_) | Self::None => return Ok(()),
+        };
+        if allow.split(", ").any(|allowed| method == allowed) {
+            return Ok(());
+        }
+        Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) })
+    }
 }
 
 /// Why a path is refused.

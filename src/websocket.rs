@@ -35,6 +35,9 @@ pub fn is_asked_for(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11 && lines.any(|line| offers_websocket(line.as_bytes()))
 }
 
+/// The rejection of a WebSocket where none may be.
+pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowed on this path");
+
 /// Judges the handshake of a request that asks to become a WebSocket.
 ///
 /// # Errors

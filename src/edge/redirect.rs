@@ -47,7 +47,8 @@ impl Edge {
         };
         let is_health = policy.routes.is_health(asked.path().as_bytes());
         let (endpoint, answer) = if is_health {
-            (Endpoint::Health, proxy::health(asked.method, &self.process.lifecycle))
+            let judged = Endpoint::Health.judge_method(asked.method, false);
+            (Endpoint::Health, judged.map(|()| proxy::health(&self.process.lifecycle)))
         } else {
             (Endpoint::None, elsewhere(&asked, policy.redirect_port))
         };

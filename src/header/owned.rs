@@ -53,6 +53,21 @@ pub const HTTP2_SETTINGS: &str = "http2-settings";
 /// Marks an error answer as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
+/// What of a request concerns only the connection that it came by, beside what `Connection`
+/// nominates: pingora does not forward it.
+pub const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// By which some services take another method than the request's.
 pub const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method-override", "x-http-method", "x-method-override"];

@@ -58,16 +58,18 @@ impl Gateway {
             // Before the session: who cannot be served needs none.
             let is_allowed = context.route().is_some_and(|route| route.websocket);
             if !is_allowed || context.tunnel.is_none() {
-                return Err(Rejection::BadRequest("no WebSocket is allowed on this path").into());
+                return Err(websocket::NOT_ALLOWED.into());
             }
             websocket::judge_handshake(request)?;
             context.is_websocket = true;
         }
+        let takes_query = context.policy.login.accepts_query();
+        context.endpoint.judge_method(request.method.as_str(), takes_query)?;
         let answer = match context.endpoint {
             Endpoint::Login => self.login(http, context).await?,
             Endpoint::Logout => self.logout(http, context).await?,
             Endpoint::Session => self.session(http, context).await?,
-            Endpoint::Health => health(request.method.as_str(), &self.process.lifecycle)?,
+            Endpoint::Health => health(&self.process.lifecycle),
             Endpoint::Route(index) => return Ok(self.admit(http, context, index).await?),
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };

@@ -1,6 +1,5 @@
 //! The gateway's own endpoints: login, logout, session, health.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, EXPECT, REFERER};
@@ -28,11 +27,7 @@ impl Gateway {
         let policy = context.policy.clone();
         let login = &policy.login;
         let request = http.req_header();
-        let is_query = request.method == Method::GET && login.accepts_query();
-        if !is_query && request.method != Method::POST {
-            let allow = if login.accepts_query() { "GET, POST" } else { "POST" };
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) }.into());
-        }
+        let is_query = request.method == Method::GET;
         if let Err(rejection) =
             policy.check_address(context.client.address, policy.login_rate.as_deref())
         {
@@ -62,14 +57,10 @@ impl Gateway {
         http: &HttpSession,
         context: &RequestContext,
     ) -> Result<Answer, Rejection> {
-        let request = http.req_header();
-        if request.method != Method::POST {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("POST") });
-        }
         context
             .policy
             .authenticator
-            .revoke(&request.headers)
+            .revoke(&http.req_header().headers)
             .await
             .map_err(|error| Rejection::from(&error))?;
         Ok(Answer::empty(204))
@@ -86,9 +77,6 @@ impl Gateway {
             app_id: &'a str,
         }
 
-        if !matches!(http.req_header().method, Method::GET | Method::HEAD) {
-            return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
-        }
         self.authenticate(http, context, Access::Required).await?;
         let session = context.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();
@@ -116,16 +104,13 @@ async fn serve(
     Ok(answer?)
 }
 
-/// The answer of the health path.
-pub fn health(method: &str, lifecycle: &Lifecycle) -> Result<Answer, Rejection> {
-    if !matches!(method, "GET" | "HEAD") {
-        return Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET, HEAD") });
-    }
+/// The answer of the health path, to a method that it takes.
+pub fn health(lifecycle: &Lifecycle) -> Answer {
     let (status, text) = if lifecycle.is_draining() { (503, "draining\n") } else { (200, "ok\n") };
     let mut answer = Answer::empty(status);
     answer.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     answer.body = text.into();
-    Ok(answer)
+    answer
 }
 
 /// Reads a whole body of `limit` bytes at most, within `time`.

@@ -94,12 +94,12 @@ impl Drop for Running {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// `run` with a file of this text.
-fn write_config(directory: &Path, changes: &str) -> std::path::PathBuf {
+pub fn write_config(directory: &Path, changes: &str) -> std::path::PathBuf {
     let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
     let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
     let file = directory.join("gateway.toml");
@@ -613,139 +613,4 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
 
 fn text_of(output: &Output) -> String {
     text(&output.stdout) + &text(&output.stderr)
-}
-
-#[test]
-fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would_see() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = write_config(
-        directory.path(),
-        r#"
-        [[upstream]]
-        name = "recorder"
-        servers = ["127.0.0.1:1"]
-        [[upstream]]
-        name = "canary"
-        servers = ["canary.internal:3000"]
-        [[route]]
-        name = "shop"
-        host = "*.example.com"
-        path = "/api"
-        upstream = "recorder"
-        methods = ["GET", "POST"]
-        strip_prefix = "/api"
-        add_prefix = "/v2"
-        split = [{ upstream = "canary", percent = 2.5 }]
-        set_request_headers = { X-Version = "2", Authorization = "Basic hunter2" }
-        remove_request_headers = ["X-Debug"]
-        set_response_headers = { X-Served-By = "shop" }
-        [[route]]
-        name = "beta"
-        path = "/api"
-        upstream = "recorder"
-        headers = { X-Beta = "1" }
-        [[route]]
-        name = "staff"
-        host = "staff.example.net"
-        path = "/api"
-        upstream = "recorder"
-        [[route]]
-        name = "docs"
-        path = "/docs"
-        upstream = "recorder"
-        auth = "none"
-        [[route]]
-        name = "write"
-        host = "*.example.com"
-        path = "/api"
-        methods = ["PUT"]
-        headers = { X-Beta = "1" }
-        upstream = "recorder"
-        [[route]]
-        name = "rest"
-        path = "/api"
-        upstream = "recorder"
-        [[route]]
-        name = "file"
-        path = "/file.txt"
-        match = "exact"
-        auth = "none"
-        respond = { body = "x" }
-        cors = { origins = ["*"] }
-        "#,
-    );
-    let explain = |arguments: &[&str]| {
-        let output = wxgate().args(["explain", "-c"]).arg(&file).args(arguments).output().unwrap();
-        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
-    };
-    let url = "https://m.example.com:8443/api/%E5%95%86?x=1#part";
-    let (code, shown) = explain(&["GET", url, "-H", "X_Debug: 1", "-H", "x-openid: me"]);
-    assert_eq!(code, Some(0), "{shown}");
-    assert_eq!(
-        shown,
-        r#"route[0] "shop" matches
-  auth: required: 401 without a session
-  2.5% of users: upstream "canary" at canary.internal:3000
-  everybody else: upstream "recorder" at 127.0.0.1:1
-  the upstream sees:
-    GET /v2/%E5%95%86?x=1
-    host: m.example.com:8443
-    x-request-id: REQUEST_ID
-    x-forwarded-for: CLIENT
-    x-forwarded-proto: SCHEME
-    x-real-ip: CLIENT
-    x-forwarded-host: m.example.com:8443
-    x-openid: OPENID
-    x-appid: APP_ID
-    x-unionid: UNIONID-where-there-is-one
-    authorization: (not shown)
-    x-version: 2
-  answers get x-served-by: shop
-  responses get Vary: X-3rd-Session, Authorization
-  responses to users get Cache-Control: private, unless the service's own decides
-route[1] "beta" does not: it asks for other values of x-beta
-route[2] "staff" does not: it is for the host staff.example.net
-route[3] "docs" does not: its prefix is /docs
-route[4] "write" does not: it asks for other values of x-beta
-route[5] "rest" does not: what matches is more specific
-route[6] "file" does not: its path is /file.txt
-"#
-    );
-    for (arguments, code, expected) in [
-        (
-            &["GET", "/file.txt"][..],
-            0,
-            "route[6] \"file\" matches\n  auth: none\n  the gateway answers 200",
-        ),
-        (&["POST", "/login"], 0, "the gateway answers: Login"),
-        (&["GET", "/elsewhere"], 1, "404 no_route"),
-        (&["DELETE", "http://m.example.com/api"], 1, "405 method_not_allowed: Allow: GET, POST\n"),
-        (&["GET", "http://m.example.com/api/a%2Fb"], 1, "400 bad_request: servers would read"),
-        (&["GET", "/api/%zz"], 1, "400 bad_request: the path holds"),
-        (&["PUT", "http://m.example.com/api", "-H", "X-Beta: 1"], 0, "route[4] \"write\" matches"),
-        (&["GET", "/api", "-H", "Host: m.example.com"], 0, "route[0] \"shop\" matches"),
-        (
-            &[
-                "OPTIONS",
-                "/file.txt",
-                "-H",
-                "Origin: x",
-                "-H",
-                "Access-Control-Request-Method: GET",
-            ],
-            0,
-            "answered by the gateway with 204",
-        ),
-        (&["GET", "ftp://x/"], 2, "expected http"),
-        (&["GET", "/", "-H", "nothing"], 2, "expected NAME: VALUE"),
-    ] {
-        let (found, shown) = explain(arguments);
-        assert_eq!(found, Some(code), "{arguments:?}: {shown}");
-        assert!(shown.contains(expected), "{arguments:?}: {shown}");
-        assert!(!shown.contains("hunter2"), "{shown}");
-    }
-    let bad = write_config(directory.path(), "server = { threds = 1 }");
-    let output = wxgate().args(["explain", "-c"]).arg(&bad).args(["GET", "/"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains(": server.threds: unknown key"));
 }

@@ -15,6 +15,7 @@ mod check;
 mod command;
 mod config;
 mod edge;
+mod explain;
 mod failures;
 mod faults;
 mod forward_auth;

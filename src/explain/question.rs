@@ -1,0 +1,90 @@
+//! What an operator asks about, in place of a request.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use pingora::http::RequestHeader;
+
+use crate::route::Asked;
+
+/// What an operator asks about.
+pub struct Question {
+    pub(super) method: Method,
+    pub(super) host: Option<String>,
+    pub(super) path: String,
+    query: Option<String>,
+    pub(super) headers: HeaderMap,
+}
+
+impl Question {
+    /// `url` may be a path alone, for a request that names no host.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn new(
+        method: Method,
+        url: &str,
+        headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<Self, String> {
+        // Nobody sends a fragment.
+        let url = url.split('#').next().unwrap_or_default();
+        let (host, target) = match url.split_once("://") {
+            Some(("http" | "https", rest)) => {
+                let end = rest.find(['/', '?']).unwrap_or(rest.len());
+                let (host, target) = rest.split_at(end);
+                (Some(host.to_owned()), target)
+            }
+            _ if url.starts_with('/') => (None, url),
+            _ => return Err("expected http://HOST/PATH, https://HOST/PATH or /PATH".to_owned()),
+        };
+        if host.as_deref().is_some_and(|host| host.is_empty() || host.contains('@')) {
+            return Err("expected a host name, and a port where there is one".to_owned());
+        }
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let path = if path.is_empty() { "/" } else { path }.to_owned();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value);
+        }
+        let named = map.remove(http::header::HOST);
+        let named = named.and_then(|host| host.to_str().ok().map(str::to_owned));
+        Ok(Self { method, host: host.or(named), path, query, headers: map })
+    }
+
+    pub(super) fn asked(&self) -> Asked<'_> {
+        let (method, headers) = (&self.method, &self.headers);
+        Asked { path: &self.path, host: self.host.as_deref(), method, headers }
+    }
+
+    fn target(&self) -> String {
+        let query = self.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
+        format!("{}{query}", self.path)
+    }
+
+    pub(super) fn request(&self) -> pingora::Result<RequestHeader> {
+        let target = self.target();
+        let mut request = RequestHeader::build(self.method.as_str(), target.as_bytes(), None)?;
+        if let Some(host) = &self.host {
+            request.insert_header("Host", host)?;
+        }
+        for (name, value) in &self.headers {
+            request.append_header(name.clone(), value.clone())?;
+        }
+        Ok(request)
+    }
+
+    /// The request header as it would come by HTTP/1.1. Of a host that is not named, any will do.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let host = self.host.as_deref().unwrap_or("localhost");
+        let (method, target) = (self.method.as_str(), self.target());
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
+        for (name, value) in &self.headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+}

@@ -1,0 +1,138 @@
+//! An explanation in words, a line for each thing.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::{ChosenUpstream, Explanation, MatchedRoute, Outcome};
+
+impl Display for Explanation {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match (&self.route, self.endpoint) {
+            (Some(route), _) => self.tell_route(out, route)?,
+            (None, Some(endpoint)) if self.outcome == Outcome::Rejected => {
+                self.tell_rejection(out, "")?;
+                writeln!(out, "  endpoints.{endpoint} has this path")?;
+            }
+            (None, Some(endpoint)) => {
+                writeln!(out, "the gateway answers: endpoints.{endpoint} has this path")?;
+            }
+            (None, None) => self.tell_rejection(out, "")?,
+        }
+        for other in &self.other_routes {
+            let (index, name, reason) = (other.index, &other.name, &other.reason);
+            writeln!(out, "route[{index}] \"{name}\" does not: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Explanation {
+    fn tell_rejection(&self, out: &mut Formatter<'_>, indent: &str) -> fmt::Result {
+        let status = self.status.unwrap_or_default();
+        let error = self.error.unwrap_or_default();
+        match (&self.allow, &self.reason) {
+            (Some(allow), _) => writeln!(out, "{indent}{status} {error}: Allow: {allow}"),
+            (None, Some(reason)) => writeln!(out, "{indent}{status} {error}: {reason}"),
+            (None, None) => writeln!(out, "{indent}{status} {error}"),
+        }
+    }
+
+    fn tell_route(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
+        let MatchedRoute { index, name, file, line, .. } = route;
+        writeln!(out, "route[{index}] \"{name}\" matches, {file}:{line}")?;
+        if self.outcome == Outcome::Rejected {
+            return self.tell_rejection(out, "  ");
+        }
+        if route.preflight && route.cors {
+            return writeln!(
+                out,
+                "  a preflight: answered by the gateway with 204, without identity"
+            );
+        }
+        let auth = match route.auth {
+            "required" => "required: 401 without a session",
+            "optional" => "optional: what follows is with a session, and anonymous without",
+            _ if route.preflight => "none: a preflight passes without identity",
+            none => none,
+        };
+        writeln!(out, "  auth: {auth}")?;
+        if !route.apps.is_empty() && route.auth != "none" {
+            writeln!(out, "  apps: {}", route.apps.join(", "))?;
+        }
+        match (self.outcome, self.status) {
+            (Outcome::Answered, Some(status)) => writeln!(out, "  the gateway answers {status}")?,
+            (Outcome::ForwardAuth, _) => {
+                writeln!(
+                    out,
+                    "  only for other proxies to ask about: 404 on the public listeners"
+                )?;
+            }
+            _ => self.tell_service(out, route)?,
+        }
+        for header in &self.response_headers.set {
+            writeln!(out, "  responses get {}: {}", header.name, header.value)?;
+        }
+        for name in &self.response_headers.removed {
+            writeln!(out, "  responses lose {name}")?;
+        }
+        if let Some(vary) = &self.response_headers.vary {
+            writeln!(out, "  responses get Vary: {vary}")?;
+            writeln!(
+                out,
+                "  responses to users get Cache-Control: private, unless the service's own decides"
+            )?;
+        }
+        if route.cors {
+            writeln!(out, "  responses say which origins may read them (cors)")?;
+        } else if route.preflights == "pass" {
+            writeln!(out, "  preflights pass without identity")?;
+        }
+        Ok(())
+    }
+
+    fn tell_service(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
+        let rate = |rate: &Option<String>| rate.clone().unwrap_or_else(|| "off".to_owned());
+        writeln!(
+            out,
+            "  limits: max_body {}, rate_per_user {}, rate_per_address {}{}",
+            size(route.max_body),
+            rate(&route.rate_per_user),
+            rate(&route.rate_per_address),
+            if route.websocket { ", WebSockets allowed" } else { "" },
+        )?;
+        for (at, upstream) in self.upstreams.iter().enumerate() {
+            let who = match (self.upstreams.len(), at + 1) {
+                (1, _) => String::new(),
+                (count, number) if number == count => "everybody else: ".to_owned(),
+                _ => format!("{}% of users: ", upstream.percent),
+            };
+            let ChosenUpstream { name, servers, .. } = upstream;
+            writeln!(out, "  {who}upstream \"{name}\" at {}", servers.join(", "))?;
+            writeln!(
+                out,
+                "    connect_timeout {}, read_timeout {}, write_timeout {}",
+                upstream.connect_timeout, upstream.read_timeout, upstream.write_timeout
+            )?;
+        }
+        if let Some(request) = &self.request {
+            writeln!(out, "  the upstream sees:")?;
+            writeln!(out, "    {} {}", request.method, request.target)?;
+            for header in &request.headers {
+                writeln!(out, "    {}: {}", header.name, header.value)?;
+            }
+        }
+        if !self.removed.is_empty() {
+            writeln!(out, "  removed from the request:")?;
+            for removed in &self.removed {
+                writeln!(out, "    {}: {}", removed.name, removed.reason)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As the configuration would have it.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(unit, name)| format!("{}{name}", bytes / unit))
+}

@@ -1,0 +1,441 @@
+//! `wxgate explain`: what becomes of a request, held against what becomes of it.
+
+use http::{HeaderName, HeaderValue, Method};
+use serde_json::{Value, json};
+use wxgate::config::{Config, Secrets};
+use wxgate::explain::{Explanation, Outcome, Question, explain};
+
+use crate::command::{text, write_config, wxgate};
+use crate::harness::Stack;
+use crate::harness::client::Connection;
+
+#[test]
+fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would_see() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write_config(
+        directory.path(),
+        r#"
+        [[upstream]]
+        name = "recorder"
+        servers = ["127.0.0.1:1"]
+        [[upstream]]
+        name = "canary"
+        servers = ["canary.internal:3000"]
+        [[route]]
+        name = "shop"
+        host = "*.example.com"
+        path = "/api"
+        upstream = "recorder"
+        methods = ["GET", "POST"]
+        strip_prefix = "/api"
+        add_prefix = "/v2"
+        split = [{ upstream = "canary", percent = 2.5 }]
+        set_request_headers = { X-Version = "2", Authorization = "Basic hunter2" }
+        remove_request_headers = ["X-Debug"]
+        set_response_headers = { X-Served-By = "shop" }
+        read_timeout = "5m"
+        [[route]]
+        name = "beta"
+        path = "/api"
+        upstream = "recorder"
+        headers = { X-Beta = "1" }
+        [[route]]
+        name = "staff"
+        host = "staff.example.net"
+        path = "/api"
+        upstream = "recorder"
+        [[route]]
+        name = "docs"
+        path = "/docs"
+        upstream = "recorder"
+        auth = "none"
+        [[route]]
+        name = "write"
+        host = "*.example.com"
+        path = "/api"
+        methods = ["PUT"]
+        headers = { X-Beta = "1" }
+        upstream = "recorder"
+        [[route]]
+        name = "rest"
+        path = "/api"
+        upstream = "recorder"
+        [[route]]
+        name = "file"
+        path = "/file.txt"
+        match = "exact"
+        auth = "none"
+        respond = { body = "x" }
+        cors = { origins = ["*"] }
+        "#,
+    );
+    let explain = |arguments: &[&str]| {
+        let output = wxgate().args(["explain", "-c"]).arg(&file).args(arguments).output().unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let url = "https://m.example.com:8443/api/%E5%95%86?x=1#part";
+    let (code, shown) = explain(&["GET", url, "-H", "X_Debug: 1", "-H", "x-openid: me"]);
+    assert_eq!(code, Some(0), "{shown}");
+    let lines = std::fs::read_to_string(&file).unwrap();
+    let name = lines.lines().position(|line| line.trim() == "name = \"shop\"").unwrap();
+    let line = 1 + lines
+        .lines()
+        .take(name)
+        .collect::<Vec<_>>()
+        .iter()
+        .rposition(|line| line.trim() == "[[route]]")
+        .unwrap();
+    let place = format!("{}:{line}\n", file.display());
+    assert_eq!(
+        shown.replace(&place, "FILE:LINE\n"),
+        r#"route[0] "shop" matches, FILE:LINE
+  auth: required: 401 without a session
+  limits: max_body 10MiB, rate_per_user off, rate_per_address off
+  2.5% of users: upstream "canary" at canary.internal:3000
+    connect_timeout 2s, read_timeout 5m, write_timeout 1m
+  everybody else: upstream "recorder" at 127.0.0.1:1
+    connect_timeout 2s, read_timeout 5m, write_timeout 1m
+  the upstream sees:
+    GET /v2/%E5%95%86?x=1
+    host: m.example.com:8443
+    x-request-id: REQUEST_ID
+    x-forwarded-for: CLIENT
+    x-forwarded-proto: SCHEME
+    x-real-ip: CLIENT
+    x-forwarded-host: m.example.com:8443
+    x-openid: OPENID
+    x-appid: APP_ID
+    x-unionid: UNIONID-where-there-is-one
+    authorization: (not shown)
+    x-version: 2
+  removed from the request:
+    x_debug: the route's remove_request_headers names it
+    x-openid: reserved: only the gateway writes the identity
+  responses get x-served-by: shop
+  responses get Vary: X-3rd-Session, Authorization
+  responses to users get Cache-Control: private, unless the service's own decides
+route[1] "beta" does not: it asks for other values of x-beta
+route[2] "staff" does not: it is for the host staff.example.net
+route[3] "docs" does not: its prefix is /docs
+route[4] "write" does not: it asks for other values of x-beta
+route[5] "rest" does not: what matches is more specific
+route[6] "file" does not: its path is /file.txt
+"#
+    );
+    for (arguments, code, expected) in [
+        (&["GET", "/file.txt"][..], 0, "  auth: none\n  the gateway answers 200"),
+        (&["POST", "/login"], 0, "the gateway answers: endpoints.login has this path"),
+        (&["OPTIONS", "/login"], 1, "405 method_not_allowed: Allow: POST\n"),
+        (&["GET", "/login"], 1, "405 method_not_allowed: Allow: POST\n"),
+        (&["POST", "/session"], 1, "405 method_not_allowed: Allow: GET, HEAD\n"),
+        (&["get", "/docs"], 1, "400 bad_request: this method is not served"),
+        (&["TRACE", "/docs"], 1, "400 bad_request: this method is not served"),
+        (&["GET", "/elsewhere"], 1, "404 no_route"),
+        (&["DELETE", "http://m.example.com/api"], 1, "405 method_not_allowed: Allow: GET, POST\n"),
+        (&["GET", "http://m.example.com/api/a%2Fb"], 1, "400 bad_request: servers would read"),
+        (&["GET", "/api/%zz"], 1, "400 bad_request: the path holds"),
+        (&["PUT", "http://m.example.com/api", "-H", "X-Beta: 1"], 0, "route[4] \"write\" matches"),
+        (&["GET", "/api", "-H", "Host: m.example.com"], 0, "route[0] \"shop\" matches"),
+        (
+            &[
+                "OPTIONS",
+                "/file.txt",
+                "-H",
+                "Origin: x",
+                "-H",
+                "Access-Control-Request-Method: GET",
+            ],
+            0,
+            "answered by the gateway with 204",
+        ),
+        (&["GET", "ftp://x/"], 2, "expected http"),
+        (&["GET", "/", "-H", "nothing"], 2, "expected NAME: VALUE"),
+    ] {
+        let (found, shown) = explain(arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {shown}");
+        assert!(shown.contains(expected), "{arguments:?}: {shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let bad = write_config(directory.path(), "server = { threds = 1 }");
+    let output = wxgate().args(["explain", "-c"]).arg(&bad).args(["GET", "/"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(": server.threds: unknown key"));
+}
+
+fn explained(stack: &Stack, method: &str, path: &str, headers: &[(&str, &str)]) -> Explanation {
+    let config = Config::load(&stack.config_file(), Secrets::Ignore).unwrap();
+    let header = |(name, value): &(&str, &str)| {
+        (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap())
+    };
+    let headers = headers.iter().map(header).collect();
+    let url = format!("http://gateway.test{path}");
+    let question = Question::new(Method::from_bytes(method.as_bytes()).unwrap(), &url, headers);
+    explain(&config, &question.unwrap())
+}
+
+/// Nothing is said that the gateway does not do.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
+    const PREFLIGHT: [(&str, &str); 2] =
+        [("Origin", "https://h5.example.com"), ("Access-Control-Request-Method", "PUT")];
+    const OLD_WEBSOCKET: [(&str, &str); 4] = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "8"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let base = r#"
+        endpoints.health = "/health"
+        limits.max_header_count = 20
+        limits.max_target = "100B"
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        auth = "none"
+        [[route]]
+        name = "read"
+        path = "/read"
+        upstream = "recorder"
+        auth = "none"
+        methods = ["GET", "HEAD"]
+        [[route]]
+        name = "cors"
+        path = "/cors"
+        upstream = "recorder"
+        auth = "none"
+        cors = { origins = ["https://h5.example.com"], methods = ["PUT"] }
+        [[route]]
+        name = "ws"
+        path = "/ws"
+        upstream = "recorder"
+        auth = "none"
+        websocket = true
+        [[route]]
+        name = "file"
+        path = "/file"
+        match = "exact"
+        auth = "none"
+        respond = { status = 203, body = "x" }
+    "#;
+    let long = format!("/{}", "x".repeat(100));
+    let many: Vec<(String, &str)> = (0..20).map(|number| (format!("x-{number}"), "1")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
+    let mut met = std::collections::BTreeSet::new();
+    for (changes, hosts) in [
+        ("", true),
+        ("login.accept = [\"json\", \"query\"]", true),
+        ("endpoints.hosts = [\"other.test\"]", false),
+        ("endpoints.hosts = [\"gateway.test\"]", true),
+    ] {
+        let stack = Stack::start_with(&format!("{changes}\n{base}")).await;
+        let methods = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "PROPFIND"];
+        let odd = ["get", "Post", "TRACE", "CONNECT", "M_SEARCH", "M-SEARCH"];
+        let paths = [
+            "/login",
+            "/logout",
+            "/session",
+            "/health",
+            "/login/",
+            "/read",
+            "/read/x",
+            "/cors",
+            "/file",
+            "/x",
+            "/%zz",
+            "/read/a%2f..%2f..%2flogin",
+            "/x`y",
+            &long,
+        ];
+        let all = methods.into_iter().chain(odd);
+        let plain = all.flat_map(|method| paths.map(|path| (method, path, &[][..])));
+        let preflights = paths.map(|path| ("OPTIONS", path, &PREFLIGHT[..]));
+        let odd_headers = [
+            ("GET", "/x", &many[..]),
+            ("GET", "/x", &[("Content-Length", "x")][..]),
+            ("GET", "/x", &[("Transfer-Encoding", "gzip")][..]),
+            ("GET", "/x", &[("Connection", "host")][..]),
+            ("GET", "/x", &[("Connection", "Upgrade"), ("Upgrade", "h2c")][..]),
+            ("GET", "/x", &[("Connection", "Upgrade"), ("Upgrade", "websocket")][..]),
+            ("GET", "/login", &[("Connection", "Upgrade"), ("Upgrade", "websocket")][..]),
+            ("GET", "/ws", &[("Connection", "Upgrade"), ("Upgrade", "websocket")][..]),
+            ("GET", "/ws", &[("Connection", "Upgrade"), ("Upgrade", "websocket, h2c")][..]),
+            ("GET", "/ws", &OLD_WEBSOCKET[..]),
+        ];
+        for (method, path, headers) in plain.chain(preflights).chain(odd_headers) {
+            let told = explained(&stack, method, path, headers);
+            let mut connection = Connection::open(stack.gateway).await;
+            let lines: String =
+                headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n{lines}\r\n");
+            connection.send(request.as_bytes()).await;
+            let answer = connection.answer(method == "HEAD").await;
+            let what = format!("{changes} {method} {path} {headers:?}: {told:?}");
+            match told.outcome {
+                Outcome::Rejected => {
+                    assert_eq!(Some(answer.status), told.status, "{what}");
+                    assert_eq!(answer.header("allow"), told.allow.as_deref(), "{what}");
+                    if let Some(error) = answer.header("x-wxgate-error") {
+                        assert_eq!(Some(error), told.error, "{what}");
+                    }
+                }
+                Outcome::Answered => {
+                    let refused = [400, 404, 405, 431].contains(&answer.status);
+                    // A login without a body is 400, as an endpoint's own.
+                    assert!(!refused || told.endpoint == Some("login"), "{what} {}", answer.status);
+                    assert!(told.status.is_none_or(|status| status == answer.status), "{what}");
+                }
+                Outcome::Forwarded => {
+                    assert_eq!(answer.status, 200, "{what}");
+                    assert_eq!(answer.header("x-wxgate-error"), None, "{what}");
+                }
+                Outcome::ForwardAuth => panic!("{what}"),
+            }
+            let meets = hosts && path == "/login" && !odd_method(method);
+            assert!(told.endpoint != Some("login") || meets, "{what}");
+            met.insert((format!("{:?}", told.outcome), told.status));
+        }
+    }
+    for status in [Some(400), Some(405), Some(426), Some(431)] {
+        assert!(met.contains(&("Rejected".to_owned(), status)), "{met:?}");
+    }
+    assert!(met.contains(&("Answered".to_owned(), Some(204))), "{met:?}");
+}
+
+fn odd_method(method: &str) -> bool {
+    ["get", "Post", "TRACE", "CONNECT", "M_SEARCH"].contains(&method)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
+    let stack = Stack::start_with(
+        r#"
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        auth = "none"
+        methods = ["GET", "POST"]
+        set_request_headers = { X-Version = "2" }
+        remove_request_headers = ["X-Debug"]
+        "#,
+    )
+    .await;
+    let token = "A".repeat(43);
+    let bearer = format!("Bearer {token}");
+    let sent = [
+        ("X-OpenId", "me", "only the gateway writes the identity"),
+        ("X_Open.Id", "me", ""),
+        ("x.appid", "me", "only the gateway writes the identity"),
+        ("X_UnionId", "me", "only the gateway writes the identity"),
+        ("X-3rd-Session", &*token, "the session header"),
+        ("Authorization", &*bearer, "the session token"),
+        ("X-WX-OPENID", "me", "WeChat Cloud Run"),
+        ("X-Wx_Source", "me", "WeChat Cloud Run"),
+        ("X-Forwarded-For", "1.2.3.4", "a client's value does not count"),
+        ("X_Real_IP", "1.2.3.4", "a client's value does not count"),
+        ("X-Request-Id", "mine", "a client's value does not count"),
+        ("Forwarded", "for=1.2.3.4", "only a trusted proxy may send it"),
+        ("X-Original-URL", "/x", "only a trusted proxy may send it"),
+        ("X-HTTP-Method-Override", "DELETE", "it could change the method"),
+        ("Connection", "keep-alive, X-Hop", "only the client's connection"),
+        ("X-Hop", "1", "only the client's connection"),
+        ("Keep-Alive", "timeout=5", "only the client's connection"),
+        ("TE", "trailers", "only the client's connection"),
+        ("Proxy-Authorization", "Basic eDp5", "only the client's connection"),
+        ("X-Version", "1", "set_request_headers replaces it"),
+        ("X_Debug", "1", "remove_request_headers names it"),
+        ("Accept", "*/*", ""),
+        ("Cookie", "a=b", ""),
+        ("X-Kept", "1", ""),
+    ];
+    let headers = sent.map(|(name, value, _)| (name, value));
+    let told = explained(&stack, "GET", "/x?y=1", &headers);
+    let seen = headers
+        .iter()
+        .fold(stack.get("/x?y=1"), |request, (name, value)| request.header(name, value));
+    let seen = seen.seen().await;
+    let forwarded = told.request.unwrap();
+    assert_eq!(forwarded.target, seen.target());
+    let names = |names: Vec<String>| {
+        let mut names: Vec<_> = names.iter().map(|name| name.to_lowercase()).collect();
+        names.sort();
+        names
+    };
+    let on_the_wire = names(seen.lines.iter().map(|(name, _)| name.clone()).collect());
+    let explained = forwarded.headers.iter().map(|header| header.name.clone());
+    assert_eq!(names(explained.collect()), on_the_wire);
+    for (name, value, why) in sent {
+        let removed = told.removed.iter().find(|one| one.name.eq_ignore_ascii_case(name));
+        assert_eq!(seen.all(name).contains(&value), removed.is_none(), "{name}");
+        match removed {
+            None => assert_eq!(why, "", "{name} is not removed"),
+            Some(removed) => assert!(
+                !why.is_empty() && removed.reason.contains(why),
+                "{name}: {}",
+                removed.reason
+            ),
+        }
+    }
+    // Where Authorization carries something else it stays.
+    let told = explained_authorization(&stack, "Basic eDp5");
+    assert!(told.removed.is_empty(), "{:?}", told.removed);
+}
+
+fn explained_authorization(stack: &Stack, value: &str) -> Explanation {
+    explained(stack, "GET", "/x", &[("Authorization", value)])
+}
+
+#[test]
+fn an_explanation_as_json_has_the_fields_that_help_names() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(
+        directory.path().join("docs.toml"),
+        "# x\n[[route]]\npath = \"/docs\"\nupstream = \"recorder\"\nrate_per_user = \"50/10s\"\nmax_body = \"1KiB\"",
+    )
+    .unwrap();
+    let file = write_config(directory.path(), "include = [\"docs.toml\"]");
+    let explain = |arguments: &[&str]| {
+        let command = &mut wxgate();
+        let command = command.args(["explain", "--json", "-c"]).arg(&file).args(arguments);
+        let output = command.output().unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), json)
+    };
+    let (code, told) = explain(&["GET", "https://h/docs/1?x=2", "-H", "X-OpenId: me"]);
+    assert_eq!(code, Some(0));
+    let included = directory.path().join("docs.toml").display().to_string();
+    assert_eq!(told["outcome"], "forwarded");
+    assert_eq!(
+        told["route"],
+        json!({
+            "index": 3, "name": "/docs", "file": included, "line": 2, "auth": "required",
+            "preflight": false, "apps": [], "max_body": 1024, "rate_per_user": "50/10s",
+            "rate_per_address": null, "websocket": false, "cors": false,
+            "preflights": "answer",
+        })
+    );
+    assert_eq!(
+        told["upstreams"],
+        json!([{
+            "name": "recorder", "servers": ["127.0.0.1:1"], "percent": 100.0,
+            "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m",
+        }])
+    );
+    assert_eq!(told["request"]["target"], "/docs/1?x=2");
+    assert_eq!(told["request"]["headers"][0], json!({ "name": "host", "value": "h" }));
+    assert_eq!(told["removed"][0]["name"], "x-openid");
+    assert_eq!(told["other_routes"].as_array().unwrap().len(), 3);
+
+    let (code, told) = explain(&["GET", "/login"]);
+    assert_eq!(code, Some(1));
+    let facts =
+        ["outcome", "status", "error", "allow", "endpoint"].map(|field| told[field].clone());
+    assert_eq!(json!(facts), json!(["rejected", 405, "method_not_allowed", "POST", "login"]));
+
+    // Each field is named in the help, and none is not.
+    let help = wxgate().args(["explain", "--help"]).output().unwrap();
+    let help = text(&help.stdout);
+    let (_, fields) = help.split_once("JSON fields").unwrap();
+    for field in told.as_object().unwrap().keys() {
+        assert!(fields.contains(field.as_str()), "{field}");
+    }
+}
