@@ -6,6 +6,7 @@
 //! a request's work never moves between cores. Draining is ours rather than pingora's,
 //! which ends every listener at once and then sleeps out its grace period.
 
+mod orders;
 mod summary;
 
 use std::io;
@@ -17,10 +18,11 @@ use std::time::Duration;
 use humantime::format_duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use self::orders::{Orders, keep_reopening};
 use self::summary::{Started, Summary};
 use crate::access_log::AccessLog;
 use crate::admin;
@@ -30,7 +32,6 @@ use crate::edge::{Edge, Opening};
 use crate::forward_auth::ForwardAuth;
 use crate::http_server;
 use crate::lifecycle::Lifecycle;
-use crate::log_file::LogFile;
 use crate::metrics::Metrics;
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::reload::{self, Origin, Reloader};
@@ -40,9 +41,6 @@ use crate::tls;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
-
-/// Between two tries to open a log file anew.
-const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -136,8 +134,9 @@ impl Server {
     /// The first thing that is not to be had, by name.
     pub fn rehearse(config: &Config, metrics: Arc<Metrics>) -> Result<(), StartError> {
         let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
-        let access_log = AccessLog::open(&log, &metrics).map_err(StartError::AccessLog)?;
-        prepare(config, access_log, Clock::system(), metrics).map(drop)
+        let clock = Clock::system();
+        let access_log = AccessLog::open(&log, &clock, &metrics).map_err(StartError::AccessLog)?;
+        prepare(config, access_log, clock, metrics).map(drop)
     }
 
     /// Lets the gateway follow the file that its configuration came from.
@@ -296,79 +295,6 @@ fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Openin
         (*address, if is_behind_balancer { Opening::ProxyProtocol } else { Opening::Client })
     });
     own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
-}
-
-/// Orders, and who carries them out.
-struct Orders {
-    given: mpsc::Receiver<Order>,
-    /// Of each of these one that waits is as good as several. `None`: there is no file.
-    reload: Option<mpsc::Sender<()>>,
-    reopen: Option<mpsc::Sender<()>>,
-}
-
-impl Orders {
-    /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
-    /// gateway serves no purpose any more.
-    async fn wait_for_stop(&mut self) -> Order {
-        loop {
-            match self.given.recv().await {
-                Some(order @ (Order::Drain | Order::Stop)) => return order,
-                Some(Order::Reload) => match &self.reload {
-                    // Where one waits already, it will read what there is.
-                    Some(reload) => drop(reload.try_send(())),
-                    None => tracing::warn!("SIGHUP: there is no file to reload"),
-                },
-                Some(Order::ReopenLogs) => match &self.reopen {
-                    Some(reopen) => drop(reopen.try_send(())),
-                    None => tracing::info!("SIGUSR1: no log is a file, nothing to reopen"),
-                },
-                Some(Order::HandOver) => {
-                    tracing::warn!("SIGQUIT has no effect: a restart ends connections");
-                }
-                Some(Order::Ignored { name, number }) => {
-                    tracing::info!(name, number, "a signal is ignored");
-                }
-                None => return Order::Stop,
-            }
-        }
-    }
-}
-
-/// Opens a log file anew whenever that is asked for, and tries again until it can be.
-async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
-    let failed = Seldom::new(clock);
-    while asked.recv().await.is_some() {
-        loop {
-            let (done, reopened) = oneshot::channel();
-            let opened = file.clone();
-            // Not one of the runtime's threads, whose end it would wait for: a file system may
-            // never answer.
-            std::thread::spawn(move || drop(done.send(opened.reopen())));
-            let Ok(outcome) = reopened.await else { break };
-            let path = file.path().display();
-            match outcome {
-                Ok(()) => {
-                    tracing::info!(file = %path, "the access log is reopened");
-                    break;
-                }
-                Err(error) => {
-                    if let Some(suppressed) = failed.suppressed() {
-                        tracing::error!(
-                            file = %path,
-                            %error,
-                            suppressed,
-                            "cannot reopen the access log: lines go on to the file before, \
-                             trying again every second"
-                        );
-                    }
-                }
-            }
-            let again = tokio::time::timeout(REOPEN_RETRY, asked.recv()).await;
-            if again == Ok(None) {
-                return;
-            }
-        }
-    }
 }
 
 async fn accept<F: Future<Output = ()> + Send + 'static>(

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use wxgate::config::{Config, Problems, Secrets};
+use wxgate::config::{Config, Problem, Problems, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
 const WITHOUT_DEFAULT: [&str; 57] = [
@@ -150,11 +150,7 @@ fn every_invalid_file_is_refused_with_its_problems_and_their_places() {
 
 /// File and line of each problem.
 fn places(problems: &Problems) -> BTreeSet<(String, usize)> {
-    let place = |shown: String| {
-        let mut parts = shown.splitn(4, ':');
-        let file = parts.next().unwrap().to_owned();
-        (file, parts.next().unwrap().parse().unwrap())
-    };
+    let place = |problem: Problem<'_>| (problem.file.to_owned(), problem.line.unwrap());
     problems.iter().map(place).collect()
 }
 

@@ -1,0 +1,87 @@
+//! What a running gateway does when it is given an order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Order;
+use crate::clock::Clock;
+use crate::log_file::LogFile;
+use crate::seldom::Seldom;
+
+/// Between two tries to open a log file anew.
+const REOPEN_RETRY: Duration = Duration::from_secs(1);
+
+/// Orders, and who carries them out.
+pub struct Orders {
+    pub given: mpsc::Receiver<Order>,
+    /// Of each of these one that waits is as good as several. `None`: there is no file.
+    pub reload: Option<mpsc::Sender<()>>,
+    pub reopen: Option<mpsc::Sender<()>>,
+}
+
+impl Orders {
+    /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
+    /// gateway serves no purpose any more.
+    pub async fn wait_for_stop(&mut self) -> Order {
+        loop {
+            match self.given.recv().await {
+                Some(order @ (Order::Drain | Order::Stop)) => return order,
+                Some(Order::Reload) => match &self.reload {
+                    // Where one waits already, it will read what there is.
+                    Some(reload) => drop(reload.try_send(())),
+                    None => tracing::warn!("SIGHUP: there is no file to reload"),
+                },
+                Some(Order::ReopenLogs) => match &self.reopen {
+                    Some(reopen) => drop(reopen.try_send(())),
+                    None => tracing::info!("SIGUSR1: no log is a file, nothing to reopen"),
+                },
+                Some(Order::HandOver) => {
+                    tracing::warn!("SIGQUIT has no effect: a restart ends connections");
+                }
+                Some(Order::Ignored { name, number }) => {
+                    tracing::info!(name, number, "a signal is ignored");
+                }
+                None => return Order::Stop,
+            }
+        }
+    }
+}
+
+/// Opens a log file anew whenever that is asked for, and tries again until it can be.
+pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
+    let failed = Seldom::new(clock);
+    while asked.recv().await.is_some() {
+        loop {
+            let (done, reopened) = oneshot::channel();
+            let opened = file.clone();
+            // Not one of the runtime's threads, whose end it would wait for: a file system may
+            // never answer.
+            std::thread::spawn(move || drop(done.send(opened.reopen())));
+            let Ok(outcome) = reopened.await else { break };
+            let path = file.path().display();
+            match outcome {
+                Ok(()) => {
+                    tracing::info!(file = %path, "the access log is reopened");
+                    break;
+                }
+                Err(error) => {
+                    if let Some(suppressed) = failed.suppressed() {
+                        tracing::error!(
+                            file = %path,
+                            %error,
+                            suppressed,
+                            "cannot reopen the access log: lines go on to the file before, \
+                             trying again every second"
+                        );
+                    }
+                }
+            }
+            let again = tokio::time::timeout(REOPEN_RETRY, asked.recv()).await;
+            if again == Ok(None) {
+                return;
+            }
+        }
+    }
+}
