@@ -41,9 +41,13 @@ impl Changes {
         changes.compare("upstream", &before.upstreams, &after.upstreams, upstream, PartialEq::eq);
         let route = |route: &Route| route.name.clone();
         changes.compare("route", &before.routes, &after.routes, route, |a, b| {
-            is_same_target(before, &a.target, after, &b.target)
-                && Route { target: Target::Elsewhere, ..a.clone() }
-                    == Route { target: Target::Elsewhere, ..b.clone() }
+            // A route may move within its file.
+            let rest = |route: &Route| Route {
+                target: Target::Elsewhere,
+                place: b.place.clone(),
+                ..route.clone()
+            };
+            is_same_target(before, &a.target, after, &b.target) && rest(a) == rest(b)
         });
         changes
     }

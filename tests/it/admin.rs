@@ -225,7 +225,7 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     assert_eq!(order["user"].as_str().unwrap().len(), 16);
     assert!(order["time"].as_str().unwrap().ends_with('Z'));
     assert!(order["duration_ms"].as_f64().unwrap() > 0.0);
-    assert_eq!(order.as_object().unwrap().len(), 17);
+    assert_eq!(order.as_object().unwrap().len(), 18);
     assert_eq!(lines[0]["route"], "@login");
     assert_eq!(lines[2]["decision"], serde_json::Value::Null);
     assert_eq!(

@@ -129,9 +129,10 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
+    let upstream = Upstream::start().await.address;
     for (format, is_json) in [("json", true), ("text", false)] {
         let changes = format!("log.format = \"{format}\"\nserver.listen = \"{address}\"");
-        let file = write_config(directory.path(), address, &changes);
+        let file = write_config(directory.path(), upstream, &changes);
         let output = wxgate().args(["run", "-c"]).arg(&file).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         let shown = String::from_utf8(output.stderr).unwrap();
@@ -144,7 +145,7 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
         }
     }
     // Which format is meant cannot be known.
-    let file = write_config(directory.path(), address, "nonsense = 1");
+    let file = write_config(directory.path(), upstream, "nonsense = 1");
     let output = wxgate().args(["run", "-c"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let shown = String::from_utf8(output.stderr).unwrap();

@@ -96,7 +96,7 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
     ];
     for (number, body) in refusals.into_iter().enumerate() {
         wechat.answer(ok_bytes(body));
-        let answer = stack.try_login(&format!("refused-{number}")).await;
+        let answer = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
         assert_eq!(answer.status, 401, "{}: {}", body.escape_ascii(), answer.text());
         answer.assert_error(401, "invalid_code", "login");
     }

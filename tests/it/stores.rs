@@ -534,7 +534,7 @@ async fn only_who_shows_the_token_may_operate() {
     let stack = gateways.here();
     let path = of("alice");
     let wrong = OPERATOR.replace("an-", "no-");
-    let (position, mark) = (process_log::position(), format!("refused-{}", stack.admin.port()));
+    let (position, mark) = (process_log::position(), format!("no-operator-{}", stack.admin.port()));
     for request in [
         stack.get(&path),
         stack.get(&path).bearer(&wrong),
