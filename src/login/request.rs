@@ -85,6 +85,10 @@ const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is there 
 
 const NO_CODE: Rejection = Rejection::BadRequest("\"code\" is missing");
 
+const NO_CODE_IN_FORM: Rejection = Rejection::BadRequest(
+    "\"code\" is missing: the body was read as a form because of its Content-Type",
+);
+
 const EMPTY: Rejection = Rejection::BadRequest("the body is empty: \"code\" is missing");
 
 /// Takes the fields of a login out of what was sent.
@@ -94,7 +98,7 @@ const EMPTY: Rejection = Rejection::BadRequest("the body is empty: \"code\" is m
 pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
     let fields = match request {
         // Whether it is accepted was judged with the method.
-        LoginRequest::Query(query) => parse_form(query.as_bytes()),
+        LoginRequest::Query(query) => parse_form(query.as_bytes(), NO_CODE),
         LoginRequest::Body { content_type, body } => {
             let body = body.strip_prefix(MARK).unwrap_or(body);
             match content_type {
@@ -103,7 +107,7 @@ pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Re
                     if is_object(body) {
                         return Err(json_as_form(accept));
                     }
-                    if body.is_empty() { Err(EMPTY) } else { parse_form(body) }
+                    if body.is_empty() { Err(EMPTY) } else { parse_form(body, NO_CODE_IN_FORM) }
                 }
                 ContentType::Several => {
                     Err(Rejection::BadRequest("Content-Type names more than one media type"))
@@ -178,7 +182,7 @@ fn json_fault(body: &[u8], accept: LoginForms) -> Rejection {
     }
 }
 
-fn parse_form(body: &[u8]) -> Result<Fields, Rejection> {
+fn parse_form(body: &[u8], no_code: Rejection) -> Result<Fields, Rejection> {
     let mut code = None;
     let mut app_id = None;
     for (name, value) in form_urlencoded::parse(body) {
@@ -191,7 +195,7 @@ fn parse_form(body: &[u8]) -> Result<Fields, Rejection> {
             return Err(TWICE);
         }
     }
-    let code = code.ok_or(NO_CODE)?;
+    let code = code.ok_or(no_code)?;
     Ok(Fields { code: Secret::new(code), app_id })
 }
 

@@ -165,6 +165,10 @@ async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
         (&stack, "", "", "is empty", ""),
         (&stack, form, "", "is empty", ""),
         (&stack, form, "x=y", "\"code\" is missing", ""),
+        (&stack, form, "user-a-1", "was read as a form", ""),
+        (&stack, form, "[\"user-a-1\"]", "was read as a form", ""),
+        // How cmd.exe passes on a JSON in single quotes.
+        (&stack, form, "'{code:user-a-1}'", "was read as a form", ""),
         (&stack, "", "{}", "\"code\" is missing", ""),
         (&stack, "", "[]", "an object", ""),
         (&stack, "", "{\"code\":1}", "\"code\" must be a string", ""),
