@@ -9,7 +9,7 @@
 
 use std::net::Ipv6Addr;
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use pingora::http::RequestHeader;
 
 use crate::config::LimitsSection;
@@ -126,6 +126,10 @@ pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Re
     }
     judge_method(request.method.as_str().as_bytes(), &REQUEST)?;
     judge_target(request.raw_path(), limits, &REQUEST)?;
+    // h2 refuses different ones, and each that is no number.
+    if request.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(SECOND_LENGTH);
+    }
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = request.headers.get(HOST).map(http::HeaderValue::as_bytes);
     match authority.or(host) {
@@ -182,6 +186,8 @@ const TOLD: Messages = Messages {
 const MOST_NOMINATED: usize = 10;
 
 const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
+
+const SECOND_LENGTH: Rejection = Rejection::BadRequest("more than one Content-Length");
 
 fn find_end(text: &[u8]) -> Option<usize> {
     memchr::memmem::find(text, b"\r\n\r\n").map(|at| at + 4)
@@ -308,7 +314,7 @@ fn judge_fields(
             }
         } else if name.eq_ignore_ascii_case(b"content-length") {
             if length.replace(parse_length(value)?).is_some() {
-                return Err(Rejection::BadRequest("more than one Content-Length"));
+                return Err(SECOND_LENGTH);
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if is_chunked || request.is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {

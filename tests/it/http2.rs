@@ -369,3 +369,26 @@ async fn an_authority_with_an_empty_port_is_legal() {
     assert_eq!(seen[0].all("host"), ["gateway.test:"]);
     assert_eq!(seen[0].all("x-forwarded-host"), ["gateway.test:"]);
 }
+
+/// As over HTTP/1.1: services read two lines in different ways, also where they are the same.
+#[tokio::test]
+async fn a_length_that_is_there_twice_is_refused() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let client = Client::open(stack.gateway).await;
+    for path in ["/none", "/login"] {
+        for (length, body) in [("3", "abc"), ("0", "")] {
+            let request = Request::builder()
+                .method(Method::POST)
+                .uri(format!("http://gateway.test{path}"))
+                .header("Content-Length", length)
+                .header("Content-Length", length);
+            let mut ready =
+                timeout(PATIENCE, client.requests.clone().ready()).await.unwrap().unwrap();
+            let (response, mut sent) =
+                ready.send_request(request.body(()).unwrap(), false).unwrap();
+            sent.send_data(Bytes::from_static(body.as_bytes()), true).unwrap();
+            assert_eq!(status(response).await.unwrap(), 400, "{path} {length}");
+        }
+    }
+    assert!(stack.upstream.seen().is_empty());
+}
