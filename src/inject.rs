@@ -265,9 +265,15 @@ impl Injector {
             response.remove_header(name);
         }
         strip_nominated(response);
-        if response.status == StatusCode::NO_CONTENT {
-            // It has no body, and must not say that it has (RFC 9110, section 8.6).
+        if response.status != StatusCode::SWITCHING_PROTOCOLS {
+            // An offer of the service, as Apache's of HTTP/2, is one to the gateway.
+            response.remove_header(&UPGRADE);
+        }
+        if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
+            // It has no body, and must not say that it has (RFC 9110, section 8.6, and RFC 9112,
+            // section 6.1).
             response.remove_header(&CONTENT_LENGTH);
+            response.remove_header(&TRANSFER_ENCODING);
         }
     }
 }
@@ -518,14 +524,20 @@ mod tests {
             ],
         );
         injector().clean_response(&mut answer);
-        let kept = ["connection", "content-length", "transfer-encoding", "upgrade", "x-foreign"];
-        assert_eq!(names(&answer), kept);
+        assert_eq!(names(&answer), ["connection", "upgrade", "x-foreign"]);
+        let framing = [("Connection", "content-length, x-hop"), ("Content-Length", "5")];
+        let mut answer = response(200, &[&framing[..], &[("X-Hop", "1")]].concat());
+        injector().clean_response(&mut answer);
+        assert_eq!(names(&answer), ["connection", "content-length"]);
     }
 
     #[test]
     fn an_answer_without_a_body_has_no_length() {
-        let mut answer = response(204, &[("Content-Length", "0"), ("X-Foreign", "kept")]);
-        injector().clean_response(&mut answer);
-        assert_eq!(names(&answer), ["x-foreign"]);
+        let framing = [("Content-Length", "0"), ("Transfer-Encoding", "chunked")];
+        for status in [100, 103, 204] {
+            let mut answer = response(status, &[&framing[..], &[("X-Foreign", "kept")]].concat());
+            injector().clean_response(&mut answer);
+            assert_eq!(names(&answer), ["x-foreign"], "{status}");
+        }
     }
 }

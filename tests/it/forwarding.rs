@@ -406,6 +406,30 @@ async fn what_concerns_only_the_upstreams_connection_stays_there() {
     assert_eq!((answer.status, answer.header("content-length")), (204, None));
 }
 
+/// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for what never comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_never_has_a_body_is_not_framed() {
+    let stack = Stack::start().await;
+    for framing in [
+        "Transfer-Encoding: chunked\r\n",
+        "Content-Length: 5\r\n",
+        "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+    ] {
+        let response = format!("HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n{framing}\r\n");
+        let response = format!("{response}HTTP/1.1 204 No Content\r\n{framing}\r\n");
+        stack.upstream.reply(move |_| Reply::Last(response.clone().into_bytes()));
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&stack.get("/none").bytes()).await;
+        for status in [103, 204] {
+            let answer = connection.answer(false).await;
+            assert_eq!(answer.status, status, "{framing}");
+            for name in ["transfer-encoding", "content-length"] {
+                assert_eq!(answer.header(name), None, "{status} {framing}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_that_is_none_is_counted_all_the_same() {
     let stack = Stack::start().await;

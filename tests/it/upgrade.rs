@@ -5,6 +5,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::harness::client::{Connection, Request};
+use crate::harness::upstream::Reply;
 use crate::harness::{PATIENCE, Stack};
 
 const SETTINGS: &str = "AAMAAABkAAQCAAAAAAIAAAAA";
@@ -191,4 +192,32 @@ async fn settings_of_http_2_go_no_further_over_http_2() {
     let (answer, _) = requests.send_request(request.body(()).unwrap(), true).unwrap();
     assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
     assert_eq!(stack.upstream.seen()[0].folded("http2-settings"), [""; 0]);
+}
+
+/// Apache offers HTTP/2 in every response where its module for it is on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_of_the_service_stays_between_it_and_the_gateway() {
+    let stack = Stack::start_with(CHAT).await;
+    for (status, lines) in [
+        ("200 OK", "Upgrade: h2,h2c\r\nConnection: Upgrade, Keep-Alive\r\n"),
+        ("200 OK", "Upgrade: websocket\r\n"),
+        ("404 Not Found", "upgrade: h2c\r\nUpgrade: TLS/1.2\r\nConnection: upgrade\r\n"),
+        ("426 Upgrade Required", "Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+        ("103 Early Hints", "Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+    ] {
+        let mut response = format!("HTTP/1.1 {status}\r\n{lines}");
+        if status.starts_with('1') {
+            response += "\r\nHTTP/1.1 200 OK\r\n";
+        }
+        response += "Content-Length: 2\r\n\r\nok";
+        stack.upstream.reply(move |_| Reply::Bytes(response.clone().into_bytes()));
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&stack.get("/none").bytes()).await;
+        let mut answer = connection.answer(false).await;
+        assert_eq!(answer.header("upgrade"), None, "{status} {lines}");
+        if answer.status < 200 {
+            answer = connection.answer(false).await;
+        }
+        assert_eq!(answer.text(), "ok", "{status}");
+    }
 }

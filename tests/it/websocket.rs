@@ -79,6 +79,26 @@ async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }
 
+/// What follows has no end that a length could tell (RFC 9110, section 8.6).
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_handshake_is_not_framed() {
+    let stack = start("").await;
+    for framing in ["Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let accepted = String::from_utf8_lossy(ACCEPTED)
+            .replace("Upgrade: web", &format!("{framing}Upgrade: web"));
+        stack.upstream.reply(move |_| Reply::Echo(accepted.clone().into_bytes()));
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&handshake(stack.get("/none")).bytes()).await;
+        let answer = connection.answer(false).await;
+        assert_eq!(answer.status, 101, "{framing}");
+        for name in ["transfer-encoding", "content-length"] {
+            assert_eq!(answer.header(name), None, "{framing}");
+        }
+        connection.send(b"more than five bytes").await;
+        assert!(connection.reads(b"more than five bytes").await, "{framing}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
     let stack = start("").await;
