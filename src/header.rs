@@ -3,6 +3,9 @@
 pub mod cache_control;
 pub mod owned;
 
+use http::HeaderMap;
+use http::header::CONNECTION;
+
 /// A byte of a header name as a CGI-like server sees it: such servers turn names into
 /// variables, where case is lost and everything but letters and digits becomes `_`.
 pub fn fold(byte: u8) -> u8 {
@@ -28,6 +31,11 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
 /// 5.6.1). Not for lists whose elements may hold quoted strings.
 pub fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|b| *b == b',').map(trim).filter(|element| !element.is_empty())
+}
+
+/// What the `Connection` lines nominate: headers that go no further than this hop.
+pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(CONNECTION).iter().flat_map(|line| elements(line.as_bytes()))
 }
 
 /// Whether an `Upgrade` line names WebSocket, alone or among others, with or without a version.

@@ -30,7 +30,7 @@ use self::target::{Target, pool_for};
 use crate::answer::Answer;
 use crate::caching::Caching;
 use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
-use crate::header::FoldedNames;
+use crate::header::{FoldedNames, nominated};
 use crate::identity::{AppId, Identity};
 use crate::rejection::Rejection;
 
@@ -84,7 +84,7 @@ pub enum PathError {
     Malformed,
     #[error("servers would read the path in different ways")]
     Ambiguous,
-    #[error("a header that routes ask for is there twice, or in another spelling")]
+    #[error("a header that routes ask for is there twice, in another spelling, or nominated")]
     AmbiguousHeader,
 }
 
@@ -324,8 +324,13 @@ impl Routes {
     }
 
     /// Whether a service could read a header that routes ask for otherwise than they do: another
-    /// line of it, or another spelling that it takes for the same.
+    /// line of it, another spelling that it takes for the same, or none, for it is taken away
+    /// on the way.
     fn is_ambiguous(&self, headers: &HeaderMap) -> bool {
+        let mut nominated = nominated(headers).filter_map(|name| str::from_utf8(name).ok());
+        if nominated.any(|name| self.asked_for_folded.contains(name)) {
+            return true;
+        }
         headers.keys().filter(|name| self.asked_for_folded.contains(name.as_str())).any(|name| {
             !self.asked_for.contains(name) || headers.get_all(name).iter().nth(1).is_some()
         })

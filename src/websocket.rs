@@ -15,7 +15,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    CONTENT_LENGTH, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Version};
@@ -23,7 +23,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use sha1::{Digest, Sha1};
 use tokio::sync::Notify;
 
-use crate::header::{elements, offers_websocket, trim};
+use crate::header::{nominated, offers_websocket, trim};
 use crate::rejection::Rejection;
 
 /// Appended to the client's key before it is digested (RFC 6455, section 1.3).
@@ -55,7 +55,7 @@ pub fn judge_handshake(request: &RequestHeader) -> Result<(), Rejection> {
     if request.method != Method::GET || has_body {
         return Err(Rejection::BadRequest("a WebSocket handshake is a GET without a body"));
     }
-    if !headers.get_all(CONNECTION).iter().any(|value| nominates_upgrade(value.as_bytes())) {
+    if !nominated(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade")) {
         return Err(Rejection::BadRequest("Connection does not name Upgrade"));
     }
     if is_only(headers, &SEC_WEBSOCKET_VERSION, |value| is_version(value) && value != b"13") {
@@ -95,10 +95,6 @@ pub fn fault(request: &RequestHeader, response: &ResponseHeader) -> Option<&'sta
 fn is_only(headers: &HeaderMap, name: &HeaderName, is_right: impl Fn(&[u8]) -> bool) -> bool {
     let mut values = headers.get_all(name).iter();
     values.next().is_some_and(|value| is_right(trim(value.as_bytes()))) && values.next().is_none()
-}
-
-fn nominates_upgrade(connection: &[u8]) -> bool {
-    elements(connection).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// A tunnel that was cut may end in order for so long: both sides learn of it then.

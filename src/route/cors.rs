@@ -16,6 +16,7 @@ use pingora::http::ResponseHeader;
 use crate::answer::Answer;
 use crate::config;
 use crate::config::Origins;
+use crate::header::nominated;
 
 pub struct Cors {
     origins: Origins,
@@ -32,7 +33,14 @@ pub fn preflight_method(method: &Method, headers: &HeaderMap) -> Option<Method> 
     }
     let mut asked = headers.get_all(ACCESS_CONTROL_REQUEST_METHOD).iter();
     let method = Method::from_bytes(asked.next()?.as_bytes()).ok()?;
-    asked.next().is_none().then_some(method)
+    // The service would not see that it is one.
+    let is_of_one = |name: &[u8]| {
+        [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD]
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known.as_str().as_bytes()))
+    };
+    let is_whole = asked.next().is_none() && !nominated(headers).any(is_of_one);
+    is_whole.then_some(method)
 }
 
 impl Cors {

@@ -147,6 +147,38 @@ async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
     assert_eq!(stack.get("/").header("X-Staff", "0").send().await.status, 200);
 }
 
+/// What `Connection` nominates goes no further, and the service would see another request than
+/// the route took.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_it() {
+    let stack = Stack::start_with(
+        r#"
+        [[route]]
+        path = "/"
+        upstream = "recorder"
+        [[route]]
+        name = "open"
+        path = "/"
+        upstream = "recorder"
+        auth = "none"
+        headers = { X-Api-Version = "2" }
+        "#,
+    )
+    .await;
+    let ask = |connection: &str| {
+        stack.get("/").header("X-Api-Version", "2").header("Connection", connection)
+    };
+    for connection in ["X-Api-Version", "close, x-api-version", "x_api_version,keep-alive"] {
+        ask(connection).send().await.assert_error(400, "bad_request", "none");
+    }
+    let twice = ask("keep-alive").header("Connection", "X-Api-Version");
+    twice.send().await.assert_error(400, "bad_request", "none");
+    assert!(stack.upstream.seen().is_empty());
+    for connection in ["keep-alive", "X-Other, X-Api-Versions"] {
+        assert_eq!(ask(connection).seen().await.all("x-api-version"), ["2"]);
+    }
+}
+
 /// A shorter path with less protection must not catch what a longer one refuses.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_they_take() {
@@ -542,6 +574,9 @@ async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
         stack.request("OPTIONS", "/x").header("Origin", PAGE),
         stack.request("OPTIONS", "/x").header(PREFLIGHT, "PUT"),
         preflight("PUT").header(PREFLIGHT, "GET"),
+        // Which the service would not see as one.
+        preflight("PUT").header("Connection", "Origin"),
+        preflight("PUT").header("Connection", "close, access-control-request-method"),
     ] {
         request.send().await.assert_error(405, "method_not_allowed", "none");
     }
