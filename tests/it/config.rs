@@ -428,6 +428,31 @@ fn what_lets_caches_give_users_responses_of_others_is_warned_of() {
 }
 
 #[test]
+fn a_route_that_clients_can_choose_by_a_header_of_the_gateway_is_warned_of() {
+    let text = fs::read_to_string("config/gateway.toml").unwrap();
+    for (name, is_warned) in [
+        ("X-Api-Version", false),
+        ("Authorization", false),
+        ("Upgrade", false),
+        ("X-OpenId", true),
+        ("x_openid", true),
+        ("X-3rd-Session", true),
+        ("X-WX-Source", true),
+        ("X-Real-IP", true),
+        ("X-Forwarded-Proto", true),
+        ("X-Forwarded-Prefix", true),
+    ] {
+        let route = format!("auth = \"required\"\nheaders = {{ {name} = \"1\" }}");
+        let text = text.replace("auth = \"required\"", &route);
+        let mut warnings = Config::parse("file", &text, Secrets::Ignore).unwrap().warnings;
+        warnings.retain(|warning| warning.starts_with("route"));
+        assert_eq!(warnings.len(), usize::from(is_warned), "{name}: {warnings:?}");
+        let expected = "route[0].headers: a client can choose this route";
+        assert!(warnings.iter().all(|warning| warning.starts_with(expected)), "{warnings:?}");
+    }
+}
+
+#[test]
 fn a_certificate_needs_its_own_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

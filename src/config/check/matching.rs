@@ -2,10 +2,13 @@
 
 use http::{HeaderName, HeaderValue};
 
+use super::known::Known;
 use super::tls::warn_of_uncovered;
 use crate::config::reader::{Located, Section, values};
 use crate::config::value::PathMatch;
-use crate::config::{HostPattern, RoutePath, TlsSection};
+use crate::config::{HostPattern, RoutePath};
+use crate::header::FoldedNames;
+use crate::header::owned::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
 /// What a route says of the requests that it is for.
 pub struct Matching {
@@ -15,7 +18,7 @@ pub struct Matching {
     pub methods: Vec<String>,
 }
 
-pub fn matching(section: &Section<'_>, tls: Option<&TlsSection>) -> Matching {
+pub fn matching(section: &Section<'_>, known: &Known<'_>) -> Matching {
     let hosts = section.some::<HostPattern>("host", "leave it out for every host");
     let hosts = hosts.unwrap_or_default();
     for (index, host) in hosts.iter().enumerate() {
@@ -23,12 +26,12 @@ pub fn matching(section: &Section<'_>, tls: Option<&TlsSection>) -> Matching {
             section.problem(host, "stands twice", "");
         }
     }
-    if let Some(tls) = tls {
+    if let Some(tls) = known.tls {
         warn_of_uncovered(section, &hosts, tls);
     }
     let is_exact = section.get_or("match", PathMatch::Prefix) == PathMatch::Exact;
     let methods = methods(section);
-    let headers = headers(section);
+    let headers = headers(section, known);
     Matching { hosts: values(hosts), is_exact, headers, methods }
 }
 
@@ -45,7 +48,9 @@ fn methods(section: &Section<'_>) -> Vec<String> {
     values(listed)
 }
 
-fn headers(section: &Section<'_>) -> Vec<(HeaderName, HeaderValue)> {
+fn headers(section: &Section<'_>, known: &Known<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let own = known.own.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
+    let own = FoldedNames::new(own);
     let entries = section.entries::<HeaderName, HeaderValue>("headers");
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(entries.len());
     for (name, value) in entries {
@@ -53,6 +58,13 @@ fn headers(section: &Section<'_>) -> Vec<(HeaderName, HeaderValue)> {
             section.problem(&name, "stands twice", "case makes no difference to a header's name");
         }
         headers.push((name.value, value.value));
+    }
+    if headers.iter().any(|(name, _)| own.contains(name.as_str())) {
+        section.warn_of(
+            "headers",
+            "a client can choose this route: the gateway removes or replaces one of these \
+             headers, but only after it has chosen the route",
+        );
     }
     headers.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
     headers

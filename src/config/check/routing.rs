@@ -129,7 +129,7 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
         if let Some(path) = &path {
             advice::warn_of_pattern(&section, path);
         }
-        let matching = matching(&section, known.tls);
+        let matching = matching(&section, known);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
             report_odd_name(&section, name);
