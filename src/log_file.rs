@@ -29,9 +29,9 @@ impl LogFile {
     /// Opens a file for appending, and makes it where there is none.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Those of the system; a pipe that nobody reads is one.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
-        let file = appending().open(path)?;
+        let file = append_to(path)?;
         Ok(Arc::new(Self { path: path.to_owned(), file: ArcSwap::from_pointee(file) }))
     }
 
@@ -44,11 +44,7 @@ impl LogFile {
     /// # Errors
     /// Those of the system; lines go on to the file before then.
     pub fn reopen(&self) -> io::Result<()> {
-        // A pipe that nobody reads is an error then, instead of a wait for a reader.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-        let file = appending().custom_flags(flags).open(&self.path)?;
-        fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
-        self.file.store(Arc::new(file));
+        self.file.store(Arc::new(append_to(&self.path)?));
         Ok(())
     }
 
@@ -61,10 +57,12 @@ impl LogFile {
     }
 }
 
-fn appending() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    options
+fn append_to(path: &Path) -> io::Result<File> {
+    // A pipe that nobody reads is an error then, instead of a wait for a reader.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    let file = OpenOptions::new().create(true).append(true).custom_flags(flags).open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 struct Lines {

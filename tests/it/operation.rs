@@ -152,6 +152,35 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
     assert!(shown.starts_with(&format!("{}:", file.display())), "{shown}");
 }
 
+/// Opening such a pipe waits for a reader, and nothing could end the program meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let upstream = Upstream::start().await;
+    let changes = format!("log.access = {pipe:?}");
+    let file = write_config(directory.path(), upstream.address, &changes);
+    let mut child = wxgate()
+        .args(["run", "-c"])
+        .arg(&file)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("it waits");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let output = child.wait_with_output().unwrap();
+    let shown = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.lines().last().unwrap().contains("log.access: cannot open the file"), "{shown}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
     let directory = tempfile::tempdir().unwrap();
