@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::config::{Config, LogDestination, LogSection, ServerSection};
 use crate::edge::{Edge, Opening};
 use crate::forward_auth::ForwardAuth;
-use crate::http_server;
+use crate::http_server::{self, Dropped};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::{Policies, Policy, PolicyError, Process};
@@ -178,7 +178,10 @@ impl Server {
         background.spawn(async move {
             let answer = move |request| {
                 let (process, policy) = (admin_process.clone(), admin_policies.current());
-                async move { Ok(admin::answer(&process, &policy, &request).await) }
+                // A client that leaves does not stop what it has asked for.
+                let answered =
+                    tokio::spawn(async move { admin::answer(&process, &policy, &request).await });
+                async move { answered.await.map_err(|_| Dropped) }
             };
             match http_server::serve(admin_socket, answer).await {}
         });

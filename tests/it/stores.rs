@@ -528,6 +528,36 @@ async fn each_operator_action_is_one_line_of_the_log(gateways: Gateways) {
     }
 }
 
+/// It is neither left half-done nor kept from the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_who_does_not_wait_for_the_response_has_acted_all_the_same() {
+    let store = RedisServer::start();
+    let patient = "session.redis.timeout = \"10s\"";
+    let stack = gateway(&url(&store), &with_operator(patient)).await;
+    let token = stack.login("alice").await;
+    let (position, mark) = (process_log::position(), format!("left-{}", stack.admin.port()));
+    store.stop();
+    let mut operator = Connection::open(stack.admin).await;
+    let request = format!(
+        "DELETE {}&block=1h HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {OPERATOR}\r\n\
+         X-Request-Id: {mark}\r\n\r\n",
+        of("alice")
+    );
+    operator.send(request.as_bytes()).await;
+    assert!(operator.is_silent(Duration::from_millis(50)).await, "the store is asked");
+    drop(operator);
+    // What was sent is read before the connection's end is seen.
+    assert_eq!(stack.get("/healthz").send_to_admin().await.status, 200);
+    store.go_on();
+    until_status(&stack, &token, 401).await;
+    assert_login_is_refused(&stack, "alice").await;
+    let begun = Instant::now();
+    while actions_after(position, &mark).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it is not logged");
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_shows_the_token_may_operate() {
     let gateways = Gateways::in_memory("").await;
