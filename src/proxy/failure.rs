@@ -24,6 +24,12 @@ pub const REFUSED: ErrorType = ErrorType::new("refused response");
 /// Bytes of a header's name that are logged.
 const LONGEST_NAME: usize = 64;
 
+/// How the cause begins where a response header cannot be read.
+const MALFORMED: &str = "response header malformed: ";
+
+/// Kinds of such causes that are told apart.
+const KINDS_MALFORMED: usize = 16;
+
 /// The response to an error on the way, or `None` when the client is gone.
 pub fn rejection(error: &Error) -> Option<Rejection> {
     match error.esource() {
@@ -72,7 +78,7 @@ pub struct Failure<'a> {
     pub is_reused: bool,
 }
 
-/// The log of failures, each upstream's by their causes.
+/// The log of failures, each upstream's by the kinds of their causes.
 pub struct Failures(SeldomEach<(String, Cow<'static, str>)>);
 
 impl Failures {
@@ -82,8 +88,10 @@ impl Failures {
 
     /// A request has failed that its client got right.
     pub fn log(&self, failure: &Failure<'_>) {
-        let kind = (failure.upstream.unwrap_or_default().to_owned(), failure.cause.clone());
-        let Some(suppressed) = self.0.suppressed(kind) else { return };
+        let upstream = failure.upstream.unwrap_or_default().to_owned();
+        let Some(suppressed) = self.0.suppressed((upstream, kind(failure.cause.clone()))) else {
+            return;
+        };
         tracing::warn!(
             request_id = failure.request_id,
             route = failure.route,
@@ -99,7 +107,9 @@ impl Failures {
     /// A server cannot be connected, and the request may yet be served by another.
     pub fn log_passed_over(&self, failure: &Failure<'_>) {
         let server = failure.server.map(|server| server.to_string()).unwrap_or_default();
-        let Some(suppressed) = self.0.suppressed((server, failure.cause.clone())) else { return };
+        let Some(suppressed) = self.0.suppressed((server, kind(failure.cause.clone()))) else {
+            return;
+        };
         tracing::warn!(
             request_id = failure.request_id,
             upstream = failure.upstream,
@@ -109,6 +119,14 @@ impl Failures {
             "cannot connect to a server, trying another"
         );
     }
+}
+
+/// The cause, or the kind that it shares with others: names of header lines are the service's to
+/// choose, and must neither fill the log nor displace other kinds.
+fn kind(cause: Cow<'static, str>) -> Cow<'static, str> {
+    let Some(fault) = cause.strip_prefix(MALFORMED) else { return cause };
+    let sum: usize = fault.bytes().map(usize::from).sum();
+    format!("{MALFORMED}{}", sum % KINDS_MALFORMED).into()
 }
 
 /// How long a server is waited for, with the names of the keys that say so.
@@ -184,7 +202,7 @@ fn with_reason(what: &'static str, error: &Error) -> Cow<'static, str> {
 fn malformed(context: &str) -> String {
     const QUOTE: &str = "buf: ";
     if let Some(quoted) = context.strip_prefix(QUOTE) {
-        return format!("response header malformed: {}", fault(&unescape(quoted)));
+        return format!("{MALFORMED}{}", fault(&unescape(quoted)));
     }
     if context.contains("Content-Length") {
         return "response header refused: Content-Length is invalid or has several values"

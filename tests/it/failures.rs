@@ -202,6 +202,30 @@ async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
     assert_eq!(lines[1]["fields"]["suppressed"], 19);
 }
 
+/// Names in it are the service's to choose.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstream() {
+    let nobody = nobody().await;
+    let changes = upstream("[\"{upstream}\"]", "")
+        + &format!(
+            "[[upstream]]\nname = \"gone\"\nservers = [\"{nobody}\"]\n\
+             [[route]]\npath = \"/none\"\nupstream = \"recorder\"\nauth = \"none\"\n\
+             [[route]]\npath = \"/gone\"\nupstream = \"gone\"\nauth = \"none\"\n"
+        );
+    let stack = Stack::start_with(&changes).await;
+    stack.upstream.reply(|_| {
+        let name: u64 = rand::random();
+        Reply::Last(format!("HTTP/1.1 200 OK\r\nX-{name}: \0\r\n\r\n").into_bytes())
+    });
+    for _ in 0..1100 {
+        stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
+    }
+    stack.get("/gone").send().await.assert_error(502, "bad_gateway", "retry");
+    assert_eq!(lines_about(&nobody.to_string()).len(), 1);
+    let lines = lines_about(&stack.upstream.address.to_string()).len();
+    assert!((1..=16).contains(&lines), "{lines}");
+}
+
 /// The others serve all requests, so that nothing else would show it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
