@@ -280,6 +280,51 @@ async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
     }
 }
 
+/// A gateway does not know what others have set since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_told_again_does_not_shorten_a_later_one() {
+    let mut server = RedisServer::start();
+    let way = FaultProxy::to(server.port).await;
+    let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;
+    let other = gateway(&url(&server), OPERATING).await;
+    block(&one, "alice", "1h").await;
+    block(&other, "alice", "24h").await;
+    server.save();
+    way.set(Way::Cut);
+    one.until_metric("wxgate_store_up", 0.0).await;
+    server.restart();
+    way.set(Way::Open);
+    one.until_metric("wxgate_store_up", 1.0).await;
+    let path = format!("/sessions?openid={}", openid("alice"));
+    let listed = one.request("GET", &path).bearer(OPERATOR).send_to_admin().await.json();
+    let until = humantime::parse_rfc3339(listed["blocked_until"].as_str().unwrap()).unwrap();
+    let left = until.duration_since(std::time::SystemTime::now()).unwrap();
+    assert!(left > Duration::from_secs(23 * 3600), "{left:?}");
+}
+
+/// While keys are being changed a block has several names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_finds_no_room_leaves_nothing_behind() {
+    let server = RedisServer::start();
+    let directory = tempfile::tempdir().unwrap();
+    let old = directory.path().join("old");
+    std::fs::write(&old, "1e".repeat(32)).unwrap();
+    let keys = format!("session.previous_seal_keys = [{{ file = {old:?} }}]\n");
+    let mut fill = redis::pipe();
+    for number in 0..100_000 - 1 {
+        fill.cmd("ZADD").arg("wxgate:blocked").arg(9_999_999_999_999_u64).arg(number).ignore();
+    }
+    fill.exec(&mut server.connection()).unwrap();
+    let more = format!("{keys}session.redis.timeout = \"5s\"\n{OPERATING}");
+    let stack = gateway(&url(&server), &more).await;
+    block(&stack, "alice", "1h").await;
+    assert_eq!(login_status(&stack, "alice").await, 403);
+    let path = format!("/sessions?openid={}&block=1h", openid("bob"));
+    let refused = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &"too_many_blocks".into()));
+    assert_eq!(login_status(&stack, "bob").await, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_primary_knows_who_is_blocked() {
     let mut primary = RedisServer::start();

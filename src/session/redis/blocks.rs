@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::address::DIAL;
 use super::link::{Connection, Store};
-use super::seal::{NO_END, Record, Value, ends_of, stamp};
+use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
 use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
 use crate::identity::{AppId, Identity, OpenId, User};
 use crate::session::{MOST_BLOCKED, StoreError};
@@ -45,6 +45,27 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
         return 1",
     )
 });
+
+/// KEYS: a block. ARGV: its value, its life, its end. Keeps one that ends later, or that cannot be
+/// read and so has no end.
+static LENGTHEN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local block = redis.call('GET', KEYS[1])
+        if block then
+            local ends = tonumber(string.sub(block, 2, 14))
+            if not ends or ends > tonumber(ARGV[3]) then return end
+        end
+        redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])",
+    )
+});
+
+/// What happens to a block of the same user that is stored already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Replace,
+    /// Unless it ends later.
+    Lengthen,
+}
 
 /// The blocks that this gateway has set, and when they end, on the clock: a store that takes the
 /// place of another is told them.
@@ -79,7 +100,7 @@ impl Inner {
         let store = self.link.store()?;
         let written = async {
             let mut connection = store.revocations();
-            if !self.put_block(&mut connection, user, until).await? {
+            if !self.put_block(&mut connection, user, until, Existing::Replace).await? {
                 return Ok(false);
             }
             self.confirm_block(&store, &mut connection, user).await?;
@@ -130,7 +151,9 @@ impl Inner {
         for some in blocks.chunks(TOLD_AT_ONCE) {
             let written = some.iter().map(|(user, until)| {
                 let mut connection = store.revocations();
-                async move { self.put_block(&mut connection, user, *until).await }
+                // Another gateway may have set a longer one since.
+                let existing = Existing::Lengthen;
+                async move { self.put_block(&mut connection, user, *until, existing).await }
             });
             let late = |_| RedisError::from((ErrorKind::Io, "who was blocked here is not taken"));
             timeout(DIAL, try_join_all(written)).await.map_err(late)??;
@@ -148,6 +171,7 @@ impl Inner {
         connection: &mut Connection,
         user: &User,
         until: u64,
+        existing: Existing,
     ) -> RedisResult<bool> {
         let now = self.clock.to_wall(self.clock.now_millis());
         let ends = self.clock.to_wall(until);
@@ -163,15 +187,25 @@ impl Inner {
             ends,
             used: ends,
         };
+        // By one of its names, so that it counts once, and is not half written where none is left.
+        let Some(name) = self.seals.users(user).next() else { return Err(unsealable(SealError)) };
+        let mut count = COUNT.key(self.keys.blocks());
+        count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
+        if !count.invoke_async::<bool>(connection).await? {
+            return Ok(false);
+        }
         for name in self.seals.users(user) {
-            let mut count = COUNT.key(self.keys.blocks());
-            count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
-            if !count.invoke_async::<bool>(connection).await? {
-                return Ok(false);
-            }
             let key = self.keys.block(&name.name);
             let value = self.seals.seal(&place(&key), &record).map_err(unsealable)?;
-            cmd("SET").arg(key).arg(value).arg("PX").arg(life).exec_async(connection).await?;
+            if existing == Existing::Lengthen {
+                let mut lengthen = LENGTHEN.key(key);
+                lengthen.arg(value).arg(life).arg(ends);
+                lengthen.invoke_async::<()>(connection).await?;
+            } else {
+                let mut set = cmd("SET");
+                set.arg(key).arg(value).arg("PX").arg(life);
+                set.exec_async(connection).await?;
+            }
         }
         Ok(true)
     }
