@@ -7,11 +7,12 @@
 
 mod wechat;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -303,6 +304,20 @@ impl Metrics {
         }
     }
 
+    /// Ends the series of an app that is not configured any more. What is in flight may begin some
+    /// of them anew.
+    pub fn forget_app(&self, app_id: &str) {
+        for counters in [&self.logins, &self.exchanges] {
+            forget(counters, "app_id", app_id);
+        }
+    }
+
+    /// The same for a route, by its label.
+    pub fn forget_route(&self, label: &str) {
+        forget(&self.requests, "route", label);
+        forget(&self.request_duration, "route", label);
+    }
+
     /// Tells how the last reload ended.
     pub fn reloaded(&self, is_successful: bool) {
         self.reload_successful.set(i64::from(is_successful));
@@ -471,6 +486,20 @@ fn register<C: Collector + Clone + 'static>(
 ) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+/// Removes all series in which a label has a value.
+fn forget<B: MetricVecBuilder>(series: &MetricVec<B>, label: &str, value: &str) {
+    for family in series.collect() {
+        for metric in family.get_metric() {
+            let labels = metric.get_label().iter().map(|pair| (pair.name(), pair.value()));
+            let labels: HashMap<_, _> = labels.collect();
+            if labels.get(label) == Some(&value) {
+                // Whoever else removes it does the same.
+                let _ = series.remove(&labels);
+            }
+        }
+    }
 }
 
 /// Nothing panics while it holds one of these locks; if it ever did, the data is counters.

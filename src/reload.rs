@@ -174,10 +174,26 @@ impl Reloader {
             log.set(config.log.level);
         }
         self.policies.replace(policy);
+        self.forget_series(&config);
         let changes = Changes::between(&self.origin.config, &config);
         self.origin.config = Arc::new(config);
         self.origin.files = files;
         Ok(changes)
+    }
+
+    /// Ends the series of apps and routes that a new configuration does not have.
+    fn forget_series(&self, config: &Config) {
+        let metrics = &self.process.metrics;
+        for old in &self.origin.config.apps {
+            if config.apps.iter().all(|app| app.app_id != old.app_id) {
+                metrics.forget_app(old.app_id.as_str());
+            }
+        }
+        for old in &self.origin.config.routes {
+            if config.routes.iter().all(|route| route.name != old.name) {
+                metrics.forget_route(&old.name);
+            }
+        }
     }
 
     async fn look(&self) -> Looks {

@@ -140,6 +140,28 @@ async fn series_are_there_from_the_start_and_from_a_reload() {
     stack.until_metric(counted, 1.0).await;
 }
 
+/// Else an alert for an app without logins would ring for one that was taken out.
+#[tokio::test(flavor = "multi_thread")]
+async fn series_of_what_a_reload_has_removed_are_gone() {
+    let stack = Stack::start().await;
+    stack.login("alice").await;
+    stack.get("/none").send().await;
+    let changes = format!(
+        r#"
+        app = [{{ app_id = "{OTHER_APP}", app_secret = {{ file = "{{dir}}/wechat-secret" }} }}]
+        route = [{{ path = "/optional", upstream = "recorder", auth = "optional" }}]
+        "#
+    );
+    assert!(stack.reload(&changes).await);
+    let text = client::get(stack.admin, "/metrics").await.text();
+    let labels = [format!("app_id=\"{APP}\""), "route=\"/none\"".to_owned()];
+    for line in text.lines() {
+        assert!(!labels.iter().any(|label| line.contains(label)), "{line}");
+    }
+    assert_series(&text, "wxgate_logins_total", "app_id=\"unknown\",outcome=\"bad_request\"");
+    assert_series(&text, "wxgate_http_requests_total", "code=\"200\",route=\"/optional\"");
+}
+
 /// Labels come from closed sets: a client cannot make new series.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_clients_send_makes_no_new_series() {
