@@ -49,8 +49,8 @@ impl Line {
 fn is_sensitive(line: &str) -> bool {
     let lower = line.to_ascii_lowercase();
     SENSITIVE.iter().any(|word| lower.contains(word))
-        // A URL may hold the password of a proxy.
-        || (lower.contains("://") && lower.contains('@'))
+        // A URL may hold the password of a proxy, as user:password@host.
+        || lower.split_once(':').is_some_and(|(_, rest)| rest.contains('@'))
         || SENSITIVE_HEADERS.iter().any(|name| is_given(&lower, name))
 }
 

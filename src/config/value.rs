@@ -253,6 +253,9 @@ impl FromValue for ServerAddress {
         const EXPECTED: &str =
             "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
         let given = text(value, EXPECTED)?;
+        if given.contains('@') {
+            return Err(format!("expected {EXPECTED}, without a user and a password"));
+        }
         let wrong = || {
             let why = match given.split_once("://") {
                 Some(("http", rest)) if rest.trim_end_matches('/').contains('/') => {
