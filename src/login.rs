@@ -156,7 +156,7 @@ impl Login {
                 Ok(granted(&grant))
             }
             Err(failure) => {
-                facts.errcode = failure.errcode;
+                (facts.errcode, facts.openid) = (failure.errcode, failure.openid);
                 Err(failure.rejection)
             }
         }
@@ -200,7 +200,9 @@ impl Login {
     fn observe(&self, served: &Served, outcome: &replay::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
             Ok(_) => return served.refusals.succeeded(),
-            Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode) }) => errcode,
+            Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode), .. }) => {
+                errcode
+            }
             Err(_) => return,
         };
         let app_id = served.app.app_id.as_str();

@@ -93,17 +93,20 @@ impl Exchange {
         }
         let identity = exchanged.map_err(refused)?;
         let openid = identity.openid.clone();
-        match self.sessions.create(identity, client).await {
-            Ok((token, expires_in)) => Ok(Arc::new(Grant { token, expires_in, openid })),
+        let rejection = match self.sessions.create(identity, client).await {
+            Ok((token, expires_in)) => {
+                return Ok(Arc::new(Grant { token, expires_in, openid }));
+            }
             Err(CreateError::Blocked) => {
                 tracing::debug!(
                     request_id,
                     app_id = app.app_id.as_str(),
                     "the user of a login is blocked"
                 );
-                Err(Rejection::LoginRefused.into())
+                Rejection::LoginRefused
             }
-            Err(CreateError::Store(error)) => Err(unkept(error).into()),
-        }
+            Err(CreateError::Store(error)) => unkept(error),
+        };
+        Err(Failure { rejection, errcode: None, openid: Some(openid) })
     }
 }

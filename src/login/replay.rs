@@ -41,17 +41,19 @@ pub struct Failure {
     pub rejection: Rejection,
     /// What WeChat reported, if it did.
     pub errcode: Option<ErrCode>,
+    /// Whose login it was, if WeChat said so.
+    pub openid: Option<OpenId>,
 }
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
-        Self { rejection, errcode: None }
+        Self { rejection, errcode: None, openid: None }
     }
 }
 
 impl From<&WeChatError> for Failure {
     fn from(error: &WeChatError) -> Self {
-        Self { rejection: error.into(), errcode: error.errcode() }
+        Self { rejection: error.into(), errcode: error.errcode(), openid: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::client::{self, Answer, Connection};
-use crate::harness::{APP, OTHER_APP, PATIENCE, SECRET, Stack, openid};
+use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, SECRET, Stack, openid};
 use crate::relay::{logged, logged_with};
 
 /// A login of the default app, by a client that names an app id.
@@ -219,4 +219,23 @@ async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start()
     stack.clock.advance(Duration::from_secs(5));
     stack.login("alice").await;
     assert_eq!(stack.metric("wxgate_wechat_breaker_open").await, 0.0);
+}
+
+/// Else nobody could say whose block it is, or lift it by that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_line_of_a_blocked_users_login_has_the_user() {
+    let operated = "admin.token = { file = \"{dir}/operator\" }";
+    let stack = Stack::start_with(operated).await;
+    stack.login("alice").await;
+    let path = format!("/sessions?openid={}&block=1h", openid("alice"));
+    let blocked = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!(blocked.status, 204);
+    for _ in 0..2 {
+        // The second gets the answer of the first.
+        let refused = stack.try_login("user-alice-2").await;
+        refused.assert_error(403, "login_refused", "none");
+    }
+    let lines = access_lines(&stack, 3).await;
+    assert!(lines[0]["user"].is_string());
+    assert!(lines.iter().all(|line| line["user"] == lines[0]["user"]), "{lines:#?}");
 }
