@@ -168,6 +168,8 @@ mod tests {
     fn what_differs_is_named() {
         let before = upstream("a") + &route("/", "a") + &route("/gone", "a");
         assert_eq!(changes(&before, &before), "+  -  ~ ");
+        // A line above it is no change of a route.
+        assert_eq!(changes(&before, &format!("# a comment\n{before}")), "+  -  ~ ");
         // Another order of upstreams is no change of the routes.
         let after = upstream("b") + &upstream("a") + &route("/", "a") + &route("/new", "b");
         assert_eq!(changes(&before, &after), "+ upstream b, route /new - route /gone ~ ");
