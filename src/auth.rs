@@ -126,27 +126,41 @@ impl Authenticator {
     }
 
     fn presented<'a>(&self, headers: &'a HeaderMap) -> Result<Presented<'a>, AuthError> {
-        let from_header = match &self.header {
-            Some(name) => in_session_header(headers, name)?,
-            None => Presented::Nothing,
-        };
-        if !self.reads_bearer {
-            return Ok(from_header);
-        }
-        let mut presented = from_header;
-        for value in headers.get_all(AUTHORIZATION) {
-            // Any other value belongs to the service behind.
-            let Some(bearer) = token::bearer_token(value.as_bytes()) else { continue };
-            match presented {
-                Presented::Nothing => presented = Presented::Token(bearer),
-                Presented::Token(other) if other != bearer => {
-                    return Err(AuthError::ConflictingTokens);
-                }
-                Presented::Token(_) | Presented::Malformed => {}
-            }
-        }
-        Ok(presented)
+        presented(headers, self.header.as_ref(), self.reads_bearer)
     }
+}
+
+/// Whether a request has tokens that conflict, for explanations.
+pub fn has_conflict(headers: &HeaderMap, section: &SessionSection) -> bool {
+    let header = Some(&section.header).filter(|_| section.carriers.header);
+    presented(headers, header, section.carriers.bearer).is_err()
+}
+
+fn presented<'a>(
+    headers: &'a HeaderMap,
+    header: Option<&HeaderName>,
+    reads_bearer: bool,
+) -> Result<Presented<'a>, AuthError> {
+    let from_header = match header {
+        Some(name) => in_session_header(headers, name)?,
+        None => Presented::Nothing,
+    };
+    if !reads_bearer {
+        return Ok(from_header);
+    }
+    let mut presented = from_header;
+    for value in headers.get_all(AUTHORIZATION) {
+        // Any other value belongs to the service behind.
+        let Some(bearer) = token::bearer_token(value.as_bytes()) else { continue };
+        match presented {
+            Presented::Nothing => presented = Presented::Token(bearer),
+            Presented::Token(other) if other != bearer => {
+                return Err(AuthError::ConflictingTokens);
+            }
+            Presented::Token(_) | Presented::Malformed => {}
+        }
+    }
+    Ok(presented)
 }
 
 fn in_session_header<'a>(

@@ -13,6 +13,7 @@ mod told;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 
@@ -22,6 +23,7 @@ pub use self::told::{
     RemovedHeader, ResponseHeaders,
 };
 
+use crate::auth::{self, AuthError};
 use crate::caching::Vary;
 use crate::config::{
     Access, Config, EndpointsSection, HeaderEdits, Preflight, Rate, Route as RouteSection,
@@ -88,12 +90,14 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
         None => told.reject(&Rejection::NoRoute, "no route matches".to_owned()),
         Some((index, section, route)) => {
             told.route = Some(matched_route(index, section, is_preflight));
-            if is_preflight || route.allows_method(asked.method) {
-                tell_route(&mut told, config, &routes, (section, route), question, is_preflight);
-            } else {
+            if !is_preflight && !route.allows_method(asked.method) {
                 let allow = routes.allow(&asked).into();
                 let rejection = Rejection::MethodNotAllowed { allow };
                 told.reject(&rejection, rejection.message().to_owned());
+            } else if let Err(rejection) = judge_content(config, section, question, is_preflight) {
+                told.reject(&rejection, rejection.message().to_owned());
+            } else {
+                tell_route(&mut told, config, &routes, (section, route), question, is_preflight);
             }
         }
     }
@@ -119,6 +123,31 @@ fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rej
             return Err(websocket::NOT_ALLOWED);
         }
         websocket::judge_handshake(&request)?;
+    }
+    Ok(())
+}
+
+/// Judges what a request has for its route, as the admission of a request does. No session is
+/// looked up.
+fn judge_content(
+    config: &Config,
+    section: &RouteSection,
+    question: &Question,
+    is_preflight: bool,
+) -> Result<(), Rejection> {
+    if section.target == Target::Elsewhere || is_preflight && section.cors.is_some() {
+        return Ok(());
+    }
+    let length = question.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if length
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: u64| length > section.max_body)
+    {
+        return Err(Rejection::BodyTooLarge);
+    }
+    let is_looked_up = section.access != Access::None && !is_preflight;
+    if is_looked_up && auth::has_conflict(&question.headers, &config.session) {
+        return Err((&AuthError::ConflictingTokens).into());
     }
     Ok(())
 }

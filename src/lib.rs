@@ -16,10 +16,10 @@
 //! | 5 | `proxy` | the life of a request, in pingora's phases |
 //! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
 //! | 5 | `admin` | metrics, probes, and the operator's hold on users' sessions |
+//! | 4 | `explain` | what would become of a request, in words |
 //! | 4 | `policy` | what lives as long as the process, or as one configuration |
 //! | 3 | `auth` | from headers to a session, or to a refusal |
 //! | 3 | `login` | from a login's body to its answer |
-//! | 3 | `explain` | what would become of a request, in words |
 //! | 3 | `access_log` | one line a request |
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |

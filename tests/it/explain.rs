@@ -184,6 +184,8 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
         ("Sec-WebSocket-Version", "8"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
+    const ONE: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    const OTHER: &str = "Bearer BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA";
     let base = r#"
         endpoints.health = "/health"
         limits.max_header_count = 20
@@ -192,6 +194,11 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
         path = "/"
         upstream = "recorder"
         auth = "none"
+        [[route]]
+        name = "needs"
+        path = "/needs"
+        upstream = "recorder"
+        max_body = "1KiB"
         [[route]]
         name = "read"
         path = "/read"
@@ -260,6 +267,10 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
             ("GET", "/ws", &[("Connection", "Upgrade"), ("Upgrade", "websocket")][..]),
             ("GET", "/ws", &[("Connection", "Upgrade"), ("Upgrade", "websocket, h2c")][..]),
             ("GET", "/ws", &OLD_WEBSOCKET[..]),
+            ("GET", "/needs", &[("X-3rd-Session", "x"), ("X-3rd-Session", "x")][..]),
+            ("GET", "/needs", &[("X-3rd-Session", ONE), ("Authorization", OTHER)][..]),
+            ("GET", "/x", &[("X-3rd-Session", "x"), ("X-3rd-Session", "x")][..]),
+            ("POST", "/needs", &[("Content-Length", "1025")][..]),
         ];
         for (method, path, headers) in plain.chain(preflights).chain(odd_headers) {
             let told = explained(&stack, method, path, headers);
@@ -295,7 +306,7 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
             met.insert((format!("{:?}", told.outcome), told.status));
         }
     }
-    for status in [Some(400), Some(405), Some(426), Some(431)] {
+    for status in [Some(400), Some(405), Some(413), Some(426), Some(431)] {
         assert!(met.contains(&("Rejected".to_owned(), status)), "{met:?}");
     }
     assert!(met.contains(&("Answered".to_owned(), Some(204))), "{met:?}");
