@@ -114,7 +114,8 @@ impl<'a> Section<'a> {
         let table = found.as_ref().and_then(|(_, value)| match value.get_ref() {
             DeValue::Table(table) => Some(table),
             _ => {
-                self.wrong_type(name, value, "a table", format!("write [{name}]"));
+                let path = format!("{}{name}", prefix(&self.pattern)).replace("[]", "");
+                self.wrong_type(name, value, "a table", format!("write [{path}]"));
                 None
             }
         });
@@ -386,20 +387,19 @@ impl<'a> Section<'a> {
 
     /// Says something about a value that can be used all the same.
     pub fn warn<T>(&self, at: &Located<T>, message: &str) {
-        self.push_warning(at.source, &at.key, message);
+        self.push_warning(at.source, at.span.start, &at.key, message);
     }
 
     /// Says something about the value of a key that can be used all the same.
     pub fn warn_of(&self, name: &str, message: &str) {
-        self.push_warning(self.source, &self.key(name), message);
+        let at = self.raw(name).map_or(self.span.start, |value| value.span().start);
+        self.push_warning(self.source, at, &self.key(name), message);
     }
 
-    fn push_warning(&self, source: usize, key: &str, message: &str) {
+    fn push_warning(&self, source: usize, at: usize, key: &str, message: &str) {
         let mut report = self.report.borrow_mut();
-        // Each file counts its sections from 0.
-        let included = report.sources.get(source).filter(|_| source > 0);
-        let file = included.map_or_else(String::new, |lines| format!("{}: ", lines.file));
-        report.warnings.push(format!("{file}{key}: {message}"));
+        let place = report.sources.get(source).map(|lines| lines.place(at)).unwrap_or_default();
+        report.warnings.push(format!("{}:{}: {key}: {message}", place.file, place.line));
     }
 
     /// Where this table begins.

@@ -44,7 +44,15 @@ fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
 /// What a value is, for a message about it.
 pub fn kind(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Integer(number) => {
+            let prefix = match number.radix() {
+                16 => "0x",
+                8 => "0o",
+                2 => "0b",
+                _ => "",
+            };
+            format!("the number {prefix}{}", number.as_str())
+        }
         DeValue::Float(number) => format!("the number {}", number.as_str()),
         DeValue::Boolean(flag) => format!("{flag}"),
         DeValue::String(_) => "a string".to_owned(),
@@ -222,7 +230,8 @@ impl FromValue for RoutePath {
         // What no path needs and most regular expressions have.
         let is_pattern = given.starts_with(['^', '~'])
             || given.contains(".*")
-            || given.contains(['\\', '|', '[', '+'].as_slice()) && !given.starts_with('/')
+            || given.contains(['\\', '|', '['].as_slice())
+            || given.contains('+') && !given.starts_with('/')
             || given.contains("(?");
         if is_pattern {
             return Err(format!(
@@ -234,6 +243,9 @@ impl FromValue for RoutePath {
         }
         if given.contains('*') {
             return Err(format!("\"{given}\" holds '*': there are no wildcards"));
+        }
+        if given.contains('{') {
+            return Err(format!("\"{given}\" holds '{{': a path has no parameters"));
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()+,=:@".contains(&b);
         if let Some(odd) = given.chars().find(|c| !u8::try_from(*c).is_ok_and(plain)) {
@@ -257,12 +269,14 @@ impl FromValue for ServerAddress {
             return Err(format!("expected {EXPECTED}, without a user and a password"));
         }
         let wrong = || {
+            let found = format!("expected {EXPECTED}, found \"{given}\"");
             let why = match given.split_once("://") {
                 Some(("http", rest)) if rest.trim_end_matches('/').contains('/') => {
                     ": leave out http:// and the path, which a route may add with add_prefix"
                 }
                 Some(("http", _)) => ": leave out http://",
                 Some(("https", _)) => ": HTTPS to a server is not supported yet, only plain HTTP",
+                Some((scheme, _)) => return format!("{found}: leave out {scheme}://"),
                 None if given.starts_with("unix:") || given.starts_with('/') => {
                     ": unix sockets are not supported yet"
                 }
@@ -271,7 +285,7 @@ impl FromValue for ServerAddress {
                 }
                 _ => "",
             };
-            format!("expected {EXPECTED}, found \"{given}\"{why}")
+            format!("{found}{why}")
         };
         if let Ok(address) = given.parse::<SocketAddr>() {
             return if address.port() == 0 { Err(wrong()) } else { Ok(Self::Socket(address)) };

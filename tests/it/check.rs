@@ -221,7 +221,8 @@ fn other_secrets_that_look_wrong_are_warned_of_or_refused() {
     for (content, expected) in [
         (STANDARD.encode(&key), "base64 of a text"),
         (format!("\"{key}\""), "begins with a quote"),
-        (key[..40].to_owned(), "it has 40 characters"),
+        (key[..40].to_owned(), "it is base64 of 30 bytes"),
+        (key[..41].to_owned(), "it has 41 characters"),
     ] {
         folder.write("given", &content);
         let changes = "session.redis.url = \"redis://127.0.0.1\"\n\
@@ -411,6 +412,10 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
             "mp.weixin.qq.com is not the host of WeChat's API",
         ),
         (
+            "wechat.base_url = \"https://api.weixin.qq.com/cgi-bin\"",
+            "WeChat's API has no path prefix: leave out the path",
+        ),
+        (
             "[[upstream]]\nname = \"recorder\"\nservers = [\"h:1\"]\n[[upstream]]\nname = \"old\"\nservers = [\"h:2\"]",
             "upstream[1].name: no route uses \"old\"",
         ),
@@ -419,6 +424,7 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
         ("session.max_per_user = 0", "session.max_per_user: one user can take all"),
         ("session.ttl = \"3650d\"", "session.ttl: a token that was stolen"),
         ("session.ttl = \"30s\"", "session.ttl: every user logs in again"),
+        ("session.idle_timeout = \"1ms\"", "session.idle_timeout: users must log in again"),
         (
             "endpoints.login = \"/api/login/\"",
             "endpoints.login: \"/api/login\" is not this endpoint",
@@ -436,12 +442,12 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
                 [[route]]\npath = \"/\"\nupstream = \"recorder\"\napps = [\"wx0123456789abcdef\"]\n\
                 [[route]]\npath = \"/x\"\nupstream = \"recorder\"\nauth = \"none\"";
     let outcome = folder.check(apps);
-    outcome.warns("app[1].app_id: no route takes the sessions of this app");
+    outcome.warns(":12: app[1].app_id: no route takes the sessions of this app");
     assert!(!outcome.err.contains("app[0]"), "{}", outcome.err);
     // In an included file too, which is named.
     folder.write("old.toml", "[[upstream]]\nname = \"old\"\nservers = [\"h:2\"]");
     let outcome = folder.check("include = [\"old.toml\"]");
-    outcome.warns(&format!("{}: upstream[0].name: no route", folder.path("old.toml").display()));
+    outcome.warns(&format!("{}:2: upstream[0].name: no route", folder.path("old.toml").display()));
 }
 
 #[test]
@@ -455,6 +461,7 @@ fn what_others_write_is_refused_with_the_reason() {
         ("http://127.0.0.1:3000/", "leave out http://\n"),
         ("http://127.0.0.1:3000/api", "leave out http:// and the path"),
         ("https://shop.internal:443/api", "HTTPS to a server is not supported yet"),
+        ("tcp://127.0.0.1:3000", "leave out tcp://\n"),
         ("unix:/run/shop.sock", "unix sockets are not supported yet"),
         ("/run/shop.sock", "unix sockets are not supported yet"),
         ("shop:3000/api", "leave out the path"),
@@ -462,10 +469,24 @@ fn what_others_write_is_refused_with_the_reason() {
     ] {
         of_server(server).refuses(expected);
     }
-    for path in ["^/api/.*$", "/api/.*", "~ ^/api", "^/api", "(/a|/b)", "/a(?:b)"] {
+    for path in [
+        "^/api/.*$",
+        "/api/.*",
+        "~ ^/api",
+        "^/api",
+        "(/a|/b)",
+        "/a(?:b)",
+        "/a/(b|c)",
+        "/a/[0-9]+",
+        r"/a/\d+",
+    ] {
         let route = format!("[[route]]\npath = '{path}'\nupstream = \"recorder\"");
         folder.check(&route).refuses("looks like a regular expression: a path is a prefix");
     }
+    let route = "[[route]]\npath = \"/users/{id}\"\nupstream = \"recorder\"";
+    folder.check(route).refuses("holds '{': a path has no parameters");
+    let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ncors = true";
+    folder.check(route).refuses("write [route.cors]");
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ntimeout = \"5s\"";
     let expected = "did you mean \"connect_timeout\", \"read_timeout\" or \"write_timeout\"?";
     folder.check(route).refuses(expected);

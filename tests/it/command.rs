@@ -488,7 +488,7 @@ fn a_secret_file_that_everybody_can_read_is_warned_of() {
         std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
         let output = run("check", &file);
         assert_eq!(output.status.code(), Some(0));
-        assert_eq!(text(&output.stderr).contains("warning: app[0].app_secret: file"), is_warned);
+        assert_eq!(text(&output.stderr).contains(": app[0].app_secret: file"), is_warned);
     }
 }
 

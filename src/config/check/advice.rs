@@ -1,6 +1,7 @@
 //! What can be served, and is probably not meant: warnings.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -91,14 +92,17 @@ pub fn warn_of_unused_apps(root: &Section<'_>, apps: &[Located<AppId>], routes: 
     }
 }
 
-/// Warns of lives of sessions that are beyond reason.
-pub fn warn_of_life(section: &Section<'_>, ttl: std::time::Duration) {
+/// Warns of lifetimes of sessions that are beyond reason.
+pub fn warn_of_life(section: &Section<'_>, ttl: Duration, idle_timeout: Duration) {
     const DAY: u64 = 24 * 3600;
     if ttl.as_secs() > 366 * DAY {
         let message = "a token that was stolen is good for more than a year";
         section.warn_of("ttl", message);
     } else if ttl.as_secs() < 60 {
         section.warn_of("ttl", "every user logs in again within a minute");
+    } else if idle_timeout.as_secs() < 60 {
+        let message = "users must log in again after less than a minute without a request";
+        section.warn_of("idle_timeout", message);
     }
 }
 
@@ -114,6 +118,10 @@ pub fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopb
     } else if host.ends_with("weixin.qq.com") && !is_api {
         let message = format!("{host} is not the host of WeChat's API, api.weixin.qq.com");
         section.warn(given, &message);
+    } else if host.ends_with("weixin.qq.com")
+        && url.as_ref().is_some_and(|url| !matches!(url.path(), "" | "/"))
+    {
+        section.warn(given, "WeChat's API has no path prefix: leave out the path");
     }
 }
 

@@ -55,7 +55,7 @@ fn seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
             Some(key) => keys.push(key),
             None => {
                 let message = "does not hold 32 bytes as base64 or hexadecimal digits";
-                let message = format!("{message}: {}", shape::describe(text));
+                let message = format!("{message}: {}", shape::describe_key(text));
                 session.reference_problem(&given, message, "openssl rand -base64 32");
             }
         }

@@ -56,7 +56,7 @@ pub fn session(
     };
     let capacity = capacity.map_or(1_000_000, |capacity| capacity.value);
     advice::warn_of_memory(&section, "capacity", capacity, advice::SESSION_BYTES, "sessions");
-    advice::warn_of_life(&section, ttl);
+    advice::warn_of_life(&section, ttl, idle_timeout);
     let max_per_user = NonZeroUsize::new(section.number("max_per_user", 10, 0..=1000));
     if max_per_user.is_none() {
         section.warn_of("max_per_user", "one user can take all of session.capacity");

@@ -88,8 +88,23 @@ fn is_secret(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
 }
 
-/// What is wrong with a secret of a known shape, in words that do not give it away.
-pub fn describe(text: &str) -> String {
+/// What is wrong with a key that is not 32 bytes, in words that do not give it away.
+pub fn describe_key(text: &str) -> String {
+    let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
+    let is_text = |bytes: &[u8]| bytes.trim_ascii().iter().all(u8::is_ascii_graphic);
+    match (oddity(text), decoded) {
+        (Some(oddity), _) => oddity,
+        // Longer than any 32 bytes: a key that was encoded twice.
+        (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
+            "it is base64 of a text: decode it first".to_owned()
+        }
+        (None, Some(decoded)) => format!("it is base64 of {} bytes", decoded.len()),
+        (None, None) => format!("it has {} characters", text.chars().count()),
+    }
+}
+
+/// What is wrong with an app secret, in words that do not give it away.
+fn describe(text: &str) -> String {
     if let Some(oddity) = oddity(text) {
         return oddity;
     }
