@@ -63,7 +63,7 @@ pub struct AccessLog {
     writer: Option<(NonBlocking, Flush)>,
     file: Option<Arc<LogFile>>,
     user_names: UserNames,
-    /// Whether the key is the configuration's, so that names last.
+    /// Whether the key is from the configuration, so that names survive a restart.
     has_key: bool,
 }
 
@@ -140,13 +140,14 @@ impl AccessLog {
         self.user_names.name(openid)
     }
 
-    /// How names are made, where `log.openid_key` is set: without it they mean nothing elsewhere.
+    /// How names are made, where `log.openid_key` is set: without it they differ from process to
+    /// process.
     pub fn user_names(&self) -> Option<UserNames> {
         self.has_key.then(|| self.user_names.clone())
     }
 }
 
-/// A time as it is logged: in milliseconds, with three decimals at most.
+/// A duration for the log: milliseconds with at most three decimals.
 pub fn milliseconds(took: Duration) -> f64 {
     (took.as_secs_f64() * 1e6).round() / 1e3
 }

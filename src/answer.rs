@@ -48,13 +48,13 @@ impl Answer {
         self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// Puts one line of a header in the place of all that are there.
+    /// Replaces all lines of a header with one.
     pub fn replace(&mut self, name: HeaderName, value: HeaderValue) {
         self.headers.retain(|(known, _)| *known != name);
         self.headers.push((name, value));
     }
 
-    /// Adds those headers of which there is no line.
+    /// Adds the headers that the response does not have yet.
     pub fn add_missing(&mut self, headers: &[(HeaderName, HeaderValue)]) {
         for (name, value) in headers {
             if self.values(name).next().is_none() {

@@ -1,12 +1,12 @@
-//! What caches between the gateway and its clients are told about responses.
+//! Cache headers of responses, for caches between the gateway and its clients.
 //!
-//! HTTP keeps shared caches from reusing a response to a request with `Authorization`
-//! (RFC 9111, section 3.5), but they do not know the session header. So a response that depends
-//! on a session names the carriers in `Vary`, for caches that tell requests apart by it, and
-//! one to a user is `private`, for caches that do not. Where the service's own `Cache-Control`
-//! already decides what HTTP lets it decide there, it is left as it is.
+//! HTTP keeps shared caches from reusing a response to a request with `Authorization` (RFC 9111,
+//! section 3.5), but they do not know the session header. So a response that depends on a session
+//! names the carriers in `Vary`, for caches that tell requests apart by it, and one to a user is
+//! `private`, for caches that do not. Where the service's own `Cache-Control` already decides this,
+//! as HTTP allows, it is left as it is.
 //!
-//! Each of the two is sent as one line: some caches read only the last of several.
+//! Each of the two headers is sent as one line: some caches read only the last of several.
 
 use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
@@ -98,7 +98,7 @@ impl Vary {
             members.map(trim)
         };
         if members().any(|member| member == b"*") {
-            // Caches know it only when nothing stands beside it.
+            // Caches recognise it only if it is alone.
             let is_alone = is_one_line && trim(first.as_bytes()) == b"*";
             return (!is_alone).then(|| HeaderValue::from_static("*"));
         }
@@ -113,7 +113,7 @@ impl Vary {
             self.names.iter().filter(|name| !is_listed(name)).map(title_case).collect();
         let lines = lines().map(|line| trim(line.as_bytes())).filter(|line| !line.is_empty());
         let parts: Vec<_> = lines.chain(missing.iter().map(String::as_bytes)).collect();
-        // What cannot be written varies on everything.
+        // `*` if the value is no legal header.
         let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
         Some(joined.unwrap_or(HeaderValue::from_static("*")))
     }
@@ -143,7 +143,7 @@ where
         return None;
     }
     let lines = lines().map(|line| trim(line.as_bytes())).filter(|line| !line.is_empty());
-    // In front: behind a quote that does not end it could be part of a text.
+    // In front: after an unclosed quote it would be part of the quoted string.
     let parts: Vec<_> = std::iter::once(PRIVATE.as_bytes()).chain(lines).collect();
     let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
     Some(joined.unwrap_or(HeaderValue::from_static(PRIVATE)))

@@ -53,7 +53,7 @@ pub struct Place {
     pub line: usize,
 }
 
-/// Nothing: what two files say is compared by what it means.
+/// Hides the place, so that files that mean the same look the same.
 impl fmt::Debug for Place {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("..")
@@ -158,7 +158,7 @@ impl Config {
         check::check(source, secrets, None).config
     }
 
-    /// What there is, in one line: as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in
+    /// A summary in one line, such as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in
     /// memory`. Listeners are all of them: public, redirect, forward-auth and admin.
     pub fn summary(&self) -> String {
         let listeners =
@@ -203,7 +203,7 @@ pub struct ServerSection {
     /// Port that they send clients to.
     pub redirect_port: u16,
     pub trusted_proxies: Vec<IpNet>,
-    /// Of every response of the public listeners.
+    /// Added to every response of the public listeners.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// How often the configuration's files are looked at for changes; zero: never.
     pub watch_interval: Duration,
@@ -550,7 +550,7 @@ pub struct Route {
     pub response_edits: HeaderEdits,
     /// Of the gateway's own responses on this route.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers that can carry a token, where caches are told of them; else empty.
+    /// Headers that can carry a token, for `Vary`; empty where it is not sent.
     pub vary: Vec<HeaderName>,
     pub timeouts: Timeouts,
     pub cors: Option<Cors>,

@@ -1,10 +1,10 @@
 //! What becomes of a request, without one: `wxgate explain`.
 //!
-//! Asks the very functions that requests meet, with what an operator typed in the place of
-//! a request. Why a route was not taken is found out by asking it alone, and what is removed
-//! from a request by comparing it with what its service would get. Nothing is resolved, bound
-//! or called; who would be asking is shown by placeholders, and values that may be secrets are
-//! not shown. What is found is plain data, written as JSON or, by `text.rs`, in words.
+//! Calls the functions that judge real requests, with a request that an operator describes. Why a
+//! route does not match is found by trying it alone, and what is removed from a request by
+//! comparing it with what its service would get. Nothing is resolved, bound or called; the user is
+//! shown by placeholders, and values that may be secrets are not shown. The result is plain data,
+//! written as JSON or, by `text.rs`, as text.
 
 mod question;
 mod text;
@@ -152,7 +152,7 @@ fn judge_content(
     Ok(())
 }
 
-const IMPOSSIBLE: &str = "no request can look like this";
+const IMPOSSIBLE: &str = "the request is malformed";
 
 fn matched_route(index: usize, section: &RouteSection, is_preflight: bool) -> MatchedRoute {
     let rate = |rate: Option<Rate>| {
@@ -274,8 +274,8 @@ fn injector(config: &Config, routes: &Routes) -> Injector {
     Injector::new(&config.identity, &config.session).removing_overrides(routes.trust_methods())
 }
 
-/// What concerns only the connection that a request came by, and is not forwarded. A WebSocket's
-/// handshake is written anew.
+/// Headers of the client's connection, which are not forwarded. The handshake of a WebSocket is
+/// rewritten.
 fn not_forwarded(request: &RequestHeader) -> Vec<HeaderName> {
     let is_websocket = websocket::is_asked_for(request);
     let is_kept = |name: &HeaderName| {
@@ -291,7 +291,7 @@ fn not_forwarded(request: &RequestHeader) -> Vec<HeaderName> {
     names.filter(|name| !is_kept(name)).collect()
 }
 
-/// The client's header lines that the service does not get as they came, and why.
+/// The client's header lines that the service does not get unchanged, and why.
 fn removed(
     config: &Config,
     routes: &Routes,
@@ -309,7 +309,7 @@ fn removed(
     };
     let reason = |name: &HeaderName, value: &HeaderValue| {
         if of_connection.contains(name) {
-            "it concerns only the client's connection".to_owned()
+            "it applies only to the client's connection".to_owned()
         } else if set.contains(name.as_str()) {
             "the route's set_request_headers replaces it".to_owned()
         } else if remove.contains(name.as_str()) {
@@ -381,7 +381,7 @@ fn why_not(section: &RouteSection, asked: &Asked<'_>) -> String {
     let takes_method = section.methods.is_empty()
         || section.methods.iter().any(|method| asked.method == method.as_str());
     if takes_method {
-        "what matches is more specific".to_owned()
+        "the matching route is more specific".to_owned()
     } else {
         format!("its methods are {}", section.methods.join(", "))
     }

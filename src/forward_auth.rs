@@ -278,11 +278,11 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
-        // The name is there as text too, for messages are static.
+        // The name is given as text too, because messages are static.
         macro_rules! once {
             ($name:ident, $text:literal) => {{
                 let missing = concat!($text, " is missing");
-                let repeated = concat!($text, " is there more than once");
+                let repeated = concat!($text, " is repeated");
                 only(headers, &$name, missing, repeated)
             }};
         }

@@ -138,8 +138,8 @@ pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Re
     }
 }
 
-/// Judges what a trusted proxy says of a request that it has, in `X-Forwarded-Method`, `-Uri`
-/// and `-Host`. What passes is ASCII.
+/// Judges the request that a trusted proxy describes in `X-Forwarded-Method`, `-Uri` and `-Host`.
+/// What passes is ASCII.
 ///
 /// # Errors
 /// The refusal to answer with.
@@ -157,7 +157,7 @@ pub fn judge_told(
     judge_host(host, &TOLD)
 }
 
-/// What is said of a request that is rejected, by where its parts are.
+/// Messages of rejections, which name the place of the part at fault.
 struct Messages {
     method: &'static str,
     host: &'static str,
@@ -167,7 +167,7 @@ struct Messages {
 }
 
 const REQUEST: Messages = Messages {
-    method: "this method is not served",
+    method: "this method is not supported",
     host: "Host is malformed",
     not_ascii: "request target: bytes outside ASCII must be percent-encoded",
     target_byte: "request target: control bytes, spaces and \" # < > \\ must be percent-encoded",
@@ -326,14 +326,14 @@ fn judge_fields(
         } else if name.eq_ignore_ascii_case(b"connection") {
             judge_connection(value, &mut nominated)?;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            // There is nothing to change to from HTTP/1.0 (RFC 9110, section 7.8).
+            // Upgrade is ignored in HTTP/1.0 (RFC 9110, section 7.8).
             asks_websocket |= !request.is_http_10 && offers_websocket(value);
         }
     }
     match host {
         Some(host) => {
             judge_host(host, &REQUEST)?;
-            // To the letter, as pingora compares them.
+            // Byte by byte, as pingora compares them.
             if request.authority.is_some_and(|authority| authority != host) {
                 return Err(Rejection::BadRequest("Host and target name different hosts"));
             }

@@ -70,15 +70,15 @@ pub enum Removal {
     SessionHeader,
     #[error("the session token")]
     Token,
-    #[error("reserved: services that come from WeChat Cloud Run trust it")]
+    #[error("reserved: services written for WeChat Cloud Run trust it")]
     CloudRun,
-    #[error("replaced: the gateway writes it, and a client's value does not count")]
+    #[error("replaced: the gateway writes it and ignores the client's value")]
     Written,
     #[error("only a trusted proxy may send it")]
     Untrusted,
-    #[error("it concerns only the client's connection")]
+    #[error("it applies only to the client's connection")]
     OfConnection,
-    #[error("routes have methods, and it could change the method")]
+    #[error("it could override the method, on which routes depend")]
     MethodOverride,
 }
 

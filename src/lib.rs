@@ -31,10 +31,10 @@
 //! | 2 | `websocket` | when a request may become one, and how long it may stay one |
 //! | 2 | `rate_limit` | how often somebody may ask |
 //! | 2 | `inject` | the headers that are the gateway's to write |
-//! | 2 | `log_file` | a file of log lines that is opened anew |
+//! | 2 | `log_file` | a log file that can be reopened |
 //! | 2 | `telemetry` | the process's own log |
 //! | 2 | `sandbox` | a simulated WeChat |
-//! | 1 | `caching` | what caches between the gateway and its clients are told |
+//! | 1 | `caching` | cache headers of responses |
 //! | 1 | `config` | the file, validated |
 //! | 1 | `rejection` | the closed list of error answers |
 //! | 1 | `log_writer` | writing logs without waiting for them |

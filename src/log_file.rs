@@ -1,9 +1,8 @@
-//! A file of log lines, which can be opened anew while lines are written.
+//! A log file that can be reopened while lines are written.
 //!
-//! Rotation renames the file and sends SIGUSR1: lines go to the renamed file until the path could
-//! be opened again, and then to the new one. Where it cannot be opened, because its folder is
-//! gone or read-only, they go on to the old file. A line that cannot be written is given up and
-//! counted.
+//! Rotation renames the file and sends SIGUSR1: lines go to the renamed file until the path is open
+//! again, and then to the new one. If it cannot be opened, because its folder is gone or read-only,
+//! lines still go to the old file. A line that cannot be written is dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,7 +18,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::seldom::Seldom;
 
-/// Where lines are written at the moment.
+/// The file that lines are written to.
 pub struct LogFile {
     path: PathBuf,
     file: ArcSwap<File>,
@@ -39,7 +38,7 @@ impl LogFile {
         &self.path
     }
 
-    /// Opens the path anew. A file system that does not answer makes this wait.
+    /// Reopens the path. Waits while the file system does not respond.
     ///
     /// # Errors
     /// Those of the system; lines go on to the file before then.
@@ -48,7 +47,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Writes lines to it, for one thread. Those that cannot be written are counted.
+    /// Writes lines to it, for one thread. Counts those that cannot be written.
     pub fn writer(self: &Arc<Self>, clock: Clock, metrics: &Metrics) -> impl Write + Send + use<> {
         let lost = Arc::new(AtomicUsize::new(0));
         let counted = lost.clone();

@@ -196,7 +196,7 @@ impl Login {
         Ok(grant)
     }
 
-    /// Notices an app that has only refusals, and logs it.
+    /// Notices an app whose codes are all rejected, and logs it.
     fn observe(&self, served: &Served, outcome: &replay::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
             Ok(_) => return served.refusals.succeeded(),
@@ -212,14 +212,14 @@ impl Login {
         let referer_app_id = named.as_ref().map(Named::as_str);
         let is_served = |named: &str| self.served(Some(named)).is_ok();
         let what = match referer_app_id {
-            None => "WeChat refuses every code of this app; logged once a minute",
+            None => "WeChat rejects every code of this app; logged once a minute",
             Some(named) if is_served(named) => {
-                "WeChat refuses every code of this app, and the clients name another [[app]]: \
+                "WeChat rejects every code of this app, and the clients name another [[app]]: \
                  their logins must send its app_id; logged once a minute"
             }
             Some(_) => {
-                "WeChat refuses every code of this app, and the clients name another app id: the \
-                 gateway and the Mini Program must have the same; logged once a minute"
+                "WeChat rejects every code of this app, and the clients name another app id: the \
+                 gateway and the Mini Program must have the same app id; logged once a minute"
             }
         };
         let (errcode, meaning) = (errcode.number(), errcode.meaning());
@@ -266,8 +266,8 @@ fn report_mock(served: &Served, sender: Sender<'_>) {
         app_id,
         referer_app_id,
         suppressed,
-        "a login had the mock code of the developer tools: the project is open there without \
-         an app id or with a test app id, so set that of the Mini Program; logged once a minute"
+        "a login had the mock code of the developer tools: the project there has no app id or a \
+         test app id, so set the Mini Program's app id there; logged once a minute"
     );
 }
 

@@ -45,14 +45,14 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Validate a configuration as `run` does, and say what is wrong with it. All that a start
-    /// does is done, except to listen and to create the access log's file.
+    /// Validate a configuration as `run` does, and print every problem. Does all that a start does,
+    /// except to listen and to create the access log's file.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Do not read secrets, keys and certificates, and do not look at the folder of the
-        /// access log, for places where they are absent.
+        /// Do not read secrets, keys and certificates, and do not check the folder of the access
+        /// log: for machines that do not have them, as in CI.
         #[arg(long)]
         without_secrets: bool,
         /// Also ask WeChat, at each of its addresses, whether it can be reached, its certificate
@@ -62,9 +62,9 @@ enum Command {
         #[arg(long, conflicts_with = "without_secrets")]
         live: bool,
     },
-    /// Say what would become of a request: which route matches, why the others do not, what the
-    /// service would see, and what is removed. Secrets, keys, certificates and files of answers
-    /// are not read, and nothing is called. The client is not a trusted proxy.
+    /// Show what would happen to a request: which route matches, why the others do not, what the
+    /// service would get, and what is removed. Reads no secrets, keys, certificates or response
+    /// files, and calls nothing. The client is not a trusted proxy.
     #[command(after_help = EXPLAIN_HELP)]
     Explain {
         /// The configuration file.
@@ -150,11 +150,11 @@ Each login gives the user a new session_key and makes the one before worthless:
 
 const EXPLAIN_HELP: &str = "\
 Exit code:
-  0  the request is forwarded, or answered by the gateway; a session may be needed
+  0  the request is forwarded, or the gateway responds; a session may be needed
   1  it is rejected, or the file has problems
   2  wrong usage
 
-JSON fields, all of them always there:
+JSON fields, all of them always present:
   method, host, path  the request
   outcome             forwarded, answered, rejected or forward_auth
   status, error, reason, allow
@@ -291,7 +291,7 @@ fn explain(path: &Path, question: &Question, is_json: bool) -> ExitCode {
                 Ok(json) if is_json => json + "\n",
                 _ => explanation.to_string(),
             };
-            // Whoever has read what it wanted to know may have closed it.
+            // A reader such as `head` may have closed it.
             let _ = std::io::stdout().write_all(text.as_bytes());
             if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -349,7 +349,7 @@ fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> 
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
         let mut out = std::io::stdout();
-        // Whoever has read what it wanted to know may have closed it.
+        // A reader such as `head` may have closed it.
         let _ = writeln!(out, "simulated WeChat at http://{}", listener.local_addr()?);
         for (app_id, secret) in &apps {
             let _ = writeln!(out, "app {app_id} with secret {secret}");

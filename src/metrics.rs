@@ -24,7 +24,7 @@ pub use self::wechat::{Raised, WeChatMetrics};
 const DURATION_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Of every configured route there from the start.
+/// Codes whose series exist from the start for every configured route.
 const WATCHED_CODES: [u16; 9] = [200, 401, 403, 429, 500, 501, 502, 503, 504];
 
 /// Why a session is gone.
@@ -284,8 +284,8 @@ impl Metrics {
         }
     }
 
-    /// The same, with the codes that operators watch there as 0, so that `rate()` sees the first
-    /// of them.
+    /// The same, with the codes that operators watch created as 0, so that `rate()` sees their
+    /// first increase.
     pub fn route_from_start(&self, label: &str) -> RouteMetrics {
         let route = self.route(label);
         for code in WATCHED_CODES {
@@ -294,7 +294,7 @@ impl Metrics {
         route
     }
 
-    /// Has series of an app, or of `unknown`, there as 0, as [`Metrics::route_from_start`].
+    /// Creates the series of an app, or of `unknown`, as 0, as [`Metrics::route_from_start`] does.
     pub fn app_from_start(&self, app_id: &str, outcomes: &[&str], errcodes: &[&str]) {
         for outcome in outcomes {
             drop(self.logins.with_label_values(&[app_id, outcome]));
@@ -418,7 +418,7 @@ impl Metrics {
         self.handshakes_failed.inc();
     }
 
-    /// Counts the lines that a log writer has given up, by what it says whenever it is asked.
+    /// Counts the lines that a log writer has dropped, as of each scrape.
     pub fn watch_log(&self, lost: impl Fn() -> usize + Send + 'static) {
         lock(&self.log_writers).push(Box::new(lost));
     }

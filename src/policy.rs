@@ -63,7 +63,7 @@ pub struct Process {
     pub sessions: Sessions,
     pub clock: Clock,
     pub lifecycle: Lifecycle,
-    /// Of operators' requests with a wrong token: whether to log the next.
+    /// Whether to log the next request of an operator with a wrong token.
     pub operator_refusals: Seldom,
     /// Keys for the tickets of TLS.
     pub tickets: Arc<dyn ProducesTickets>,
@@ -98,9 +98,9 @@ pub struct Policy {
     pub proto: HeaderValue,
     /// What an operator shows to see and end sessions.
     pub admin_token: Option<Secret>,
-    /// Of every response of the public listeners; routes have their own.
+    /// Added to every response of the public listeners without a route; routes have their own.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// What caches are told about a request that may go on.
+    /// Cache headers of a decision to let a request pass.
     pub decision_caching: Vec<(HeaderName, HeaderValue)>,
     /// The path of forward-auth, without a slash at its end.
     pub forward_auth_path: String,
@@ -122,8 +122,8 @@ pub enum PolicyError {
     Tls(#[from] rustls::Error),
 }
 
-/// What caches are told about a decision that a request may go on. All requests for a decision
-/// have one URL, so it depends on what they say of the request that it is about.
+/// Cache headers of a decision to let a request pass. All requests for decisions have one URL, so
+/// the decision varies on the headers that describe the original request.
 fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, HeaderValue)> {
     let seconds = config.forward_auth.cache.as_secs();
     if seconds == 0 {
@@ -132,7 +132,7 @@ fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, Header
     let about = [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST].into_iter().cloned();
     let carriers = config.session.carrier_headers().into_iter();
     let vary = Vary::new(carriers.chain(about).chain(routes.deciding_headers()));
-    // What cannot be written varies on everything.
+    // `*` if the value is no legal header.
     let vary = vary.map_or(HeaderValue::from_static("*"), |vary| vary.value().clone());
     let control = HeaderValue::try_from(format!("private, max-age={seconds}"));
     let control = control.unwrap_or(HeaderValue::from_static("no-store"));

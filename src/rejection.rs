@@ -86,7 +86,7 @@ impl Rejection {
         self.row().1
     }
 
-    /// What a client is told.
+    /// The message to the client.
     pub fn message(&self) -> &'static str {
         self.row().3
     }
@@ -105,9 +105,7 @@ impl Rejection {
             Self::UserBlocked => {
                 (403, "user_blocked", None, "WeChat blocks the login of this user")
             }
-            Self::LoginRefused => {
-                (403, "login_refused", None, "the login of this user is refused here")
-            }
+            Self::LoginRefused => (403, "login_refused", None, "logins of this user are blocked"),
             Self::WrongApp => {
                 (403, "wrong_app", None, "a session of this app is not accepted here")
             }

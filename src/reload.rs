@@ -116,7 +116,7 @@ impl Reloader {
         let files = listed(&files);
         match &outcome {
             Ok(changes) if changes.is_empty() => {
-                tracing::info!(files, "the configuration is reloaded, nothing in it has changed");
+                tracing::info!(files, "the configuration is reloaded without changes");
             }
             Ok(Changes { added, removed, changed }) => tracing::info!(
                 files,
@@ -140,7 +140,7 @@ impl Reloader {
         self.process.metrics.reloaded(outcome.is_ok());
     }
 
-    /// Files that are others than when they were last read, are new, or are gone.
+    /// Files that have changed since they were last read, are new, or are gone.
     fn changed_files(&self, now: &Looks) -> Vec<String> {
         let of = |looks: &Looks, file: &PathBuf| looks.get(file).copied().flatten();
         let mut files: Vec<_> = now.keys().chain(self.seen.keys()).collect();

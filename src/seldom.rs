@@ -1,4 +1,4 @@
-//! What may happen at any rate, and is logged at most once a minute.
+//! Events that may be frequent, and are logged at most once a minute.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -44,7 +44,7 @@ impl Seldom {
         Self { clock, last: Mutex::default() }
     }
 
-    /// The event has happened. If it is to be logged now: how often it was not since it last was.
+    /// Counts an event. If it is to be logged now: how many were suppressed since the last line.
     pub fn suppressed(&self) -> Option<u64> {
         // Nothing panics while it holds the lock.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +65,7 @@ impl<K: Eq + Hash> SeldomEach<K> {
         Self { rest: Seldom::new(clock.clone()), each: Mutex::default(), clock }
     }
 
-    /// An event of this kind has happened; see [`Seldom::suppressed`].
+    /// Counts an event of this kind; see [`Seldom::suppressed`].
     pub fn suppressed(&self, kind: K) -> Option<u64> {
         let now = self.clock.now();
         // Nothing panics while it holds the lock.

@@ -101,7 +101,7 @@ impl Server {
     /// Takes everything that may be missing or taken on this machine.
     ///
     /// # Errors
-    /// The first thing that is not to be had, by name.
+    /// The first thing that is unavailable, by name.
     pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let access_log =
             AccessLog::open(&config.log, &clock, &metrics).map_err(StartError::AccessLog)?;
@@ -127,11 +127,11 @@ impl Server {
         })
     }
 
-    /// Does what [`Server::bind`] does, but for the listeners and the access log's file, and
-    /// throws it away. Nothing is called.
+    /// Does what [`Server::bind`] does, except for the listeners and the access log's file, and
+    /// drops the result. Calls nothing.
     ///
     /// # Errors
-    /// The first thing that is not to be had, by name.
+    /// The first thing that is unavailable, by name.
     pub fn rehearse(config: &Config, metrics: Arc<Metrics>) -> Result<(), StartError> {
         let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
         let clock = Clock::system();
@@ -265,7 +265,7 @@ impl Server {
     }
 }
 
-/// All that is needed to serve, but for listeners.
+/// All that is needed to serve, except the listeners.
 fn prepare(
     config: &Config,
     access_log: AccessLog,

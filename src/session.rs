@@ -57,7 +57,7 @@ enum Backend {
 #[error("the session store is not available")]
 pub struct StoreError;
 
-/// No session is created, for its user is blocked.
+/// No session is created, because its user is blocked.
 #[derive(Debug)]
 pub struct Blocked;
 
@@ -84,7 +84,7 @@ impl From<Blocked> for CreateError {
 #[derive(Debug)]
 pub enum BlockError {
     Store(StoreError),
-    /// As many as [`MOST_BLOCKED`] are blocked.
+    /// The limit, [`MOST_BLOCKED`], is reached.
     Full,
 }
 
@@ -351,12 +351,12 @@ impl Sessions {
         }
     }
 
-    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked. Goes
-    /// through all sessions in the background, which takes about a second for a million, with a
-    /// shared store about 15, and a minute at most; one call after the other.
+    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
+    /// Searches all sessions in the background, which takes about a second for a million, with a
+    /// shared store about 15, and a minute at most; one search at a time.
     ///
     /// # Errors
-    /// When the store cannot be reached, or does not let itself be searched.
+    /// When the store cannot be reached or searched.
     pub async fn find_user(
         &self,
         app_id: &AppId,
@@ -368,7 +368,7 @@ impl Sessions {
             Backend::Memory(memory) => {
                 let (memory, app_id) = (memory.clone(), app_id.clone());
                 let search = move || {
-                    // Whoever has asked may have left.
+                    // The caller may be gone.
                     let _turn = turn;
                     memory.find_user(&app_id, &is_sought)
                 };
@@ -549,7 +549,7 @@ mod tests {
         assert_eq!(created - removed, memory.len());
     }
 
-    /// Whoever blocks a user ends the sessions that are there, as an operator does.
+    /// Blocks a user and ends its sessions, as an operator does.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         let store = Arc::new(Store::new(1_000_000));

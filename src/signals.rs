@@ -1,9 +1,9 @@
 //! Which signals there are, and what each of them orders.
 //!
-//! Every signal that would end the process by default is caught, but for those that report a
-//! fault of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that nobody can catch
-//! (SIGKILL, and 32 and 33, which the C library keeps for itself). Signals that stop a process
-//! until SIGCONT are left as they are.
+//! Every signal that would end the process by default is caught, except those that report a fault
+//! of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that nobody can catch (SIGKILL,
+//! and 32 and 33, which the C library keeps for itself). Signals that stop a process until SIGCONT
+//! are left as they are.
 
 use std::io;
 
@@ -28,7 +28,7 @@ impl Signals {
     /// Needs a runtime.
     ///
     /// # Errors
-    /// When the system refuses to have a signal caught.
+    /// When the system does not allow a signal to be caught.
     pub fn catch() -> io::Result<Self> {
         let mut caught = Self(Vec::new());
         caught.add(SignalKind::hangup(), Order::Reload)?;
@@ -39,7 +39,7 @@ impl Signals {
             (Raw::ALARM, "SIGALRM"),
             (Raw::VTALARM, "SIGVTALRM"),
             (Raw::PROF, "SIGPROF"),
-            // Limits of CPU time and file size: what goes beyond fails by itself.
+            // Limits of CPU time and file size: what exceeds them fails by itself.
             (Raw::XCPU, "SIGXCPU"),
             (Raw::XFSZ, "SIGXFSZ"),
             (Raw::IO, "SIGIO"),
@@ -55,7 +55,7 @@ impl Signals {
         #[cfg(target_os = "linux")]
         for number in REAL_TIME {
             let order = Order::Ignored { name: "a real-time signal", number };
-            // The C library refuses those that are its own.
+            // The C library keeps some for itself.
             let _ = caught.add(SignalKind::from_raw(number), order);
         }
         Ok(caught)
@@ -64,7 +64,7 @@ impl Signals {
     /// Catches SIGTERM and SIGINT, too, and has every signal sent as an order.
     ///
     /// # Errors
-    /// When the system refuses to have a signal caught.
+    /// When the system does not allow a signal to be caught.
     pub fn orders(mut self) -> io::Result<mpsc::Receiver<Order>> {
         self.add(SignalKind::terminate(), Order::Drain)?;
         self.add(SignalKind::interrupt(), Order::Stop)?;

@@ -1,8 +1,7 @@
 //! The process's own log, on stderr.
 //!
 //! Only this crate's events are written: libraries below would log paths and queries. A line of
-//! JSON names its time as those of the access log do, and says with `"log":"process"` that it is
-//! none of them.
+//! JSON has `time` as in the access log, and `"log":"process"` to tell it apart.
 
 use std::fmt;
 use std::io::IsTerminal;

@@ -104,7 +104,7 @@ impl Pool {
         Some(Chosen { address: peer.address, peer: chosen, reuse })
     }
 
-    /// Takes note of how long a server keeps its connections, if its response says so.
+    /// Remembers how long a server keeps its connections, if its response says so.
     pub fn hear(&self, server: SocketAddr, response: &ResponseHeader) {
         if KeepAlive::is_said(response)
             && let Some(peer) = self.peers.load().iter().find(|peer| peer.address == server)
@@ -161,7 +161,7 @@ impl Pool {
         options.total_connection_timeout = Some(self.section.connect_timeout);
         options.read_timeout = Some(self.section.read_timeout);
         options.write_timeout = Some(self.section.write_timeout);
-        // Where none is kept, pingora needs one all the same, or keeps them for ever.
+        // pingora needs a timeout even if no connection is kept, or it keeps them for ever.
         options.idle_timeout = Some(Duration::ZERO);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
         Peer { address, template, keep_alive }
@@ -178,7 +178,7 @@ struct Names {
 
 /// What is known of a host name with a port.
 struct Name {
-    /// What it stood for when it could last be resolved.
+    /// Its addresses when it could last be resolved.
     addresses: Vec<SocketAddr>,
     failed: Seldom,
     /// Whether the last line about it says that it cannot be resolved.
@@ -214,7 +214,7 @@ impl Names {
         self.learn(&name, found)
     }
 
-    /// Takes what a look-up has found, or what is known since an earlier one.
+    /// Takes the result of a look-up, or that of an earlier one.
     fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let name = known.entry(host.to_owned()).or_insert_with(|| Name {
@@ -284,7 +284,7 @@ mod tests {
         assert!(logged(|| drop(fail())).contains("suppressed=99"));
         let log = logged(|| drop((find(), find())));
         assert_eq!(log.matches("resolves again").count(), 1, "{log}");
-        // One that comes and goes is no flood either.
+        // A name that fails now and then must not flood the log either.
         let log = logged(|| {
             for _ in 0..100 {
                 fail();

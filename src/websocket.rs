@@ -1,12 +1,11 @@
 //! WebSocket: when a request may become one, and how long it may stay one.
 //!
-//! Of what a request offers to change its connection to, all but a WebSocket is declined: the
-//! offer is ignored, and the request is one like any other (RFC 9110, section 7.8).
-//! A handshake is judged strictly (RFC 6455, section 4): until the service has answered it
-//! with a proper `101`, what follows the request on its connection is a request like any
-//! other, and never taken for raw bytes. The switch from one to the other is a [`Tunnel`],
-//! which the connection holds and the proxy opens, and which is cut when the session of its
-//! user ends.
+//! All protocols in `Upgrade` but a WebSocket are ignored, and the request is served like any other
+//! (RFC 9110, section 7.8). A handshake is judged strictly (RFC 6455, section 4): until the service
+//! has answered it with a proper `101`, what follows the request on its connection is a request
+//! like any other, and never taken for raw bytes. The switch from one to the other is a [`Tunnel`],
+//! which the connection holds and the proxy opens, and which is cut when the session of its user
+//! ends.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -35,7 +34,7 @@ pub fn is_asked_for(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11 && lines.any(|line| offers_websocket(line.as_bytes()))
 }
 
-/// The rejection of a WebSocket where none may be.
+/// The rejection of a WebSocket where none is allowed.
 pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowed on this path");
 
 /// Judges the handshake of a request that asks to become a WebSocket.
@@ -46,9 +45,7 @@ pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowe
 pub fn judge_handshake(request: &RequestHeader) -> Result<(), Rejection> {
     let headers = &request.headers;
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
-        return Err(Rejection::BadRequest(
-            "Upgrade must be exactly one \"websocket\", and nothing beside it",
-        ));
+        return Err(Rejection::BadRequest("Upgrade must be one \"websocket\" and nothing else"));
     }
     let has_body = headers.contains_key(TRANSFER_ENCODING)
         || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");

@@ -249,7 +249,7 @@ impl WeChat {
     }
 }
 
-/// What came from an address of WeChat.
+/// A response from an address of WeChat.
 struct Response {
     status: StatusCode,
     /// In seconds. Dates are not read.

@@ -1,11 +1,11 @@
-//! An operator's hold on the sessions of a user: to list them, to end one or all, to block.
+//! Sessions of a user, for operators: list them, end one or all, block the user.
 //!
 //! There for whoever shows `admin.token`, and not there where none is configured. A session is
-//! named by the first digits of its token's digest, which open nothing; a user by the openid, or
-//! by the name that the access log gives it. Every session that a login was answered with before
-//! the call is ended when its 204 is sent; where the store is shared, on the other gateways as
-//! after a logout. A block is set before the sessions are ended, so that no login that is in
-//! flight gets past both. Each action is one line of the log.
+//! named by the first digits of its token's digest, which open nothing; a user by the openid, or by
+//! the name that the access log gives it. When the 204 is sent, every session that was granted
+//! before the call has ended; with a shared store, on other gateways as after a logout. A block is
+//! set before the sessions are ended, so that no login in flight escapes both. Each action is one
+//! line of the log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,8 @@ fn bad_request(message: &'static str) -> Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(_: StoreError) -> Self {
-        let message = "the session store did not do it all: see the log, and repeat it";
+        let message =
+            "the session store failed before all was done: see the log, and repeat the request";
         Self { status: 503, error: "store_unavailable", message }
     }
 }
@@ -56,7 +57,7 @@ impl From<StoreError> for Refusal {
 impl From<BlockError> for Refusal {
     fn from(error: BlockError) -> Self {
         const { assert!(MOST_BLOCKED == 100_000, "as the message says") };
-        let message = "100000 users are blocked, the most that can be: nothing was done";
+        let message = "the limit of 100000 blocked users is reached: nothing was changed";
         match error {
             BlockError::Store(error) => error.into(),
             BlockError::Full => Self { status: 503, error: "too_many_blocks", message },
@@ -88,7 +89,7 @@ struct Query {
     block: Option<String>,
 }
 
-/// What is known of an action, for its line in the log.
+/// What the log line of an action says.
 #[derive(Default)]
 struct Audit<'a> {
     app_id: Option<&'a str>,
@@ -107,7 +108,7 @@ pub async fn answer(
     let client = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
     let request_id = request_id(request.headers());
     if !is_shown(token, request.headers()) {
-        // Whoever guesses must not fill the log.
+        // Guesses must not fill the log.
         if let Some(suppressed) = process.operator_refusals.suppressed() {
             let outcome = "unauthorized";
             tracing::info!(outcome, request_id, client, suppressed, "operator action");
@@ -138,7 +139,7 @@ pub async fn answer(
     answer
 }
 
-/// An id that the request was given, where it can stand in a log.
+/// The id of the request, if it is fit for a log.
 fn request_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     ((1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())).then_some(id)
@@ -153,7 +154,7 @@ fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
         && Sha256::digest(shown.trim_ascii()) == Sha256::digest(token.expose())
 }
 
-/// What an action is called in the log, also one that cannot be done.
+/// The name of an action in the log, also of a rejected one.
 fn word(query: &str, is_look: bool) -> &'static str {
     let mut fields = form_urlencoded::parse(query.as_bytes());
     let block = fields.find(|(name, _)| name == "block");
@@ -165,14 +166,14 @@ fn word(query: &str, is_look: bool) -> &'static str {
     }
 }
 
-/// A time for which a user can be blocked, or none for no more.
+/// The duration of a block; zero lifts it.
 fn block_time(text: &str) -> Option<Duration> {
-    // `M` is a month to humantime, and a minute to whoever writes it here.
+    // humantime reads `M` as months, but an operator would mean minutes.
     let time = humantime::parse_duration(text).ok().filter(|_| !text.contains('M'))?;
     (time.is_zero() || (SHORTEST_BLOCK..=LONGEST_BLOCK).contains(&time)).then_some(time)
 }
 
-/// What a query asks for, and of which app.
+/// The user and the app that a query names.
 fn parse<'a>(
     login: &'a Login,
     query: &str,
@@ -187,34 +188,36 @@ fn parse<'a>(
             "user" => &mut fields.user,
             "block" => &mut fields.block,
             // A word that is not understood might have meant fewer sessions.
-            _ => return Err(bad_request("a query may hold app_id, openid or user, and block")),
+            _ => return Err(bad_request("a query may have app_id, openid or user, and block")),
         };
         if field.replace(value.into_owned()).is_some() {
-            return Err(bad_request("a field is there twice"));
+            return Err(bad_request("a parameter is repeated"));
         }
     }
     let app_id = login.app(fields.app_id.as_deref()).map_err(bad_request)?.1;
     let subject = match (fields.openid, fields.user) {
         (Some(openid), None) => {
             let openid = OpenId::parse(&openid);
-            Subject::OpenId(openid.ok_or(bad_request("the openid is not one of WeChat's"))?)
+            Subject::OpenId(openid.ok_or(bad_request("openid is malformed"))?)
         }
         (None, Some(name)) if is_name(&name) => Subject::Name(name),
         (None, Some(_)) => {
-            return Err(bad_request("user is the 16 characters that the access log has"));
+            return Err(bad_request("user must be the 16 characters of the access log"));
         }
-        _ => return Err(bad_request("exactly one of openid and user is needed")),
+        _ => return Err(bad_request("exactly one of openid and user is required")),
     };
     let action = match fields.block {
         None if is_look => Action::List,
         None => Action::End,
         Some(_) if is_look || is_of_one => {
-            return Err(bad_request("block goes with DELETE /sessions only"));
+            return Err(bad_request("block is allowed with DELETE /sessions only"));
         }
         Some(time) => match block_time(&time) {
             Some(Duration::ZERO) => Action::Unblock,
             Some(time) => Action::Block(time),
-            None => return Err(bad_request("block is a time from 1s to 365d, or 0s to lift it")),
+            None => {
+                return Err(bad_request("block must be a time from 1s to 365d, or 0s to lift it"));
+            }
         },
     };
     Ok((app_id, subject, action))
@@ -236,7 +239,7 @@ async fn act<'a>(
     let (app_id, subject, action) = parse(&policy.login, query, is_look, id.is_some())?;
     audit.app_id = Some(app_id.as_str());
     let Some(user) = find(process, app_id, subject, audit).await? else {
-        let message = "no session or block of such a user is known: block by openid";
+        let message = "no session and no block of this user was found: block the user by openid";
         return match action {
             Action::Block(_) => Err(Refusal { status: 404, error: "no_user", message }),
             Action::List => Ok(listing(process, &[], None)),
@@ -254,7 +257,8 @@ async fn act<'a>(
         }
         Action::Unblock => sessions.unblock(&user).await?,
         Action::Block(time) => {
-            // Before: a login in flight is rejected, or its session is there to be ended.
+            // Blocked first: a login in flight is rejected, or its session exists and is ended
+            // below.
             sessions.block(&user, time).await?;
             end(process, &user, None, &mut audit.sessions).await?;
         }
@@ -263,7 +267,7 @@ async fn act<'a>(
     Ok(Answer::empty(204))
 }
 
-/// The user that is meant, where one with this name has a session or is blocked.
+/// The user with this name, if it has a session or is blocked.
 async fn find(
     process: &Process,
     app_id: &AppId,

@@ -5,9 +5,8 @@ use super::{Certificate, Config, Route, Target, TlsSection};
 /// Names that a line of the log lists.
 const MOST: usize = 20;
 
-/// Sections of the file, as `[limits]`, and its routes, upstreams and apps by name. Of the
-/// certificates of clients' authorities (`server.tls.client_ca_file`) it is not known whether they
-/// differ.
+/// Sections of the file, as `[limits]`, and its routes, upstreams and apps by name. Changed
+/// certificates of `server.tls.client_ca_file` are not noticed.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub added: Vec<String>,
@@ -52,7 +51,7 @@ impl Changes {
         changes
     }
 
-    /// Of items with one name all must be the same, and in the same order.
+    /// Items may share a name: all must be equal, in the same order.
     fn compare<T>(
         &mut self,
         kind: &str,
@@ -131,7 +130,7 @@ impl PartialEq for TlsSection {
     }
 }
 
-/// A key is of its certificate.
+/// A key belongs to its certificate.
 impl PartialEq for Certificate {
     fn eq(&self, other: &Self) -> bool {
         self.file == other.file && self.chain_and_key.cert == other.chain_and_key.cert

@@ -98,7 +98,7 @@ fn format_problem(source: usize, format: &str, span: Range<usize>) -> Diagnostic
         source,
         span: Some(span),
         key: String::new(),
-        message: format!("this is {format}, and the file must be TOML"),
+        message: format!("this is {format}, but the file must be TOML"),
         help: "see config/gateway.toml".to_owned(),
         line: Line::Judged,
     }
@@ -126,8 +126,8 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
     }
 }
 
-/// What is needed once, at the start, is not looked at again for a reload. `None` means that a
-/// problem was reported.
+/// What only a start needs is not checked again for a reload. `None` means that a problem was
+/// reported.
 fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let (session, session_header) = session::session(root.section("session"), secrets);
     let identity = session::identity(root.section("identity"), &session, session_header);
@@ -265,7 +265,7 @@ fn log(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSection {
         shape::warn_of_short_key(&section, key, &key.value);
     }
     let access = section.get::<LogDestination>("access");
-    // The file of another machine, as in CI, cannot be looked at.
+    // The file may be for another machine, as in CI.
     let is_here = is_start && secrets == Secrets::Load;
     if let Some(given) = access.as_ref().filter(|_| is_here)
         && let LogDestination::File(path) = &given.value

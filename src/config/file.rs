@@ -49,14 +49,14 @@ pub fn read_text(path: &Path) -> Result<String> {
     decode(read(path, LONGEST)?)
 }
 
-/// Whether a file can be opened to write at its end. It is not created.
+/// Whether a file can be opened for appending. It is not created.
 ///
 /// # Errors
 /// Why not.
 pub fn judge_append(path: &Path) -> std::result::Result<(), String> {
     let may_write = |path: &Path, access: Access| {
         let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
-        // What the system cannot say is left to the start.
+        // If the system cannot tell, the start will.
         let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
         if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
     };
@@ -81,12 +81,13 @@ pub fn judge_append(path: &Path) -> std::result::Result<(), String> {
     }
 }
 
-/// The text that bytes are.
+/// Decodes the bytes of a file.
 ///
 /// # Errors
 /// When they are not UTF-8.
 pub fn decode(bytes: Vec<u8>) -> Result<String> {
-    // With a byte order mark, or as ASCII is in it: some editors of Windows write it.
+    // With a byte order mark, or with the zero bytes of ASCII in UTF-16: some editors on Windows
+    // write it.
     if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] = *bytes {
         return Err(Error::other("is UTF-16: save it as UTF-8"));
     }

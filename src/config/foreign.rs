@@ -1,8 +1,8 @@
-//! What a text is that is no TOML, and why: other formats, and characters that only look right.
+//! Recognises text that is not TOML: other formats, and characters that only look like TOML's.
 
 use std::ops::Range;
 
-/// The format that a text has instead of TOML, and where that shows.
+/// The format of a text that is not TOML, and the place that shows it.
 pub fn format(text: &str) -> Option<(&'static str, Range<usize>)> {
     let text_start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let mut at = text_start;
@@ -48,7 +48,7 @@ pub fn lookalike_in_line(text: &str, at: usize) -> Option<String> {
     let mut is_escaped = false;
     for c in line.chars() {
         match quote {
-            // Within quotes anything may stand, unless they are never closed.
+            // Everything is allowed within quotes, unless they are never closed.
             Some(open) => {
                 let is_end = c == open && !is_escaped;
                 is_escaped = open == '"' && c == '\\' && !is_escaped;
@@ -78,7 +78,7 @@ fn help(c: char) -> Option<String> {
         Lookalike::Invisible => {
             format!("U+{:04X} is an invisible character: delete it", u32::from(c))
         }
-        Lookalike::Ascii(' ') => format!("U+{:04X} is not an ASCII blank: write ' '", u32::from(c)),
+        Lookalike::Ascii(' ') => format!("U+{:04X} is not an ASCII space: write ' '", u32::from(c)),
         Lookalike::Ascii(ascii) => format!("'{c}' is not ASCII: write {ascii}"),
     })
 }
@@ -109,7 +109,7 @@ fn lookalike(c: char) -> Option<Lookalike> {
     Some(Lookalike::Ascii(ascii))
 }
 
-/// Takes no place where it is shown.
+/// Has no width on a screen.
 pub fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -153,7 +153,7 @@ mod tests {
             ("listen ＝ \"x\"", "'＝' is not ASCII: write ="),
             ("a = [\"x\"，\"y\"]", "'，' is not ASCII: write ,"),
             ("［server］", "'［' is not ASCII: write ["),
-            ("a\u{a0}= 1", "U+00A0 is not an ASCII blank: write ' '"),
+            ("a\u{a0}= 1", "U+00A0 is not an ASCII space: write ' '"),
             ("a = 1\u{200b}", "U+200B is an invisible character: delete it"),
             ("name = \"商店，一\"", ""),
             ("name = \"a\\\"“\"", ""),

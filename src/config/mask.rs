@@ -21,13 +21,13 @@ pub enum Line {
     Judged,
     /// With its value masked.
     Masked,
-    /// The same as judged, but the value that the problem is about as it is: it is no secret.
-    /// Another on its line may be.
+    /// Like `Judged`, but with the value that the problem is about, which is no secret. Another
+    /// value on its line may be one.
     Shown,
 }
 
 impl Line {
-    /// `line` as it may be shown; `before` is what stands above it, and `marked` what of it the
+    /// `line` as it may be shown; `before` is the text above it, and `marked` the part that the
     /// problem is about.
     pub fn show<'a>(self, before: &str, line: &'a str, marked: Range<usize>) -> Cow<'a, str> {
         match self {

@@ -30,7 +30,7 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Files that were read because a value names them.
     pub files: Vec<PathBuf>,
-    /// The documents, as they are called and as they were read.
+    /// Names and lines of the documents, in the order of reading.
     pub sources: Vec<Lines>,
     /// Keys asked for, as documented.
     pub known: BTreeSet<String>,
@@ -38,7 +38,7 @@ pub struct Report {
     pub is_listing: bool,
 }
 
-/// What a place is found by: a file, and where its lines begin.
+/// A file and its line breaks, by which places are found.
 pub struct Lines {
     file: Arc<str>,
     breaks: Vec<usize>,
@@ -385,12 +385,12 @@ impl<'a> Section<'a> {
         self.report.borrow_mut().files.push(file.to_owned());
     }
 
-    /// Says something about a value that can be used all the same.
+    /// Warns of a value that is used nevertheless.
     pub fn warn<T>(&self, at: &Located<T>, message: &str) {
         self.push_warning(at.source, at.span.start, &at.key, message);
     }
 
-    /// Says something about the value of a key that can be used all the same.
+    /// Warns of the value of a key that is used nevertheless.
     pub fn warn_of(&self, name: &str, message: &str) {
         let at = self.raw(name).map_or(self.span.start, |value| value.span().start);
         self.push_warning(self.source, at, &self.key(name), message);
@@ -491,7 +491,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The keys that an unknown one may be meant for.
+/// Known keys that may have been meant.
 fn suggestion(known: &[&str], name: &str) -> String {
     let mut meant: Vec<&str> =
         known.iter().copied().filter(|known| known.split('_').any(|word| word == name)).collect();
@@ -510,7 +510,7 @@ fn suggestion(known: &[&str], name: &str) -> String {
     }
 }
 
-/// What may be wrong with a value beyond its type.
+/// Help for a value that looks right, but has other characters.
 fn help_for(value: &DeValue<'_>) -> String {
     value.as_str().and_then(lookalike_in_value).unwrap_or_default()
 }

@@ -94,12 +94,12 @@ pub enum Origins {
     Listed(Vec<HeaderValue>),
 }
 
-/// What caches are told about a route's responses.
+/// The cache headers of a route's responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
-    /// Which headers they depend on, and that those to users are private.
+    /// `Vary`, and `private` on responses to users.
     Private,
-    /// What the service says, and nothing more.
+    /// Only what the service sends.
     AsSent,
 }
 

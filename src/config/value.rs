@@ -103,7 +103,7 @@ impl FromValue for Duration {
         const EXPECTED: &str = "a duration with its unit, as \"500ms\", \"30s\" or \"2h\"";
         const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
         let given = text(value, EXPECTED)?;
-        // `M` is a month to humantime, and a minute to whoever writes it here.
+        // humantime reads `M` as months, but an operator would mean minutes.
         match humantime::parse_duration(given) {
             Ok(duration) if duration > LONGEST => {
                 Err(format!("\"{given}\" is longer than 100 years"))

@@ -24,7 +24,7 @@ impl Question {
         url: &str,
         headers: Vec<(HeaderName, HeaderValue)>,
     ) -> Result<Self, String> {
-        // Nobody sends a fragment.
+        // A fragment is never sent.
         let url = url.split('#').next().unwrap_or_default();
         let (host, target) = match url.split_once("://") {
             Some(("http" | "https", rest)) => {
@@ -74,7 +74,7 @@ impl Question {
         Ok(request)
     }
 
-    /// The request header as it would come by HTTP/1.1. Of a host that is not named, any will do.
+    /// The request header as it would come by HTTP/1.1. Without a host it has any.
     pub(super) fn head(&self) -> Vec<u8> {
         let host = self.host.as_deref().unwrap_or("localhost");
         let (method, target) = (self.method.as_str(), self.target());

@@ -10,16 +10,19 @@ impl Display for Explanation {
             (Some(route), _) => self.tell_route(out, route)?,
             (None, Some(endpoint)) if self.outcome == Outcome::Rejected => {
                 self.tell_rejection(out, "")?;
-                writeln!(out, "  endpoints.{endpoint} has this path")?;
+                writeln!(out, "  this is the path of endpoints.{endpoint}")?;
             }
             (None, Some(endpoint)) => {
-                writeln!(out, "the gateway answers: endpoints.{endpoint} has this path")?;
+                writeln!(
+                    out,
+                    "the gateway responds itself: this is the path of endpoints.{endpoint}"
+                )?;
             }
             (None, None) => self.tell_rejection(out, "")?,
         }
         for other in &self.other_routes {
             let (index, name, reason) = (other.index, &other.name, &other.reason);
-            writeln!(out, "route[{index}] \"{name}\" does not: {reason}")?;
+            writeln!(out, "route[{index}] \"{name}\" does not match: {reason}")?;
         }
         Ok(())
     }
@@ -43,15 +46,12 @@ impl Explanation {
             return self.tell_rejection(out, "  ");
         }
         if route.preflight && route.cors {
-            return writeln!(
-                out,
-                "  a preflight: answered by the gateway with 204, without identity"
-            );
+            return writeln!(out, "  a preflight: the gateway responds with 204, without identity");
         }
         let auth = match route.auth {
             "required" => "required: 401 without a session",
-            "optional" => "optional: what follows is with a session, and anonymous without",
-            _ if route.preflight => "none: a preflight passes without identity",
+            "optional" => "optional: shown here with a session; anonymous without one",
+            _ if route.preflight => "none: preflights are forwarded without identity",
             none => none,
         };
         writeln!(out, "  auth: {auth}")?;
@@ -59,12 +59,11 @@ impl Explanation {
             writeln!(out, "  apps: {}", route.apps.join(", "))?;
         }
         match (self.outcome, self.status) {
-            (Outcome::Answered, Some(status)) => writeln!(out, "  the gateway answers {status}")?,
+            (Outcome::Answered, Some(status)) => {
+                writeln!(out, "  the gateway responds with {status}")?;
+            }
             (Outcome::ForwardAuth, _) => {
-                writeln!(
-                    out,
-                    "  only for other proxies to ask about: 404 on the public listeners"
-                )?;
+                writeln!(out, "  only for forward-auth: 404 on the public listeners")?;
             }
             _ => self.tell_service(out, route)?,
         }
@@ -78,13 +77,14 @@ impl Explanation {
             writeln!(out, "  responses get Vary: {vary}")?;
             writeln!(
                 out,
-                "  responses to users get Cache-Control: private, unless the service's own decides"
+                "  responses to users get Cache-Control: private, unless the service's own \
+                 Cache-Control decides"
             )?;
         }
         if route.cors {
             writeln!(out, "  responses say which origins may read them (cors)")?;
         } else if route.preflights == "pass" {
-            writeln!(out, "  preflights pass without identity")?;
+            writeln!(out, "  preflights are forwarded without identity")?;
         }
         Ok(())
     }

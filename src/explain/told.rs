@@ -10,7 +10,7 @@ use crate::rejection::Rejection;
 pub enum Outcome {
     /// It is forwarded, with a session where one is needed.
     Forwarded,
-    /// The gateway answers it.
+    /// The gateway responds itself.
     Answered,
     /// The gateway rejects it.
     Rejected,
@@ -18,7 +18,7 @@ pub enum Outcome {
     ForwardAuth,
 }
 
-/// What there is to say. The names of the fields are those of `--json`, and stay.
+/// An explanation. The names of the fields are those of `--json`, and must not change.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     pub method: String,
@@ -100,8 +100,8 @@ pub struct RemovedHeader {
 pub struct ResponseHeaders {
     pub set: Vec<Header>,
     pub removed: Vec<String>,
-    /// What caches are told that responses depend on. With it a response to a user is private,
-    /// unless the service's own `Cache-Control` decides.
+    /// What is added to `Vary`. With it a response to a user is private, unless the service's own
+    /// `Cache-Control` decides.
     pub vary: Option<String>,
 }
 

@@ -47,14 +47,14 @@ pub const FROM_TRUSTED: [&str; 10] = [
 /// What an upstream may say of its connection without nominating it.
 pub const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
-/// Goes with an offer to change to HTTP/2, which the gateway declines: removed from requests.
+/// Belongs to an upgrade to HTTP/2, which the gateway ignores: removed from requests.
 pub const HTTP2_SETTINGS: &str = "http2-settings";
 
 /// Marks an error answer as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
-/// What of a request concerns only the connection that it came by, beside what `Connection`
-/// nominates: pingora does not forward it.
+/// Request headers of the client's connection, besides those that `Connection` names: pingora does
+/// not forward them.
 pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",
@@ -72,7 +72,7 @@ pub const HOP_BY_HOP: [&str; 10] = [
 pub const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method-override", "x-http-method", "x-method-override"];
 
-/// What differs from response to response: nothing that is true of all of them.
+/// Headers that differ from response to response, so that none can be set for all.
 pub const OF_ONE_RESPONSE: [&str; 24] = [
     "accept-ranges",
     "age",

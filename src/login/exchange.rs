@@ -76,7 +76,7 @@ impl Exchange {
         };
         let unkept = |error: StoreError| {
             if let Some(suppressed) = self.unkept.suppressed() {
-                tracing::error!(request_id, %error, suppressed, "a session cannot be kept");
+                tracing::error!(request_id, %error, suppressed, "a session cannot be stored");
             }
             Rejection::StoreUnavailable
         };

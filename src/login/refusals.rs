@@ -1,9 +1,9 @@
 //! An app whose logins all fail because WeChat accepts none of its codes.
 //!
-//! One refused code is everyday: it was used twice, or is old. When an app has had nothing else
-//! for a minute, its clients most often have another app id than the gateway, which nothing else
-//! shows. Once a minute a line says so. It is driven by logins alone and keeps a fixed state for
-//! each app. What a client says of itself is shown, and never believed.
+//! A single rejected code is normal: it was used twice, or has expired. When all codes of an app
+//! have been rejected for a minute, its clients most often have another app id than the gateway,
+//! which nothing else shows. This is logged once a minute. It is driven by logins alone and keeps a
+//! fixed state for each app. What a client says of itself is logged, and never trusted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::seldom::Seldom;
 
-/// Without a success for so long; also between two lines.
+/// Time without a success before a line, and between two lines.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Where the pages of Mini Programs are.
@@ -57,7 +57,7 @@ impl Named {
 /// What to report.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OnlyRefusals {
-    /// Refused codes since the last success or line.
+    /// Rejected codes since the last success or line.
     pub refused: u64,
     /// Another app id, which the clients named.
     pub named: Option<Named>,
@@ -76,8 +76,8 @@ impl Refusals {
             State { succeeded_at: Some(now), reported_at: state.reported_at, ..State::default() };
     }
 
-    /// WeChat has refused a code of `app_id`, whose client named an app id or none. What to
-    /// report, if it is to be reported now.
+    /// Counts a code of `app_id` that WeChat has rejected, with the app id that its client named.
+    /// Returns what to report now, if anything.
     pub fn refused(&self, app_id: &str, named: Option<Named>) -> Option<OnlyRefusals> {
         let now = self.clock.now();
         let mut state = self.state();
@@ -94,8 +94,8 @@ impl Refusals {
         Some(OnlyRefusals { refused: std::mem::take(&mut state.refused), named })
     }
 
-    /// A client of the app has sent the developer tools' mock code. How often one did since the
-    /// last line, if there is to be one now.
+    /// Counts a mock code of the developer tools. If it is to be logged now: how many were
+    /// suppressed since the last line.
     pub fn mocked(&self) -> Option<u64> {
         self.mock.suppressed()
     }
@@ -107,7 +107,7 @@ impl Refusals {
 }
 
 impl State {
-    /// Keeps the id of the majority, if there is one, in the place of one.
+    /// Keeps the id that most clients named, if there is a majority, in constant space.
     fn count(&mut self, named: Named) {
         self.named = match self.named {
             Some((known, count)) if known == named => Some((known, count.saturating_add(1))),

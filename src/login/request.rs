@@ -1,8 +1,7 @@
-//! What a login says, and in which form.
+//! Reads the fields of a login from its body or query.
 //!
-//! A login is read as what its Content-Type says that it is, and as nothing else. Where that
-//! does not fit the body, the message says what it was read as: tools such as `curl -d` say that
-//! they send a form, whatever they send.
+//! A login is read as its Content-Type says, and in no other way. Where that does not fit the body,
+//! the message says how it was read: tools such as `curl -d` declare a form, whatever they send.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -81,7 +80,7 @@ fn unquoted_elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// 8259, section 8.1).
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is there twice");
+const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is repeated");
 
 const NO_CODE: Rejection = Rejection::BadRequest("\"code\" is missing");
 
@@ -128,7 +127,7 @@ fn not_accepted(accept: LoginForms) -> Rejection {
         }
         (true, false) => "Content-Type must be application/json",
         (false, true) => "Content-Type must be application/x-www-form-urlencoded",
-        (false, false) => "a login is accepted as GET with a query only",
+        (false, false) => "a login is accepted only as GET with a query",
     })
 }
 
@@ -164,7 +163,7 @@ fn json_fault(body: &[u8], accept: LoginForms) -> Rejection {
             "the body was read as JSON, but it looks like a form: send \
              \"Content-Type: application/x-www-form-urlencoded\""
         } else {
-            "the body is no JSON"
+            "the body is not JSON"
         });
     };
     let Value::Object(fields) = value else {

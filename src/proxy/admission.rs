@@ -45,7 +45,7 @@ impl Gateway {
         let has_upgrade = http.req_header().headers.contains_key(UPGRADE);
         let asks_websocket = has_upgrade && websocket::is_asked_for(http.req_header());
         if has_upgrade && !asks_websocket {
-            // Whatever else is offered is declined: as if it had not been sent.
+            // Every other protocol in Upgrade is ignored.
             http.req_header_mut().remove_header(&UPGRADE);
         }
         let request = http.req_header();
@@ -55,7 +55,7 @@ impl Gateway {
         }
         (context.endpoint, context.is_preflight) = context.policy.routes.meet(&asked(request))?;
         if asks_websocket {
-            // Before the session: who cannot be served needs none.
+            // Before the session is looked up, which this request does not need.
             let is_allowed = context.route().is_some_and(|route| route.websocket);
             if !is_allowed || context.tunnel.is_none() {
                 return Err(websocket::NOT_ALLOWED.into());

@@ -104,7 +104,7 @@ async fn serve(
     Ok(answer?)
 }
 
-/// The answer of the health path, to a method that it takes.
+/// The response of the health path to a method that it accepts.
 pub fn health(lifecycle: &Lifecycle) -> Answer {
     let (status, text) = if lifecycle.is_draining() { (503, "draining\n") } else { (200, "ok\n") };
     let mut answer = Answer::empty(status);

@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::rejection::Rejection;
 use crate::seldom::SeldomEach;
 
-/// A response of a service that the gateway refuses for a reason of its own, which is the
-/// error's context and is logged: it names the header line at fault.
+/// A response of a service that the gateway rejects. The reason is the error's context and is
+/// logged: it names the header line at fault.
 pub const REFUSED: ErrorType = ErrorType::new("refused response");
 
 /// Bytes of a header's name that are logged.
@@ -86,7 +86,7 @@ impl Failures {
         Self(SeldomEach::new(clock))
     }
 
-    /// A request has failed that its client got right.
+    /// A valid request has failed.
     pub fn log(&self, failure: &Failure<'_>) {
         let upstream = failure.upstream.unwrap_or_default().to_owned();
         let Some(suppressed) = self.0.suppressed((upstream, kind(failure.cause.clone()))) else {
@@ -104,7 +104,7 @@ impl Failures {
         );
     }
 
-    /// A server cannot be connected, and the request may yet be served by another.
+    /// A connection to a server failed; another server may still serve the request.
     pub fn log_passed_over(&self, failure: &Failure<'_>) {
         let server = failure.server.map(|server| server.to_string()).unwrap_or_default();
         let Some(suppressed) = self.0.suppressed((server, kind(failure.cause.clone()))) else {
@@ -121,15 +121,15 @@ impl Failures {
     }
 }
 
-/// The cause, or the kind that it shares with others: names of header lines are the service's to
-/// choose, and must neither fill the log nor displace other kinds.
+/// The cause, or the kind that it shares with others: the service chooses the names of header
+/// lines, and they must neither fill the log nor displace other kinds.
 fn kind(cause: Cow<'static, str>) -> Cow<'static, str> {
     let Some(fault) = cause.strip_prefix(MALFORMED) else { return cause };
     let sum: usize = fault.bytes().map(usize::from).sum();
     format!("{MALFORMED}{}", sum % KINDS_MALFORMED).into()
 }
 
-/// How long a server is waited for, with the names of the keys that say so.
+/// The timeouts of an upstream, with the names of their keys.
 pub struct Patience {
     pub connect: Duration,
     pub write: Duration,
@@ -184,7 +184,7 @@ pub fn cause(error: &Error, patience: &Patience) -> Cow<'static, str> {
         ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => {
             "response body malformed: chunked encoding".into()
         }
-        kind if *kind == REFUSED => format!("response header refused: {context}").into(),
+        kind if *kind == REFUSED => format!("response header rejected: {context}").into(),
         ErrorType::HTTPStatus(_) => "no server is left to try".into(),
         kind => format!("internal error ({})", kind.as_str()).into(),
     }
@@ -205,11 +205,11 @@ fn malformed(context: &str) -> String {
         return format!("{MALFORMED}{}", fault(&unescape(quoted)));
     }
     if context.contains("Content-Length") {
-        return "response header refused: Content-Length is invalid or has several values"
+        return "response header rejected: Content-Length is invalid or has several values"
             .to_owned();
     }
     if context.starts_with("received 101") {
-        return format!("response header refused: {UNASKED}");
+        return format!("response header rejected: {UNASKED}");
     }
     if context.starts_with("Response header larger") {
         return "response header too large".to_owned();

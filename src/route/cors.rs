@@ -61,7 +61,7 @@ impl Cors {
         Self { origins: section.origins.clone(), preflight, actual }
     }
 
-    /// What is kept for one origin must not be given to another, unless all may ask.
+    /// A response stored for one origin must not be served to another, unless all are allowed.
     pub fn varies_by_origin(section: &config::Cors) -> bool {
         matches!(section.origins, Origins::Listed(_))
     }

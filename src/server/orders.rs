@@ -1,4 +1,4 @@
-//! What a running gateway does when it is given an order.
+//! Carries out orders to a running gateway.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::clock::Clock;
 use crate::log_file::LogFile;
 use crate::seldom::Seldom;
 
-/// Between two tries to open a log file anew.
+/// Time between attempts to reopen a log file.
 const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Orders, and who carries them out.
 pub struct Orders {
     pub given: mpsc::Receiver<Order>,
-    /// Of each of these one that waits is as good as several. `None`: there is no file.
+    /// One waiting order of a kind is as good as several. `None`: there is no file.
     pub reload: Option<mpsc::Sender<()>>,
     pub reopen: Option<mpsc::Sender<()>>,
 }
@@ -29,7 +29,7 @@ impl Orders {
             match self.given.recv().await {
                 Some(order @ (Order::Drain | Order::Stop)) => return order,
                 Some(Order::Reload) => match &self.reload {
-                    // Where one waits already, it will read what there is.
+                    // One that waits already will read the current files.
                     Some(reload) => drop(reload.try_send(())),
                     None => tracing::warn!("SIGHUP: there is no file to reload"),
                 },
@@ -49,7 +49,7 @@ impl Orders {
     }
 }
 
-/// Opens a log file anew whenever that is asked for, and tries again until it can be.
+/// Reopens a log file on each order, and retries until it can.
 pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
     let failed = Seldom::new(clock);
     while asked.recv().await.is_some() {

@@ -1,4 +1,4 @@
-//! What the line at the start says of a gateway.
+//! The log line at the start.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -97,8 +97,8 @@ impl Memory {
                 self.remove(&other.digest, Removal::Replaced);
             }
         }
-        // Whoever blocks a user ends the user's sessions after it: either that one sees this
-        // session, or this one sees the block.
+        // Sessions of a blocked user are ended after the block is set: either they include this
+        // one, or the block is seen here.
         if is_blocked() {
             self.remove(&session.digest, Removal::Revoked);
             return Err(Blocked);
@@ -106,8 +106,8 @@ impl Memory {
         Ok(())
     }
 
-    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked. Takes
-    /// about a second for a million sessions.
+    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
+    /// Takes about a second for a million sessions.
     pub fn find_user(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.blocks.find(app_id, is_sought).or_else(|| self.users.find(app_id, is_sought))
     }

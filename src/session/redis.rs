@@ -14,7 +14,8 @@
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
 //! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
 //! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
-//! | `{prefix}revoked` | the channel on which digests of ended sessions, and names of unblocked users, are told |
+//! | `{prefix}revoked` | the channel on which digests of ended sessions, and names of unblocked
+//! users, are published |
 //! | `{prefix}lease` | nothing: written to see whether replicas follow |
 //!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), then is
@@ -58,7 +59,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// For all the sessions of a user, when an operator asks.
 const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Own ends, or blocks, that are written again at once.
+/// Own revocations, or blocks, that are written again in one command.
 const TOLD_AT_ONCE: usize = 1000;
 
 /// KEYS: the session. ARGV: channel, digest. Returns what became of it, what was left of its
@@ -345,7 +346,7 @@ impl Redis {
         self.0.blocked_until(user).await
     }
 
-    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked.
+    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
     pub async fn find_user(
         &self,
         app_id: &AppId,

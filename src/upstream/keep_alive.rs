@@ -1,9 +1,9 @@
 //! How long an idle connection to a server is kept.
 //!
-//! A server closes idle connections too, and a request that meets such an end may be lost: one
-//! that is not idempotent is not sent again. So the gateway closes first. What a server says in
-//! `Keep-Alive: timeout=N` is known by server, not by connection, for pingora sets the time of a
-//! connection before its response has come: the smallest N of the last minute counts.
+//! Servers close idle connections, too. A request that is sent at that moment may be lost: one that
+//! is not idempotent is not sent again. So the gateway closes first. `Keep-Alive: timeout=N` is
+//! remembered by server, not by connection, because pingora sets the timeout of a connection before
+//! its response arrives: the smallest N of the last minute counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,23 +15,23 @@ use crate::header::{elements, trim};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Where nothing is set or said. uvicorn, Node and Apache close after 5 seconds.
+/// Without a setting or a `Keep-Alive`. uvicorn, Node and Apache close after 5 seconds.
 const DEFAULT: Duration = Duration::from_secs(4);
 
 /// The longest time that a server can ask for.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A request may be on its way for so long.
+/// Time for a request on its way to the server.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// What a server said counts for so many seconds, unless it says it again.
+/// Seconds for which a server's value is remembered.
 const REMEMBERED: u32 = 60;
 
 /// What is known of one server.
 pub struct KeepAlive {
     set: Option<Duration>,
     began: Instant,
-    /// When a server said how many seconds, both in one: see [`Said`]. 0: it said nothing.
+    /// The last value and its time in one number: see [`Said`]. 0: none was sent.
     said: AtomicU64,
 }
 
@@ -43,7 +43,7 @@ struct Said {
 }
 
 impl KeepAlive {
-    /// `set` is the most that the configuration allows, if it says.
+    /// `set` is the limit of the configuration, if there is one.
     pub fn new(set: Option<Duration>) -> Self {
         Self { set, began: Instant::now(), said: AtomicU64::new(0) }
     }
@@ -67,7 +67,7 @@ impl KeepAlive {
         Some(self.set.map_or(time, |set| set.min(time))).filter(|time| !time.is_zero())
     }
 
-    /// Takes note of what a response says.
+    /// Remembers what a response says.
     pub fn hear(&self, response: &ResponseHeader) {
         let lines = response.headers.get_all(&KEEP_ALIVE).iter();
         if let Some(seconds) = lines.filter_map(|line| timeout(line.as_bytes())).min() {
@@ -76,7 +76,7 @@ impl KeepAlive {
     }
 
     fn note(&self, new: Said) {
-        // Written once a second at most where the server always says the same.
+        // Written at most once a second while the value stays the same.
         let _ = self.said.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
             let counts = Said::unpack(packed)
                 .is_none_or(|known| new.seconds <= known.seconds || !known.lasts(new.at));
@@ -104,7 +104,7 @@ impl Said {
     }
 }
 
-/// The smallest `timeout` of a line, in seconds. What is malformed does not count.
+/// The smallest `timeout` of a line, in seconds. Malformed ones are ignored.
 fn timeout(line: &[u8]) -> Option<u32> {
     let seconds = |parameter: &[u8]| {
         let equals = memchr::memchr(b'=', parameter)?;

@@ -7,8 +7,8 @@ use std::fmt;
 pub struct ErrCode(pub(super) i64);
 
 impl ErrCode {
-    /// The label in metrics: numbers that are known, or `other`, so that no answer can make
-    /// new series.
+    /// The label in metrics: numbers that are known, or `other`, so that no response can make new
+    /// series.
     pub fn label(self) -> &'static str {
         self.known().map_or("other", |known| known.label)
     }

@@ -26,7 +26,7 @@ pub enum WeChatError {
     Busy(Refusal),
     #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
     OutOfQuota(Refusal),
-    #[error("WeChat refuses the app ({})", .0.errcode)]
+    #[error("WeChat rejects the app ({})", .0.errcode)]
     Refused(Refusal),
     #[error("WeChat's response cannot be understood: {0}")]
     Malformed(Trouble),
@@ -91,8 +91,8 @@ impl WeChatError {
         }
     }
 
-    /// What it is about: the same kind is the same trouble. Of these there are few, but for the
-    /// numbers that WeChat chooses.
+    /// The kind of the error: equal kinds have the same cause. There are few, except for WeChat's
+    /// numbers.
     pub fn kind(&self) -> Cow<'static, str> {
         if let Some(errcode) = self.errcode() {
             return Cow::Owned(errcode.to_string());
@@ -131,7 +131,7 @@ impl WeChatError {
         )
     }
 
-    /// What of it support and operators need, as the end of a line.
+    /// Details for operators and WeChat's support, as the end of a line.
     pub fn details(&self) -> String {
         let refusal = self.refusal();
         let meaning = self.errcode().and_then(ErrCode::meaning);
@@ -199,12 +199,12 @@ impl From<Closed> for WeChatError {
     }
 }
 
-/// A refusal that somebody must act on.
+/// A rejection by WeChat on which somebody must act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub errcode: ErrCode,
     /// WeChat's trace id: its support asks for it.
     pub rid: Option<Box<str>>,
-    /// The address from which WeChat was asked, as it saw it: to be put on its whitelist.
+    /// The gateway's address, as WeChat saw it: it must be on WeChat's whitelist.
     pub seen_address: Option<IpAddr>,
 }

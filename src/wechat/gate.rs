@@ -98,7 +98,7 @@ impl Gate {
 }
 
 impl Pass<'_> {
-    /// Says how WeChat failed, if it did not respond as a service does that works.
+    /// Reports how WeChat failed, unless its response shows that it works.
     pub fn report(self, failure: Option<&WeChatError>) {
         let is_success = failure.is_none();
         let now = self.gate.clock.now();

@@ -72,9 +72,9 @@ impl Reply {
             None | Some(Field::Null) => 0,
             Some(Field::Number(number)) => *number,
             Some(Field::Text(text)) => {
-                text.trim().parse().map_err(|_| WeChatError::malformed("no legal errcode"))?
+                text.trim().parse().map_err(|_| WeChatError::malformed("invalid errcode"))?
             }
-            Some(Field::Wrong) => return Err(WeChatError::malformed("no legal errcode")),
+            Some(Field::Wrong) => return Err(WeChatError::malformed("invalid errcode")),
         };
         Ok((code != 0).then(|| self.error(ErrCode(code))))
     }
@@ -98,14 +98,14 @@ impl Reply {
             return Err(WeChatError::malformed("no session_key"));
         }
         let openid = text(self.openid.as_ref()).and_then(OpenId::parse);
-        let openid = openid.ok_or(WeChatError::malformed("no legal openid"))?;
+        let openid = openid.ok_or(WeChatError::malformed("invalid openid"))?;
         // WeChat leaves the field out, or empty, for apps that are not bound.
         let unionid = match &self.unionid {
             None | Some(Field::Null) => None,
             Some(Field::Text(text)) if text.is_empty() => None,
             field => {
                 let unionid = text(field.as_ref()).and_then(UnionId::parse);
-                Some(unionid.ok_or(WeChatError::malformed("no legal unionid"))?)
+                Some(unionid.ok_or(WeChatError::malformed("invalid unionid"))?)
             }
         };
         Ok(Identity { app_id: app_id.clone(), openid, unionid })

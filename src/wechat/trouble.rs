@@ -1,4 +1,4 @@
-//! What goes wrong on the way to WeChat, in words for operators.
+//! Failures of calls to WeChat, described for operators.
 //!
 //! An address is shown as scheme, host and port: its query has the app secret, and the path of
 //! a relay or the password of a proxy may be secrets too. Causes are a closed set, so that they
@@ -105,8 +105,8 @@ impl Cause {
         })
     }
 
-    /// What one link of a chain of errors says. Some types have no other names than their texts,
-    /// which tests on the wire hold.
+    /// The cause in one error of a chain. Some types have no other names than their texts, which
+    /// tests on the wire hold.
     fn of_link(link: &(dyn Error + 'static)) -> Option<Self> {
         if link.is::<rustls::Error>() {
             return Some(Self::Handshake);
@@ -140,7 +140,7 @@ impl Cause {
         }
     }
 
-    /// The words, without numbers that others choose: the same trouble has the same.
+    /// The description, without numbers that others choose: equal for equal causes.
     pub fn words(self) -> &'static str {
         match self {
             Self::ConnectionRefused => "connection refused",
@@ -206,7 +206,7 @@ impl Trouble {
         Self { place: Some(place.clone()), cause, is_of_proxy }
     }
 
-    /// What tells it apart from other trouble.
+    /// What distinguishes it from other failures.
     pub fn kind(&self) -> (bool, Cause) {
         (self.is_of_proxy, self.cause)
     }

@@ -133,9 +133,9 @@ fn an_app_secret_that_looks_wrong_is_warned_of_and_never_shown() {
         (format!("\"{SECRET}\""), "it begins with a quote"),
         (format!("'{SECRET}'\n"), "it begins with a quote"),
         (format!("{}\u{200b}{}", &SECRET[..16], &SECRET[16..]), "invisible character, U+200B"),
-        (format!("{} {}", &SECRET[..16], &SECRET[16..]), "a blank inside"),
+        (format!("{} {}", &SECRET[..16], &SECRET[16..]), "contains whitespace"),
         (APP.to_owned(), "it is the app id"),
-        (STANDARD.encode(SECRET), "it is base64 of a text: decode it first"),
+        (STANDARD.encode(SECRET), "it is base64 of a text: decode it"),
         (format!("WECHAT_APP_SECRET={SECRET}"), "NAME=VALUE"),
         (SECRET[1..].to_owned(), "it has 31 characters"),
         (SECRET.to_uppercase(), "upper-case"),
@@ -364,12 +364,13 @@ fn an_upstream_that_is_a_listener_of_the_same_file_is_refused() {
         ("[::1]:8080", "localhost:8080"),
         (&format!("{own}:8080"), &format!("{own}:8080")),
     ] {
-        let expected =
-            "upstream[0].servers: is server.listen of this gateway itself: requests would loop";
+        let expected = "upstream[0].servers: is a listener of this gateway, server.listen: requests would loop";
         check(listen, server).refuses(expected);
     }
-    check("127.0.0.1:8080", "127.0.0.1:9464").refuses("is admin.listen of this gateway itself");
-    check("127.0.0.1:8080", "localhost:8081").refuses("is forward_auth.listen of this gateway");
+    check("127.0.0.1:8080", "127.0.0.1:9464")
+        .refuses("is a listener of this gateway, admin.listen");
+    check("127.0.0.1:8080", "localhost:8081")
+        .refuses("is a listener of this gateway, forward_auth.listen");
     for (listen, server) in [
         ("127.0.0.1:8080", "127.0.0.1:8082"),
         ("127.0.0.1:8080", "127.0.0.2:8080"),
@@ -398,9 +399,12 @@ fn own_address() -> String {
 fn what_works_and_is_probably_not_meant_is_warned_of() {
     let folder = Folder::new();
     for (changes, expected) in [
-        ("server.trusted_proxies = [\"0.0.0.0/0\"]", "server.trusted_proxies: these are all"),
-        ("server.trusted_proxies = [\"10.0.0.0/8\", \"::/0\"]", "everybody can choose"),
-        ("server.trusted_proxies = [\"0.0.0.0/1\", \"128.0.0.0/1\"]", "everybody can choose"),
+        (
+            "server.trusted_proxies = [\"0.0.0.0/0\"]",
+            "server.trusted_proxies: this trusts every address",
+        ),
+        ("server.trusted_proxies = [\"10.0.0.0/8\", \"::/0\"]", "all clients can forge"),
+        ("server.trusted_proxies = [\"0.0.0.0/1\", \"128.0.0.0/1\"]", "all clients can forge"),
         ("wechat.base_url = \"http://localhost:1\"", "wechat.base_url: this is not WeChat"),
         ("wechat.base_url = \"http://[::1]:1\"", "wechat.base_url: this is not WeChat"),
         (
@@ -422,8 +426,8 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
         ("session.capacity = 100_000_000", "session.capacity: sessions may take 50 GB of memory"),
         ("limits.max_rate_clients = 1_000_000_000", "each rate limit may take 400 GB of memory"),
         ("session.max_per_user = 0", "session.max_per_user: one user can take all"),
-        ("session.ttl = \"3650d\"", "session.ttl: a token that was stolen"),
-        ("session.ttl = \"30s\"", "session.ttl: every user logs in again"),
+        ("session.ttl = \"3650d\"", "session.ttl: a stolen token"),
+        ("session.ttl = \"30s\"", "session.ttl: every user must log in"),
         ("session.idle_timeout = \"1ms\"", "session.idle_timeout: users must log in again"),
         (
             "endpoints.login = \"/api/login/\"",
@@ -431,7 +435,7 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
         ),
         (
             "[[route]]\npath = \"/api/orders$\"\nupstream = \"recorder\"",
-            "a path is no regular expression",
+            "a path is not a regular expression",
         ),
         ("[[route]]\npath = \"/users/:id\"\nupstream = \"recorder\"", "a path has no parameters"),
     ] {
@@ -442,7 +446,7 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
                 [[route]]\npath = \"/\"\nupstream = \"recorder\"\napps = [\"wx0123456789abcdef\"]\n\
                 [[route]]\npath = \"/x\"\nupstream = \"recorder\"\nauth = \"none\"";
     let outcome = folder.check(apps);
-    outcome.warns(":12: app[1].app_id: no route takes the sessions of this app");
+    outcome.warns(":12: app[1].app_id: no route accepts the sessions of this app");
     assert!(!outcome.err.contains("app[0]"), "{}", outcome.err);
     // In an included file too, which is named.
     folder.write("old.toml", "[[upstream]]\nname = \"old\"\nservers = [\"h:2\"]");
@@ -498,7 +502,7 @@ fn what_others_write_is_refused_with_the_reason() {
         ("listen = \"0.0.0.0:8080\"", "listen = “0.0.0.0:8080”", "'“' is not ASCII: write \""),
         ("listen = \"0.0.0.0:8080\"", "listen = \"0.0.0.0:8080”", "'”' is not ASCII: write \""),
         ("listen = \"", "listen ＝ \"", "'＝' is not ASCII: write ="),
-        ("listen = \"", "listen\u{a0}= \"", "U+00A0 is not an ASCII blank: write ' '"),
+        ("listen = \"", "listen\u{a0}= \"", "U+00A0 is not an ASCII space: write ' '"),
         ("listen = \"", "listen\u{200b} = \"", "U+200B is an invisible character: delete it"),
         ("[server]", "【server】", "'【' is not ASCII: write ["),
         ("0.0.0.0:8080\"", "0.0.0.0：8080\"", "'：' is not ASCII: write :"),

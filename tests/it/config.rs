@@ -408,7 +408,7 @@ fn secrets_are_read_from_variables_and_files() {
 fn what_lets_caches_give_users_responses_of_others_is_warned_of() {
     let text = fs::read_to_string("config/gateway.toml").unwrap();
     for (lines, expected) in [
-        ("cache = \"as_sent\"", Some("route[0].cache: shared caches are not told")),
+        ("cache = \"as_sent\"", Some("route[0].cache: responses to users are not marked")),
         ("auth = \"optional\"\ncache = \"as_sent\"", None),
         ("auth = \"none\"\ncache = \"as_sent\"", Some("route[0].cache: has no effect")),
         ("auth = \"none\"\ncache = \"private\"", None),

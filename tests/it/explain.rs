@@ -113,23 +113,27 @@ fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would
     x-openid: reserved: only the gateway writes the identity
   responses get x-served-by: shop
   responses get Vary: X-3rd-Session, Authorization
-  responses to users get Cache-Control: private, unless the service's own decides
-route[1] "beta" does not: it asks for other values of x-beta
-route[2] "staff" does not: it is for the host staff.example.net
-route[3] "docs" does not: its prefix is /docs
-route[4] "write" does not: it asks for other values of x-beta
-route[5] "rest" does not: what matches is more specific
-route[6] "file" does not: its path is /file.txt
+  responses to users get Cache-Control: private, unless the service's own Cache-Control decides
+route[1] "beta" does not match: it asks for other values of x-beta
+route[2] "staff" does not match: it is for the host staff.example.net
+route[3] "docs" does not match: its prefix is /docs
+route[4] "write" does not match: it asks for other values of x-beta
+route[5] "rest" does not match: the matching route is more specific
+route[6] "file" does not match: its path is /file.txt
 "#
     );
     for (arguments, code, expected) in [
-        (&["GET", "/file.txt"][..], 0, "  auth: none\n  the gateway answers 200"),
-        (&["POST", "/login"], 0, "the gateway answers: endpoints.login has this path"),
+        (&["GET", "/file.txt"][..], 0, "  auth: none\n  the gateway responds with 200"),
+        (
+            &["POST", "/login"],
+            0,
+            "the gateway responds itself: this is the path of endpoints.login",
+        ),
         (&["OPTIONS", "/login"], 1, "405 method_not_allowed: Allow: POST\n"),
         (&["GET", "/login"], 1, "405 method_not_allowed: Allow: POST\n"),
         (&["POST", "/session"], 1, "405 method_not_allowed: Allow: GET, HEAD\n"),
-        (&["get", "/docs"], 1, "400 bad_request: this method is not served"),
-        (&["TRACE", "/docs"], 1, "400 bad_request: this method is not served"),
+        (&["get", "/docs"], 1, "400 bad_request: this method is not supported"),
+        (&["TRACE", "/docs"], 1, "400 bad_request: this method is not supported"),
         (&["GET", "/elsewhere"], 1, "404 no_route"),
         (&["DELETE", "http://m.example.com/api"], 1, "405 method_not_allowed: Allow: GET, POST\n"),
         (&["GET", "http://m.example.com/api/a%2Fb"], 1, "400 bad_request: servers would read"),
@@ -146,7 +150,7 @@ route[6] "file" does not: its path is /file.txt
                 "Access-Control-Request-Method: GET",
             ],
             0,
-            "answered by the gateway with 204",
+            "the gateway responds with 204",
         ),
         (&["GET", "ftp://x/"], 2, "expected http"),
         (&["GET", "/", "-H", "nothing"], 2, "expected NAME: VALUE"),
@@ -341,17 +345,17 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
         ("Authorization", &*bearer, "the session token"),
         ("X-WX-OPENID", "me", "WeChat Cloud Run"),
         ("X-Wx_Source", "me", "WeChat Cloud Run"),
-        ("X-Forwarded-For", "1.2.3.4", "a client's value does not count"),
-        ("X_Real_IP", "1.2.3.4", "a client's value does not count"),
-        ("X-Request-Id", "mine", "a client's value does not count"),
+        ("X-Forwarded-For", "1.2.3.4", "ignores the client's value"),
+        ("X_Real_IP", "1.2.3.4", "ignores the client's value"),
+        ("X-Request-Id", "mine", "ignores the client's value"),
         ("Forwarded", "for=1.2.3.4", "only a trusted proxy may send it"),
         ("X-Original-URL", "/x", "only a trusted proxy may send it"),
-        ("X-HTTP-Method-Override", "DELETE", "it could change the method"),
-        ("Connection", "keep-alive, X-Hop", "only the client's connection"),
-        ("X-Hop", "1", "only the client's connection"),
-        ("Keep-Alive", "timeout=5", "only the client's connection"),
-        ("TE", "trailers", "only the client's connection"),
-        ("Proxy-Authorization", "Basic eDp5", "only the client's connection"),
+        ("X-HTTP-Method-Override", "DELETE", "it could override the method"),
+        ("Connection", "keep-alive, X-Hop", "only to the client's connection"),
+        ("X-Hop", "1", "only to the client's connection"),
+        ("Keep-Alive", "timeout=5", "only to the client's connection"),
+        ("TE", "trailers", "only to the client's connection"),
+        ("Proxy-Authorization", "Basic eDp5", "only to the client's connection"),
         ("X-Version", "1", "set_request_headers replaces it"),
         ("X_Debug", "1", "remove_request_headers names it"),
         ("Accept", "*/*", ""),

@@ -116,11 +116,11 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
             Reply::Last(
                 b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd".to_vec(),
             ),
-            "response header refused: Content-Length is invalid or has several values",
+            "response header rejected: Content-Length is invalid or has several values",
         ),
         (
             Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabcd".to_vec()),
-            "response header refused: Content-Length is invalid or has several values",
+            "response header rejected: Content-Length is invalid or has several values",
         ),
         (
             Reply::Last(
@@ -128,7 +128,7 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
                   Upgrade: websocket\r\n\r\n"
                     .to_vec(),
             ),
-            "response header refused: Upgrade (101 to a request that is no WebSocket handshake)",
+            "response header rejected: Upgrade (101 to a request that is no WebSocket handshake)",
         ),
     ] {
         let stack = Stack::start_with(&changes).await;
@@ -268,7 +268,7 @@ async fn logins_while_the_store_is_down_are_one_line_a_minute() {
         logged.extend(lines_of(&answer));
     }
     assert_eq!(logged.len(), 1, "{logged:?}");
-    assert_eq!(logged[0]["message"], "a session cannot be kept");
+    assert_eq!(logged[0]["message"], "a session cannot be stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

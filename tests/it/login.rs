@@ -158,7 +158,7 @@ async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
         (&stack, "application/json", "code=user-a-1", form, ""),
         (&stack, "text/plain", "app_id=x&code=user-a-1", form, ""),
         (&stack, "", "code=user-a-1", form, ""),
-        (&only_json, "", "code=user-a-1", "is no JSON", form),
+        (&only_json, "", "code=user-a-1", "is not JSON", form),
         (&stack, "multipart/form-data; boundary=x", "--x", form, ""),
         (&only_json, form, "code=user-a-1", "application/json", form),
         (&only_form, "application/json", json, form, "application/json"),
@@ -173,10 +173,10 @@ async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
         (&stack, "", "[]", "an object", ""),
         (&stack, "", "{\"code\":1}", "\"code\" must be a string", ""),
         (&stack, "", "{\"code\":\"a\",\"app_id\":1}", "\"app_id\" must be a string", ""),
-        (&stack, "", "{\"code\":\"a\",\"code\":\"a\"}", "twice", ""),
-        (&stack, "", "{\"code\":\"a\"", "is no JSON", ""),
-        (&stack, "", "{\"code\":\"\u{4f60}", "is no JSON", ""),
-        (&stack, form, "code=a&code=a", "twice", ""),
+        (&stack, "", "{\"code\":\"a\",\"code\":\"a\"}", "is repeated", ""),
+        (&stack, "", "{\"code\":\"a\"", "is not JSON", ""),
+        (&stack, "", "{\"code\":\"\u{4f60}", "is not JSON", ""),
+        (&stack, form, "code=a&code=a", "is repeated", ""),
     ] {
         let request = match content_type {
             "" => stack.post("/login"),

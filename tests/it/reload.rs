@@ -152,7 +152,7 @@ async fn a_reload_says_which_files_and_what_has_changed() {
     assert!(stack.reload(&format!("{changes}# a comment")).await);
     let lines = lines(&stack);
     let last = lines.last().unwrap();
-    assert_eq!(last["message"], "the configuration is reloaded, nothing in it has changed");
+    assert_eq!(last["message"], "the configuration is reloaded without changes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

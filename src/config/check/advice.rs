@@ -1,4 +1,4 @@
-//! What can be served, and is probably not meant: warnings.
+//! Warnings about values that work, but are probably mistakes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::config::reader::{Located, Section};
 use crate::config::{Access, Route, RoutePath, Target, Upstream};
 use crate::identity::AppId;
 
-/// Bytes of memory that a session takes, about.
+/// Approximate memory of a session, in bytes.
 pub const SESSION_BYTES: u64 = 500;
 
-/// Bytes of memory that a client of a rate limit takes, about.
+/// Approximate memory of a client of a rate limit, in bytes.
 pub const RATE_CLIENT_BYTES: u64 = 400;
 
-/// Warns where a number of things would take more memory than most machines have.
+/// Warns if a limit would allow more memory than most machines have.
 pub fn warn_of_memory(section: &Section<'_>, name: &str, count: u64, bytes_each: u64, what: &str) {
     const MUCH: u64 = 10_000_000_000;
     let bytes = count.saturating_mul(bytes_each);
@@ -27,12 +27,12 @@ pub fn warn_of_memory(section: &Section<'_>, name: &str, count: u64, bytes_each:
 
 /// Warns where everybody is a trusted proxy.
 pub fn warn_of_trust(section: &Section<'_>, trusted: &[Located<IpNet>]) {
-    // Two halves are the whole, too.
+    // Two halves of all addresses count as well.
     let networks: Vec<IpNet> = trusted.iter().map(|one| one.value.trunc()).collect();
     let is_all = |network: &IpNet| network.prefix_len() == 0;
     if IpNet::aggregate(&networks).iter().any(is_all) {
-        let message = "these are all addresses: everybody can choose the address, the scheme and \
-                       the host that they seem to come with. Name the proxies in front alone";
+        let message = "this trusts every address: all clients can forge their address, scheme \
+                       and host. List only your own proxies";
         section.warn_of("trusted_proxies", message);
     }
 }
@@ -42,23 +42,23 @@ pub fn warn_of_trailing_slash(section: &Section<'_>, path: &Located<RoutePath>) 
     let text = path.value.as_str();
     let without = text.trim_end_matches('/');
     if !without.is_empty() && without != text {
-        let message = format!("\"{without}\" is not this endpoint: the whole path counts");
+        let message = format!("\"{without}\" is not this endpoint: paths must be equal");
         section.warn(path, &message);
     }
 }
 
-/// Warns of a route whose path is taken as it stands, though it looks like a pattern.
+/// Warns of a path that looks like a pattern, but is compared literally.
 pub fn warn_of_pattern(section: &Section<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
     let why = if text.ends_with('$') || text.contains('(') {
-        "a path is no regular expression"
+        "a path is not a regular expression"
     } else if has_parameter {
         "a path has no parameters"
     } else {
         return;
     };
-    section.warn(path, &format!("\"{text}\" is compared as it is written: {why}"));
+    section.warn(path, &format!("\"{text}\" is compared literally: {why}"));
 }
 
 pub fn warn_of_unused_upstreams(
@@ -79,7 +79,7 @@ pub fn warn_of_unused_upstreams(
     }
 }
 
-/// Warns of apps whose sessions no route takes.
+/// Warns of apps whose sessions no route accepts.
 pub fn warn_of_unused_apps(root: &Section<'_>, apps: &[Located<AppId>], routes: &[Route]) {
     for app_id in apps {
         let is_used = routes.iter().any(|route| {
@@ -87,7 +87,7 @@ pub fn warn_of_unused_apps(root: &Section<'_>, apps: &[Located<AppId>], routes: 
             route.access != Access::None && takes
         });
         if !is_used {
-            root.warn(app_id, "no route takes the sessions of this app");
+            root.warn(app_id, "no route accepts the sessions of this app");
         }
     }
 }
@@ -96,10 +96,10 @@ pub fn warn_of_unused_apps(root: &Section<'_>, apps: &[Located<AppId>], routes: 
 pub fn warn_of_life(section: &Section<'_>, ttl: Duration, idle_timeout: Duration) {
     const DAY: u64 = 24 * 3600;
     if ttl.as_secs() > 366 * DAY {
-        let message = "a token that was stolen is good for more than a year";
+        let message = "a stolen token is valid for more than a year";
         section.warn_of("ttl", message);
     } else if ttl.as_secs() < 60 {
-        section.warn_of("ttl", "every user logs in again within a minute");
+        section.warn_of("ttl", "every user must log in again within a minute");
     } else if idle_timeout.as_secs() < 60 {
         let message = "users must log in again after less than a minute without a request";
         section.warn_of("idle_timeout", message);
@@ -112,8 +112,9 @@ pub fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopb
     let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
     let is_api = host.starts_with("api") || host.contains(".api.");
     if is_loopback {
-        let message = "this is not WeChat but a program of this machine, such as `wxgate sandbox`, \
-                       where any code logs in; not for production unless it is a relay of your own";
+        let message = "this is not WeChat, but a program on this machine, such as `wxgate \
+                       sandbox`, where any code logs in. In production it must be a relay of your \
+                       own";
         section.warn(given, message);
     } else if host.ends_with("weixin.qq.com") && !is_api {
         let message = format!("{host} is not the host of WeChat's API, api.weixin.qq.com");
@@ -127,8 +128,8 @@ pub fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopb
 
 /// Whether an address is one of this machine's.
 pub fn is_of_this_machine(address: IpAddr) -> bool {
-    // To connect a datagram socket sends nothing. The system connects it to an address of its
-    // own from that very address.
+    // Connecting a datagram socket sends nothing. To one of its own addresses the system connects
+    // from that same address.
     let probe = || {
         let there = std::net::SocketAddr::new(address, 9);
         let domain = socket2::Domain::for_address(there);

@@ -1,4 +1,4 @@
-//! What caches are told.
+//! The cache headers of responses.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::config::reader::Section;
 use crate::config::{Access, Cache, HeaderEdits};
 use crate::header::cache_control::is_shared;
 
-/// The headers that caches are told a route's responses depend on.
+/// The headers that `Vary` of a route's responses names.
 pub fn vary(
     section: &Section<'_>,
     known: &Known<'_>,
@@ -23,13 +23,11 @@ pub fn vary(
         match access {
             Access::Required => section.warn(
                 given,
-                "shared caches are not told that responses are for users: a cache in front may \
-                 give one user's response to another",
+                "responses to users are not marked as private: a shared cache may give one user's \
+                 response to another",
             ),
-            Access::None => section.warn(
-                given,
-                "has no effect where auth is \"none\": responses are always as sent there",
-            ),
+            Access::None => section
+                .warn(given, "has no effect with auth = \"none\": responses are always as sent"),
             Access::Optional => {}
         }
     }
@@ -59,7 +57,7 @@ pub fn of_decisions(section: &Section<'_>, idle_timeout: Duration) -> Duration {
             "must be at most {}, half of session.idle_timeout",
             humantime::format_duration(longest)
         );
-        section.problem(&given, message, "what is answered from a cache is no use of a session");
+        section.problem(&given, message, "requests served from a cache do not extend the session");
     }
     given.value
 }

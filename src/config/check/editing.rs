@@ -1,4 +1,4 @@
-//! What a route changes of a request and of its answer, and what every response gets.
+//! Headers that a route sets and removes, and headers of every response.
 //!
 //! Identity is the gateway's alone to write, and so is what frames a message: no route may
 //! name such a header, in any spelling that a service could take for it.
@@ -53,7 +53,7 @@ pub fn response_edits(section: &Section<'_>, known: &Known<'_>) -> HeaderEdits {
     edits(section, "set_response_headers", "remove_response_headers", &own)
 }
 
-/// Headers of responses that are not the configuration's to write.
+/// Response headers that the configuration cannot set.
 fn of_responses(own: OwnHeaders<'_>) -> impl Iterator<Item = &str> {
     own.names().chain(OF_CONNECTION).chain(OF_FRAMING).chain(["x-request-id", ERROR])
 }
@@ -109,7 +109,7 @@ fn edits(
     HeaderEdits { set, remove: remove.into_iter().map(|name| name.value).collect() }
 }
 
-/// Headers to write, of which none is the gateway's or named twice, to be removed neither.
+/// Headers to set. None of them is the gateway's, repeated, or removed as well.
 fn checked(
     section: &Section<'_>,
     set: Vec<(Located<HeaderName>, Located<HeaderValue>)>,

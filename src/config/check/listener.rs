@@ -172,11 +172,11 @@ fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
     }
 }
 
-/// Whether what connects to a server meets a listener. Names other than `localhost` are not
-/// looked up.
+/// Whether a connection to a server would reach a listener of this gateway. Names other than
+/// `localhost` are not resolved.
 pub fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
     let (addresses, port) = match server {
-        // To connect to no address in particular is to connect to loopback.
+        // A connection to the unspecified address reaches loopback.
         ServerAddress::Socket(server) => {
             let address = match server.ip().to_canonical() {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),

@@ -45,7 +45,7 @@ pub fn private_key(
             report(section, file, &pem, PRIVATE_KEY, "");
             None
         }
-        // The older form of a passphrase stands between the lines.
+        // The older form of encryption is announced by lines within the block.
         Err(_) if memchr::memmem::find(&pem, b"ENCRYPTED").is_some() => {
             section.reference_problem(file, ENCRYPTED, DECRYPT);
             None
@@ -77,7 +77,7 @@ pub fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<
 const ENCRYPTED: &str = "holds a private key with a passphrase";
 const DECRYPT: &str = "openssl pkey -in FILE -out NEW_FILE removes it";
 
-/// Says what a file is instead of what is wanted.
+/// Reports what a file contains instead of what is wanted.
 fn report(section: &Section<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
     let problem = |found: &str, help: &str| {
         let found = if found.is_empty() { String::new() } else { format!(": {found}") };
@@ -117,7 +117,7 @@ fn report(section: &Section<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &s
     }
 }
 
-/// What the parts of a PEM file call themselves.
+/// The labels of the blocks of a PEM file.
 fn labels(pem: &[u8]) -> Vec<&str> {
     let lines = pem.split(|b| *b == b'\n');
     let label = |line| {

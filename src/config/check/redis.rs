@@ -50,7 +50,7 @@ fn seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
         let text = given.value.expose();
         match SealKey::parse(text) {
             Some(key) if keys.contains(&key) => {
-                session.reference_problem(&given, "the same key stands twice", "");
+                session.reference_problem(&given, "the same key is listed twice", "");
             }
             Some(key) => keys.push(key),
             None => {

@@ -95,8 +95,8 @@ pub fn upstreams(
             if let Some((key, _)) =
                 listeners.iter().find(|(_, listener)| is_met(*listener, &server.value))
             {
-                let message = format!("is {key} of this gateway itself: requests would loop");
-                section.problem(server, message, "name the address of the service");
+                let message = format!("is a listener of this gateway, {key}: requests would loop");
+                section.problem(server, message, "write the address of the service");
             }
         }
         let upstream = Upstream {

@@ -111,15 +111,15 @@ fn resolve(
     }
 }
 
-/// A secret without what would break it: a header, a URL or a line of a protocol has no place for
-/// the rest of a text of several lines.
+/// A secret without line breaks and control characters, which a header, a URL or a line of a
+/// protocol cannot hold.
 fn one_line(reference: &Reference, text: String) -> Result<Secret, String> {
     let secret = Secret::new(text);
     let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let reason =
         match secret.expose().chars().find(|c| c.is_control() && *c != '\t' || is_break(*c)) {
             None => return Ok(secret),
-            Some(odd) if is_break(odd) => "holds several lines, and a secret is one line",
+            Some(odd) if is_break(odd) => "has several lines, but a secret is one line",
             Some(_) => "holds a control character",
         };
     Err(match reference {

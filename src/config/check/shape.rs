@@ -1,8 +1,9 @@
-//! Values that are free in syntax and rigid in meaning: what their shape says about a mistake.
+//! App ids, secrets and keys: any text is accepted, but what they usually look like is known.
 //!
 //! Ids and secrets come from WeChat's console, by copy and paste, through editors, shells and
-//! orchestrators that add to them. WeChat promises no shape, so what looks wrong is a warning.
-//! A message never has a part of a secret: only its length, and what kind of character is odd.
+//! orchestrators that add to them. WeChat promises no shape, so what looks wrong is a warning. A
+//! message never contains a part of a secret, only its length and the kind of an unexpected
+//! character.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -25,11 +26,10 @@ pub fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
     }
     let lower = text.to_ascii_lowercase();
     let why = if text.starts_with("gh_") {
-        "it is the original id of an account; the app id is beside it in WeChat's console"
+        "it is the original id of an account; WeChat's console shows the app id next to it"
             .to_owned()
     } else if text == "touristappid" {
-        "it is the developer tools' id for trying without an account: WeChat rejects its logins"
-            .to_owned()
+        "it is the test id of the developer tools: WeChat rejects its logins".to_owned()
     } else if lower != text {
         "it has upper-case letters".to_owned()
     } else if rest.is_none() {
@@ -76,9 +76,8 @@ pub fn warn_of_oddity<T>(section: &Section<'_>, place: &Located<T>, secret: &Sec
 pub fn warn_of_short_key<T>(section: &Section<'_>, place: &Located<T>, key: &Secret) {
     let length = key.expose().chars().count();
     if length < SHORTEST_KEY {
-        let message = format!(
-            "it has {length} characters, few enough to be guessed: openssl rand -base64 32"
-        );
+        let message =
+            format!("it has {length} characters and can be guessed: use openssl rand -base64 32");
         section.warn(place, &message);
     }
 }
@@ -96,7 +95,7 @@ pub fn describe_key(text: &str) -> String {
         (Some(oddity), _) => oddity,
         // Longer than any 32 bytes: a key that was encoded twice.
         (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
-            "it is base64 of a text: decode it first".to_owned()
+            "it is base64 of a text: decode it".to_owned()
         }
         (None, Some(decoded)) => format!("it is base64 of {} bytes", decoded.len()),
         (None, None) => format!("it has {} characters", text.chars().count()),
@@ -111,7 +110,7 @@ fn describe(text: &str) -> String {
     let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
     let inner = decoded.as_deref().and_then(|decoded| std::str::from_utf8(decoded).ok());
     if inner.is_some_and(|inner| inner.trim().bytes().all(|b| b.is_ascii_graphic())) {
-        return "it is base64 of a text: decode it first".to_owned();
+        return "it is base64 of a text: decode it".to_owned();
     }
     let length = text.chars().count();
     if length != 32 {
@@ -127,13 +126,13 @@ fn describe(text: &str) -> String {
 fn oddity(text: &str) -> Option<String> {
     let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
     if is_quoted {
-        return Some("it begins with a quote, which is taken as a part of it".to_owned());
+        return Some("it begins with a quote, which becomes part of it".to_owned());
     }
     if let Some(odd) = text.chars().find(|c| is_invisible(*c)) {
         return Some(format!("it has an invisible character, U+{:04X}", u32::from(odd)));
     }
     if text.contains(char::is_whitespace) {
-        return Some("it has a blank inside".to_owned());
+        return Some("it contains whitespace".to_owned());
     }
     if !text.is_ascii() {
         return Some("it has a character that is not ASCII".to_owned());
@@ -157,8 +156,8 @@ mod tests {
             (format!("'{hex}"), "a quote"),
             ("0123456789\u{200b}abcdef".to_owned(), "U+200B"),
             (format!("{hex}\u{feff}{hex}"), "U+FEFF"),
-            ("0123456789 abcdef".to_owned(), "a blank"),
-            ("0123456789\u{a0}abcdef".to_owned(), "a blank"),
+            ("0123456789 abcdef".to_owned(), "whitespace"),
+            ("0123456789\u{a0}abcdef".to_owned(), "whitespace"),
             ("０123".to_owned(), "not ASCII"),
             (format!("WECHAT_APP_SECRET={hex}"), "NAME=VALUE"),
             (STANDARD.encode(hex), "base64"),

@@ -95,8 +95,8 @@ fn check_base_url(
     } else if path.ends_with("/jscode2session") || path.ends_with("/sns") {
         ("must end before /sns/jscode2session, which is added to it", HELP)
     } else if path.contains("//") || path_of(&given.value) != path {
-        // Dots, backslashes, blanks and the like, which a URL is read without.
-        ("its path is not in the form in which it is sent", HELP_PREFIX)
+        // Dot segments, backslashes, spaces and the like, which parsing a URL changes.
+        ("its path is not in normal form", HELP_PREFIX)
     } else {
         ("", "")
     };
@@ -140,7 +140,7 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
-/// The apps, `None` where a problem was reported, and where their ids stand.
+/// The apps, `None` where a problem was reported, and the places of their ids.
 pub fn apps(
     root: &Section<'_>,
     secrets: Secrets,

@@ -1,4 +1,4 @@
-//! Whose logins are rejected for a time.
+//! Users whose logins are rejected for a time.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,9 +33,9 @@ impl Blocks {
         self.lock().get(user).copied().filter(|until| now < *until)
     }
 
-    /// A blocked user of an app whom `is_sought` recognises.
+    /// Finds the blocked user of an app that `is_sought` recognises.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        // Whoever is asked takes a while, and logins wait for the lock.
+        // `is_sought` takes a while, and logins wait for the lock.
         let users: Vec<User> =
             self.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
         users.into_iter().find(|user| is_sought(&user.openid))
@@ -66,12 +66,12 @@ mod tests {
         }
         assert!(!blocks.set(user(MOST_BLOCKED), 1000, 99));
         assert_eq!(blocks.until(&user(0), 99), Some(100));
-        // One that is there can be changed, and one that was lifted makes room.
+        // An existing block can be changed, and a lifted one makes room.
         assert!(blocks.set(user(0), 1000, 99));
         blocks.lift(&user(1));
         assert!(blocks.set(user(MOST_BLOCKED), 1000, 99));
         assert!(!blocks.set(user(MOST_BLOCKED + 1), 1000, 99));
-        // What has ended makes room as well.
+        // Expired ones make room as well.
         assert!(blocks.set(user(MOST_BLOCKED + 1), 1000, 100));
         assert_eq!(blocks.lock().len(), 3);
     }

@@ -59,8 +59,8 @@ impl Users {
         })
     }
 
-    /// A user of an app that has a session, whom `is_sought` recognises. Goes through all
-    /// sessions, a part at a time, and calls `is_sought` without a lock: it may take a while.
+    /// Finds the user of an app that `is_sought` recognises among those with a session. Searches
+    /// all sessions, a part at a time, and calls `is_sought` without a lock: it may take a while.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.parts.iter().find_map(|part| {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);

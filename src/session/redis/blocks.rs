@@ -67,8 +67,8 @@ enum Existing {
     Lengthen,
 }
 
-/// The blocks that this gateway has set, and when they end, on the clock: a store that takes the
-/// place of another is told them.
+/// The blocks that this gateway has set, and when they end, on the clock: they are written to a
+/// store that replaces another.
 #[derive(Default)]
 pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
 
@@ -123,7 +123,7 @@ impl Inner {
                 let mut publish = cmd("PUBLISH");
                 publish.arg(&self.keys.channel).arg(&name.name);
                 publish.exec_async(&mut connection).await?;
-                // What expires at once needs no right to delete.
+                // Expiry needs no right to delete.
                 let mut set = cmd("SET");
                 set.arg(self.keys.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
                 set.exec_async(&mut connection).await?;
@@ -142,7 +142,7 @@ impl Inner {
         self.own_blocks.lock().retain(|user, _| !is_meant(user));
     }
 
-    /// Blocks again whom this gateway has blocked: the store may have lost it.
+    /// Writes the blocks set by this gateway again: the store may have lost them.
     ///
     /// # Errors
     /// When one of them was not written.
@@ -155,12 +155,12 @@ impl Inner {
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
-            let late = |_| RedisError::from((ErrorKind::Io, "who was blocked here is not taken"));
+            let late = |_| RedisError::from((ErrorKind::Io, "a block is not accepted"));
             timeout(DIAL, try_join_all(written)).await.map_err(late)??;
         }
         if !blocks.is_empty() {
             let count = blocks.len();
-            tracing::info!(count, "users who were blocked here are blocked in the new store");
+            tracing::info!(count, "the blocks set by this gateway are written to the new store");
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Inner {
         Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
     }
 
-    /// A user of an app whom `is_sought` recognises, and that has a session or is blocked.
+    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
     pub async fn find_user(
         &self,
         app_id: &AppId,
@@ -336,7 +336,7 @@ pub async fn blocked_until(
         return Ok(None);
     }
     let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
-    // Whatever stands there otherwise was put there to block.
+    // Any other value was written there to block.
     Ok(values.into_iter().flatten().map(|value| ends_of(&value).unwrap_or(NO_END)).max())
 }
 

@@ -1,4 +1,4 @@
-//! Word of sessions that were ended, and blocks that were lifted, by other gateways.
+//! Notices from other gateways: sessions that were ended, and blocks that were lifted.
 //!
 //! Whoever ends a session says so on a channel of the store, and all gateways listen. It is only
 //! what makes an end known at once: where word is lost, sessions that were read before are

@@ -34,7 +34,7 @@ pub const TOMBSTONE: &[u8] = b"T";
 /// Digits of the time of last use that stand in front of what is sealed: the store compares them.
 const DIGITS: usize = 13;
 
-/// The last time that its digits can say.
+/// The latest time that its digits can express.
 pub const NO_END: u64 = 9_999_999_999_999;
 
 const NONCE: usize = 12;

@@ -34,9 +34,8 @@ const LIST: &str = r"
 
 static LIST_ONLY: LazyLock<Script> = LazyLock::new(|| Script::new(LIST));
 
-/// KEYS and ARGV: besides, the session, its value and its life.
-/// A user that is blocked under the third key gets nothing and -1. What stands there and cannot
-/// be read was put there to block.
+/// KEYS and ARGV: besides, the session, its value and its life. A user that is blocked under the
+/// third key gets nothing and -1. A value that cannot be read was written there to block.
 static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         r"local block = redis.call('GET', KEYS[3])
@@ -91,8 +90,8 @@ impl Users<'_> {
         self.unless_blocked(connection, others, digest, record, listed).await
     }
 
-    /// Takes a session back where its user is blocked under one of these names. Whoever blocks a
-    /// user ends what is listed after it, so that none of the two misses the other.
+    /// Removes a session again if its user is blocked under one of these names. Listed sessions are
+    /// ended after the block is set, so that neither misses the other.
     async fn unless_blocked(
         &self,
         connection: &mut Connection,
