@@ -199,16 +199,17 @@ var Session = class {
   }
   /**
    * The token at hand, for a call that begins no login. A login under way may bring one soon; not
-   * where the last one failed, nor for what begins after a logout.
+   * where the last one failed, nor for what begins after a logout. A call from before a logout,
+   * when `logouts` had that value, gets none: the next session may be another user's.
    */
-  atHand() {
+  atHand(logouts) {
     return __async(this, null, function* () {
       const { pending } = this;
       if (pending && !this.current() && !this.failures) {
         yield Promise.race([pending.catch(() => {
         }), pause(GUEST_WAIT)]);
       }
-      return this.leaving ? void 0 : this.current();
+      return this.leaving || this.logouts !== logouts ? void 0 : this.current();
     });
   }
   /** The token, where there is one that may be good: from storage where ours is not. */
@@ -538,7 +539,7 @@ function createClient(options) {
         if (isRefused && token) session.refuse(token);
         if (task.isAborted) throw error;
         if (isRefused && mode === OPTIONAL && token) {
-          token = isSecond ? void 0 : yield session.atHand();
+          token = isSecond ? void 0 : yield session.atHand(logouts);
           isSecond = true;
           continue;
         }
@@ -580,7 +581,7 @@ function createClient(options) {
       if (!mode) return void 0;
       const { logouts } = session;
       const isOptional = mode === OPTIONAL;
-      const find = () => isOptional ? session.atHand() : session.token();
+      const find = () => isOptional ? session.atHand(logouts) : session.token();
       const token = yield find();
       if (!token || !isCostly || session.isProven() || session.logouts !== logouts) return token;
       yield isOptional ? look(token).catch(() => {

@@ -186,7 +186,7 @@ export function createClient(options: Options): Client {
       if (isRefused && token) session.refuse(token);
       if (task.isAborted) throw error;
       if (isRefused && mode === OPTIONAL && token) {
-        token = isSecond ? undefined : await session.atHand();
+        token = isSecond ? undefined : await session.atHand(logouts);
         isSecond = true;
         continue;
       }
@@ -236,7 +236,7 @@ export function createClient(options: Options): Client {
     if (!mode) return undefined;
     const { logouts } = session;
     const isOptional = mode === OPTIONAL;
-    const find = () => (isOptional ? session.atHand() : session.token());
+    const find = () => (isOptional ? session.atHand(logouts) : session.token());
     const token = await find();
     if (!token || !isCostly || session.isProven() || session.logouts !== logouts) return token;
     await (isOptional ? look(token).catch(() => {}) : client.session());

@@ -79,14 +79,15 @@ export class Session {
 
   /**
    * The token at hand, for a call that begins no login. A login under way may bring one soon; not
-   * where the last one failed, nor for what begins after a logout.
+   * where the last one failed, nor for what begins after a logout. A call from before a logout,
+   * when `logouts` had that value, gets none: the next session may be another user's.
    */
-  async atHand(): Promise<string | undefined> {
+  async atHand(logouts: number): Promise<string | undefined> {
     const { pending } = this;
     if (pending && !this.current() && !this.failures) {
       await Promise.race([pending.catch(() => {}), pause(GUEST_WAIT)]);
     }
-    return this.leaving ? undefined : this.current();
+    return this.leaving || this.logouts !== logouts ? undefined : this.current();
   }
 
   /** The token, where there is one that may be good: from storage where ours is not. */

@@ -115,6 +115,28 @@ describe("an optional call", LIMITS, () => {
     assert.equal(phone.count("login"), 1);
   });
 
+  test("does not take the token of a login that came after a logout", async () => {
+    const { phone, client } = app();
+    await client.login();
+    const request = phone.request;
+    let release;
+    const isHeld = new Promise((held) => {
+      phone.request = (option) => {
+        phone.request = request;
+        release = () => request(option);
+        held();
+      };
+    });
+    const call = client.request({ url: "/optional/before", method: "POST", login });
+    await isHeld;
+    await client.logout();
+    phone.user = "somebody-else";
+    await client.login();
+    release();
+    assert.equal(openid(await call), undefined);
+    assert.match(openid(await client.request({ url: "/optional/after", login })), /^o/);
+  });
+
   test("of an upload looks at the session first, and is sent once", async () => {
     const upload = (client) => client.uploadFile({ url: "/optional/upload", filePath: file, name: "photo", login });
     const guest = app();
