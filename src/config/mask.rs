@@ -160,6 +160,7 @@ mod tests {
     fn a_line_is_masked_where_a_secret_may_stand() {
         assert!(is_sensitive("AppSecret = 1"));
         assert!(is_sensitive(r#"proxy = "http://me:word@10.0.0.9""#));
+        assert!(is_sensitive(r#"proxy = "me:word@10.0.0.9:3128""#));
         for header in [
             r#"set_request_headers = { "Authorization" = "hunter2 " }"#,
             "X-Api-Key = hunter2",
