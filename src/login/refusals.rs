@@ -30,7 +30,9 @@ struct State {
     reported_at: Option<Duration>,
     /// Since the last success or line.
     refused: u64,
-    /// The app id that most of the clients named, and by how many more than others.
+    /// How many clients named the right app id.
+    named_right: u64,
+    /// The other app id that most of the clients named, and by how many more than others.
     named: Option<(Named, u64)>,
 }
 
@@ -82,15 +84,19 @@ impl Refusals {
         let now = self.clock.now();
         let mut state = self.state();
         state.refused += 1;
-        if let Some(named) = named.filter(|named| named.as_str() != app_id) {
-            state.count(named);
+        match named {
+            Some(named) if named.as_str() == app_id => state.named_right += 1,
+            Some(named) => state.count(named),
+            None => {}
         }
         let is_recent = |at: Option<Duration>| at.is_some_and(|at| now < at + MINUTE);
         if is_recent(state.succeeded_at) || is_recent(state.reported_at) {
             return None;
         }
         state.reported_at = Some(now);
-        let named = state.named.take().map(|(named, _)| named);
+        let named_right = std::mem::take(&mut state.named_right);
+        let named = state.named.take().filter(|(_, count)| *count >= named_right);
+        let named = named.map(|(named, _)| named);
         Some(OnlyRefusals { refused: std::mem::take(&mut state.refused), named })
     }
 
@@ -170,6 +176,20 @@ mod tests {
         assert_eq!(refusals.refused(APP, None), report(7, other));
         clock.advance(MINUTE);
         assert_eq!(refusals.refused(APP, None), report(1, None));
+    }
+
+    #[test]
+    fn one_client_that_names_another_app_id_does_not_speak_for_those_that_name_the_right_one() {
+        let clock = Clock::manual();
+        let refusals = Refusals::new(clock.clone());
+        let other = named("wxfedcba9876543210");
+        assert!(refusals.refused(APP, None).is_some());
+        for client in [named(APP), other, named(APP)] {
+            assert_eq!(refusals.refused(APP, client), None);
+        }
+        clock.advance(MINUTE);
+        let report = Some(OnlyRefusals { refused: 4, named: None });
+        assert_eq!(refusals.refused(APP, named(APP)), report);
     }
 
     #[test]
