@@ -150,6 +150,7 @@ impl WeChat {
 
     /// Asks each address of WeChat whether it can be reached and takes the app, with a code
     /// that is none. Says of each why a login of the app would fail there, whatever its code.
+    /// An address is shown without its path, which may be a secret of a relay.
     pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
         let mut found = Vec::new();
@@ -160,7 +161,7 @@ impl WeChat {
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
                 Err(error) => Err(error),
             };
-            found.push((address.url.as_str(), outcome));
+            found.push((address.place.address(), outcome));
         }
         found
     }

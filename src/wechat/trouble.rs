@@ -35,6 +35,11 @@ impl Place {
     pub fn new(base_url: &str, proxy: Option<&Secret>) -> Self {
         Self { address: origin(base_url), proxy: proxy.map(|proxy| origin(proxy.expose())) }
     }
+
+    /// Scheme, host and port of WeChat's address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
 }
 
 impl fmt::Display for Place {

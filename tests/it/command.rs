@@ -599,6 +599,11 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
     let (code, shown) = check("127.0.0.1:1".parse().unwrap(), "");
     let cause = "cannot be reached: connection refused (http://127.0.0.1:1)";
     assert!(code == 1 && shown.contains(cause), "{shown}");
+    // The path of a relay may be a secret.
+    canary::plant("a-relay-s-secret-path");
+    let changes = "wechat.fallback_base_url = \"http://127.0.0.1:1/a-relay-s-secret-path\"";
+    let (code, shown) = check(address, changes);
+    assert!(code == 1 && shown.contains("http://127.0.0.1:1: WeChat cannot be reached"), "{shown}");
     let (_fallback, fallback) = start_sandbox(&[]);
     let changes = format!("wechat.fallback_base_url = \"http://{fallback}\"");
     let (code, shown) = check("127.0.0.1:1".parse().unwrap(), &changes);
