@@ -79,10 +79,11 @@ impl Reply {
         Ok((code != 0).then(|| self.error(ErrCode(code))))
     }
 
-    /// A trace id that holds one of these is none.
+    /// A trace id that holds one of these, or is a part of one, is none.
     #[must_use]
     pub fn without(mut self, secrets: [&str; 2]) -> Self {
-        self.rid = self.rid.filter(|rid| !secrets.iter().any(|secret| rid.contains(secret)));
+        let shows = |rid: &str, secret: &str| rid.contains(secret) || secret.contains(rid);
+        self.rid = self.rid.filter(|rid| !secrets.iter().any(|secret| shows(rid, secret)));
         self
     }
 
@@ -166,29 +167,47 @@ fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
     }
     let is_utf8 = std::str::from_utf8(body).is_ok();
     let mut readable = Zeroizing::new(Vec::with_capacity(body.len()));
-    let mut bytes = body.iter().copied().peekable();
     let mut is_in_string = false;
-    while let Some(byte) = bytes.next() {
+    let mut rest = body;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
         match byte {
             b'"' => {
                 is_in_string = !is_in_string;
                 readable.push(byte);
             }
-            b'\\' if is_in_string => match bytes.next_if(|next| b"\"\\/bfnrtu".contains(next)) {
-                Some(escaped) => readable.extend([byte, escaped]),
-                None => readable.push(UNREADABLE),
+            b'\\' if is_in_string => match rest.split_at_checked(escape_length(rest)) {
+                Some((escaped @ [_, ..], after)) => {
+                    readable.push(byte);
+                    readable.extend(escaped);
+                    rest = after;
+                }
+                _ => readable.push(UNREADABLE),
             },
             0..0x20 if is_in_string => readable.push(UNREADABLE),
             0x80.. if !is_utf8 => {
                 // The second byte of a character of GBK may look like a backslash.
-                let is_second = |byte: &u8| matches!(byte, 0x40..=0x7e | 0x80..=0xfe);
-                let _ = bytes.next_if(is_second);
+                if let [0x40..=0x7e | 0x80..=0xfe, after @ ..] = rest {
+                    rest = after;
+                }
                 readable.push(UNREADABLE);
             }
             _ => readable.push(byte),
         }
     }
     readable
+}
+
+/// The length of what may follow a backslash, without it; 0 where it begins no escape.
+fn escape_length(after: &[u8]) -> usize {
+    match after {
+        [b'u', digits @ ..] => {
+            let digits = digits.first_chunk::<4>();
+            digits.map_or(0, |d| if d.iter().all(u8::is_ascii_hexdigit) { 5 } else { 0 })
+        }
+        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => 1,
+        _ => 0,
+    }
 }
 
 impl<'de> Deserialize<'de> for Reply {
@@ -315,6 +334,9 @@ impl<'de> Deserialize<'de> for Field {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
 
     fn judge(body: &str) -> Result<Identity, WeChatError> {
@@ -405,5 +427,91 @@ mod tests {
         );
         assert_eq!(trace_id("invalid code rid: \"secret\""), None);
         assert_eq!(trace_id("invalid code"), None);
+    }
+
+    /// A value of a field, often one that decides.
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            prop::sample::select(vec![0, 0, -1, 1, 40029]).prop_map(Value::from),
+            "o[a-zA-Z0-9_-]{0,9}".prop_map(Value::from),
+            "(0| 0|-1|\\PC{0,3}|[\0-\x7f]{0,4})".prop_map(Value::from),
+            Just(serde_json::json!({"openid": "o2", "session_key": "k", "x": ["\"errcode\":1"]})),
+        ]
+    }
+
+    fn field() -> impl Strategy<Value = (String, Value, bool)> {
+        let name = prop_oneof![
+            4 => prop::sample::select(vec!["openid", "session_key", "errcode", "unionid"])
+                .prop_map(str::to_owned),
+            1 => "(Openid|errmsg|[\0-\x7f]{0,4}|\\PC{0,3})",
+        ];
+        (name, value(), any::<bool>())
+    }
+
+    /// The openid by a plain reading of the fields.
+    fn plainly(fields: &[(String, Value, bool)]) -> Option<String> {
+        let one = |name: &str| {
+            let mut all = fields.iter().filter(|(known, ..)| known == name).map(|(_, v, _)| v);
+            let first = all.next().unwrap_or(&Value::Null);
+            all.next().is_none().then_some(first)
+        };
+        let is_success = match one("errcode")? {
+            Value::Null => true,
+            Value::String(text) => text.trim().parse() == Ok(0),
+            errcode => errcode.as_i64() == Some(0),
+        };
+        let id = |text: &str| OpenId::parse(text).map(|_| text.to_owned());
+        let unionid = one("unionid")?;
+        let is_bound = unionid.as_str().is_some_and(|text| text.is_empty() || id(text).is_some());
+        let key = one("session_key")?.as_str()?;
+        let openid = one("openid")?.as_str().and_then(id)?;
+        let is_key = !key.is_empty() && !key.contains('\x7f');
+        (is_success && is_key && (is_bound || unionid.is_null())).then_some(openid)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// Names may be written with escapes, fields be repeated and hold what looks like others.
+        #[test]
+        fn valid_json_is_read_as_a_plain_reader_does(
+            user in prop::collection::vec("o[a-z]{0,3}", 0..2),
+            others in prop::collection::vec(field(), 0..4),
+        ) {
+            let user = user.iter().flat_map(|id| [("session_key", id), ("openid", id)]);
+            let user = user.map(|(name, id)| (name.to_owned(), Value::from(id.as_str()), true));
+            let fields: Vec<_> = user.chain(others).collect();
+            let written: Vec<String> = fields
+                .iter()
+                .map(|(name, value, is_escaped)| {
+                    let escaped = name.encode_utf16().map(|unit| format!("\\u{unit:04x}"));
+                    let plain = Value::from(name.as_str()).to_string();
+                    let escaped = format!("\"{}\"", escaped.collect::<String>());
+                    format!("{}:{value}", if *is_escaped { escaped } else { plain })
+                })
+                .collect();
+            let body = format!("{{{}}}", written.join(","));
+            let found = judge(&body).ok().map(|identity| identity.openid.as_str().to_owned());
+            prop_assert_eq!(found, plainly(&fields), "{}", body);
+        }
+
+        /// No bytes of a text that decides nothing become a field, or hide one.
+        #[test]
+        fn the_bytes_of_a_text_never_change_the_verdict(
+            mut text in prop::collection::vec(any::<u8>(), 0..12),
+        ) {
+            text.retain(|byte| !matches!(byte, b'"' | b'\\'));
+            for (fields, is_good) in
+                [(r#""openid":"o1","session_key":"k"}"#, true), (r#""errcode":40029}"#, false)]
+            {
+                let body = [b"{\"errmsg\":\"", text.as_slice(), b"\",", fields.as_bytes()].concat();
+                let reply = Reply::parse(&body).unwrap();
+                let identity = reply.into_identity(&AppId::parse("wx1").unwrap());
+                prop_assert_eq!(identity.is_ok(), is_good);
+            }
+        }
     }
 }

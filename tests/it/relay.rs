@@ -65,7 +65,7 @@ fn ok_bytes(body: &[u8]) -> Vec<u8> {
 async fn a_field_that_decides_nothing_never_changes_the_verdict() {
     let (stack, wechat) = scripted("").await;
     let deep = format!("{{\"errcode\":40029,\"errmsg\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-    let refusals: [&[u8]; 25] = [
+    let refusals: [&[u8]; 27] = [
         br#"{"errcode":40029,"errmsg":0}"#,
         br#"{"errcode":40029,"errmsg":1e999}"#,
         br#"{"errcode":40029,"errmsg":null}"#,
@@ -82,6 +82,8 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
         // UTF-8 that was cut in a character.
         b"{\"errmsg\":\"invalid \xe4\xbd\",\"errcode\":40029}",
         b"{\"errmsg\":\"it\\'s \\x41\",\"errcode\":40029}",
+        b"{\"errmsg\":\"C:\\users \\u12\",\"errcode\":40029}",
+        b"{\"errmsg\":\"\\u+123 \\u\",\"\\uerrcode\":0,\"errcode\":40029}",
         b"{\"errmsg\":\"\\ud800\",\"\\udfff\":1,\"errcode\":40029}",
         b"\xef\xbb\xbf{\"errcode\":40029,\"errmsg\":\"x\"}",
         b"\r\n\xef\xbb\xbf\xef\xbb\xbf \t{\"errcode\":40029} \r\n\r\n",
@@ -290,6 +292,8 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
         (71001, format!("rid: {SECRET}")),
         (71002, "rid: the-code-of-this-test".to_owned()),
         (71003, format!("rid: x-{SECRET}-y")),
+        (71005, "rid: the-code-of~".to_owned()),
+        (71006, format!("rid: {}", &SECRET[..8])),
     ] {
         wechat.answer(ok(&format!("{{\"errcode\":{errcode},\"errmsg\":\"{errmsg}\"}}")));
         let answer = stack.try_login("the-code-of-this-test").await;
