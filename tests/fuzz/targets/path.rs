@@ -125,6 +125,7 @@ fuzz_target!(|input: &[u8]| {
         Err(PathError::Malformed | PathError::Ambiguous) => {
             assert!(!is_plain(path), "{path} is refused: {verdict:?}");
         }
+        Err(PathError::AmbiguousHeader) => panic!("no route asks for a header"),
     }
 });
 
