@@ -1,5 +1,7 @@
 //! What differs between two configurations, by name and without any value.
 
+use std::collections::BTreeMap;
+
 use super::{Certificate, Config, Route, Target, TlsSection};
 
 /// Names that a line of the log lists.
@@ -60,24 +62,21 @@ impl Changes {
         name: impl Fn(&T) -> String,
         is_same: impl Fn(&T, &T) -> bool,
     ) {
-        let places = |items: &[T], wanted: &str| -> Vec<usize> {
-            let found = items.iter().enumerate().filter(|(_, item)| name(item) == wanted);
-            found.map(|(index, _)| index).collect()
-        };
-        let mut names: Vec<String> = before.iter().chain(after).map(&name).collect();
-        names.sort_unstable();
-        names.dedup();
-        for one in names {
-            let (old, new) = (places(before, &one), places(after, &one));
+        // One pass over each: a file may have thousands of routes.
+        let mut names: BTreeMap<String, (Vec<&T>, Vec<&T>)> = BTreeMap::new();
+        for item in before {
+            names.entry(name(item)).or_default().0.push(item);
+        }
+        for item in after {
+            names.entry(name(item)).or_default().1.push(item);
+        }
+        for (one, (old, new)) in names {
             let list = match (old.is_empty(), new.is_empty()) {
                 (true, _) => &mut self.added,
                 (_, true) => &mut self.removed,
                 _ => {
                     let mut pairs = old.iter().zip(&new);
-                    let is_pair_same = |(old, new): (&usize, &usize)| {
-                        before.get(*old).zip(after.get(*new)).is_some_and(|(a, b)| is_same(a, b))
-                    };
-                    if old.len() == new.len() && pairs.all(is_pair_same) {
+                    if old.len() == new.len() && pairs.all(|(old, new)| is_same(old, new)) {
                         continue;
                     }
                     &mut self.changed
