@@ -130,7 +130,7 @@ fn title_case(name: &HeaderName) -> String {
     spelled.collect()
 }
 
-/// The `Cache-Control` with `private` in it; `None` when what is there decides.
+/// The `Cache-Control` with `private` in it; `None` when the given one already decides.
 fn with_private<'a, I>(lines: impl Fn() -> I) -> Option<HeaderValue>
 where
     I: Iterator<Item = &'a HeaderValue>,

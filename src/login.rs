@@ -76,9 +76,9 @@ pub struct Sender<'a> {
 #[derive(Default)]
 pub struct LoginFacts {
     pub app_id: Option<AppId>,
-    /// Of a login that succeeded.
+    /// Of a login that WeChat accepted.
     pub openid: Option<OpenId>,
-    /// Of one that WeChat did not accept.
+    /// WeChat's number, for a code that it did not accept.
     pub errcode: Option<ErrCode>,
 }
 

@@ -495,7 +495,7 @@ fn forget<B: MetricVecBuilder>(series: &MetricVec<B>, label: &str, value: &str) 
             let labels = metric.get_label().iter().map(|pair| (pair.name(), pair.value()));
             let labels: HashMap<_, _> = labels.collect();
             if labels.get(label) == Some(&value) {
-                // Whoever else removes it does the same.
+                // Another caller that removes it meanwhile has the same effect.
                 let _ = series.remove(&labels);
             }
         }

@@ -60,7 +60,7 @@ pub struct Chosen {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Reuse {
     Allowed,
-    /// The server is told so.
+    /// The request tells the server to close the connection.
     Never,
 }
 

@@ -27,7 +27,7 @@ const LONGEST_NAME: usize = 64;
 /// How the cause begins where a response header cannot be read.
 const MALFORMED: &str = "response header malformed: ";
 
-/// Kinds of such causes that are told apart.
+/// Kinds of such causes that are logged apart.
 const KINDS_MALFORMED: usize = 16;
 
 /// The response to an error on the way, or `None` when the client is gone.
@@ -190,7 +190,7 @@ pub fn cause(error: &Error, patience: &Patience) -> Cow<'static, str> {
     }
 }
 
-/// What is said of an I/O error where the system gave a reason.
+/// The words for an I/O error for which the system gave a reason.
 fn with_reason(what: &'static str, error: &Error) -> Cow<'static, str> {
     match error.root_cause().downcast_ref::<io::Error>() {
         Some(reason) => format!("{what}: {reason}").into(),

@@ -1,4 +1,4 @@
-//! What caches between the gateway and its clients are told.
+//! What responses say to caches between the gateway and its clients.
 
 mod peers;
 

@@ -338,7 +338,7 @@ async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to()
     assert_eq!(reached(&stack, &cache, "/none/nothing", "").await, 1, "it does cache");
 }
 
-/// A cache that is asked for the same twice sends one request and lets the other wait.
+/// A cache that gets two requests for the same sends one and lets the other wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own() {
     let stack = start("").await;
