@@ -255,17 +255,25 @@ impl Injector {
     /// Keeps an upstream's identity and session headers, error marks that are not the
     /// gateway's, and what concerns only its connection from the client.
     pub fn clean_response(&self, response: &mut ResponseHeader) {
+        // Looked for on the way: each look-up in the map would hash the name.
+        let (mut has_connection, mut has_upgrade) = (false, false);
         let stripped: Vec<HeaderName> = response
             .headers
             .keys()
-            .filter(|name| self.response.contains(name.as_str()))
+            .filter(|name| {
+                has_connection |= **name == CONNECTION;
+                has_upgrade |= **name == UPGRADE;
+                self.response.contains(name.as_str())
+            })
             .cloned()
             .collect();
         for name in &stripped {
             response.remove_header(name);
         }
-        strip_nominated(response);
-        if response.status != StatusCode::SWITCHING_PROTOCOLS {
+        if has_connection {
+            strip_nominated(response);
+        }
+        if has_upgrade && response.status != StatusCode::SWITCHING_PROTOCOLS {
             // An offer of the service, as Apache's of HTTP/2, is one to the gateway.
             response.remove_header(&UPGRADE);
         }
@@ -281,9 +289,6 @@ impl Injector {
 /// Removes what an upstream says to concern only its connection (RFC 9110, section 7.6.1);
 /// `Connection` itself pingora writes anew.
 fn strip_nominated(response: &mut ResponseHeader) {
-    if !response.headers.contains_key(CONNECTION) {
-        return;
-    }
     let nominated: Vec<HeaderName> = response
         .headers
         .get_all(CONNECTION)
