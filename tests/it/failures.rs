@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::command::Running;
 use crate::harness::client::{Answer, Connection};
@@ -31,14 +31,16 @@ fn upstream(servers: &str, more: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}\n{more}")
 }
 
-/// An address that nobody listens on.
-async fn nobody() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address that refuses connections, and that no other test gets while the socket is there.
+fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    (socket.local_addr().unwrap().as_socket().unwrap(), socket)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
-    let nobody = nobody().await;
+    let (nobody, _taken) = nobody();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
     let answer = stack.get("/none").send().await;
     answer.assert_error(502, "bad_gateway", "retry");
@@ -189,7 +191,7 @@ async fn a_failure_on_a_reused_connection_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
-    let nobody = nobody().await;
+    let (nobody, _taken) = nobody();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
     for _ in 0..20 {
         stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
@@ -205,7 +207,7 @@ async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
 /// Names in it are the service's to choose.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstream() {
-    let nobody = nobody().await;
+    let (nobody, _taken) = nobody();
     let changes = upstream("[\"{upstream}\"]", "")
         + &format!(
             "[[upstream]]\nname = \"gone\"\nservers = [\"{nobody}\"]\n\
@@ -229,7 +231,7 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
 /// The others serve all requests, so that nothing else would show it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
-    let nobody = nobody().await;
+    let (nobody, _taken) = nobody();
     let servers = format!("[\"{nobody}\", \"{{upstream}}\"]");
     let stack = Stack::start_with(&upstream(&servers, "")).await;
     for _ in 0..10 {
