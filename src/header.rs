@@ -38,6 +38,23 @@ pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(CONNECTION).iter().flat_map(|line| elements(line.as_bytes()))
 }
 
+/// The elements of a list whose quoted strings may hold commas, without blanks (RFC 9110, sections
+/// 5.6.1 and 5.6.4). Empty ones are among them.
+pub fn quoted_elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let split = list.split(move |byte| {
+        let was_escaped = std::mem::take(&mut is_escaped);
+        match byte {
+            b'\\' if is_quoted => is_escaped = !was_escaped,
+            b'"' if !was_escaped => is_quoted = !is_quoted,
+            b',' => return !is_quoted,
+            _ => {}
+        }
+        false
+    });
+    split.map(trim)
+}
+
 /// Whether an `Upgrade` line names WebSocket, alone or among others, with or without a version.
 pub fn offers_websocket(upgrade: &[u8]) -> bool {
     elements(upgrade)

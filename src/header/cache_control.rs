@@ -2,18 +2,18 @@
 
 use http::HeaderValue;
 
-use super::trim;
+use super::quoted_elements;
 
 /// Whether a line of `Cache-Control` says whether shared caches may reuse the response although
 /// its request was authorized (RFC 9111, section 3.5), or keeps them from it.
 pub fn decides(line: &HeaderValue) -> bool {
-    directives(line.as_bytes()).any(|directive| KEEPING.is(directive) || SHARING.is(directive))
+    quoted_elements(line.as_bytes()).any(|directive| KEEPING.is(directive) || SHARING.is(directive))
 }
 
 /// Whether a line of `Cache-Control` lets shared caches reuse a response to a request that was
 /// authorized.
 pub fn is_shared(line: &HeaderValue) -> bool {
-    directives(line.as_bytes()).any(|directive| SHARING.is(directive))
+    quoted_elements(line.as_bytes()).any(|directive| SHARING.is(directive))
 }
 
 /// Directives by name: those that stand alone, and those that have seconds.
@@ -40,22 +40,6 @@ fn is_seconds(argument: &[u8]) -> bool {
     let quoted = argument.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
     let digits = quoted.unwrap_or(argument);
     !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
-}
-
-/// The directives of a line; commas in quotes are part of one.
-fn directives(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let split = line.split(move |byte| {
-        let was_escaped = std::mem::take(&mut is_escaped);
-        match byte {
-            b'\\' if is_quoted => is_escaped = !was_escaped,
-            b'"' if !was_escaped => is_quoted = !is_quoted,
-            b',' => return !is_quoted,
-            _ => {}
-        }
-        false
-    });
-    split.map(trim)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::LoginForms;
-use crate::header::trim;
+use crate::header::{quoted_elements, trim};
 use crate::rejection::Rejection;
 use crate::secret::Secret;
 
@@ -44,7 +44,7 @@ impl ContentType {
     pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Self {
         let media_type =
             |element: &'a [u8]| trim(element.split(|b| *b == b';').next().unwrap_or(element));
-        let mut types = lines.flat_map(unquoted_elements).map(media_type);
+        let mut types = lines.flat_map(quoted_elements).map(media_type);
         let Some(first) = types.find(|media_type| !media_type.is_empty()) else {
             return Self::Json;
         };
@@ -60,20 +60,6 @@ impl ContentType {
             Self::Other
         }
     }
-}
-
-/// The elements of a list whose quoted strings may hold commas.
-fn unquoted_elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    line.split(move |byte| {
-        let is_literal = std::mem::take(&mut is_escaped);
-        match byte {
-            b'"' if !is_literal => is_quoted = !is_quoted,
-            b'\\' => is_escaped = is_quoted && !is_literal,
-            _ => {}
-        }
-        *byte == b',' && !is_quoted
-    })
 }
 
 /// A byte order mark, as some editors and shells write it: JSON may be read without it (RFC
