@@ -44,7 +44,7 @@ impl Outcome {
     }
 }
 
-/// A folder with a configuration that nothing is wrong with, but for the simulated WeChat.
+/// A folder with a valid configuration, which calls the simulated WeChat.
 struct Folder(tempfile::TempDir);
 
 impl Folder {

@@ -243,7 +243,7 @@ async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     assert_eq!(lines[0]["fields"]["cause"], "connection refused");
 }
 
-/// Whoever sends them could fill the log.
+/// Their senders could fill the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_clients_get_wrong_are_no_warnings() {
     let stack = Stack::start_with("limits.max_body = \"1KiB\"").await;

@@ -270,7 +270,7 @@ async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
     odd.of(&stack).await.assert_error(403, "bad_request", "none");
 }
 
-/// Whoever reads the message knows what to mend in the proxy's configuration, or in the client.
+/// The message names what to correct in the proxy's configuration or in the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
     let stack = start().await;

@@ -156,7 +156,7 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
     }
 }
 
-/// Whoever reads the message can mend the client.
+/// The message names what to correct in the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
     let stack = Stack::start().await;

@@ -29,7 +29,7 @@ async fn start_with(idle_timeout: &str, keep_alive: &'static str) -> Stack {
     stack
 }
 
-/// How long after a request one of the open connections is closed, so that so many are left.
+/// The time from a request until one of the open connections is closed and this many are left.
 async fn kept_for(stack: &Stack, left: usize) -> Duration {
     assert_eq!(stack.get("/none").send().await.status, 200);
     let started = Instant::now();

@@ -312,7 +312,7 @@ async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// Sends these bytes to whoever connects and says something, and closes.
+/// Sends these bytes to each client that has sent something, and closes.
 async fn says(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -261,7 +261,7 @@ async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
         assert_eq!(login_status(&other, user).await, 403);
     }
     block(&other, "bob", "0s").await;
-    // What is told after the lift has come, and so has the lift.
+    // Notices arrive in order, so the lift has arrived as well.
     assert_eq!(other.post("/logout").token(&mark).send().await.status, 204);
     until_status(&one, &mark, 401).await;
     way.set(Way::Cut);

@@ -63,7 +63,7 @@ fuzz_target!(|input: &[u8]| {
         Form::Json if accept.json => check_json(body, found.as_ref()),
         Form::Form if accept.form => {
             let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
-            // JSON is told from a form, and never read as one.
+            // A body that looks like JSON is never read as a form.
             let is_json = body.trim_ascii_start().starts_with(b"{");
             assert_eq!(found, form_login(body).filter(|_| !is_json));
         }
