@@ -93,7 +93,7 @@ fn hot_path(criterion: &mut Criterion) {
                     now(authenticator.authenticate(&request.headers, Access::Required)).unwrap();
                 let forwarding = client.forwarding(&request.headers, id, &proto, None);
                 let identity = session.as_ref().map(|session| &session.identity);
-                injector.apply(&mut request, forwarding, identity).unwrap();
+                injector.apply(&mut request, &forwarding, identity).unwrap();
                 (black_box(endpoint), request)
             },
             criterion::BatchSize::SmallInput,

@@ -100,7 +100,7 @@ fn strictness(criterion: &mut Criterion) {
         bencher.iter_batched(
             || (original.clone(), forwarding()),
             |(mut request, forwarding)| {
-                injector.apply(&mut request, forwarding, None).unwrap();
+                injector.apply(&mut request, &forwarding, None).unwrap();
                 request
             },
             BatchSize::SmallInput,

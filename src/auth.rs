@@ -8,11 +8,10 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 
 use crate::config::{Access, App, SessionSection};
-use crate::header;
+use crate::header::{self, Headers};
 use crate::identity::AppId;
 use crate::metrics::Decision;
 use crate::rejection::Rejection;
@@ -88,7 +87,7 @@ impl Authenticator {
     /// Every [`AuthError`] is a refusal, whatever the access.
     pub async fn authenticate(
         &self,
-        headers: &HeaderMap,
+        headers: &impl Headers,
         access: Access,
     ) -> Result<Option<Arc<Session>>, AuthError> {
         let may_be_anonymous = match access {
@@ -108,7 +107,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// When tokens conflict or the store cannot be reached.
-    pub async fn revoke(&self, headers: &HeaderMap) -> Result<(), AuthError> {
+    pub async fn revoke(&self, headers: &impl Headers) -> Result<(), AuthError> {
         if let Presented::Token(text) = self.presented(headers)?
             && let Some(digest) = TokenDigest::parse(text)
         {
@@ -125,19 +124,19 @@ impl Authenticator {
             .ok_or(AuthError::InvalidToken)
     }
 
-    fn presented<'a>(&self, headers: &'a HeaderMap) -> Result<Presented<'a>, AuthError> {
+    fn presented<'a>(&self, headers: &'a impl Headers) -> Result<Presented<'a>, AuthError> {
         presented(headers, self.header.as_ref(), self.reads_bearer)
     }
 }
 
 /// Whether a request has tokens that conflict, for explanations.
-pub fn has_conflict(headers: &HeaderMap, section: &SessionSection) -> bool {
+pub fn has_conflict(headers: &impl Headers, section: &SessionSection) -> bool {
     let header = Some(&section.header).filter(|_| section.carriers.header);
     presented(headers, header, section.carriers.bearer).is_err()
 }
 
 fn presented<'a>(
-    headers: &'a HeaderMap,
+    headers: &'a impl Headers,
     header: Option<&HeaderName>,
     reads_bearer: bool,
 ) -> Result<Presented<'a>, AuthError> {
@@ -149,9 +148,9 @@ fn presented<'a>(
         return Ok(from_header);
     }
     let mut presented = from_header;
-    for value in headers.get_all(AUTHORIZATION) {
+    for value in headers.values_of(&AUTHORIZATION) {
         // Any other value belongs to the service behind.
-        let Some(bearer) = token::bearer_token(value.as_bytes()) else { continue };
+        let Some(bearer) = token::bearer_token(value) else { continue };
         match presented {
             Presented::Nothing => presented = Presented::Token(bearer),
             Presented::Token(other) if other != bearer => {
@@ -164,15 +163,15 @@ fn presented<'a>(
 }
 
 fn in_session_header<'a>(
-    headers: &'a HeaderMap,
+    headers: &'a impl Headers,
     name: &HeaderName,
 ) -> Result<Presented<'a>, AuthError> {
-    let mut values = headers.get_all(name).iter();
+    let mut values = headers.values_of(name);
     let Some(value) = values.next() else { return Ok(Presented::Nothing) };
     if values.next().is_some() {
         return Err(AuthError::ConflictingTokens);
     }
-    let text = header::trim(value.as_bytes());
+    let text = header::trim(value);
     Ok(match text {
         [] => Presented::Nothing,
         _ if token::has_token_shape(text) => Presented::Token(text),
@@ -185,7 +184,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::time::Duration;
 
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     use super::*;
     use crate::clock::Clock;

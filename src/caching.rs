@@ -10,11 +10,10 @@
 
 use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
-use pingora::http::ResponseHeader;
 
 use crate::answer::Answer;
 use crate::header::cache_control::decides;
-use crate::header::trim;
+use crate::header::{HeadersMut, trim};
 
 /// What is added to the responses of a route.
 pub struct Caching {
@@ -31,34 +30,31 @@ impl Caching {
     }
 
     /// Marks a response of the service; `has_session` when its request had one.
-    ///
-    /// # Errors
-    /// None that is known: names and values are legal.
-    pub fn mark(&self, response: &mut ResponseHeader, has_session: bool) -> pingora::Result<()> {
+    pub fn mark(&self, response: &mut impl HeadersMut, has_session: bool) {
         if let Some(vary) = &self.vary
-            && let Some(value) = vary.merged(|| response.headers.get_all(VARY).iter())
+            && let Some(value) = vary.merged(|| response.values_of(&VARY))
         {
-            response.insert_header(VARY, value)?;
+            replace(response, &VARY, &value);
         }
         if self.is_private
             && has_session
-            && let Some(value) = with_private(|| response.headers.get_all(CACHE_CONTROL).iter())
+            && let Some(value) = with_private(|| response.values_of(&CACHE_CONTROL))
         {
-            response.insert_header(CACHE_CONTROL, value)?;
+            replace(response, &CACHE_CONTROL, &value);
         }
-        Ok(())
     }
 
     /// Marks a response of the gateway's own.
     pub fn mark_answer(&self, answer: &mut Answer, has_session: bool) {
         if let Some(vary) = &self.vary
-            && let Some(value) = vary.merged(|| answer.values(&VARY))
+            && let Some(value) = vary.merged(|| answer.values(&VARY).map(HeaderValue::as_bytes))
         {
             answer.replace(VARY, value);
         }
         if self.is_private
             && has_session
-            && let Some(value) = with_private(|| answer.values(&CACHE_CONTROL))
+            && let Some(value) =
+                with_private(|| answer.values(&CACHE_CONTROL).map(HeaderValue::as_bytes))
         {
             answer.replace(CACHE_CONTROL, value);
         }
@@ -88,18 +84,18 @@ impl Vary {
     /// The line that takes the place of those that are there; `None` when they already say it.
     fn merged<'a, I>(&self, lines: impl Fn() -> I) -> Option<HeaderValue>
     where
-        I: Iterator<Item = &'a HeaderValue>,
+        I: Iterator<Item = &'a [u8]>,
     {
         let mut all = lines();
         let Some(first) = all.next() else { return Some(self.value.clone()) };
         let is_one_line = all.next().is_none();
         let members = || {
-            let members = lines().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+            let members = lines().flat_map(|line| line.split(|byte| *byte == b','));
             members.map(trim)
         };
         if members().any(|member| member == b"*") {
             // Caches recognise it only if it is alone.
-            let is_alone = is_one_line && trim(first.as_bytes()) == b"*";
+            let is_alone = is_one_line && trim(first) == b"*";
             return (!is_alone).then(|| HeaderValue::from_static("*"));
         }
         let is_listed = |name: &&HeaderName| {
@@ -111,12 +107,19 @@ impl Vary {
         }
         let missing: Vec<_> =
             self.names.iter().filter(|name| !is_listed(name)).map(title_case).collect();
-        let lines = lines().map(|line| trim(line.as_bytes())).filter(|line| !line.is_empty());
-        let parts: Vec<_> = lines.chain(missing.iter().map(String::as_bytes)).collect();
+        let lines = lines().map(trim).filter(|line| !line.is_empty());
+        let missing = missing.iter().map(String::as_bytes);
+        let parts: Vec<&[u8]> = lines.map(|line: &[u8]| line).chain(missing).collect();
         // `*` if the value is no legal header.
         let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
         Some(joined.unwrap_or(HeaderValue::from_static("*")))
     }
+}
+
+/// Leaves of a header one line.
+fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
+    response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    response.add(name, value);
 }
 
 /// The spelling that people use: `X-3rd-Session`.
@@ -133,7 +136,7 @@ fn title_case(name: &HeaderName) -> String {
 /// The `Cache-Control` with `private` in it; `None` when the given one already decides.
 fn with_private<'a, I>(lines: impl Fn() -> I) -> Option<HeaderValue>
 where
-    I: Iterator<Item = &'a HeaderValue>,
+    I: Iterator<Item = &'a [u8]>,
 {
     const PRIVATE: &str = "private";
     if lines().next().is_none() {
@@ -142,7 +145,7 @@ where
     if lines().any(decides) {
         return None;
     }
-    let lines = lines().map(|line| trim(line.as_bytes())).filter(|line| !line.is_empty());
+    let lines = lines().map(trim).filter(|line| !line.is_empty());
     // In front: after an unclosed quote it would be part of the quoted string.
     let parts: Vec<_> = std::iter::once(PRIVATE.as_bytes()).chain(lines).collect();
     let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
@@ -182,7 +185,7 @@ mod tests {
             (&["*", "Accept"], Some("*")),
         ] {
             let given = lines(given);
-            let merged = shown(vary.merged(|| given.iter()));
+            let merged = shown(vary.merged(|| given.iter().map(HeaderValue::as_bytes)));
             assert_eq!(merged.as_deref(), expected, "{given:?}");
         }
         assert!(Vary::new(std::iter::empty()).is_none());
@@ -210,7 +213,7 @@ mod tests {
         ] {
             let given = lines(given);
             assert_eq!(
-                shown(with_private(|| given.iter())).as_deref(),
+                shown(with_private(|| given.iter().map(HeaderValue::as_bytes))).as_deref(),
                 Some(expected),
                 "{given:?}"
             );
@@ -230,7 +233,7 @@ mod tests {
             &["max-age=1,\tno-store"],
         ] {
             let given = lines(given);
-            assert_eq!(with_private(|| given.iter()), None, "{given:?}");
+            assert_eq!(with_private(|| given.iter().map(HeaderValue::as_bytes)), None, "{given:?}");
         }
     }
 }

@@ -5,9 +5,7 @@
 //! passes goes to the proxy, which gives the connection back for the next request. HTTP/2
 //! is framed by pingora's own protocol layer. It does not know what a request is for.
 
-pub mod chunked;
 mod connection;
-mod deadline;
 mod http2;
 mod proxy_protocol;
 mod redirect;
@@ -17,6 +15,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -29,20 +28,17 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::connection::Connection;
-use self::deadline::Deadline;
 use self::proxy_protocol::Source;
-use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::config::LimitsSection;
-use crate::forwarded;
+use crate::deadline::Deadline;
 use crate::head::{self, Head};
-use crate::inject::REQUEST_ID;
 use crate::policy::{Policies, Policy, Process};
 use crate::progress::Pace;
-use crate::proxy::{Gateway, HandedOver};
+use crate::proxy::lane::Lane;
+use crate::proxy::{Gateway, HandedOver, Plain};
 use crate::rate_limit::network;
 use crate::rejection::Rejection;
-use crate::route::Endpoint;
 
 /// Tries of one request, the first included. Each is another server, or the same one after
 /// an idle connection turned out to be closed.
@@ -59,6 +55,9 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 /// Serves public connections.
 pub struct Edge {
     proxy: Arc<HttpProxy<Gateway>>,
+    lane: Lane,
+    /// Whether connections of HTTP/1 take the lane.
+    takes_lane: AtomicBool,
     policies: Arc<Policies>,
     process: Arc<Process>,
     /// One for each connection that is served.
@@ -99,9 +98,12 @@ impl Edge {
             upstream_keepalive_pool_size: (max_connections / 2 / threads).clamp(1, MOST_IDLE),
             ..ServerConf::default()
         };
+        let most_idle = conf.upstream_keepalive_pool_size;
         let gateway = Gateway::new(process.clone(), policies.clone());
         Self {
             proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
+            lane: Lane::new(process.clone(), policies.clone(), most_idle),
+            takes_lane: AtomicBool::new(true),
             permits: Semaphore::new(max_connections),
             by_address: Mutex::default(),
             odd_balancer: Once::new(),
@@ -173,6 +175,11 @@ impl Edge {
         }
     }
 
+    /// Has connections of HTTP/1 take the lane, or pingora's proxy.
+    pub fn take_lane(&self, takes: bool) {
+        self.takes_lane.store(takes, Ordering::Relaxed);
+    }
+
     async fn serve_http1(
         &self,
         connection: Connection,
@@ -180,6 +187,10 @@ impl Edge {
         closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
+        if self.takes_lane.load(Ordering::Relaxed) {
+            let (transport, held) = connection.into_parts();
+            return self.lane.serve(transport, held, peer, closing, begun).await;
+        }
         let mut connection = Box::new(connection);
         // Made once for all requests of the connection: each waits for both.
         let mut watched = closing.clone();
@@ -351,15 +362,12 @@ impl Edge {
         let _ = timeout(TURN_AWAY, self.refuse(connection, peer, &Rejection::Overloaded)).await;
     }
 
-    /// Answers a head that is no request, and ends its connection. What was never a request
-    /// took no time.
+    /// Answers a head that is no request, and ends its connection.
     async fn refuse(&self, connection: Connection, peer: SocketAddr, rejection: &Rejection) {
-        let request =
-            Plain { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
-        self.end_with(connection, peer, &request, Err(rejection.clone())).await;
+        self.end_with(connection, peer, &Plain::NONE, Err(rejection.clone())).await;
     }
 
-    /// Answers without the proxy, writes down that it did, and ends the connection.
+    /// Answers without the proxy, and ends the connection.
     async fn end_with(
         &self,
         connection: Connection,
@@ -367,37 +375,10 @@ impl Edge {
         request: &Plain<'_>,
         answer: Result<Answer, Rejection>,
     ) {
-        let request_id_value = forwarded::fresh_request_id();
-        let request_id = request_id_value.to_str().unwrap_or_default();
-        let policy = self.policies.current();
-        let error = answer.as_ref().err().map(Rejection::error);
-        let mut answer = answer
-            .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
-        answer.header(REQUEST_ID.clone(), request_id_value.clone());
-        answer.add_missing(&policy.response_headers);
-        let is_to_head = request.method == "HEAD";
-        let metrics = policy.metrics(request.endpoint);
-        metrics.observe(answer.status, request.took);
-        self.process.access_log.write(&Line {
-            time: access_log::timestamp(),
-            request_id,
-            client: peer.ip().to_canonical(),
-            method: request.method,
-            path: request.path,
-            route: metrics.label(),
-            status: answer.status,
-            error,
-            duration_ms: access_log::milliseconds(request.took),
-            upstream: None,
-            upstream_status: None,
-            bytes_in: 0,
-            bytes_out: if is_to_head { 0 } else { answer.body.len() },
-            decision: None,
-            app_id: None,
-            user: None,
-            errcode: None,
-        });
-        connection.end_with(&answer.to_closing_http1(is_to_head)).await;
+        let (policy, client) = (self.policies.current(), peer.ip().to_canonical());
+        let bytes = request.answer(&self.process, &policy, client, answer);
+        drop(policy);
+        connection.end_with(&bytes).await;
     }
 }
 
@@ -408,14 +389,6 @@ fn pace(limits: &LimitsSection) -> Pace {
         write_timeout: limits.write_timeout,
         min_body_rate: limits.min_body_rate,
     }
-}
-
-/// A request that is answered without the proxy.
-struct Plain<'a> {
-    endpoint: Endpoint,
-    method: &'a str,
-    path: &'a str,
-    took: Duration,
 }
 
 /// A connection begins as none may.

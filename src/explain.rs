@@ -16,6 +16,7 @@ use std::time::Duration;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
+use pingora::{ErrorType, OrErr};
 
 pub use self::question::Question;
 pub use self::told::{
@@ -122,7 +123,7 @@ fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rej
         if !route.is_some_and(|route| route.websocket) {
             return Err(websocket::NOT_ALLOWED);
         }
-        websocket::judge_handshake(&request)?;
+        websocket::judge_handshake(&request.method, &request)?;
     }
     Ok(())
 }
@@ -265,8 +266,10 @@ fn forwarded(
         request.remove_header(&name);
     }
     route.prepare(&mut request)?;
-    injector(config, routes).apply(&mut request, forwarding(question), identity)?;
-    route.request_edits.write_to(&mut request)?;
+    injector(config, routes)
+        .apply(&mut request, &forwarding(question), identity)
+        .or_err(ErrorType::InvalidHTTPHeader, "a value")?;
+    route.request_edits.write_to(&mut request);
     Ok(request)
 }
 

@@ -9,11 +9,11 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::{HOST, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use rand::Rng;
 
+use crate::header::Headers;
 use crate::inject::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarding, REQUEST_ID};
 
 /// The networks whose word counts.
@@ -43,7 +43,7 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
+    pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> Client {
         let peer = peer.to_canonical();
         let is_trusted = self.contains(peer);
         if !is_trusted {
@@ -55,9 +55,9 @@ impl TrustedProxies {
     }
 
     /// A forgotten setting shows in this; said every time, it would fill the log for anybody.
-    fn warn_once(&self, peer: IpAddr, headers: &HeaderMap) {
+    fn warn_once(&self, peer: IpAddr, headers: &impl Headers) {
         let is_news = !self.has_warned.load(Ordering::Relaxed)
-            && headers.contains_key(&FORWARDED_FOR)
+            && headers.first(&FORWARDED_FOR).is_some()
             && !self.has_warned.swap(true, Ordering::Relaxed);
         if is_news {
             tracing::warn!(
@@ -70,9 +70,9 @@ impl TrustedProxies {
 
     /// The nearest address that is not a trusted proxy's, or the farthest trusted one. What
     /// cannot be read ends the search: nothing left of it can be trusted.
-    fn forwarded_client(&self, headers: &HeaderMap) -> Option<IpAddr> {
-        let lines: Vec<_> = headers.get_all(&FORWARDED_FOR).iter().collect();
-        let hops = lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
+    fn forwarded_client(&self, headers: &impl Headers) -> Option<IpAddr> {
+        let lines: Vec<_> = headers.values_of(&FORWARDED_FOR).collect();
+        let hops = lines.iter().rev().flat_map(|line| line.rsplit(|b| *b == b','));
         let mut nearest = None;
         for hop in hops {
             let Some(address) = parse_hop(hop) else { break };
@@ -98,14 +98,14 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
 
 impl Client {
     /// A trusted proxy's id for the request, or a fresh one.
-    pub fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+    pub fn request_id(&self, headers: &impl Headers) -> HeaderValue {
         self.claimed(headers, &REQUEST_ID, is_request_id).unwrap_or_else(fresh_request_id)
     }
 
     /// What upstream is told; `own_proto` is how this gateway was reached.
     pub fn forwarding(
         &self,
-        headers: &HeaderMap,
+        headers: &impl Headers,
         request_id: HeaderValue,
         own_proto: &HeaderValue,
         authority: Option<&str>,
@@ -126,19 +126,18 @@ impl Client {
                 .claimed(headers, &FORWARDED_PROTO, is_proto)
                 .unwrap_or_else(|| own_proto.clone()),
             host: host
-                .or_else(|| headers.get(HOST).cloned())
+                .or_else(|| HeaderValue::from_bytes(headers.first(&HOST)?).ok())
                 .or_else(|| HeaderValue::from_str(authority?).ok()),
             client,
             is_trusted: self.is_trusted,
         }
     }
 
-    fn forwarded_for(&self, headers: &HeaderMap) -> HeaderValue {
-        if !self.is_trusted || !headers.contains_key(&FORWARDED_FOR) {
+    fn forwarded_for(&self, headers: &impl Headers) -> HeaderValue {
+        if !self.is_trusted || !headers.first(&FORWARDED_FOR).is_some() {
             return address_value(self.peer);
         }
-        let mut hops: Vec<&[u8]> =
-            headers.get_all(&FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        let mut hops: Vec<&[u8]> = headers.values_of(&FORWARDED_FOR).collect();
         let peer = self.peer.to_string();
         hops.push(peer.as_bytes());
         HeaderValue::from_bytes(&hops.join(&b", "[..])).unwrap_or_else(|_| address_value(self.peer))
@@ -147,20 +146,20 @@ impl Client {
     /// The one value of a header, if the peer's word counts and it makes sense.
     fn claimed(
         &self,
-        headers: &HeaderMap,
+        headers: &impl Headers,
         name: &HeaderName,
         makes_sense: impl Fn(&[u8]) -> bool,
     ) -> Option<HeaderValue> {
         if !self.is_trusted {
             return None;
         }
-        let mut values = headers.get_all(name).iter();
-        let value = values.next().filter(|value| makes_sense(value.as_bytes()))?;
-        values.next().is_none().then(|| value.clone())
+        let value = headers.only(name).filter(|value| makes_sense(value))?;
+        HeaderValue::from_bytes(value).ok()
     }
 }
 
-fn address_value(address: IpAddr) -> HeaderValue {
+/// An address, as it is written to services.
+pub fn address_value(address: IpAddr) -> HeaderValue {
     // An address is digits, letters, dots and colons.
     let value = match address {
         // Most are of this kind, and the standard library's way is a long one.
@@ -197,6 +196,8 @@ pub fn fresh_request_id() -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
     fn client(trusted: &[&str], peer: &str, lines: &[&str]) -> Client {

@@ -7,13 +7,19 @@
 //! judged is what would be written to an upstream in HTTP/1. What passes has one reading,
 //! and its body one length.
 
+pub mod response;
+
 use std::net::Ipv6Addr;
+use std::ops::Range;
+use std::sync::LazyLock;
 
 use http::header::{CONTENT_LENGTH, HOST};
+use memchr::memmem::Finder;
 use pingora::http::RequestHeader;
 
 use crate::config::LimitsSection;
-use crate::header::{all, offers_websocket, trim};
+use crate::header::lines::{Line, Span};
+use crate::header::{all, elements, is_blank, offers_websocket, trim};
 use crate::rejection::Rejection;
 
 /// Limits of a head.
@@ -31,7 +37,32 @@ impl From<&LimitsSection> for HeadLimits {
     }
 }
 
-/// A head that passed.
+/// A head that passed, and where its parts are in what was read.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead {
+    pub head: Head,
+    pub method: Span,
+    /// What follows scheme and authority of the target: empty, or it begins with `/` or `?`.
+    pub path_and_query: Span,
+    /// The authority of a target in absolute form, which is that of the Host line.
+    pub authority: Option<Span>,
+    /// The value of the Host line.
+    pub host: Option<Span>,
+    pub is_http_10: bool,
+    /// Header lines.
+    pub lines: usize,
+    /// Whether there is a `Content-Length`.
+    pub has_length: bool,
+    pub has_upgrade: bool,
+    /// Whether `Connection` says `close`.
+    pub closes: bool,
+    /// Whether `Connection` nominates headers.
+    pub nominates: bool,
+    /// Whether `TE` says that trailers are taken.
+    pub takes_trailers: bool,
+}
+
+/// What decides over a head that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Bytes up to and with the empty line.
@@ -54,20 +85,13 @@ pub struct Asked<'a> {
 impl<'a> Asked<'a> {
     /// Reads a head that [`judge`] has let pass; `None` for another.
     pub fn read(head: &'a [u8]) -> Option<Self> {
-        let mut lines = Lines(head.strip_prefix(b"\r\n").unwrap_or(head));
-        let mut parts = std::str::from_utf8(lines.next()?).ok()?.split(' ');
-        let (method, target) = (parts.next()?, parts.next()?);
-        let path_and_query = match target.split_once("://") {
-            Some((_, rest)) if !target.starts_with('/') => {
-                rest.get(rest.find(['/', '?']).unwrap_or(rest.len())..)?
-            }
-            _ => target,
-        };
-        let host = lines.find_map(|line| {
-            let (name, value) = split_field(line).ok()?;
-            name.eq_ignore_ascii_case(b"host").then(|| std::str::from_utf8(value).ok())?
-        });
-        Some(Self { method, path_and_query, host })
+        let limits = HeadLimits { bytes: usize::MAX, lines: usize::MAX, target: usize::MAX };
+        let read = self::read(head, limits, |_| true, |_| {}).ok()??;
+        Some(Self {
+            method: read.method.text(head),
+            path_and_query: read.path_and_query.text(head),
+            host: read.host.map(|host| host.text(head)),
+        })
     }
 
     pub fn path(&self) -> &'a str {
@@ -94,26 +118,35 @@ pub fn judge(
     limits: HeadLimits,
     is_health: impl Fn(&[u8]) -> bool,
 ) -> Result<Option<Head>, Rejection> {
+    let read = self::read(read, limits, is_health, |_| {})?;
+    Ok(read.map(|request| request.head))
+}
+
+/// The same, and has every header line in its order.
+///
+/// # Errors
+/// As [`judge`]. Lines may have been told before.
+pub fn read(
+    read: &[u8],
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+    each: impl FnMut(Line),
+) -> Result<Option<RequestHead>, Rejection> {
     // One empty line before a request is an old client's habit (RFC 9112, section 2.2).
-    let skipped = if read.starts_with(b"\r\n") { 2 } else { 0 };
-    let text = read.get(skipped..).unwrap_or_default();
-    let Some(length) = find_end(text) else {
-        if has_bare_line_feed(text) {
+    let begin = if read.starts_with(b"\r\n") { 2 } else { 0 };
+    let Some(end) = end_of_head(read, begin) else {
+        if has_bare_line_feed(read.get(begin..).unwrap_or_default()) {
             return Err(BARE_LINE_FEED);
         }
         return if read.len() > limits.bytes { Err(Rejection::HeadersTooLarge) } else { Ok(None) };
     };
-    if skipped + length > limits.bytes {
+    if end > limits.bytes {
         return Err(Rejection::HeadersTooLarge);
     }
-    let head = text.get(..length).unwrap_or_default();
-    if has_bare_line_feed(head) {
-        return Err(BARE_LINE_FEED);
-    }
-    let mut lines = Lines(head);
-    let request = RequestLine::parse(lines.next().unwrap_or_default(), limits)?;
-    let (framing, asks_websocket) = judge_fields(lines, &request, limits, is_health)?;
-    Ok(Some(Head { length: skipped + length, framing, asks_websocket }))
+    let mut lines = LineSpans { text: read.get(..end).unwrap_or_default(), at: begin };
+    let first = lines.next().ok_or(MALFORMED_REQUEST_LINE)??;
+    let request = RequestLine::parse(read, first, limits)?;
+    judge_fields(lines, &request, end, limits, is_health, each).map(Some)
 }
 
 /// Judges a head that came over HTTP/2.
@@ -182,15 +215,19 @@ const TOLD: Messages = Messages {
     backtick: "X-Forwarded-Uri: ` must be percent-encoded in a path",
 };
 
-/// As pingora counts: so many are too many.
+/// So many elements of `Connection` are too many.
 const MOST_NOMINATED: usize = 10;
 
 const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
 
 const SECOND_LENGTH: Rejection = Rejection::BadRequest("more than one Content-Length");
 
-fn find_end(text: &[u8]) -> Option<usize> {
-    memchr::memmem::find(text, b"\r\n\r\n").map(|at| at + 4)
+const MALFORMED_REQUEST_LINE: Rejection = Rejection::BadRequest("the request line is malformed");
+
+/// The end of a head that begins at `begin`, its empty line included.
+fn end_of_head(read: &[u8], begin: usize) -> Option<usize> {
+    static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+    EMPTY_LINE.find(read.get(begin..)?).map(|at| begin + at + 4)
 }
 
 fn has_bare_line_feed(text: &[u8]) -> bool {
@@ -198,53 +235,71 @@ fn has_bare_line_feed(text: &[u8]) -> bool {
         .any(|at| at.checked_sub(1).and_then(|at| text.get(at)) != Some(&b'\r'))
 }
 
-/// Lines without their CR LF, up to the empty one.
-struct Lines<'a>(&'a [u8]);
+/// The lines of a head, without their CR LF, up to the empty one. An error is a line that ends
+/// with LF alone.
+struct LineSpans<'a> {
+    text: &'a [u8],
+    at: usize,
+}
 
-impl<'a> Iterator for Lines<'a> {
-    type Item = &'a [u8];
+impl Iterator for LineSpans<'_> {
+    type Item = Result<Range<usize>, Rejection>;
 
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let end = memchr::memchr(b'\n', self.0)?;
-        let (line, rest) = self.0.split_at_checked(end + 1)?;
-        self.0 = rest;
-        line.strip_suffix(b"\r\n").filter(|line| !line.is_empty())
+    fn next(&mut self) -> Option<Self::Item> {
+        let begin = self.at;
+        let rest = self.text.get(begin..)?;
+        let length = memchr::memchr(b'\n', rest)?;
+        self.at = begin + length + 1;
+        match length.checked_sub(1) {
+            Some(0) if rest.first() == Some(&b'\r') => None,
+            Some(length) if rest.get(length) == Some(&b'\r') => Some(Ok(begin..begin + length)),
+            _ => Some(Err(BARE_LINE_FEED)),
+        }
     }
 }
 
-struct RequestLine<'a> {
-    path: &'a [u8],
-    /// Of a target in absolute form.
-    authority: Option<&'a [u8]>,
+struct RequestLine {
+    method: Span,
+    path_and_query: Span,
+    authority: Option<Span>,
     is_http_10: bool,
 }
 
-impl<'a> RequestLine<'a> {
-    fn parse(line: &'a [u8], limits: HeadLimits) -> Result<Self, Rejection> {
-        let malformed = Rejection::BadRequest("the request line is malformed");
-        let mut parts = line.split(|b| *b == b' ');
-        let (Some(method), Some(target), Some(version), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
+impl RequestLine {
+    /// Reads the line at `place` of a head.
+    fn parse(head: &[u8], place: Range<usize>, limits: HeadLimits) -> Result<Self, Rejection> {
+        let begin = place.start;
+        let line = head.get(place).unwrap_or_default();
+        let mut blanks = memchr::memchr_iter(b' ', line);
+        let (Some(first), Some(second), None) = (blanks.next(), blanks.next(), blanks.next())
         else {
-            return Err(malformed);
+            return Err(MALFORMED_REQUEST_LINE);
         };
+        let part = |from, to| line.get(from..to).unwrap_or_default();
+        let (method, target) = (part(0, first), part(first + 1, second));
         judge_method(method, &REQUEST)?;
-        let is_http_10 = match version {
+        let is_http_10 = match part(second + 1, line.len()) {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
-            _ => return Err(malformed),
+            _ => return Err(MALFORMED_REQUEST_LINE),
         };
         judge_target(target, limits, &REQUEST)?;
-        let (authority, path_and_query) = match target {
-            [b'/', ..] => (None, target),
+        let (from, to) = (begin + first + 1, begin + second);
+        let (authority, path) = match target {
+            [b'/', ..] => (None, from),
             _ => {
-                let rest = strip_scheme(target).ok_or(malformed)?;
+                let rest = strip_scheme(target).ok_or(MALFORMED_REQUEST_LINE)?;
                 let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
-                let (authority, path) = rest.split_at(end);
-                (Some(authority), path)
+                let authority = to - rest.len()..to - rest.len() + end;
+                (Some(Span::new(authority.clone())), authority.end)
             }
         };
-        Ok(Self { path: path_of(path_and_query), authority, is_http_10 })
+        Ok(Self {
+            method: Span::new(begin..begin + first),
+            path_and_query: Span::new(path..to),
+            authority,
+            is_http_10,
+        })
     }
 }
 
@@ -293,71 +348,138 @@ fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
 }
 
 fn judge_fields(
-    lines: Lines<'_>,
-    request: &RequestLine<'_>,
+    lines: LineSpans<'_>,
+    request: &RequestLine,
+    length: usize,
     limits: HeadLimits,
     is_health: impl Fn(&[u8]) -> bool,
-) -> Result<(Framing, bool), Rejection> {
-    let mut asks_websocket = false;
-    let mut host = None;
-    let mut length = None;
+    mut each: impl FnMut(Line),
+) -> Result<RequestHead, Rejection> {
+    let text = lines.text;
+    let mut found = RequestHead {
+        head: Head { length, framing: Framing::Length(0), asks_websocket: false },
+        method: request.method,
+        path_and_query: request.path_and_query,
+        authority: request.authority,
+        host: None,
+        is_http_10: request.is_http_10,
+        lines: 0,
+        has_length: false,
+        has_upgrade: false,
+        closes: false,
+        nominates: false,
+        takes_trailers: false,
+    };
+    let mut content_length = None;
     let mut nominated = 0;
     let mut is_chunked = false;
     for (count, line) in lines.enumerate() {
         if count >= limits.lines {
             return Err(Rejection::HeadersTooLarge);
         }
-        let (name, value) = split_field(line)?;
-        if name.eq_ignore_ascii_case(b"host") {
-            if host.replace(value).is_some() {
-                return Err(Rejection::BadRequest("more than one Host"));
+        let line = split_field(text, line?)?;
+        found.lines = count + 1;
+        each(line);
+        let (name, value) = (line.name.of(text), line.value.of(text));
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            2 if is(b"te") => {
+                found.takes_trailers |= elements(value).any(|one| {
+                    let name = one.split(|byte| *byte == b';').next().unwrap_or_default();
+                    trim(name).eq_ignore_ascii_case(b"trailers")
+                });
             }
-        } else if name.eq_ignore_ascii_case(b"content-length") {
-            if length.replace(parse_length(value)?).is_some() {
-                return Err(SECOND_LENGTH);
+            4 if is(b"host") => {
+                if found.host.replace(line.value).is_some() {
+                    return Err(Rejection::BadRequest("more than one Host"));
+                }
             }
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if is_chunked || request.is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Rejection::BadRequest(
-                    "Transfer-Encoding is not exactly one \"chunked\"",
-                ));
+            7 if is(b"upgrade") => {
+                found.has_upgrade = true;
+                // Upgrade is ignored in HTTP/1.0 (RFC 9110, section 7.8).
+                found.head.asks_websocket |= !request.is_http_10 && offers_websocket(value);
             }
-            is_chunked = true;
-        } else if name.eq_ignore_ascii_case(b"connection") {
-            judge_connection(value, &mut nominated)?;
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
-            // Upgrade is ignored in HTTP/1.0 (RFC 9110, section 7.8).
-            asks_websocket |= !request.is_http_10 && offers_websocket(value);
+            10 if is(b"connection") => {
+                let (closes, nominates) = judge_connection(value, &mut nominated)?;
+                found.closes |= closes;
+                found.nominates |= nominates;
+            }
+            14 if is(b"content-length") => {
+                if content_length.replace(parse_length(value)?).is_some() {
+                    return Err(SECOND_LENGTH);
+                }
+            }
+            17 if is(b"transfer-encoding") => {
+                if is_chunked || request.is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Rejection::BadRequest(
+                        "Transfer-Encoding is not exactly one \"chunked\"",
+                    ));
+                }
+                is_chunked = true;
+            }
+            _ => {}
         }
     }
-    match host {
+    match found.host {
         Some(host) => {
+            let host = host.of(text);
             judge_host(host, &REQUEST)?;
-            // Byte by byte, as pingora compares them.
-            if request.authority.is_some_and(|authority| authority != host) {
+            // Byte by byte: a service may compare them so.
+            if request.authority.is_some_and(|authority| authority.of(text) != host) {
                 return Err(Rejection::BadRequest("Host and target name different hosts"));
             }
         }
-        None if is_health(request.path) => {}
+        None if is_health(path_of(request.path_and_query.of(text))) => {}
         None => return Err(Rejection::BadRequest("Host is missing")),
     }
-    match (length, is_chunked) {
-        (Some(_), true) => Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding")),
-        (None, true) => Ok((Framing::Chunked, asks_websocket)),
-        (length, false) => Ok((Framing::Length(length.unwrap_or(0)), asks_websocket)),
-    }
+    found.has_length = content_length.is_some();
+    found.head.framing = match (content_length, is_chunked) {
+        (Some(_), true) => {
+            return Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding"));
+        }
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(found)
 }
 
-/// Name and value of a field line, the value without blanks at its ends.
-fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
-    let malformed = Rejection::BadRequest("a header line is malformed");
+/// Name and value of the field line at `place`, the value without blanks at its ends.
+fn split_field(text: &[u8], place: Range<usize>) -> Result<Line, Rejection> {
+    const MALFORMED: Rejection = Rejection::BadRequest("a header line is malformed");
+    let Range { start, end } = place;
+    let line = text.get(place).unwrap_or_default();
     // A line that begins with a blank, obsolete folding, has no token before its colon.
-    let Some(colon) = memchr::memchr(b':', line) else { return Err(malformed) };
+    let colon = memchr::memchr(b':', line).ok_or(MALFORMED)?;
     let (name, rest) = line.split_at(colon);
     let value = rest.get(1..).unwrap_or_default();
-    let is_name = !name.is_empty() && name.iter().copied().all(is_token_byte);
-    let is_value = all(value, |b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..));
-    if is_name && is_value { Ok((name, trim(value))) } else { Err(malformed) }
+    if !is_name(name) || !is_value(value) {
+        return Err(MALFORMED);
+    }
+    let blanks = value.iter().take_while(|byte| is_blank(**byte)).count();
+    let begin = start + colon + 1 + blanks;
+    let value = Span::new(begin..(begin + trim(value).len()).min(end));
+    Ok(Line { name: Span::new(start..start + colon), value })
+}
+
+/// Name and value of a line without its end, the value without blanks at its ends; `None` where it
+/// is malformed.
+pub fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let found = split_field(line, 0..line.len()).ok()?;
+    Some((found.name.of(line), found.value.of(line)))
+}
+
+/// Whether it is a token (RFC 9110, section 5.6.2).
+pub fn is_name(name: &[u8]) -> bool {
+    static IS_TOKEN: LazyLock<[bool; 256]> =
+        LazyLock::new(|| std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(is_token_byte)));
+    let is_token = &*IS_TOKEN;
+    let is_legal = |byte: u8| is_token.get(usize::from(byte)).copied().unwrap_or(false);
+    !name.is_empty() && all(name, is_legal)
+}
+
+/// Whether a value holds no control bytes but tabs (RFC 9110, section 5.5).
+pub fn is_value(value: &[u8]) -> bool {
+    all(value, |byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
 }
 
 /// RFC 9110, section 5.6.2: printable ASCII, but for its delimiters.
@@ -397,20 +519,28 @@ fn is_host(host: &str) -> bool {
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Counts what a `Connection` line nominates. pingora refuses the same, but only when the
-/// connection upstream stands.
-fn judge_connection(value: &[u8], nominated: &mut usize) -> Result<(), Rejection> {
+/// Judges a `Connection` line: whether it says `close`, and whether it nominates headers.
+fn judge_connection(value: &[u8], nominated: &mut usize) -> Result<(bool, bool), Rejection> {
     /// What must not be taken away from an upstream.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+    let (mut closes, mut nominates) = (false, false);
     for name in value.split(|b| *b == b',').map(trim) {
         *nominated += 1;
-        let is_kept = KEPT.iter().any(|kept| name.eq_ignore_ascii_case(kept));
-        if *nominated >= MOST_NOMINATED || is_kept || !name.iter().copied().all(is_token_byte) {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        if *nominated >= MOST_NOMINATED
+            || KEPT.iter().any(|kept| is(kept))
+            || !name.iter().copied().all(is_token_byte)
+        {
             return Err(Rejection::BadRequest("Connection is malformed"));
         }
+        match name.len() {
+            5 if is(b"close") => closes = true,
+            10 if is(b"keep-alive") => {}
+            _ => nominates = true,
+        }
     }
-    Ok(())
+    Ok((closes, nominates))
 }
 
 #[cfg(test)]

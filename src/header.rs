@@ -1,10 +1,98 @@
 //! How header names and values are read by everybody else.
 
 pub mod cache_control;
+pub mod lines;
 pub mod owned;
 
-use http::HeaderMap;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderMap, HeaderValue};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+/// The header lines of a message, in whatever form they are kept.
+pub trait Headers {
+    /// The values of a header, one for each of its lines.
+    fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]>;
+
+    /// The name of every line; of a header with several lines it may come once.
+    fn names(&self) -> impl Iterator<Item = &[u8]>;
+
+    /// The value of the header's first line.
+    fn first<'a>(&'a self, name: &HeaderName) -> Option<&'a [u8]> {
+        self.values_of(name).next()
+    }
+
+    /// The value of a header that has exactly one line.
+    fn only<'a>(&'a self, name: &HeaderName) -> Option<&'a [u8]> {
+        let mut values = self.values_of(name);
+        let value = values.next()?;
+        values.next().is_none().then_some(value)
+    }
+}
+
+/// Header lines that can be changed before they are sent.
+pub trait HeadersMut: Headers {
+    /// Removes every line for which it holds, by name and value.
+    fn remove_if(&mut self, holds: impl FnMut(&[u8], &[u8]) -> bool);
+
+    /// Adds a line after those that are there.
+    fn add(&mut self, name: &HeaderName, value: &HeaderValue);
+}
+
+impl Headers for HeaderMap {
+    fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys().map(|name| name.as_str().as_bytes())
+    }
+}
+
+/// pingora keeps the spelling of names in a map beside the headers, so both are changed.
+macro_rules! headers_of_pingora {
+    ($message:ty) => {
+        impl Headers for $message {
+            fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+                self.headers.values_of(name)
+            }
+
+            fn names(&self) -> impl Iterator<Item = &[u8]> {
+                self.headers.names()
+            }
+        }
+
+        impl HeadersMut for $message {
+            fn remove_if(&mut self, mut holds: impl FnMut(&[u8], &[u8]) -> bool) {
+                let mut matching: Vec<HeaderName> = Vec::new();
+                for (name, value) in &self.headers {
+                    if holds(name.as_str().as_bytes(), value.as_bytes()) && !matching.contains(name)
+                    {
+                        matching.push(name.clone());
+                    }
+                }
+                for name in matching {
+                    let lines = self.headers.get_all(&name).iter().cloned();
+                    let kept: Vec<HeaderValue> = lines
+                        .filter(|value| !holds(name.as_str().as_bytes(), value.as_bytes()))
+                        .collect();
+                    self.remove_header(&name);
+                    for value in kept {
+                        // It was there before.
+                        let _ = self.append_header(name.clone(), value);
+                    }
+                }
+            }
+
+            fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
+                // A map that is full, at 32,768 lines, holds more than any limit lets in.
+                let _ = self.append_header(name.clone(), value.clone());
+            }
+        }
+    };
+}
+
+headers_of_pingora!(RequestHeader);
+headers_of_pingora!(ResponseHeader);
 
 /// A byte of a header name as a CGI-like server sees it: such servers turn names into
 /// variables, where case is lost and everything but letters and digits becomes `_`.
@@ -34,8 +122,8 @@ pub fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// What the `Connection` lines nominate: headers that go no further than this hop.
-pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    headers.get_all(CONNECTION).iter().flat_map(|line| elements(line.as_bytes()))
+pub fn nominated<H: Headers>(headers: &H) -> impl Iterator<Item = &[u8]> {
+    headers.values_of(&CONNECTION).flat_map(elements)
 }
 
 /// The elements of a list whose quoted strings may hold commas, without blanks (RFC 9110, sections
@@ -91,11 +179,16 @@ impl FoldedNames {
         }
     }
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn contains(&self, name: impl AsRef<[u8]>) -> bool {
+        let name = name.as_ref();
         self.0.get(name.len()).is_some_and(|same_length| {
-            same_length.iter().any(|known| {
-                known.iter().zip(name.bytes()).all(|(known, byte)| *known == fold(byte))
-            })
+            same_length
+                .iter()
+                .any(|known| known.iter().zip(name).all(|(known, byte)| *known == fold(*byte)))
         })
     }
 }

@@ -8,19 +8,18 @@
 //! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
 //! identity was proved.
 
-use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderValue,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, StatusCode};
-use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::{IdentitySection, SessionSection};
+use crate::header::lines::write_line;
 use crate::header::owned::{
     CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
 };
-use crate::header::{FoldedNames, trim};
+use crate::header::{FoldedNames, HeadersMut, nominated};
 use crate::identity::{Identity, UnionId};
 use crate::rejection::ERROR_HEADER;
 use crate::token;
@@ -36,9 +35,6 @@ pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri"
 
 /// Strips and writes headers by one configuration.
 pub struct Injector {
-    openid: Bytes,
-    app_id: Bytes,
-    union_id: Bytes,
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
@@ -103,13 +99,8 @@ impl Injector {
             .map(HeaderName::from_static)
             .chain(identity.iter().cloned())
             .collect();
-        let [openid, app_id, union_id] = &identity;
-        let written = |name: &HeaderName| Bytes::copy_from_slice(name.as_str().as_bytes());
         let response = own.iter().copied().chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
         Self {
-            openid: written(openid),
-            app_id: written(app_id),
-            union_id: written(union_id),
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
@@ -139,28 +130,68 @@ impl Injector {
     /// When a value cannot be written; the request must then not be forwarded.
     pub fn apply(
         &self,
-        request: &mut RequestHeader,
-        forwarding: Forwarding,
+        request: &mut impl HeadersMut,
+        forwarding: &Forwarding,
         identity: Option<&Identity>,
-    ) -> pingora::Result<()> {
-        self.strip(request, forwarding.is_trusted)?;
-
-        // As text that lives for ever, a name is copied once less.
-        request.insert_header(REQUEST_ID.as_str(), forwarding.request_id)?;
-        request.insert_header(FORWARDED_FOR.as_str(), forwarding.forwarded_for)?;
-        request.insert_header(FORWARDED_PROTO.as_str(), forwarding.proto)?;
-        request.insert_header(REAL_IP.as_str(), forwarding.client)?;
-        if let Some(host) = forwarding.host {
-            request.insert_header(FORWARDED_HOST.as_str(), host)?;
+    ) -> Result<(), InvalidHeaderValue> {
+        request.remove_if(|name, value| self.strips(name, value, forwarding.is_trusted));
+        for (name, value) in [
+            (&REQUEST_ID, &forwarding.request_id),
+            (&FORWARDED_FOR, &forwarding.forwarded_for),
+            (&FORWARDED_PROTO, &forwarding.proto),
+            (&REAL_IP, &forwarding.client),
+        ] {
+            request.add(name, value);
+        }
+        if let Some(host) = &forwarding.host {
+            request.add(&FORWARDED_HOST, host);
         }
         if let Some(identity) = identity {
-            request.insert_header(self.openid.clone(), identity.openid.as_str())?;
-            request.insert_header(self.app_id.clone(), identity.app_id.as_str())?;
-            if let Some(unionid) = &identity.unionid {
-                request.insert_header(self.union_id.clone(), unionid.as_str())?;
+            let [openid, app_id, unionid] = &self.identity;
+            request.add(openid, &HeaderValue::from_str(identity.openid.as_str())?);
+            request.add(app_id, &HeaderValue::from_str(identity.app_id.as_str())?);
+            if let Some(value) = &identity.unionid {
+                request.add(unionid, &HeaderValue::from_str(value.as_str())?);
             }
         }
         Ok(())
+    }
+
+    /// Writes what is said of a request's way here, to a header from which [`Self::strips`] has
+    /// taken everything of the kind.
+    pub fn write(&self, forwarding: &Forwarding, out: &mut Vec<u8>) {
+        for (name, value) in [
+            (&REQUEST_ID, Some(&forwarding.request_id)),
+            (&FORWARDED_FOR, Some(&forwarding.forwarded_for)),
+            (&FORWARDED_PROTO, Some(&forwarding.proto)),
+            (&REAL_IP, Some(&forwarding.client)),
+            (&FORWARDED_HOST, forwarding.host.as_ref()),
+        ] {
+            if let Some(value) = value {
+                write_line(out, name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+    }
+
+    /// Writes whose a request is, to a header of the same kind.
+    pub fn write_identity(&self, identity: &Identity, out: &mut Vec<u8>) {
+        let [openid, app_id, unionid] = &self.identity;
+        write_line(out, openid.as_str().as_bytes(), identity.openid.as_str().as_bytes());
+        write_line(out, app_id.as_str().as_bytes(), identity.app_id.as_str().as_bytes());
+        if let Some(value) = &identity.unionid {
+            write_line(out, unionid.as_str().as_bytes(), value.as_str().as_bytes());
+        }
+    }
+
+    /// Whether a header line of a request is removed before the gateway writes its own.
+    pub fn strips(&self, name: &[u8], value: &[u8], is_trusted: bool) -> bool {
+        self.is_stripped(name, is_trusted) || self.is_token(name, value)
+    }
+
+    fn is_token(&self, name: &[u8], value: &[u8]) -> bool {
+        self.strips_bearer
+            && name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
+            && token::bearer_token(value).is_some()
     }
 
     /// Tells another proxy whose a request is. Each header is there once, and empty where there
@@ -197,9 +228,9 @@ impl Injector {
             .any(|name| self.asker_folded.contains(name.as_str()) && !self.asker.contains(name))
     }
 
-    fn is_stripped(&self, name: &HeaderName, is_trusted: bool) -> bool {
-        let passes = || is_trusted && FROM_TRUSTED.contains(&name.as_str());
-        self.request.contains(name.as_str()) && !passes()
+    fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
+        let is_it = |known: &&str| known.as_bytes().eq_ignore_ascii_case(name);
+        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(&one)))
     }
 
     /// Why a header line of a request is removed; `None` where it is not. For explanations:
@@ -210,10 +241,8 @@ impl Injector {
         value: &HeaderValue,
         is_trusted: bool,
     ) -> Option<Removal> {
-        if !self.is_stripped(name, is_trusted) {
-            let is_token = self.strips_bearer
-                && *name == AUTHORIZATION
-                && token::bearer_token(value.as_bytes()).is_some();
+        if !self.is_stripped(name.as_str().as_bytes(), is_trusted) {
+            let is_token = self.is_token(name.as_str().as_bytes(), value.as_bytes());
             return is_token.then_some(Removal::Token);
         }
         let is_among =
@@ -236,95 +265,45 @@ impl Injector {
         })
     }
 
-    fn strip(&self, request: &mut RequestHeader, is_trusted: bool) -> pingora::Result<()> {
-        let stripped: Vec<HeaderName> = request
-            .headers
-            .keys()
-            .filter(|name| self.is_stripped(name, is_trusted))
-            .cloned()
-            .collect();
-        for name in &stripped {
-            request.remove_header(name);
-        }
-        if self.strips_bearer {
-            strip_bearer(request)?;
-        }
-        Ok(())
-    }
-
     /// Keeps an upstream's identity and session headers, error marks that are not the
     /// gateway's, and what concerns only its connection from the client.
-    pub fn clean_response(&self, response: &mut ResponseHeader) {
-        // Looked for on the way: each look-up in the map would hash the name.
-        let (mut has_connection, mut has_upgrade) = (false, false);
-        let stripped: Vec<HeaderName> = response
-            .headers
-            .keys()
-            .filter(|name| {
-                has_connection |= **name == CONNECTION;
-                has_upgrade |= **name == UPGRADE;
-                self.response.contains(name.as_str())
-            })
-            .cloned()
-            .collect();
-        for name in &stripped {
-            response.remove_header(name);
-        }
-        if has_connection {
-            strip_nominated(response);
-        }
-        if has_upgrade && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            // An offer of the service, as Apache's of HTTP/2, is one to the gateway.
-            response.remove_header(&UPGRADE);
-        }
-        if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
-            // It has no body, and must not say that it has (RFC 9110, section 8.6, and RFC 9112,
-            // section 6.1).
-            response.remove_header(&CONTENT_LENGTH);
-            response.remove_header(&TRANSFER_ENCODING);
-        }
+    pub fn clean_response(&self, status: u16, response: &mut impl HeadersMut) {
+        let is_framing = |name: &[u8]| is_any(name, &[CONTENT_LENGTH, TRANSFER_ENCODING]);
+        let is_kept = |name: &[u8]| {
+            // Not for the service to take away, or no header.
+            is_framing(name) || is_any(name, &[UPGRADE]) || OF_EVERY_CONNECTION.contains(&name)
+        };
+        let nominated = nominated(response).filter(|name| !is_kept(name));
+        let nominated: Vec<Box<[u8]>> = nominated.map(Box::from).collect();
+        // An offer of the service, as Apache's of HTTP/2, is one to the gateway.
+        let declines = status != StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        // It has no body, and must not say that it has (RFC 9110, section 8.6, and RFC 9112,
+        // section 6.1).
+        let has_no_body = status < 200 || status == StatusCode::NO_CONTENT.as_u16();
+        response.remove_if(|name, _| {
+            self.response.contains(name)
+                || nominated.iter().any(|one| one.eq_ignore_ascii_case(name))
+                || declines && is_any(name, &[UPGRADE])
+                || has_no_body && is_framing(name)
+        });
+    }
+
+    /// Whether a header of a service is kept from clients, whatever the status.
+    pub fn cleans(&self, name: &[u8]) -> bool {
+        self.response.contains(name)
     }
 }
 
-/// Removes what an upstream says to concern only its connection (RFC 9110, section 7.6.1);
-/// `Connection` itself pingora writes anew.
-fn strip_nominated(response: &mut ResponseHeader) {
-    let nominated: Vec<HeaderName> = response
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-        .filter_map(|name| HeaderName::from_bytes(trim(name)).ok())
-        // pingora frames the body, and makes a WebSocket, by these.
-        .filter(|name| ![CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE].contains(name))
-        .collect();
-    for name in &nominated {
-        response.remove_header(name);
-    }
-}
+/// What a `Connection` line says besides the names of headers.
+const OF_EVERY_CONNECTION: [&[u8]; 2] = [b"keep-alive", b"close"];
 
-/// Removes the `Authorization` lines that carry a token of ours and keeps the others.
-fn strip_bearer(request: &mut RequestHeader) -> pingora::Result<()> {
-    let is_ours = |value: &HeaderValue| token::bearer_token(value.as_bytes()).is_some();
-    if !request.headers.get_all(&AUTHORIZATION).iter().any(is_ours) {
-        return Ok(());
-    }
-    let kept: Vec<HeaderValue> = request
-        .headers
-        .get_all(&AUTHORIZATION)
-        .iter()
-        .filter(|value| !is_ours(value))
-        .cloned()
-        .collect();
-    request.remove_header(&AUTHORIZATION);
-    for value in kept {
-        request.append_header(&AUTHORIZATION, value)?;
-    }
-    Ok(())
+fn is_any(name: &[u8], known: &[HeaderName]) -> bool {
+    known.iter().any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
 mod tests {
+    use pingora::http::{RequestHeader, ResponseHeader};
     use proptest::prelude::*;
 
     use super::*;
@@ -425,7 +404,7 @@ mod tests {
                 openid: OpenId::parse("gateway").unwrap(),
                 unionid: None,
             };
-            injector().apply(&mut request, forwarding(false), is_known.then_some(&identity)).unwrap();
+            injector().apply(&mut request, &forwarding(false), is_known.then_some(&identity)).unwrap();
 
             let mut wire = Vec::new();
             request.header_to_h1_wire(&mut wire);
@@ -455,7 +434,7 @@ mod tests {
         for name in ["X-Forwarded-Port", "X_Forwarded_Port", "Forwarded", "X_Forwarded_For"] {
             request.append_header(name, "client").unwrap();
         }
-        injector().apply(&mut request, forwarding(true), None).unwrap();
+        injector().apply(&mut request, &forwarding(true), None).unwrap();
         let mut kept: Vec<_> = request
             .headers
             .iter()
@@ -472,7 +451,7 @@ mod tests {
         let ours = format!("Bearer {}", "a".repeat(token::TOKEN_LENGTH));
         request.append_header("Authorization", "Basic abc").unwrap();
         request.append_header("authorization", ours).unwrap();
-        injector().apply(&mut request, forwarding(false), None).unwrap();
+        injector().apply(&mut request, &forwarding(false), None).unwrap();
         let kept: Vec<_> = request.headers.get_all("authorization").iter().collect();
         assert_eq!(kept, ["Basic abc"]);
     }
@@ -509,7 +488,7 @@ mod tests {
                 ("X-Foreign", "kept"),
             ],
         );
-        injector().clean_response(&mut answer);
+        injector().clean_response(answer.status.as_u16(), &mut answer);
         assert_eq!(names(&answer), ["content-length", "x-foreign", "x-request-id"]);
     }
 
@@ -528,11 +507,11 @@ mod tests {
                 ("Upgrade", "websocket"),
             ],
         );
-        injector().clean_response(&mut answer);
+        injector().clean_response(answer.status.as_u16(), &mut answer);
         assert_eq!(names(&answer), ["connection", "upgrade", "x-foreign"]);
         let framing = [("Connection", "content-length, x-hop"), ("Content-Length", "5")];
         let mut answer = response(200, &[&framing[..], &[("X-Hop", "1")]].concat());
-        injector().clean_response(&mut answer);
+        injector().clean_response(answer.status.as_u16(), &mut answer);
         assert_eq!(names(&answer), ["connection", "content-length"]);
     }
 
@@ -541,7 +520,7 @@ mod tests {
         let framing = [("Content-Length", "0"), ("Transfer-Encoding", "chunked")];
         for status in [100, 103, 204] {
             let mut answer = response(status, &[&framing[..], &[("X-Foreign", "kept")]].concat());
-            injector().clean_response(&mut answer);
+            injector().clean_response(answer.status.as_u16(), &mut answer);
             assert_eq!(names(&answer), ["x-foreign"], "{status}");
         }
     }

@@ -40,8 +40,10 @@
 //! | 1 | `log_writer` | writing logs without waiting for them |
 //! | 1 | `seldom` | what is said at most once a minute |
 //! | 1 | `token` | what a session token looks like |
+//! | 1 | `chunked` | where a chunked body ends |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
+//! | 0 | `deadline` | a time limit that is moved often and seldom met |
 //! | 0 | `error_body` | the body of an error answer, by template |
 //! | 0 | `header` | how header names and values are read |
 //! | 0 | `http_server` | a small server for what is not public |
@@ -68,8 +70,10 @@ mod admin;
 mod answer;
 pub mod auth;
 mod caching;
+mod chunked;
 pub mod clock;
 pub mod config;
+mod deadline;
 pub mod demo;
 mod edge;
 mod error_body;
@@ -109,7 +113,7 @@ pub mod wechat;
 /// What the fuzz targets of `tests/fuzz` need, and nobody outside the crate may use.
 #[cfg(fuzzing)]
 pub mod fuzzing {
-    pub use crate::edge::chunked::{Chunked, Malformed};
+    pub use crate::chunked::{Chunked, Malformed};
     pub use crate::head::{Framing, Head, HeadLimits, judge};
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
     pub use crate::rejection::Rejection;

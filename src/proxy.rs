@@ -12,6 +12,7 @@ mod admission;
 mod context;
 mod endpoints;
 mod failure;
+pub mod lane;
 mod tunnel;
 
 use std::any::Any;
@@ -29,11 +30,11 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session as HttpSession};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, OrErr};
 
 use self::admission::Refusal;
 use self::context::RequestContext;
-pub use self::endpoints::health;
+pub use self::endpoints::{Plain, health};
 use self::failure::Failures;
 use crate::answer::Answer;
 use crate::inject::REQUEST_ID;
@@ -243,8 +244,9 @@ impl ProxyHttp for Gateway {
             return Error::e_explain(ErrorType::InternalError, "no route");
         };
         route.prepare(request)?;
-        context.policy.injector.apply(request, forwarding, identity)?;
-        route.request_edits.write_to(request)?;
+        let applied = context.policy.injector.apply(request, &forwarding, identity);
+        applied.or_err(ErrorType::InternalError, "a header of the gateway")?;
+        route.request_edits.write_to(request);
         if http.is_http2() {
             join_cookies(request)?;
         }
@@ -304,7 +306,7 @@ impl ProxyHttp for Gateway {
                 context.rejection = Some(Rejection::BadGateway);
                 return Err(Error::explain(failure::REFUSED, fault).into_up());
             }
-            context.policy.injector.clean_response(response);
+            context.policy.injector.clean_response(response.status.as_u16(), response);
             let everywhere = context.route().into_iter().flat_map(|route| &route.response_headers);
             for (name, value) in everywhere {
                 response.insert_header(name.clone(), value.clone())?;
@@ -314,7 +316,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         if response.status.is_informational() {
-            context.policy.injector.clean_response(response);
+            context.policy.injector.clean_response(response.status.as_u16(), response);
             return Ok(());
         }
         context.upstream_status = Some(response.status.as_u16());
@@ -322,14 +324,15 @@ impl ProxyHttp for Gateway {
             pool.hear(server, response);
         }
         context.progress.iter().for_each(|progress| progress.answer(response.status.as_u16()));
-        context.policy.injector.clean_response(response);
+        context.policy.injector.clean_response(response.status.as_u16(), response);
         if let Some(route) = context.route() {
-            route.response_edits.apply(response)?;
+            route.response_edits.remove_from(response);
+            route.response_edits.write_to(response);
             if let Some(cors) = &route.cors {
-                cors.mark(&http.req_header().headers, response)?;
+                cors.mark(&http.req_header().headers, response);
             }
             // Last: no edit takes it away.
-            route.caching.mark(response, context.verdict.session.is_some())?;
+            route.caching.mark(response, context.verdict.session.is_some());
         }
         response.insert_header(REQUEST_ID.as_str(), &context.request_id)?;
         self.end_connection_if_draining(http);

@@ -30,7 +30,7 @@ use self::target::{Target, pool_for};
 use crate::answer::Answer;
 use crate::caching::Caching;
 use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
-use crate::header::{FoldedNames, nominated};
+use crate::header::{FoldedNames, Headers, nominated};
 use crate::identity::{AppId, Identity};
 use crate::rejection::Rejection;
 
@@ -114,14 +114,22 @@ pub struct Routes {
 }
 
 /// What of a request says which route it is for.
-#[derive(Clone, Copy)]
-pub struct Asked<'a> {
+pub struct Asked<'a, H = HeaderMap> {
     /// As it came, without its query.
     pub path: &'a str,
     pub host: Option<&'a str>,
     pub method: &'a Method,
-    pub headers: &'a HeaderMap,
+    pub headers: &'a H,
 }
+
+// Derived, they would ask the same of the headers.
+impl<H> Clone for Asked<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for Asked<'_, H> {}
 
 /// A route, ready to be asked.
 pub struct Route {
@@ -207,16 +215,21 @@ impl Route {
         Ok(())
     }
 
+    /// The path and query that the service gets, where the route gives it others.
+    pub fn rewritten(&self, path_and_query: &str) -> Option<String> {
+        let rewrite = self.rewrite.as_ref()?;
+        let (path, query) =
+            path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
+        Some(rewrite.path(path) + query)
+    }
+
     pub fn allows_method(&self, method: &Method) -> bool {
         self.methods.is_empty() || self.methods.contains(method)
     }
 
     /// Whether a request has the headers that the route asks for, each once.
-    fn accepts_headers(&self, headers: &HeaderMap) -> bool {
-        self.headers.iter().all(|(name, expected)| {
-            let mut values = headers.get_all(name).iter();
-            values.next() == Some(expected) && values.next().is_none()
-        })
+    fn accepts_headers(&self, headers: &impl Headers) -> bool {
+        self.headers.iter().all(|(name, expected)| headers.only(name) == Some(expected.as_bytes()))
     }
 
     pub fn accepts_app(&self, app_id: &AppId) -> bool {
@@ -261,7 +274,7 @@ impl Routes {
     ///
     /// # Errors
     /// When the path is malformed, or its readings meet different endpoints.
-    pub fn resolve(&self, asked: &Asked<'_>) -> Result<Endpoint, PathError> {
+    pub fn resolve<H: Headers>(&self, asked: &Asked<'_, H>) -> Result<Endpoint, PathError> {
         let host = asked.host;
         let serves_own = self.hosts.is_empty() || host.is_some_and(|host| self.is_own_host(host));
         let host = self.host(asked);
@@ -313,7 +326,7 @@ impl Routes {
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn meet(&self, asked: &Asked<'_>) -> Result<(Endpoint, bool), PathError> {
+    pub fn meet<H: Headers>(&self, asked: &Asked<'_, H>) -> Result<(Endpoint, bool), PathError> {
         if !self.asked_for.is_empty() && self.is_ambiguous(asked.headers) {
             return Err(PathError::AmbiguousHeader);
         }
@@ -326,17 +339,20 @@ impl Routes {
     /// Whether a service could read a header that routes ask for otherwise than they do: another
     /// line of it, another spelling that it takes for the same, or none, for it is taken away
     /// on the way.
-    fn is_ambiguous(&self, headers: &HeaderMap) -> bool {
-        let mut nominated = nominated(headers).filter_map(|name| str::from_utf8(name).ok());
-        if nominated.any(|name| self.asked_for_folded.contains(name)) {
+    fn is_ambiguous(&self, headers: &impl Headers) -> bool {
+        if nominated(headers).any(|name| self.asked_for_folded.contains(name)) {
             return true;
         }
-        headers.keys().filter(|name| self.asked_for_folded.contains(name.as_str())).any(|name| {
-            !self.asked_for.contains(name) || headers.get_all(name).iter().nth(1).is_some()
+        headers.names().filter(|name| self.asked_for_folded.contains(name)).any(|name| {
+            let known = |known: &&HeaderName| known.as_str().as_bytes().eq_ignore_ascii_case(name);
+            self.asked_for.iter().find(known).is_none_or(|known| headers.only(known).is_none())
         })
     }
 
-    fn resolve_preflight(&self, asked: &Asked<'_>) -> Result<Option<usize>, PathError> {
+    fn resolve_preflight<H: Headers>(
+        &self,
+        asked: &Asked<'_, H>,
+    ) -> Result<Option<usize>, PathError> {
         let Some(method) = cors::preflight_method(asked.method, asked.headers) else {
             return Ok(None);
         };
@@ -350,7 +366,7 @@ impl Routes {
     }
 
     /// The methods that are served where a request met a route that does not take its own.
-    pub fn allow(&self, asked: &Asked<'_>) -> String {
+    pub fn allow<H: Headers>(&self, asked: &Asked<'_, H>) -> String {
         let host = self.host(asked);
         let mut methods: Vec<&str> = Vec::new();
         for route in self.candidates(asked.path.as_bytes(), asked, host.as_ref()) {
@@ -364,16 +380,16 @@ impl Routes {
     }
 
     /// The host of a request, where routes care for it.
-    fn host(&self, asked: &Asked<'_>) -> Option<HostName> {
+    fn host<H>(&self, asked: &Asked<'_, H>) -> Option<HostName> {
         asked.host.filter(|_| self.table.has_hosts()).and_then(HostName::new)
     }
 
     /// The routes that a path may be for, all equally specific but for headers and methods,
     /// the more specific first.
-    fn candidates<'a>(
+    fn candidates<'a, H: Headers>(
         &'a self,
         path: &[u8],
-        asked: &'a Asked<'_>,
+        asked: &'a Asked<'_, H>,
         host: Option<&HostName>,
     ) -> impl Iterator<Item = usize> + 'a {
         let accepts =
@@ -382,10 +398,10 @@ impl Routes {
         place.iter().copied().filter(move |index| accepts(*index))
     }
 
-    fn find(
+    fn find<H: Headers>(
         &self,
         path: &[u8],
-        asked: &Asked<'_>,
+        asked: &Asked<'_, H>,
         host: Option<&HostName>,
         serves_own: bool,
     ) -> Endpoint {

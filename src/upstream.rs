@@ -104,6 +104,34 @@ impl Pool {
         Some(Chosen { address: peer.address, peer: chosen, reuse })
     }
 
+    /// The next server in turn that is not among `tried`.
+    pub fn next(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        let peers = self.peers.load();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..peers.len())
+            .filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()))
+            .map(|peer| peer.address)
+            .find(|address| !tried.contains(address))
+    }
+
+    /// How a server of the pool is reached, with a route's own timeouts where it has some. `None`
+    /// where it is a server of the pool no longer.
+    pub fn peer_at(&self, address: SocketAddr, timeouts: &Timeouts) -> Option<Box<HttpPeer>> {
+        let peers = self.peers.load();
+        let peer = peers.iter().find(|peer| peer.address == address)?;
+        let mut peer = Box::new(peer.template.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = timeouts.connect.or(options.connection_timeout);
+        options.total_connection_timeout = timeouts.connect.or(options.total_connection_timeout);
+        Some(peer)
+    }
+
+    /// How long an idle connection is kept after a response with these `Keep-Alive` lines; `None`
+    /// when it is not.
+    pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+        keep_alive::time(self.section.idle_timeout, said)
+    }
+
     /// Remembers how long a server keeps its connections, if its response says so.
     pub fn hear(&self, server: SocketAddr, response: &ResponseHeader) {
         if KeepAlive::is_said(response)

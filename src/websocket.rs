@@ -14,15 +14,15 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    CONTENT_LENGTH, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+    CONTENT_LENGTH, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 use sha1::{Digest, Sha1};
 use tokio::sync::Notify;
 
-use crate::header::{nominated, offers_websocket, trim};
+use crate::header::{Headers, nominated, offers_websocket, trim};
 use crate::rejection::Rejection;
 
 /// Appended to the client's key before it is digested (RFC 6455, section 1.3).
@@ -30,8 +30,7 @@ const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Whether a request asks to become a WebSocket. Over HTTP/1.0 none does.
 pub fn is_asked_for(request: &RequestHeader) -> bool {
-    let mut lines = request.headers.get_all(UPGRADE).iter();
-    request.version == Version::HTTP_11 && lines.any(|line| offers_websocket(line.as_bytes()))
+    request.version == Version::HTTP_11 && request.values_of(&UPGRADE).any(offers_websocket)
 }
 
 /// The rejection of a WebSocket where none is allowed.
@@ -42,14 +41,13 @@ pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowe
 /// # Errors
 /// [`Rejection::BadRequest`] when it is malformed, and [`Rejection::UpgradeRequired`] when it is
 /// one of another version than 13. Such a version may have another key, so it comes first.
-pub fn judge_handshake(request: &RequestHeader) -> Result<(), Rejection> {
-    let headers = &request.headers;
+pub fn judge_handshake(method: &Method, headers: &impl Headers) -> Result<(), Rejection> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
         return Err(Rejection::BadRequest("Upgrade must be one \"websocket\" and nothing else"));
     }
-    let has_body = headers.contains_key(TRANSFER_ENCODING)
-        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if request.method != Method::GET || has_body {
+    let has_body = headers.first(&TRANSFER_ENCODING).is_some()
+        || headers.first(&CONTENT_LENGTH).is_some_and(|length| length != b"0");
+    if method != Method::GET || has_body {
         return Err(Rejection::BadRequest("a WebSocket handshake is a GET without a body"));
     }
     if !nominated(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade")) {
@@ -75,23 +73,21 @@ fn is_version(value: &[u8]) -> bool {
 }
 
 /// Why a `101` does not accept the handshake of a request; the header line at fault comes first.
-pub fn fault(request: &RequestHeader, response: &ResponseHeader) -> Option<&'static str> {
-    let headers = &response.headers;
+pub fn fault(request: &impl Headers, headers: &impl Headers) -> Option<&'static str> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
         return Some("Upgrade (not websocket alone)");
     }
-    let Some(key) = request.headers.get(SEC_WEBSOCKET_KEY) else {
+    let Some(key) = request.first(&SEC_WEBSOCKET_KEY) else {
         return Some("Sec-WebSocket-Accept (the request has no key)");
     };
-    let digest = Sha1::new().chain_update(trim(key.as_bytes())).chain_update(GUID).finalize();
+    let digest = Sha1::new().chain_update(trim(key)).chain_update(GUID).finalize();
     let expected = STANDARD.encode(digest);
     let is_accepted = is_only(headers, &SEC_WEBSOCKET_ACCEPT, |value| value == expected.as_bytes());
     (!is_accepted).then_some("Sec-WebSocket-Accept (does not match the handshake's key)")
 }
 
-fn is_only(headers: &HeaderMap, name: &HeaderName, is_right: impl Fn(&[u8]) -> bool) -> bool {
-    let mut values = headers.get_all(name).iter();
-    values.next().is_some_and(|value| is_right(trim(value.as_bytes()))) && values.next().is_none()
+fn is_only(headers: &impl Headers, name: &HeaderName, is_right: impl Fn(&[u8]) -> bool) -> bool {
+    headers.only(name).is_some_and(|value| is_right(trim(value)))
 }
 
 /// A tunnel that was cut may end in order for so long: both sides learn of it then.
@@ -169,6 +165,8 @@ impl Tunnel {
 
 #[cfg(test)]
 mod tests {
+    use pingora::http::ResponseHeader;
+
     use super::*;
 
     /// The example of RFC 6455, section 1.3.
@@ -188,13 +186,17 @@ mod tests {
         request
     }
 
+    fn judge(request: &RequestHeader) -> Result<(), Rejection> {
+        judge_handshake(&request.method, request)
+    }
+
     fn is_malformed(request: &RequestHeader) -> bool {
-        matches!(judge_handshake(request), Err(Rejection::BadRequest(_)))
+        matches!(judge(request), Err(Rejection::BadRequest(_)))
     }
 
     #[test]
     fn only_a_sound_handshake_is_one() {
-        assert_eq!(judge_handshake(&request("GET", &SOUND)), Ok(()));
+        assert_eq!(judge(&request("GET", &SOUND)), Ok(()));
         assert!(is_malformed(&request("POST", &SOUND)));
         for left_out in &SOUND[1..] {
             let lines: Vec<_> = SOUND.into_iter().filter(|line| line != left_out).collect();
@@ -224,7 +226,7 @@ mod tests {
             lines[3] = ("Sec-WebSocket-Version", version);
             // A later version may have a key of another shape, or none.
             let lines = &lines[..4];
-            judge_handshake(&request("GET", lines))
+            judge(&request("GET", lines))
         };
         for version in ["0", "7", "8", "14", "99", "255"] {
             assert_eq!(of_version(version), Err(Rejection::UpgradeRequired), "{version}");

@@ -69,7 +69,7 @@ pub struct HeaderEdits {
 }
 
 /// What a route says instead of its upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Option<Duration>,
     pub read: Option<Duration>,

@@ -32,9 +32,10 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use super::chunked::{Chunked, Malformed};
+use crate::chunked::{Chunked, Malformed};
 use crate::head::Framing;
 use crate::progress::Pace;
+use crate::proxy::lane::Transport;
 use crate::websocket::{State, Tunnel};
 
 /// Answers up to this size leave in one piece.
@@ -92,8 +93,6 @@ enum Body {
     Refused,
 }
 
-type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
-
 fn tcp(transport: &Transport) -> &TcpStream {
     match transport {
         Either::Left(plain) => plain,
@@ -128,6 +127,11 @@ impl Connection {
             traffic: Arc::default(),
             linger: None,
         }
+    }
+
+    /// The connection itself, and what was read of it.
+    pub fn into_parts(self) -> (Transport, Vec<u8>) {
+        (self.io.into_inner(), self.held.into())
     }
 
     /// Whether the handshake of TLS chose HTTP/2.

@@ -13,11 +13,11 @@ use http::header::LOCATION;
 use tokio::sync::watch;
 
 use super::connection::Connection;
-use super::deadline::Deadline;
-use super::{Edge, Plain, Wait, closed};
+use super::{Edge, Wait, closed};
 use crate::answer::Answer;
+use crate::deadline::Deadline;
 use crate::head::Asked;
-use crate::proxy;
+use crate::proxy::{self, Plain};
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
 

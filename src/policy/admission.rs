@@ -10,10 +10,9 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
-
 use super::Policy;
 use crate::config::Access;
+use crate::header::Headers;
 use crate::identity::Identity;
 use crate::metrics::{Decision, Metrics};
 use crate::rate_limit::RateLimit;
@@ -22,8 +21,8 @@ use crate::route::Asked;
 use crate::session::Session;
 
 /// A request that has met a route.
-pub struct Visit<'a> {
-    pub asked: Asked<'a>,
+pub struct Visit<'a, H = http::HeaderMap> {
+    pub asked: Asked<'a, H>,
     /// Whether a browser asks if it may ask, and the route says what becomes of that.
     pub is_preflight: bool,
     /// Who asks, as far as it is known.
@@ -51,7 +50,7 @@ impl Policy {
     pub async fn admit(
         &self,
         route: usize,
-        visit: &Visit<'_>,
+        visit: &Visit<'_, impl Headers>,
         metrics: &Metrics,
         verdict: &mut Verdict,
     ) -> Result<(), Rejection> {
@@ -86,7 +85,7 @@ impl Policy {
     /// Why there is none where one is needed.
     pub async fn authenticate(
         &self,
-        headers: &HeaderMap,
+        headers: &impl Headers,
         access: Access,
         metrics: &Metrics,
         verdict: &mut Verdict,

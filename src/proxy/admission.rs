@@ -60,7 +60,7 @@ impl Gateway {
             if !is_allowed || context.tunnel.is_none() {
                 return Err(websocket::NOT_ALLOWED.into());
             }
-            websocket::judge_handshake(request)?;
+            websocket::judge_handshake(&request.method, request)?;
             context.is_websocket = true;
         }
         let takes_query = context.policy.login.accepts_query();

@@ -1,5 +1,6 @@
 //! The gateway's own endpoints: login, logout, session, health.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, EXPECT, REFERER};
@@ -11,12 +12,17 @@ use serde::Serialize;
 use super::admission::{Refusal, content_length};
 use super::context::RequestContext;
 use super::{Gateway, failure};
+use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::config::Access;
+use crate::forwarded;
+use crate::inject::REQUEST_ID;
 use crate::lifecycle::Lifecycle;
 use crate::login::request::{ContentType, LoginRequest};
 use crate::login::{Login, LoginFacts, Sender};
+use crate::policy::{Policy, Process};
 use crate::rejection::Rejection;
+use crate::route::Endpoint;
 
 impl Gateway {
     pub(super) async fn login(
@@ -82,6 +88,60 @@ impl Gateway {
         let expires_in = self.process.sessions.expires_in(session).as_secs();
         let app_id = session.identity.app_id.as_str();
         Ok(Answer::json(200, &Shown { expires_in, app_id }))
+    }
+}
+
+/// A request that is answered without a route, as the last one of its connection.
+pub struct Plain<'a> {
+    pub endpoint: Endpoint,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub took: Duration,
+}
+
+impl Plain<'_> {
+    /// A head that never was a request. It took no time.
+    pub const NONE: Self =
+        Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
+
+    /// Counts the request, writes its access line, and makes the bytes of the response.
+    pub fn answer(
+        &self,
+        process: &Process,
+        policy: &Policy,
+        client: IpAddr,
+        answer: Result<Answer, Rejection>,
+    ) -> Vec<u8> {
+        let request_id_value = forwarded::fresh_request_id();
+        let request_id = request_id_value.to_str().unwrap_or_default();
+        let error = answer.as_ref().err().map(Rejection::error);
+        let mut answer = answer
+            .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
+        answer.header(REQUEST_ID.clone(), request_id_value.clone());
+        answer.add_missing(&policy.response_headers);
+        let is_to_head = self.method == "HEAD";
+        let metrics = policy.metrics(self.endpoint);
+        metrics.observe(answer.status, self.took);
+        process.access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id,
+            client,
+            method: self.method,
+            path: self.path,
+            route: metrics.label(),
+            status: answer.status,
+            error,
+            duration_ms: access_log::milliseconds(self.took),
+            upstream: None,
+            upstream_status: None,
+            bytes_in: 0,
+            bytes_out: if is_to_head { 0 } else { answer.body.len() },
+            decision: None,
+            app_id: None,
+            user: None,
+            errcode: None,
+        });
+        answer.to_closing_http1(is_to_head)
     }
 }
 

@@ -190,6 +190,12 @@ pub fn cause(error: &Error, patience: &Patience) -> Cow<'static, str> {
     }
 }
 
+/// Why no connection to a server can be made, in words.
+pub fn cause_of_connect(error: &Error, connect: Duration) -> Cow<'static, str> {
+    let none = Duration::ZERO;
+    cause(error, &Patience { connect, write: none, read: none, read_key: "read_timeout" })
+}
+
 /// The words for an I/O error for which the system gave a reason.
 fn with_reason(what: &'static str, error: &Error) -> Cow<'static, str> {
     match error.root_cause().downcast_ref::<io::Error>() {

@@ -10,13 +10,12 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use pingora::http::ResponseHeader;
+use http::{HeaderName, HeaderValue, Method};
 
 use crate::answer::Answer;
 use crate::config;
 use crate::config::Origins;
-use crate::header::nominated;
+use crate::header::{Headers, HeadersMut, nominated};
 
 pub struct Cors {
     origins: Origins,
@@ -27,20 +26,19 @@ pub struct Cors {
 }
 
 /// The method that a browser asks about, if a request is such a question.
-pub fn preflight_method(method: &Method, headers: &HeaderMap) -> Option<Method> {
-    if method != Method::OPTIONS || !headers.contains_key(ORIGIN) {
+pub fn preflight_method(method: &Method, headers: &impl Headers) -> Option<Method> {
+    if method != Method::OPTIONS || headers.first(&ORIGIN).is_none() {
         return None;
     }
-    let mut asked = headers.get_all(ACCESS_CONTROL_REQUEST_METHOD).iter();
-    let method = Method::from_bytes(asked.next()?.as_bytes()).ok()?;
+    let asked = headers.only(&ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(asked).ok()?;
     // The service would not see that it is one.
     let is_of_one = |name: &[u8]| {
         [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD]
             .iter()
             .any(|known| name.eq_ignore_ascii_case(known.as_str().as_bytes()))
     };
-    let is_whole = asked.next().is_none() && !nominated(headers).any(is_of_one);
-    is_whole.then_some(method)
+    (!nominated(headers).any(is_of_one)).then_some(method)
 }
 
 impl Cors {
@@ -68,40 +66,32 @@ impl Cors {
 
     /// The answer to a preflight. An origin that may not ask learns nothing, and its browser
     /// takes that for a no.
-    pub fn answer_preflight(&self, headers: &HeaderMap) -> Answer {
+    pub fn answer_preflight(&self, headers: &impl Headers) -> Answer {
         let mut answer = Answer::empty(204);
         self.mark_with(&self.preflight, headers, |name, value| answer.header(name, value));
         answer
     }
 
     /// Marks an answer of the gateway's own.
-    pub fn mark_answer(&self, headers: &HeaderMap, answer: &mut Answer) {
+    pub fn mark_answer(&self, headers: &impl Headers, answer: &mut Answer) {
         self.mark_with(&self.actual, headers, |name, value| answer.header(name, value));
     }
 
     /// Marks an answer of the service.
-    ///
-    /// # Errors
-    /// None that is known: names and values were read as such.
-    pub fn mark(&self, headers: &HeaderMap, response: &mut ResponseHeader) -> pingora::Result<()> {
-        let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
-        let theirs: Vec<HeaderName> = response.headers.keys().filter(is_cors).cloned().collect();
-        for name in &theirs {
-            response.remove_header(name);
-        }
-        let mut written = Ok(());
-        self.mark_with(&self.actual, headers, |name, value| {
-            if written.is_ok() {
-                written = response.append_header(name, value).map(drop);
-            }
+    pub fn mark(&self, headers: &impl Headers, response: &mut impl HeadersMut) {
+        const OF_CORS: &[u8] = b"access-control-";
+        response.remove_if(|name, _| {
+            name.get(..OF_CORS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(OF_CORS))
         });
-        written
+        self.mark_with(&self.actual, headers, |name, value| {
+            response.add(&name, &value);
+        });
     }
 
     fn mark_with(
         &self,
         marks: &[(HeaderName, HeaderValue)],
-        headers: &HeaderMap,
+        headers: &impl Headers,
         mut write: impl FnMut(HeaderName, HeaderValue),
     ) {
         let Some(origin) = self.allowed(headers) else { return };
@@ -112,12 +102,8 @@ impl Cors {
     }
 
     /// What the origin of a request is told that it may be; `None` when it may not ask.
-    fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let mut origins = headers.get_all(ORIGIN).iter();
-        let origin = origins.next()?;
-        if origins.next().is_some() {
-            return None;
-        }
+    fn allowed(&self, headers: &impl Headers) -> Option<HeaderValue> {
+        let origin = headers.only(&ORIGIN)?;
         match &self.origins {
             Origins::Any => Some(HeaderValue::from_static("*")),
             Origins::Listed(listed) => listed.iter().find(|known| *known == origin).cloned(),

@@ -4,12 +4,11 @@
 //! goes before the gateway writes its headers, in every spelling that a CGI-like service
 //! would take for it; what is written comes after that.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderName, HeaderValue};
 
 use crate::answer::Answer;
 use crate::config::HeaderEdits;
-use crate::header::FoldedNames;
+use crate::header::{FoldedNames, HeadersMut};
 
 pub struct Edits {
     set: Vec<(HeaderName, HeaderValue)>,
@@ -23,39 +22,31 @@ impl Edits {
         Self { set: edits.set.clone(), removed: FoldedNames::new(removed.map(HeaderName::as_str)) }
     }
 
-    pub fn remove_from(&self, request: &mut RequestHeader) {
-        for name in self.among(&request.headers) {
-            request.remove_header(&name);
+    /// Whether lines of this name are removed, in whatever spelling.
+    pub fn removes(&self, name: &[u8]) -> bool {
+        self.removed.contains(name)
+    }
+
+    pub fn remove_from(&self, message: &mut impl HeadersMut) {
+        if !self.removed.is_empty() {
+            message.remove_if(|name, _| self.removes(name));
         }
     }
 
-    /// # Errors
-    /// None that is known: names and values were read as such.
-    pub fn write_to(&self, request: &mut RequestHeader) -> pingora::Result<()> {
+    /// Writes what is set. To be called after [`Self::remove_from`], on the same message.
+    pub fn write_to(&self, message: &mut impl HeadersMut) {
         for (name, value) in &self.set {
-            request.insert_header(name.clone(), value.clone())?;
+            message.add(name, value);
         }
-        Ok(())
     }
 
-    /// # Errors
-    /// None that is known: names and values were read as such.
-    pub fn apply(&self, response: &mut ResponseHeader) -> pingora::Result<()> {
-        for name in self.among(&response.headers) {
-            response.remove_header(&name);
-        }
-        for (name, value) in &self.set {
-            response.insert_header(name.clone(), value.clone())?;
-        }
-        Ok(())
+    /// The lines that are set.
+    pub fn set(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.set
     }
 
     pub fn apply_to_answer(&self, answer: &mut Answer) {
-        answer.headers.retain(|(name, _)| !self.removed.contains(name.as_str()));
+        answer.headers.retain(|(name, _)| !self.removes(name.as_str().as_bytes()));
         answer.headers.extend(self.set.iter().cloned());
-    }
-
-    fn among(&self, headers: &HeaderMap) -> Vec<HeaderName> {
-        headers.keys().filter(|name| self.removed.contains(name.as_str())).cloned().collect()
     }
 }

@@ -104,6 +104,16 @@ impl Said {
     }
 }
 
+/// How long a connection is kept whose last response had these lines, where `set` is the limit of
+/// the configuration; `None` when it is not.
+pub fn time<'a>(set: Option<Duration>, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+    let Some(seconds) = said.filter_map(timeout).min() else {
+        return Some(set.unwrap_or(DEFAULT));
+    };
+    let time = Duration::from_secs(seconds.into()).checked_sub(MARGIN)?.min(LONGEST);
+    Some(set.map_or(time, |set| set.min(time))).filter(|time| !time.is_zero())
+}
+
 /// The smallest `timeout` of a line, in seconds. Malformed ones are ignored.
 fn timeout(line: &[u8]) -> Option<u32> {
     let seconds = |parameter: &[u8]| {

@@ -32,7 +32,7 @@ pub fn vary(
         }
     }
     let is_for_caches = |(name, value): &&(HeaderName, HeaderValue)| {
-        name == CACHE_CONTROL && is_shared(value) && access != Access::None
+        name == CACHE_CONTROL && is_shared(value.as_bytes()) && access != Access::None
     };
     if edits.set.iter().any(|edit| is_for_caches(&edit)) {
         section.warn_of(

@@ -34,7 +34,8 @@ impl Deadline {
         .await
     }
 
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the deadline has passed.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.at)));
         if self.at < timer.deadline() {
             timer.as_mut().reset(self.at);

@@ -23,6 +23,16 @@ pub struct Chunked {
     extra: u16,
 }
 
+/// What a run of bytes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Sizes, extensions and line ends.
+    Framing,
+    Data,
+    /// Trailer lines with their ends, and the empty line after them.
+    Trailers,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Size,
@@ -58,21 +68,49 @@ impl Chunked {
     /// At the first byte that makes the framing doubtful.
     pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
-        while self.place != Place::End {
-            if self.place == Place::Data {
-                let passed = self.left.min((bytes.len() - at) as u64);
-                self.left -= passed;
-                at += usize::try_from(passed).unwrap_or(usize::MAX);
-                if self.left > 0 {
-                    return Ok(at);
-                }
-                self.place = Place::DataReturn;
-            }
-            let Some(byte) = bytes.get(at) else { return Ok(at) };
-            self.step(*byte)?;
-            at += 1;
+        while let Some((_, length)) = self.next(bytes.get(at..).unwrap_or_default())? {
+            at += length;
         }
         Ok(at)
+    }
+
+    /// What the next of these bytes are, and how many of them; `None` at the end of the body or
+    /// of the bytes.
+    ///
+    /// # Errors
+    /// As [`Chunked::follow`].
+    pub fn next(&mut self, bytes: &[u8]) -> Result<Option<(Part, usize)>, Malformed> {
+        if bytes.is_empty() || self.place == Place::End {
+            return Ok(None);
+        }
+        if self.place == Place::Data {
+            let passed = self.left.min(bytes.len() as u64);
+            self.left -= passed;
+            if self.left == 0 {
+                self.place = Place::DataReturn;
+            }
+            return Ok(Some((Part::Data, usize::try_from(passed).unwrap_or(bytes.len()))));
+        }
+        let part = self.part();
+        let mut passed = 0;
+        for byte in bytes {
+            if self.place == Place::End || self.part() != part {
+                break;
+            }
+            self.step(*byte)?;
+            passed += 1;
+        }
+        Ok(Some((part, passed)))
+    }
+
+    fn part(&self) -> Part {
+        match self.place {
+            Place::Data => Part::Data,
+            Place::TrailerStart | Place::Trailer | Place::TrailerLineFeed | Place::EndLineFeed => {
+                Part::Trailers
+            }
+            _ => Part::Framing,
+        }
     }
 
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {

@@ -1,0 +1,252 @@
+//! The life of a request of HTTP/1.
+//!
+//! [`Lane::serve`] takes a connection from its first head to its end. [`Lane::exchange`] is what
+//! becomes of one request: it is judged (`judge`), answered here or sent to a server (`forward`),
+//! and every reason to stop becomes a response in one place.
+
+mod body;
+mod buffers;
+mod client;
+mod compose;
+mod forward;
+mod judge;
+mod request;
+mod service;
+mod stop;
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::server::configuration::ServerConf;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::body::{Limits, Relay, Source, Target};
+pub use self::client::Transport;
+use self::client::{Client, Wait};
+use self::request::Request;
+use self::stop::Stop;
+use super::endpoints::Plain;
+use super::failure::Failures;
+use crate::answer::Answer;
+use crate::chunked::Chunked;
+use crate::head::Framing;
+use crate::policy::{Policies, Process};
+use crate::rejection::Rejection;
+
+/// Of a body that nobody reads, so much is waited for, so that the connection can go on.
+const MOST_SKIPPED: u64 = 64 << 10;
+
+/// For so long.
+const SKIP: Duration = Duration::from_secs(5);
+
+/// Serves connections of HTTP/1.
+pub struct Lane {
+    process: Arc<Process>,
+    policies: Arc<Policies>,
+    failures: Failures,
+    connector: TransportConnector,
+    /// Idle connections to services that each worker keeps.
+    most_idle: usize,
+}
+
+/// What becomes of a connection after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    GoesOn,
+    /// It ends; the client has sent all of its request.
+    Closes,
+    /// It ends; the client may still be sending.
+    Lingers,
+    /// It ends before its response did, and only that shows it.
+    Resets,
+}
+
+/// The gateway is closing.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+impl Lane {
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>, most_idle: usize) -> Self {
+        let options = ConnectorOptions::from_server_conf(&ServerConf::default());
+        Self {
+            failures: Failures::new(process.clock.clone()),
+            connector: TransportConnector::new(Some(options)),
+            process,
+            policies,
+            most_idle,
+        }
+    }
+
+    /// Serves the requests of a connection. `held` is what was read of it; of a head that has been
+    /// begun, the deadline is given.
+    pub async fn serve(
+        &self,
+        transport: Transport,
+        held: Vec<u8>,
+        peer: SocketAddr,
+        mut closing: watch::Receiver<bool>,
+        mut begun: Option<Instant>,
+    ) {
+        let mut client = Client::new(transport, held, peer);
+        // Made once for all requests of the connection: each waits for it.
+        let mut closed = pin!(closed(&mut closing));
+        for number in 1.. {
+            let wait = client.next_head(&self.policies, number == 1, begun.take());
+            let wait = tokio::select! {
+                biased;
+                wait = wait => wait,
+                () = &mut closed => return,
+            };
+            let (head, policy) = match wait {
+                Wait::Head(head, policy) => (head, policy),
+                Wait::Refused(rejection) => return self.refuse(client, &rejection).await,
+                Wait::Over => return,
+            };
+            let is_last = number >= policy.limits.max_requests_per_connection;
+            let mut request = Request::new(policy, self.process.clone(), head, &mut client);
+            request.closes |= is_last;
+            let exchange = self.exchange(&mut client, &mut request);
+            let after = match AssertUnwindSafe(exchange).catch_unwind().await {
+                Ok(after) => after,
+                Err(_) => self.panicked(&mut client, &mut request).await,
+            };
+            request.record();
+            request.recycle(&mut client);
+            match after {
+                After::GoesOn => {}
+                After::Closes => return client.close(false).await,
+                After::Lingers => return client.close(true).await,
+                After::Resets => return client.reset(),
+            }
+        }
+    }
+
+    /// One request, from its head to the end of its response.
+    async fn exchange(&self, client: &mut Client, request: &mut Request) -> After {
+        let served = match self.judge(client, request).await {
+            Ok(None) => self.forward(client, request).await,
+            Ok(Some(answer)) => self.answer(client, request, answer).await,
+            Err(stop) => Err(stop),
+        };
+        match served {
+            Ok(after) => after,
+            Err(stop) => self.stop(client, request, stop).await,
+        }
+    }
+
+    /// Tells the client why its request ends, if it can be told.
+    async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
+        let (rejection, is_of_client) = match stop {
+            Stop::Left => return After::Closes,
+            Stop::Rejected(rejection) => (rejection, true),
+            Stop::Failed(failed) => {
+                self.failures.log(&request.failure(&failed));
+                (failed.rejection(), false)
+            }
+        };
+        let answer = request.refuse(&rejection);
+        request.rejection = Some(rejection);
+        if request.status.is_some() {
+            // Part of a response has gone out: that it breaks off is all that can be told.
+            return After::Lingers;
+        }
+        // Of a body that was on its way to a service nobody knows where it ends.
+        request.closes |= !is_of_client || request.server.is_some();
+        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+    }
+
+    /// Sends a response of the gateway's own. The connection goes on if all of the request has
+    /// come, or comes in a moment.
+    async fn answer(
+        &self,
+        client: &mut Client,
+        request: &mut Request,
+        answer: Answer,
+    ) -> Result<After, Stop> {
+        let mut rest = self.rest_of_body(request);
+        // What has come already.
+        if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
+            request.closes = true;
+        }
+        rest.output.clear();
+        let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
+        let is_whole = rest.has_come();
+        request.closes |= self.process.lifecycle.is_draining() || (!is_whole && is_long);
+        request.status = Some(answer.status);
+        let is_bodyless = request.is_head();
+        let body = answer.body.len();
+        let mut out = buffers::take();
+        compose::answer(request, answer, &mut out);
+        let sent = client.send(&out, request.policy.limits.write_timeout).await;
+        buffers::give(out);
+        sent.map_err(|_| Stop::Left)?;
+        request.bytes_out = if is_bodyless { 0 } else { body as u64 };
+        match (is_whole, request.closes) {
+            (true, false) => Ok(After::GoesOn),
+            (true, true) if client.held.is_empty() => Ok(After::Closes),
+            (_, true) => Ok(After::Lingers),
+            (false, false) => Ok(skip(client, rest).await),
+        }
+    }
+
+    /// What was not read of the body of a request that is answered here.
+    fn rest_of_body(&self, request: &Request) -> Relay {
+        let source = match request.head.head.framing {
+            // An endpoint has read it.
+            _ if request.is_read => Source::Length(0),
+            Framing::Length(length) => Source::Length(length),
+            Framing::Chunked => Source::Chunked(Chunked::new()),
+        };
+        let limits =
+            Limits { bytes: MOST_SKIPPED, read_timeout: SKIP, write_timeout: SKIP, min_rate: 0 };
+        Relay::new(source, Target::Plain, limits, Vec::new())
+    }
+
+    /// Answers a head that is no request, and ends its connection.
+    async fn refuse(&self, mut client: Client, rejection: &Rejection) {
+        let policy = self.policies.current();
+        let answer = Err(rejection.clone());
+        let bytes = Plain::NONE.answer(&self.process, &policy, client.address, answer);
+        let sent = client.send(&bytes, policy.limits.write_timeout).await;
+        if sent.is_ok() {
+            client.close(true).await;
+        }
+    }
+
+    /// Answers a request whose exchange panicked, where no response was begun.
+    async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
+        tracing::error!(request_id = request.request_id(), "a request panicked");
+        let rejection = Rejection::InternalError;
+        let answer = request.refuse(&rejection);
+        request.rejection = Some(rejection);
+        request.closes = true;
+        if request.status.is_some() {
+            return After::Resets;
+        }
+        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+    }
+}
+
+/// Waits for the rest of a body that nobody reads.
+async fn skip(client: &mut Client, mut rest: Relay) -> After {
+    client.deadline.set(Instant::now() + SKIP);
+    while !rest.has_come() {
+        if !matches!(client.read_more().await, Some(Ok(1..))) {
+            return After::Lingers;
+        }
+        if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
+            return After::Lingers;
+        }
+        rest.output.clear();
+    }
+    After::GoesOn
+}

@@ -1,0 +1,361 @@
+//! A body on its way from one connection to another.
+//!
+//! What comes is taken out of its framing and framed anew: chunk sizes, extensions and line ends
+//! are never copied. The end of the body is written once, and only when all of the body has come,
+//! so that one that breaks off is seen to break off. No more than one read is held at a time: as
+//! long as the receiver takes nothing, nothing is read.
+
+use std::io::{self, Write as _};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+
+use crate::chunked::{Chunked, Part};
+
+/// Bytes of one read of a body.
+const READ: usize = 32 << 10;
+
+/// Waiting that is not judged: connections are slow to start.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Trailers that are held until they can be sent, in bytes.
+const MOST_TRAILERS: usize = 64 << 10;
+
+/// How a body is delimited as it comes.
+pub enum Source {
+    /// So many bytes are left of it.
+    Length(u64),
+    Chunked(Chunked),
+    /// By the end of the connection.
+    Close,
+}
+
+/// How a body is delimited as it is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// By a length that was announced, or by the end of the connection.
+    Plain,
+    Chunked,
+}
+
+/// Why a body does not arrive.
+#[derive(Debug)]
+pub enum Broken {
+    /// The sender's connection failed.
+    Read(io::Error),
+    /// The sender closed before the end of the body.
+    Ended,
+    /// The sender's framing or a trailer is malformed.
+    Malformed,
+    /// The body is longer than allowed.
+    TooLarge,
+    /// The sender is too slow.
+    TooSlow,
+    /// The receiver's connection failed.
+    Write(io::Error),
+}
+
+/// What a body waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    Sender,
+    Receiver,
+}
+
+/// Writes the trailers of a chunked body, given as they came: each line with its CR LF. An error
+/// is a malformed one.
+pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), Malformed> {}
+impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), Malformed>> WriteTrailers for F {}
+
+/// A trailer that cannot be sent on.
+pub struct Malformed;
+
+/// Limits of a body.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// For the next bytes of the sender.
+    pub read_timeout: Duration,
+    /// For the receiver to take something.
+    pub write_timeout: Duration,
+    /// Bytes a second that the sender must send, after some grace; 0: any.
+    pub min_rate: u64,
+}
+
+/// One body, from its first byte to its last.
+pub struct Relay {
+    source: Source,
+    target: Target,
+    limits: Limits,
+    /// What is to be sent, a header in front of the body included, and how much of it was.
+    pub output: Vec<u8>,
+    sent: usize,
+    is_flushed: bool,
+    /// Whether all that was ever to be sent is in `output`.
+    is_held: bool,
+    /// Whether all has come.
+    is_over: bool,
+    trailers: Vec<u8>,
+    /// Bytes of the body that came, without framing.
+    pub passed: u64,
+    waits_for: Wait,
+    /// Since when it waits; `None` while it does not.
+    waiting_since: Option<Instant>,
+    /// Time spent waiting for the sender.
+    waited: Duration,
+}
+
+impl Relay {
+    /// `output` is sent first.
+    pub fn new(source: Source, target: Target, limits: Limits, output: Vec<u8>) -> Self {
+        let is_over = matches!(source, Source::Length(0));
+        Self {
+            source,
+            target,
+            limits,
+            output,
+            sent: 0,
+            is_flushed: true,
+            is_held: true,
+            is_over,
+            trailers: Vec::new(),
+            passed: 0,
+            waits_for: Wait::Sender,
+            waiting_since: None,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Whether all has come, and was sent.
+    pub fn is_done(&self) -> bool {
+        self.is_over && self.sent == self.output.len() && self.is_flushed
+    }
+
+    /// Whether all has come.
+    pub fn has_come(&self) -> bool {
+        self.is_over
+    }
+
+    /// Whether all that is sent of it is still held, so that it can be sent again.
+    pub fn can_repeat(&self) -> bool {
+        self.is_over && self.is_held
+    }
+
+    /// Begins again with what is held.
+    pub fn repeat(&mut self) {
+        self.sent = 0;
+        self.waiting_since = None;
+    }
+
+    /// What is waited for, and until when.
+    pub fn due(&self) -> Option<(Wait, Instant)> {
+        let limit = match self.waits_for {
+            Wait::Sender => self.limits.read_timeout,
+            Wait::Receiver => self.limits.write_timeout,
+        };
+        self.waiting_since.map(|since| (self.waits_for, since + limit))
+    }
+
+    /// Moves what belongs to the body from `input` to what is to be sent.
+    ///
+    /// # Errors
+    /// [`Broken::Malformed`] and [`Broken::TooLarge`].
+    pub fn take(
+        &mut self,
+        input: &mut Vec<u8>,
+        trailers: &mut impl WriteTrailers,
+    ) -> Result<(), Broken> {
+        let before = self.passed;
+        let mut taken = 0;
+        match &mut self.source {
+            Source::Length(left) => {
+                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= taken as u64;
+                self.is_over = *left == 0;
+                self.passed += taken as u64;
+                move_bytes(input, taken, &mut self.output);
+            }
+            Source::Close => {
+                let length = input.len();
+                self.passed += length as u64;
+                match self.target {
+                    Target::Plain => move_bytes(input, length, &mut self.output),
+                    Target::Chunked if length > 0 => {
+                        write_chunk(input, &mut self.output);
+                        input.clear();
+                    }
+                    Target::Chunked => {}
+                }
+            }
+            Source::Chunked(chunked) => {
+                while let Some((part, length)) = chunked
+                    .next(input.get(taken..).unwrap_or_default())
+                    .map_err(|_| Broken::Malformed)?
+                {
+                    let bytes = input.get(taken..taken + length).unwrap_or_default();
+                    taken += length;
+                    match part {
+                        Part::Framing => {}
+                        Part::Data => {
+                            self.passed += length as u64;
+                            match self.target {
+                                Target::Plain => self.output.extend_from_slice(bytes),
+                                Target::Chunked => write_chunk(bytes, &mut self.output),
+                            }
+                        }
+                        Part::Trailers => {
+                            if self.trailers.len() + length > MOST_TRAILERS {
+                                return Err(Broken::Malformed);
+                            }
+                            self.trailers.extend_from_slice(bytes);
+                        }
+                    }
+                }
+                self.is_over = chunked.is_over();
+                input.drain(..taken);
+            }
+        }
+        if self.passed > self.limits.bytes && self.passed > before {
+            return Err(Broken::TooLarge);
+        }
+        if self.is_over {
+            self.end(trailers)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the end of the body.
+    fn end(&mut self, write: &mut impl WriteTrailers) -> Result<(), Broken> {
+        if self.target == Target::Chunked {
+            self.output.extend_from_slice(b"0\r\n");
+        }
+        let trailers = std::mem::take(&mut self.trailers);
+        let trailers = trailers.strip_suffix(b"\r\n").unwrap_or(&trailers);
+        // Where they cannot be sent they are judged all the same.
+        let begin = self.output.len();
+        if !trailers.is_empty() {
+            write(trailers, &mut self.output).map_err(|Malformed| Broken::Malformed)?;
+        }
+        match self.target {
+            Target::Chunked => self.output.extend_from_slice(b"\r\n"),
+            Target::Plain => self.output.truncate(begin),
+        }
+        Ok(())
+    }
+
+    /// Moves the body on, as far as it goes. `input` is what was read of the sender's connection;
+    /// what follows the body there is left in it.
+    pub fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        input: &mut Vec<u8>,
+        writer: &mut W,
+        trailers: &mut impl WriteTrailers,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            while let Some(rest) = self.output.get(self.sent..).filter(|rest| !rest.is_empty()) {
+                let Poll::Ready(written) = Pin::new(&mut *writer).poll_write(cx, rest) else {
+                    return self.wait_for(Wait::Receiver);
+                };
+                match written {
+                    Ok(0) => {
+                        return Poll::Ready(Err(Broken::Write(io::ErrorKind::WriteZero.into())));
+                    }
+                    Ok(length) => {
+                        self.sent += length;
+                        self.is_flushed = false;
+                        self.waiting_since = None;
+                    }
+                    Err(error) => return Poll::Ready(Err(Broken::Write(error))),
+                }
+            }
+            if !self.is_flushed && (self.is_over || input.is_empty()) {
+                match Pin::new(&mut *writer).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => self.is_flushed = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Write(error))),
+                    Poll::Pending => return self.wait_for(Wait::Receiver),
+                }
+            }
+            if self.is_over {
+                return Poll::Ready(Ok(()));
+            }
+            self.is_held &= self.output.is_empty();
+            self.output.clear();
+            self.sent = 0;
+            if !input.is_empty() {
+                self.take(input, trailers)?;
+                if self.is_over || !self.output.is_empty() {
+                    continue;
+                }
+            }
+            ready!(self.poll_more(cx, reader, input, trailers))?;
+        }
+    }
+
+    fn poll_more<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        input: &mut Vec<u8>,
+        trailers: &mut impl WriteTrailers,
+    ) -> Poll<Result<(), Broken>> {
+        if input.capacity() < READ {
+            input.reserve(READ);
+        }
+        let Poll::Ready(read) = poll_read_buf(Pin::new(reader), cx, input) else {
+            return self.wait_for(Wait::Sender);
+        };
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += since.elapsed();
+        }
+        match read {
+            Ok(0) if matches!(self.source, Source::Close) => {
+                self.is_over = true;
+                self.end(trailers)?;
+            }
+            Ok(0) => return Poll::Ready(Err(Broken::Ended)),
+            Ok(_) => {
+                let came = self.passed + input.len() as u64;
+                let least = self.limits.min_rate.saturating_mul(self.waited.as_secs());
+                if self.waited > GRACE && came < least {
+                    return Poll::Ready(Err(Broken::TooSlow));
+                }
+            }
+            Err(error) => return Poll::Ready(Err(Broken::Read(error))),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn wait_for<T>(&mut self, wait: Wait) -> Poll<T> {
+        if self.waits_for != wait {
+            self.waiting_since = None;
+            self.waits_for = wait;
+        }
+        self.waiting_since.get_or_insert_with(Instant::now);
+        Poll::Pending
+    }
+}
+
+/// Moves so many bytes from the beginning of one to the end of the other.
+fn move_bytes(from: &mut Vec<u8>, length: usize, to: &mut Vec<u8>) {
+    if length == from.len() && to.is_empty() {
+        std::mem::swap(from, to);
+    } else {
+        to.extend_from_slice(from.get(..length).unwrap_or_default());
+        from.drain(..length);
+    }
+}
+
+fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
+    out.reserve(data.len() + 20);
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{:x}\r\n", data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}

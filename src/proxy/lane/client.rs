@@ -1,0 +1,228 @@
+//! The connection of a client, as it comes from its listener.
+//!
+//! Bytes that come before their time are held, up to a limit, and never taken for a part of the
+//! request at hand. Every wait has a deadline. Closing waits a moment for a client that may still
+//! be sending: closing at once would reset the connection, and take the response away from it.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::io::poll_read_buf;
+
+use super::buffers;
+use crate::deadline::Deadline;
+use crate::forwarded::address_value;
+use crate::head::{self, RequestHead};
+use crate::header::lines::Line;
+use crate::policy::{Policies, Policy};
+use crate::rejection::Rejection;
+
+/// A connection, plain or TLS.
+pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Bytes of one read at least.
+const READ: usize = 4 << 10;
+
+/// Of what comes before its time, so much is taken from the socket.
+const MOST_HELD: usize = 64 << 10;
+
+/// Time that a client gets to finish sending after its response.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A client's connection.
+pub struct Client {
+    pub io: Transport,
+    /// What was read and belongs to no request yet.
+    pub held: Vec<u8>,
+    pub deadline: Deadline,
+    pub address: IpAddr,
+    /// The address, as it is written to services.
+    pub address_value: HeaderValue,
+    /// The list of the last request's lines, for the next one.
+    pub spare: Vec<Line>,
+}
+
+/// How the wait for a head ended.
+pub enum Wait {
+    /// With the policy that it was judged by, and that is its request's.
+    Head(RequestHead, Arc<Policy>),
+    Refused(Rejection),
+    /// The client left, or was idle for too long.
+    Over,
+}
+
+/// The client has closed its connection.
+pub struct Left;
+
+impl Client {
+    /// `held` is what was read of it.
+    pub fn new(io: Transport, held: Vec<u8>, peer: SocketAddr) -> Self {
+        let address = peer.ip().to_canonical();
+        Self {
+            io,
+            held,
+            deadline: Deadline::new(),
+            address,
+            address_value: address_value(address),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Waits for a whole head that is beyond doubt. An idle connection may take its time; from
+    /// its first byte on a head has `limits.header_timeout`, as has the first head of a connection
+    /// from the start. Of one that has been begun the deadline is given. Its lines are in `spare`
+    /// then, and it is at the beginning of `held`.
+    pub async fn next_head(
+        &mut self,
+        policies: &Policies,
+        is_first: bool,
+        begun: Option<Instant>,
+    ) -> Wait {
+        let mut policy = None;
+        for _ in 0..2 {
+            // An empty line after a request is an old client's habit, and no request yet.
+            if self.held == b"\r\n" {
+                self.held.clear();
+            }
+            if !self.held.is_empty() {
+                break;
+            }
+            let is_idle = !is_first && policy.is_none();
+            let limits = &policies.current().limits;
+            let time = if is_idle { limits.idle_timeout } else { limits.header_timeout };
+            self.deadline.set(Instant::now() + time);
+            if !matches!(self.read_more().await, Some(Ok(1..))) {
+                return Wait::Over;
+            }
+            policy = Some(policies.current());
+        }
+        let policy = policy.unwrap_or_else(|| policies.current());
+        let mut end = begun;
+        loop {
+            let is_health = |path: &[u8]| policy.routes.is_health(path);
+            let list = &mut self.spare;
+            list.clear();
+            match head::read(&self.held, policy.head_limits, is_health, |line| list.push(line)) {
+                Ok(Some(head)) => return Wait::Head(head, policy),
+                Ok(None) => {}
+                Err(rejection) => return Wait::Refused(rejection),
+            }
+            let end = *end.get_or_insert_with(|| Instant::now() + policy.limits.header_timeout);
+            self.deadline.set(end);
+            match self.read_more().await {
+                Some(Ok(1..)) => {}
+                Some(_) => return Wait::Over,
+                None => return Wait::Refused(Rejection::RequestTimeout),
+            }
+        }
+    }
+
+    /// Reads more of what is held; 0 at the end of the connection, `None` at the deadline.
+    pub async fn read_more(&mut self) -> Option<io::Result<usize>> {
+        poll_fn(|cx| match self.poll_read(cx) {
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+            Poll::Pending => self.deadline.poll_over(cx).map(|()| None),
+        })
+        .await
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.held.capacity() == 0 {
+            self.held = buffers::take();
+        }
+        self.held.reserve(READ / 2);
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.held);
+        if self.held.is_empty() {
+            buffers::give(std::mem::take(&mut self.held));
+        }
+        read
+    }
+
+    /// Looks whether the client is still there; what it sends early is held.
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Left> {
+        while self.held.len() < MOST_HELD {
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) => return Poll::Ready(Left),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Sends all of it, if the client takes some of it at least every `patience`.
+    ///
+    /// # Errors
+    /// When the client is gone, or takes nothing.
+    pub async fn send(&mut self, bytes: &[u8], patience: Duration) -> io::Result<()> {
+        let mut sent = 0;
+        let mut is_late = Some(Instant::now() + patience);
+        poll_fn(|cx| {
+            while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+                match Pin::new(&mut self.io).poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(length)) => (sent, is_late) = (sent + length, None),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return self.poll_stalled(cx, &mut is_late, patience),
+                }
+            }
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(flushed) => Poll::Ready(flushed),
+                Poll::Pending => self.poll_stalled(cx, &mut is_late, patience),
+            }
+        })
+        .await
+    }
+
+    fn poll_stalled(
+        &mut self,
+        cx: &mut Context<'_>,
+        late: &mut Option<Instant>,
+        patience: Duration,
+    ) -> Poll<io::Result<()>> {
+        self.deadline.set(*late.get_or_insert_with(|| Instant::now() + patience));
+        self.deadline.poll_over(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Takes so many bytes from the beginning of what is held.
+    pub fn consume(&mut self, length: usize) {
+        if length >= self.held.len() {
+            self.held.clear();
+        } else {
+            self.held.drain(..length);
+        }
+    }
+
+    /// Closes the connection. One that may still be sending is waited for, until it has read its
+    /// response and closes, or for [`LINGER`].
+    pub async fn close(mut self, may_be_sending: bool) {
+        self.deadline.set(Instant::now() + LINGER);
+        let closing = self.deadline.limit(self.io.shutdown()).await;
+        if !may_be_sending || !matches!(closing, Some(Ok(()))) {
+            return;
+        }
+        self.held.clear();
+        while let Some(Ok(1..)) = self.read_more().await {
+            self.held.clear();
+        }
+    }
+
+    /// Closes the connection so that the client cannot take what it got for all there is.
+    pub fn reset(self) {
+        if let Either::Left(stream) = &self.io {
+            // Where that fails, the connection is closed like any other.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The headers that the gateway sends: the request to the service, and the response to the client.
+//!
+//! The only code that writes them. The lines that survive are written anew, framing is written
+//! from what was judged, and the gateway's own lines come last. Nothing is removed after anything
+//! of the gateway's was written.
+
+use std::cell::RefCell;
+use std::io::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::header::{DATE, TRAILER, UPGRADE};
+
+use super::body::{Malformed, Target};
+use super::client::Client;
+use super::request::Request;
+use crate::answer::Answer;
+use crate::head::response::ResponseHead;
+use crate::head::{self, Framing, HeadLimits};
+use crate::header::lines::{Lines, write_line};
+use crate::header::owned::HOP_BY_HOP;
+use crate::header::{Headers, HeadersMut, elements, nominated};
+use crate::inject::{Injector, REQUEST_ID};
+
+/// Names that frame a message or are about its connection, and never pass as they came.
+fn is_of_connection(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        14 => is(b"content-length") || is(b"http2-settings"),
+        2 | 7 | 10 | 16..=19 => HOP_BY_HOP.iter().any(|known| is(known.as_bytes())),
+        _ => false,
+    }
+}
+
+/// Names that `Connection` nominates.
+fn nominations(lines: &Lines) -> Vec<Box<[u8]>> {
+    nominated(lines).map(Box::from).collect()
+}
+
+fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
+    names.iter().any(|one| one.eq_ignore_ascii_case(name))
+}
+
+/// Writes the header of a request for its service. `None` is a fault of ours.
+pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Option<()> {
+    let policy = request.policy.clone();
+    let route = request.route()?;
+    let is_trusted = request.client.is_trusted;
+    // Read before anything is removed.
+    let told = is_trusted.then(|| {
+        let id = request.request_id.clone();
+        request.client.forwarding(&request.lines, id, &policy.proto, None)
+    });
+    let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
+    let announced = announced_trailers(request);
+
+    let target = request.text(request.head.path_and_query);
+    out.extend_from_slice(request.method.as_str().as_bytes());
+    out.push(b' ');
+    match route.rewritten(target) {
+        Some(rewritten) => out.extend_from_slice(rewritten.as_bytes()),
+        None => {
+            if !target.starts_with('/') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(target.as_bytes());
+        }
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+
+    let edits = &route.request_edits;
+    for (name, value) in request.lines.iter() {
+        let goes = is_of_connection(name)
+            || is_among(&nominated, name)
+            || policy.injector.strips(name, value, is_trusted)
+            || edits.removes(name);
+        if !goes {
+            write_line(out, name, value);
+        }
+    }
+    match request.head.head.framing {
+        Framing::Chunked => {
+            write_line(out, b"transfer-encoding", b"chunked");
+            if let Some(names) = &announced {
+                write_line(out, b"trailer", names);
+            }
+        }
+        Framing::Length(length) if request.head.has_length || length > 0 => {
+            write_number(out, b"content-length", length);
+        }
+        Framing::Length(_) => {}
+    }
+    if request.is_websocket {
+        write_line(out, b"connection", b"Upgrade");
+        write_line(out, b"upgrade", b"websocket");
+    }
+    match &told {
+        Some(told) => policy.injector.write(told, out),
+        None => {
+            write_line(out, b"x-request-id", request.request_id.as_bytes());
+            let address = client.address_value.as_bytes();
+            write_line(out, b"x-forwarded-for", address);
+            write_line(out, b"x-forwarded-proto", policy.proto.as_bytes());
+            write_line(out, b"x-real-ip", address);
+            if let Some(host) = request.head.host {
+                write_line(out, b"x-forwarded-host", host.of(request.lines.text()));
+            }
+        }
+    }
+    if let Some(identity) = request.verdict.identity() {
+        policy.injector.write_identity(identity, out);
+    }
+    for (name, value) in edits.set() {
+        write_line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(())
+}
+
+/// The names of trailers that a client announces and that may be sent to the service.
+fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
+    if request.head.head.framing != Framing::Chunked {
+        return None;
+    }
+    let injector = &request.policy.injector;
+    let names: Vec<&[u8]> = request
+        .lines
+        .values_of(&TRAILER)
+        .flat_map(elements)
+        .filter(|name| head::is_name(name) && passes_to_service(injector, name, b"", false))
+        .collect();
+    (!names.is_empty()).then(|| names.join(&b", "[..]))
+}
+
+/// Whether a trailer may be sent to a service.
+fn passes_to_service(injector: &Injector, name: &[u8], value: &[u8], is_trusted: bool) -> bool {
+    const KEPT: [&[u8]; 4] = [b"host", b"authorization", b"cookie", b"expect"];
+    !(is_of_connection(name)
+        || is_of_content(name)
+        || KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(name))
+        || injector.strips(name, value, is_trusted))
+}
+
+fn is_of_content(name: &[u8]) -> bool {
+    const CONTENT: &[u8] = b"content-";
+    name.get(..CONTENT.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(CONTENT))
+}
+
+/// Writes the trailers of a request for its service.
+pub fn request_trailers(
+    request: &Request,
+    trailers: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
+    let limits = request.policy.head_limits;
+    let injector = &request.policy.injector;
+    let nominated = nominations(&request.lines);
+    let route = request.route();
+    let used = (request.head.head.length, request.head.lines);
+    each_trailer(trailers, limits, used, |name, value| {
+        let passes = passes_to_service(injector, name, value, false)
+            && !is_among(&nominated, name)
+            && !route.is_some_and(|route| route.request_edits.removes(name));
+        if passes {
+            write_line(out, name, value);
+        }
+    })
+}
+
+/// Writes the trailers of a response for its client.
+pub fn response_trailers(
+    request: &Request,
+    trailers: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
+    let limits = request.policy.head_limits;
+    let injector = &request.policy.injector;
+    let route = request.route();
+    each_trailer(trailers, limits, (0, 0), |name, value| {
+        let passes = !(is_of_connection(name)
+            || name.eq_ignore_ascii_case(b"set-cookie")
+            || name.eq_ignore_ascii_case(b"x-request-id")
+            || injector.cleans(name)
+            || route.is_some_and(|route| route.response_edits.removes(name)));
+        if passes {
+            write_line(out, name, value);
+        }
+    })
+}
+
+/// Has each of these trailers, which count towards the limits of a header of which so many bytes
+/// and lines are used.
+fn each_trailer(
+    trailers: &[u8],
+    limits: HeadLimits,
+    used: (usize, usize),
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> Result<(), Malformed> {
+    if used.0 + trailers.len() > limits.bytes {
+        return Err(Malformed);
+    }
+    let mut lines = used.1;
+    for line in trailers.split_inclusive(|byte| *byte == b'\n') {
+        lines += 1;
+        let line = line.strip_suffix(b"\r\n").ok_or(Malformed)?;
+        let (name, value) = head::name_and_value(line).ok_or(Malformed)?;
+        if lines > limits.lines {
+            return Err(Malformed);
+        }
+        each(name, value);
+    }
+    Ok(())
+}
+
+/// How a response is sent.
+pub struct Framed {
+    pub target: Target,
+    /// Whether its end is the end of the connection.
+    pub by_close: bool,
+}
+
+/// Writes the header of a service's response for the client. `lines` are those of the service.
+pub fn response(
+    request: &mut Request,
+    head: &ResponseHead,
+    lines: &mut Lines,
+    out: &mut Vec<u8>,
+) -> Framed {
+    use head::response::Framing as Of;
+
+    let policy = request.policy.clone();
+    write_status(out, head.status, head.reason.of(lines.text()));
+    let announces = head.framing == Of::Chunked && request.head.takes_trailers;
+    let announced = announces.then(|| announced_by_service(request, lines)).flatten();
+    policy.injector.clean_response(head.status, lines);
+    lines.remove_if(|name, _| is_of_connection(name) || name.eq_ignore_ascii_case(b"x-request-id"));
+
+    if let Some(route) = request.route() {
+        route.response_edits.remove_from(lines);
+        route.response_edits.write_to(lines);
+        if let Some(cors) = &route.cors {
+            cors.mark(&request.lines, lines);
+        }
+        // Last: no edit takes it away.
+        route.caching.mark(lines, request.verdict.session.is_some());
+    }
+    lines.write_to(out);
+    if lines.first(&DATE).is_none() {
+        write_date(out);
+    }
+    let is_old = request.head.is_http_10;
+    let framed = match head.framing {
+        Of::Length(_) => Framed { target: Target::Plain, by_close: false },
+        Of::Chunked | Of::Close if is_old => Framed { target: Target::Plain, by_close: true },
+        Of::Chunked | Of::Close => Framed { target: Target::Chunked, by_close: false },
+    };
+    request.closes |= framed.by_close;
+    if framed.target == Target::Chunked {
+        write_line(out, b"transfer-encoding", b"chunked");
+        if let Some(names) = &announced {
+            write_line(out, b"trailer", names);
+        }
+    } else if let Some(length) = head.content_length
+        && head.status != 204
+    {
+        write_number(out, b"content-length", length);
+    }
+    end(request, out);
+    framed
+}
+
+fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
+    let injector = &request.policy.injector;
+    let passes = |name: &&[u8]| {
+        head::is_name(name)
+            && !is_of_connection(name)
+            && !injector.cleans(name)
+            && !name.eq_ignore_ascii_case(b"set-cookie")
+    };
+    let names: Vec<&[u8]> = lines.values_of(&TRAILER).flat_map(elements).filter(passes).collect();
+    (!names.is_empty()).then(|| names.join(&b", "[..]))
+}
+
+/// Writes what only announces a response: a status of 100 to 199, but for 101.
+pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
+    write_status(out, head.status, head.reason.of(lines.text()));
+    request.policy.injector.clean_response(head.status, lines);
+    lines.remove_if(|name, _| is_of_connection(name));
+    lines.write_to(out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the acceptance of a WebSocket.
+pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
+    write_status(out, head.status, head.reason.of(lines.text()));
+    request.policy.injector.clean_response(head.status, lines);
+    let everywhere = request.route().map(|route| &route.response_headers[..]).unwrap_or_default();
+    lines.remove_if(|name, _| {
+        is_of_connection(name)
+            || name.eq_ignore_ascii_case(b"x-request-id")
+            || everywhere
+                .iter()
+                .any(|(known, _)| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+    });
+    lines.write_to(out);
+    for (name, value) in everywhere {
+        write_line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    write_line(out, b"connection", b"Upgrade");
+    write_line(out, b"upgrade", b"websocket");
+    write_line(out, REQUEST_ID.as_str().as_bytes(), request.request_id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a response of the gateway's own, with its body.
+pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) {
+    let mut everywhere = &request.policy.response_headers;
+    if let Some(route) = request.route() {
+        if let Some(cors) = &route.cors
+            && !request.is_preflight
+        {
+            cors.mark_answer(&request.lines, &mut answer);
+        }
+        route.caching.mark_answer(&mut answer, request.verdict.session.is_some());
+        everywhere = &route.response_headers;
+    }
+    answer.add_missing(everywhere);
+    let reason = http::StatusCode::from_u16(answer.status).ok();
+    let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
+    write_status(out, answer.status, reason.as_bytes());
+    let mut upgrades = false;
+    for (name, value) in &answer.headers {
+        upgrades |= *name == UPGRADE;
+        write_line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    write_date(out);
+    if answer.status != 204 {
+        write_number(out, b"content-length", answer.body.len() as u64);
+    }
+    if upgrades {
+        // An offer is about the connection (RFC 9110, section 7.8).
+        write_line(out, b"connection", b"Upgrade");
+    }
+    end(request, out);
+    if !request.is_head() {
+        out.extend_from_slice(&answer.body);
+    }
+}
+
+/// Writes the last lines of a response.
+fn end(request: &Request, out: &mut Vec<u8>) {
+    write_line(out, b"x-request-id", request.request_id.as_bytes());
+    let connection: &[u8] = if request.closes { b"close" } else { b"keep-alive" };
+    write_line(out, b"connection", connection);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_status(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    let digits = [status / 100 % 10, status / 10 % 10, status % 10];
+    out.extend(digits.map(|digit| b'0' + u8::try_from(digit).unwrap_or_default()));
+    out.push(b' ');
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_number(out: &mut Vec<u8>, name: &[u8], number: u64) {
+    out.extend_from_slice(name);
+    // Writing to a vector cannot fail.
+    let _ = write!(out, ": {number}\r\n");
+}
+
+/// Writes the time of now, for a message that has no `Date` (RFC 9110, section 6.6.1). The text is
+/// made once a second.
+fn write_date(out: &mut Vec<u8>) {
+    thread_local! {
+        static LAST: RefCell<(Duration, String)> = const { RefCell::new((Duration::ZERO, String::new())) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.with_borrow_mut(|(known, text)| {
+        if known.as_secs() != second || text.is_empty() {
+            *known = Duration::from_secs(second);
+            *text = httpdate::fmt_http_date(now);
+        }
+        write_line(out, DATE.as_str().as_bytes(), text.as_bytes());
+    });
+}

@@ -1,0 +1,212 @@
+//! Whether a request is served, and by whom: the gateway itself, or the service of a route.
+
+use std::time::Duration;
+
+use http::Method;
+use http::header::{CONTENT_TYPE, EXPECT, REFERER};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Lane;
+use super::body::{Broken, Limits, Relay, Source, Target};
+use super::client::Client;
+use super::request::Request;
+use super::stop::{Stop, of_request_body};
+use crate::answer::Answer;
+use crate::chunked::Chunked;
+use crate::config::Access;
+use crate::head::Framing;
+use crate::header::Headers;
+use crate::login::request::{ContentType, LoginRequest};
+use crate::login::{LoginFacts, Sender};
+use crate::policy::Visit;
+use crate::proxy::endpoints::health;
+use crate::rejection::Rejection;
+use crate::route::Endpoint;
+use crate::websocket;
+
+impl Lane {
+    /// Judges a request: what is answered here is `Some`, what is forwarded `None`.
+    pub(super) async fn judge(
+        &self,
+        client: &mut Client,
+        request: &mut Request,
+    ) -> Result<Option<Answer>, Stop> {
+        if request.head.head.framing == Framing::Chunked
+            && Chunked::new().follow(&client.held).is_err()
+        {
+            // Whatever it is for: nobody knows where it ends.
+            request.closes = true;
+            return Err(Rejection::BadRequest("the body is malformed").into());
+        }
+        let policy = request.policy.clone();
+        (request.endpoint, request.is_preflight) = policy.routes.meet(&request.asked())?;
+        if request.head.head.asks_websocket {
+            // Before the session is looked up, which this request does not need.
+            if !request.route().is_some_and(|route| route.websocket) {
+                return Err(websocket::NOT_ALLOWED.into());
+            }
+            websocket::judge_handshake(&request.method, &request.lines)?;
+            request.is_websocket = true;
+        }
+        let takes_query = policy.login.accepts_query();
+        request.endpoint.judge_method(request.method.as_str(), takes_query)?;
+        let answer = match request.endpoint {
+            Endpoint::Route(index) => return Ok(self.admit(request, index).await?),
+            // Boxed, for the few of these would make every request's future larger.
+            Endpoint::Login => Box::pin(self.login(client, request)).await?,
+            Endpoint::Logout => Box::pin(self.logout(request)).await?,
+            Endpoint::Session => Box::pin(self.session(request)).await?,
+            Endpoint::Health => health(&self.process.lifecycle),
+            Endpoint::None => return Err(Rejection::NoRoute.into()),
+        };
+        Ok(Some(answer))
+    }
+
+    /// Whether a request may go to its route, and what the route answers itself.
+    async fn admit(
+        &self,
+        request: &mut Request,
+        index: usize,
+    ) -> Result<Option<Answer>, Rejection> {
+        let policy = request.policy.clone();
+        // Another proxy forwards what is elsewhere.
+        let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
+        let route = route.ok_or(Rejection::NoRoute)?;
+        if request.is_preflight
+            && let Some(cors) = &route.cors
+        {
+            return Ok(Some(cors.answer_preflight(&request.lines)));
+        }
+        let mut verdict = std::mem::take(&mut request.verdict);
+        let visit = Visit {
+            asked: request.asked(),
+            is_preflight: request.is_preflight,
+            client: request.client.address,
+            length: match request.head.head.framing {
+                Framing::Length(length) => Some(length),
+                Framing::Chunked => None,
+            },
+        };
+        let admitted = policy.admit(index, &visit, &self.process.metrics, &mut verdict).await;
+        request.verdict = verdict;
+        admitted?;
+        request.pool = route.pool(request.verdict.identity());
+        Ok(route.answer().cloned())
+    }
+
+    async fn login(&self, client: &mut Client, request: &mut Request) -> Result<Answer, Stop> {
+        let policy = request.policy.clone();
+        let login = &policy.login;
+        let address = request.client.address;
+        if let Err(rejection) = policy.check_address(address, policy.login_rate.as_deref()) {
+            login.refused(&rejection);
+            return Err(rejection.into());
+        }
+        if request.method == Method::GET {
+            let query = request.query().unwrap_or_default().to_owned();
+            return self.serve_login(request, LoginRequest::Query(&query)).await;
+        }
+        let time = policy.limits.body_timeout;
+        let body = match read_body(client, request, login.max_body(), time).await {
+            Ok(body) => body,
+            Err(stop) => {
+                if let Stop::Rejected(rejection) = &stop {
+                    login.refused(rejection);
+                }
+                return Err(stop);
+            }
+        };
+        let content_type = ContentType::read(request.lines.values_of(&CONTENT_TYPE));
+        self.serve_login(request, LoginRequest::Body { content_type, body: &body }).await
+    }
+
+    /// Serves a login, and keeps what the access log says of it.
+    async fn serve_login(
+        &self,
+        request: &mut Request,
+        login: LoginRequest<'_>,
+    ) -> Result<Answer, Stop> {
+        let mut facts = LoginFacts::default();
+        let referer = request.lines.first(&REFERER);
+        let sender = Sender {
+            client: request.client.address,
+            request_id: request.request_id(),
+            referer: referer.and_then(|value| std::str::from_utf8(value).ok()),
+        };
+        let answer = request.policy.login.serve(login, sender, &mut facts).await;
+        request.login = Some(Box::new(facts));
+        Ok(answer?)
+    }
+
+    async fn logout(&self, request: &Request) -> Result<Answer, Rejection> {
+        let revoked = request.policy.authenticator.revoke(&request.lines).await;
+        revoked.map_err(|error| Rejection::from(&error))?;
+        Ok(Answer::empty(204))
+    }
+
+    async fn session(&self, request: &mut Request) -> Result<Answer, Rejection> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            expires_in: u64,
+            app_id: &'a str,
+        }
+
+        let mut verdict = std::mem::take(&mut request.verdict);
+        let metrics = &self.process.metrics;
+        let policy = &request.policy;
+        let access = Access::Required;
+        let found = policy.authenticate(&request.lines, access, metrics, &mut verdict).await;
+        request.verdict = verdict;
+        found?;
+        let session = request.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
+        let expires_in = self.process.sessions.expires_in(session).as_secs();
+        let app_id = session.identity.app_id.as_str();
+        Ok(Answer::json(200, &Shown { expires_in, app_id }))
+    }
+}
+
+/// Reads a whole body of `limit` bytes at most, within `time`.
+async fn read_body(
+    client: &mut Client,
+    request: &mut Request,
+    limit: usize,
+    time: Duration,
+) -> Result<Vec<u8>, Stop> {
+    let source = match request.head.head.framing {
+        Framing::Length(length) if length > limit as u64 => {
+            return Err(Rejection::BodyTooLarge.into());
+        }
+        Framing::Length(length) => Source::Length(length),
+        Framing::Chunked => Source::Chunked(Chunked::new()),
+    };
+    let expects = request.lines.values_of(&EXPECT);
+    let waits = expects.into_iter().any(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    if waits && !request.head.is_http_10 {
+        let patience = request.policy.limits.write_timeout;
+        let sent = client.send(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
+        sent.map_err(|_| Stop::Left)?;
+    }
+    let limits =
+        Limits { bytes: limit as u64, read_timeout: time, write_timeout: time, min_rate: 0 };
+    let mut relay = Relay::new(source, Target::Plain, limits, Vec::new());
+    let end = Instant::now() + time;
+    // Whatever becomes of it: of the rest nobody knows where it ends.
+    let closes = std::mem::replace(&mut request.closes, true);
+    request.is_read = true;
+    loop {
+        relay.take(&mut client.held, &mut |_, _| Ok(())).map_err(of_request_body)?;
+        if relay.has_come() {
+            break;
+        }
+        client.deadline.set(end);
+        match client.read_more().await {
+            Some(Ok(1..)) => {}
+            Some(_) => return Err(of_request_body(Broken::Ended)),
+            None => return Err(Rejection::RequestTimeout.into()),
+        }
+    }
+    request.closes = closes;
+    request.bytes_in = relay.passed;
+    Ok(std::mem::take(&mut relay.output))
+}

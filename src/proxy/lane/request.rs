@@ -1,0 +1,246 @@
+//! What is known of one request, and what is written down of it at its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderValue, Method};
+
+use super::client::Client;
+use super::stop::{Failed, Patience};
+use crate::access_log::{self, Line};
+use crate::answer::Answer;
+use crate::forwarded;
+use crate::head::RequestHead;
+use crate::header::lines::{Lines, Span};
+use crate::identity::AppId;
+use crate::login::LoginFacts;
+use crate::metrics::Decision;
+use crate::policy::{Policy, Process, Verdict};
+use crate::proxy::failure::Failure;
+use crate::rejection::Rejection;
+use crate::route::{Asked, Endpoint, Route};
+use crate::upstream::Pool;
+use crate::wechat::ErrCode;
+
+/// What nginx logs for a client that left before its response.
+const CLIENT_LEFT: u16 = 499;
+
+/// The state of one request.
+pub struct Request {
+    /// The configuration that this request sees from its first byte to its last.
+    pub policy: Arc<Policy>,
+    process: Arc<Process>,
+    pub started: Instant,
+    pub head: RequestHead,
+    /// Its header lines; their text begins with the whole head.
+    pub lines: Lines,
+    pub method: Method,
+    pub request_id: HeaderValue,
+    pub client: forwarded::Client,
+    pub endpoint: Endpoint,
+    pub verdict: Verdict,
+    /// Of a request that was a login.
+    pub login: Option<Box<LoginFacts>>,
+    /// Index of the servers that the request is for, once it is admitted.
+    pub pool: Option<usize>,
+    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    pub is_preflight: bool,
+    /// Whether it may become a WebSocket.
+    pub is_websocket: bool,
+    /// Whether an endpoint has read its body.
+    pub is_read: bool,
+    /// Whether the connection ends with its response.
+    pub closes: bool,
+    /// The error that was answered, or would have been if the response had not begun.
+    pub rejection: Option<Rejection>,
+    /// Servers to which no connection could be made.
+    pub tried: Vec<SocketAddr>,
+    pub server: Option<SocketAddr>,
+    /// Whether the connection to it has served a request before.
+    pub is_reused: bool,
+    pub upstream_status: Option<u16>,
+    /// The status of the response that was begun.
+    pub status: Option<u16>,
+    /// Bytes of body, without framing.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Request {
+    /// The request whose head is at the beginning of what its client sent.
+    pub fn new(
+        policy: Arc<Policy>,
+        process: Arc<Process>,
+        head: RequestHead,
+        client: &mut Client,
+    ) -> Self {
+        process.metrics.request_started();
+        // The head goes with the buffer; of what follows it there is little, and mostly nothing.
+        let rest = client.held.get(head.head.length..).unwrap_or_default();
+        let mut early = if rest.is_empty() { Vec::new() } else { super::buffers::take() };
+        early.extend_from_slice(rest);
+        let text = std::mem::replace(&mut client.held, early);
+        let lines = Lines::new(text, std::mem::take(&mut client.spare));
+        let method = Method::from_bytes(head.method.of(lines.text())).unwrap_or_default();
+        let whence = policy.trusted_proxies.client(client.address, &lines);
+        Self {
+            started: Instant::now(),
+            request_id: whence.request_id(&lines),
+            client: whence,
+            method,
+            lines,
+            endpoint: Endpoint::None,
+            verdict: Verdict::default(),
+            login: None,
+            pool: None,
+            is_preflight: false,
+            is_websocket: false,
+            is_read: false,
+            closes: head.closes || head.is_http_10,
+            rejection: None,
+            tried: Vec::new(),
+            server: None,
+            is_reused: false,
+            upstream_status: None,
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            head,
+            policy,
+            process,
+        }
+    }
+
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    pub fn text(&self, span: Span) -> &str {
+        span.text(self.lines.text())
+    }
+
+    /// As it came, without its query.
+    pub fn path(&self) -> &str {
+        let target = self.text(self.head.path_and_query);
+        target.get(..target.find('?').unwrap_or(target.len())).unwrap_or_default()
+    }
+
+    pub fn query(&self) -> Option<&str> {
+        self.text(self.head.path_and_query).split_once('?').map(|(_, query)| query)
+    }
+
+    pub fn asked(&self) -> Asked<'_, Lines> {
+        let path = match self.path() {
+            // A target in absolute form may have none (RFC 9110, section 4.2.3).
+            "" => "/",
+            path => path,
+        };
+        let host = self.head.host.map(|host| self.text(host));
+        Asked { path, host, method: &self.method, headers: &self.lines }
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
+    /// The route of the request, if it is for one.
+    pub fn route(&self) -> Option<&Route> {
+        let Endpoint::Route(index) = self.endpoint else { return None };
+        self.policy.routes.get(index)
+    }
+
+    /// The servers that the request is for, once it is admitted.
+    pub fn pool(&self) -> Option<&Arc<Pool>> {
+        self.policy.pools.get(self.pool?)
+    }
+
+    pub fn patience(&self) -> Patience {
+        match self.pool().zip(self.route()) {
+            Some((pool, route)) => {
+                let (section, timeouts) = (pool.section(), &route.timeouts);
+                Patience {
+                    connect: timeouts.connect.unwrap_or(section.connect_timeout),
+                    read: timeouts.read.unwrap_or(section.read_timeout),
+                    write: timeouts.write.unwrap_or(section.write_timeout),
+                }
+            }
+            None => Patience::default(),
+        }
+    }
+
+    /// What is logged of a failure that ends this request, or its try with one server.
+    pub fn failure(&self, failed: &Failed) -> Failure<'_> {
+        let cause = match self.pool() {
+            Some(pool) if self.server.is_none() && pool.is_empty() => {
+                "no address known for the upstream".into()
+            }
+            _ => failed.cause(&self.patience()),
+        };
+        Failure {
+            request_id: self.request_id(),
+            route: self.route().map(|_| self.policy.metrics(self.endpoint).label()),
+            upstream: self.pool().map(|pool| pool.section().name.as_str()),
+            server: self.server,
+            cause,
+            is_reused: self.is_reused,
+        }
+    }
+
+    /// The response to a request that is rejected.
+    pub fn refuse(&self, rejection: &Rejection) -> Answer {
+        rejection.answer(self.request_id(), self.policy.error_body.as_ref())
+    }
+
+    /// Gives the buffers back to the connection.
+    pub fn recycle(mut self, client: &mut Client) {
+        let (text, mut list) = std::mem::take(&mut self.lines).into_parts();
+        super::buffers::give(text);
+        list.clear();
+        client.spare = list;
+    }
+
+    /// Counts the request and writes its access line.
+    pub fn record(&self) {
+        let took = self.started.elapsed();
+        let unanswered = self.rejection.as_ref().map_or(CLIENT_LEFT, Rejection::status);
+        let status = self.status.unwrap_or(unanswered);
+        let metrics = self.policy.metrics(self.endpoint);
+        metrics.observe(status, took);
+        let access_log = &self.process.access_log;
+        if !access_log.is_on() {
+            return;
+        }
+        let identity = self.verdict.identity();
+        let login = self.login.as_deref();
+        let app_id = identity.map(|identity| &identity.app_id);
+        let openid = identity.map(|identity| &identity.openid);
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id: self.request_id(),
+            client: self.client.address,
+            method: self.method.as_str(),
+            path: self.path(),
+            route: metrics.label(),
+            status,
+            error: self.rejection.as_ref().map(Rejection::error),
+            duration_ms: access_log::milliseconds(took),
+            upstream: self.server.map(|address| address.to_string()),
+            upstream_status: self.upstream_status,
+            bytes_in: size(self.bytes_in),
+            bytes_out: size(self.bytes_out),
+            decision: self.verdict.decision.map(Decision::as_str),
+            app_id: app_id.or_else(|| login?.app_id.as_ref()).map(AppId::as_str),
+            user: openid.or_else(|| login?.openid.as_ref()).map(|openid| access_log.user(openid)),
+            errcode: login.and_then(|login| login.errcode).map(ErrCode::number),
+        });
+    }
+}
+
+/// A request that is dropped before its end, as when the gateway stops, is in flight no more.
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.process.metrics.request_ended();
+    }
+}

@@ -1,0 +1,103 @@
+//! Connections to services: made by pingora's connector, kept by the worker that made them.
+//!
+//! A connection is kept only by its own worker, so that no request waits for a lock. It is used
+//! again only if it is silent: whatever a service sends between two responses would be taken for
+//! the next one.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+
+/// How often connections that a service has closed are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A connection to a service.
+pub struct Service {
+    pub io: Stream,
+    pub address: SocketAddr,
+    /// Whether it has served a request before.
+    pub is_reused: bool,
+}
+
+struct Idle {
+    io: Stream,
+    address: SocketAddr,
+    until: Instant,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// The ones that were used last are at the end.
+    idle: Vec<Idle>,
+    is_swept: bool,
+}
+
+thread_local! {
+    static KEPT: RefCell<Kept> = RefCell::default();
+}
+
+/// A connection to a server that can serve a request.
+pub fn take_idle(address: SocketAddr) -> Option<Service> {
+    KEPT.with_borrow_mut(|kept| {
+        let mut at = kept.idle.len();
+        loop {
+            at = kept.idle.get(..at)?.iter().rposition(|idle| idle.address == address)?;
+            let Idle { mut io, until, .. } = kept.idle.swap_remove(at);
+            if is_silent(&mut io) && Instant::now() < until {
+                return Some(Service { io, address, is_reused: true });
+            }
+        }
+    })
+}
+
+/// Keeps a connection for the next request, for so long. Of more than `most` the one that was not
+/// used for the longest time is closed.
+pub fn keep_idle(service: Service, time: Duration, most: usize) {
+    let Service { io, address, .. } = service;
+    let until = Instant::now() + time;
+    let begins = KEPT.with_borrow_mut(|kept| {
+        if kept.idle.len() >= most {
+            let first = kept.idle.iter().enumerate().min_by_key(|(_, idle)| idle.until);
+            if let Some((at, _)) = first {
+                kept.idle.swap_remove(at);
+            }
+        }
+        kept.idle.push(Idle { io, address, until });
+        !std::mem::replace(&mut kept.is_swept, true)
+    });
+    if begins {
+        tokio::spawn(keep_sweeping());
+    }
+}
+
+/// Closes what is idle for too long, for as long as anything is idle. Runs on the one thread of
+/// its worker.
+async fn keep_sweeping() {
+    loop {
+        let now = Instant::now();
+        let next = KEPT.with_borrow_mut(|kept| {
+            kept.idle.retain_mut(|idle| idle.until > now && is_silent(&mut idle.io));
+            let next = kept.idle.iter().map(|idle| idle.until).min();
+            kept.is_swept = next.is_some();
+            next
+        });
+        let Some(next) = next else { return };
+        sleep_until(next.min(now + LOOK)).await;
+    }
+}
+
+/// Whether nothing was sent, not even the end of the connection.
+fn is_silent(io: &mut Stream) -> bool {
+    let mut byte = [0];
+    let mut cx = Context::from_waker(Waker::noop());
+    // No system call is made as long as nothing has come.
+    let read: Poll<io::Result<()>> = Pin::new(io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte));
+    read.is_pending()
+}
