@@ -55,7 +55,7 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 /// Serves public connections.
 pub struct Edge {
     proxy: Arc<HttpProxy<Gateway>>,
-    lane: Lane,
+    lane: Arc<Lane>,
     /// Whether connections of HTTP/1 take the lane.
     takes_lane: AtomicBool,
     policies: Arc<Policies>,
@@ -102,7 +102,7 @@ impl Edge {
         let gateway = Gateway::new(process.clone(), policies.clone());
         Self {
             proxy: Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), gateway)),
-            lane: Lane::new(process.clone(), policies.clone(), most_idle),
+            lane: Arc::new(Lane::new(process.clone(), policies.clone(), most_idle)),
             takes_lane: AtomicBool::new(true),
             permits: Semaphore::new(max_connections),
             by_address: Mutex::default(),
@@ -157,7 +157,7 @@ impl Edge {
             };
             return match begins_as_http2 {
                 // Boxed, or every connection would have the room that one of HTTP/2 needs.
-                Ok(true) => Box::pin(self.serve_http2(connection, closing, limits)).await,
+                Ok(true) => Box::pin(self.serve_http2(connection, peer, closing, limits)).await,
                 Ok(false) => self.serve_http1(connection, peer, closing, Some(deadline)).await,
                 Err(_) => {}
             };
@@ -169,7 +169,7 @@ impl Edge {
         let Some(stream) = shaken else { return };
         let connection = Connection::tls(stream, peer, pace);
         if connection.has_agreed_on_http2() {
-            Box::pin(self.serve_http2(connection, closing, limits)).await;
+            Box::pin(self.serve_http2(connection, peer, closing, limits)).await;
         } else {
             self.serve_http1(connection, peer, closing, None).await;
         }

@@ -59,9 +59,14 @@ impl Edge {
     pub(super) async fn serve_http2(
         &self,
         mut connection: Connection,
+        peer: std::net::SocketAddr,
         mut closing: watch::Receiver<bool>,
         limits: LimitsSection,
     ) {
+        if self.takes_lane.load(std::sync::atomic::Ordering::Relaxed) {
+            let (transport, held) = connection.into_parts();
+            return self.lane.serve_http2(transport, held, peer, closing, limits).await;
+        }
         connection.begin_http2();
         let pace = pace(&limits);
         let socket_digest = connection.get_socket_digest();

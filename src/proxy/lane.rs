@@ -9,10 +9,12 @@ mod buffers;
 mod client;
 mod compose;
 mod forward;
+mod http2;
 mod judge;
 mod request;
 mod service;
 mod stop;
+mod stream;
 mod tunnel;
 
 use std::net::SocketAddr;
@@ -29,7 +31,7 @@ use tokio::time::Instant;
 
 use self::body::{Limits, Relay, Source, Target};
 pub use self::client::Transport;
-use self::client::{Client, Wait};
+use self::client::{Client, Io, Wait};
 use self::request::Request;
 use self::stop::Stop;
 use super::endpoints::Plain;
@@ -96,7 +98,7 @@ impl Lane {
         mut closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
-        let mut client = Client::new(transport, held, peer);
+        let mut client = Client::new(Io::Http1(transport), held, peer);
         // Made once for all requests of the connection: each waits for it.
         let mut closed = pin!(closed(&mut closing));
         for number in 1.. {
@@ -114,12 +116,7 @@ impl Lane {
             let is_last = number >= policy.limits.max_requests_per_connection;
             let mut request = Request::new(policy, self.process.clone(), head, &mut client);
             request.closes |= is_last;
-            let exchange = self.exchange(&mut client, &mut request);
-            let after = match AssertUnwindSafe(exchange).catch_unwind().await {
-                Ok(after) => after,
-                Err(_) => self.panicked(&mut client, &mut request).await,
-            };
-            request.record();
+            let after = self.serve_request(&mut client, &mut request).await;
             request.recycle(&mut client);
             match after {
                 After::GoesOn => {}
@@ -128,6 +125,18 @@ impl Lane {
                 After::Resets => return client.reset(),
             }
         }
+    }
+
+    /// Serves one request, and writes down how it went. A panic is a failure of this request, and
+    /// of no other.
+    async fn serve_request(&self, client: &mut Client, request: &mut Request) -> After {
+        let exchange = AssertUnwindSafe(self.exchange(client, request)).catch_unwind().await;
+        let after = match exchange {
+            Ok(after) => after,
+            Err(_) => Box::pin(self.panicked(client, request)).await,
+        };
+        request.record();
+        after
     }
 
     /// One request, from its head to the end of its response.
@@ -179,14 +188,15 @@ impl Lane {
         }
         rest.output.clear();
         let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
-        let is_whole = rest.has_come();
+        // On HTTP/2 the next request does not wait for it.
+        let is_whole = rest.has_come() || request.is_http2;
         request.closes |= self.process.lifecycle.is_draining() || (!is_whole && is_long);
         request.status = Some(answer.status);
         let is_bodyless = request.is_head();
         let body = answer.body.len();
         let mut out = buffers::take();
-        compose::answer(request, answer, &mut out);
-        let sent = client.send(&out, request.policy.limits.write_timeout).await;
+        let header = compose::answer(request, answer, &mut out);
+        let sent = client.respond(&out, header, request.policy.limits.write_timeout).await;
         buffers::give(out);
         sent.map_err(|_| Stop::Left)?;
         request.bytes_out = if is_bodyless { 0 } else { body as u64 };

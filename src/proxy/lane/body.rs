@@ -40,7 +40,20 @@ pub enum Target {
     /// By a length that was announced, or by the end of the connection.
     Plain,
     Chunked,
+    /// By HTTP/2, which sends the trailers apart.
+    Stream,
 }
+
+/// Where a body comes from.
+pub trait Incoming: AsyncRead + Unpin {
+    /// The trailers of a body that has ended, as HTTP/1 has them, where they are not part of what
+    /// is read.
+    fn take_trailers(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+impl Incoming for pingora::protocols::Stream {}
 
 /// Why a body does not arrive.
 #[derive(Debug)]
@@ -100,7 +113,10 @@ pub struct Relay {
     is_held: bool,
     /// Whether all has come.
     is_over: bool,
+    /// Trailers that came, each with its CR LF.
     trailers: Vec<u8>,
+    /// Trailers to be sent, for [`Target::Stream`].
+    pub tail: Vec<u8>,
     /// Bytes of the body that came, without framing.
     pub passed: u64,
     waits_for: Wait,
@@ -124,6 +140,7 @@ impl Relay {
             is_held: true,
             is_over,
             trailers: Vec::new(),
+            tail: Vec::new(),
             passed: 0,
             waits_for: Wait::Sender,
             waiting_since: None,
@@ -184,7 +201,7 @@ impl Relay {
                 let length = input.len();
                 self.passed += length as u64;
                 match self.target {
-                    Target::Plain => move_bytes(input, length, &mut self.output),
+                    Target::Plain | Target::Stream => move_bytes(input, length, &mut self.output),
                     Target::Chunked if length > 0 => {
                         write_chunk(input, &mut self.output);
                         input.clear();
@@ -204,7 +221,9 @@ impl Relay {
                         Part::Data => {
                             self.passed += length as u64;
                             match self.target {
-                                Target::Plain => self.output.extend_from_slice(bytes),
+                                Target::Plain | Target::Stream => {
+                                    self.output.extend_from_slice(bytes);
+                                }
                                 Target::Chunked => write_chunk(bytes, &mut self.output),
                             }
                         }
@@ -217,6 +236,10 @@ impl Relay {
                     }
                 }
                 self.is_over = chunked.is_over();
+                if self.is_over {
+                    // The empty line after them is none.
+                    self.trailers.truncate(self.trailers.len().saturating_sub(2));
+                }
                 input.drain(..taken);
             }
         }
@@ -235,22 +258,22 @@ impl Relay {
             self.output.extend_from_slice(b"0\r\n");
         }
         let trailers = std::mem::take(&mut self.trailers);
-        let trailers = trailers.strip_suffix(b"\r\n").unwrap_or(&trailers);
         // Where they cannot be sent they are judged all the same.
         let begin = self.output.len();
         if !trailers.is_empty() {
-            write(trailers, &mut self.output).map_err(|Malformed| Broken::Malformed)?;
+            write(&trailers, &mut self.output).map_err(|Malformed| Broken::Malformed)?;
         }
         match self.target {
             Target::Chunked => self.output.extend_from_slice(b"\r\n"),
             Target::Plain => self.output.truncate(begin),
+            Target::Stream => self.tail = self.output.split_off(begin),
         }
         Ok(())
     }
 
     /// Moves the body on, as far as it goes. `input` is what was read of the sender's connection;
     /// what follows the body there is left in it.
-    pub fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    pub fn poll<R: Incoming, W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
@@ -298,7 +321,7 @@ impl Relay {
         }
     }
 
-    fn poll_more<R: AsyncRead + Unpin>(
+    fn poll_more<R: Incoming>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
@@ -308,7 +331,7 @@ impl Relay {
         if input.capacity() < READ {
             input.reserve(READ);
         }
-        let Poll::Ready(read) = poll_read_buf(Pin::new(reader), cx, input) else {
+        let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *reader), cx, input) else {
             return self.wait_for(Wait::Sender);
         };
         if let Some(since) = self.waiting_since.take() {
@@ -317,6 +340,7 @@ impl Relay {
         match read {
             Ok(0) if matches!(self.source, Source::Close) => {
                 self.is_over = true;
+                self.trailers = reader.take_trailers();
                 self.end(trailers)?;
             }
             Ok(0) => return Poll::Ready(Err(Broken::Ended)),

@@ -13,14 +13,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::io::poll_read_buf;
 
+use super::body::Incoming;
 use super::buffers;
+use super::stream::Stream;
 use crate::deadline::Deadline;
 use crate::forwarded::address_value;
 use crate::head::{self, RequestHead};
@@ -40,9 +42,15 @@ const MOST_HELD: usize = 64 << 10;
 /// Time that a client gets to finish sending after its response.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A client's connection.
+/// What bytes come from and go to.
+pub enum Io {
+    Http1(Transport),
+    Http2(Stream),
+}
+
+/// A client's connection, or its stream.
 pub struct Client {
-    pub io: Transport,
+    pub io: Io,
     /// What was read and belongs to no request yet.
     pub held: Vec<u8>,
     pub deadline: Deadline,
@@ -67,7 +75,7 @@ pub struct Left;
 
 impl Client {
     /// `held` is what was read of it.
-    pub fn new(io: Transport, held: Vec<u8>, peer: SocketAddr) -> Self {
+    pub fn new(io: Io, held: Vec<u8>, peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
         Self {
             io,
@@ -151,6 +159,9 @@ impl Client {
 
     /// Looks whether the client is still there; what it sends early is held.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Left> {
+        if let Io::Http2(stream) = &mut self.io {
+            return stream.poll_left(cx).map(|()| Left);
+        }
         while self.held.len() < MOST_HELD {
             match self.poll_read(cx) {
                 Poll::Ready(Ok(1..)) => {}
@@ -195,12 +206,35 @@ impl Client {
         self.deadline.poll_over(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Takes so many bytes from the beginning of what is held.
-    pub fn consume(&mut self, length: usize) {
-        if length >= self.held.len() {
-            self.held.clear();
-        } else {
-            self.held.drain(..length);
+    /// Sends a whole response, whose header has so many bytes.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn respond(
+        &mut self,
+        message: &[u8],
+        header: usize,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let Some((head, body)) = message.split_at_checked(header) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if let Io::Http2(stream) = &mut self.io {
+            stream.send_header(head, body.is_empty())?;
+            self.send(body, patience).await?;
+            return self.io.finish(&[]);
+        }
+        self.send(message, patience).await
+    }
+
+    /// Sends what only announces a response.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn announce(&mut self, header: &[u8], patience: Duration) -> io::Result<()> {
+        match &mut self.io {
+            Io::Http2(stream) => stream.send_header(header, false),
+            Io::Http1(_) => self.send(header, patience).await,
         }
     }
 
@@ -220,9 +254,87 @@ impl Client {
 
     /// Closes the connection so that the client cannot take what it got for all there is.
     pub fn reset(self) {
-        if let Either::Left(stream) = &self.io {
+        if let Io::Http1(Either::Left(stream)) = &self.io {
             // Where that fails, the connection is closed like any other.
             let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl Io {
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    /// Begins a response with a header. What of it is sent with the body is left.
+    ///
+    /// # Errors
+    /// When the stream of HTTP/2 is gone.
+    pub fn begin(&mut self, header: &mut Vec<u8>, is_bodyless: bool) -> io::Result<()> {
+        if let Self::Http2(stream) = self {
+            stream.send_header(header, is_bodyless)?;
+            header.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends a response whose body was sent.
+    ///
+    /// # Errors
+    /// When the stream of HTTP/2 is gone.
+    pub fn finish(&mut self, trailers: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Http1(_) => Ok(()),
+            Self::Http2(stream) => stream.finish(trailers),
+        }
+    }
+}
+
+impl Incoming for Io {
+    fn take_trailers(&mut self) -> Vec<u8> {
+        match self {
+            Self::Http1(_) => Vec::new(),
+            Self::Http2(stream) => stream.take_trailers(),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(transport) => Pin::new(transport).poll_read(cx, buffer),
+            Self::Http2(stream) => stream.poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Http1(transport) => Pin::new(transport).poll_write(cx, bytes),
+            Self::Http2(stream) => stream.poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(transport) => Pin::new(transport).poll_flush(cx),
+            Self::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(transport) => Pin::new(transport).poll_shutdown(cx),
+            Self::Http2(_) => Poll::Ready(Ok(())),
         }
     }
 }

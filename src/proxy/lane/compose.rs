@@ -249,6 +249,7 @@ pub fn response(
     }
     let is_old = request.head.is_http_10;
     let framed = match head.framing {
+        _ if request.is_http2 => Framed { target: Target::Stream, by_close: false },
         Of::Length(_) => Framed { target: Target::Plain, by_close: false },
         Of::Chunked | Of::Close if is_old => Framed { target: Target::Plain, by_close: true },
         Of::Chunked | Of::Close => Framed { target: Target::Chunked, by_close: false },
@@ -312,7 +313,9 @@ pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out:
 }
 
 /// Writes a response of the gateway's own, with its body.
-pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) {
+///
+/// Returns the length of the header.
+pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) -> usize {
     let mut everywhere = &request.policy.response_headers;
     if let Some(route) = request.route() {
         if let Some(cors) = &route.cors
@@ -341,9 +344,11 @@ pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) {
         write_line(out, b"connection", b"Upgrade");
     }
     end(request, out);
+    let header = out.len();
     if !request.is_head() {
         out.extend_from_slice(&answer.body);
     }
+    header
 }
 
 /// Writes the last lines of a response.

@@ -249,7 +249,7 @@ impl Lane {
             if !request.head.is_http_10 {
                 let mut out = buffers::take();
                 compose::informational(request, &head, &mut lines, &mut out);
-                let sent = client.send(&out, request.policy.limits.write_timeout).await;
+                let sent = client.announce(&out, request.policy.limits.write_timeout).await;
                 buffers::give(out);
                 sent.map_err(|_| Stop::Left)?;
             }
@@ -275,6 +275,8 @@ impl Lane {
         let (text, _) = lines.into_parts();
         buffers::give(text);
         request.status = Some(head.status);
+        let is_bodyless = head.framing == ResponseFraming::Length(0);
+        client.io.begin(&mut out, is_bodyless).map_err(|_| Stop::Left)?;
         let source = match head.framing {
             ResponseFraming::Length(length) => Source::Length(length),
             ResponseFraming::Chunked => Source::Chunked(Chunked::new()),
@@ -290,7 +292,8 @@ impl Lane {
         let shared: &Request = request;
         let mut to_service =
             |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(shared, lines, out);
-        let mut to_client = |lines: &[u8], out: &mut Vec<u8>| match shared.head.takes_trailers {
+        let takes_trailers = shared.head.takes_trailers || shared.is_http2;
+        let mut to_client = |lines: &[u8], out: &mut Vec<u8>| match takes_trailers {
             true => compose::response_trailers(shared, lines, out),
             false => Ok(()),
         };
@@ -337,6 +340,9 @@ impl Lane {
                 })
             })
             .await;
+            if ended.is_ok() && client.io.finish(&download.tail).is_err() {
+                ended = Err(Stop::Left);
+            }
         } else {
             // What was fine until then goes out, so that it is seen to break off.
             let _ = client.send(&download.output, limits.write_timeout).await;
@@ -390,6 +396,7 @@ impl Lane {
 fn upload(request: &Request, header: Vec<u8>) -> Relay {
     let (source, target) = match request.head.head.framing {
         head::Framing::Length(length) => (Source::Length(length), Target::Plain),
+        head::Framing::Chunked if request.is_http2 => (Source::Close, Target::Chunked),
         head::Framing::Chunked => (Source::Chunked(Chunked::new()), Target::Chunked),
     };
     let limits = &request.policy.limits;

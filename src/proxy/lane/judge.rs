@@ -33,6 +33,7 @@ impl Lane {
         request: &mut Request,
     ) -> Result<Option<Answer>, Stop> {
         if request.head.head.framing == Framing::Chunked
+            && !request.is_http2
             && Chunked::new().follow(&client.held).is_err()
         {
             // Whatever it is for: nobody knows where it ends.
@@ -178,13 +179,14 @@ async fn read_body(
             return Err(Rejection::BodyTooLarge.into());
         }
         Framing::Length(length) => Source::Length(length),
+        Framing::Chunked if request.is_http2 => Source::Close,
         Framing::Chunked => Source::Chunked(Chunked::new()),
     };
     let expects = request.lines.values_of(&EXPECT);
     let waits = expects.into_iter().any(|value| value.eq_ignore_ascii_case(b"100-continue"));
     if waits && !request.head.is_http_10 {
         let patience = request.policy.limits.write_timeout;
-        let sent = client.send(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
+        let sent = client.announce(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
         sent.map_err(|_| Stop::Left)?;
     }
     let limits =
@@ -202,6 +204,7 @@ async fn read_body(
         client.deadline.set(end);
         match client.read_more().await {
             Some(Ok(1..)) => {}
+            Some(Ok(0)) if request.is_http2 && !request.head.has_length => break,
             Some(_) => return Err(of_request_body(Broken::Ended)),
             None => return Err(Rejection::RequestTimeout.into()),
         }

@@ -50,6 +50,7 @@ pub struct Request {
     pub is_websocket: bool,
     /// Whether an endpoint has read its body.
     pub is_read: bool,
+    pub is_http2: bool,
     /// Whether the connection ends with its response.
     pub closes: bool,
     /// The error that was answered, or would have been if the response had not begun.
@@ -76,6 +77,7 @@ impl Request {
         client: &mut Client,
     ) -> Self {
         process.metrics.request_started();
+        let is_http2 = client.io.is_http2();
         // The head goes with the buffer; of what follows it there is little, and mostly nothing.
         let rest = client.held.get(head.head.length..).unwrap_or_default();
         let mut early = if rest.is_empty() { Vec::new() } else { super::buffers::take() };
@@ -97,6 +99,7 @@ impl Request {
             is_preflight: false,
             is_websocket: false,
             is_read: false,
+            is_http2,
             closes: head.closes || head.is_http_10,
             rejection: None,
             tried: Vec::new(),

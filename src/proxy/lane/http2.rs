@@ -1,0 +1,259 @@
+//! One HTTP/2 connection, from its preface to its end.
+//!
+//! `h2` frames it, and each of its requests is served as any other. What is decided here is how
+//! long it may be idle, how its end is announced, how much a client may send ahead, and when a
+//! stream or the whole connection is more of a burden than a request.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Builder, SendResponse};
+use http::Request as Http2Request;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::client::{Client, Io, Transport};
+use super::request::Request;
+use super::stream::{Stream, header_text};
+use super::{Lane, closed};
+use crate::config::LimitsSection;
+use crate::deadline::Deadline;
+use crate::head::{self, Framing};
+use crate::rejection::Rejection;
+
+/// A request that is given up sooner than this was hardly meant.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// A client gets so long to read what is on its way, and to close, when its connection ends.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether everything has been sent.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes of a response that wait for the client's window.
+const SEND_BUFFER: usize = 16 << 10;
+
+/// A connection that `h2` reads and writes.
+struct Wire {
+    transport: Transport,
+    /// What was read before.
+    held: Bytes,
+    /// Ends a write of which the client takes nothing.
+    stall: Deadline,
+    is_stalled: bool,
+    patience: Duration,
+    /// Writes that came to an end: more of them means that the client takes something.
+    sent: Arc<AtomicU64>,
+}
+
+impl Wire {
+    fn judge<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.is_stalled = false;
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            return written;
+        }
+        if !std::mem::replace(&mut self.is_stalled, true) {
+            self.stall.set(tokio::time::Instant::now() + self.patience);
+        }
+        self.stall.poll_over(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            return Pin::new(&mut self.transport).poll_read(cx, buffer);
+        }
+        let early = self.held.len().min(buffer.remaining());
+        buffer.put_slice(&self.held.split_to(early));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.transport).poll_write(cx, bytes);
+        self.judge(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.transport).poll_write_vectored(cx, slices);
+        self.judge(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.transport).poll_flush(cx);
+        self.judge(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closed = Pin::new(&mut self.transport).poll_shutdown(cx);
+        self.judge(cx, closed)
+    }
+}
+
+impl Lane {
+    /// Serves an HTTP/2 connection to its end. `held` is what was read of it.
+    pub async fn serve_http2(
+        self: &Arc<Self>,
+        transport: Transport,
+        held: Vec<u8>,
+        peer: SocketAddr,
+        mut closing: watch::Receiver<bool>,
+        limits: LimitsSection,
+    ) {
+        let traffic = Arc::new(AtomicU64::new(0));
+        let wire = Wire {
+            transport,
+            held: held.into(),
+            stall: Deadline::new(),
+            is_stalled: false,
+            patience: limits.write_timeout,
+            sent: traffic.clone(),
+        };
+        let handshake = options(&limits).handshake::<_, Bytes>(wire);
+        let shaken = tokio::select! {
+            shaken = timeout(limits.header_timeout, handshake) => shaken,
+            () = closed(&mut closing) => return,
+        };
+        let Ok(Ok(mut connection)) = shaken else { return };
+        let mut streams = JoinSet::new();
+        let (mut early, mut total) = (0, 0);
+        let mut patience = limits.header_timeout;
+        let mut ending = None;
+        let (mut sent, mut sent_at) = (0, Instant::now());
+        loop {
+            // What was served may still be on its way to the client.
+            let is_sending = streams.is_empty() && connection.has_streams();
+            let now_sent = traffic.load(Ordering::Relaxed);
+            if !is_sending || now_sent > sent {
+                (sent, sent_at) = (now_sent, Instant::now());
+            }
+            let time = match (is_sending, ending) {
+                (true, _) => LOOK,
+                (false, Some(_)) => GOODBYE,
+                (false, None) => patience,
+            };
+            tokio::select! {
+                biased;
+                () = closed(&mut closing), if ending.is_none() => {
+                    connection.graceful_shutdown();
+                    ending = Some(Instant::now());
+                }
+                Some(was_left_early) = streams.join_next() => {
+                    early += usize::from(was_left_early.unwrap_or(false));
+                    if early > limits.max_early_resets && early > total / 2 {
+                        break;
+                    }
+                }
+                accepted = connection.accept() => {
+                    let Some(Ok((request, respond))) = accepted else { break };
+                    // Dropped after the end, so that it is reset: the client was told long ago.
+                    if ending.is_some_and(|since: Instant| since.elapsed() > GOODBYE) {
+                        continue;
+                    }
+                    patience = limits.idle_timeout;
+                    total += 1;
+                    streams.spawn(self.clone().serve_stream(request, respond, peer));
+                }
+                () = sleep(time), if streams.is_empty() => {
+                    if is_sending && sent_at.elapsed() < limits.write_timeout {
+                        continue;
+                    }
+                    if ending.is_some() || is_sending {
+                        break;
+                    }
+                    connection.graceful_shutdown();
+                    ending = Some(Instant::now());
+                }
+            }
+        }
+        // Closed now, so that what is still being served learns that nobody waits for it.
+        drop(connection);
+        while streams.join_next().await.is_some() {}
+    }
+
+    /// Serves a request to its end; tells whether the client gave it up at once.
+    async fn serve_stream(
+        self: Arc<Self>,
+        request: Http2Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        peer: SocketAddr,
+    ) -> bool {
+        let began = Instant::now();
+        let (parts, body) = request.into_parts();
+        let mut text = super::buffers::take();
+        header_text(&parts, &mut text);
+        let stream = Stream::new(body, respond);
+        let is_bodyless = stream.is_bodyless();
+        let mut client = Client::new(Io::Http2(stream), text, peer);
+        let policy = self.policies.current();
+        let is_health = |path: &[u8]| policy.routes.is_health(path);
+        let list = &mut client.spare;
+        let read = head::read(&client.held, policy.head_limits, is_health, |line| list.push(line));
+        let mut head = match read {
+            Ok(Some(head)) => head,
+            judged => {
+                let rejection = judged.err().unwrap_or(Rejection::InternalError);
+                let answer = Err(rejection);
+                let plain = super::Plain::NONE;
+                let message = plain.answer(&self.process, &policy, client.address, answer);
+                let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
+                client.held.clear();
+                // A client that is gone by now misses nothing.
+                let _ = client.respond(&message, header, policy.limits.write_timeout).await;
+                return false;
+            }
+        };
+        if !is_bodyless && !head.has_length {
+            // Its length is not known.
+            head.head.framing = Framing::Chunked;
+        }
+        head.nominates = false;
+        let mut request = Request::new(policy, self.process.clone(), head, &mut client);
+        self.serve_request(&mut client, &mut request).await;
+        request.status.is_none() && began.elapsed() < EARLY
+    }
+}
+
+/// A fresh builder has none of our bounds, so each is set here.
+fn options(limits: &LimitsSection) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(limits.max_streams)
+        // What is held for a client that takes nothing, of each stream.
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(limits.max_early_resets)
+        .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));
+    builder
+}

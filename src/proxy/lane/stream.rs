@@ -1,0 +1,219 @@
+//! One request of an HTTP/2 connection, as bytes of a body that come and bytes that go.
+//!
+//! Its header is written down as HTTP/1 has it and judged as any other: what is judged is what a
+//! service would get. `h2` frames what is sent.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONNECTION, COOKIE, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request};
+use tokio::io::ReadBuf;
+
+use crate::head;
+use crate::header::lines::write_line;
+
+/// A stream of HTTP/2.
+pub struct Stream {
+    body: RecvStream,
+    /// What came and was not read yet.
+    unread: Bytes,
+    has_ended: bool,
+    /// Trailers as HTTP/1 has them.
+    trailers: Vec<u8>,
+    respond: SendResponse<Bytes>,
+    send: Option<SendStream<Bytes>>,
+    is_finished: bool,
+}
+
+impl Stream {
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
+        let has_ended = body.is_end_stream();
+        Self {
+            body,
+            unread: Bytes::new(),
+            has_ended,
+            trailers: Vec::new(),
+            respond,
+            send: None,
+            is_finished: false,
+        }
+    }
+
+    /// Whether no body follows the header.
+    pub fn is_bodyless(&self) -> bool {
+        self.has_ended
+    }
+
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() && !self.has_ended {
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(data)) => self.unread = data,
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                None => {
+                    if let Some(trailers) = ready!(self.body.poll_trailers(cx))
+                        .map_err(io::Error::other)?
+                    {
+                        for (name, value) in &trailers {
+                            let name = name.as_str().as_bytes();
+                            write_line(&mut self.trailers, name, value.as_bytes());
+                        }
+                    }
+                    self.has_ended = true;
+                }
+            }
+        }
+        let length = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(self.unread.get(..length).unwrap_or_default());
+        self.unread.advance(length);
+        // The client may send as much again.
+        let _ = self.body.flow_control().release_capacity(length);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The trailers of the body, which has ended.
+    pub fn take_trailers(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.trailers)
+    }
+
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(send) = &mut self.send else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        send.reserve_capacity(bytes.len());
+        loop {
+            let capacity = match ready!(send.poll_capacity(cx)) {
+                Some(Ok(capacity)) => capacity,
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+            if capacity > 0 {
+                let length = capacity.min(bytes.len());
+                let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
+                return Poll::Ready(
+                    send.send_data(data, false).map(|()| length).map_err(io::Error::other),
+                );
+            }
+        }
+    }
+
+    /// Ready when the client has given the request up.
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.send {
+            Some(send) => send.poll_reset(cx).map(drop),
+            None => self.respond.poll_reset(cx).map(drop),
+        }
+    }
+
+    /// Sends the header of a response, given as HTTP/1 has it.
+    ///
+    /// # Errors
+    /// When the stream is gone, or the header cannot be sent over HTTP/2.
+    pub fn send_header(&mut self, header: &[u8], is_bodyless: bool) -> io::Result<()> {
+        let response = response(header).ok_or(io::ErrorKind::InvalidData)?;
+        if response.status().is_informational() {
+            return self.respond.send_informational(response).map_err(io::Error::other);
+        }
+        let send = self.respond.send_response(response, is_bodyless).map_err(io::Error::other)?;
+        self.is_finished = is_bodyless;
+        self.send = Some(send);
+        Ok(())
+    }
+
+    /// Ends the response, with trailers as HTTP/1 has them.
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub fn finish(&mut self, trailers: &[u8]) -> io::Result<()> {
+        let Some(send) = self.send.as_mut().filter(|_| !self.is_finished) else { return Ok(()) };
+        self.is_finished = true;
+        if trailers.is_empty() {
+            return send.send_data(Bytes::new(), true).map_err(io::Error::other);
+        }
+        let mut map = HeaderMap::new();
+        lines(trailers, |name, value| {
+            map.append(name, value);
+        });
+        send.send_trailers(map).map_err(io::Error::other)
+    }
+
+    /// Lets the client see that its response is not whole.
+    pub fn reset(&mut self) {
+        match self.send.as_mut() {
+            Some(send) if !self.is_finished => send.send_reset(Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(Reason::CANCEL),
+            Some(_) => {}
+        }
+    }
+}
+
+/// The header of a request, as HTTP/1 has it. How its body ends is left out: that it has no length
+/// is not said.
+pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
+    out.extend_from_slice(request.method.as_str().as_bytes());
+    out.push(b' ');
+    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    if let Some(authority) = authority {
+        write_line(out, b"host", authority);
+    }
+    let mut has_cookie = false;
+    for (name, value) in &request.headers {
+        // The same, said twice (RFC 9113, section 8.3.1).
+        let is_repeated = *name == HOST && authority == Some(value.as_bytes());
+        if *name == COOKIE {
+            if !std::mem::replace(&mut has_cookie, true) {
+                // HTTP/1 has it in one line (RFC 9113, section 8.2.3).
+                let crumbs = request.headers.get_all(COOKIE);
+                let crumbs: Vec<&[u8]> = crumbs.iter().map(HeaderValue::as_bytes).collect();
+                write_line(out, b"cookie", &crumbs.join(&b"; "[..]));
+            }
+        } else if !is_repeated {
+            write_line(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The same of a response; `None` where it cannot be sent over HTTP/2.
+fn response(header: &[u8]) -> Option<Response<()>> {
+    let first = memchr::memchr(b'\n', header)? + 1;
+    let status = StatusCode::from_bytes(header.get(b"HTTP/1.1 ".len()..)?.get(..3)?).ok()?;
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    lines(header.get(first..)?.strip_suffix(b"\r\n")?, |name, value| {
+        // They are about a connection of HTTP/1 (RFC 9113, section 8.2.2).
+        if name != CONNECTION && name != TRANSFER_ENCODING {
+            headers.append(name, value);
+        }
+    });
+    Some(response)
+}
+
+/// Has each line of a text that the gateway has written.
+fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r\n").and_then(head::name_and_value);
+        let Some((name, value)) = line else { continue };
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            each(name, value);
+        }
+    }
+}
+
+impl Drop for Stream {
+    /// A request that is dropped is reset, and not left to wait.
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
