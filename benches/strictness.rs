@@ -6,8 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use http::{HeaderMap, HeaderValue, Method};
-use pingora::http::RequestHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use wxgate::config::{Config, Secrets};
 use wxgate::head::{self, HeadLimits};
 use wxgate::inject::{Forwarding, Injector};
@@ -26,11 +25,12 @@ const HEAD: &str = "GET /api/orders/1234?page=2 HTTP/1.1\r\n\
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 16 << 10, lines: 100, target: 8 << 10 };
 
-fn request() -> RequestHeader {
-    let mut request = RequestHeader::build("GET", b"/api/orders/1234?page=2", None).unwrap();
+fn request() -> HeaderMap {
+    let mut request = HeaderMap::new();
     for line in HEAD.lines().skip(1).filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once(": ").unwrap();
-        request.append_header(name.to_owned(), value.to_owned()).unwrap();
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        request.append(name, HeaderValue::from_str(value).unwrap());
     }
     request
 }
@@ -48,15 +48,15 @@ fn forwarding() -> Forwarding {
 }
 
 /// Removes and writes by exact names, as a proxy without folding does.
-fn apply_leniently(request: &mut RequestHeader, forwarding: Forwarding) {
+fn apply_leniently(request: &mut HeaderMap, forwarding: Forwarding) {
     for name in ["x-openid", "x-appid", "x-unionid", "x-3rd-session"] {
-        request.remove_header(name);
+        request.remove(name);
     }
-    request.insert_header("x-request-id", forwarding.request_id).unwrap();
-    request.insert_header("x-forwarded-for", forwarding.forwarded_for).unwrap();
-    request.insert_header("x-forwarded-proto", forwarding.proto).unwrap();
-    request.insert_header("x-real-ip", forwarding.client).unwrap();
-    request.insert_header("x-forwarded-host", forwarding.host.unwrap()).unwrap();
+    request.insert("x-request-id", forwarding.request_id);
+    request.insert("x-forwarded-for", forwarding.forwarded_for);
+    request.insert("x-forwarded-proto", forwarding.proto);
+    request.insert("x-real-ip", forwarding.client);
+    request.insert("x-forwarded-host", forwarding.host.unwrap());
 }
 
 fn strictness(criterion: &mut Criterion) {

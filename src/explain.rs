@@ -13,10 +13,8 @@ mod told;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::CONTENT_LENGTH;
-use http::{HeaderName, HeaderValue};
-use pingora::http::RequestHeader;
-use pingora::{ErrorType, OrErr};
+use http::header::{CONTENT_LENGTH, HOST, InvalidHeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use self::question::Question;
 pub use self::told::{
@@ -117,13 +115,12 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
 
 /// Whether a request may become a WebSocket, where it asks for that.
 fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rejection> {
-    let malformed = |_| Rejection::BadRequest(IMPOSSIBLE);
-    let request = question.request().map_err(malformed)?;
-    if websocket::is_asked_for(&request) {
+    let headers = &question.headers;
+    if websocket::is_asked_for(headers) {
         if !route.is_some_and(|route| route.websocket) {
             return Err(websocket::NOT_ALLOWED);
         }
-        websocket::judge_handshake(&request.method, &request)?;
+        websocket::judge_handshake(&question.method, headers)?;
     }
     Ok(())
 }
@@ -208,12 +205,13 @@ fn tell_route(
             let identity =
                 placeholder().filter(|_| !is_preflight && section.access != Access::None);
             match forwarded(config, routes, route, question, identity.as_ref()) {
-                Ok(request) => {
-                    told.removed = removed(config, routes, section, question, &request);
+                Ok(headers) => {
+                    told.removed = removed(config, routes, section, question, &headers);
+                    let target = question.target();
                     told.request = Some(ForwardedRequest {
-                        method: request.method.to_string(),
-                        target: String::from_utf8_lossy(request.raw_path()).into_owned(),
-                        headers: request.headers.iter().map(header).collect(),
+                        method: question.method.to_string(),
+                        target: route.rewritten(&target).unwrap_or(target),
+                        headers: headers.iter().map(header).collect(),
                     });
                 }
                 Err(_) => told.reject(&Rejection::BadRequest(IMPOSSIBLE), IMPOSSIBLE.to_owned()),
@@ -253,24 +251,26 @@ fn chosen(
     })
 }
 
-/// The request as its service gets it.
+/// The headers of the request as its service gets them.
 fn forwarded(
     config: &Config,
     routes: &Routes,
     route: &Route,
     question: &Question,
     identity: Option<&Identity>,
-) -> pingora::Result<RequestHeader> {
-    let mut request = question.request()?;
-    for name in not_forwarded(&request) {
-        request.remove_header(&name);
+) -> Result<HeaderMap, InvalidHeaderValue> {
+    let mut headers = HeaderMap::new();
+    if let Some(host) = &question.host {
+        headers.insert(HOST, HeaderValue::from_str(host)?);
     }
-    route.prepare(&mut request)?;
-    injector(config, routes)
-        .apply(&mut request, &forwarding(question), identity)
-        .or_err(ErrorType::InvalidHTTPHeader, "a value")?;
-    route.request_edits.write_to(&mut request);
-    Ok(request)
+    headers.extend(question.headers.clone());
+    for name in not_forwarded(&headers) {
+        headers.remove(&name);
+    }
+    route.request_edits.remove_from(&mut headers);
+    injector(config, routes).apply(&mut headers, &forwarding(question), identity)?;
+    route.request_edits.write_to(&mut headers);
+    Ok(headers)
 }
 
 fn injector(config: &Config, routes: &Routes) -> Injector {
@@ -279,13 +279,12 @@ fn injector(config: &Config, routes: &Routes) -> Injector {
 
 /// Headers of the client's connection, which are not forwarded. The handshake of a WebSocket is
 /// rewritten.
-fn not_forwarded(request: &RequestHeader) -> Vec<HeaderName> {
+fn not_forwarded(request: &HeaderMap) -> Vec<HeaderName> {
     let is_websocket = websocket::is_asked_for(request);
     let is_kept = |name: &HeaderName| {
         is_websocket && [http::header::CONNECTION, http::header::UPGRADE].contains(name)
     };
     let nominated = request
-        .headers
         .get_all(http::header::CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|b| *b == b','))
@@ -300,15 +299,15 @@ fn removed(
     routes: &Routes,
     section: &RouteSection,
     question: &Question,
-    request: &RequestHeader,
+    request: &HeaderMap,
 ) -> Vec<RemovedHeader> {
     let injector = injector(config, routes);
-    let of_connection = question.request().map_or_else(|_| Vec::new(), |own| not_forwarded(&own));
+    let of_connection = not_forwarded(&question.headers);
     let HeaderEdits { set, remove } = &section.request_edits;
     let set = FoldedNames::new(set.iter().map(|(name, _)| name.as_str()));
     let remove = FoldedNames::new(remove.iter().map(HeaderName::as_str));
     let is_kept = |name: &HeaderName, value: &HeaderValue| {
-        request.headers.get_all(name).iter().any(|kept| kept == value)
+        request.get_all(name).iter().any(|kept| kept == value)
     };
     let reason = |name: &HeaderName, value: &HeaderValue| {
         if of_connection.contains(name) {

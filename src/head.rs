@@ -13,9 +13,7 @@ use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use http::header::{CONTENT_LENGTH, HOST};
 use memchr::memmem::Finder;
-use pingora::http::RequestHeader;
 
 use crate::config::LimitsSection;
 use crate::header::lines::{Line, Span};
@@ -147,28 +145,6 @@ pub fn read(
     let first = lines.next().ok_or(MALFORMED_REQUEST_LINE)??;
     let request = RequestLine::parse(read, first, limits)?;
     judge_fields(lines, &request, end, limits, is_health, each).map(Some)
-}
-
-/// Judges a head that came over HTTP/2.
-///
-/// # Errors
-/// The refusal to answer with.
-pub fn judge_http2(request: &RequestHeader, limits: HeadLimits) -> Result<(), Rejection> {
-    if request.headers.len() > limits.lines {
-        return Err(Rejection::HeadersTooLarge);
-    }
-    judge_method(request.method.as_str().as_bytes(), &REQUEST)?;
-    judge_target(request.raw_path(), limits, &REQUEST)?;
-    // h2 refuses different ones, and each that is no number.
-    if request.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(SECOND_LENGTH);
-    }
-    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-    let host = request.headers.get(HOST).map(http::HeaderValue::as_bytes);
-    match authority.or(host) {
-        Some(host) => judge_host(host, &REQUEST),
-        None => Err(Rejection::BadRequest("Host is missing")),
-    }
 }
 
 /// Judges the request that a trusted proxy describes in `X-Forwarded-Method`, `-Uri` and `-Host`.
@@ -739,30 +715,6 @@ mod tests {
             let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
             assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
         }
-    }
-
-    #[test]
-    fn a_head_of_http_2_is_held_to_the_same_rules() {
-        let judged = |method: &str, path: &str, host: &str| {
-            let mut request = RequestHeader::build(method, path.as_bytes(), None).unwrap();
-            request.append_header("Host", host.to_owned()).unwrap();
-            judge_http2(&request, LIMITS)
-        };
-        assert_eq!(judged("GET", "/a?b=`", "h:80"), Ok(()));
-        for (method, path, host) in [
-            ("TRACE", "/", "h"),
-            ("get", "/", "h"),
-            ("G|T", "/", "h"),
-            ("GET", "/a\\b", "h"),
-            ("GET", "/", "h,h"),
-            ("GET", "/", "h:x"),
-            ("GET", "/", ""),
-        ] {
-            let verdict = judged(method, path, host);
-            assert!(matches!(verdict, Err(Rejection::BadRequest(_))), "{method} {path} {host}");
-        }
-        let long = format!("/{}", "x".repeat(100));
-        assert_eq!(judged("GET", &long, "h"), Err(Rejection::HeadersTooLarge));
     }
 
     #[test]

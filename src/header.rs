@@ -6,7 +6,6 @@ pub mod owned;
 
 use http::header::{CONNECTION, HeaderName};
 use http::{HeaderMap, HeaderValue};
-use pingora::http::{RequestHeader, ResponseHeader};
 
 /// The header lines of a message, in whatever form they are kept.
 pub trait Headers {
@@ -48,51 +47,17 @@ impl Headers for HeaderMap {
     }
 }
 
-/// pingora keeps the spelling of names in a map beside the headers, so both are changed.
-macro_rules! headers_of_pingora {
-    ($message:ty) => {
-        impl Headers for $message {
-            fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-                self.headers.values_of(name)
-            }
+impl HeadersMut for HeaderMap {
+    fn remove_if(&mut self, mut holds: impl FnMut(&[u8], &[u8]) -> bool) {
+        let kept =
+            self.iter().filter(|(name, value)| !holds(name.as_str().as_bytes(), value.as_bytes()));
+        *self = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    }
 
-            fn names(&self) -> impl Iterator<Item = &[u8]> {
-                self.headers.names()
-            }
-        }
-
-        impl HeadersMut for $message {
-            fn remove_if(&mut self, mut holds: impl FnMut(&[u8], &[u8]) -> bool) {
-                let mut matching: Vec<HeaderName> = Vec::new();
-                for (name, value) in &self.headers {
-                    if holds(name.as_str().as_bytes(), value.as_bytes()) && !matching.contains(name)
-                    {
-                        matching.push(name.clone());
-                    }
-                }
-                for name in matching {
-                    let lines = self.headers.get_all(&name).iter().cloned();
-                    let kept: Vec<HeaderValue> = lines
-                        .filter(|value| !holds(name.as_str().as_bytes(), value.as_bytes()))
-                        .collect();
-                    self.remove_header(&name);
-                    for value in kept {
-                        // It was there before.
-                        let _ = self.append_header(name.clone(), value);
-                    }
-                }
-            }
-
-            fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
-                // A map that is full, at 32,768 lines, holds more than any limit lets in.
-                let _ = self.append_header(name.clone(), value.clone());
-            }
-        }
-    };
+    fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.append(name.clone(), value.clone());
+    }
 }
-
-headers_of_pingora!(RequestHeader);
-headers_of_pingora!(ResponseHeader);
 
 /// A byte of a header name as a CGI-like server sees it: such servers turn names into
 /// variables, where case is lost and everything but letters and digits becomes `_`.

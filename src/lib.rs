@@ -12,8 +12,8 @@
 //! | 8 | `signals` | which signals there are, and what each of them orders |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
 //! | 6 | `reload` | taking a changed configuration into service |
-//! | 6 | `edge` | every public connection: TLS or the way to it, deadline of a head, strict framing |
-//! | 5 | `proxy` | the life of a request, in pingora's phases |
+//! | 6 | `edge` | which public connections there may be, whose they are, and what they speak |
+//! | 5 | `proxy` | the life of a request, and every byte on both sides of it |
 //! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
 //! | 5 | `admin` | metrics, probes, and the operator's hold on users' sessions |
 //! | 4 | `explain` | what would become of a request, in words |
@@ -50,12 +50,11 @@
 //! | 0 | `identity` | who was proved |
 //! | 0 | `lifecycle` | serving, draining or closing |
 //! | 0 | `metrics` | counters, one method per event |
-//! | 0 | `progress` | whether a request of HTTP/2 still comes along |
 //! | 0 | `secret` | what cannot be printed |
 //!
 //! # The life of a request
 //!
-//! `edge` reads and judges its head; `proxy` takes the `policy`, lets `route` judge
+//! `edge` accepts its connection; `proxy` reads and judges its head, takes the `policy`, lets `route` judge
 //! the path and `auth` find the session, chooses a server from `upstream`, has `inject`
 //! strip and write headers, and at the end writes down how it went.
 //!
@@ -91,7 +90,6 @@ mod log_writer;
 mod login;
 pub mod metrics;
 mod policy;
-mod progress;
 mod proxy;
 mod rate_limit;
 mod rejection;

@@ -19,9 +19,6 @@ use std::borrow::Cow;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use pingora::http::RequestHeader;
-use pingora::{Error, ErrorType};
-
 use self::cors::Cors;
 use self::edit::Edits;
 use self::rewrite::Rewrite;
@@ -198,21 +195,6 @@ impl Route {
     /// Whether only other proxies ask about it, and nothing is served.
     pub fn is_elsewhere(&self) -> bool {
         matches!(self.target, Target::Elsewhere)
-    }
-
-    /// Gives a request the path that the service knows, and removes what it must not have
-    /// before the gateway writes its headers.
-    ///
-    /// # Errors
-    /// None that is known: the path was judged before.
-    pub fn prepare(&self, request: &mut RequestHeader) -> pingora::Result<()> {
-        self.request_edits.remove_from(request);
-        let Some(rewrite) = &self.rewrite else { return Ok(()) };
-        match rewrite.apply(&request.uri) {
-            Ok(uri) => request.set_uri(uri),
-            Err(_) => return Error::e_explain(ErrorType::InternalError, "a rewritten path"),
-        }
-        Ok(())
     }
 
     /// The path and query that the service gets, where the route gives it others.

@@ -146,15 +146,6 @@ impl Server {
         self
     }
 
-    /// Has connections of HTTP/1 take the new data path, or the old one. For tests, as long as there
-    /// are two.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn taking_lane(self, takes: bool) -> Self {
-        self.edge.take_lane(takes);
-        self
-    }
-
     /// Where the public listeners are, in the order of the configuration, those of
     /// `server.redirect` last.
     pub fn public_addresses(&self) -> Vec<SocketAddr> {

@@ -1,7 +1,7 @@
 //! Pools of upstream servers: which one is next, and how it is spoken to.
 //!
-//! A pool turns the servers of the configuration into peers that are made once and cloned
-//! per request, and hands them out in turn. Host names are resolved when the pool starts
+//! A pool turns the servers of the configuration into peers, from which pingora makes connections,
+//! and hands their addresses out in turn. Host names are resolved when the pool starts
 //! and every 30 seconds; when a name cannot be resolved, the addresses known before stay.
 //! After a failed connect the proxy asks for another peer than those it has tried.
 
@@ -15,12 +15,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora::http::ResponseHeader;
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::{Backend, Backends};
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::upstreams::peer::HttpPeer;
 
-use self::keep_alive::KeepAlive;
 use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
 use crate::seldom::Seldom;
@@ -46,22 +44,6 @@ pub struct Pool {
 struct Peer {
     address: SocketAddr,
     template: HttpPeer,
-    keep_alive: Arc<KeepAlive>,
-}
-
-/// A server for one request.
-pub struct Chosen {
-    pub address: SocketAddr,
-    pub peer: Box<HttpPeer>,
-    pub reuse: Reuse,
-}
-
-/// Whether a connection to a server may serve another request.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Reuse {
-    Allowed,
-    /// The request tells the server to close the connection.
-    Never,
 }
 
 impl Pool {
@@ -79,29 +61,6 @@ impl Pool {
     /// What it was made from.
     pub fn section(&self) -> &Upstream {
         &self.section
-    }
-
-    /// The next server in turn that is not among `tried`: its address, and how to reach it, with
-    /// a route's own patience where it has some.
-    pub fn choose(&self, tried: &[SocketAddr], timeouts: &Timeouts) -> Option<Chosen> {
-        let peers = self.peers.load();
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut in_turn =
-            (0..peers.len()).filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()));
-        let peer = in_turn.find(|peer| !tried.contains(&peer.address))?;
-        let mut chosen = Box::new(peer.template.clone());
-        let idle_timeout = peer.keep_alive.time();
-        // Connections that were to be kept for another time are not found under this key.
-        chosen.group_key =
-            idle_timeout.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let options = &mut chosen.options;
-        options.idle_timeout = idle_timeout.or(options.idle_timeout);
-        options.connection_timeout = timeouts.connect.or(options.connection_timeout);
-        options.total_connection_timeout = timeouts.connect.or(options.total_connection_timeout);
-        options.read_timeout = timeouts.read.or(options.read_timeout);
-        options.write_timeout = timeouts.write.or(options.write_timeout);
-        let reuse = if idle_timeout.is_some() { Reuse::Allowed } else { Reuse::Never };
-        Some(Chosen { address: peer.address, peer: chosen, reuse })
     }
 
     /// The next server in turn that is not among `tried`.
@@ -132,15 +91,6 @@ impl Pool {
         keep_alive::time(self.section.idle_timeout, said)
     }
 
-    /// Remembers how long a server keeps its connections, if its response says so.
-    pub fn hear(&self, server: SocketAddr, response: &ResponseHeader) {
-        if KeepAlive::is_said(response)
-            && let Some(peer) = self.peers.load().iter().find(|peer| peer.address == server)
-        {
-            peer.keep_alive.hear(response);
-        }
-    }
-
     /// Whether no address of any server is known.
     pub fn is_empty(&self) -> bool {
         self.peers.load().is_empty()
@@ -155,8 +105,7 @@ impl Pool {
     pub async fn resolve(&self) {
         let taken = self.backends.update(|backends| {
             let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
-            let known = self.peers.load();
-            let peers = addresses.map(|address| self.peer(*address, &known)).collect();
+            let peers = addresses.map(|address| self.peer(*address)).collect();
             self.peers.store(Arc::new(peers));
         });
         // Our discovery reports failures itself and keeps what it knew.
@@ -177,22 +126,12 @@ impl Pool {
         }
     }
 
-    fn peer(&self, address: SocketAddr, known: &[Peer]) -> Peer {
-        let known = known.iter().find(|peer| peer.address == address);
-        let keep_alive = match known {
-            Some(known) => known.keep_alive.clone(),
-            None => Arc::new(KeepAlive::new(self.section.idle_timeout)),
-        };
+    fn peer(&self, address: SocketAddr) -> Peer {
         let mut template = HttpPeer::new(address, false, String::new());
         let options = &mut template.options;
         options.connection_timeout = Some(self.section.connect_timeout);
         options.total_connection_timeout = Some(self.section.connect_timeout);
-        options.read_timeout = Some(self.section.read_timeout);
-        options.write_timeout = Some(self.section.write_timeout);
-        // pingora needs a timeout even if no connection is kept, or it keeps them for ever.
-        options.idle_timeout = Some(Duration::ZERO);
-        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        Peer { address, template, keep_alive }
+        Peer { address, template }
     }
 }
 

@@ -3,24 +3,16 @@
 //! All protocols in `Upgrade` but a WebSocket are ignored, and the request is served like any other
 //! (RFC 9110, section 7.8). A handshake is judged strictly (RFC 6455, section 4): until the service
 //! has answered it with a proper `101`, what follows the request on its connection is a request
-//! like any other, and never taken for raw bytes. The switch from one to the other is a [`Tunnel`],
-//! which the connection holds and the proxy opens, and which is cut when the session of its user
-//! ends.
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
-use std::time::Duration;
+//! like any other, and never taken for raw bytes.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http::Method;
 use http::header::{
     CONTENT_LENGTH, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Method, Version};
-use pingora::http::RequestHeader;
 use sha1::{Digest, Sha1};
-use tokio::sync::Notify;
 
 use crate::header::{Headers, nominated, offers_websocket, trim};
 use crate::rejection::Rejection;
@@ -28,9 +20,9 @@ use crate::rejection::Rejection;
 /// Appended to the client's key before it is digested (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Whether a request asks to become a WebSocket. Over HTTP/1.0 none does.
-pub fn is_asked_for(request: &RequestHeader) -> bool {
-    request.version == Version::HTTP_11 && request.values_of(&UPGRADE).any(offers_websocket)
+/// Whether a request of HTTP/1.1 asks to become a WebSocket.
+pub fn is_asked_for(headers: &impl Headers) -> bool {
+    headers.values_of(&UPGRADE).any(offers_websocket)
 }
 
 /// The rejection of a WebSocket where none is allowed.
@@ -90,82 +82,9 @@ fn is_only(headers: &impl Headers, name: &HeaderName, is_right: impl Fn(&[u8]) -
     headers.only(name).is_some_and(|value| is_right(trim(value)))
 }
 
-/// A tunnel that was cut may end in order for so long: both sides learn of it then.
-const ORDERLY_END: Duration = Duration::from_millis(250);
-
-/// The switch between a connection and what is done with it.
-#[derive(Default)]
-pub struct Tunnel {
-    switch: Mutex<Switch>,
-    has_been_cut: Notify,
-}
-
-#[derive(Default)]
-struct Switch {
-    state: State,
-    waker: Option<Waker>,
-}
-
-/// What a connection may pass on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
-    /// Requests.
-    #[default]
-    Closed,
-    /// Whatever comes.
-    Open,
-    /// Nothing any more.
-    Cut,
-}
-
-impl Tunnel {
-    /// The service has accepted: from now on bytes pass as they are.
-    pub fn open(&self) {
-        self.set(State::Open);
-    }
-
-    pub fn cut(&self) {
-        self.set(State::Cut);
-        self.has_been_cut.notify_one();
-    }
-
-    pub fn is_cut(&self) -> bool {
-        self.lock().state == State::Cut
-    }
-
-    /// Resolves a moment after the cut. One side may be waited for that takes nothing any
-    /// more, so that the other never learns of it.
-    pub async fn after_cut(&self) {
-        self.has_been_cut.notified().await;
-        tokio::time::sleep(ORDERLY_END).await;
-    }
-
-    /// The state, and to be woken when it changes.
-    pub fn poll(&self, cx: &mut Context<'_>) -> State {
-        let mut switch = self.lock();
-        if !switch.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            switch.waker = Some(cx.waker().clone());
-        }
-        switch.state
-    }
-
-    fn set(&self, state: State) {
-        let mut switch = self.lock();
-        switch.state = state;
-        if let Some(waker) = switch.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, Switch> {
-        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use pingora::http::ResponseHeader;
+    use http::{HeaderMap, HeaderValue};
 
     use super::*;
 
@@ -178,29 +97,30 @@ mod tests {
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
 
-    fn request(method: &str, lines: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build(method, b"/", None).unwrap();
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            request.append_header(*name, (*value).to_owned()).unwrap();
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            headers.append(name, HeaderValue::from_str(value).unwrap());
         }
-        request
+        headers
     }
 
-    fn judge(request: &RequestHeader) -> Result<(), Rejection> {
-        judge_handshake(&request.method, request)
+    fn judge(method: &Method, lines: &[(&'static str, &str)]) -> Result<(), Rejection> {
+        judge_handshake(method, &headers(lines))
     }
 
-    fn is_malformed(request: &RequestHeader) -> bool {
-        matches!(judge(request), Err(Rejection::BadRequest(_)))
+    fn is_malformed(method: &Method, lines: &[(&'static str, &str)]) -> bool {
+        matches!(judge(method, lines), Err(Rejection::BadRequest(_)))
     }
 
     #[test]
     fn only_a_sound_handshake_is_one() {
-        assert_eq!(judge(&request("GET", &SOUND)), Ok(()));
-        assert!(is_malformed(&request("POST", &SOUND)));
+        assert_eq!(judge(&Method::GET, &SOUND), Ok(()));
+        assert!(is_malformed(&Method::POST, &SOUND));
         for left_out in &SOUND[1..] {
             let lines: Vec<_> = SOUND.into_iter().filter(|line| line != left_out).collect();
-            assert!(is_malformed(&request("GET", &lines)), "without {}", left_out.0);
+            assert!(is_malformed(&Method::GET, &lines), "without {}", left_out.0);
         }
         for added in [
             ("Upgrade", "websocket"),
@@ -212,11 +132,11 @@ mod tests {
             ("Transfer-Encoding", "chunked"),
         ] {
             let lines = [&SOUND[..], &[added]].concat();
-            assert!(is_malformed(&request("GET", &lines)), "{added:?}");
+            assert!(is_malformed(&Method::GET, &lines), "{added:?}");
         }
         let mut odd = SOUND;
         odd[2] = ("Upgrade", "websocket, h2c");
-        assert!(is_malformed(&request("GET", &odd)));
+        assert!(is_malformed(&Method::GET, &odd));
     }
 
     #[test]
@@ -226,7 +146,7 @@ mod tests {
             lines[3] = ("Sec-WebSocket-Version", version);
             // A later version may have a key of another shape, or none.
             let lines = &lines[..4];
-            judge(&request("GET", lines))
+            judge(&Method::GET, lines)
         };
         for version in ["0", "7", "8", "14", "99", "255"] {
             assert_eq!(of_version(version), Err(Rejection::UpgradeRequired), "{version}");
@@ -238,7 +158,7 @@ mod tests {
 
     #[test]
     fn only_what_names_a_websocket_asks_for_one() {
-        let asks = |lines: &[(&'static str, &str)]| is_asked_for(&request("GET", lines));
+        let asks = |lines: &[(&'static str, &str)]| is_asked_for(&headers(lines));
         for offer in ["websocket", "WebSocket", "h2c, websocket", "h2c,websocket/13 ,foo"] {
             assert!(asks(&[("Upgrade", offer)]), "{offer}");
             assert!(asks(&[("Upgrade", "h2c"), ("Upgrade", offer)]), "{offer}");
@@ -246,24 +166,16 @@ mod tests {
         for offer in ["", ",", "h2c", "TLS/1.2", "foo/websocket", "websockets", "web socket"] {
             assert!(!asks(&[("Upgrade", offer), ("Connection", "websocket")]), "{offer}");
         }
-        let mut old = request("GET", &SOUND);
-        old.set_version(Version::HTTP_10);
-        assert!(!is_asked_for(&old));
     }
 
     #[test]
     fn only_the_right_answer_accepts() {
-        let asked = request("GET", &SOUND);
-        let answer = |accept: &str| {
-            let mut response = ResponseHeader::build(101, None).unwrap();
-            response.append_header("Upgrade", "websocket").unwrap();
-            response.append_header("Sec-WebSocket-Accept", accept.to_owned()).unwrap();
-            response
-        };
+        let asked = headers(&SOUND);
+        let answer =
+            |accept: &str| headers(&[("Upgrade", "websocket"), ("Sec-WebSocket-Accept", accept)]);
         assert_eq!(fault(&asked, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")), None);
         assert!(fault(&asked, &answer("AAAAAAAAAAAAAAAAAAAAAAAAAAA=")).is_some());
-        assert!(fault(&asked, &ResponseHeader::build(101, None).unwrap()).is_some());
-        let keyless = RequestHeader::build("GET", b"/", None).unwrap();
-        assert!(fault(&keyless, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")).is_some());
+        assert!(fault(&asked, &HeaderMap::new()).is_some());
+        assert!(fault(&HeaderMap::new(), &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")).is_some());
     }
 }

@@ -5,45 +5,38 @@
 //! token. The Location is made of a host and a target that passed that judgement, in which
 //! no byte can end a line. One request ends a connection, for the next is to be elsewhere.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use http::HeaderValue;
 use http::header::LOCATION;
 use tokio::sync::watch;
 
-use super::connection::Connection;
-use super::{Edge, Wait, closed};
+use super::Edge;
 use crate::answer::Answer;
-use crate::deadline::Deadline;
 use crate::head::Asked;
-use crate::proxy::{self, Plain};
+use crate::proxy::{self, Client, Plain, Wait, closed};
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
 
 const HTTPS: u16 = 443;
 
 impl Edge {
-    pub(super) async fn redirect(
-        &self,
-        mut connection: Connection,
-        peer: SocketAddr,
-        mut closing: watch::Receiver<bool>,
-    ) {
-        let mut deadline = Deadline::new();
+    pub(super) async fn redirect(&self, mut client: Client, mut closing: watch::Receiver<bool>) {
         let wait = tokio::select! {
-            wait = self.wait_for_head(&mut connection, &mut deadline, true, None) => wait,
+            wait = client.next_head(&self.policies, true, None) => wait,
             () = closed(&mut closing) => return,
         };
         let (head, policy) = match wait {
             Wait::Head(head, policy) => (head, policy),
-            Wait::Refused(rejection) => return self.refuse(connection, peer, &rejection).await,
+            Wait::Refused(rejection) => return self.gateway.refuse(client, &rejection).await,
             Wait::Over => return,
         };
         let began = Instant::now();
-        let head = connection.held().get(..head.length).unwrap_or_default().to_owned();
-        let Some(asked) = Asked::read(&head) else {
-            return self.refuse(connection, peer, &Rejection::InternalError).await;
+        let text = std::mem::take(&mut client.held);
+        let asked = Asked {
+            method: head.method.text(&text),
+            path_and_query: head.path_and_query.text(&text),
+            host: head.host.map(|host| host.text(&text)),
         };
         let is_health = policy.routes.is_health(asked.path().as_bytes());
         let (endpoint, answer) = if is_health {
@@ -54,7 +47,7 @@ impl Edge {
         };
         let (method, path, took) = (asked.method, asked.path(), began.elapsed());
         let request = Plain { endpoint, method, path, took };
-        self.end_with(connection, peer, &request, answer).await;
+        self.gateway.end_with(client, &request, answer).await;
     }
 }
 

@@ -1,7 +1,6 @@
 //! What an operator asks about, in place of a request.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use pingora::http::RequestHeader;
 
 use crate::route::Asked;
 
@@ -57,21 +56,9 @@ impl Question {
         Asked { path: &self.path, host: self.host.as_deref(), method, headers }
     }
 
-    fn target(&self) -> String {
+    pub(super) fn target(&self) -> String {
         let query = self.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
         format!("{}{query}", self.path)
-    }
-
-    pub(super) fn request(&self) -> pingora::Result<RequestHeader> {
-        let target = self.target();
-        let mut request = RequestHeader::build(self.method.as_str(), target.as_bytes(), None)?;
-        if let Some(host) = &self.host {
-            request.insert_header("Host", host)?;
-        }
-        for (name, value) in &self.headers {
-            request.append_header(name.clone(), value.clone())?;
-        }
-        Ok(request)
     }
 
     /// The request header as it would come by HTTP/1.1. Without a host it has any.

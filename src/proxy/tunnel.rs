@@ -1,40 +1,96 @@
 //! A request that has become a WebSocket, and its end.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
 
-use pingora::http::RequestHeader;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
-use super::Gateway;
-use super::context::RequestContext;
-use crate::progress::Progress;
+use super::body::{Limits, Relay, Source, Target};
+use super::client::Client;
+use super::failure::Stop;
+use super::forward::Response;
+use super::request::Request;
+use super::service::Service;
+use super::{After, Gateway, buffers, compose};
 
 /// A tunnel is cut so soon after its session has ended.
-const TUNNEL_WATCH: Duration = Duration::from_millis(500);
+const WATCH: Duration = Duration::from_millis(500);
+
+/// A tunnel that was cut may end in order for so long: both sides learn of it then.
+const ORDERLY_END: Duration = Duration::from_millis(250);
 
 impl Gateway {
-    /// Lets bytes pass, and watches over them until their session or their time ends.
-    pub(super) fn open_tunnel(&self, request: &RequestHeader, context: &mut RequestContext) {
-        let Some(tunnel) = context.tunnel.clone() else { return };
-        tunnel.open();
-        let progress = Progress::new(request.method.clone(), request.uri.path_and_query().cloned());
-        progress.answer(101);
-        context.progress = Some(Arc::new(progress));
-        let lifetime = context.policy.limits.websocket_lifetime;
-        let session = context.verdict.session.clone();
-        let process = self.process.clone();
-        context.watch = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let started = Instant::now();
-            while started.elapsed() < lifetime {
-                if let Some(session) = &session
-                    && !process.sessions.lives_on(session).await
-                {
-                    break;
+    /// Lets bytes pass both ways until one side closes, or until the session or the time of the
+    /// tunnel ends.
+    pub(super) async fn tunnel(
+        &self,
+        client: &mut Client,
+        request: &mut Request,
+        mut service: Service,
+        response: Response,
+    ) -> Result<After, Stop> {
+        let Response { head, mut lines, rest: mut from_service } = response;
+        request.upstream_status = Some(101);
+        let mut out = buffers::take();
+        compose::switching(request, &head, &mut lines, &mut out);
+        let sent = client.send(&out, request.policy.limits.write_timeout).await;
+        buffers::give(out);
+        sent.map_err(|_| Stop::Left)?;
+        request.status = Some(101);
+
+        let (idle, lifetime) = (
+            request.policy.limits.websocket_idle_timeout,
+            request.policy.limits.websocket_lifetime,
+        );
+        let raw = || {
+            let limits =
+                Limits { bytes: u64::MAX, read_timeout: idle, write_timeout: idle, min_rate: 0 };
+            Relay::new(Source::Close, Target::Plain, limits, Vec::new())
+        };
+        let (mut up, mut down) = (raw(), raw());
+        let session = request.verdict.session.clone();
+        let started = Instant::now();
+        let (mut passed, mut passed_at) = (0, started);
+        let mut none = |_: &[u8], _: &mut Vec<u8>| Ok(());
+        loop {
+            client.deadline.set(Instant::now() + WATCH.min(lifetime));
+            let ended = poll_fn(|cx| {
+                let before = up.passed;
+                let io = &mut client.io;
+                let sent = up.poll(cx, io, &mut client.held, &mut service.io, &mut none);
+                let read = down.poll(cx, &mut service.io, &mut from_service, io, &mut none);
+                if let Some(session) = session.as_ref().filter(|_| up.passed > before) {
+                    // What a client sends through a tunnel is a use of its session.
+                    self.process.sessions.touch(session);
                 }
-                tokio::time::sleep(TUNNEL_WATCH.min(lifetime)).await;
+                if sent.is_ready() || read.is_ready() {
+                    return Poll::Ready(true);
+                }
+                client.deadline.poll_over(cx).map(|()| false)
+            });
+            if ended.await {
+                break;
             }
-            tunnel.cut();
-        })));
+            if let Some(session) = &session
+                && !self.process.sessions.lives_on(session).await
+            {
+                break;
+            }
+            if up.passed + down.passed > passed {
+                (passed, passed_at) = (up.passed + down.passed, Instant::now());
+            }
+            if started.elapsed() >= lifetime || passed_at.elapsed() >= idle {
+                break;
+            }
+        }
+        (request.bytes_in, request.bytes_out) = (up.passed, down.passed);
+        let end = async {
+            let _ = service.io.shutdown().await;
+            let _ = client.io.shutdown().await;
+        };
+        let _ = tokio::time::timeout(ORDERLY_END, end).await;
+        Ok(After::Closes)
     }
 }

@@ -4,9 +4,6 @@
 //! path that the route is for. That the rest means to every server what it meant before is
 //! seen to by [`super::path::is_rewritable`]: it is asked before a request comes here.
 
-use http::Uri;
-use http::uri::{InvalidUriParts, PathAndQuery};
-
 use crate::config::Rewriting;
 
 pub struct Rewrite {
@@ -24,19 +21,6 @@ impl Rewrite {
         let rest = path.strip_prefix(&*self.strip).unwrap_or(path);
         let path = format!("{}{rest}", self.add);
         if path.is_empty() { "/".to_owned() } else { path }
-    }
-
-    /// # Errors
-    /// None that is known: all that is put together was part of a target before.
-    pub fn apply(&self, uri: &Uri) -> Result<Uri, InvalidUriParts> {
-        let mut target = self.path(uri.path());
-        if let Some(query) = uri.query() {
-            target.push('?');
-            target.push_str(query);
-        }
-        let mut parts = uri.clone().into_parts();
-        parts.path_and_query = PathAndQuery::try_from(target).ok();
-        Uri::from_parts(parts)
     }
 }
 
@@ -145,7 +129,5 @@ mod tests {
         ] {
             assert_eq!(rewrite(strip, add).path(path), expected, "{path}");
         }
-        let uri: Uri = "/api/x?y=/api".parse().unwrap();
-        assert_eq!(rewrite("/api", "").apply(&uri).unwrap(), "/x?y=/api");
     }
 }

@@ -54,6 +54,7 @@ pub struct Client {
     /// What was read and belongs to no request yet.
     pub held: Vec<u8>,
     pub deadline: Deadline,
+    pub peer: SocketAddr,
     pub address: IpAddr,
     /// The address, as it is written to services.
     pub address_value: HeaderValue,
@@ -74,11 +75,20 @@ pub enum Wait {
 pub struct Left;
 
 impl Client {
+    pub fn plain(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self::new(Io::Http1(Either::Left(stream)), Vec::new(), peer)
+    }
+
+    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr) -> Self {
+        Self::new(Io::Http1(Either::Right(Box::new(stream))), Vec::new(), peer)
+    }
+
     /// `held` is what was read of it.
-    pub fn new(io: Io, held: Vec<u8>, peer: SocketAddr) -> Self {
+    pub(super) fn new(io: Io, held: Vec<u8>, peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
         Self {
             io,
+            peer,
             held,
             deadline: Deadline::new(),
             address,

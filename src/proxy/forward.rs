@@ -15,16 +15,16 @@ use tokio_util::io::poll_read_buf;
 
 use super::body::{Broken, Limits, Relay, Source, Target, Wait};
 use super::client::Client;
+use super::failure;
+use super::failure::{Failed, Stop, of_request_body, of_response_body};
 use super::request::Request;
 use super::service::{Service, keep_idle, take_idle};
-use super::stop::{Failed, Stop, of_request_body, of_response_body};
-use super::{After, Lane, buffers, compose};
+use super::{After, Gateway, buffers, compose};
 use crate::chunked::Chunked;
 use crate::head::response::{self, Fault, ResponseHead};
 use crate::head::{self, response::Framing as ResponseFraming};
 use crate::header::Headers;
 use crate::header::lines::{Line, Lines};
-use crate::proxy::failure;
 use crate::rejection::Rejection;
 use crate::websocket;
 
@@ -55,7 +55,7 @@ enum Taking {
     No,
 }
 
-impl Lane {
+impl Gateway {
     /// Forwards a request, and its response.
     pub(super) async fn forward(
         &self,

@@ -58,8 +58,8 @@ impl Stream {
                 Some(Ok(data)) => self.unread = data,
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
                 None => {
-                    if let Some(trailers) = ready!(self.body.poll_trailers(cx))
-                        .map_err(io::Error::other)?
+                    if let Some(trailers) =
+                        ready!(self.body.poll_trailers(cx)).map_err(io::Error::other)?
                     {
                         for (name, value) in &trailers {
                             let name = name.as_str().as_bytes();
@@ -205,7 +205,9 @@ fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r\n").and_then(head::name_and_value);
         let Some((name, value)) = line else { continue };
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+        {
             each(name, value);
         }
     }

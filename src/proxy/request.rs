@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::{HeaderValue, Method};
 
 use super::client::Client;
-use super::stop::{Failed, Patience};
+use super::failure::{Failed, Failure, Patience};
 use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::forwarded;
@@ -17,7 +17,6 @@ use crate::identity::AppId;
 use crate::login::LoginFacts;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process, Verdict};
-use crate::proxy::failure::Failure;
 use crate::rejection::Rejection;
 use crate::route::{Asked, Endpoint, Route};
 use crate::upstream::Pool;

@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use super::client::{Client, Io, Transport};
 use super::request::Request;
 use super::stream::{Stream, header_text};
-use super::{Lane, closed};
+use super::{Gateway, closed};
 use crate::config::LimitsSection;
 use crate::deadline::Deadline;
 use crate::head::{self, Framing};
@@ -122,16 +122,15 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl Lane {
-    /// Serves an HTTP/2 connection to its end. `held` is what was read of it.
+impl Gateway {
+    /// Serves an HTTP/2 connection to its end.
     pub async fn serve_http2(
         self: &Arc<Self>,
-        transport: Transport,
-        held: Vec<u8>,
-        peer: SocketAddr,
+        client: Client,
         mut closing: watch::Receiver<bool>,
         limits: LimitsSection,
     ) {
+        let Client { io: Io::Http1(transport), held, peer, .. } = client else { return };
         let traffic = Arc::new(AtomicU64::new(0));
         let wire = Wire {
             transport,

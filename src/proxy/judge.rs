@@ -1,0 +1,86 @@
+//! Whether a request is served, and by whom: the gateway itself, or the service of a route.
+
+use super::Gateway;
+use super::client::Client;
+use super::endpoints::health;
+use super::failure::Stop;
+use super::request::Request;
+use crate::answer::Answer;
+use crate::chunked::Chunked;
+use crate::head::Framing;
+use crate::policy::Visit;
+use crate::rejection::Rejection;
+use crate::route::Endpoint;
+use crate::websocket;
+
+impl Gateway {
+    /// Judges a request: what is answered here is `Some`, what is forwarded `None`.
+    pub(super) async fn judge(
+        &self,
+        client: &mut Client,
+        request: &mut Request,
+    ) -> Result<Option<Answer>, Stop> {
+        if request.head.head.framing == Framing::Chunked
+            && !request.is_http2
+            && Chunked::new().follow(&client.held).is_err()
+        {
+            // Whatever it is for: nobody knows where it ends.
+            request.closes = true;
+            return Err(Rejection::BadRequest("the body is malformed").into());
+        }
+        let policy = request.policy.clone();
+        (request.endpoint, request.is_preflight) = policy.routes.meet(&request.asked())?;
+        if request.head.head.asks_websocket {
+            // Before the session is looked up, which this request does not need.
+            if !request.route().is_some_and(|route| route.websocket) {
+                return Err(websocket::NOT_ALLOWED.into());
+            }
+            websocket::judge_handshake(&request.method, &request.lines)?;
+            request.is_websocket = true;
+        }
+        let takes_query = policy.login.accepts_query();
+        request.endpoint.judge_method(request.method.as_str(), takes_query)?;
+        let answer = match request.endpoint {
+            Endpoint::Route(index) => return Ok(self.admit(request, index).await?),
+            // Boxed, for the few of these would make every request's future larger.
+            Endpoint::Login => Box::pin(self.login(client, request)).await?,
+            Endpoint::Logout => Box::pin(self.logout(request)).await?,
+            Endpoint::Session => Box::pin(self.session(request)).await?,
+            Endpoint::Health => health(&self.process.lifecycle),
+            Endpoint::None => return Err(Rejection::NoRoute.into()),
+        };
+        Ok(Some(answer))
+    }
+
+    /// Whether a request may go to its route, and what the route answers itself.
+    async fn admit(
+        &self,
+        request: &mut Request,
+        index: usize,
+    ) -> Result<Option<Answer>, Rejection> {
+        let policy = request.policy.clone();
+        // Another proxy forwards what is elsewhere.
+        let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
+        let route = route.ok_or(Rejection::NoRoute)?;
+        if request.is_preflight
+            && let Some(cors) = &route.cors
+        {
+            return Ok(Some(cors.answer_preflight(&request.lines)));
+        }
+        let mut verdict = std::mem::take(&mut request.verdict);
+        let visit = Visit {
+            asked: request.asked(),
+            is_preflight: request.is_preflight,
+            client: request.client.address,
+            length: match request.head.head.framing {
+                Framing::Length(length) => Some(length),
+                Framing::Chunked => None,
+            },
+        };
+        let admitted = policy.admit(index, &visit, &self.process.metrics, &mut verdict).await;
+        request.verdict = verdict;
+        admitted?;
+        request.pool = route.pool(request.verdict.identity());
+        Ok(route.answer().cloned())
+    }
+}

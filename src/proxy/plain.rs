@@ -1,0 +1,66 @@
+//! Requests that are answered without a route: what is no request, and redirects.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::access_log::{self, Line};
+use crate::answer::Answer;
+use crate::forwarded;
+use crate::inject::REQUEST_ID;
+use crate::policy::{Policy, Process};
+use crate::rejection::Rejection;
+use crate::route::Endpoint;
+
+/// A request that is answered without a route, as the last one of its connection.
+pub struct Plain<'a> {
+    pub endpoint: Endpoint,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub took: Duration,
+}
+
+impl Plain<'_> {
+    /// A head that never was a request. It took no time.
+    pub const NONE: Self =
+        Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
+
+    /// Counts the request, writes its access line, and makes the bytes of the response.
+    pub fn answer(
+        &self,
+        process: &Process,
+        policy: &Policy,
+        client: IpAddr,
+        answer: Result<Answer, Rejection>,
+    ) -> Vec<u8> {
+        let request_id_value = forwarded::fresh_request_id();
+        let request_id = request_id_value.to_str().unwrap_or_default();
+        let error = answer.as_ref().err().map(Rejection::error);
+        let mut answer = answer
+            .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
+        answer.header(REQUEST_ID.clone(), request_id_value.clone());
+        answer.add_missing(&policy.response_headers);
+        let is_to_head = self.method == "HEAD";
+        let metrics = policy.metrics(self.endpoint);
+        metrics.observe(answer.status, self.took);
+        process.access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id,
+            client,
+            method: self.method,
+            path: self.path,
+            route: metrics.label(),
+            status: answer.status,
+            error,
+            duration_ms: access_log::milliseconds(self.took),
+            upstream: None,
+            upstream_status: None,
+            bytes_in: 0,
+            bytes_out: if is_to_head { 0 } else { answer.body.len() },
+            decision: None,
+            app_id: None,
+            user: None,
+            errcode: None,
+        });
+        answer.to_closing_http1(is_to_head)
+    }
+}
