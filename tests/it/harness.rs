@@ -9,6 +9,7 @@ pub mod client;
 pub mod fault_proxy;
 pub mod process_log;
 pub mod redis;
+pub mod strict;
 pub mod upstream;
 
 use std::net::SocketAddr;

@@ -20,6 +20,7 @@ mod failures;
 mod faults;
 mod forward_auth;
 mod forwarding;
+mod framing;
 mod http2;
 mod identity;
 mod keep_alive;

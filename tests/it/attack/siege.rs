@@ -667,7 +667,7 @@ fn testimony(line: &Value) -> Option<Seen> {
     let lines = [("x-request-id", text("id")), ("x-openid", openid)];
     let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    Some(Seen { request_line, lines, body: Vec::new(), connection: 0 })
+    Some(Seen { request_line, lines, ..Seen::default() })
 }
 
 fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {

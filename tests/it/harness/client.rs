@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::canary;
+use super::strict::{self, Response};
 use super::upstream::Seen;
 use super::{PATIENCE, Stack};
 
@@ -136,6 +137,47 @@ impl Connection {
         timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or an end in time")
     }
 
+    /// The next response, read without any leniency; what is none is an error.
+    pub async fn response(&mut self, is_to_head: bool) -> Result<Response, String> {
+        let response = self.response_or_end(is_to_head).await?;
+        response.ok_or_else(|| "the end instead of a response".to_owned())
+    }
+
+    /// The same, or `None` when the connection ends before it has begun.
+    pub async fn response_or_end(&mut self, is_to_head: bool) -> Result<Option<Response>, String> {
+        let reading = strict::read_response(&mut self.stream, &mut self.read, is_to_head);
+        strict::within(PATIENCE, reading).await
+    }
+
+    /// Sends these bytes in parts of this size, each a packet of its own if it can be had.
+    pub async fn send_in_parts(&mut self, bytes: &[u8], size: usize) {
+        self.stream.set_nodelay(true).unwrap();
+        for part in bytes.chunks(size) {
+            self.send(part).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The next response while these bytes are sent, for as long as the gateway takes them.
+    pub async fn response_while_sending(&mut self, bytes: &[u8]) -> Result<Response, String> {
+        let (mut from, mut to) = self.stream.split();
+        let reading = strict::read_response(&mut from, &mut self.read, false);
+        let sending = async {
+            let _ = to.write_all(bytes).await;
+            std::future::pending().await
+        };
+        let response = tokio::select! {
+            response = strict::within(PATIENCE, reading) => response?,
+            () = sending => None,
+        };
+        response.ok_or_else(|| "the end instead of a response".to_owned())
+    }
+
+    /// Sends these bytes, if the gateway still takes them.
+    pub async fn try_send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes).await;
+    }
+
     /// The next bytes, as many as these, and whether they are these.
     pub async fn reads(&mut self, expected: &[u8]) -> bool {
         let read =
@@ -143,6 +185,23 @@ impl Connection {
         timeout(PATIENCE, read).await.expect("bytes in time");
         let end = expected.len().min(self.read.len());
         self.read.drain(..end).eq(expected.iter().copied())
+    }
+
+    /// Reads up to these bytes, whatever comes before, and tells whether they came.
+    pub async fn reads_up_to(&mut self, expected: &[u8]) -> bool {
+        let read = async {
+            loop {
+                let found = self.read.windows(expected.len()).position(|window| window == expected);
+                if let Some(at) = found {
+                    self.read.drain(..at + expected.len());
+                    return true;
+                }
+                if self.more().await.is_none() {
+                    return false;
+                }
+            }
+        };
+        timeout(PATIENCE, read).await == Ok(true)
     }
 
     /// Whether the gateway closes the connection, without another byte.

@@ -12,17 +12,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Barrier, Notify};
 use tokio::task::JoinHandle;
 
+use super::strict::{self, Framing, Lines, fault, values};
+
 /// A request as it came.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub request_line: String,
-    pub lines: Vec<(String, String)>,
+    pub lines: Lines,
     pub body: Vec<u8>,
+    pub trailers: Lines,
     /// Which connection it came on, counted from 0.
     pub connection: usize,
 }
@@ -30,13 +33,13 @@ pub struct Seen {
 impl Seen {
     /// All values of a header, by its exact name in any case.
     pub fn all(&self, name: &str) -> Vec<&str> {
-        let named = self.lines.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value.as_str()).collect()
+        values(&self.lines, name)
     }
 
-    /// All values of a header, as a CGI-like server would find them.
+    /// All values of a header, as a CGI-like server would find them that takes a trailer for one.
     pub fn folded(&self, name: &str) -> Vec<&str> {
-        let named = self.lines.iter().filter(|(known, _)| fold(known) == fold(name));
+        let lines = self.lines.iter().chain(&self.trailers);
+        let named = lines.filter(|(known, _)| fold(known) == fold(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 
@@ -66,6 +69,29 @@ pub enum Reply {
     Push(Vec<u8>, Vec<u8>),
     /// Sends these bytes when it is notified.
     When(Arc<Notify>, Vec<u8>),
+    /// Sends these bytes when all whom the barrier is for have come.
+    Meet(Arc<Barrier>, Vec<u8>),
+    /// Does all of this, and keeps the connection if none of it ends it.
+    Steps(Vec<Step>),
+}
+
+/// A part of a reply.
+#[derive(Clone)]
+pub enum Step {
+    Send(Vec<u8>),
+    /// Sends each of these bytes by itself.
+    Drip(Vec<u8>),
+    /// Reads the rest of the request, where the reply began before it had come.
+    Body,
+    /// Waits until these bytes of the body have come.
+    Until(Vec<u8>),
+    Wait(Arc<Notify>),
+    /// Closes the connection, whatever has not been read.
+    Close,
+    /// Says that nothing more will be sent, and reads until the gateway says so, too.
+    Finish,
+    /// Resets the connection.
+    Reset,
 }
 
 impl Reply {
@@ -205,183 +231,183 @@ impl Drop for Idle<'_> {
     }
 }
 
+/// A connection and the request on it.
+struct Conversation<'a> {
+    stream: TcpStream,
+    read: Vec<u8>,
+    request: Seen,
+    is_body_read: bool,
+    records: &'a Mutex<Records>,
+}
+
+/// Whether a connection is kept after a request, or has ended.
+#[derive(PartialEq, Eq)]
+enum Kept {
+    Yes,
+    No,
+}
+
 async fn converse(
-    mut stream: TcpStream,
+    stream: TcpStream,
     connection: usize,
     records: &Mutex<Records>,
     replies: &Mutex<Arc<Replies>>,
     answers_early: &AtomicBool,
 ) -> Result<(), String> {
-    let mut read = Vec::new();
+    // What is sent in pieces is to arrive in pieces.
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let request = Seen::default();
+    let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
     loop {
-        let idle = Idle::new(&stream, connection, records).map_err(|error| error.to_string())?;
-        let Some(mut request) = read_head(&mut stream, &mut read).await? else { break };
+        let idle = Idle::new(&it.stream, connection, records).map_err(|error| error.to_string())?;
+        let Some(head) = strict::read_head(&mut it.stream, &mut it.read).await? else { break };
         drop(idle);
-        request.connection = connection;
-        records.lock().unwrap().begun.push(request.clone());
+        it.request = Seen { connection, ..parse_head(&head)? };
+        it.is_body_read = false;
+        records.lock().unwrap().begun.push(it.request.clone());
         let is_early = answers_early.load(Ordering::Relaxed);
         if !is_early {
-            let Some(body) = read_body(&request, &mut stream, &mut read).await? else { break };
-            request.body = body;
-            // The gateway sends no request before the response to the last one.
-            if !read.is_empty() && request.all("upgrade").is_empty() {
-                return Err(fault("bytes after a request", &read));
+            if it.read_body().await? == Kept::No {
+                break;
             }
-            records.lock().unwrap().whole.push(request.clone());
+            // The gateway sends no request before the response to the last one.
+            if !it.read.is_empty() && it.request.all("upgrade").is_empty() {
+                return Err(fault("bytes after a request", &it.read));
+            }
         }
         let reply = replies.lock().unwrap().clone();
-        match reply(&request) {
-            Reply::Echo(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                let _ = stream.write_all(&read).await;
-                let (mut from, mut to) = stream.split();
-                let _ = tokio::io::copy(&mut from, &mut to).await;
-                break;
-            }
-            Reply::Push(first, more) => {
-                let _ = stream.write_all(&first).await;
-                while stream.write_all(&more).await.is_ok() {
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                }
-                return Ok(());
-            }
-            Reply::When(released, bytes) => {
-                released.notified().await;
-                let _ = stream.write_all(&bytes).await;
-            }
-            Reply::Bytes(bytes) => {
-                if stream.write_all(&bytes).await.is_err() {
-                    break;
-                }
-            }
-            Reply::Last(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                let _ = stream.shutdown().await;
-                break;
-            }
-            Reply::Stall(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                std::future::pending::<()>().await;
-            }
-        }
-        if is_early {
-            let Some(body) = read_body(&request, &mut stream, &mut read).await? else { break };
-            request.body = body;
-            records.lock().unwrap().whole.push(request);
+        if it.reply(reply(&it.request)).await? == Kept::No || it.read_body().await? == Kept::No {
+            break;
         }
     }
     Ok(())
 }
 
-/// Reads a head; `None` when the connection ends before one begins.
-async fn read_head(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Seen>, String> {
-    let end = loop {
-        if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at;
+impl Conversation<'_> {
+    async fn reply(&mut self, reply: Reply) -> Result<Kept, String> {
+        let stream = &mut self.stream;
+        match reply {
+            Reply::Echo(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                let _ = stream.write_all(&self.read).await;
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+                return Ok(Kept::No);
+            }
+            Reply::Push(first, more) => {
+                let _ = stream.write_all(&first).await;
+                while stream.write_all(&more).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                return Ok(Kept::No);
+            }
+            Reply::When(released, bytes) => {
+                released.notified().await;
+                let _ = stream.write_all(&bytes).await;
+            }
+            Reply::Meet(barrier, bytes) => {
+                barrier.wait().await;
+                let _ = stream.write_all(&bytes).await;
+            }
+            Reply::Bytes(bytes) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    return Ok(Kept::No);
+                }
+            }
+            Reply::Last(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                let _ = stream.shutdown().await;
+                return Ok(Kept::No);
+            }
+            Reply::Stall(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                std::future::pending::<()>().await;
+            }
+            Reply::Steps(steps) => {
+                for step in steps {
+                    if self.take(step).await? == Kept::No {
+                        return Ok(Kept::No);
+                    }
+                }
+            }
         }
-        if more(stream, read).await.is_none() {
-            let is_clean = read.is_empty();
-            return if is_clean { Ok(None) } else { Err(fault("half a head", read)) };
+        Ok(Kept::Yes)
+    }
+
+    async fn take(&mut self, step: Step) -> Result<Kept, String> {
+        let stream = &mut self.stream;
+        match step {
+            Step::Send(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+            }
+            Step::Drip(bytes) => {
+                for byte in bytes {
+                    let _ = stream.write_all(&[byte]).await;
+                    tokio::task::yield_now().await;
+                }
+            }
+            Step::Body => return self.read_body().await,
+            Step::Until(bytes) => {
+                while !self.read.windows(bytes.len()).any(|window| window == bytes) {
+                    if strict::more(stream, &mut self.read).await.is_none() {
+                        return Ok(Kept::No);
+                    }
+                }
+            }
+            Step::Wait(released) => released.notified().await,
+            Step::Close => return Ok(Kept::No),
+            Step::Finish => {
+                let _ = stream.shutdown().await;
+                while strict::more(stream, &mut self.read).await.is_some() {
+                    self.read.clear();
+                }
+                return Ok(Kept::No);
+            }
+            Step::Reset => {
+                let socket = socket2::SockRef::from(&*stream);
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+                return Ok(Kept::No);
+            }
         }
-    };
-    let head: Vec<u8> = read.drain(..end + 4).take(end).collect();
-    parse_head(&head).map(Some)
+        Ok(Kept::Yes)
+    }
+
+    /// Reads the body of the request, if that has not been done.
+    async fn read_body(&mut self) -> Result<Kept, String> {
+        if self.is_body_read {
+            return Ok(Kept::Yes);
+        }
+        let (stream, read) = (&mut self.stream, &mut self.read);
+        let mut body = strict::Body::default();
+        let lines = &self.request.lines;
+        let is_whole = match strict::framing(lines) {
+            Some(Framing::Chunked) => strict::read_chunked(stream, read, &mut body).await?,
+            _ => strict::read_length(stream, read, lines, &mut body).await,
+        };
+        if is_whole.is_none() {
+            return Ok(Kept::No);
+        }
+        self.is_body_read = true;
+        let strict::Body { bytes, trailers } = body;
+        let seen = Seen { body: bytes, trailers, ..self.request.clone() };
+        self.request = seen.clone();
+        self.records.lock().unwrap().whole.push(seen);
+        Ok(Kept::Yes)
+    }
 }
 
 /// RFC 9112, without any of its leniencies.
 fn parse_head(head: &[u8]) -> Result<Seen, String> {
-    let text = String::from_utf8_lossy(head);
-    if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
-        return Err(fault("control bytes", head));
-    }
-    let mut lines = text.split("\r\n");
-    let request_line = lines.next().unwrap_or_default().to_owned();
+    let (request_line, lines) = strict::split_head(head)?;
     let parts: Vec<&str> = request_line.split(' ').collect();
     let [method, target, "HTTP/1.1"] = parts[..] else {
         return Err(fault("no request line", head));
     };
-    if !is_token(method) || !target.starts_with(['/', '*']) {
+    if !strict::is_token(method) || !target.starts_with(['/', '*']) {
         return Err(fault("no method or target", head));
     }
-    let lines: Vec<(String, String)> = lines
-        .map(|line| line.split_once(": ").filter(|(name, _)| is_token(name)))
-        .map(|line| line.map(|(name, value)| (name.to_owned(), value.to_owned())))
-        .collect::<Option<_>>()
-        .ok_or_else(|| fault("no header line", head))?;
-    let seen = Seen { request_line, lines, body: Vec::new(), connection: 0 };
-    let is_framed = match (&seen.all("content-length")[..], &seen.all("transfer-encoding")[..]) {
-        ([], [] | ["chunked"]) => true,
-        ([length], []) => length.bytes().all(|b| b.is_ascii_digit()) && length.len() < 19,
-        _ => false,
-    };
-    if is_framed { Ok(seen) } else { Err(fault("doubtful framing", head)) }
-}
-
-fn is_token(name: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    !name.is_empty() && name.bytes().all(legal)
-}
-
-fn fault(what: &str, bytes: &[u8]) -> String {
-    format!("{what}: {}", bytes.escape_ascii())
-}
-
-/// Reads the body of a request; `None` when the connection ends within it.
-async fn read_body(
-    request: &Seen,
-    stream: &mut TcpStream,
-    read: &mut Vec<u8>,
-) -> Result<Option<Vec<u8>>, String> {
-    if !request.all("transfer-encoding").is_empty() {
-        return read_chunked(stream, read).await;
+    if strict::framing(&lines).is_none() {
+        return Err(fault("doubtful framing", head));
     }
-    let length = request.all("content-length").first().map_or(0, |value| value.parse().unwrap());
-    while read.len() < length {
-        if more(stream, read).await.is_none() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(read.drain(..length).collect()))
-}
-
-async fn read_chunked(
-    stream: &mut TcpStream,
-    read: &mut Vec<u8>,
-) -> Result<Option<Vec<u8>>, String> {
-    let mut body = Vec::new();
-    loop {
-        let end = loop {
-            if let Some(at) = read.windows(2).position(|window| window == b"\r\n") {
-                break at;
-            }
-            if more(stream, read).await.is_none() {
-                return Ok(None);
-            }
-        };
-        let size = std::str::from_utf8(&read[..end]).ok();
-        let is_plain = |size: &&str| size.bytes().all(|b| b.is_ascii_hexdigit());
-        let size = size.filter(is_plain).and_then(|size| usize::from_str_radix(size, 16).ok());
-        let size = size.ok_or_else(|| fault("no size of a chunk", read))?;
-        while read.len() < end + 2 + size + 2 {
-            if more(stream, read).await.is_none() {
-                return Ok(None);
-            }
-        }
-        body.extend_from_slice(&read[end + 2..end + 2 + size]);
-        // After the last chunk that is a trailer.
-        if &read[end + 2 + size..end + 4 + size] != b"\r\n" {
-            return Err(fault("no end of a chunk", read));
-        }
-        read.drain(..end + 4 + size);
-        if size == 0 {
-            return Ok(Some(body));
-        }
-    }
-}
-
-async fn more(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<()> {
-    match stream.read_buf(read).await {
-        Ok(0) | Err(_) => None,
-        Ok(_) => Some(()),
-    }
+    Ok(Seen { request_line, lines, ..Seen::default() })
 }
