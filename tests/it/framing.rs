@@ -5,6 +5,7 @@
 
 mod client;
 mod early;
+mod random;
 mod reuse;
 mod service;
 mod trailers;

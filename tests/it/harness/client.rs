@@ -173,6 +173,17 @@ impl Connection {
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
+    /// The same, as long as the gateway takes them.
+    pub async fn try_send_in_parts(&mut self, bytes: &[u8], size: usize) {
+        self.stream.set_nodelay(true).unwrap();
+        for part in bytes.chunks(size) {
+            if self.stream.write_all(part).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Sends these bytes, if the gateway still takes them.
     pub async fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
