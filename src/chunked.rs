@@ -9,8 +9,11 @@
 /// Hexadecimal digits of a size: enough for 2^60 bytes.
 const MOST_DIGITS: u8 = 15;
 
-/// Bytes of an extension, and of all trailers.
-const LONGEST_EXTRA: u16 = 4 << 10;
+/// Bytes of an extension.
+const LONGEST_EXTENSION: u32 = 4 << 10;
+
+/// Bytes of all trailers. Whoever keeps them keeps fewer.
+const LONGEST_TRAILERS: u32 = 1 << 20;
 
 /// How far a body has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Chunked {
     left: u64,
     digits: u8,
     /// Bytes of the extension or trailers at hand.
-    extra: u16,
+    extra: u32,
 }
 
 /// What a run of bytes is.
@@ -156,7 +159,9 @@ impl Chunked {
 
     fn extend(&mut self) -> Result<Place, Malformed> {
         self.extra += 1;
-        if self.extra > LONGEST_EXTRA { Err(Malformed) } else { Ok(self.place) }
+        let longest =
+            if self.place == Place::Extension { LONGEST_EXTENSION } else { LONGEST_TRAILERS };
+        if self.extra > longest { Err(Malformed) } else { Ok(self.place) }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct RequestHead {
     pub method: Span,
     /// What follows scheme and authority of the target: empty, or it begins with `/` or `?`.
     pub path_and_query: Span,
+    /// The same without its query.
+    pub path: Span,
     /// The authority of a target in absolute form, which is that of the Host line.
     pub authority: Option<Span>,
     /// The value of the Host line.
@@ -237,6 +239,7 @@ impl Iterator for LineSpans<'_> {
 struct RequestLine {
     method: Span,
     path_and_query: Span,
+    path: Span,
     authority: Option<Span>,
     is_http_10: bool,
 }
@@ -270,9 +273,11 @@ impl RequestLine {
                 (Some(Span::new(authority.clone())), authority.end)
             }
         };
+        let length = path_of(head.get(path..to).unwrap_or_default()).len();
         Ok(Self {
             method: Span::new(begin..begin + first),
             path_and_query: Span::new(path..to),
+            path: Span::new(path..path + length),
             authority,
             is_http_10,
         })
@@ -336,6 +341,7 @@ fn judge_fields(
         head: Head { length, framing: Framing::Length(0), asks_websocket: false },
         method: request.method,
         path_and_query: request.path_and_query,
+        path: request.path,
         authority: request.authority,
         host: None,
         is_http_10: request.is_http_10,
@@ -405,7 +411,7 @@ fn judge_fields(
                 return Err(Rejection::BadRequest("Host and target name different hosts"));
             }
         }
-        None if is_health(path_of(request.path_and_query.of(text))) => {}
+        None if is_health(request.path.of(text)) => {}
         None => return Err(Rejection::BadRequest("Host is missing")),
     }
     found.has_length = content_length.is_some();

@@ -35,6 +35,8 @@ pub struct ResponseHead {
     pub persists: bool,
     /// Whether `Connection` nominates headers.
     pub nominates: bool,
+    /// Header lines.
+    pub lines: usize,
     /// Whether there is a `Keep-Alive` line.
     pub has_keep_alive: bool,
 }
@@ -93,6 +95,7 @@ pub fn read(
         content_length: None,
         persists: !is_http_10,
         nominates: false,
+        lines: 0,
         has_keep_alive: false,
     };
     let mut is_chunked = false;
@@ -110,6 +113,7 @@ pub fn read(
         }
         let line = split(at, line).ok_or_else(malformed)?;
         at += end + 1;
+        found.lines += 1;
         each(line);
         judge_line(line.name.of(text), line.value.of(text), &mut found, &mut is_chunked)?;
     }
@@ -206,12 +210,10 @@ fn judge_beginning(read: &[u8]) -> Result<(), Fault> {
     if can_be { Ok(()) } else { Err(Fault::Malformed(STATUS_LINE.to_owned())) }
 }
 
-/// Name and value of the line that begins at `at`. Blanks before the colon belong to neither (RFC
-/// 9112, section 5.1).
+/// Name and value of the line that begins at `at`.
 fn split(at: usize, line: &[u8]) -> Option<Line> {
     let colon = memchr::memchr(b':', line)?;
     let (name, rest) = line.split_at_checked(colon)?;
-    let name = name.trim_ascii_end();
     let value = rest.get(1..)?;
     if !is_name(name) || !is_value(value) {
         return None;
@@ -246,12 +248,12 @@ pub fn fault(header: &[u8]) -> String {
             return format!("line {number} (no colon)");
         };
         let (name, value) = line.split_at(colon);
-        if !is_name(name.trim_ascii_end()) {
+        if !is_name(name) {
             return format!("line {number} (not a header name)");
         }
         if !is_value(value) {
             let mut place = String::new();
-            for byte in name.trim_ascii_end().iter().take(LONGEST_NAME) {
+            for byte in name.iter().take(LONGEST_NAME) {
                 place.push(char::from(*byte));
             }
             // Writing to a string cannot fail.
@@ -345,6 +347,7 @@ mod tests {
             let fault = framing(&lines).unwrap_err();
             assert_eq!(fault, Fault::Malformed(expected.to_owned()), "{lines:?}");
         }
-        assert_eq!(framing("A \t: b\r\nContent-Length:5\r\n").unwrap().0, Framing::Length(5));
+        let blank = framing("Content-Length : 5\r\n").unwrap_err();
+        assert_eq!(blank, Fault::Malformed("line 2 (not a header name)".to_owned()));
     }
 }

@@ -66,6 +66,8 @@ pub enum Broken {
     Malformed,
     /// The body is longer than allowed.
     TooLarge,
+    /// Its trailers are.
+    TrailersTooLarge,
     /// The sender is too slow.
     TooSlow,
     /// The receiver's connection failed.
@@ -79,13 +81,25 @@ pub enum Wait {
     Receiver,
 }
 
-/// Writes the trailers of a chunked body, given as they came: each line with its CR LF. An error
-/// is a malformed one.
-pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), Malformed> {}
-impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), Malformed>> WriteTrailers for F {}
+/// Writes the trailers of a chunked body, given as they came: each line with its CR LF.
+pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers> {}
+impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers>> WriteTrailers for F {}
 
-/// A trailer that cannot be sent on.
-pub struct Malformed;
+/// Trailers that cannot be sent on.
+pub enum BadTrailers {
+    Malformed,
+    /// With the header they are longer, or more, than a header may be.
+    TooLarge,
+}
+
+impl From<BadTrailers> for Broken {
+    fn from(bad: BadTrailers) -> Self {
+        match bad {
+            BadTrailers::Malformed => Self::Malformed,
+            BadTrailers::TooLarge => Self::TrailersTooLarge,
+        }
+    }
+}
 
 /// Limits of a body.
 #[derive(Clone, Copy)]
@@ -229,7 +243,7 @@ impl Relay {
                         }
                         Part::Trailers => {
                             if self.trailers.len() + length > MOST_TRAILERS {
-                                return Err(Broken::Malformed);
+                                return Err(Broken::TrailersTooLarge);
                             }
                             self.trailers.extend_from_slice(bytes);
                         }
@@ -261,7 +275,7 @@ impl Relay {
         // Where they cannot be sent they are judged all the same.
         let begin = self.output.len();
         if !trailers.is_empty() {
-            write(&trailers, &mut self.output).map_err(|Malformed| Broken::Malformed)?;
+            write(&trailers, &mut self.output)?;
         }
         match self.target {
             Target::Chunked => self.output.extend_from_slice(b"\r\n"),

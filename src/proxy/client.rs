@@ -58,8 +58,9 @@ pub struct Client {
     pub address: IpAddr,
     /// The address, as it is written to services.
     pub address_value: HeaderValue,
-    /// The list of the last request's lines, for the next one.
+    /// The lists of the last request's lines and of its response's, for the next ones.
     pub spare: Vec<Line>,
+    pub spare_of_response: Vec<Line>,
 }
 
 /// How the wait for a head ended.
@@ -94,6 +95,7 @@ impl Client {
             address,
             address_value: address_value(address),
             spare: Vec::new(),
+            spare_of_response: Vec::new(),
         }
     }
 

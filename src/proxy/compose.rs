@@ -6,11 +6,12 @@
 
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{DATE, TRAILER, UPGRADE};
 
-use super::body::{Malformed, Target};
+use super::body::{BadTrailers, Target};
 use super::client::Client;
 use super::request::Request;
 use crate::answer::Answer;
@@ -18,7 +19,7 @@ use crate::head::response::ResponseHead;
 use crate::head::{self, Framing, HeadLimits};
 use crate::header::lines::{Lines, write_line};
 use crate::header::owned::HOP_BY_HOP;
-use crate::header::{Headers, HeadersMut, elements, nominated};
+use crate::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
 use crate::inject::{Injector, REQUEST_ID};
 
 /// Names that frame a message or are about its connection, and never pass as they came.
@@ -32,7 +33,7 @@ fn is_of_connection(name: &[u8]) -> bool {
 }
 
 /// Names that `Connection` nominates.
-fn nominations(lines: &Lines) -> Vec<Box<[u8]>> {
+pub fn nominations(lines: &Lines) -> Vec<Box<[u8]>> {
     nominated(lines).map(Box::from).collect()
 }
 
@@ -131,18 +132,17 @@ fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
 
-/// Whether a trailer may be sent to a service.
+/// Whether a trailer may be sent to a service. Names are compared folded, as a service may do.
 fn passes_to_service(injector: &Injector, name: &[u8], value: &[u8], is_trusted: bool) -> bool {
-    const KEPT: [&[u8]; 4] = [b"host", b"authorization", b"cookie", b"expect"];
-    !(is_of_connection(name)
-        || is_of_content(name)
-        || KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(name))
-        || injector.strips(name, value, is_trusted))
-}
-
-fn is_of_content(name: &[u8]) -> bool {
-    const CONTENT: &[u8] = b"content-";
-    name.get(..CONTENT.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(CONTENT))
+    static OF_HEADERS: LazyLock<FoldedNames> = LazyLock::new(|| {
+        let others = ["content-length", "host", "authorization", "cookie", "expect"];
+        FoldedNames::new(HOP_BY_HOP.into_iter().chain(others))
+    });
+    const CONTENT: &[u8] = b"content_";
+    let is_of_content = name
+        .get(..CONTENT.len())
+        .is_some_and(|begin| begin.iter().zip(CONTENT).all(|(byte, known)| fold(*byte) == *known));
+    !(is_of_content || OF_HEADERS.contains(name) || injector.strips(name, value, is_trusted))
 }
 
 /// Writes the trailers of a request for its service.
@@ -150,7 +150,7 @@ pub fn request_trailers(
     request: &Request,
     trailers: &[u8],
     out: &mut Vec<u8>,
-) -> Result<(), Malformed> {
+) -> Result<(), BadTrailers> {
     let limits = request.policy.head_limits;
     let injector = &request.policy.injector;
     let nominated = nominations(&request.lines);
@@ -167,16 +167,21 @@ pub fn request_trailers(
 }
 
 /// Writes the trailers of a response for its client.
+///
+/// `used` are bytes and lines of the response's header, and `nominated` what its `Connection` says.
 pub fn response_trailers(
     request: &Request,
     trailers: &[u8],
+    used: (usize, usize),
+    nominated: &[Box<[u8]>],
     out: &mut Vec<u8>,
-) -> Result<(), Malformed> {
+) -> Result<(), BadTrailers> {
     let limits = request.policy.head_limits;
     let injector = &request.policy.injector;
     let route = request.route();
-    each_trailer(trailers, limits, (0, 0), |name, value| {
+    each_trailer(trailers, limits, used, |name, value| {
         let passes = !(is_of_connection(name)
+            || is_among(nominated, name)
             || name.eq_ignore_ascii_case(b"set-cookie")
             || name.eq_ignore_ascii_case(b"x-request-id")
             || injector.cleans(name)
@@ -194,17 +199,17 @@ fn each_trailer(
     limits: HeadLimits,
     used: (usize, usize),
     mut each: impl FnMut(&[u8], &[u8]),
-) -> Result<(), Malformed> {
+) -> Result<(), BadTrailers> {
     if used.0 + trailers.len() > limits.bytes {
-        return Err(Malformed);
+        return Err(BadTrailers::TooLarge);
     }
     let mut lines = used.1;
     for line in trailers.split_inclusive(|byte| *byte == b'\n') {
         lines += 1;
-        let line = line.strip_suffix(b"\r\n").ok_or(Malformed)?;
-        let (name, value) = head::name_and_value(line).ok_or(Malformed)?;
+        let line = line.strip_suffix(b"\r\n").ok_or(BadTrailers::Malformed)?;
+        let (name, value) = head::name_and_value(line).ok_or(BadTrailers::Malformed)?;
         if lines > limits.lines {
-            return Err(Malformed);
+            return Err(BadTrailers::TooLarge);
         }
         each(name, value);
     }

@@ -169,6 +169,7 @@ pub fn of_request_body(broken: Broken) -> Stop {
         Broken::Read(_) | Broken::Ended => Stop::Left,
         Broken::Malformed => Rejection::BadRequest("the body is malformed").into(),
         Broken::TooLarge => Rejection::BodyTooLarge.into(),
+        Broken::TrailersTooLarge => Rejection::HeadersTooLarge.into(),
         Broken::TooSlow => Rejection::RequestTimeout.into(),
         Broken::Write(error) => Failed::Write(error).into(),
     }
@@ -179,7 +180,7 @@ pub fn of_response_body(broken: Broken) -> Stop {
     match broken {
         Broken::Read(error) => Failed::Read(error).into(),
         Broken::Ended => Failed::ClosedInBody.into(),
-        Broken::Malformed => Failed::Chunks.into(),
+        Broken::Malformed | Broken::TrailersTooLarge => Failed::Chunks.into(),
         Broken::Write(_) | Broken::TooLarge | Broken::TooSlow => Stop::Left,
     }
 }

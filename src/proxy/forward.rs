@@ -68,7 +68,11 @@ impl Gateway {
         if !client.held.is_empty() {
             let mut trailers =
                 |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out);
-            upload.take(&mut client.held, &mut trailers).map_err(of_request_body)?;
+            if let Err(broken) = upload.take(&mut client.held, &mut trailers) {
+                // Nobody knows where it ends.
+                request.closes = true;
+                return Err(of_request_body(broken));
+            }
         }
         let mut is_second = false;
         loop {
@@ -82,6 +86,7 @@ impl Gateway {
                 // after some idle time (RFC 9112, section 9.3.1).
                 Err(Stop::Failed(Failed::Closed | Failed::Write(_)))
                     if service.is_reused
+                        && !service.has_spoken
                         && request.method.is_idempotent()
                         && upload.can_repeat()
                         && request.status.is_none() =>
@@ -124,7 +129,7 @@ impl Gateway {
                 continue;
             };
             match Box::pin(self.connector.new_stream(&*peer)).await {
-                Ok(io) => return Ok(Service { io, address, is_reused: false }),
+                Ok(io) => return Ok(Service { io, address, is_reused: false, has_spoken: false }),
                 Err(error) => {
                     request.tried.push(address);
                     let failed = Failed::Connect(error.into_up());
@@ -148,7 +153,7 @@ impl Gateway {
     ) -> Result<Response, Stop> {
         let read_timeout = request.patience().read;
         let mut read: Vec<u8> = Vec::new();
-        let mut list: Vec<Line> = Vec::new();
+        let mut list: Vec<Line> = std::mem::take(&mut client.spare_of_response);
         let mut trailers =
             |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out);
         let mut informational = 0;
@@ -191,7 +196,10 @@ impl Gateway {
                         Poll::Ready(Ok(0)) => {
                             return Poll::Ready(Err(Failed::ClosedInHeader.into()));
                         }
-                        Poll::Ready(Ok(_)) => since = None,
+                        Poll::Ready(Ok(_)) => {
+                            service.has_spoken = true;
+                            since = None;
+                        }
                         // Of a connection that was reset, nothing came either.
                         Poll::Ready(Err(error)) if is_reset(&error) && read.is_empty() => {
                             return Poll::Ready(Err(Failed::Write(error).into()));
@@ -224,7 +232,12 @@ impl Gateway {
             })
             .await?;
             if head.status >= 200 {
-                let rest = read.split_off(head.length);
+                let mut rest = Vec::new();
+                if read.len() > head.length {
+                    rest = buffers::take();
+                    rest.extend_from_slice(read.get(head.length..).unwrap_or_default());
+                    read.truncate(head.length);
+                }
                 return Ok(Response { head, lines: Lines::new(read, list), rest });
             }
             let rest = read.split_off(head.length);
@@ -270,9 +283,12 @@ impl Gateway {
         request.upstream_status = Some(head.status);
         request.closes |= self.process.lifecycle.is_draining();
         let idle_time = self.idle_time(request, &head, &lines);
+        let nominated = if head.nominates { compose::nominations(&lines) } else { Vec::new() };
+        let used = (head.length, head.lines);
         let mut out = buffers::take();
         let framed = compose::response(request, &head, &mut lines, &mut out);
-        let (text, _) = lines.into_parts();
+        let (text, list) = lines.into_parts();
+        client.spare_of_response = list;
         buffers::give(text);
         request.status = Some(head.status);
         let is_bodyless = head.framing == ResponseFraming::Length(0);
@@ -293,9 +309,13 @@ impl Gateway {
         let mut to_service =
             |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(shared, lines, out);
         let takes_trailers = shared.head.takes_trailers || shared.is_http2;
-        let mut to_client = |lines: &[u8], out: &mut Vec<u8>| match takes_trailers {
-            true => compose::response_trailers(shared, lines, out),
-            false => Ok(()),
+        let mut to_client = |lines: &[u8], out: &mut Vec<u8>| {
+            let begin = out.len();
+            compose::response_trailers(shared, lines, used, &nominated, out)?;
+            if !takes_trailers {
+                out.truncate(begin);
+            }
+            Ok(())
         };
         let mut ended = match download.take(&mut input, &mut to_client) {
             Ok(()) => Ok(()),

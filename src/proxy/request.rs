@@ -124,8 +124,7 @@ impl Request {
 
     /// As it came, without its query.
     pub fn path(&self) -> &str {
-        let target = self.text(self.head.path_and_query);
-        target.get(..target.find('?').unwrap_or(target.len())).unwrap_or_default()
+        self.text(self.head.path)
     }
 
     pub fn query(&self) -> Option<&str> {

@@ -24,6 +24,8 @@ pub struct Service {
     pub address: SocketAddr,
     /// Whether it has served a request before.
     pub is_reused: bool,
+    /// Whether anything has come since it was sent the request at hand.
+    pub has_spoken: bool,
 }
 
 struct Idle {
@@ -51,7 +53,7 @@ pub fn take_idle(address: SocketAddr) -> Option<Service> {
             at = kept.idle.get(..at)?.iter().rposition(|idle| idle.address == address)?;
             let Idle { mut io, until, .. } = kept.idle.swap_remove(at);
             if is_silent(&mut io) && Instant::now() < until {
-                return Some(Service { io, address, is_reused: true });
+                return Some(Service { io, address, is_reused: true, has_spoken: false });
             }
         }
     })
