@@ -444,6 +444,11 @@ pub struct LimitsSection {
     pub write_timeout: Duration,
     /// Bytes of body a second that a client must send, after a moment's grace; 0: any.
     pub min_body_rate: u64,
+    /// Bytes a second that a client must take while some wait to be sent to it, after a moment's
+    /// grace; 0: any.
+    pub min_response_rate: u64,
+    /// Bytes that grown windows of HTTP/2 may take, of all connections together.
+    pub max_buffered: u64,
     /// Requests of one HTTP/1 connection.
     pub max_requests_per_connection: usize,
     /// Requests at once of one HTTP/2 connection.

@@ -145,6 +145,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_duration: HistogramVec,
     in_flight: IntGauge,
+    buffered: IntGauge,
     decisions: [IntCounter; 5],
     logins: IntCounterVec,
     logins_coalesced: IntCounter,
@@ -223,6 +224,10 @@ impl Metrics {
                 )?,
             )?,
             in_flight: gauge("wxgate_http_requests_in_flight", "Requests being served")?,
+            buffered: gauge(
+                "wxgate_buffered_bytes",
+                "Memory that grown windows of HTTP/2 may take, of limits.max_buffered",
+            )?,
             decisions: Decision::ALL.map(|d| decisions.with_label_values(&[d.as_str()])),
             logins: counter(
                 "wxgate_logins_total",
@@ -333,6 +338,11 @@ impl Metrics {
 
     pub fn request_ended(&self) {
         self.in_flight.dec();
+    }
+
+    /// Sets what of `limits.max_buffered` is taken, in bytes.
+    pub fn set_buffered(&self, bytes: u64) {
+        self.buffered.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     pub fn requests_in_flight(&self) -> i64 {

@@ -23,6 +23,7 @@ mod tunnel;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -31,7 +32,7 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::body::{Limits, Relay, Source, Target};
+use self::body::{Limits, READ, Relay, Source, Target};
 pub use self::client::{Client, Wait};
 pub use self::endpoints::health;
 use self::failure::{Failures, Stop};
@@ -55,6 +56,8 @@ pub struct Gateway {
     policies: Arc<Policies>,
     failures: Failures,
     connector: TransportConnector,
+    /// What is taken of `limits.max_buffered`.
+    buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,
 }
@@ -85,6 +88,7 @@ impl Gateway {
             connector: TransportConnector::new(Some(options)),
             process,
             policies,
+            buffered: AtomicU64::new(0),
             most_idle,
         }
     }
@@ -213,8 +217,14 @@ impl Gateway {
             Framing::Length(length) => Source::Length(length),
             Framing::Chunked => Source::Chunked(Chunked::new()),
         };
-        let limits =
-            Limits { bytes: MOST_SKIPPED, read_timeout: SKIP, write_timeout: SKIP, min_rate: 0 };
+        let limits = Limits {
+            bytes: MOST_SKIPPED,
+            read_timeout: SKIP,
+            write_timeout: SKIP,
+            min_rate: 0,
+            min_taken: 0,
+            read: READ,
+        };
         Relay::new(source, Target::Plain, limits, Vec::new())
     }
 

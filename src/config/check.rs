@@ -206,6 +206,8 @@ fn limits(section: Section<'_>) -> LimitsSection {
         websocket_lifetime: section.positive("websocket_lifetime", Duration::from_secs(24 * 3600)),
         write_timeout: section.positive("write_timeout", Duration::from_secs(30)),
         min_body_rate: section.get_or("min_body_rate", Size(240)).0,
+        min_response_rate: section.get_or("min_response_rate", Size(240)).0,
+        max_buffered: section.get_or("max_buffered", Size(256 << 20)).0,
         max_requests_per_connection: section.number(
             "max_requests_per_connection",
             1000,

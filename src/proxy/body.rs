@@ -14,10 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::buffers;
 use crate::chunked::{Chunked, Part};
 
 /// Bytes of one read of a body.
-const READ: usize = 32 << 10;
+pub const READ: usize = 32 << 10;
 
 /// Waiting that is not judged: connections are slow to start.
 const GRACE: Duration = Duration::from_secs(5);
@@ -72,6 +73,8 @@ pub enum Broken {
     TooSlow,
     /// The receiver's connection failed.
     Write(io::Error),
+    /// The receiver takes too little.
+    ReceiverTooSlow,
 }
 
 /// What a body waits for.
@@ -112,6 +115,10 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Bytes a second that the sender must send, after some grace; 0: any.
     pub min_rate: u64,
+    /// Bytes a second that the receiver must take, likewise.
+    pub min_taken: u64,
+    /// Bytes of one read.
+    pub read: usize,
 }
 
 /// One body, from its first byte to its last.
@@ -138,6 +145,9 @@ pub struct Relay {
     waiting_since: Option<Instant>,
     /// Time spent waiting for the sender.
     waited: Duration,
+    /// Time spent waiting for the receiver, and bytes that it took.
+    waited_to_send: Duration,
+    taken: u64,
 }
 
 impl Relay {
@@ -159,6 +169,8 @@ impl Relay {
             waits_for: Wait::Sender,
             waiting_since: None,
             waited: Duration::ZERO,
+            waited_to_send: Duration::ZERO,
+            taken: 0,
         }
     }
 
@@ -307,7 +319,15 @@ impl Relay {
                     Ok(length) => {
                         self.sent += length;
                         self.is_flushed = false;
-                        self.waiting_since = None;
+                        self.taken += length as u64;
+                        if let Some(since) = self.waiting_since.take()
+                            && self.waits_for == Wait::Receiver
+                        {
+                            self.waited_to_send += since.elapsed();
+                            if is_too_slow(self.taken, self.waited_to_send, self.limits.min_taken) {
+                                return Poll::Ready(Err(Broken::ReceiverTooSlow));
+                            }
+                        }
                     }
                     Err(error) => return Poll::Ready(Err(Broken::Write(error))),
                 }
@@ -342,13 +362,20 @@ impl Relay {
         input: &mut Vec<u8>,
         trailers: &mut impl WriteTrailers,
     ) -> Poll<Result<(), Broken>> {
-        if input.capacity() < READ {
-            input.reserve(READ);
+        if input.capacity() < self.limits.read {
+            input.reserve(self.limits.read);
         }
         let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *reader), cx, input) else {
+            // Whoever waits holds nothing.
+            if input.is_empty() {
+                buffers::give(std::mem::take(input));
+            }
+            buffers::give(std::mem::take(&mut self.output));
             return self.wait_for(Wait::Sender);
         };
-        if let Some(since) = self.waiting_since.take() {
+        if let Some(since) = self.waiting_since.take()
+            && self.waits_for == Wait::Sender
+        {
             self.waited += since.elapsed();
         }
         match read {
@@ -360,8 +387,7 @@ impl Relay {
             Ok(0) => return Poll::Ready(Err(Broken::Ended)),
             Ok(_) => {
                 let came = self.passed + input.len() as u64;
-                let least = self.limits.min_rate.saturating_mul(self.waited.as_secs());
-                if self.waited > GRACE && came < least {
+                if is_too_slow(came, self.waited, self.limits.min_rate) {
                     return Poll::Ready(Err(Broken::TooSlow));
                 }
             }
@@ -378,6 +404,11 @@ impl Relay {
         self.waiting_since.get_or_insert_with(Instant::now);
         Poll::Pending
     }
+}
+
+/// Whether so many bytes are too few for so long a wait.
+fn is_too_slow(bytes: u64, waited: Duration, least_a_second: u64) -> bool {
+    waited > GRACE && bytes < least_a_second.saturating_mul(waited.as_secs())
 }
 
 /// Moves so many bytes from the beginning of one to the end of the other.

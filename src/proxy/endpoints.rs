@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::body::{Broken, Limits, Relay, Source, Target};
+use super::body::{Broken, Limits, READ, Relay, Source, Target};
 use super::client::Client;
 use super::failure::{Stop, of_request_body};
 use super::request::Request;
@@ -129,8 +129,14 @@ async fn read_body(
         let sent = client.announce(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
         sent.map_err(|_| Stop::Left)?;
     }
-    let limits =
-        Limits { bytes: limit as u64, read_timeout: time, write_timeout: time, min_rate: 0 };
+    let limits = Limits {
+        bytes: limit as u64,
+        read_timeout: time,
+        write_timeout: time,
+        min_rate: 0,
+        min_taken: 0,
+        read: READ,
+    };
     let mut relay = Relay::new(source, Target::Plain, limits, Vec::new());
     let end = Instant::now() + time;
     // Whatever becomes of it: of the rest nobody knows where it ends.

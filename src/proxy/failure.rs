@@ -172,6 +172,7 @@ pub fn of_request_body(broken: Broken) -> Stop {
         Broken::TrailersTooLarge => Rejection::HeadersTooLarge.into(),
         Broken::TooSlow => Rejection::RequestTimeout.into(),
         Broken::Write(error) => Failed::Write(error).into(),
+        Broken::ReceiverTooSlow => Failed::RequestNotTaken.into(),
     }
 }
 
@@ -181,7 +182,9 @@ pub fn of_response_body(broken: Broken) -> Stop {
         Broken::Read(error) => Failed::Read(error).into(),
         Broken::Ended => Failed::ClosedInBody.into(),
         Broken::Malformed | Broken::TrailersTooLarge => Failed::Chunks.into(),
-        Broken::Write(_) | Broken::TooLarge | Broken::TooSlow => Stop::Left,
+        Broken::Write(_) | Broken::ReceiverTooSlow | Broken::TooLarge | Broken::TooSlow => {
+            Stop::Left
+        }
     }
 }
 

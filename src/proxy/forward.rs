@@ -13,7 +13,7 @@ use http::HeaderName;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
-use super::body::{Broken, Limits, Relay, Source, Target, Wait};
+use super::body::{Broken, Limits, READ as READ_BODY, Relay, Source, Target, Wait};
 use super::client::Client;
 use super::failure;
 use super::failure::{Failed, Stop, of_request_body, of_response_body};
@@ -303,6 +303,8 @@ impl Gateway {
             read_timeout: request.patience().read,
             write_timeout: request.policy.limits.write_timeout,
             min_rate: 0,
+            min_taken: request.policy.limits.min_response_rate,
+            read: READ_BODY,
         };
         let mut download = Relay::new(source, framed.target, limits, out);
         let shared: &Request = request;
@@ -425,6 +427,8 @@ fn upload(request: &Request, header: Vec<u8>) -> Relay {
         read_timeout: limits.body_timeout,
         write_timeout: request.patience().write,
         min_rate: limits.min_body_rate,
+        min_taken: 0,
+        read: READ_BODY,
     };
     Relay::new(source, target, limits, header)
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
 use http::Request as Http2Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -41,6 +41,51 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Bytes of a response that wait for the client's window.
 const SEND_BUFFER: usize = 16 << 10;
+
+/// Bytes that a client may send ahead, of a request and of all requests of its connection.
+const WINDOW: u32 = 64 << 10;
+
+/// The same where services take all of it at once.
+const GROWN: u32 = 1 << 20;
+const GROWN_CONNECTION: u32 = 2 << 20;
+
+/// Asks for larger windows of a connection, for its streams.
+#[derive(Default)]
+pub struct Growth {
+    is_wanted: AtomicBool,
+    asked: Notify,
+}
+
+impl Growth {
+    pub fn ask(&self) {
+        if !self.is_wanted.swap(true, Ordering::Relaxed) {
+            self.asked.notify_one();
+        }
+    }
+}
+
+/// What a connection has taken of `limits.max_buffered`, until it is dropped.
+struct Share<'a>(&'a Gateway);
+
+impl<'a> Share<'a> {
+    fn take(gateway: &'a Gateway) -> Option<Self> {
+        let most = gateway.policies.current().limits.max_buffered;
+        let more = u64::from(GROWN_CONNECTION);
+        let add = |taken: u64| Some(taken + more).filter(|taken| *taken <= most);
+        let before =
+            gateway.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        gateway.process.metrics.set_buffered(before + more);
+        Some(Self(gateway))
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let less = u64::from(GROWN_CONNECTION);
+        let before = self.0.buffered.fetch_sub(less, Ordering::Relaxed);
+        self.0.process.metrics.set_buffered(before.saturating_sub(less));
+    }
+}
 
 /// A connection that `h2` reads and writes.
 struct Wire {
@@ -151,7 +196,15 @@ impl Gateway {
         let mut patience = limits.header_timeout;
         let mut ending = None;
         let (mut sent, mut sent_at) = (0, Instant::now());
+        let growth = Arc::new(Growth::default());
+        let mut grown: Option<Share<'_>> = None;
         loop {
+            if streams.is_empty() && grown.take().is_some() {
+                growth.is_wanted.store(false, Ordering::Relaxed);
+                connection.set_target_window_size(WINDOW);
+                // Of a connection that has failed, the next event tells.
+                let _ = connection.set_initial_window_size(WINDOW);
+            }
             // What was served may still be on its way to the client.
             let is_sending = streams.is_empty() && connection.has_streams();
             let now_sent = traffic.load(Ordering::Relaxed);
@@ -169,6 +222,13 @@ impl Gateway {
                     connection.graceful_shutdown();
                     ending = Some(Instant::now());
                 }
+                () = growth.asked.notified(), if grown.is_none() => {
+                    grown = Share::take(self);
+                    if grown.is_some() {
+                        connection.set_target_window_size(GROWN_CONNECTION);
+                        let _ = connection.set_initial_window_size(GROWN);
+                    }
+                }
                 Some(was_left_early) = streams.join_next() => {
                     early += usize::from(was_left_early.unwrap_or(false));
                     if early > limits.max_early_resets && early > total / 2 {
@@ -183,7 +243,7 @@ impl Gateway {
                     }
                     patience = limits.idle_timeout;
                     total += 1;
-                    streams.spawn(self.clone().serve_stream(request, respond, peer));
+                    streams.spawn(self.clone().serve_stream(request, respond, peer, growth.clone()));
                 }
                 () = sleep(time), if streams.is_empty() => {
                     if is_sending && sent_at.elapsed() < limits.write_timeout {
@@ -208,12 +268,13 @@ impl Gateway {
         request: Http2Request<RecvStream>,
         respond: SendResponse<Bytes>,
         peer: SocketAddr,
+        growth: Arc<Growth>,
     ) -> bool {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
         let mut text = super::buffers::take();
         header_text(&parts, &mut text);
-        let stream = Stream::new(body, respond);
+        let stream = Stream::new(body, respond, growth);
         let is_bodyless = stream.is_bodyless();
         let mut client = Client::new(Io::Http2(stream), text, peer);
         let policy = self.policies.current();
@@ -249,6 +310,8 @@ impl Gateway {
 fn options(limits: &LimitsSection) -> Builder {
     let mut builder = Builder::new();
     builder
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(limits.max_streams)
         // What is held for a client that takes nothing, of each stream.
         .max_send_buffer_size(SEND_BUFFER)

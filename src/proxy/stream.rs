@@ -4,6 +4,7 @@
 //! service would get. `h2` frames what is sent.
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -13,8 +14,12 @@ use http::header::{CONNECTION, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request};
 use tokio::io::ReadBuf;
 
+use super::http2::Growth;
 use crate::head;
 use crate::header::lines::write_line;
+
+/// A body of which so many bytes were taken as they came gets larger windows.
+const KEEPS_UP: u64 = 48 << 10;
 
 /// A stream of HTTP/2.
 pub struct Stream {
@@ -24,19 +29,24 @@ pub struct Stream {
     has_ended: bool,
     /// Trailers as HTTP/1 has them.
     trailers: Vec<u8>,
+    /// Bytes of the body that came.
+    received: u64,
+    growth: Arc<Growth>,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
     is_finished: bool,
 }
 
 impl Stream {
-    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>, growth: Arc<Growth>) -> Self {
         let has_ended = body.is_end_stream();
         Self {
             body,
             unread: Bytes::new(),
             has_ended,
             trailers: Vec::new(),
+            received: 0,
+            growth,
             respond,
             send: None,
             is_finished: false,
@@ -54,8 +64,18 @@ impl Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.has_ended {
-            match ready!(self.body.poll_data(cx)) {
-                Some(Ok(data)) => self.unread = data,
+            let Poll::Ready(data) = self.body.poll_data(cx) else {
+                if self.received >= KEEPS_UP {
+                    // All that came was taken: it is the window that is waited for.
+                    self.growth.ask();
+                }
+                return Poll::Pending;
+            };
+            match data {
+                Some(Ok(data)) => {
+                    self.received += data.len() as u64;
+                    self.unread = data;
+                }
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
                 None => {
                     if let Some(trailers) =

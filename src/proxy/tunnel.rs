@@ -15,6 +15,9 @@ use super::request::Request;
 use super::service::Service;
 use super::{After, Gateway, buffers, compose};
 
+/// Bytes of one read: messages are short, and there are many tunnels.
+const READ: usize = 4 << 10;
+
 /// A tunnel is cut so soon after its session has ended.
 const WATCH: Duration = Duration::from_millis(500);
 
@@ -45,8 +48,14 @@ impl Gateway {
             request.policy.limits.websocket_lifetime,
         );
         let raw = || {
-            let limits =
-                Limits { bytes: u64::MAX, read_timeout: idle, write_timeout: idle, min_rate: 0 };
+            let limits = Limits {
+                bytes: u64::MAX,
+                read_timeout: idle,
+                write_timeout: idle,
+                min_rate: 0,
+                min_taken: 0,
+                read: READ,
+            };
             Relay::new(Source::Close, Target::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
