@@ -134,7 +134,7 @@ impl Client {
     }
 
     fn forwarded_for(&self, headers: &impl Headers) -> HeaderValue {
-        if !self.is_trusted || !headers.first(&FORWARDED_FOR).is_some() {
+        if !self.is_trusted || headers.first(&FORWARDED_FOR).is_none() {
             return address_value(self.peer);
         }
         let mut hops: Vec<&[u8]> = headers.values_of(&FORWARDED_FOR).collect();

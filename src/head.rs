@@ -13,6 +13,7 @@ use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use http::Version;
 use memchr::memmem::Finder;
 
 use crate::config::LimitsSection;
@@ -48,12 +49,11 @@ pub struct RequestHead {
     pub authority: Option<Span>,
     /// The value of the Host line.
     pub host: Option<Span>,
-    pub is_http_10: bool,
+    pub version: Version,
     /// Header lines.
     pub lines: usize,
     /// Whether there is a `Content-Length`.
     pub has_length: bool,
-    pub has_upgrade: bool,
     /// Whether `Connection` says `close`.
     pub closes: bool,
     /// Whether `Connection` nominates headers.
@@ -241,7 +241,7 @@ struct RequestLine {
     path_and_query: Span,
     path: Span,
     authority: Option<Span>,
-    is_http_10: bool,
+    version: Version,
 }
 
 impl RequestLine {
@@ -257,9 +257,9 @@ impl RequestLine {
         let part = |from, to| line.get(from..to).unwrap_or_default();
         let (method, target) = (part(0, first), part(first + 1, second));
         judge_method(method, &REQUEST)?;
-        let is_http_10 = match part(second + 1, line.len()) {
-            b"HTTP/1.1" => false,
-            b"HTTP/1.0" => true,
+        let version = match part(second + 1, line.len()) {
+            b"HTTP/1.1" => Version::HTTP_11,
+            b"HTTP/1.0" => Version::HTTP_10,
             _ => return Err(MALFORMED_REQUEST_LINE),
         };
         judge_target(target, limits, &REQUEST)?;
@@ -279,7 +279,7 @@ impl RequestLine {
             path_and_query: Span::new(path..to),
             path: Span::new(path..path + length),
             authority,
-            is_http_10,
+            version,
         })
     }
 }
@@ -344,14 +344,14 @@ fn judge_fields(
         path: request.path,
         authority: request.authority,
         host: None,
-        is_http_10: request.is_http_10,
+        version: request.version,
         lines: 0,
         has_length: false,
-        has_upgrade: false,
         closes: false,
         nominates: false,
         takes_trailers: false,
     };
+    let is_http_10 = request.version == Version::HTTP_10;
     let mut content_length = None;
     let mut nominated = 0;
     let mut is_chunked = false;
@@ -371,28 +371,25 @@ fn judge_fields(
                     trim(name).eq_ignore_ascii_case(b"trailers")
                 });
             }
-            4 if is(b"host") => {
-                if found.host.replace(line.value).is_some() {
-                    return Err(Rejection::BadRequest("more than one Host"));
-                }
+            4 if is(b"host") && found.host.replace(line.value).is_some() => {
+                return Err(Rejection::BadRequest("more than one Host"));
             }
             7 if is(b"upgrade") => {
-                found.has_upgrade = true;
                 // Upgrade is ignored in HTTP/1.0 (RFC 9110, section 7.8).
-                found.head.asks_websocket |= !request.is_http_10 && offers_websocket(value);
+                found.head.asks_websocket |= !is_http_10 && offers_websocket(value);
             }
             10 if is(b"connection") => {
-                let (closes, nominates) = judge_connection(value, &mut nominated)?;
-                found.closes |= closes;
-                found.nominates |= nominates;
+                judge_connection(value, &mut nominated, &mut found)?;
             }
             14 if is(b"content-length") => {
-                if content_length.replace(parse_length(value)?).is_some() {
-                    return Err(SECOND_LENGTH);
+                let length = parse_length(value)?;
+                match content_length {
+                    None => content_length = Some(length),
+                    Some(_) => return Err(SECOND_LENGTH),
                 }
             }
             17 if is(b"transfer-encoding") => {
-                if is_chunked || request.is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
+                if is_chunked || is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(Rejection::BadRequest(
                         "Transfer-Encoding is not exactly one \"chunked\"",
                     ));
@@ -501,12 +498,15 @@ fn is_host(host: &str) -> bool {
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Judges a `Connection` line: whether it says `close`, and whether it nominates headers.
-fn judge_connection(value: &[u8], nominated: &mut usize) -> Result<(bool, bool), Rejection> {
+/// Judges a `Connection` line, of which so many elements were `nominated` before.
+fn judge_connection(
+    value: &[u8],
+    nominated: &mut usize,
+    found: &mut RequestHead,
+) -> Result<(), Rejection> {
     /// What must not be taken away from an upstream.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
-    let (mut closes, mut nominates) = (false, false);
     for name in value.split(|b| *b == b',').map(trim) {
         *nominated += 1;
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
@@ -517,12 +517,12 @@ fn judge_connection(value: &[u8], nominated: &mut usize) -> Result<(bool, bool),
             return Err(Rejection::BadRequest("Connection is malformed"));
         }
         match name.len() {
-            5 if is(b"close") => closes = true,
+            5 if is(b"close") => found.closes = true,
             10 if is(b"keep-alive") => {}
-            _ => nominates = true,
+            _ => found.nominates = true,
         }
     }
-    Ok((closes, nominates))
+    Ok(())
 }
 
 #[cfg(test)]

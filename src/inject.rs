@@ -229,8 +229,8 @@ impl Injector {
     }
 
     fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
-        let is_it = |known: &&str| known.as_bytes().eq_ignore_ascii_case(name);
-        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(&one)))
+        let is_it = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
+        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(one)))
     }
 
     /// Why a header line of a request is removed; `None` where it is not. For explanations:

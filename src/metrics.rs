@@ -224,10 +224,7 @@ impl Metrics {
                 )?,
             )?,
             in_flight: gauge("wxgate_http_requests_in_flight", "Requests being served")?,
-            buffered: gauge(
-                "wxgate_buffered_bytes",
-                "Memory that grown windows of HTTP/2 may take, of limits.max_buffered",
-            )?,
+            buffered: gauge("wxgate_buffered_bytes", "Bytes that grown HTTP/2 windows may take")?,
             decisions: Decision::ALL.map(|d| decisions.with_label_values(&[d.as_str()])),
             logins: counter(
                 "wxgate_logins_total",

@@ -32,7 +32,7 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::body::{Limits, READ, Relay, Source, Target};
+use self::body::{Limits, Relay, Source, Target};
 pub use self::client::{Client, Wait};
 pub use self::endpoints::health;
 use self::failure::{Failures, Stop};
@@ -182,7 +182,7 @@ impl Gateway {
         request: &mut Request,
         answer: Answer,
     ) -> Result<After, Stop> {
-        let mut rest = self.rest_of_body(request);
+        let mut rest = rest_of_body(request);
         // What has come already.
         if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
             request.closes = true;
@@ -209,25 +209,6 @@ impl Gateway {
         }
     }
 
-    /// What was not read of the body of a request that is answered here.
-    fn rest_of_body(&self, request: &Request) -> Relay {
-        let source = match request.head.head.framing {
-            // An endpoint has read it.
-            _ if request.is_read => Source::Length(0),
-            Framing::Length(length) => Source::Length(length),
-            Framing::Chunked => Source::Chunked(Chunked::new()),
-        };
-        let limits = Limits {
-            bytes: MOST_SKIPPED,
-            read_timeout: SKIP,
-            write_timeout: SKIP,
-            min_rate: 0,
-            min_taken: 0,
-            read: READ,
-        };
-        Relay::new(source, Target::Plain, limits, Vec::new())
-    }
-
     /// Answers a head that is no request, and ends its connection.
     pub async fn refuse(&self, client: Client, rejection: &Rejection) {
         self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
@@ -252,7 +233,7 @@ impl Gateway {
 
     /// Answers a request whose exchange panicked, where no response was begun.
     async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
-        tracing::error!(request_id = request.request_id(), "a request panicked");
+        tracing::error!(request_id = request.id_text(), "a request panicked");
         let rejection = Rejection::InternalError;
         let answer = request.refuse(&rejection);
         request.rejection = Some(rejection);
@@ -262,6 +243,18 @@ impl Gateway {
         }
         self.answer(client, request, answer).await.unwrap_or(After::Closes)
     }
+}
+
+/// What was not read of the body of a request that is answered here.
+fn rest_of_body(request: &Request) -> Relay {
+    let source = match request.head.head.framing {
+        // An endpoint has read it.
+        _ if request.is_read => Source::Length(0),
+        Framing::Length(length) => Source::Length(length),
+        Framing::Chunked => Source::Chunked(Chunked::new()),
+    };
+    let limits = Limits { bytes: MOST_SKIPPED, ..Limits::NONE };
+    Relay::new(source, Target::Plain, limits, Vec::new())
 }
 
 /// Waits for the rest of a body that nobody reads.

@@ -17,9 +17,6 @@ use tokio_util::io::poll_read_buf;
 use super::buffers;
 use crate::chunked::{Chunked, Part};
 
-/// Bytes of one read of a body.
-pub const READ: usize = 32 << 10;
-
 /// Waiting that is not judged: connections are slow to start.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -121,6 +118,17 @@ pub struct Limits {
     pub read: usize,
 }
 
+impl Limits {
+    pub const NONE: Self = Self {
+        bytes: u64::MAX,
+        read_timeout: Duration::MAX,
+        write_timeout: Duration::MAX,
+        min_rate: 0,
+        min_taken: 0,
+        read: 32 << 10,
+    };
+}
+
 /// One body, from its first byte to its last.
 pub struct Relay {
     source: Source,
@@ -130,6 +138,8 @@ pub struct Relay {
     pub output: Vec<u8>,
     sent: usize,
     is_flushed: bool,
+    /// Whether all has come, and was sent.
+    pub is_sent: bool,
     /// Whether all that was ever to be sent is in `output`.
     is_held: bool,
     /// Whether all has come.
@@ -161,6 +171,7 @@ impl Relay {
             output,
             sent: 0,
             is_flushed: true,
+            is_sent: false,
             is_held: true,
             is_over,
             trailers: Vec::new(),
@@ -172,11 +183,6 @@ impl Relay {
             waited_to_send: Duration::ZERO,
             taken: 0,
         }
-    }
-
-    /// Whether all has come, and was sent.
-    pub fn is_done(&self) -> bool {
-        self.is_over && self.sent == self.output.len() && self.is_flushed
     }
 
     /// Whether all has come.
@@ -192,6 +198,7 @@ impl Relay {
     /// Begins again with what is held.
     pub fn repeat(&mut self) {
         self.sent = 0;
+        self.is_sent = false;
         self.waiting_since = None;
     }
 
@@ -201,7 +208,7 @@ impl Relay {
             Wait::Sender => self.limits.read_timeout,
             Wait::Receiver => self.limits.write_timeout,
         };
-        self.waiting_since.map(|since| (self.waits_for, since + limit))
+        Some((self.waits_for, self.waiting_since?.checked_add(limit)?))
     }
 
     /// Moves what belongs to the body from `input` to what is to be sent.
@@ -340,6 +347,7 @@ impl Relay {
                 }
             }
             if self.is_over {
+                self.is_sent = true;
                 return Poll::Ready(Ok(()));
             }
             self.is_held &= self.output.is_empty();

@@ -48,7 +48,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     let is_trusted = request.client.is_trusted;
     // Read before anything is removed.
     let told = is_trusted.then(|| {
-        let id = request.request_id.clone();
+        let id = request.id.clone();
         request.client.forwarding(&request.lines, id, &policy.proto, None)
     });
     let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
@@ -97,7 +97,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     match &told {
         Some(told) => policy.injector.write(told, out),
         None => {
-            write_line(out, b"x-request-id", request.request_id.as_bytes());
+            write_line(out, b"x-request-id", request.id.as_bytes());
             let address = client.address_value.as_bytes();
             write_line(out, b"x-forwarded-for", address);
             write_line(out, b"x-forwarded-proto", policy.proto.as_bytes());
@@ -235,7 +235,7 @@ pub fn response(
     let policy = request.policy.clone();
     write_status(out, head.status, head.reason.of(lines.text()));
     let announces = head.framing == Of::Chunked && request.head.takes_trailers;
-    let announced = announces.then(|| announced_by_service(request, lines)).flatten();
+    let names = announces.then(|| announced_by_service(request, lines)).flatten();
     policy.injector.clean_response(head.status, lines);
     lines.remove_if(|name, _| is_of_connection(name) || name.eq_ignore_ascii_case(b"x-request-id"));
 
@@ -252,7 +252,7 @@ pub fn response(
     if lines.first(&DATE).is_none() {
         write_date(out);
     }
-    let is_old = request.head.is_http_10;
+    let is_old = request.is_http_10();
     let framed = match head.framing {
         _ if request.is_http2 => Framed { target: Target::Stream, by_close: false },
         Of::Length(_) => Framed { target: Target::Plain, by_close: false },
@@ -262,7 +262,7 @@ pub fn response(
     request.closes |= framed.by_close;
     if framed.target == Target::Chunked {
         write_line(out, b"transfer-encoding", b"chunked");
-        if let Some(names) = &announced {
+        if let Some(names) = &names {
             write_line(out, b"trailer", names);
         }
     } else if let Some(length) = head.content_length
@@ -313,7 +313,7 @@ pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out:
     }
     write_line(out, b"connection", b"Upgrade");
     write_line(out, b"upgrade", b"websocket");
-    write_line(out, REQUEST_ID.as_str().as_bytes(), request.request_id.as_bytes());
+    write_line(out, REQUEST_ID.as_str().as_bytes(), request.id.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -358,7 +358,7 @@ pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) -> usize
 
 /// Writes the last lines of a response.
 fn end(request: &Request, out: &mut Vec<u8>) {
-    write_line(out, b"x-request-id", request.request_id.as_bytes());
+    write_line(out, b"x-request-id", request.id.as_bytes());
     let connection: &[u8] = if request.closes { b"close" } else { b"keep-alive" };
     write_line(out, b"connection", connection);
     out.extend_from_slice(b"\r\n");

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::body::{Broken, Limits, READ, Relay, Source, Target};
+use super::body::{Broken, Limits, Relay, Source, Target};
 use super::client::Client;
 use super::failure::{Stop, of_request_body};
 use super::request::Request;
@@ -63,7 +63,7 @@ impl Gateway {
         let referer = request.lines.first(&REFERER);
         let sender = Sender {
             client: request.client.address,
-            request_id: request.request_id(),
+            request_id: request.id_text(),
             referer: referer.and_then(|value| std::str::from_utf8(value).ok()),
         };
         let answer = request.policy.login.serve(login, sender, &mut facts).await;
@@ -124,19 +124,12 @@ async fn read_body(
     };
     let expects = request.lines.values_of(&EXPECT);
     let waits = expects.into_iter().any(|value| value.eq_ignore_ascii_case(b"100-continue"));
-    if waits && !request.head.is_http_10 {
+    if waits && !request.is_http_10() {
         let patience = request.policy.limits.write_timeout;
         let sent = client.announce(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
         sent.map_err(|_| Stop::Left)?;
     }
-    let limits = Limits {
-        bytes: limit as u64,
-        read_timeout: time,
-        write_timeout: time,
-        min_rate: 0,
-        min_taken: 0,
-        read: READ,
-    };
+    let limits = Limits { bytes: limit as u64, ..Limits::NONE };
     let mut relay = Relay::new(source, Target::Plain, limits, Vec::new());
     let end = Instant::now() + time;
     // Whatever becomes of it: of the rest nobody knows where it ends.

@@ -7,22 +7,22 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::HeaderName;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
-use super::body::{Broken, Limits, READ as READ_BODY, Relay, Source, Target, Wait};
-use super::client::Client;
-use super::failure;
-use super::failure::{Failed, Stop, of_request_body, of_response_body};
+use super::body::{Broken, Limits, Relay, Source, Target, Wait, WriteTrailers};
+use super::client::{Client, Left};
+use super::failure::{Failed, Stop, UNASKED, of_request_body, of_response_body};
 use super::request::Request;
 use super::service::{Service, keep_idle, take_idle};
 use super::{After, Gateway, buffers, compose};
 use crate::chunked::Chunked;
-use crate::head::response::{self, Fault, ResponseHead};
-use crate::head::{self, response::Framing as ResponseFraming};
+use crate::head;
+use crate::head::response::{self, Fault, Framing as ResponseFraming, ResponseHead};
 use crate::header::Headers;
 use crate::header::lines::{Line, Lines};
 use crate::rejection::Rejection;
@@ -34,8 +34,8 @@ const MOST_TRIES: usize = 8;
 /// Responses that only announce another, for one request.
 const MOST_INFORMATIONAL: usize = 100;
 
-/// Bytes of one read of a response.
-const READ: usize = 4 << 10;
+/// Room for one read of a response header.
+const READ_HEAD: usize = 2 << 10;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -45,14 +45,6 @@ pub(super) struct Response {
     pub lines: Lines,
     /// What followed the header.
     pub rest: Vec<u8>,
-}
-
-/// Whether the server still takes the body of the request.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taking {
-    Yes,
-    /// Its connection takes no more. It may have responded before.
-    No,
 }
 
 impl Gateway {
@@ -66,9 +58,8 @@ impl Gateway {
         compose::request(request, client, &mut out).ok_or(Rejection::InternalError)?;
         let mut upload = upload(request, out);
         if !client.held.is_empty() {
-            let mut trailers =
-                |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out);
-            if let Err(broken) = upload.take(&mut client.held, &mut trailers) {
+            let taken = upload.take(&mut client.held, &mut to_service(request));
+            if let Err(broken) = taken {
                 // Nobody knows where it ends.
                 request.closes = true;
                 return Err(of_request_body(broken));
@@ -76,21 +67,19 @@ impl Gateway {
         }
         let mut is_second = false;
         loop {
-            let mut service = self.connect(request, is_second).await?;
-            let mut taking = Taking::Yes;
-            let got = self.respond(client, request, &mut upload, &mut service, &mut taking).await;
-            request.bytes_in = upload.passed;
-            let response = match got {
+            let service = self.connect(request, is_second).await?;
+            let is_repeatable = service.is_reused && request.method.is_idempotent();
+            let mut exchange = Exchange { client, request, upload, service, is_taking: true };
+            let response = match exchange.response().await {
                 Ok(response) => response,
                 // The server closed the connection while the request was on its way, as it may
                 // after some idle time (RFC 9112, section 9.3.1).
                 Err(Stop::Failed(Failed::Closed | Failed::Write(_)))
-                    if service.is_reused
-                        && !service.has_spoken
-                        && request.method.is_idempotent()
-                        && upload.can_repeat()
-                        && request.status.is_none() =>
+                    if is_repeatable
+                        && !exchange.service.has_spoken
+                        && exchange.upload.can_repeat() =>
                 {
+                    upload = exchange.upload;
                     upload.repeat();
                     is_second = true;
                     continue;
@@ -98,12 +87,10 @@ impl Gateway {
                 Err(stop) => return Err(stop),
             };
             if response.head.status == 101 {
+                let service = exchange.service;
                 return Box::pin(self.tunnel(client, request, service, response)).await;
             }
-            let after = self.relay(client, request, &mut upload, service, response, taking).await;
-            request.bytes_in = upload.passed;
-            buffers::give(std::mem::take(&mut upload.output));
-            return after;
+            return self.relay(exchange, response).await;
         }
     }
 
@@ -117,19 +104,20 @@ impl Gateway {
                 return Err(Failed::NoServer.into());
             };
             request.server = Some(address);
+            request.is_reused = false;
             if !is_second && let Some(service) = take_idle(address) {
                 request.is_reused = true;
                 return Ok(service);
             }
-            request.is_reused = false;
             let timeouts = request.route().map(|route| route.timeouts).unwrap_or_default();
             let Some(peer) = pool.peer_at(address, &timeouts) else {
                 // It went a moment ago.
                 request.tried.push(address);
                 continue;
             };
+            // Boxed, for it is large and rare.
             match Box::pin(self.connector.new_stream(&*peer)).await {
-                Ok(io) => return Ok(Service { io, address, is_reused: false, has_spoken: false }),
+                Ok(io) => return Ok(Service::new(io, address)),
                 Err(error) => {
                     request.tried.push(address);
                     let failed = Failed::Connect(error.into_up());
@@ -142,149 +130,14 @@ impl Gateway {
         }
     }
 
-    /// Sends the request, and waits for the header of its response.
-    async fn respond(
-        &self,
-        client: &mut Client,
-        request: &Request,
-        upload: &mut Relay,
-        service: &mut Service,
-        taking: &mut Taking,
-    ) -> Result<Response, Stop> {
-        let read_timeout = request.patience().read;
-        let mut read: Vec<u8> = Vec::new();
-        let mut list: Vec<Line> = std::mem::take(&mut client.spare_of_response);
-        let mut trailers =
-            |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out);
-        let mut informational = 0;
-        // When the server has all that it gets and was last heard of.
-        let mut since: Option<Instant> = None;
-        loop {
-            let head = poll_fn(|cx| {
-                if *taking == Taking::Yes && !upload.is_done() {
-                    let moved = upload.poll(
-                        cx,
-                        &mut client.io,
-                        &mut client.held,
-                        &mut service.io,
-                        &mut trailers,
-                    );
-                    match moved {
-                        Poll::Ready(Err(Broken::Write(_))) => *taking = Taking::No,
-                        Poll::Ready(Err(broken)) => {
-                            return Poll::Ready(Err(of_request_body(broken)));
-                        }
-                        Poll::Ready(Ok(())) | Poll::Pending => {}
-                    }
-                }
-                loop {
-                    list.clear();
-                    match response::read(&read, request.is_head(), |line| list.push(line)) {
-                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                        Ok(None) => {}
-                        Err(fault) => return Poll::Ready(Err(fault.into())),
-                    }
-                    if read.capacity() == 0 {
-                        read = buffers::take();
-                    }
-                    read.reserve(READ / 2);
-                    let got = poll_read_buf(Pin::new(&mut service.io), cx, &mut read);
-                    match got {
-                        Poll::Ready(Ok(0)) if read.is_empty() => {
-                            return Poll::Ready(Err(Failed::Closed.into()));
-                        }
-                        Poll::Ready(Ok(0)) => {
-                            return Poll::Ready(Err(Failed::ClosedInHeader.into()));
-                        }
-                        Poll::Ready(Ok(_)) => {
-                            service.has_spoken = true;
-                            since = None;
-                        }
-                        // Of a connection that was reset, nothing came either.
-                        Poll::Ready(Err(error)) if is_reset(&error) && read.is_empty() => {
-                            return Poll::Ready(Err(Failed::Write(error).into()));
-                        }
-                        Poll::Ready(Err(error)) => {
-                            return Poll::Ready(Err(Failed::Read(error).into()));
-                        }
-                        Poll::Pending => break,
-                    }
-                }
-                if read.is_empty() {
-                    buffers::give(std::mem::take(&mut read));
-                }
-                let is_sent = upload.is_done() || *taking == Taking::No;
-                if is_sent && client.poll_left(cx).is_ready() {
-                    return Poll::Ready(Err(Stop::Left));
-                }
-                let (wait, due) = match upload.due().filter(|_| !is_sent) {
-                    Some((wait, due)) => (Some(wait), due),
-                    None => (None, *since.get_or_insert_with(Instant::now) + read_timeout),
-                };
-                client.deadline.set(due);
-                client.deadline.poll_over(cx).map(|()| {
-                    Err(match wait {
-                        Some(Wait::Sender) => Rejection::RequestTimeout.into(),
-                        Some(Wait::Receiver) => Failed::RequestNotTaken.into(),
-                        None => Failed::NoResponse.into(),
-                    })
-                })
-            })
-            .await?;
-            if head.status >= 200 {
-                let mut rest = Vec::new();
-                if read.len() > head.length {
-                    rest = buffers::take();
-                    rest.extend_from_slice(read.get(head.length..).unwrap_or_default());
-                    read.truncate(head.length);
-                }
-                return Ok(Response { head, lines: Lines::new(read, list), rest });
-            }
-            let rest = read.split_off(head.length);
-            let mut lines =
-                Lines::new(std::mem::replace(&mut read, rest), std::mem::take(&mut list));
-            if head.status == 101 {
-                let fault = if request.is_websocket {
-                    websocket::fault(&request.lines, &lines)
-                } else {
-                    Some(failure::UNASKED)
-                };
-                return match fault {
-                    Some(fault) => Err(Fault::Rejected(fault).into()),
-                    None => Ok(Response { head, lines, rest: read }),
-                };
-            }
-            informational += 1;
-            if informational > MOST_INFORMATIONAL {
-                return Err(Fault::Rejected("too many informational responses").into());
-            }
-            since = None;
-            if !request.head.is_http_10 {
-                let mut out = buffers::take();
-                compose::informational(request, &head, &mut lines, &mut out);
-                let sent = client.announce(&out, request.policy.limits.write_timeout).await;
-                buffers::give(out);
-                sent.map_err(|_| Stop::Left)?;
-            }
-        }
-    }
-
     /// Sends a response to the client, while the rest of the request goes to the server.
-    async fn relay(
-        &self,
-        client: &mut Client,
-        request: &mut Request,
-        upload: &mut Relay,
-        mut service: Service,
-        response: Response,
-        mut taking: Taking,
-    ) -> Result<After, Stop> {
+    async fn relay(&self, exchange: Exchange<'_>, response: Response) -> Result<After, Stop> {
         let Response { head, mut lines, rest: mut input } = response;
+        let Exchange { client, request, mut upload, mut service, mut is_taking } = exchange;
         request.upstream_status = Some(head.status);
         request.closes |= self.process.lifecycle.is_draining();
-        let idle_time = self.idle_time(request, &head, &lines);
-        let nominated = if head.nominates { compose::nominations(&lines) } else { Vec::new() };
-        let used = (head.length, head.lines);
+        let idle_time = idle_time(request, &head, &lines);
+        let trailers = Trailers::new(request, &head, &lines);
         let mut out = buffers::take();
         let framed = compose::response(request, &head, &mut lines, &mut out);
         let (text, list) = lines.into_parts();
@@ -293,66 +146,22 @@ impl Gateway {
         request.status = Some(head.status);
         let is_bodyless = head.framing == ResponseFraming::Length(0);
         client.io.begin(&mut out, is_bodyless).map_err(|_| Stop::Left)?;
-        let source = match head.framing {
-            ResponseFraming::Length(length) => Source::Length(length),
-            ResponseFraming::Chunked => Source::Chunked(Chunked::new()),
-            ResponseFraming::Close => Source::Close,
-        };
-        let limits = Limits {
-            bytes: u64::MAX,
-            read_timeout: request.patience().read,
-            write_timeout: request.policy.limits.write_timeout,
-            min_rate: 0,
-            min_taken: request.policy.limits.min_response_rate,
-            read: READ_BODY,
-        };
-        let mut download = Relay::new(source, framed.target, limits, out);
-        let shared: &Request = request;
-        let mut to_service =
-            |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(shared, lines, out);
-        let takes_trailers = shared.head.takes_trailers || shared.is_http2;
-        let mut to_client = |lines: &[u8], out: &mut Vec<u8>| {
-            let begin = out.len();
-            compose::response_trailers(shared, lines, used, &nominated, out)?;
-            if !takes_trailers {
-                out.truncate(begin);
-            }
-            Ok(())
-        };
-        let mut ended = match download.take(&mut input, &mut to_client) {
-            Ok(()) => Ok(()),
-            Err(broken) => Err(of_response_body(broken)),
-        };
+        let mut download = download(request, &head, framed.target, out);
+        let mut to_client = trailers.to_client(request);
+        let mut ended = download.take(&mut input, &mut to_client).map_err(of_response_body);
         if ended.is_ok() {
             ended = poll_fn(|cx| {
-                let moved =
-                    download.poll(cx, &mut service.io, &mut input, &mut client.io, &mut to_client);
+                let (server, io) = (&mut service.io, &mut client.io);
+                let moved = download.poll(cx, server, &mut input, io, &mut to_client);
                 if let Poll::Ready(moved) = moved {
                     return Poll::Ready(moved.map_err(of_response_body));
                 }
-                let mut upload_due = None;
-                if taking == Taking::Yes && !upload.is_done() {
-                    let moved = upload.poll(
-                        cx,
-                        &mut client.io,
-                        &mut client.held,
-                        &mut service.io,
-                        &mut to_service,
-                    );
-                    match moved {
-                        Poll::Ready(Err(Broken::Write(_))) => taking = Taking::No,
-                        Poll::Ready(Err(broken)) => {
-                            return Poll::Ready(Err(of_request_body(broken)));
-                        }
-                        Poll::Ready(Ok(())) => {}
-                        Poll::Pending => upload_due = upload.due(),
-                    }
+                if let Poll::Ready(stop) =
+                    poll_upload(cx, client, request, &mut upload, &mut service, &mut is_taking)
+                {
+                    return Poll::Ready(Err(stop));
                 }
-                if upload_due.is_none() && client.poll_left(cx).is_ready() {
-                    return Poll::Ready(Err(Stop::Left));
-                }
-                let download_due = download.due();
-                let Some((wait, due)) = download_due else { return Poll::Pending };
+                let Some((wait, due)) = download.due() else { return Poll::Pending };
                 client.deadline.set(due);
                 client.deadline.poll_over(cx).map(|()| {
                     Err(match wait {
@@ -367,23 +176,26 @@ impl Gateway {
             }
         } else {
             // What was fine until then goes out, so that it is seen to break off.
-            let _ = client.send(&download.output, limits.write_timeout).await;
+            let patience = request.policy.limits.write_timeout;
+            let _ = client.send(&download.output, patience).await;
         }
-        let is_whole = upload.is_done();
+        drop(to_client);
         let is_silent = input.is_empty();
         request.bytes_out = download.passed;
-        buffers::give(std::mem::take(&mut download.output));
-        buffers::give(input);
-        if let Err(stop) = ended {
-            if let Stop::Failed(failed) = &stop
-                && framed.by_close
-            {
-                self.failures.log(&request.failure(failed));
+        request.bytes_in = upload.passed;
+        for buffer in [download.output, upload.output, input] {
+            buffers::give(buffer);
+        }
+        match ended {
+            Ok(()) => {}
+            Err(Stop::Failed(failed)) if framed.by_close => {
+                self.failures.log(&request.failure(&failed));
                 request.rejection = Some(failed.rejection());
                 return Ok(After::Resets);
             }
-            return Err(stop);
+            Err(stop) => return Err(stop),
         }
+        let is_whole = is_taking && upload.is_sent;
         if head.persists
             && is_silent
             && is_whole
@@ -397,21 +209,221 @@ impl Gateway {
             _ => After::Lingers,
         })
     }
+}
 
-    /// How long the connection of a response is kept; `None` when it is not.
-    fn idle_time(
-        &self,
-        request: &Request,
-        head: &ResponseHead,
-        lines: &Lines,
-    ) -> Option<std::time::Duration> {
-        let pool = request.pool().filter(|_| head.persists)?;
-        if head.has_keep_alive {
-            pool.idle_time(lines.values_of(&KEEP_ALIVE))
-        } else {
-            pool.idle_time(std::iter::empty())
+/// A request on its way to a server.
+struct Exchange<'a> {
+    client: &'a mut Client,
+    request: &'a mut Request,
+    upload: Relay,
+    service: Service,
+    /// Whether the server still takes the body. Where it does not, it may have responded before.
+    is_taking: bool,
+}
+
+impl Exchange<'_> {
+    /// The header of the response, or that of a WebSocket that is accepted. What only announces
+    /// one is passed on.
+    async fn response(&mut self) -> Result<Response, Stop> {
+        let mut read: Vec<u8> = Vec::new();
+        let mut list = std::mem::take(&mut self.client.spare_of_response);
+        let mut informational = 0;
+        loop {
+            let mut since = None;
+            let got = poll_fn(|cx| self.poll_head(cx, &mut read, &mut list, &mut since)).await;
+            self.request.bytes_in = self.upload.passed;
+            let head = got?;
+            let mut rest = Vec::new();
+            if read.len() > head.length {
+                rest = buffers::take();
+                rest.extend_from_slice(read.get(head.length..).unwrap_or_default());
+                read.truncate(head.length);
+            }
+            let lines = Lines::new(read, list);
+            if head.status >= 200 {
+                return Ok(Response { head, lines, rest });
+            }
+            if head.status == 101 {
+                let fault = if self.request.is_websocket {
+                    websocket::fault(&self.request.lines, &lines)
+                } else {
+                    Some(UNASKED)
+                };
+                return match fault {
+                    Some(fault) => Err(Fault::Rejected(fault).into()),
+                    None => Ok(Response { head, lines, rest }),
+                };
+            }
+            informational += 1;
+            if informational > MOST_INFORMATIONAL {
+                return Err(Fault::Rejected("too many informational responses").into());
+            }
+            self.announce(&head, lines).await?;
+            (read, list) = (rest, Vec::new());
         }
     }
+
+    /// Reads the header of a response, while the body of the request is sent. `since` is when the
+    /// server had all that it gets, and was last heard of.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: &mut Vec<u8>,
+        list: &mut Vec<Line>,
+        since: &mut Option<Instant>,
+    ) -> Poll<Result<ResponseHead, Stop>> {
+        let Self { client, request, upload, service, is_taking } = self;
+        if let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_taking) {
+            return Poll::Ready(Err(stop));
+        }
+        loop {
+            list.clear();
+            match response::read(read, request.is_head(), |line| list.push(line)) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(fault) => return Poll::Ready(Err(fault.into())),
+            }
+            if read.capacity() == 0 {
+                *read = buffers::take();
+            }
+            read.reserve(READ_HEAD);
+            match poll_read_buf(Pin::new(&mut service.io), cx, read) {
+                Poll::Ready(Ok(1..)) => {
+                    service.has_spoken = true;
+                    *since = None;
+                }
+                Poll::Ready(end) => return Poll::Ready(Err(ended(end, read.is_empty()).into())),
+                Poll::Pending => break,
+            }
+        }
+        if read.is_empty() {
+            buffers::give(std::mem::take(read));
+        }
+        let is_sent = upload.is_sent || !*is_taking;
+        let (wait, due) = match upload.due().filter(|_| !is_sent) {
+            Some((wait, due)) => (Some(wait), due),
+            None => {
+                let since = *since.get_or_insert_with(Instant::now);
+                (None, since + request.patience().read)
+            }
+        };
+        client.deadline.set(due);
+        client.deadline.poll_over(cx).map(|()| {
+            Err(match wait {
+                Some(Wait::Sender) => Rejection::RequestTimeout.into(),
+                Some(Wait::Receiver) => Failed::RequestNotTaken.into(),
+                None => Failed::NoResponse.into(),
+            })
+        })
+    }
+
+    /// Passes on what only announces a response.
+    async fn announce(&mut self, head: &ResponseHead, mut lines: Lines) -> Result<(), Stop> {
+        if self.request.is_http_10() {
+            return Ok(());
+        }
+        let mut out = buffers::take();
+        compose::informational(self.request, head, &mut lines, &mut out);
+        let patience = self.request.policy.limits.write_timeout;
+        let sent = self.client.announce(&out, patience).await;
+        buffers::give(out);
+        sent.map_err(|_| Stop::Left)
+    }
+}
+
+/// Sends more of a request's body. Once it has all been sent, or is taken no more, it is looked
+/// whether the client is still there. Ready when the request ends by this.
+fn poll_upload(
+    cx: &mut Context<'_>,
+    client: &mut Client,
+    request: &Request,
+    upload: &mut Relay,
+    service: &mut Service,
+    is_taking: &mut bool,
+) -> Poll<Stop> {
+    if *is_taking && !upload.is_sent {
+        let (io, held) = (&mut client.io, &mut client.held);
+        match upload.poll(cx, io, held, &mut service.io, &mut to_service(request)) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(Broken::Write(_))) => *is_taking = false,
+            Poll::Ready(Err(broken)) => return Poll::Ready(of_request_body(broken)),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    client.poll_left(cx).map(|Left| Stop::Left)
+}
+
+/// What the end of a server's connection means before a response, of which nothing has come or a
+/// part of the header.
+fn ended(end: io::Result<usize>, has_nothing: bool) -> Failed {
+    match end {
+        Ok(_) if has_nothing => Failed::Closed,
+        Ok(_) => Failed::ClosedInHeader,
+        Err(error) if has_nothing => Failed::Write(error),
+        Err(error) => Failed::Read(error),
+    }
+}
+
+/// Writes the trailers of a request.
+fn to_service(request: &Request) -> impl WriteTrailers {
+    |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out)
+}
+
+/// What decides over the trailers of a response.
+struct Trailers {
+    /// Bytes and lines of its header.
+    used: (usize, usize),
+    nominated: Vec<Box<[u8]>>,
+    is_taken: bool,
+}
+
+impl Trailers {
+    fn new(request: &Request, head: &ResponseHead, lines: &Lines) -> Self {
+        let nominates = head.nominates && head.framing == ResponseFraming::Chunked;
+        Self {
+            used: (head.length, head.lines),
+            nominated: if nominates { compose::nominations(lines) } else { Vec::new() },
+            is_taken: request.head.takes_trailers || request.is_http2,
+        }
+    }
+
+    /// Writes them for the client. Where it does not take them they are judged all the same.
+    fn to_client(&self, request: &Request) -> impl WriteTrailers {
+        |lines: &[u8], out: &mut Vec<u8>| {
+            let begin = out.len();
+            compose::response_trailers(request, lines, self.used, &self.nominated, out)?;
+            if !self.is_taken {
+                out.truncate(begin);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// How long the connection of a response is kept; `None` when it is not.
+fn idle_time(request: &Request, head: &ResponseHead, lines: &Lines) -> Option<Duration> {
+    let pool = request.pool().filter(|_| head.persists)?;
+    if head.has_keep_alive {
+        return pool.idle_time(lines.values_of(&KEEP_ALIVE));
+    }
+    pool.idle_time(std::iter::empty())
+}
+
+/// The body of a response, with its header before it.
+fn download(request: &Request, head: &ResponseHead, target: Target, header: Vec<u8>) -> Relay {
+    let source = match head.framing {
+        ResponseFraming::Length(length) => Source::Length(length),
+        ResponseFraming::Chunked => Source::Chunked(Chunked::new()),
+        ResponseFraming::Close => Source::Close,
+    };
+    let limits = &request.policy.limits;
+    let limits = Limits {
+        read_timeout: request.patience().read,
+        write_timeout: limits.write_timeout,
+        min_taken: limits.min_response_rate,
+        ..Limits::NONE
+    };
+    Relay::new(source, target, limits, header)
 }
 
 /// The body of a request, with its header before it.
@@ -427,12 +439,7 @@ fn upload(request: &Request, header: Vec<u8>) -> Relay {
         read_timeout: limits.body_timeout,
         write_timeout: request.patience().write,
         min_rate: limits.min_body_rate,
-        min_taken: 0,
-        read: READ_BODY,
+        ..Limits::NONE
     };
     Relay::new(source, target, limits, header)
-}
-
-fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, Version};
 
 use super::client::Client;
 use super::failure::{Failed, Failure, Patience};
@@ -26,6 +26,7 @@ use crate::wechat::ErrCode;
 const CLIENT_LEFT: u16 = 499;
 
 /// The state of one request.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Request {
     /// The configuration that this request sees from its first byte to its last.
     pub policy: Arc<Policy>,
@@ -35,7 +36,7 @@ pub struct Request {
     /// Its header lines; their text begins with the whole head.
     pub lines: Lines,
     pub method: Method,
-    pub request_id: HeaderValue,
+    pub id: HeaderValue,
     pub client: forwarded::Client,
     pub endpoint: Endpoint,
     pub verdict: Verdict,
@@ -87,7 +88,7 @@ impl Request {
         let whence = policy.trusted_proxies.client(client.address, &lines);
         Self {
             started: Instant::now(),
-            request_id: whence.request_id(&lines),
+            id: whence.request_id(&lines),
             client: whence,
             method,
             lines,
@@ -99,7 +100,7 @@ impl Request {
             is_websocket: false,
             is_read: false,
             is_http2,
-            closes: head.closes || head.is_http_10,
+            closes: head.closes || head.version == Version::HTTP_10,
             rejection: None,
             tried: Vec::new(),
             server: None,
@@ -114,8 +115,8 @@ impl Request {
         }
     }
 
-    pub fn request_id(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
+    pub fn id_text(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
     }
 
     pub fn text(&self, span: Span) -> &str {
@@ -139,6 +140,10 @@ impl Request {
         };
         let host = self.head.host.map(|host| self.text(host));
         Asked { path, host, method: &self.method, headers: &self.lines }
+    }
+
+    pub fn is_http_10(&self) -> bool {
+        self.head.version == Version::HTTP_10
     }
 
     pub fn is_head(&self) -> bool {
@@ -179,7 +184,7 @@ impl Request {
             _ => failed.cause(&self.patience()),
         };
         Failure {
-            request_id: self.request_id(),
+            request_id: self.id_text(),
             route: self.route().map(|_| self.policy.metrics(self.endpoint).label()),
             upstream: self.pool().map(|pool| pool.section().name.as_str()),
             server: self.server,
@@ -190,7 +195,7 @@ impl Request {
 
     /// The response to a request that is rejected.
     pub fn refuse(&self, rejection: &Rejection) -> Answer {
-        rejection.answer(self.request_id(), self.policy.error_body.as_ref())
+        rejection.answer(self.id_text(), self.policy.error_body.as_ref())
     }
 
     /// Gives the buffers back to the connection.
@@ -219,7 +224,7 @@ impl Request {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         access_log.write(&Line {
             time: access_log::timestamp(),
-            request_id: self.request_id(),
+            request_id: self.id_text(),
             client: self.client.address,
             method: self.method.as_str(),
             path: self.path(),

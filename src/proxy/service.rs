@@ -28,6 +28,12 @@ pub struct Service {
     pub has_spoken: bool,
 }
 
+impl Service {
+    pub fn new(io: Stream, address: SocketAddr) -> Self {
+        Self { io, address, is_reused: false, has_spoken: false }
+    }
+}
+
 struct Idle {
     io: Stream,
     address: SocketAddr,

@@ -48,14 +48,7 @@ impl Gateway {
             request.policy.limits.websocket_lifetime,
         );
         let raw = || {
-            let limits = Limits {
-                bytes: u64::MAX,
-                read_timeout: idle,
-                write_timeout: idle,
-                min_rate: 0,
-                min_taken: 0,
-                read: READ,
-            };
+            let limits = Limits { read: READ, ..Limits::NONE };
             Relay::new(Source::Close, Target::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
