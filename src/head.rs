@@ -52,10 +52,9 @@ pub struct RequestHead {
     pub version: Version,
     /// Header lines.
     pub lines: usize,
-    /// Whether there is a `Content-Length`.
-    pub has_length: bool,
-    /// Whether `Connection` says `close`.
-    pub closes: bool,
+    pub content_length: Option<u64>,
+    /// Whether the connection may serve another request after this one (RFC 9112, section 9.3).
+    pub persists: bool,
     /// Whether `Connection` nominates headers.
     pub nominates: bool,
     /// Whether `TE` says that trailers are taken.
@@ -337,6 +336,7 @@ fn judge_fields(
     mut each: impl FnMut(Line),
 ) -> Result<RequestHead, Rejection> {
     let text = lines.text;
+    let is_http_10 = request.version == Version::HTTP_10;
     let mut found = RequestHead {
         head: Head { length, framing: Framing::Length(0), asks_websocket: false },
         method: request.method,
@@ -346,13 +346,12 @@ fn judge_fields(
         host: None,
         version: request.version,
         lines: 0,
-        has_length: false,
-        closes: false,
+        content_length: None,
+        persists: !is_http_10,
         nominates: false,
         takes_trailers: false,
     };
-    let is_http_10 = request.version == Version::HTTP_10;
-    let mut content_length = None;
+    let mut closes = false;
     let mut nominated = 0;
     let mut is_chunked = false;
     for (count, line) in lines.enumerate() {
@@ -379,13 +378,12 @@ fn judge_fields(
                 found.head.asks_websocket |= !is_http_10 && offers_websocket(value);
             }
             10 if is(b"connection") => {
-                judge_connection(value, &mut nominated, &mut found)?;
+                closes |= judge_connection(value, &mut nominated, &mut found)?;
             }
             14 if is(b"content-length") => {
                 let length = parse_length(value)?;
-                match content_length {
-                    None => content_length = Some(length),
-                    Some(_) => return Err(SECOND_LENGTH),
+                if found.content_length.replace(length).is_some() {
+                    return Err(SECOND_LENGTH);
                 }
             }
             17 if is(b"transfer-encoding") => {
@@ -411,8 +409,8 @@ fn judge_fields(
         None if is_health(request.path.of(text)) => {}
         None => return Err(Rejection::BadRequest("Host is missing")),
     }
-    found.has_length = content_length.is_some();
-    found.head.framing = match (content_length, is_chunked) {
+    found.persists &= !closes;
+    found.head.framing = match (found.content_length, is_chunked) {
         (Some(_), true) => {
             return Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding"));
         }
@@ -498,12 +496,14 @@ fn is_host(host: &str) -> bool {
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Judges a `Connection` line, of which so many elements were `nominated` before.
+/// Judges a `Connection` line, of which so many elements were `nominated` before. Says whether it
+/// has `close`.
 fn judge_connection(
     value: &[u8],
     nominated: &mut usize,
     found: &mut RequestHead,
-) -> Result<(), Rejection> {
+) -> Result<bool, Rejection> {
+    let mut closes = false;
     /// What must not be taken away from an upstream.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
@@ -517,12 +517,13 @@ fn judge_connection(
             return Err(Rejection::BadRequest("Connection is malformed"));
         }
         match name.len() {
-            5 if is(b"close") => found.closes = true,
-            10 if is(b"keep-alive") => {}
+            5 if is(b"close") => closes = true,
+            // Of HTTP/1.0 (RFC 9112, appendix C.2.2).
+            10 if is(b"keep-alive") => found.persists = true,
             _ => found.nominates = true,
         }
     }
-    Ok(())
+    Ok(closes)
 }
 
 #[cfg(test)]

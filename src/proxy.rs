@@ -27,6 +27,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use http::header::EXPECT;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
@@ -41,6 +42,7 @@ use self::request::Request;
 use crate::answer::Answer;
 use crate::chunked::Chunked;
 use crate::head::Framing;
+use crate::header::Headers;
 use crate::policy::{Policies, Process};
 use crate::rejection::Rejection;
 
@@ -155,12 +157,12 @@ impl Gateway {
 
     /// Tells the client why its request ends, if it can be told.
     async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
-        let (rejection, is_of_client) = match stop {
+        let rejection = match stop {
             Stop::Left => return After::Closes,
-            Stop::Rejected(rejection) => (rejection, true),
+            Stop::Rejected(rejection) => rejection,
             Stop::Failed(failed) => {
                 self.failures.log(&request.failure(&failed));
-                (failed.rejection(), false)
+                failed.rejection()
             }
         };
         let answer = request.refuse(&rejection);
@@ -170,7 +172,7 @@ impl Gateway {
             return After::Lingers;
         }
         // Of a body that was on its way to a service nobody knows where it ends.
-        request.closes |= !is_of_client || request.server.is_some();
+        request.closes |= request.is_begun;
         self.answer(client, request, answer).await.unwrap_or(After::Closes)
     }
 
@@ -191,7 +193,9 @@ impl Gateway {
         let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
         // On HTTP/2 the next request does not wait for it.
         let is_whole = rest.has_come() || request.is_http2;
-        request.closes |= self.process.lifecycle.is_draining() || (!is_whole && is_long);
+        // A client that waits for 100 (Continue) may never send its body.
+        let waits = request.lines.first(&EXPECT).is_some();
+        request.closes |= self.process.lifecycle.is_draining() || !is_whole && (is_long || waits);
         request.status = Some(answer.status);
         let is_bodyless = request.is_head();
         let body = answer.body.len();

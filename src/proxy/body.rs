@@ -287,14 +287,18 @@ impl Relay {
 
     /// Writes the end of the body.
     fn end(&mut self, write: &mut impl WriteTrailers) -> Result<(), Broken> {
+        let end = self.output.len();
         if self.target == Target::Chunked {
             self.output.extend_from_slice(b"0\r\n");
         }
         let trailers = std::mem::take(&mut self.trailers);
         // Where they cannot be sent they are judged all the same.
         let begin = self.output.len();
-        if !trailers.is_empty() {
-            write(&trailers, &mut self.output)?;
+        if !trailers.is_empty()
+            && let Err(bad) = write(&trailers, &mut self.output)
+        {
+            self.output.truncate(end);
+            return Err(bad.into());
         }
         match self.target {
             Target::Chunked => self.output.extend_from_slice(b"\r\n"),

@@ -266,10 +266,13 @@ impl Client {
 
     /// Closes the connection so that the client cannot take what it got for all there is.
     pub fn reset(self) {
-        if let Io::Http1(Either::Left(stream)) = &self.io {
-            // Where that fails, the connection is closed like any other.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-        }
+        let stream = match &self.io {
+            Io::Http1(Either::Left(stream)) => stream,
+            Io::Http1(Either::Right(tls)) => tls.get_ref().0,
+            Io::Http2(_) => return,
+        };
+        // Where that fails, the connection is closed like any other.
+        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     }
 }
 

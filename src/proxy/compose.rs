@@ -4,6 +4,7 @@
 //! from what was judged, and the gateway's own lines come last. Nothing is removed after anything
 //! of the gateway's was written.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -54,17 +55,15 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
     let announced = announced_trailers(request);
 
-    let target = request.text(request.head.path_and_query);
+    // A target in absolute form may have no path.
+    let given = request.text(request.head.path_and_query);
+    let target =
+        if given.starts_with('/') { Cow::Borrowed(given) } else { Cow::Owned(format!("/{given}")) };
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    match route.rewritten(target) {
+    match route.rewritten(&target) {
         Some(rewritten) => out.extend_from_slice(rewritten.as_bytes()),
-        None => {
-            if !target.starts_with('/') {
-                out.push(b'/');
-            }
-            out.extend_from_slice(target.as_bytes());
-        }
+        None => out.extend_from_slice(target.as_bytes()),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
 
@@ -85,7 +84,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
                 write_line(out, b"trailer", names);
             }
         }
-        Framing::Length(length) if request.head.has_length || length > 0 => {
+        Framing::Length(length) if request.head.content_length.is_some() || length > 0 => {
             write_number(out, b"content-length", length);
         }
         Framing::Length(_) => {}

@@ -143,7 +143,7 @@ async fn read_body(
         client.deadline.set(end);
         match client.read_more().await {
             Some(Ok(1..)) => {}
-            Some(Ok(0)) if request.is_http2 && !request.head.has_length => break,
+            Some(Ok(0)) if request.is_http2 && request.head.content_length.is_none() => break,
             Some(_) => return Err(of_request_body(Broken::Ended)),
             None => return Err(Rejection::RequestTimeout.into()),
         }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderName;
+use http::header::EXPECT;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
@@ -57,13 +58,10 @@ impl Gateway {
         let mut out = buffers::take();
         compose::request(request, client, &mut out).ok_or(Rejection::InternalError)?;
         let mut upload = upload(request, out);
+        request.is_begun = !upload.has_come();
         if !client.held.is_empty() {
             let taken = upload.take(&mut client.held, &mut to_service(request));
-            if let Err(broken) = taken {
-                // Nobody knows where it ends.
-                request.closes = true;
-                return Err(of_request_body(broken));
-            }
+            taken.map_err(of_request_body)?;
         }
         let mut is_second = false;
         loop {
@@ -135,7 +133,11 @@ impl Gateway {
         let Response { head, mut lines, rest: mut input } = response;
         let Exchange { client, request, mut upload, mut service, mut is_taking } = exchange;
         request.upstream_status = Some(head.status);
+        // A client that waits for 100 (Continue) may never send its body.
+        let waits = upload.passed == 0 && request.lines.first(&EXPECT).is_some();
+        is_taking &= upload.has_come() || !waits;
         request.closes |= self.process.lifecycle.is_draining();
+        request.closes |= !is_taking && !upload.is_sent;
         let idle_time = idle_time(request, &head, &lines);
         let trailers = Trailers::new(request, &head, &lines);
         let mut out = buffers::take();
@@ -150,30 +152,58 @@ impl Gateway {
         let mut to_client = trailers.to_client(request);
         let mut ended = download.take(&mut input, &mut to_client).map_err(of_response_body);
         if ended.is_ok() {
+            let mut is_over = false;
             ended = poll_fn(|cx| {
-                let (server, io) = (&mut service.io, &mut client.io);
-                let moved = download.poll(cx, server, &mut input, io, &mut to_client);
-                if let Poll::Ready(moved) = moved {
-                    return Poll::Ready(moved.map_err(of_response_body));
+                if !is_over {
+                    let (server, io) = (&mut service.io, &mut client.io);
+                    match download.poll(cx, server, &mut input, io, &mut to_client) {
+                        Poll::Ready(Ok(())) if client.io.finish(&download.tail).is_ok() => {
+                            is_over = true;
+                        }
+                        Poll::Ready(Ok(())) => return Poll::Ready(Err(Stop::Left)),
+                        Poll::Ready(Err(broken)) => {
+                            return Poll::Ready(Err(of_response_body(broken)));
+                        }
+                        Poll::Pending => {}
+                    }
                 }
-                if let Poll::Ready(stop) =
-                    poll_upload(cx, client, request, &mut upload, &mut service, &mut is_taking)
-                {
-                    return Poll::Ready(Err(stop));
+                if is_over && (upload.is_sent || !is_taking) {
+                    return Poll::Ready(Ok(()));
                 }
-                let Some((wait, due)) = download.due() else { return Poll::Pending };
+                let moved =
+                    poll_upload(cx, client, request, &mut upload, &mut service, &mut is_taking);
+                match moved {
+                    // The client has its response.
+                    Poll::Ready(_) if is_over => {
+                        is_taking = false;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Ready(stop) => return Poll::Ready(Err(stop)),
+                    Poll::Pending if is_over && upload.is_sent => return Poll::Ready(Ok(())),
+                    Poll::Pending => {}
+                }
+                let of_download = download.due().filter(|_| !is_over);
+                let of_upload = upload.due().filter(|_| is_taking && !upload.is_sent);
+                let first = match (of_download, of_upload) {
+                    (Some((_, down)), Some((wait, up))) if up < down => Some((true, wait, up)),
+                    (Some((wait, down)), _) => Some((false, wait, down)),
+                    (None, Some((wait, up))) => Some((true, wait, up)),
+                    (None, None) => None,
+                };
+                let Some((is_of_upload, wait, due)) = first else { return Poll::Pending };
                 client.deadline.set(due);
-                client.deadline.poll_over(cx).map(|()| {
-                    Err(match wait {
-                        Wait::Sender => Failed::BodyStalled.into(),
-                        Wait::Receiver => Stop::Left,
-                    })
+                client.deadline.poll_over(cx).map(|()| match (is_of_upload, wait) {
+                    _ if is_over => {
+                        is_taking = false;
+                        Ok(())
+                    }
+                    (true, Wait::Sender) => Err(Rejection::RequestTimeout.into()),
+                    (true, Wait::Receiver) => Err(Failed::RequestNotTaken.into()),
+                    (false, Wait::Sender) => Err(Failed::BodyStalled.into()),
+                    (false, Wait::Receiver) => Err(Stop::Left),
                 })
             })
             .await;
-            if ended.is_ok() && client.io.finish(&download.tail).is_err() {
-                ended = Err(Stop::Left);
-            }
         } else {
             // What was fine until then goes out, so that it is seen to break off.
             let patience = request.policy.limits.write_timeout;
@@ -186,14 +216,20 @@ impl Gateway {
         for buffer in [download.output, upload.output, input] {
             buffers::give(buffer);
         }
-        match ended {
-            Ok(()) => {}
-            Err(Stop::Failed(failed)) if framed.by_close => {
-                self.failures.log(&request.failure(&failed));
-                request.rejection = Some(failed.rejection());
-                return Ok(After::Resets);
+        if let Err(stop) = ended {
+            if !framed.by_close {
+                return Err(stop);
             }
-            Err(stop) => return Err(stop),
+            // Only a reset shows that there should have been more.
+            request.rejection = match stop {
+                Stop::Failed(failed) => {
+                    self.failures.log(&request.failure(&failed));
+                    Some(failed.rejection())
+                }
+                Stop::Rejected(rejection) => Some(rejection),
+                Stop::Left => None,
+            };
+            return Ok(After::Resets);
         }
         let is_whole = is_taking && upload.is_sent;
         if head.persists

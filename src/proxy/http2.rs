@@ -295,7 +295,7 @@ impl Gateway {
                 return false;
             }
         };
-        if !is_bodyless && !head.has_length {
+        if !is_bodyless && head.content_length.is_none() {
             // Its length is not known.
             head.head.framing = Framing::Chunked;
         }

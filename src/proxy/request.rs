@@ -50,6 +50,8 @@ pub struct Request {
     pub is_websocket: bool,
     /// Whether an endpoint has read its body.
     pub is_read: bool,
+    /// Whether a part of its body may be on its way to a server.
+    pub is_begun: bool,
     pub is_http2: bool,
     /// Whether the connection ends with its response.
     pub closes: bool,
@@ -99,8 +101,9 @@ impl Request {
             is_preflight: false,
             is_websocket: false,
             is_read: false,
+            is_begun: false,
             is_http2,
-            closes: head.closes || head.version == Version::HTTP_10,
+            closes: !head.persists,
             rejection: None,
             tried: Vec::new(),
             server: None,

@@ -1,11 +1,12 @@
 //! A request that has become a WebSocket, and its end.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Limits, Relay, Source, Target};
 use super::client::Client;
@@ -53,46 +54,53 @@ impl Gateway {
         };
         let (mut up, mut down) = (raw(), raw());
         let session = request.verdict.session.clone();
-        let started = Instant::now();
-        let (mut passed, mut passed_at) = (0, started);
+        // Beside the bytes: a store that takes its time holds nobody up.
+        let watch = async {
+            let started = Instant::now();
+            while started.elapsed() < lifetime {
+                sleep(WATCH.min(lifetime)).await;
+                if let Some(session) = &session
+                    && !self.process.sessions.lives_on(session).await
+                {
+                    return;
+                }
+            }
+        };
+        let mut watch = pin!(watch);
         let mut none = |_: &[u8], _: &mut Vec<u8>| Ok(());
-        loop {
-            client.deadline.set(Instant::now() + WATCH.min(lifetime));
-            let ended = poll_fn(|cx| {
-                let before = up.passed;
-                let io = &mut client.io;
-                let sent = up.poll(cx, io, &mut client.held, &mut service.io, &mut none);
-                let read = down.poll(cx, &mut service.io, &mut from_service, io, &mut none);
-                if let Some(session) = session.as_ref().filter(|_| up.passed > before) {
-                    // What a client sends through a tunnel is a use of its session.
-                    self.process.sessions.touch(session);
-                }
-                if sent.is_ready() || read.is_ready() {
-                    return Poll::Ready(true);
-                }
-                client.deadline.poll_over(cx).map(|()| false)
-            });
-            if ended.await {
-                break;
+        client.deadline.set(Instant::now() + idle);
+        poll_fn(|cx| {
+            let before = (up.passed, down.passed);
+            let io = &mut client.io;
+            let sent = up.poll(cx, io, &mut client.held, &mut service.io, &mut none);
+            let read = down.poll(cx, &mut service.io, &mut from_service, io, &mut none);
+            if let Some(session) = session.as_ref().filter(|_| up.passed > before.0) {
+                // What a client sends through a tunnel is a use of its session.
+                self.process.sessions.touch(session);
             }
-            if let Some(session) = &session
-                && !self.process.sessions.lives_on(session).await
-            {
-                break;
+            if sent.is_ready() || read.is_ready() {
+                return Poll::Ready(());
             }
-            if up.passed + down.passed > passed {
-                (passed, passed_at) = (up.passed + down.passed, Instant::now());
+            if before != (up.passed, down.passed) {
+                client.deadline.set(Instant::now() + idle);
             }
-            if started.elapsed() >= lifetime || passed_at.elapsed() >= idle {
-                break;
+            if client.deadline.poll_over(cx).is_ready() {
+                return Poll::Ready(());
             }
-        }
-        (request.bytes_in, request.bytes_out) = (up.passed, down.passed);
+            watch.as_mut().poll(cx)
+        })
+        .await;
+        // The other side learns of the end, and may have a last word.
         let end = async {
             let _ = service.io.shutdown().await;
+            let io = &mut client.io;
+            let rest =
+                poll_fn(|cx| down.poll(cx, &mut service.io, &mut from_service, io, &mut none));
+            let _ = rest.await;
             let _ = client.io.shutdown().await;
         };
-        let _ = tokio::time::timeout(ORDERLY_END, end).await;
+        let _ = timeout(ORDERLY_END, end).await;
+        (request.bytes_in, request.bytes_out) = (up.passed, down.passed);
         Ok(After::Closes)
     }
 }

@@ -15,6 +15,7 @@ mod check;
 mod command;
 mod config;
 mod edge;
+mod exchange;
 mod explain;
 mod failures;
 mod faults;
@@ -24,6 +25,7 @@ mod framing;
 mod http2;
 mod identity;
 mod keep_alive;
+
 mod login;
 mod login_log;
 mod operation;
