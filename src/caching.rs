@@ -118,7 +118,9 @@ impl Vary {
 
 /// Leaves of a header one line.
 fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
-    response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    if response.first(name).is_some() {
+        response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    }
     response.add(name, value);
 }
 

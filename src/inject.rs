@@ -8,10 +8,7 @@
 //! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
 //! identity was proved.
 
-use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderValue, TRANSFER_ENCODING,
-    UPGRADE,
-};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use crate::config::{IdentitySection, SessionSection};
@@ -268,10 +265,9 @@ impl Injector {
     /// Keeps an upstream's identity and session headers, error marks that are not the
     /// gateway's, and what concerns only its connection from the client.
     pub fn clean_response(&self, status: u16, response: &mut impl HeadersMut) {
-        let is_framing = |name: &[u8]| is_any(name, &[CONTENT_LENGTH, TRANSFER_ENCODING]);
         let is_kept = |name: &[u8]| {
             // Not for the service to take away, or no header.
-            is_framing(name) || is_any(name, &[UPGRADE]) || OF_EVERY_CONNECTION.contains(&name)
+            is_framing(name) || is_any(name, &["upgrade", "keep-alive", "close"])
         };
         let nominated = nominated(response).filter(|name| !is_kept(name));
         let nominated: Vec<Box<[u8]>> = nominated.map(Box::from).collect();
@@ -283,7 +279,7 @@ impl Injector {
         response.remove_if(|name, _| {
             self.response.contains(name)
                 || nominated.iter().any(|one| one.eq_ignore_ascii_case(name))
-                || declines && is_any(name, &[UPGRADE])
+                || declines && is_any(name, &["upgrade"])
                 || has_no_body && is_framing(name)
         });
     }
@@ -294,11 +290,12 @@ impl Injector {
     }
 }
 
-/// What a `Connection` line says besides the names of headers.
-const OF_EVERY_CONNECTION: [&[u8]; 2] = [b"keep-alive", b"close"];
+fn is_framing(name: &[u8]) -> bool {
+    is_any(name, &["content-length", "transfer-encoding"])
+}
 
-fn is_any(name: &[u8], known: &[HeaderName]) -> bool {
-    known.iter().any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+fn is_any(name: &[u8], known: &[&str]) -> bool {
+    known.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -159,6 +159,10 @@ impl Client {
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.capacity() == 0 {
+            // Most often nothing has come: then no buffer is needed.
+            if let Io::Http1(Either::Left(stream)) = &self.io {
+                ready!(stream.poll_read_ready(cx))?;
+            }
             self.held = buffers::take();
         }
         self.held.reserve(READ / 2);

@@ -103,7 +103,7 @@ impl Gateway {
             };
             request.server = Some(address);
             request.is_reused = false;
-            if !is_second && let Some(service) = take_idle(address) {
+            if !is_second && let Some(service) = take_idle(address, request.started) {
                 request.is_reused = true;
                 return Ok(service);
             }
@@ -309,7 +309,10 @@ impl Exchange<'_> {
         since: &mut Option<Instant>,
     ) -> Poll<Result<ResponseHead, Stop>> {
         let Self { client, request, upload, service, is_taking } = self;
-        if let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_taking) {
+        let was_sent = upload.is_sent;
+        if !was_sent
+            && let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_taking)
+        {
             return Poll::Ready(Err(stop));
         }
         loop {
@@ -334,6 +337,9 @@ impl Exchange<'_> {
         }
         if read.is_empty() {
             buffers::give(std::mem::take(read));
+        }
+        if was_sent && client.poll_left(cx).is_ready() {
+            return Poll::Ready(Err(Stop::Left));
         }
         let is_sent = upload.is_sent || !*is_taking;
         let (wait, due) = match upload.due().filter(|_| !is_sent) {

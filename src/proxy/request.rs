@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use http::{HeaderValue, Method, Version};
+
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::failure::{Failed, Failure, Patience};
