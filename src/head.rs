@@ -503,10 +503,10 @@ fn judge_connection(
     nominated: &mut usize,
     found: &mut RequestHead,
 ) -> Result<bool, Rejection> {
-    let mut closes = false;
     /// What must not be taken away from an upstream.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+    let mut closes = false;
     for name in value.split(|b| *b == b',').map(trim) {
         *nominated += 1;
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);

@@ -129,6 +129,15 @@ impl Limits {
     };
 }
 
+/// How far a body is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Coming,
+    /// All has come, and its end is among what is to be sent.
+    Come,
+    Sent,
+}
+
 /// One body, from its first byte to its last.
 pub struct Relay {
     source: Source,
@@ -138,12 +147,9 @@ pub struct Relay {
     pub output: Vec<u8>,
     sent: usize,
     is_flushed: bool,
-    /// Whether all has come, and was sent.
-    pub is_sent: bool,
     /// Whether all that was ever to be sent is in `output`.
     is_held: bool,
-    /// Whether all has come.
-    is_over: bool,
+    stage: Stage,
     /// Trailers that came, each with its CR LF.
     trailers: Vec<u8>,
     /// Trailers to be sent, for [`Target::Stream`].
@@ -164,6 +170,7 @@ impl Relay {
     /// `output` is sent first.
     pub fn new(source: Source, target: Target, limits: Limits, output: Vec<u8>) -> Self {
         let is_over = matches!(source, Source::Length(0));
+        let stage = if is_over { Stage::Come } else { Stage::Coming };
         Self {
             source,
             target,
@@ -171,9 +178,8 @@ impl Relay {
             output,
             sent: 0,
             is_flushed: true,
-            is_sent: false,
             is_held: true,
-            is_over,
+            stage,
             trailers: Vec::new(),
             tail: Vec::new(),
             passed: 0,
@@ -187,18 +193,23 @@ impl Relay {
 
     /// Whether all has come.
     pub fn has_come(&self) -> bool {
-        self.is_over
+        self.stage != Stage::Coming
+    }
+
+    /// Whether all of it was sent.
+    pub fn is_sent(&self) -> bool {
+        self.stage == Stage::Sent
     }
 
     /// Whether all that is sent of it is still held, so that it can be sent again.
     pub fn can_repeat(&self) -> bool {
-        self.is_over && self.is_held
+        self.has_come() && self.is_held
     }
 
     /// Begins again with what is held.
     pub fn repeat(&mut self) {
         self.sent = 0;
-        self.is_sent = false;
+        self.stage = Stage::Come;
         self.waiting_since = None;
     }
 
@@ -222,11 +233,12 @@ impl Relay {
     ) -> Result<(), Broken> {
         let before = self.passed;
         let mut taken = 0;
+        let mut is_over = false;
         match &mut self.source {
             Source::Length(left) => {
                 taken = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 *left -= taken as u64;
-                self.is_over = *left == 0;
+                is_over = *left == 0;
                 self.passed += taken as u64;
                 move_bytes(input, taken, &mut self.output);
             }
@@ -268,8 +280,8 @@ impl Relay {
                         }
                     }
                 }
-                self.is_over = chunked.is_over();
-                if self.is_over {
+                is_over = chunked.is_over();
+                if is_over {
                     // The empty line after them is none.
                     self.trailers.truncate(self.trailers.len().saturating_sub(2));
                 }
@@ -279,7 +291,7 @@ impl Relay {
         if self.passed > self.limits.bytes && self.passed > before {
             return Err(Broken::TooLarge);
         }
-        if self.is_over {
+        if is_over {
             self.end(trailers)?;
         }
         Ok(())
@@ -300,6 +312,7 @@ impl Relay {
             self.output.truncate(end);
             return Err(bad.into());
         }
+        self.stage = Stage::Come;
         match self.target {
             Target::Chunked => self.output.extend_from_slice(b"\r\n"),
             Target::Plain => self.output.truncate(begin),
@@ -343,15 +356,18 @@ impl Relay {
                     Err(error) => return Poll::Ready(Err(Broken::Write(error))),
                 }
             }
-            if !self.is_flushed && (self.is_over || input.is_empty()) {
+            if !self.is_flushed && (self.has_come() || input.is_empty()) {
                 match Pin::new(&mut *writer).poll_flush(cx) {
-                    Poll::Ready(Ok(())) => self.is_flushed = true,
+                    Poll::Ready(Ok(())) => {
+                        self.is_flushed = true;
+                        self.waiting_since = None;
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Write(error))),
                     Poll::Pending => return self.wait_for(Wait::Receiver),
                 }
             }
-            if self.is_over {
-                self.is_sent = true;
+            if self.has_come() {
+                self.stage = Stage::Sent;
                 return Poll::Ready(Ok(()));
             }
             self.is_held &= self.output.is_empty();
@@ -359,7 +375,8 @@ impl Relay {
             self.sent = 0;
             if !input.is_empty() {
                 self.take(input, trailers)?;
-                if self.is_over || !self.output.is_empty() {
+                // What was sent before is flushed, too, before more is waited for.
+                if self.has_come() || !self.output.is_empty() || !self.is_flushed {
                     continue;
                 }
             }
@@ -392,7 +409,6 @@ impl Relay {
         }
         match read {
             Ok(0) if matches!(self.source, Source::Close) => {
-                self.is_over = true;
                 self.trailers = reader.take_trailers();
                 self.end(trailers)?;
             }

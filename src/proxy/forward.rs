@@ -131,13 +131,13 @@ impl Gateway {
     /// Sends a response to the client, while the rest of the request goes to the server.
     async fn relay(&self, exchange: Exchange<'_>, response: Response) -> Result<After, Stop> {
         let Response { head, mut lines, rest: mut input } = response;
-        let Exchange { client, request, mut upload, mut service, mut is_taking } = exchange;
+        let Exchange { client, request, upload, service, mut is_taking } = exchange;
         request.upstream_status = Some(head.status);
         // A client that waits for 100 (Continue) may never send its body.
         let waits = upload.passed == 0 && request.lines.first(&EXPECT).is_some();
         is_taking &= upload.has_come() || !waits;
         request.closes |= self.process.lifecycle.is_draining();
-        request.closes |= !is_taking && !upload.is_sent;
+        request.closes |= !is_taking && !upload.is_sent();
         let idle_time = idle_time(request, &head, &lines);
         let trailers = Trailers::new(request, &head, &lines);
         let mut out = buffers::take();
@@ -149,68 +149,23 @@ impl Gateway {
         let is_bodyless = head.framing == ResponseFraming::Length(0);
         client.io.begin(&mut out, is_bodyless).map_err(|_| Stop::Left)?;
         let mut download = download(request, &head, framed.target, out);
-        let mut to_client = trailers.to_client(request);
-        let mut ended = download.take(&mut input, &mut to_client).map_err(of_response_body);
-        if ended.is_ok() {
-            let mut is_over = false;
-            ended = poll_fn(|cx| {
-                if !is_over {
-                    let (server, io) = (&mut service.io, &mut client.io);
-                    match download.poll(cx, server, &mut input, io, &mut to_client) {
-                        Poll::Ready(Ok(())) if client.io.finish(&download.tail).is_ok() => {
-                            is_over = true;
-                        }
-                        Poll::Ready(Ok(())) => return Poll::Ready(Err(Stop::Left)),
-                        Poll::Ready(Err(broken)) => {
-                            return Poll::Ready(Err(of_response_body(broken)));
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                if is_over && (upload.is_sent || !is_taking) {
-                    return Poll::Ready(Ok(()));
-                }
-                let moved =
-                    poll_upload(cx, client, request, &mut upload, &mut service, &mut is_taking);
-                match moved {
-                    // The client has its response.
-                    Poll::Ready(_) if is_over => {
-                        is_taking = false;
-                        return Poll::Ready(Ok(()));
-                    }
-                    Poll::Ready(stop) => return Poll::Ready(Err(stop)),
-                    Poll::Pending if is_over && upload.is_sent => return Poll::Ready(Ok(())),
-                    Poll::Pending => {}
-                }
-                let of_download = download.due().filter(|_| !is_over);
-                let of_upload = upload.due().filter(|_| is_taking && !upload.is_sent);
-                let first = match (of_download, of_upload) {
-                    (Some((_, down)), Some((wait, up))) if up < down => Some((true, wait, up)),
-                    (Some((wait, down)), _) => Some((false, wait, down)),
-                    (None, Some((wait, up))) => Some((true, wait, up)),
-                    (None, None) => None,
-                };
-                let Some((is_of_upload, wait, due)) = first else { return Poll::Pending };
-                client.deadline.set(due);
-                client.deadline.poll_over(cx).map(|()| match (is_of_upload, wait) {
-                    _ if is_over => {
-                        is_taking = false;
-                        Ok(())
-                    }
-                    (true, Wait::Sender) => Err(Rejection::RequestTimeout.into()),
-                    (true, Wait::Receiver) => Err(Failed::RequestNotTaken.into()),
-                    (false, Wait::Sender) => Err(Failed::BodyStalled.into()),
-                    (false, Wait::Receiver) => Err(Stop::Left),
-                })
-            })
-            .await;
-        } else {
-            // What was fine until then goes out, so that it is seen to break off.
-            let patience = request.policy.limits.write_timeout;
-            let _ = client.send(&download.output, patience).await;
-        }
-        drop(to_client);
+        let taken = download.take(&mut input, &mut trailers.to_client(request));
+        let exchange = Exchange { client, request, upload, service, is_taking };
+        let mut relaying = Relaying { exchange, download, input, trailers, is_over: false };
+        let ended = match taken {
+            Ok(()) => poll_fn(|cx| relaying.poll(cx)).await,
+            Err(broken) => {
+                // What was fine until then goes out, so that it is seen to break off.
+                let Exchange { client, request, .. } = &mut relaying.exchange;
+                let patience = request.policy.limits.write_timeout;
+                let _ = client.send(&relaying.download.output, patience).await;
+                Err(of_response_body(broken))
+            }
+        };
+        let Relaying { exchange, download, input, .. } = relaying;
+        let Exchange { client, request, upload, service, is_taking } = exchange;
         let is_silent = input.is_empty();
+        let is_whole = is_taking && upload.is_sent();
         request.bytes_out = download.passed;
         request.bytes_in = upload.passed;
         for buffer in [download.output, upload.output, input] {
@@ -231,7 +186,6 @@ impl Gateway {
             };
             return Ok(After::Resets);
         }
-        let is_whole = is_taking && upload.is_sent;
         if head.persists
             && is_silent
             && is_whole
@@ -309,7 +263,7 @@ impl Exchange<'_> {
         since: &mut Option<Instant>,
     ) -> Poll<Result<ResponseHead, Stop>> {
         let Self { client, request, upload, service, is_taking } = self;
-        let was_sent = upload.is_sent;
+        let was_sent = upload.is_sent();
         if !was_sent
             && let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_taking)
         {
@@ -341,7 +295,7 @@ impl Exchange<'_> {
         if was_sent && client.poll_left(cx).is_ready() {
             return Poll::Ready(Err(Stop::Left));
         }
-        let is_sent = upload.is_sent || !*is_taking;
+        let is_sent = upload.is_sent() || !*is_taking;
         let (wait, due) = match upload.due().filter(|_| !is_sent) {
             Some((wait, due)) => (Some(wait), due),
             None => {
@@ -373,6 +327,67 @@ impl Exchange<'_> {
     }
 }
 
+/// A response on its way to the client.
+struct Relaying<'a> {
+    exchange: Exchange<'a>,
+    download: Relay,
+    /// What was read of the server's connection and not yet taken.
+    input: Vec<u8>,
+    trailers: Trailers,
+    /// Whether the client has all of it.
+    is_over: bool,
+}
+
+impl Relaying<'_> {
+    /// Moves both bodies on. Ready when the response is over, and so is the request.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        let Self { exchange, download, input, trailers, is_over } = self;
+        let Exchange { client, request, upload, service, is_taking } = exchange;
+        if !*is_over {
+            let mut to_client = trailers.to_client(request);
+            match download.poll(cx, &mut service.io, input, &mut client.io, &mut to_client) {
+                Poll::Ready(Ok(())) if client.io.finish(&download.tail).is_ok() => *is_over = true,
+                Poll::Ready(Ok(())) => return Poll::Ready(Err(Stop::Left)),
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(of_response_body(broken))),
+                Poll::Pending => {}
+            }
+        }
+        if *is_over && (upload.is_sent() || !*is_taking) {
+            return Poll::Ready(Ok(()));
+        }
+        match poll_upload(cx, client, request, upload, service, is_taking) {
+            // The client has its response.
+            Poll::Ready(_) if *is_over => {
+                *is_taking = false;
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(stop) => return Poll::Ready(Err(stop)),
+            Poll::Pending if *is_over && upload.is_sent() => return Poll::Ready(Ok(())),
+            Poll::Pending => {}
+        }
+        let of_download = download.due().filter(|_| !*is_over);
+        let of_upload = upload.due().filter(|_| *is_taking && !upload.is_sent());
+        let (is_of_upload, wait, due) = match (of_download, of_upload) {
+            (Some((_, down)), Some((wait, up))) if up < down => (true, wait, up),
+            (Some((wait, down)), _) => (false, wait, down),
+            (None, Some((wait, up))) => (true, wait, up),
+            (None, None) => return Poll::Pending,
+        };
+        client.deadline.set(due);
+        std::task::ready!(client.deadline.poll_over(cx));
+        Poll::Ready(match (is_of_upload, wait) {
+            _ if *is_over => {
+                *is_taking = false;
+                Ok(())
+            }
+            (true, Wait::Sender) => Err(Rejection::RequestTimeout.into()),
+            (true, Wait::Receiver) => Err(Failed::RequestNotTaken.into()),
+            (false, Wait::Sender) => Err(Failed::BodyStalled.into()),
+            (false, Wait::Receiver) => Err(Stop::Left),
+        })
+    }
+}
+
 /// Sends more of a request's body. Once it has all been sent, or is taken no more, it is looked
 /// whether the client is still there. Ready when the request ends by this.
 fn poll_upload(
@@ -383,7 +398,7 @@ fn poll_upload(
     service: &mut Service,
     is_taking: &mut bool,
 ) -> Poll<Stop> {
-    if *is_taking && !upload.is_sent {
+    if *is_taking && !upload.is_sent() {
         let (io, held) = (&mut client.io, &mut client.held);
         match upload.poll(cx, io, held, &mut service.io, &mut to_service(request)) {
             Poll::Ready(Ok(())) => {}
