@@ -109,12 +109,23 @@ mod websocket;
 pub mod wechat;
 
 /// What the fuzz targets of `tests/fuzz` need, and nobody outside the crate may use.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing {
     pub use crate::chunked::{Chunked, Malformed};
+    pub use crate::head::response::{self, Fault, ResponseHead};
     pub use crate::head::{Framing, Head, HeadLimits, judge};
+    pub use crate::header::lines;
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
+    pub use crate::proxy::body;
     pub use crate::rejection::Rejection;
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};
 }
+
+// The targets name the crate as if from outside.
+#[cfg(test)]
+extern crate self as wxgate;
+
+#[cfg(test)]
+#[path = "../tests/fuzz/replay.rs"]
+mod replay;

@@ -5,7 +5,7 @@
 //! becomes of one request: it is judged (`judge`), answered here or sent to a server (`forward`),
 //! and every reason to stop becomes a response in one place.
 
-mod body;
+pub mod body;
 mod buffers;
 mod client;
 mod compose;

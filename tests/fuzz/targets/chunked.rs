@@ -1,10 +1,9 @@
 //! A chunked body ends where a plain reading of the whole says, however its bytes are cut.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use libfuzzer_sys::fuzz_target;
 use wxgate::fuzzing::{Chunked, Malformed};
 
 /// Where a body ends; `Ok(None)` while more must come.
@@ -13,7 +12,10 @@ type End = Result<Option<usize>, Malformed>;
 const MOST_DIGITS: usize = 15;
 const LONGEST_EXTRA: usize = 4 << 10;
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let whole = follow(input, |rest| rest.len());
     assert_eq!(whole, plain(input), "{}", input.escape_ascii());
     assert_eq!(whole, follow(input, |_| 1));
@@ -31,7 +33,7 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(follow(&input[..end], |rest| rest.len()), Ok(Some(end)));
         assert_eq!(follow(&input[..end - 1], |rest| rest.len()), Ok(None));
     }
-});
+}
 
 /// Follows the input in pieces; what is said after each must not be taken back.
 fn follow(input: &[u8], mut cut: impl FnMut(&[u8]) -> usize) -> End {

@@ -4,11 +4,10 @@
 //! An input is the text of a file; after a `+`, of one with [`BASE`] at its end. Where a secret is put into it, and how it is written, is
 //! chosen by a hash of the text, so that files of all kinds can serve as they are.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use libfuzzer_sys::fuzz_target;
 use wxgate::config::{Config, Problems, Secrets};
 
 /// What a file must have.
@@ -54,14 +53,17 @@ const PLANTED: [&str; 20] = [
     "# app_secret = \"@\"",
 ];
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let text = &*match text.strip_prefix('+') {
         Some(rest) => format!("{rest}{BASE}"),
         None => text.to_owned(),
     };
     if let Err(problems) = Config::parse("FUZZ", text, Secrets::Ignore) {
-        check(&problems, text);
+        check_problems(&problems, text);
     }
 
     let mut hasher = DefaultHasher::new();
@@ -90,14 +92,14 @@ fuzz_target!(|input: &[u8]| {
     match Config::parse("FUZZ", &text, Secrets::Ignore) {
         Ok(config) => assert!(!format!("{config:?}").contains(canary), "{text}"),
         Err(problems) => {
-            let shown = check(&problems, &text);
+            let shown = check_problems(&problems, &text);
             assert!(!shown.contains(canary), "{shown}\nof\n{text}");
         }
     }
-});
+}
 
 /// Every problem has a place that is there. Returns what is shown.
-fn check(problems: &Problems, text: &str) -> String {
+fn check_problems(problems: &Problems, text: &str) -> String {
     let shown = problems.to_string();
     assert_eq!(format!("{problems:?}"), shown);
     let lines: Vec<&str> = text.split('\n').collect();

@@ -3,9 +3,8 @@
 //!
 //! An input is what comes over a connection.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use pingora::http::RequestHeader;
 use wxgate::fuzzing::{Framing, Head, HeadLimits, Rejection, judge};
 
@@ -15,7 +14,10 @@ const HEALTH: &[u8] = b"/healthz";
 /// Bytes of an input that are tried at every length.
 const LONGEST_TRIED: usize = 600;
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let whole = verdict(input);
     let mut before = Ok(None);
     for end in (0..=input.len().min(LONGEST_TRIED)).chain([input.len()]) {
@@ -42,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
         Err(Rejection::HeadersTooLarge) => assert!(is_large(input)),
         Err(other) => panic!("{other:?} is no answer to a head"),
     }
-});
+}
 
 fn verdict(read: &[u8]) -> Result<Option<Head>, Rejection> {
     judge(read, LIMITS, |path| path == HEALTH)
@@ -147,8 +149,8 @@ fn plain(read: &[u8]) -> Option<Head> {
         name.trim_matches([' ', '\t']).eq_ignore_ascii_case("websocket")
     };
     let offers = all("upgrade");
-    let asks_websocket = version == "HTTP/1.1"
-        && offers.iter().any(|value| value.split(',').any(is_websocket));
+    let asks_websocket =
+        version == "HTTP/1.1" && offers.iter().any(|value| value.split(',').any(is_websocket));
     Some(Head { length: skipped + length, framing, asks_websocket })
 }
 

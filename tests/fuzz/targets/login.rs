@@ -3,11 +3,10 @@
 //! The first byte of an input chooses the form and what is accepted; the rest is the body or
 //! the query, or lines that make a body of JSON. What is one code is read here anew, plainly.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 mod json;
 
-use libfuzzer_sys::fuzz_target;
 use wxgate::config::LoginForms;
 use wxgate::fuzzing::{Code, ContentType, LoginRequest, Rejection, parse_login};
 
@@ -38,7 +37,10 @@ enum Form {
 /// A code, and an app.
 type Login = (String, Option<String>);
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let Some((choice, body)) = input.split_first() else { return };
     let (content_type, form) = CONTENT_TYPES[usize::from(choice % 8)];
     let composed = (choice & 32 != 0).then(|| compose(body, &NAMES));
@@ -77,7 +79,7 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(is_sent, needs_none && (1..=128).contains(&code.len()), "{code:?}");
         assert!(!is_sent || !Code::is_mock(&code));
     }
-});
+}
 
 /// What is not UTF-8 in fields that nobody reads may pass or not.
 fn check_json(body: &[u8], found: Option<&Login>) {

@@ -4,11 +4,10 @@
 //! the path. What upstreams may read is written here anew, layer by layer as known servers do it, and what
 //! a reading is for is found segment by segment; nothing is taken from the code under test.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::sync::LazyLock;
 
-use libfuzzer_sys::fuzz_target;
 use wxgate::config::{Config, Secrets};
 use wxgate::route::{Asked, Endpoint, PathError, Routes};
 
@@ -92,7 +91,10 @@ fn routes(table: &Table) -> Routes {
     Routes::new(&config.endpoints, &config.routes)
 }
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let Some((choice, path)) = input.split_first() else { return };
     let Ok(path) = std::str::from_utf8(path) else { return };
     let mut choose = usize::from(*choice);
@@ -127,7 +129,7 @@ fuzz_target!(|input: &[u8]| {
         }
         Err(PathError::AmbiguousHeader) => panic!("no route asks for a header"),
     }
-});
+}
 
 /// What a path is for, read as it stands.
 fn endpoint(table: &Table, path: &[u8], serves_own: bool) -> Endpoint {

@@ -4,14 +4,13 @@
 //! An input is what comes over a connection. Of the body of a request as much comes with its
 //! head as the length of the input says.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::io::Cursor;
 use std::sync::LazyLock;
 
 use bytes::BytesMut;
 use http::HeaderValue;
-use libfuzzer_sys::fuzz_target;
 use pingora::protocols::http::v1::server::HttpSession;
 use tokio::runtime::{Builder, Runtime};
 use wxgate::fuzzing::{Chunked, Framing, HeadLimits, judge};
@@ -22,7 +21,10 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_current_thread().enable_time().build().expect("a runtime can be built")
 });
 
-fuzz_target!(|input: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
     let Ok(Some(head)) = judge(input, LIMITS, |_| false) else { return };
     let rest = &input[head.length..];
     let Some(length) = body_length(rest, head.framing) else { return };
@@ -35,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
         (bytes, Framing::Length(_)) => bytes.to_vec(),
     };
     assert_eq!(RUNTIME.block_on(read(first, later, head)), expected, "{}", input.escape_ascii());
-});
+}
 
 /// Bytes of a body that has come whole.
 fn body_length(rest: &[u8], framing: Framing) -> Option<usize> {

@@ -4,19 +4,18 @@
 //! An input is the body of an answer, or, after a byte 1, lines that make one. Where it holds [`CANARY`], as a session_key or
 //! anywhere else, no error and no log may hold it.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 mod json;
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
-use std::sync::Once;
 
 use http::HeaderValue;
-use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Metadata, Subscriber};
 use wxgate::fuzzing::{Reply, WeChatError};
 use wxgate::identity::{AppId, Identity};
@@ -44,11 +43,16 @@ enum Kind {
 thread_local! {
     /// What was logged since it was last taken.
     static LOGGED: RefCell<String> = const { RefCell::new(String::new()) };
+
+    /// Has what this thread logs written there.
+    static LOG: DefaultGuard = tracing::subscriber::set_default(Log);
 }
 
-fuzz_target!(|input: &[u8]| {
-    static LOG: Once = Once::new();
-    LOG.call_once(|| tracing::subscriber::set_global_default(Log).expect("the first"));
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
+
+pub fn check(input: &[u8]) {
+    LOG.with(|_| {});
 
     let composed = input.strip_prefix(&[1]).map(|lines| compose(lines, &NAMES));
     let body = composed.as_ref().map_or(input, String::as_bytes);
@@ -65,7 +69,7 @@ fuzz_target!(|input: &[u8]| {
         let found = found.as_ref().map(as_text).map_err(kind);
         assert_eq!(found, expected(&fields), "{}", body.escape_ascii());
     }
-});
+}
 
 fn as_text(identity: &Identity) -> (String, Option<String>) {
     let unionid = identity.unionid.as_ref().map(|unionid| unionid.as_str().to_owned());
@@ -154,12 +158,12 @@ fn check_words(error: &WeChatError) {
         "WeChat limits the calls of this user (errcode #)",
         "WeChat is busy (errcode #)",
         "WeChat's quota for the app is used up (errcode #)",
-        "WeChat refuses the app (errcode #)",
+        "WeChat rejects the app (errcode #)",
         "WeChat's response cannot be understood: not the JSON expected",
-        "WeChat's response cannot be understood: no legal errcode",
+        "WeChat's response cannot be understood: invalid errcode",
         "WeChat's response cannot be understood: no session_key",
-        "WeChat's response cannot be understood: no legal openid",
-        "WeChat's response cannot be understood: no legal unionid",
+        "WeChat's response cannot be understood: invalid openid",
+        "WeChat's response cannot be understood: invalid unionid",
     ];
     let rid = error.refusal().and_then(|refusal| refusal.rid.as_deref());
     let is_rid = |rid: &str| {
