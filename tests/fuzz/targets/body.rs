@@ -96,12 +96,8 @@ impl Case<'_> {
             From::Close => Source::Close,
         };
         let time = Duration::from_secs(1);
-        let limits = Limits {
-            bytes: self.limit,
-            read_timeout: time,
-            write_timeout: time,
-            ..Limits::NONE
-        };
+        let limits =
+            Limits { bytes: self.limit, read_timeout: time, write_timeout: time, ..Limits::NONE };
         let mut relay = Relay::new(source, self.target, limits, self.header.to_vec());
         let mut input = self.sent[..self.early].to_vec();
         let mut trailers = |lines: &[u8], out: &mut Vec<u8>| match write_trailers(lines, out) {
@@ -224,7 +220,9 @@ impl Case<'_> {
     fn check_whole(&self, out: &[u8], expected: &Body) {
         assert!(matches!(expected.end, End::At(_)));
         match self.target {
-            Target::Plain | Target::Stream => assert_eq!(out.escape_ascii().to_string(), shown(&expected.data)),
+            Target::Plain | Target::Stream => {
+                assert_eq!(out.escape_ascii().to_string(), shown(&expected.data))
+            }
             Target::Chunked => {
                 let (data, rest) = own_chunks(out);
                 assert_eq!(data, expected.data);

@@ -191,8 +191,7 @@ pub fn check(input: &[u8]) {
     }
 
     // A logout ends the session that the request was from, and no other.
-    if matches!(lines.len(), 1..=2) && ready(gateway.authenticator.revoke(&request)).is_ok()
-    {
+    if matches!(lines.len(), 1..=2) && ready(gateway.authenticator.revoke(&request)).is_ok() {
         let as_required = self::expected(gateway, &lines, Access::Required, &tokens);
         for (user, token) in [("a", tokens.a.clone()), ("b", tokens.b.clone())] {
             let is_live = is_live(gateway, &token);
