@@ -135,7 +135,7 @@ impl Case<'_> {
         let may_repeat = matches!(ended, Ok(()) | Err(Broken::Write(_)));
         match ended {
             Ok(()) => {
-                assert!(!is_large && relay.is_sent && relay.has_come());
+                assert!(!is_large && relay.is_sent() && relay.has_come());
                 assert!(wire.borrow().is_flushed);
                 let End::At(end) = expected.end else { panic!("{:?} ended", expected.end) };
                 self.check_whole(out.expect("the header"), &expected);
