@@ -1,8 +1,8 @@
 //! Answers that the gateway makes itself, before they meet a protocol.
 //!
-//! Login, logout, session, health and every refusal end in an [`Answer`]; `proxy.rs`
-//! writes it to a parsed request, `edge.rs` to a connection whose head was refused. All
-//! of them are `Cache-Control: no-store`: none may be kept by anybody on the way.
+//! Login, logout, session, health and every refusal end in an [`Answer`]; `proxy` writes it as the
+//! response to a request, and to a connection whose request header was rejected. All of them are
+//! `Cache-Control: no-store`: none may be kept by anybody on the way.
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;

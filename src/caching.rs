@@ -116,7 +116,7 @@ impl Vary {
     }
 }
 
-/// Leaves of a header one line.
+/// Replaces all lines of a header by one.
 fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
     if response.first(name).is_some() {
         response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));

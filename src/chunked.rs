@@ -12,17 +12,17 @@ const MOST_DIGITS: u8 = 15;
 /// Bytes of an extension.
 const LONGEST_EXTENSION: u32 = 4 << 10;
 
-/// Bytes of all trailers. Whoever keeps them keeps fewer.
+/// Bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
 const LONGEST_TRAILERS: u32 = 1 << 20;
 
 /// How far a body has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunked {
     place: Place,
-    /// Of the chunk at hand.
+    /// Bytes left of the current chunk.
     left: u64,
     digits: u8,
-    /// Bytes of the extension or trailers at hand.
+    /// Bytes so far of the current extension, or of the trailers.
     extra: u32,
 }
 

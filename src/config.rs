@@ -447,7 +447,7 @@ pub struct LimitsSection {
     /// Bytes a second that a client must take while some wait to be sent to it, after a moment's
     /// grace; 0: any.
     pub min_response_rate: u64,
-    /// Bytes that grown windows of HTTP/2 may take, of all connections together.
+    /// Bytes that grown HTTP/2 windows may take, for all connections together.
     pub max_buffered: u64,
     /// Requests of one HTTP/1 connection.
     pub max_requests_per_connection: usize,

@@ -1,7 +1,8 @@
-//! The one entry point of every public connection.
+//! Public connections, from their first byte to their first request.
 //!
-//! Decides which connections there may be, whose they are, and what they speak: TLS or not, HTTP/1
-//! or HTTP/2. Then the proxy has them. It does not know what a request is for.
+//! Applies the limits on connections, reads the PROXY header where the listener expects one, does
+//! the TLS handshake, and finds out whether the client speaks HTTP/1 or HTTP/2. From then on
+//! `proxy` serves the connection. Nothing here depends on what a request asks for.
 
 mod proxy_protocol;
 mod redirect;
@@ -26,12 +27,12 @@ use crate::rejection::Rejection;
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Connections to services that are kept for the next request, for each worker; never more than
-/// half as many as clients may have, for descriptors are shared. With fewer than are asked for
-/// at once, the others would be opened and closed with each request.
+/// Idle connections to services that each worker keeps, at most. All workers together keep no more
+/// than half of `limits.max_connections`, because descriptors are shared. If there were fewer than
+/// requests at once, connections would be opened and closed with each request.
 const MOST_IDLE: usize = 1024;
 
-/// For each step of turning a connection away.
+/// Time for each step of rejecting a connection that is beyond a limit.
 const TURN_AWAY: Duration = Duration::from_millis(100);
 
 /// Serves public connections.
@@ -100,7 +101,7 @@ impl Edge {
         drop(policy);
         let gateway = &self.gateway;
         if opening == Opening::Redirect {
-            // Boxed as HTTP/2 is below.
+            // Boxed for the same reason as HTTP/2 below.
             return Box::pin(self.redirect(Client::plain(stream, peer), closing)).await;
         }
         let Some(tls) = tls else {
@@ -115,7 +116,7 @@ impl Edge {
                 () = closed(&mut closing) => return,
             };
             return match begins_as_http2 {
-                // Boxed, or every connection would have the room that one of HTTP/2 needs.
+                // Boxed: otherwise every connection would take as much memory as one of HTTP/2.
                 Some(true) => Box::pin(gateway.serve_http2(client, closing, limits)).await,
                 Some(false) => gateway.serve(client, closing, Some(deadline)).await,
                 None => {}
@@ -202,14 +203,14 @@ impl Edge {
             return;
         }
         let mut client = Client::plain(stream, peer);
-        // A request that is there already, unread, would reset the connection.
+        // A request that has come already and is not read would reset the connection.
         let _ = timeout(TURN_AWAY, client.read_more()).await;
         let _ = timeout(TURN_AWAY, self.gateway.refuse(client, &Rejection::Overloaded)).await;
     }
 }
 
-/// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3); `None` when its time is
-/// over. What is read to find out is held.
+/// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3); `None` at the deadline. The
+/// bytes that were read are held.
 async fn begins_as_http2(client: &mut Client) -> Option<bool> {
     loop {
         if client.held.starts_with(PREFACE) {

@@ -1,11 +1,11 @@
-//! Whether the head of a request is beyond doubt.
+//! Whether a request header has only one reading.
 //!
-//! pingora's parser is lenient, and another server may be lenient in another way: a head
-//! that two parsers could read differently is refused here. On HTTP/1 that is judged from
-//! its raw bytes, before anything else looks at it (RFC 9112, sections 2.2, 3 and 6; the
-//! attacks are known as request smuggling); HTTP/2 has framing of its own, and what is
-//! judged is what would be written to an upstream in HTTP/1. What passes has one reading,
-//! and its body one length.
+//! Servers are lenient in different ways: a request header that two parsers could read differently
+//! is rejected here (RFC 9112, sections 2.2, 3 and 6; the attacks are known as request smuggling).
+//! On HTTP/1 its raw bytes are judged, in one pass that also finds its parts and lines: nothing
+//! parses them again. HTTP/2 has framing of its own, and what is judged is the header that HTTP/1
+//! would have, which is what the service gets. A header that passes has one reading, and its body
+//! one length. `response` judges the headers of services as strictly.
 
 pub mod response;
 
@@ -61,7 +61,7 @@ pub struct RequestHead {
     pub takes_trailers: bool,
 }
 
-/// What decides over a head that passed.
+/// How a request whose header passed is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Bytes up to and with the empty line.
@@ -121,10 +121,10 @@ pub fn judge(
     Ok(read.map(|request| request.head))
 }
 
-/// The same, and has every header line in its order.
+/// The same, and calls `each` with every header line in order.
 ///
 /// # Errors
-/// As [`judge`]. Lines may have been told before.
+/// As [`judge`]. `each` may have been called before.
 pub fn read(
     read: &[u8],
     limits: HeadLimits,
@@ -192,7 +192,7 @@ const TOLD: Messages = Messages {
     backtick: "X-Forwarded-Uri: ` must be percent-encoded in a path",
 };
 
-/// So many elements of `Connection` are too many.
+/// From this number of elements on, `Connection` is rejected.
 const MOST_NOMINATED: usize = 10;
 
 const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
@@ -302,7 +302,7 @@ fn judge_target(target: &[u8], limits: HeadLimits, messages: &Messages) -> Resul
         let message = if is_ascii { messages.target_byte } else { messages.not_ascii };
         return Err(Rejection::BadRequest(message));
     }
-    // No URI may hold a backtick in its path, and pingora's has none.
+    // No URI may hold a backtick in its path (RFC 3986, section 3.3).
     if path_of(target).contains(&b'`') {
         return Err(Rejection::BadRequest(messages.backtick));
     }
@@ -496,14 +496,14 @@ fn is_host(host: &str) -> bool {
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Judges a `Connection` line, of which so many elements were `nominated` before. Says whether it
-/// has `close`.
+/// Judges a `Connection` line. `nominated` counts the elements of all such lines. Returns whether
+/// it has `close`.
 fn judge_connection(
     value: &[u8],
     nominated: &mut usize,
     found: &mut RequestHead,
 ) -> Result<bool, Rejection> {
-    /// What must not be taken away from an upstream.
+    /// Headers that no client may keep from a service.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
     let mut closes = false;

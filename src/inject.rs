@@ -1,12 +1,11 @@
 //! Identity headers sent upstream, and the headers that are the gateway's to write.
 //!
-//! Upstream services trust these headers blindly, so this is the only code that may write
-//! them, and it removes whatever the client sent under the same names first, on every
-//! route, `auth = "none"` included. CGI-like upstreams fold `X_OpenId`, `X.OpenId` and
-//! `X-OpenId` into one variable, so names are compared folded: every byte that is no letter
-//! or digit counts as `_`, and case does not matter. It is called only where nothing is
-//! removed afterwards (pingora's `upstream_request_filter`), and does not know how an
-//! identity was proved.
+//! Upstream services trust these headers blindly, so this is the only code that may write them, and
+//! it removes whatever the client sent under the same names first, on every route, `auth = "none"`
+//! included. CGI-like upstreams fold `X_OpenId`, `X.OpenId` and `X-OpenId` into one variable, so
+//! names are compared folded: every byte that is no letter or digit counts as `_`, and case does
+//! not matter. It is called only where nothing is removed afterwards (`proxy::compose`), and does
+//! not know how an identity was proved.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{HeaderMap, StatusCode};
@@ -154,8 +153,8 @@ impl Injector {
         Ok(())
     }
 
-    /// Writes what is said of a request's way here, to a header from which [`Self::strips`] has
-    /// taken everything of the kind.
+    /// Writes the forwarding headers and the request id, after every line has been removed that
+    /// [`Self::strips`] names.
     pub fn write(&self, forwarding: &Forwarding, out: &mut Vec<u8>) {
         for (name, value) in [
             (&REQUEST_ID, Some(&forwarding.request_id)),
@@ -170,7 +169,7 @@ impl Injector {
         }
     }
 
-    /// Writes whose a request is, to a header of the same kind.
+    /// Writes the identity headers, after the same removal.
     pub fn write_identity(&self, identity: &Identity, out: &mut Vec<u8>) {
         let [openid, app_id, unionid] = &self.identity;
         write_line(out, openid.as_str().as_bytes(), identity.openid.as_str().as_bytes());

@@ -12,8 +12,8 @@
 //! | 8 | `signals` | which signals there are, and what each of them orders |
 //! | 7 | `server` | listeners, workers, signals: from a configuration to a running gateway, and to its end |
 //! | 6 | `reload` | taking a changed configuration into service |
-//! | 6 | `edge` | which public connections there may be, whose they are, and what they speak |
-//! | 5 | `proxy` | the life of a request, and every byte on both sides of it |
+//! | 6 | `edge` | which public connections are accepted, whose they are, and what protocol they speak |
+//! | 5 | `proxy` | the life of a request, and every byte that goes to its client and its service |
 //! | 5 | `forward_auth` | the decision alone, for those who keep another proxy in front |
 //! | 5 | `admin` | metrics, probes, and the operator's hold on users' sessions |
 //! | 4 | `explain` | what would become of a request, in words |
@@ -24,9 +24,9 @@
 //! | 3 | `forwarded` | whose word counts about where a request came from |
 //! | 2 | `session` | what a token stands for, and for how long |
 //! | 2 | `wechat` | a one-time code traded for an identity |
-//! | 2 | `head` | whether the head of a request is beyond doubt |
+//! | 2 | `head` | whether the header of a request or response has only one reading |
 //! | 2 | `route` | which route or endpoint a path is for |
-//! | 2 | `upstream` | which server is next, and how it is spoken to |
+//! | 2 | `upstream` | which server is next, and how it is connected to |
 //! | 2 | `tls` | the handshake with clients: certificates by name, versions, tickets |
 //! | 2 | `websocket` | when a request may become one, and how long it may stay one |
 //! | 2 | `rate_limit` | how often somebody may ask |
@@ -40,7 +40,7 @@
 //! | 1 | `log_writer` | writing logs without waiting for them |
 //! | 1 | `seldom` | what is said at most once a minute |
 //! | 1 | `token` | what a session token looks like |
-//! | 1 | `chunked` | where a chunked body ends |
+//! | 1 | `chunked` | where a chunked body ends, and which of its bytes are data |
 //! | 0 | `answer` | an answer of the gateway's own, before it meets a protocol |
 //! | 0 | `clock` | the time that sessions live by |
 //! | 0 | `deadline` | a time limit that is moved often and seldom met |
@@ -54,9 +54,24 @@
 //!
 //! # The life of a request
 //!
-//! `edge` accepts its connection; `proxy` reads and judges its head, takes the `policy`, lets `route` judge
-//! the path and `auth` find the session, chooses a server from `upstream`, has `inject`
-//! strip and write headers, and at the end writes down how it went.
+//! `edge` finds out what protocol its connection speaks. The rest is `proxy`, one async function
+//! for HTTP/1 and HTTP/2: it reads the request header, which `head` judges, and takes the current
+//! `policy`; `route` matches the path, and `auth` looks the session up; `upstream` chooses a
+//! server, and `inject` says which headers are removed and writes the gateway's own. Then both
+//! bodies are forwarded, in both directions at once, and at the end the request is counted and
+//! logged.
+//!
+//! What a request may not do, a response may not either: the header of a service's response is
+//! judged as strictly, its framing is never copied, and what it says of its connection stays there.
+//!
+//! # What is ours, and what is pingora's
+//!
+//! This crate parses, frames and writes every byte of HTTP/1 between clients and services: headers
+//! in `head` and `proxy::compose`, bodies in `chunked` and `proxy::body`. `h2` does the same for
+//! clients of HTTP/2, and rustls their TLS; sockets and timers are tokio's. pingora is used for two
+//! things: its connectors open connections to servers (`proxy`), and its service discovery updates
+//! an upstream's list of servers (`upstream`). Its proxy, its HTTP parsers, its pool of connections
+//! and its server are not used. The listeners that are not public use hyper (`http_server`).
 //!
 //! # The life of a login
 //!

@@ -40,7 +40,7 @@ impl Lifecycle {
         self.closing.send_replace(true);
     }
 
-    /// Turns `true` when idle connections must end. The same channel tells pingora.
+    /// Turns `true` when idle connections must end.
     pub fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }

@@ -170,7 +170,7 @@ JSON fields, all of them always present:
   other_routes        for each: index, name, file, line, reason";
 
 fn main() -> ExitCode {
-    // pingora's and reqwest's TLS use the process's provider.
+    // reqwest and redis use the process's TLS provider.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Arguments::parse().command {
         Command::Run { config } => run(&config),

@@ -1,9 +1,13 @@
 //! The life of a request.
 //!
-//! [`Gateway::serve`] takes a connection of HTTP/1 from its first head to its end, and
-//! [`Gateway::serve_http2`] one of HTTP/2. [`Gateway::exchange`] is what
-//! becomes of one request: it is judged (`judge`), answered here or sent to a server (`forward`),
-//! and every reason to stop becomes a response in one place.
+//! [`Gateway::serve`] serves the requests of an HTTP/1 connection one after another, and
+//! [`Gateway::serve_http2`] those of an HTTP/2 connection at once. [`Gateway::exchange`] is one
+//! request: it is judged (`judge`), and then answered by the gateway or forwarded to a server
+//! (`forward`). Whatever ends it early becomes a response in one place ([`Gateway::stop`]). Each
+//! request is counted and logged exactly once, even if its code panics.
+//!
+//! The other modules: `request` is the state of one request, `client` and `stream` are the client's
+//! side, `service` is the service's side, `compose` writes headers, `body` moves bodies.
 
 pub mod body;
 mod buffers;
@@ -46,10 +50,10 @@ use crate::header::Headers;
 use crate::policy::{Policies, Process};
 use crate::rejection::Rejection;
 
-/// Of a body that nobody reads, so much is waited for, so that the connection can go on.
+/// Bytes of a body that are read and dropped, at most, so that the connection can be used again.
 const MOST_SKIPPED: u64 = 64 << 10;
 
-/// For so long.
+/// The longest time for that.
 const SKIP: Duration = Duration::from_secs(5);
 
 /// Serves connections.
@@ -58,7 +62,7 @@ pub struct Gateway {
     policies: Arc<Policies>,
     failures: Failures,
     connector: TransportConnector,
-    /// What is taken of `limits.max_buffered`.
+    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows take.
     buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,
@@ -72,7 +76,7 @@ enum After {
     Closes,
     /// It ends; the client may still be sending.
     Lingers,
-    /// It ends before its response did, and only that shows it.
+    /// It is reset, because the response is not complete and nothing else would show that.
     Resets,
 }
 
@@ -95,7 +99,8 @@ impl Gateway {
         }
     }
 
-    /// Serves the requests of a connection. Of a head that has been begun, the deadline is given.
+    /// Serves the requests of a connection. `begun` is the deadline of a request header of which a
+    /// part has already come.
     pub async fn serve(
         &self,
         mut client: Client,
@@ -130,8 +135,7 @@ impl Gateway {
         }
     }
 
-    /// Serves one request, and writes down how it went. A panic is a failure of this request, and
-    /// of no other.
+    /// Serves one request, and counts and logs it. A panic fails this request and no other.
     async fn serve_request(&self, client: &mut Client, request: &mut Request) -> After {
         let exchange = AssertUnwindSafe(self.exchange(client, request)).catch_unwind().await;
         let after = match exchange {
@@ -155,7 +159,7 @@ impl Gateway {
         }
     }
 
-    /// Tells the client why its request ends, if it can be told.
+    /// Sends the client the reason why its request ends, unless a response has begun.
     async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
         let rejection = match stop {
             Stop::Left => return After::Closes,
@@ -168,16 +172,17 @@ impl Gateway {
         let answer = request.refuse(&rejection);
         request.rejection = Some(rejection);
         if request.status.is_some() {
-            // Part of a response has gone out: that it breaks off is all that can be told.
+            // A part of a response has been sent: the client can only see that it breaks off.
             return After::Lingers;
         }
-        // Of a body that was on its way to a service nobody knows where it ends.
+        // The rest of a body that was being forwarded is not read, so the connection cannot be used
+        // again.
         request.closes |= request.is_begun;
         self.answer(client, request, answer).await.unwrap_or(After::Closes)
     }
 
-    /// Sends a response of the gateway's own. The connection goes on if all of the request has
-    /// come, or comes in a moment.
+    /// Sends a response of the gateway's own. The connection is used again if the whole request has
+    /// come, or comes within [`SKIP`].
     async fn answer(
         &self,
         client: &mut Client,
@@ -185,7 +190,7 @@ impl Gateway {
         answer: Answer,
     ) -> Result<After, Stop> {
         let mut rest = rest_of_body(request);
-        // What has come already.
+        // The part of the body that has already come.
         if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
             request.closes = true;
         }
@@ -213,12 +218,12 @@ impl Gateway {
         }
     }
 
-    /// Answers a head that is no request, and ends its connection.
+    /// Rejects a request header that cannot be read, and closes the connection.
     pub async fn refuse(&self, client: Client, rejection: &Rejection) {
         self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
     }
 
-    /// Answers a request that has no route, and ends its connection.
+    /// Answers a request without a route, and closes the connection.
     pub async fn end_with(
         &self,
         mut client: Client,
@@ -235,7 +240,7 @@ impl Gateway {
         }
     }
 
-    /// Answers a request whose exchange panicked, where no response was begun.
+    /// Responds with 500 to a request that panicked, unless a response has begun.
     async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
         tracing::error!(request_id = request.id_text(), "a request panicked");
         let rejection = Rejection::InternalError;
@@ -249,7 +254,7 @@ impl Gateway {
     }
 }
 
-/// What was not read of the body of a request that is answered here.
+/// The part of a request's body that the gateway has not read.
 fn rest_of_body(request: &Request) -> Relay {
     let source = match request.head.head.framing {
         // An endpoint has read it.
@@ -261,7 +266,7 @@ fn rest_of_body(request: &Request) -> Relay {
     Relay::new(source, Target::Plain, limits, Vec::new())
 }
 
-/// Waits for the rest of a body that nobody reads.
+/// Reads and drops the rest of a body.
 async fn skip(client: &mut Client, mut rest: Relay) -> After {
     client.deadline.set(Instant::now() + SKIP);
     while !rest.has_come() {

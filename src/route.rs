@@ -119,7 +119,7 @@ pub struct Asked<'a, H = HeaderMap> {
     pub headers: &'a H,
 }
 
-// Derived, they would ask the same of the headers.
+// Not derived: that would require the same traits of `H`.
 impl<H> Clone for Asked<'_, H> {
     fn clone(&self) -> Self {
         *self

@@ -1,10 +1,10 @@
 //! The composition root: from a configuration to a running gateway, and to its end.
 //!
 //! [`Server::bind`] takes everything that can fail at the start, listeners included;
-//! [`Server::run`] serves until it is told to stop. Connections are accepted in one place
-//! and handed in turn to worker threads, each with a runtime of its own, on which they stay:
-//! a request's work never moves between cores. Draining is ours rather than pingora's,
-//! which ends every listener at once and then sleeps out its grace period.
+//! [`Server::run`] serves until it is told to stop. Connections are accepted in one place and
+//! handed in turn to worker threads, each with a runtime of its own, on which they stay: a
+//! request's work never moves between cores. pingora's server is not used: it closes every listener
+//! at once, and then always waits for its whole grace period.
 
 mod orders;
 mod summary;

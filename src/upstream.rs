@@ -1,9 +1,9 @@
-//! Pools of upstream servers: which one is next, and how it is spoken to.
+//! The servers of an upstream: which one is next, and how it is connected to.
 //!
-//! A pool turns the servers of the configuration into peers, from which pingora makes connections,
-//! and hands their addresses out in turn. Host names are resolved when the pool starts
-//! and every 30 seconds; when a name cannot be resolved, the addresses known before stay.
-//! After a failed connect the proxy asks for another peer than those it has tried.
+//! A [`Pool`] makes the servers of the configuration into peers, which pingora's connectors connect
+//! to, and returns their addresses in turn. Host names are resolved at the start and every 30
+//! seconds; when a name cannot be resolved, the addresses known before stay. After a failed connect
+//! `proxy` takes a server that it has not tried.
 
 mod keep_alive;
 
@@ -73,8 +73,8 @@ impl Pool {
             .find(|address| !tried.contains(address))
     }
 
-    /// How a server of the pool is reached, with a route's own timeouts where it has some. `None`
-    /// where it is a server of the pool no longer.
+    /// How to connect to a server, with the route's own timeouts where it has some. `None` if it is
+    /// no longer a server of the upstream.
     pub fn peer_at(&self, address: SocketAddr, timeouts: &Timeouts) -> Option<Box<HttpPeer>> {
         let peers = self.peers.load();
         let peer = peers.iter().find(|peer| peer.address == address)?;
@@ -85,8 +85,8 @@ impl Pool {
         Some(peer)
     }
 
-    /// How long an idle connection is kept after a response with these `Keep-Alive` lines; `None`
-    /// when it is not.
+    /// How long the connection of a response with these `Keep-Alive` lines is kept while it is
+    /// idle; `None`: it is closed.
     pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
         keep_alive::time(self.section.idle_timeout, said)
     }

@@ -1,9 +1,9 @@
 //! Listeners that send every client on to HTTPS.
 //!
-//! Their heads have the deadlines and limits of all others and are judged as they are. What
-//! passes is answered here: nothing that comes unencrypted is forwarded, or looked at for a
-//! token. The Location is made of a host and a target that passed that judgement, in which
-//! no byte can end a line. One request ends a connection, for the next is to be elsewhere.
+//! Request headers have the same deadlines and limits as on other listeners, and are judged in the
+//! same way. Then the request is answered here: nothing that comes unencrypted is forwarded, or
+//! searched for a token. The Location is made of the judged host and target, in which no byte can
+//! end a line. A connection is closed after one request, because the next one belongs elsewhere.
 
 use std::time::Instant;
 

@@ -1,8 +1,9 @@
-//! Whether the head of a service's response is beyond doubt.
+//! Whether the header of a service's response has only one reading.
 //!
-//! Judged as strictly as a request's, for the same reason: what two parsers could read differently
-//! would let a service, or whoever can make it say something, end one response and begin another
-//! (response splitting). What passes has one status, one list of lines and one way to end.
+//! It is judged as strictly as a request header, for the same reason: if two parsers could read it
+//! differently, whoever controls a part of it could end one response and begin another (response
+//! splitting). A header that passes has one status, one list of lines and one way in which its body
+//! ends.
 
 use std::fmt::Write as _;
 
@@ -50,8 +51,8 @@ pub enum Framing {
     Close,
 }
 
-/// What is wrong with a response header, in words for the log. Of the header itself it holds
-/// names only.
+/// What is wrong with a response header, in words for the log. Of the header's text only names are
+/// shown.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("response header malformed: {0}")]
@@ -65,11 +66,12 @@ pub enum Fault {
 const LENGTH: Fault = Fault::Rejected("Content-Length is invalid or has several values");
 const CODING: Fault = Fault::Rejected("Transfer-Encoding is not \"chunked\"");
 
-/// Judges what has been read so far of the response to a request, which `is_to_head` or not, and
-/// has every header line in its order; `None`: it is fine as far as it goes.
+/// Judges what has been read so far of a response header, and calls `each` with every header line
+/// in order. `None`: it is not whole, and valid so far. `is_to_head`: it is the response to a HEAD
+/// request.
 ///
 /// # Errors
-/// What is wrong with it. Lines may have been told before.
+/// What is wrong with it. `each` may have been called before.
 pub fn read(
     read: &[u8],
     is_to_head: bool,
@@ -118,7 +120,7 @@ pub fn read(
         judge_line(line.name.of(text), line.value.of(text), &mut found, &mut is_chunked)?;
     }
     if is_chunked && (is_http_10 || found.content_length.is_some()) {
-        // What another reader would have taken for its length may be wrong (RFC 9112, section 6.3).
+        // Another reader may have gone by the length (RFC 9112, section 6.3).
         found.persists = false;
         found.content_length = None;
     }
@@ -164,7 +166,7 @@ fn judge_line(
                 if coding.eq_ignore_ascii_case(b"identity") {
                     continue;
                 }
-                // Decoding another one is left to nobody: it belongs to this connection.
+                // Another coding would have to be decoded here: it belongs to this connection only.
                 if *is_chunked || !coding.eq_ignore_ascii_case(b"chunked") {
                     return Err(CODING);
                 }
@@ -197,7 +199,7 @@ fn status_line(line: &[u8]) -> Option<(bool, u16)> {
     Some((is_http_10, digits.fold(0, |number, digit| number * 10 + digit)))
 }
 
-/// Whether what has come can still become a response.
+/// Whether the bytes that have come can be the beginning of a response.
 fn judge_beginning(read: &[u8]) -> Result<(), Fault> {
     let first = read.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let is_whole = first.len() < read.len();

@@ -1,8 +1,8 @@
 //! Header lines as bytes: one text, and where in it each name and value is.
 //!
-//! What comes is not taken apart into strings, and what is removed stays in the text: only the
-//! list of lines gets shorter. What is sent is written anew from the list, as `name: value`, so
-//! that no spelling of a line passes through.
+//! A line that is removed stays in the text: only the list of lines gets shorter. What is sent is
+//! written anew from the list, as `name: value`, so that no unusual spelling of a line is
+//! forwarded.
 
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ impl Span {
         text.get(self.begin as usize..self.end as usize).unwrap_or_default()
     }
 
-    /// The same as text, which is empty where it is no UTF-8.
+    /// The same as text; empty if it is not UTF-8.
     pub fn text(self, text: &[u8]) -> &str {
         std::str::from_utf8(self.of(text)).unwrap_or_default()
     }
@@ -38,7 +38,7 @@ impl Span {
         self.begin == self.end
     }
 
-    /// So many bytes further on.
+    /// The same part of a text that begins `by` bytes later.
     pub fn shifted(self, by: usize) -> Self {
         Self::new(self.begin as usize + by..self.end as usize + by)
     }

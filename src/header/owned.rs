@@ -53,8 +53,7 @@ pub const HTTP2_SETTINGS: &str = "http2-settings";
 /// Marks an error answer as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
-/// Request headers of the client's connection, besides those that `Connection` names: pingora does
-/// not forward them.
+/// Headers that concern one connection, besides those that `Connection` names: never forwarded.
 pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",

@@ -1,9 +1,9 @@
 //! A body on its way from one connection to another.
 //!
-//! What comes is taken out of its framing and framed anew: chunk sizes, extensions and line ends
-//! are never copied. The end of the body is written once, and only when all of the body has come,
-//! so that one that breaks off is seen to break off. No more than one read is held at a time: as
-//! long as the receiver takes nothing, nothing is read.
+//! A body is taken out of the sender's framing and framed anew: chunk sizes, extensions and line
+//! ends are never copied. The end of the body is written once, and only after all of it has come,
+//! so that the receiver sees when a body breaks off. At most one read is held at a time: while the
+//! receiver takes nothing, nothing is read.
 
 use std::io::{self, Write as _};
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use tokio_util::io::poll_read_buf;
 use super::buffers;
 use crate::chunked::{Chunked, Part};
 
-/// Waiting that is not judged: connections are slow to start.
+/// Waiting time before a minimum rate applies: connections are slow to start.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Trailers that are held until they can be sent, in bytes.
@@ -25,7 +25,7 @@ const MOST_TRAILERS: usize = 64 << 10;
 
 /// How a body is delimited as it comes.
 pub enum Source {
-    /// So many bytes are left of it.
+    /// This many bytes are left.
     Length(u64),
     Chunked(Chunked),
     /// By the end of the connection.
@@ -85,10 +85,10 @@ pub enum Wait {
 pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers> {}
 impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers>> WriteTrailers for F {}
 
-/// Trailers that cannot be sent on.
+/// Trailers that cannot be forwarded.
 pub enum BadTrailers {
     Malformed,
-    /// With the header they are longer, or more, than a header may be.
+    /// Together with the header they exceed the limits of a header.
     TooLarge,
 }
 
@@ -106,13 +106,13 @@ impl From<BadTrailers> for Broken {
 pub struct Limits {
     /// Bytes in all.
     pub bytes: u64,
-    /// For the next bytes of the sender.
+    /// The longest wait for bytes of the sender.
     pub read_timeout: Duration,
-    /// For the receiver to take something.
+    /// The longest time for which the receiver takes nothing.
     pub write_timeout: Duration,
-    /// Bytes a second that the sender must send, after some grace; 0: any.
+    /// Bytes a second that the sender must send, after [`GRACE`]; 0: any.
     pub min_rate: u64,
-    /// Bytes a second that the receiver must take, likewise.
+    /// Bytes a second that the receiver must take, after [`GRACE`]; 0: any.
     pub min_taken: u64,
     /// Bytes of one read.
     pub read: usize,
@@ -133,7 +133,7 @@ impl Limits {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Coming,
-    /// All has come, and its end is among what is to be sent.
+    /// All has come, and `output` has its end.
     Come,
     Sent,
 }
@@ -147,7 +147,7 @@ pub struct Relay {
     pub output: Vec<u8>,
     sent: usize,
     is_flushed: bool,
-    /// Whether all that was ever to be sent is in `output`.
+    /// Whether `output` holds everything from the first byte on, so that it can be sent again.
     is_held: bool,
     stage: Stage,
     /// Trailers that came, each with its CR LF.
@@ -213,7 +213,7 @@ impl Relay {
         self.waiting_since = None;
     }
 
-    /// What is waited for, and until when.
+    /// Which side is waited for, and until when.
     pub fn due(&self) -> Option<(Wait, Instant)> {
         let limit = match self.waits_for {
             Wait::Sender => self.limits.read_timeout,
@@ -282,7 +282,7 @@ impl Relay {
                 }
                 is_over = chunked.is_over();
                 if is_over {
-                    // The empty line after them is none.
+                    // The empty line after the trailers is not one of them.
                     self.trailers.truncate(self.trailers.len().saturating_sub(2));
                 }
                 input.drain(..taken);
@@ -297,14 +297,14 @@ impl Relay {
         Ok(())
     }
 
-    /// Writes the end of the body.
+    /// Writes the end of the body, and its trailers.
     fn end(&mut self, write: &mut impl WriteTrailers) -> Result<(), Broken> {
         let end = self.output.len();
         if self.target == Target::Chunked {
             self.output.extend_from_slice(b"0\r\n");
         }
         let trailers = std::mem::take(&mut self.trailers);
-        // Where they cannot be sent they are judged all the same.
+        // Trailers are checked even where they cannot be sent.
         let begin = self.output.len();
         if !trailers.is_empty()
             && let Err(bad) = write(&trailers, &mut self.output)
@@ -321,8 +321,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Moves the body on, as far as it goes. `input` is what was read of the sender's connection;
-    /// what follows the body there is left in it.
+    /// Moves the body as far as possible without waiting. `input` is what was read of the sender's
+    /// connection; what follows the body is left in it.
     pub fn poll<R: Incoming, W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -395,7 +395,7 @@ impl Relay {
             input.reserve(self.limits.read);
         }
         let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *reader), cx, input) else {
-            // Whoever waits holds nothing.
+            // A body that waits for its sender holds no buffer.
             if input.is_empty() {
                 buffers::give(std::mem::take(input));
             }
@@ -434,12 +434,12 @@ impl Relay {
     }
 }
 
-/// Whether so many bytes are too few for so long a wait.
+/// Whether `bytes` are too few for the time that was `waited`.
 fn is_too_slow(bytes: u64, waited: Duration, least_a_second: u64) -> bool {
     waited > GRACE && bytes < least_a_second.saturating_mul(waited.as_secs())
 }
 
-/// Moves so many bytes from the beginning of one to the end of the other.
+/// Moves the first `length` bytes of `from` to the end of `to`.
 fn move_bytes(from: &mut Vec<u8>, length: usize, to: &mut Vec<u8>) {
     if length == from.len() && to.is_empty() {
         std::mem::swap(from, to);

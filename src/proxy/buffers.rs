@@ -1,4 +1,4 @@
-//! Buffers for connections that have something to hold. An idle one has none.
+//! Buffers that are reused between connections. An idle connection holds none.
 
 use std::cell::RefCell;
 

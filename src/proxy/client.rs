@@ -1,8 +1,9 @@
-//! The connection of a client, as it comes from its listener.
+//! The connection of a client, or one of its HTTP/2 streams.
 //!
-//! Bytes that come before their time are held, up to a limit, and never taken for a part of the
-//! request at hand. Every wait has a deadline. Closing waits a moment for a client that may still
-//! be sending: closing at once would reset the connection, and take the response away from it.
+//! Reads request headers and sends responses, always with a deadline. Bytes of later requests that
+//! come early are held, up to a limit, and never become part of the current one. Before a
+//! connection closes, a client that may still be sending gets a moment to finish: closing at once
+//! would reset the connection, and the response could be lost.
 
 use std::future::poll_fn;
 use std::io;
@@ -33,16 +34,16 @@ use crate::rejection::Rejection;
 /// A connection, plain or TLS.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Bytes of one read at least.
+/// Bytes of a large read; there is always room for half as many.
 const READ: usize = 4 << 10;
 
-/// Of what comes before its time, so much is taken from the socket.
+/// Bytes of later requests that are held while one is served, at most.
 const MOST_HELD: usize = 64 << 10;
 
 /// Time that a client gets to finish sending after its response.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// What bytes come from and go to.
+/// Where bytes are read from and written to.
 pub enum Io {
     Http1(Transport),
     Http2(Stream),
@@ -58,14 +59,14 @@ pub struct Client {
     pub address: IpAddr,
     /// The address, as it is written to services.
     pub address_value: HeaderValue,
-    /// The lists of the last request's lines and of its response's, for the next ones.
+    /// The lists of header lines of the last request and response, reused for the next.
     pub spare: Vec<Line>,
     pub spare_of_response: Vec<Line>,
 }
 
-/// How the wait for a head ended.
+/// How the wait for a request header ended.
 pub enum Wait {
-    /// With the policy that it was judged by, and that is its request's.
+    /// With the policy that it was judged by, which its request keeps.
     Head(RequestHead, Arc<Policy>),
     Refused(Rejection),
     /// The client left, or was idle for too long.
@@ -99,10 +100,10 @@ impl Client {
         }
     }
 
-    /// Waits for a whole head that is beyond doubt. An idle connection may take its time; from
-    /// its first byte on a head has `limits.header_timeout`, as has the first head of a connection
-    /// from the start. Of one that has been begun the deadline is given. Its lines are in `spare`
-    /// then, and it is at the beginning of `held`.
+    /// Waits for a whole, valid request header. An idle connection has `limits.idle_timeout`. From
+    /// its first byte on a header has `limits.header_timeout`, and so has the first header of a
+    /// connection from the start. `begun` is the deadline of a header of which a part has already
+    /// come. Afterwards the header is at the start of `held`, and its lines are in `spare`.
     pub async fn next_head(
         &mut self,
         policies: &Policies,
@@ -111,7 +112,7 @@ impl Client {
     ) -> Wait {
         let mut policy = None;
         for _ in 0..2 {
-            // An empty line after a request is an old client's habit, and no request yet.
+            // Some old clients send an empty line after a request. It does not begin the next one.
             if self.held == b"\r\n" {
                 self.held.clear();
             }
@@ -148,7 +149,8 @@ impl Client {
         }
     }
 
-    /// Reads more of what is held; 0 at the end of the connection, `None` at the deadline.
+    /// Reads more bytes into `held`. Returns 0 at the end of the connection, `None` at the
+    /// deadline.
     pub async fn read_more(&mut self) -> Option<io::Result<usize>> {
         poll_fn(|cx| match self.poll_read(cx) {
             Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -173,7 +175,7 @@ impl Client {
         read
     }
 
-    /// Looks whether the client is still there; what it sends early is held.
+    /// Ready when the client has closed its connection. What it sends early is held.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Left> {
         if let Io::Http2(stream) = &mut self.io {
             return stream.poll_left(cx).map(|()| Left);
@@ -188,7 +190,7 @@ impl Client {
         Poll::Pending
     }
 
-    /// Sends all of it, if the client takes some of it at least every `patience`.
+    /// Sends all of `bytes`, and gives up when the client takes nothing for `patience`.
     ///
     /// # Errors
     /// When the client is gone, or takes nothing.
@@ -222,7 +224,7 @@ impl Client {
         self.deadline.poll_over(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Sends a whole response, whose header has so many bytes.
+    /// Sends a whole response. `header` is the length of its header.
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -243,7 +245,7 @@ impl Client {
         self.send(message, patience).await
     }
 
-    /// Sends what only announces a response.
+    /// Sends an informational response (1xx).
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -254,8 +256,8 @@ impl Client {
         }
     }
 
-    /// Closes the connection. One that may still be sending is waited for, until it has read its
-    /// response and closes, or for [`LINGER`].
+    /// Closes the connection. A client that may still be sending has until it closes its side, at
+    /// most [`LINGER`].
     pub async fn close(mut self, may_be_sending: bool) {
         self.deadline.set(Instant::now() + LINGER);
         let closing = self.deadline.limit(self.io.shutdown()).await;
@@ -268,7 +270,8 @@ impl Client {
         }
     }
 
-    /// Closes the connection so that the client cannot take what it got for all there is.
+    /// Resets the connection, so that the client does not take an incomplete response for a whole
+    /// one.
     pub fn reset(self) {
         let stream = match &self.io {
             Io::Http1(Either::Left(stream)) => stream,
@@ -285,7 +288,8 @@ impl Io {
         matches!(self, Self::Http2(_))
     }
 
-    /// Begins a response with a header. What of it is sent with the body is left.
+    /// Begins a response on an HTTP/2 stream, and empties `header`. On HTTP/1 the header is left,
+    /// and sent with the body.
     ///
     /// # Errors
     /// When the stream of HTTP/2 is gone.

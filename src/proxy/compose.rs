@@ -1,8 +1,9 @@
 //! The headers that the gateway sends: the request to the service, and the response to the client.
 //!
-//! The only code that writes them. The lines that survive are written anew, framing is written
-//! from what was judged, and the gateway's own lines come last. Nothing is removed after anything
-//! of the gateway's was written.
+//! Lines that pass are written anew as `name: value`. Framing lines are never copied: they are
+//! written from the framing that was judged. The gateway's own lines come last, and nothing is
+//! removed after them. No other code writes these headers; requests that are answered without a
+//! route (`plain`) have responses of their own.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -23,7 +24,7 @@ use crate::header::owned::HOP_BY_HOP;
 use crate::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
 use crate::inject::{Injector, REQUEST_ID};
 
-/// Names that frame a message or are about its connection, and never pass as they came.
+/// Whether a header frames a message or concerns its connection: such lines are never copied.
 fn is_of_connection(name: &[u8]) -> bool {
     let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
@@ -42,7 +43,7 @@ fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Writes the header of a request for its service. `None` is a fault of ours.
+/// Writes the header of a request for its service. `None` is an internal error.
 pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Option<()> {
     let policy = request.policy.clone();
     let route = request.route()?;
@@ -167,7 +168,8 @@ pub fn request_trailers(
 
 /// Writes the trailers of a response for its client.
 ///
-/// `used` are bytes and lines of the response's header, and `nominated` what its `Connection` says.
+/// `used` are bytes and lines of the response's header, and `nominated` the names in its
+/// `Connection`.
 pub fn response_trailers(
     request: &Request,
     trailers: &[u8],
@@ -191,8 +193,8 @@ pub fn response_trailers(
     })
 }
 
-/// Has each of these trailers, which count towards the limits of a header of which so many bytes
-/// and lines are used.
+/// Calls `each` with every trailer. `used` are the bytes and lines of the message's header:
+/// trailers count towards the same limits.
 fn each_trailer(
     trailers: &[u8],
     limits: HeadLimits,
@@ -244,7 +246,7 @@ pub fn response(
         if let Some(cors) = &route.cors {
             cors.mark(&request.lines, lines);
         }
-        // Last: no edit takes it away.
+        // Last, so that no edit removes it.
         route.caching.mark(lines, request.verdict.session.is_some());
     }
     lines.write_to(out);
@@ -285,7 +287,7 @@ fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
 
-/// Writes what only announces a response: a status of 100 to 199, but for 101.
+/// Writes an informational response: a status of 100 to 199, except 101.
 pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
     write_status(out, head.status, head.reason.of(lines.text()));
     request.policy.injector.clean_response(head.status, lines);
@@ -378,7 +380,7 @@ fn write_number(out: &mut Vec<u8>, name: &[u8], number: u64) {
     let _ = write!(out, ": {number}\r\n");
 }
 
-/// Writes the time of now, for a message that has no `Date` (RFC 9110, section 6.6.1). The text is
+/// Writes the current `Date`, for a message that has none (RFC 9110, section 6.6.1). Its text is
 /// made once a second.
 fn write_date(out: &mut Vec<u8>) {
     thread_local! {

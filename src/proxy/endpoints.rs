@@ -53,7 +53,7 @@ impl Gateway {
         self.serve_login(request, LoginRequest::Body { content_type, body: &body }).await
     }
 
-    /// Serves a login, and keeps what the access log says of it.
+    /// Serves a login, and keeps what goes into the access log.
     async fn serve_login(
         &self,
         request: &mut Request,
@@ -132,7 +132,7 @@ async fn read_body(
     let limits = Limits { bytes: limit as u64, ..Limits::NONE };
     let mut relay = Relay::new(source, Target::Plain, limits, Vec::new());
     let end = Instant::now() + time;
-    // Whatever becomes of it: of the rest nobody knows where it ends.
+    // Until the whole body has been read, the connection cannot be used again.
     let closes = std::mem::replace(&mut request.closes, true);
     request.is_read = true;
     loop {

@@ -1,4 +1,4 @@
-//! Why a request ends before its response: what its client is told, and what the log says.
+//! Why a request ends early: the response to the client, and the line in the log.
 
 use std::borrow::Cow;
 use std::io;
@@ -21,7 +21,7 @@ const MALFORMED: &str = "response header malformed: ";
 /// Kinds of such causes that are logged apart.
 const KINDS_MALFORMED: usize = 16;
 
-/// Of a `101` to a request that did not ask for it.
+/// The fault of a `101` to a request that did not ask for it.
 pub const UNASKED: &str = "Upgrade (101 to a request that is no WebSocket handshake)";
 
 /// Why a request ends.
@@ -102,7 +102,7 @@ impl Failed {
         }
     }
 
-    /// In words, without anything that the service or the client chose but names of headers.
+    /// In words, without any text of the client or the service except names of headers.
     pub fn cause(&self, patience: &Patience) -> Cow<'static, str> {
         match self {
             Self::NoServer => "no server is left to try".into(),
@@ -137,8 +137,8 @@ fn of_io(what: &'static str, error: &io::Error) -> Cow<'static, str> {
     }
 }
 
-/// Why no connection can be made. An error of pingora's may quote what it read: nothing of its texts
-/// is logged.
+/// Why no connection could be made. Only the kind of pingora's error and the system's reason are
+/// logged, not its text.
 fn of_connect(error: &Error, limit: Duration) -> Cow<'static, str> {
     match innermost(error).etype() {
         ErrorType::ConnectRefused => "connection refused".into(),
@@ -157,13 +157,13 @@ fn of_connect(error: &Error, limit: Duration) -> Cow<'static, str> {
     }
 }
 
-/// The error that the others were made of.
+/// The error at the root of the others.
 fn innermost(error: &Error) -> &Error {
     let inner = error.cause.as_deref().and_then(|cause| cause.downcast_ref::<Box<Error>>());
     inner.map_or(error, |inner| innermost(inner))
 }
 
-/// What becomes of a request whose body breaks on its way to the service.
+/// How a request ends whose body did not reach the service.
 pub fn of_request_body(broken: Broken) -> Stop {
     match broken {
         Broken::Read(_) | Broken::Ended => Stop::Left,
@@ -176,7 +176,7 @@ pub fn of_request_body(broken: Broken) -> Stop {
     }
 }
 
-/// What becomes of a request whose response breaks on its way to the client.
+/// How a request ends whose response did not reach the client.
 pub fn of_response_body(broken: Broken) -> Stop {
     match broken {
         Broken::Read(error) => Failed::Read(error).into(),

@@ -29,10 +29,10 @@ use crate::header::lines::{Line, Lines};
 use crate::rejection::Rejection;
 use crate::websocket;
 
-/// Servers that are tried for one request.
+/// Servers that are tried for one request, at most.
 const MOST_TRIES: usize = 8;
 
-/// Responses that only announce another, for one request.
+/// Informational responses (1xx) to one request, at most.
 const MOST_INFORMATIONAL: usize = 100;
 
 /// Room for one read of a response header.
@@ -109,11 +109,11 @@ impl Gateway {
             }
             let timeouts = request.route().map(|route| route.timeouts).unwrap_or_default();
             let Some(peer) = pool.peer_at(address, &timeouts) else {
-                // It went a moment ago.
+                // It was removed from the upstream a moment ago.
                 request.tried.push(address);
                 continue;
             };
-            // Boxed, for it is large and rare.
+            // Boxed: its future is large, and new connections are rare.
             match Box::pin(self.connector.new_stream(&*peer)).await {
                 Ok(io) => return Ok(Service::new(io, address)),
                 Err(error) => {
@@ -155,7 +155,8 @@ impl Gateway {
         let ended = match taken {
             Ok(()) => poll_fn(|cx| relaying.poll(cx)).await,
             Err(broken) => {
-                // What was fine until then goes out, so that it is seen to break off.
+                // What came before the fault is sent, so that the client sees the response break
+                // off.
                 let Exchange { client, request, .. } = &mut relaying.exchange;
                 let patience = request.policy.limits.write_timeout;
                 let _ = client.send(&relaying.download.output, patience).await;
@@ -207,13 +208,13 @@ struct Exchange<'a> {
     request: &'a mut Request,
     upload: Relay,
     service: Service,
-    /// Whether the server still takes the body. Where it does not, it may have responded before.
+    /// Whether the server still takes the body. One that does not may already have responded.
     is_taking: bool,
 }
 
 impl Exchange<'_> {
-    /// The header of the response, or that of a WebSocket that is accepted. What only announces
-    /// one is passed on.
+    /// Reads the header of the response, or of a 101 that accepts a WebSocket. Informational
+    /// responses before it are forwarded.
     async fn response(&mut self) -> Result<Response, Stop> {
         let mut read: Vec<u8> = Vec::new();
         let mut list = std::mem::take(&mut self.client.spare_of_response);
@@ -254,7 +255,7 @@ impl Exchange<'_> {
     }
 
     /// Reads the header of a response, while the body of the request is sent. `since` is when the
-    /// server had all that it gets, and was last heard of.
+    /// server had the whole request, or last sent something.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -313,7 +314,7 @@ impl Exchange<'_> {
         })
     }
 
-    /// Passes on what only announces a response.
+    /// Forwards an informational response.
     async fn announce(&mut self, head: &ResponseHead, mut lines: Lines) -> Result<(), Stop> {
         if self.request.is_http_10() {
             return Ok(());
@@ -388,8 +389,8 @@ impl Relaying<'_> {
     }
 }
 
-/// Sends more of a request's body. Once it has all been sent, or is taken no more, it is looked
-/// whether the client is still there. Ready when the request ends by this.
+/// Sends more of a request's body. Once all of it has been sent, or the server takes no more,
+/// watches whether the client is still connected. Ready when the request must end.
 fn poll_upload(
     cx: &mut Context<'_>,
     client: &mut Client,
@@ -410,8 +411,8 @@ fn poll_upload(
     client.poll_left(cx).map(|Left| Stop::Left)
 }
 
-/// What the end of a server's connection means before a response, of which nothing has come or a
-/// part of the header.
+/// The failure when a server's connection ends before a response. `has_nothing`: no byte of it has
+/// come.
 fn ended(end: io::Result<usize>, has_nothing: bool) -> Failed {
     match end {
         Ok(_) if has_nothing => Failed::Closed,
@@ -426,7 +427,7 @@ fn to_service(request: &Request) -> impl WriteTrailers {
     |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out)
 }
 
-/// What decides over the trailers of a response.
+/// What the trailers of a response are judged by.
 struct Trailers {
     /// Bytes and lines of its header.
     used: (usize, usize),
@@ -444,7 +445,7 @@ impl Trailers {
         }
     }
 
-    /// Writes them for the client. Where it does not take them they are judged all the same.
+    /// Writes the trailers for the client. They are checked even if the client takes none.
     fn to_client(&self, request: &Request) -> impl WriteTrailers {
         |lines: &[u8], out: &mut Vec<u8>| {
             let begin = out.len();

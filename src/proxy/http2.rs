@@ -1,8 +1,8 @@
 //! One HTTP/2 connection, from its preface to its end.
 //!
-//! `h2` frames it, and each of its requests is served as any other. What is decided here is how
-//! long it may be idle, how its end is announced, how much a client may send ahead, and when a
-//! stream or the whole connection is more of a burden than a request.
+//! `h2` does the framing, and each request is served like one of HTTP/1. This module decides how
+//! long the connection may be idle, how its end is announced, how much of a body a client may send
+//! ahead (its windows), and when a client that resets its requests loses its connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,26 +30,26 @@ use crate::deadline::Deadline;
 use crate::head::{self, Framing};
 use crate::rejection::Rejection;
 
-/// A request that is given up sooner than this was hardly meant.
+/// A request that its client resets sooner than this counts towards `limits.max_early_resets`.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// A client gets so long to read what is on its way, and to close, when its connection ends.
+/// Time for a client to read what is left, and to close, when its connection ends.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether everything has been sent.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Bytes of a response that wait for the client's window.
+/// Bytes of a response that are held for a client whose window is full.
 const SEND_BUFFER: usize = 16 << 10;
 
 /// Bytes that a client may send ahead, of a request and of all requests of its connection.
 const WINDOW: u32 = 64 << 10;
 
-/// The same where services take all of it at once.
+/// The same once services take the bytes as fast as they come.
 const GROWN: u32 = 1 << 20;
 const GROWN_CONNECTION: u32 = 2 << 20;
 
-/// Asks for larger windows of a connection, for its streams.
+/// How streams ask their connection for larger windows.
 #[derive(Default)]
 pub struct Growth {
     is_wanted: AtomicBool,
@@ -96,7 +96,7 @@ struct Wire {
     stall: Deadline,
     is_stalled: bool,
     patience: Duration,
-    /// Writes that came to an end: more of them means that the client takes something.
+    /// Number of writes that have ended. While it grows, the client takes something.
     sent: Arc<AtomicU64>,
 }
 
@@ -202,7 +202,7 @@ impl Gateway {
             if streams.is_empty() && grown.take().is_some() {
                 growth.is_wanted.store(false, Ordering::Relaxed);
                 connection.set_target_window_size(WINDOW);
-                // Of a connection that has failed, the next event tells.
+                // If the connection has failed, `accept` reports it.
                 let _ = connection.set_initial_window_size(WINDOW);
             }
             // What was served may still be on its way to the client.
@@ -237,7 +237,7 @@ impl Gateway {
                 }
                 accepted = connection.accept() => {
                     let Some(Ok((request, respond))) = accepted else { break };
-                    // Dropped after the end, so that it is reset: the client was told long ago.
+                    // Dropped, and so reset: the client was told long ago that the connection ends.
                     if ending.is_some_and(|since: Instant| since.elapsed() > GOODBYE) {
                         continue;
                     }
@@ -257,12 +257,12 @@ impl Gateway {
                 }
             }
         }
-        // Closed now, so that what is still being served learns that nobody waits for it.
+        // Closed before the wait, so that requests in flight see that their client is gone.
         drop(connection);
         while streams.join_next().await.is_some() {}
     }
 
-    /// Serves a request to its end; tells whether the client gave it up at once.
+    /// Serves a request to its end. Returns whether the client reset it early.
     async fn serve_stream(
         self: Arc<Self>,
         request: Http2Request<RecvStream>,
@@ -313,7 +313,7 @@ fn options(limits: &LimitsSection) -> Builder {
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(limits.max_streams)
-        // What is held for a client that takes nothing, of each stream.
+        // For each stream of a client that takes nothing.
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(limits.max_early_resets)
         .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));

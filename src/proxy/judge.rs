@@ -14,7 +14,7 @@ use crate::route::Endpoint;
 use crate::websocket;
 
 impl Gateway {
-    /// Judges a request: what is answered here is `Some`, what is forwarded `None`.
+    /// Judges a request. `Some` is the gateway's own response; `None`: it is forwarded.
     pub(super) async fn judge(
         &self,
         client: &mut Client,
@@ -24,14 +24,14 @@ impl Gateway {
             && !request.is_http2
             && Chunked::new().follow(&client.held).is_err()
         {
-            // Whatever it is for: nobody knows where it ends.
+            // Rejected on every path: it is not known where the body ends.
             request.closes = true;
             return Err(Rejection::BadRequest("the body is malformed").into());
         }
         let policy = request.policy.clone();
         (request.endpoint, request.is_preflight) = policy.routes.meet(&request.asked())?;
         if request.head.head.asks_websocket {
-            // Before the session is looked up, which this request does not need.
+            // Before the session is looked up, which a rejected handshake does not need.
             if !request.route().is_some_and(|route| route.websocket) {
                 return Err(websocket::NOT_ALLOWED.into());
             }
@@ -42,7 +42,7 @@ impl Gateway {
         request.endpoint.judge_method(request.method.as_str(), takes_query)?;
         let answer = match request.endpoint {
             Endpoint::Route(index) => return Ok(self.admit(request, index).await?),
-            // Boxed, for the few of these would make every request's future larger.
+            // Boxed: these requests are few, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
             Endpoint::Logout => Box::pin(self.logout(request)).await?,
             Endpoint::Session => Box::pin(self.session(request)).await?,
@@ -52,14 +52,14 @@ impl Gateway {
         Ok(Some(answer))
     }
 
-    /// Whether a request may go to its route, and what the route answers itself.
+    /// Judges a request for a route. `Some` is a response that the route's configuration gives.
     async fn admit(
         &self,
         request: &mut Request,
         index: usize,
     ) -> Result<Option<Answer>, Rejection> {
         let policy = request.policy.clone();
-        // Another proxy forwards what is elsewhere.
+        // Requests of such a route are forwarded by another proxy, not here.
         let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
         let route = route.ok_or(Rejection::NoRoute)?;
         if request.is_preflight

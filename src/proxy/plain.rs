@@ -1,4 +1,4 @@
-//! Requests that are answered without a route: what is no request, and redirects.
+//! Requests that are answered without a route: redirects, and request headers that cannot be read.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub struct Plain<'a> {
 }
 
 impl Plain<'_> {
-    /// A head that never was a request. It took no time.
+    /// A request header that cannot be read. It took no time.
     pub const NONE: Self =
         Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
 

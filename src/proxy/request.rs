@@ -1,4 +1,4 @@
-//! What is known of one request, and what is written down of it at its end.
+//! One request: what is known of it, and what is counted and logged at its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub struct Request {
     process: Arc<Process>,
     pub started: Instant,
     pub head: RequestHead,
-    /// Its header lines; their text begins with the whole head.
+    /// Its header lines. Their text begins with the whole request header.
     pub lines: Lines,
     pub method: Method,
     pub id: HeaderValue,
@@ -43,20 +43,20 @@ pub struct Request {
     pub verdict: Verdict,
     /// Of a request that was a login.
     pub login: Option<Box<LoginFacts>>,
-    /// Index of the servers that the request is for, once it is admitted.
+    /// Index of the upstream, once the request is admitted.
     pub pool: Option<usize>,
-    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    /// Whether it is a preflight that its route answers or forwards without a session.
     pub is_preflight: bool,
     /// Whether it may become a WebSocket.
     pub is_websocket: bool,
     /// Whether an endpoint has read its body.
     pub is_read: bool,
-    /// Whether a part of its body may be on its way to a server.
+    /// Whether a part of its body may have been sent to a server.
     pub is_begun: bool,
     pub is_http2: bool,
     /// Whether the connection ends with its response.
     pub closes: bool,
-    /// The error that was answered, or would have been if the response had not begun.
+    /// The error that was sent, or would have been sent if no response had begun.
     pub rejection: Option<Rejection>,
     /// Servers to which no connection could be made.
     pub tried: Vec<SocketAddr>,
@@ -72,7 +72,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The request whose head is at the beginning of what its client sent.
+    /// The request whose header is at the start of what `client` holds.
     pub fn new(
         policy: Arc<Policy>,
         process: Arc<Process>,
@@ -81,7 +81,8 @@ impl Request {
     ) -> Self {
         process.metrics.request_started();
         let is_http2 = client.io.is_http2();
-        // The head goes with the buffer; of what follows it there is little, and mostly nothing.
+        // The header keeps the buffer: what follows it is short, if there is anything, and cheap to
+        // copy.
         let rest = client.held.get(head.head.length..).unwrap_or_default();
         let mut early = if rest.is_empty() { Vec::new() } else { super::buffers::take() };
         early.extend_from_slice(rest);
@@ -127,7 +128,7 @@ impl Request {
         span.text(self.lines.text())
     }
 
-    /// As it came, without its query.
+    /// The path as it was sent, without the query.
     pub fn path(&self) -> &str {
         self.text(self.head.path)
     }
@@ -160,7 +161,7 @@ impl Request {
         self.policy.routes.get(index)
     }
 
-    /// The servers that the request is for, once it is admitted.
+    /// The upstream of the request, once it is admitted.
     pub fn pool(&self) -> Option<&Arc<Pool>> {
         self.policy.pools.get(self.pool?)
     }
@@ -179,7 +180,7 @@ impl Request {
         }
     }
 
-    /// What is logged of a failure that ends this request, or its try with one server.
+    /// The log entry of a failure that ends this request, or one try of it.
     pub fn failure(&self, failed: &Failed) -> Failure<'_> {
         let cause = match self.pool() {
             Some(pool) if self.server.is_none() && pool.is_empty() => {
@@ -248,7 +249,8 @@ impl Request {
     }
 }
 
-/// A request that is dropped before its end, as when the gateway stops, is in flight no more.
+/// A request that is dropped before its end, as when the gateway stops, must leave the gauge of
+/// requests in flight, too.
 impl Drop for Request {
     fn drop(&mut self) {
         self.process.metrics.request_ended();

@@ -25,7 +25,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// Whether it has served a request before.
     pub is_reused: bool,
-    /// Whether anything has come since it was sent the request at hand.
+    /// Whether anything has come since the current request was sent.
     pub has_spoken: bool,
 }
 
@@ -52,7 +52,8 @@ thread_local! {
     static KEPT: RefCell<Kept> = RefCell::default();
 }
 
-/// A connection to a server that can serve a request which began a moment ago.
+/// Takes an idle connection to a server that can serve a request. `now` is when the request began,
+/// a moment ago.
 pub fn take_idle(address: SocketAddr, now: Instant) -> Option<Service> {
     KEPT.with_borrow_mut(|kept| {
         let mut at = kept.idle.len();
@@ -66,8 +67,8 @@ pub fn take_idle(address: SocketAddr, now: Instant) -> Option<Service> {
     })
 }
 
-/// Keeps a connection for the next request, for so long. Of more than `most` the one that was not
-/// used for the longest time is closed.
+/// Keeps a connection for the next request, for `time`. If the worker has `most` idle connections
+/// already, the one whose time ends first is closed.
 pub fn keep_idle(service: Service, time: Duration, most: usize) {
     let Service { io, address, .. } = service;
     let until = Instant::now() + time;
@@ -86,8 +87,8 @@ pub fn keep_idle(service: Service, time: Duration, most: usize) {
     }
 }
 
-/// Closes what is idle for too long, for as long as anything is idle. Runs on the one thread of
-/// its worker.
+/// Closes connections that were idle for too long or that the service has closed, until none is
+/// left. Runs on the thread of its worker.
 async fn keep_sweeping() {
     loop {
         let now = Instant::now();
@@ -110,6 +111,6 @@ fn is_silent(io: &mut Stream) -> bool {
         let read = Pin::new(&mut *io).poll_read(cx, &mut ReadBuf::new(&mut byte));
         Poll::Ready(read.is_pending())
     });
-    // A task that has done much at once would be told that nothing has come, whatever has.
+    // tokio tells a task that has used up its budget that nothing has come, even if something has.
     tokio::task::unconstrained(read).now_or_never().unwrap_or(false)
 }

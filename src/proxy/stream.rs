@@ -1,7 +1,7 @@
-//! One request of an HTTP/2 connection, as bytes of a body that come and bytes that go.
+//! One stream of an HTTP/2 connection: a request's body to read, and a response to write.
 //!
-//! Its header is written down as HTTP/1 has it and judged as any other: what is judged is what a
-//! service would get. `h2` frames what is sent.
+//! The request header is written as HTTP/1 has it and judged like any other, because that is what a
+//! service gets. `h2` does the framing.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::http2::Growth;
 use crate::head;
 use crate::header::lines::write_line;
 
-/// A body of which so many bytes were taken as they came gets larger windows.
+/// Bytes of a body after which larger windows are asked for, if all that came has been read.
 const KEEPS_UP: u64 = 48 << 10;
 
 /// A stream of HTTP/2.
@@ -66,7 +66,7 @@ impl Stream {
         while self.unread.is_empty() && !self.has_ended {
             let Poll::Ready(data) = self.body.poll_data(cx) else {
                 if self.received >= KEEPS_UP {
-                    // All that came was taken: it is the window that is waited for.
+                    // All that came has been read: the window holds the client up.
                     self.growth.ask();
                 }
                 return Poll::Pending;
@@ -124,7 +124,7 @@ impl Stream {
         }
     }
 
-    /// Ready when the client has given the request up.
+    /// Ready when the client has reset the stream.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.send {
             Some(send) => send.poll_reset(cx).map(drop),
@@ -164,7 +164,7 @@ impl Stream {
         send.send_trailers(map).map_err(io::Error::other)
     }
 
-    /// Lets the client see that its response is not whole.
+    /// Resets the stream, so that the client sees that its response is not complete.
     pub fn reset(&mut self) {
         match self.send.as_mut() {
             Some(send) if !self.is_finished => send.send_reset(Reason::INTERNAL_ERROR),
@@ -174,8 +174,8 @@ impl Stream {
     }
 }
 
-/// The header of a request, as HTTP/1 has it. How its body ends is left out: that it has no length
-/// is not said.
+/// Writes the header of a request as HTTP/1 has it, except that a body of unknown length gets no
+/// `Transfer-Encoding`.
 pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
@@ -188,7 +188,7 @@ pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
     }
     let mut has_cookie = false;
     for (name, value) in &request.headers {
-        // The same, said twice (RFC 9113, section 8.3.1).
+        // A client may send both `:authority` and `Host` (RFC 9113, section 8.3.1).
         let is_repeated = *name == HOST && authority == Some(value.as_bytes());
         if *name == COOKIE {
             if !std::mem::replace(&mut has_cookie, true) {
@@ -204,7 +204,7 @@ pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The same of a response; `None` where it cannot be sent over HTTP/2.
+/// Reads a response header that the gateway has written; `None` if HTTP/2 cannot carry it.
 fn response(header: &[u8]) -> Option<Response<()>> {
     let first = memchr::memchr(b'\n', header)? + 1;
     let status = StatusCode::from_bytes(header.get(b"HTTP/1.1 ".len()..)?.get(..3)?).ok()?;
@@ -220,7 +220,7 @@ fn response(header: &[u8]) -> Option<Response<()>> {
     Some(response)
 }
 
-/// Has each line of a text that the gateway has written.
+/// Calls `each` with every line of a text that the gateway has written.
 fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r\n").and_then(head::name_and_value);
@@ -234,7 +234,7 @@ fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
 }
 
 impl Drop for Stream {
-    /// A request that is dropped is reset, and not left to wait.
+    /// A client whose request is dropped must not wait for a response.
     fn drop(&mut self) {
         self.reset();
     }

@@ -1,4 +1,5 @@
-//! A request that has become a WebSocket, and its end.
+//! A request that has become a WebSocket: bytes both ways, until one side closes, or until its time
+//! or its session ends.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -19,10 +20,10 @@ use super::{After, Gateway, buffers, compose};
 /// Bytes of one read: messages are short, and there are many tunnels.
 const READ: usize = 4 << 10;
 
-/// A tunnel is cut so soon after its session has ended.
+/// How often it is checked that the session has not ended.
 const WATCH: Duration = Duration::from_millis(500);
 
-/// A tunnel that was cut may end in order for so long: both sides learn of it then.
+/// Time for both sides to close in order after a WebSocket was cut.
 const ORDERLY_END: Duration = Duration::from_millis(250);
 
 impl Gateway {
@@ -54,7 +55,7 @@ impl Gateway {
         };
         let (mut up, mut down) = (raw(), raw());
         let session = request.verdict.session.clone();
-        // Beside the bytes: a store that takes its time holds nobody up.
+        // Runs beside the bytes, so that a slow store does not delay them.
         let watch = async {
             let started = Instant::now();
             while started.elapsed() < lifetime {
@@ -90,7 +91,7 @@ impl Gateway {
             watch.as_mut().poll(cx)
         })
         .await;
-        // The other side learns of the end, and may have a last word.
+        // The service is told of the end, and what it still sends is forwarded.
         let end = async {
             let _ = service.io.shutdown().await;
             let io = &mut client.io;

@@ -16,8 +16,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Time for a request on its way to the server.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long a connection is kept whose last response had these lines, where `set` is the limit of
-/// the configuration; `None` when it is not.
+/// How long a connection is kept whose last response had these lines; `None`: it is closed. `set`
+/// is the limit of the configuration.
 pub fn time<'a>(set: Option<Duration>, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
     let Some(seconds) = said.filter_map(timeout).min() else {
         return Some(set.unwrap_or(DEFAULT));

@@ -41,7 +41,7 @@ async fn identity_headers_may_have_other_names() {
     assert_eq!(seen.folded("x-openid"), ["free now"]);
 }
 
-/// pingora removes what `Connection` names; identity is written after that.
+/// What `Connection` names is removed; identity is written after that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_header_cannot_take_identity_away() {
     let stack = Stack::start().await;
