@@ -281,6 +281,11 @@ impl Routes {
         Ok(endpoint)
     }
 
+    /// Whether the host of a request decides anything.
+    pub fn have_hosts(&self) -> bool {
+        self.table.has_hosts() || !self.hosts.is_empty()
+    }
+
     /// Whether a health path is asked for, by the very bytes of the target's path. Load
     /// balancers may ask without a Host, so this is answered before heads are judged.
     pub fn is_health(&self, path: &[u8]) -> bool {

@@ -134,8 +134,8 @@ impl Gateway {
         let Exchange { client, request, upload, service, mut is_taking } = exchange;
         request.upstream_status = Some(head.status);
         // A client that waits for 100 (Continue) may never send its body.
-        let waits = upload.passed == 0 && request.lines.first(&EXPECT).is_some();
-        is_taking &= upload.has_come() || !waits;
+        let may_wait = !upload.has_come() && upload.passed == 0;
+        is_taking &= !(may_wait && request.lines.first(&EXPECT).is_some());
         request.closes |= self.process.lifecycle.is_draining();
         request.closes |= !is_taking && !upload.is_sent();
         let idle_time = idle_time(request, &head, &lines);

@@ -4,7 +4,7 @@ use super::Gateway;
 use super::client::Client;
 use super::endpoints::health;
 use super::failure::Stop;
-use super::request::Request;
+use super::request::{Request, asked};
 use crate::answer::Answer;
 use crate::chunked::Chunked;
 use crate::head::Framing;
@@ -29,7 +29,8 @@ impl Gateway {
             return Err(Rejection::BadRequest("the body is malformed").into());
         }
         let policy = request.policy.clone();
-        (request.endpoint, request.is_preflight) = policy.routes.meet(&request.asked())?;
+        let asked = asked(&request.head, &request.lines, &request.method, &policy.routes);
+        (request.endpoint, request.is_preflight) = policy.routes.meet(&asked)?;
         if request.head.head.asks_websocket {
             // Before the session is looked up, which a rejected handshake does not need.
             if !request.route().is_some_and(|route| route.websocket) {
@@ -69,7 +70,7 @@ impl Gateway {
         }
         let mut verdict = std::mem::take(&mut request.verdict);
         let visit = Visit {
-            asked: request.asked(),
+            asked: asked(&request.head, &request.lines, &request.method, &policy.routes),
             is_preflight: request.is_preflight,
             client: request.client.address,
             length: match request.head.head.framing {

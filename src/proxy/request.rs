@@ -19,9 +19,26 @@ use crate::login::LoginFacts;
 use crate::metrics::Decision;
 use crate::policy::{Policy, Process, Verdict};
 use crate::rejection::Rejection;
-use crate::route::{Asked, Endpoint, Route};
+use crate::route::{Asked, Endpoint, Route, Routes};
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
+
+/// What of a request says which route it is for.
+pub fn asked<'a>(
+    head: &RequestHead,
+    lines: &'a Lines,
+    method: &'a Method,
+    routes: &Routes,
+) -> Asked<'a, Lines> {
+    let path = match head.path.text(lines.text()) {
+        // A target in absolute form may have none (RFC 9110, section 4.2.3).
+        "" => "/",
+        path => path,
+    };
+    let host = head.host.filter(|_| routes.have_hosts());
+    let host = host.map(|host| host.text(lines.text()));
+    Asked { path, host, method, headers: lines }
+}
 
 /// What nginx logs for a client that left before its response.
 const CLIENT_LEFT: u16 = 499;
@@ -135,16 +152,6 @@ impl Request {
 
     pub fn query(&self) -> Option<&str> {
         self.text(self.head.path_and_query).split_once('?').map(|(_, query)| query)
-    }
-
-    pub fn asked(&self) -> Asked<'_, Lines> {
-        let path = match self.path() {
-            // A target in absolute form may have none (RFC 9110, section 4.2.3).
-            "" => "/",
-            path => path,
-        };
-        let host = self.head.host.map(|host| self.text(host));
-        Asked { path, host, method: &self.method, headers: &self.lines }
     }
 
     pub fn is_http_10(&self) -> bool {
