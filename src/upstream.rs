@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora::lb::discovery::ServiceDiscovery;
-use pingora::lb::{Backend, Backends};
 use pingora::upstreams::peer::HttpPeer;
+use pingora_load_balancing::discovery::ServiceDiscovery;
+use pingora_load_balancing::{Backend, Backends};
 
 use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
