@@ -73,6 +73,12 @@ impl Edge {
         }
     }
 
+    /// Permits that are free, and addresses that have connections.
+    #[cfg(test)]
+    pub fn held(&self) -> (usize, usize) {
+        (self.permits.available_permits(), lock(&self.by_address).len())
+    }
+
     /// Serves a connection to its end.
     pub async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, opening: Opening) {
         // Answers are flushed whole; waiting for more to send would only delay them.

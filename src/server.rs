@@ -6,6 +6,8 @@
 //! request's work never moves between cores. pingora's server is not used: it closes every listener
 //! at once, and then always waits for its whole grace period.
 
+#[cfg(test)]
+mod cancelled;
 mod orders;
 mod summary;
 
