@@ -16,23 +16,23 @@ use crate::harness::upstream::{Reply, Seen};
 use crate::harness::{PATIENCE, Stack, openid};
 
 /// A connection that begins as HTTP/2.
-struct Client {
-    requests: SendRequest<Bytes>,
+pub struct Client {
+    pub requests: SendRequest<Bytes>,
     connection: JoinHandle<Result<(), h2::Error>>,
 }
 
 impl Client {
-    async fn open(address: SocketAddr) -> Self {
+    pub async fn open(address: SocketAddr) -> Self {
         Self::open_with(address, &h2::client::Builder::new()).await
     }
 
-    async fn open_with(address: SocketAddr, builder: &h2::client::Builder) -> Self {
+    pub async fn open_with(address: SocketAddr, builder: &h2::client::Builder) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let (requests, connection) = builder.handshake(stream).await.unwrap();
         Self { requests, connection: tokio::spawn(connection) }
     }
 
-    async fn send(
+    pub async fn send(
         &mut self,
         method: Method,
         path: &str,
@@ -43,17 +43,23 @@ impl Client {
         ready.send_request(request.body(()).unwrap(), is_whole).unwrap()
     }
 
-    async fn get(&mut self, path: &str) -> ResponseFuture {
+    pub async fn get(&mut self, path: &str) -> ResponseFuture {
         self.send(Method::GET, path, true).await.0
     }
 
+    /// Closes the connection at once.
+    pub async fn abort(self) {
+        self.connection.abort();
+        let _ = self.connection.await;
+    }
+
     /// Whether the gateway ends the connection.
-    async fn ends(self) -> bool {
+    pub async fn ends(self) -> bool {
         timeout(PATIENCE, self.connection).await.is_ok()
     }
 }
 
-async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
+pub async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
     timeout(PATIENCE, response).await.expect("an end in time").map(|head| head.status().as_u16())
 }
 

@@ -25,10 +25,10 @@ mod framing;
 mod http2;
 mod identity;
 mod keep_alive;
-
 mod login;
 mod login_log;
 mod operation;
+mod panics;
 mod peers;
 mod proxy_protocol;
 mod rate_limits;

@@ -4,15 +4,21 @@ use std::io;
 use std::panic;
 use std::sync::{Mutex, OnceLock};
 
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use wxgate::sandbox::SESSION_KEY;
 
 use super::canary;
 
+/// An upstream of this name makes a request panic where its failure is logged.
+pub const PANICS: &str = "panics";
+
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static INSTALLED: OnceLock<()> = OnceLock::new();
 
 /// Everything that was logged so far, at whatever level, by any stack.
@@ -27,7 +33,7 @@ pub fn position() -> usize {
 
 /// Panics that are no test's own.
 pub fn panics() -> Vec<String> {
-    PANICS.lock().unwrap().clone()
+    PANICKED.lock().unwrap().clone()
 }
 
 /// Begins to watch, if nobody does.
@@ -36,16 +42,35 @@ pub fn install() {
         canary::plant(SESSION_KEY);
         let targets = Targets::new().with_target("wxgate", LevelFilter::TRACE);
         let lines = tracing_subscriber::fmt::layer().json().with_writer(|| Writer);
-        tracing_subscriber::registry().with(targets).with(lines).try_init().unwrap();
+        tracing_subscriber::registry().with(targets).with(lines).with(Trap).try_init().unwrap();
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
             let is_ours = panic.location().is_some_and(|at| !at.file().starts_with("tests/"));
             if is_ours {
-                PANICS.lock().unwrap().push(panic.to_string());
+                PANICKED.lock().unwrap().push(panic.to_string());
             }
             before(panic);
         }));
     });
+}
+
+/// Panics at whatever names the upstream [`PANICS`].
+struct Trap;
+
+impl<S: Subscriber> Layer<S> for Trap {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        event.record(&mut Finder);
+    }
+}
+
+struct Finder;
+
+impl Visit for Finder {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        assert!(field.name() != "upstream" || value != PANICS, "a request is to panic");
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
 }
 
 struct Writer;
