@@ -222,11 +222,16 @@ impl Gateway {
                     connection.graceful_shutdown();
                     ending = Some(Instant::now());
                 }
-                () = growth.asked.notified(), if grown.is_none() => {
+                () = growth.asked.notified(), if grown.is_none() && !streams.is_empty() => {
                     grown = Share::take(self);
                     if grown.is_some() {
-                        connection.set_target_window_size(GROWN_CONNECTION);
-                        let _ = connection.set_initial_window_size(GROWN);
+                        if connection.set_initial_window_size(GROWN).is_ok() {
+                            connection.set_target_window_size(GROWN_CONNECTION);
+                        } else {
+                            // The client has not confirmed the last change yet.
+                            grown = None;
+                            growth.is_wanted.store(false, Ordering::Relaxed);
+                        }
                     }
                 }
                 Some(was_left_early) = streams.join_next() => {
@@ -243,6 +248,10 @@ impl Gateway {
                     }
                     patience = limits.idle_timeout;
                     total += 1;
+                    if grown.is_none() {
+                        // There may have been no room before.
+                        growth.is_wanted.store(false, Ordering::Relaxed);
+                    }
                     streams.spawn(self.clone().serve_stream(request, respond, peer, growth.clone()));
                 }
                 () = sleep(time), if streams.is_empty() => {
