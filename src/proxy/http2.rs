@@ -42,6 +42,14 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of a response that are held for a client whose window is full.
 const SEND_BUFFER: usize = 16 << 10;
 
+/// What frames of a body may take that nobody has read yet, of a connection. `h2` counts 256 bytes
+/// for each small one.
+const DATA_FRAMES: usize = 1 << 20;
+
+/// Bytes that are read before streams get a turn to take what came. As frames of one byte these are
+/// fewer than half of what [`DATA_FRAMES`] allows.
+const TURN: usize = 16 << 10;
+
 /// Bytes that a client may send ahead, of a request and of all requests of its connection.
 const WINDOW: u32 = 64 << 10;
 
@@ -92,6 +100,9 @@ struct Wire {
     transport: Transport,
     /// What was read before.
     held: Bytes,
+    /// Bytes that were read in a row, and whether it was enough.
+    read_at_once: usize,
+    is_others_turn: bool,
     /// Ends a write of which the client takes nothing.
     stall: Deadline,
     is_stalled: bool,
@@ -125,7 +136,18 @@ impl AsyncRead for Wire {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.held.is_empty() {
-            return Pin::new(&mut self.transport).poll_read(cx, buffer);
+            if std::mem::take(&mut self.is_others_turn) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut self.transport).poll_read(cx, buffer);
+            self.read_at_once += buffer.filled().len() - before;
+            if read.is_pending() || self.read_at_once >= TURN {
+                self.is_others_turn = read.is_ready();
+                self.read_at_once = 0;
+            }
+            return read;
         }
         let early = self.held.len().min(buffer.remaining());
         buffer.put_slice(&self.held.split_to(early));
@@ -180,6 +202,8 @@ impl Gateway {
         let wire = Wire {
             transport,
             held: held.into(),
+            read_at_once: 0,
+            is_others_turn: false,
             stall: Deadline::new(),
             is_stalled: false,
             patience: limits.write_timeout,
@@ -322,6 +346,7 @@ fn options(limits: &LimitsSection) -> Builder {
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(limits.max_streams)
+        .data_frame_budget(DATA_FRAMES)
         // For each stream of a client that takes nothing.
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(limits.max_early_resets)

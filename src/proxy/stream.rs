@@ -58,20 +58,38 @@ impl Stream {
         self.has_ended
     }
 
+    /// Reads what has come of the body, small frames together.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Poll::Ready(first) = self.poll_frame(cx) else {
+            if self.received >= KEEPS_UP {
+                // All that came has been read: the window holds the client up.
+                self.growth.ask();
+            }
+            return Poll::Pending;
+        };
+        first?;
+        loop {
+            let length = self.unread.len().min(buffer.remaining());
+            buffer.put_slice(self.unread.get(..length).unwrap_or_default());
+            self.unread.advance(length);
+            // The client may send as much again.
+            let _ = self.body.flow_control().release_capacity(length);
+            let is_done = self.has_ended || buffer.remaining() == 0;
+            // What goes wrong is seen by the next read.
+            if is_done || !matches!(self.poll_frame(cx), Poll::Ready(Ok(()))) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Ready when something is unread, or the body has ended.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.has_ended {
-            let Poll::Ready(data) = self.body.poll_data(cx) else {
-                if self.received >= KEEPS_UP {
-                    // All that came has been read: the window holds the client up.
-                    self.growth.ask();
-                }
-                return Poll::Pending;
-            };
-            match data {
+            match ready!(self.body.poll_data(cx)) {
                 Some(Ok(data)) => {
                     self.received += data.len() as u64;
                     self.unread = data;
@@ -90,11 +108,6 @@ impl Stream {
                 }
             }
         }
-        let length = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(self.unread.get(..length).unwrap_or_default());
-        self.unread.advance(length);
-        // The client may send as much again.
-        let _ = self.body.flow_control().release_capacity(length);
         Poll::Ready(Ok(()))
     }
 
