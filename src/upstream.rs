@@ -32,6 +32,11 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two look-ups while a pool has no address at all.
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
+/// Bytes for a server that the system holds before it sends them. It would hold megabytes, and a
+/// server that takes nothing would seem to take them.
+#[cfg(target_os = "linux")]
+const MOST_UNSENT: u32 = 16 << 10;
+
 /// The servers of one upstream.
 pub struct Pool {
     backends: Backends,
@@ -131,6 +136,14 @@ impl Pool {
         let options = &mut template.options;
         options.connection_timeout = Some(self.section.connect_timeout);
         options.total_connection_timeout = Some(self.section.connect_timeout);
+        #[cfg(target_os = "linux")]
+        let hold_back = |socket: &tokio::net::TcpSocket| {
+            // Without it, more is held than has to be.
+            let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(MOST_UNSENT);
+            Ok(())
+        };
+        #[cfg(target_os = "linux")]
+        options.upstream_tcp_sock_tweak_hook.replace(Arc::new(hold_back));
         Peer { address, template }
     }
 }

@@ -23,6 +23,7 @@ mod forward_auth;
 mod forwarding;
 mod framing;
 mod http2;
+mod http2_bodies;
 mod identity;
 mod keep_alive;
 mod login;
