@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::SendStream;
 use http::{HeaderMap, Method, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::harness::upstream::{Reply, Seen};
@@ -226,4 +226,50 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
     assert_eq!(&data, b"data");
     service.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
     assert_eq!(status(response).await.unwrap(), 204);
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Reads frames up to one of this type that begins with these bytes.
+async fn until_frame(stream: &mut TcpStream, kind: u8, begin: &[u8]) {
+    let reading = async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            stream.read_exact(&mut payload).await.unwrap();
+            if [&head[5..], &payload].concat().starts_with(begin) && head[3] == kind {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("a frame in time");
+}
+
+/// No setting can be changed before the client has confirmed the last change.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_grow_for_a_client_that_is_late_to_confirm_settings() {
+    let (data, headers, settings, window_update) = (0, 1, 4, 8);
+    let stack = Stack::start_with("server.h2c = true").await;
+    let mut stream = TcpStream::connect(stack.gateway).await.unwrap();
+    let block = b"\x83\x86\x04\x05/none\x01\x01g";
+    let full = frame(data, 0, 1, &[b'x'; 16_384]);
+    let rest = frame(data, 0, 1, &[b'x'; 16_383]);
+    let opening = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        &*frame(settings, 0, 0, b""),
+        &frame(headers, 4, 1, block),
+        &full.repeat(3),
+        &rest,
+    ];
+    stream.write_all(&opening.concat()).await.unwrap();
+    until_frame(&mut stream, window_update, &[0, 0, 0, 1]).await;
+    let again = [frame(settings, 1, 0, b""), full.clone()].concat();
+    stream.write_all(&again).await.unwrap();
+    // The initial window is 1 MiB.
+    until_frame(&mut stream, settings, &[0, 0, 0, 0, 0, 4, 0, 16, 0, 0]).await;
 }
