@@ -56,6 +56,12 @@ enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
+impl Default for Chunked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Chunked {
     pub fn new() -> Self {
         Self { place: Place::Size, left: 0, digits: 0, extra: 0 }

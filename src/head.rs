@@ -473,7 +473,10 @@ fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
 
 /// A name or an address, with or without a port.
 fn judge_host(host: &[u8], messages: &Messages) -> Result<(), Rejection> {
-    let is_host = std::str::from_utf8(host).is_ok_and(is_host);
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    // Most are a name without a port.
+    let is_host =
+        !host.is_empty() && all(host, is_plain) || std::str::from_utf8(host).is_ok_and(is_host);
     if is_host { Ok(()) } else { Err(Rejection::BadRequest(messages.host)) }
 }
 

@@ -50,6 +50,11 @@ impl Policies {
         self.0.load_full()
     }
 
+    /// What is of interest of that policy at this moment.
+    pub fn look<T>(&self, at: impl FnOnce(&Policy) -> T) -> T {
+        at(&self.0.load())
+    }
+
     /// Lets everything that begins from now on be served by another.
     pub fn replace(&self, policy: Arc<Policy>) {
         self.0.store(policy);

@@ -197,6 +197,11 @@ impl Route {
         matches!(self.target, Target::Elsewhere)
     }
 
+    /// Whether the service gets another path than the client sent.
+    pub fn rewrites(&self) -> bool {
+        self.rewrite.is_some()
+    }
+
     /// The path and query that the service gets, where the route gives it others.
     pub fn rewritten(&self, path_and_query: &str) -> Option<String> {
         let rewrite = self.rewrite.as_ref()?;

@@ -34,13 +34,8 @@ impl Span {
         std::str::from_utf8(self.of(text)).unwrap_or_default()
     }
 
-    pub fn len(self) -> usize {
+    fn length(self) -> usize {
         self.end.saturating_sub(self.begin) as usize
-    }
-
-    /// The same part of a text that begins `by` bytes later.
-    pub fn shifted(self, by: usize) -> Self {
-        Self::new(self.begin as usize + by..self.end as usize + by)
     }
 }
 
@@ -100,7 +95,7 @@ impl Headers for Lines {
         let name = name.as_str().as_bytes();
         // Most lines are told apart by the length of their names.
         let is_it = move |line: &&Line| {
-            line.name.len() == name.len() && line.name.of(&self.text).eq_ignore_ascii_case(name)
+            line.name.length() == name.len() && line.name.of(&self.text).eq_ignore_ascii_case(name)
         };
         self.list.iter().filter(is_it).map(|line| line.value.of(&self.text))
     }

@@ -120,8 +120,10 @@ impl Client {
                 break;
             }
             let is_idle = !is_first && policy.is_none();
-            let limits = &policies.current().limits;
-            let time = if is_idle { limits.idle_timeout } else { limits.header_timeout };
+            let time = policies.look(|policy| {
+                let limits = &policy.limits;
+                if is_idle { limits.idle_timeout } else { limits.header_timeout }
+            });
             self.deadline.set(Instant::now() + time);
             if !matches!(self.read_more().await, Some(Ok(1..))) {
                 return Wait::Over;

@@ -5,7 +5,6 @@
 //! removed after them. No other code writes these headers; requests that are answered without a
 //! route (`plain`) have responses of their own.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -56,15 +55,17 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
     let announced = announced_trailers(request);
 
-    // A target in absolute form may have no path.
-    let given = request.text(request.head.path_and_query);
-    let target =
-        if given.starts_with('/') { Cow::Borrowed(given) } else { Cow::Owned(format!("/{given}")) };
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    match route.rewritten(&target) {
-        Some(rewritten) => out.extend_from_slice(rewritten.as_bytes()),
-        None => out.extend_from_slice(target.as_bytes()),
+    let target = request.head.path_and_query.of(request.lines.text());
+    // A target in absolute form may have no path.
+    let slash = if target.starts_with(b"/") { "" } else { "/" };
+    if route.rewrites() {
+        let target = format!("{slash}{}", request.text(request.head.path_and_query));
+        out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
+    } else {
+        out.extend_from_slice(slash.as_bytes());
+        out.extend_from_slice(target);
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
 

@@ -8,7 +8,8 @@ use super::request::{Request, asked};
 use crate::answer::Answer;
 use crate::chunked::Chunked;
 use crate::head::Framing;
-use crate::policy::Visit;
+use crate::header::lines::Lines;
+use crate::policy::{Policy, Verdict, Visit};
 use crate::rejection::Rejection;
 use crate::route::Endpoint;
 use crate::websocket;
@@ -42,7 +43,19 @@ impl Gateway {
         let takes_query = policy.login.accepts_query();
         request.endpoint.judge_method(request.method.as_str(), takes_query)?;
         let answer = match request.endpoint {
-            Endpoint::Route(index) => return Ok(self.admit(request, index).await?),
+            Endpoint::Route(index) => {
+                let visit = Visit {
+                    asked,
+                    is_preflight: request.is_preflight,
+                    client: request.client.address,
+                    length: match request.head.head.framing {
+                        Framing::Length(length) => Some(length),
+                        Framing::Chunked => None,
+                    },
+                };
+                let (verdict, pool) = (&mut request.verdict, &mut request.pool);
+                return Ok(self.admit(&policy, index, &visit, verdict, pool).await?);
+            }
             // Boxed: these requests are few, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
             Endpoint::Logout => Box::pin(self.logout(request)).await?,
@@ -53,35 +66,26 @@ impl Gateway {
         Ok(Some(answer))
     }
 
-    /// Judges a request for a route. `Some` is a response that the route's configuration gives.
+    /// Judges a request for a route, and finds the pool that serves it. `Some` is a response that
+    /// the route's configuration gives.
     async fn admit(
         &self,
-        request: &mut Request,
+        policy: &Policy,
         index: usize,
+        visit: &Visit<'_, Lines>,
+        verdict: &mut Verdict,
+        pool: &mut Option<usize>,
     ) -> Result<Option<Answer>, Rejection> {
-        let policy = request.policy.clone();
         // Requests of such a route are forwarded by another proxy, not here.
         let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
         let route = route.ok_or(Rejection::NoRoute)?;
-        if request.is_preflight
+        if visit.is_preflight
             && let Some(cors) = &route.cors
         {
-            return Ok(Some(cors.answer_preflight(&request.lines)));
+            return Ok(Some(cors.answer_preflight(visit.asked.headers)));
         }
-        let mut verdict = std::mem::take(&mut request.verdict);
-        let visit = Visit {
-            asked: asked(&request.head, &request.lines, &request.method, &policy.routes),
-            is_preflight: request.is_preflight,
-            client: request.client.address,
-            length: match request.head.head.framing {
-                Framing::Length(length) => Some(length),
-                Framing::Chunked => None,
-            },
-        };
-        let admitted = policy.admit(index, &visit, &self.process.metrics, &mut verdict).await;
-        request.verdict = verdict;
-        admitted?;
-        request.pool = route.pool(request.verdict.identity());
+        policy.admit(index, visit, &self.process.metrics, verdict).await?;
+        *pool = route.pool(verdict.identity());
         Ok(route.answer().cloned())
     }
 }
