@@ -7,6 +7,7 @@ an echo. Everything else responds with the number of bytes that came as a body.
 import asyncio
 import base64
 import hashlib
+import socket
 import sys
 
 BIG = 10 * 1024 * 1024
@@ -88,6 +89,8 @@ async def serve(reader, writer):
 
 async def main():
     server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    # So that thousands of responses that nobody takes do not use up the kernel's memory for TCP.
+    server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024)
     print("ready", flush=True)
     await server.serve_forever()
 
