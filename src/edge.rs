@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 
 use self::proxy_protocol::Source;
+use crate::config::LimitsSection;
 use crate::policy::{Policies, Policy, Process};
 use crate::proxy::{Client, Gateway, closed};
 use crate::rate_limit::network;
@@ -64,6 +65,25 @@ pub enum Opening {
     Redirect,
 }
 
+/// A connection on which requests can come.
+struct Opened<'a> {
+    client: Client,
+    speaks: Speaks,
+    _permit: SemaphorePermit<'a>,
+    _share: Option<Share<'a>>,
+}
+
+/// What a connection speaks.
+enum Speaks {
+    /// `begun` is the deadline of a header of which a part has come.
+    Http1 {
+        begun: Option<Instant>,
+    },
+    Http2(Box<LimitsSection>),
+    /// A request that gets a redirect to HTTPS.
+    Redirect,
+}
+
 impl Edge {
     pub fn new(process: Arc<Process>, policies: Arc<Policies>, threads: usize) -> Self {
         let max_connections = policies.current().limits.max_connections;
@@ -85,69 +105,84 @@ impl Edge {
     }
 
     /// Serves a connection to its end.
-    pub async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, opening: Opening) {
+    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, opening: Opening) {
+        let closing = self.process.lifecycle.closing();
+        // Boxed, as all that is rare: an idle connection takes the room of the largest future in it.
+        let opened = Box::pin(self.open(stream, peer, opening, closing.clone())).await;
+        let Some(Opened { client, speaks, _permit, _share }) = opened else { return };
+        match speaks {
+            Speaks::Http1 { begun } => self.gateway.serve(client, closing, begun).await,
+            Speaks::Http2(limits) => {
+                Box::pin(self.gateway.serve_http2(client, closing, *limits)).await;
+            }
+            Speaks::Redirect => Box::pin(self.redirect(client, closing)).await,
+        }
+    }
+
+    /// Takes a connection to the point where requests come. `None`: it has ended.
+    async fn open(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        opening: Opening,
+        mut closing: watch::Receiver<bool>,
+    ) -> Option<Opened<'_>> {
         // Answers are flushed whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         // Without it, more is held than has to be.
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MOST_UNSENT);
-        let mut closing = self.process.lifecycle.closing();
         let policy = self.policies.current();
-        let Ok(_permit) = self.permits.try_acquire() else {
-            return self.turn_away(stream, peer, opening, &policy).await;
+        let Ok(permit) = self.permits.try_acquire() else {
+            self.turn_away(stream, peer, opening, &policy).await;
+            return None;
         };
         let peer = match opening {
             Opening::Client | Opening::Redirect => peer,
             Opening::ProxyProtocol => {
-                let found = tokio::select! {
-                    found = self.peer_behind(&mut stream, peer, &policy) => found,
-                    () = closed(&mut closing) => return,
-                };
-                let Ok(peer) = found else { return };
-                peer
+                tokio::select! {
+                    found = self.peer_behind(&mut stream, peer, &policy) => found.ok()?,
+                    () = closed(&mut closing) => return None,
+                }
             }
         };
-        let Ok(_share) = self.share(peer.ip().to_canonical(), &policy) else {
-            return self.turn_away(stream, peer, opening, &policy).await;
+        let Ok(share) = self.share(peer.ip().to_canonical(), &policy) else {
+            self.turn_away(stream, peer, opening, &policy).await;
+            return None;
         };
+        let opened =
+            |client, speaks| Some(Opened { client, speaks, _permit: permit, _share: share });
         // No connection may hold a policy for as long as it lives.
-        let (limits, tls, h2c) = (policy.limits.clone(), policy.tls.clone(), policy.h2c);
+        let (limits, tls, h2c) = (Box::new(policy.limits.clone()), policy.tls.clone(), policy.h2c);
         drop(policy);
-        let gateway = &self.gateway;
         if opening == Opening::Redirect {
-            // Boxed for the same reason as HTTP/2 below.
-            return Box::pin(self.redirect(Client::plain(stream, peer), closing)).await;
+            return opened(Client::plain(stream, peer), Speaks::Redirect);
         }
         let Some(tls) = tls else {
             let mut client = Client::plain(stream, peer);
             if !h2c {
-                return gateway.serve(client, closing, None).await;
+                return opened(client, Speaks::Http1 { begun: None });
             }
             let deadline = Instant::now() + limits.header_timeout;
             client.deadline.set(deadline);
             let begins_as_http2 = tokio::select! {
-                begins = begins_as_http2(&mut client) => begins,
-                () = closed(&mut closing) => return,
+                begins = begins_as_http2(&mut client) => begins?,
+                () = closed(&mut closing) => return None,
             };
-            return match begins_as_http2 {
-                // Boxed: otherwise every connection would take as much memory as one of HTTP/2.
-                Some(true) => Box::pin(gateway.serve_http2(client, closing, limits)).await,
-                Some(false) => gateway.serve(client, closing, Some(deadline)).await,
-                None => {}
+            let speaks = if begins_as_http2 {
+                Speaks::Http2(limits)
+            } else {
+                Speaks::Http1 { begun: Some(deadline) }
             };
+            return opened(client, speaks);
         };
         let shaken = tokio::select! {
-            shaken = tls.accept(stream) => shaken,
-            () = closed(&mut closing) => return,
+            shaken = tls.accept(stream) => shaken?,
+            () = closed(&mut closing) => return None,
         };
-        let Some(stream) = shaken else { return };
-        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let client = Client::tls(stream, peer);
-        if is_http2 {
-            Box::pin(gateway.serve_http2(client, closing, limits)).await;
-        } else {
-            gateway.serve(client, closing, None).await;
-        }
+        let is_http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
+        let speaks = if is_http2 { Speaks::Http2(limits) } else { Speaks::Http1 { begun: None } };
+        opened(Client::tls(shaken, peer), speaks)
     }
 
     /// Whose connection it is by the word of a balancer, if that may be believed.

@@ -204,7 +204,8 @@ impl Sessions {
     pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
-            Backend::Redis(redis) => redis.get(digest).await?,
+            // Boxed: it would make the future of every connection larger.
+            Backend::Redis(redis) => Box::pin(redis.get(digest)).await?,
         };
         let Some(session) = found else { return Ok(None) };
         let now = self.clock.now_millis();

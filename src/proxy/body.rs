@@ -125,7 +125,7 @@ impl Limits {
         write_timeout: Duration::MAX,
         min_rate: 0,
         min_taken: 0,
-        read: 32 << 10,
+        read: 16 << 10,
     };
 }
 
@@ -334,6 +334,9 @@ impl Relay {
         loop {
             while let Some(rest) = self.output.get(self.sent..).filter(|rest| !rest.is_empty()) {
                 let Poll::Ready(written) = Pin::new(&mut *writer).poll_write(cx, rest) else {
+                    if input.is_empty() {
+                        buffers::give(std::mem::take(input));
+                    }
                     return self.wait_for(Wait::Receiver);
                 };
                 match written {
@@ -391,6 +394,9 @@ impl Relay {
         input: &mut Vec<u8>,
         trailers: &mut impl WriteTrailers,
     ) -> Poll<Result<(), Broken>> {
+        if input.capacity() == 0 {
+            *input = buffers::take();
+        }
         if input.capacity() < self.limits.read {
             input.reserve(self.limits.read);
         }
