@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
@@ -13,13 +14,22 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request};
 use tokio::io::ReadBuf;
+use tokio::time::Instant;
 
 use super::http2::Growth;
+use crate::deadline::Deadline;
 use crate::head;
 use crate::header::lines::write_line;
 
 /// Bytes of a body after which larger windows are asked for, if all that came has been read.
 const KEEPS_UP: u64 = 48 << 10;
+
+/// Bytes of a frame that is sent at once. What is left of a client's window is often less: frames
+/// of that size would stay small for ever, for the client frees its window in the same pieces.
+const WORTH_SENDING: usize = 8 << 10;
+
+/// How long a smaller frame waits for more room.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A stream of HTTP/2.
 pub struct Stream {
@@ -34,6 +44,10 @@ pub struct Stream {
     growth: Arc<Growth>,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
+    /// Whether the client's window is too small for a frame that is worth sending, and how long
+    /// that is borne.
+    is_short: bool,
+    patience: Deadline,
     is_finished: bool,
 }
 
@@ -49,6 +63,8 @@ impl Stream {
             growth,
             respond,
             send: None,
+            is_short: false,
+            patience: Deadline::new(),
             is_finished: false,
         }
     }
@@ -121,20 +137,27 @@ impl Stream {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         send.reserve_capacity(bytes.len());
-        loop {
-            let capacity = match ready!(send.poll_capacity(cx)) {
-                Some(Ok(capacity)) => capacity,
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-            if capacity > 0 {
-                let length = capacity.min(bytes.len());
-                let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
-                return Poll::Ready(
-                    send.send_data(data, false).map(|()| length).map_err(io::Error::other),
-                );
+        let enough = bytes.len().min(WORTH_SENDING);
+        while send.capacity() < enough {
+            match send.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                Poll::Ready(None) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Poll::Pending if send.capacity() == 0 => return Poll::Pending,
+                Poll::Pending => {
+                    // A client may wait for these few bytes before it takes more.
+                    if !std::mem::replace(&mut self.is_short, true) {
+                        self.patience.set(Instant::now() + PATIENCE);
+                    }
+                    ready!(self.patience.poll_over(cx));
+                    break;
+                }
             }
         }
+        self.is_short = false;
+        let length = send.capacity().min(bytes.len());
+        let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
+        Poll::Ready(send.send_data(data, false).map(|()| length).map_err(io::Error::other))
     }
 
     /// Ready when the client has reset the stream.
