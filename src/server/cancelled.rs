@@ -53,7 +53,7 @@ impl<F: Future<Output = ()>> Future for Cut<F> {
 /// What the service has seen.
 #[derive(Default)]
 struct Records {
-    /// Of each request the number of its connection, and its target.
+    /// The connection number and the target of each request.
     served: Vec<(usize, String)>,
     faults: Vec<String>,
 }

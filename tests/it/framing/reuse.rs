@@ -17,7 +17,13 @@ async fn ask(stack: &Stack, method: &str, path: &str, body: &str) -> Result<Resp
     let length = format!("Content-Length: {}\r\n", body.len());
     let lines = if body.is_empty() { "" } else { &length };
     connection.send(&request(method, path, lines, body)).await;
-    connection.response(method == "HEAD").await
+    loop {
+        let response = connection.response(method == "HEAD").await;
+        // What only announces the response is not waited for alone: its connection is still busy.
+        if !response.as_ref().is_ok_and(|response| response.status < 200) {
+            return response;
+        }
+    }
 }
 
 /// Which connections the service saw requests on, after so many requests.
