@@ -1,31 +1,29 @@
 //! The composition root: from a configuration to a running gateway, and to its end.
 //!
 //! [`Server::bind`] takes everything that can fail at the start, listeners included;
-//! [`Server::run`] serves until it is told to stop. Connections are accepted in one place and
-//! handed in turn to worker threads, each with a runtime of its own, on which they stay: a
-//! request's work never moves between cores. pingora's server is not used: it closes every listener
+//! [`Server::run`] serves until it is told to stop. pingora's server is not used: it closes every listener
 //! at once, and then always waits for its whole grace period.
 
 #[cfg(test)]
 mod cancelled;
 mod orders;
 mod summary;
+mod workers;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use humantime::format_duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use self::orders::{Orders, keep_reopening};
 use self::summary::{Started, Summary};
+use self::workers::Workers;
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::clock::Clock;
@@ -213,7 +211,7 @@ impl Server {
                 async move { edge.serve(stream, peer, opening).await }
             };
             let seldom = cannot_accept.clone();
-            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone(), seldom));
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
         }
         let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
         for listener in forward_auth {
@@ -224,7 +222,7 @@ impl Server {
                 async move { decisions.serve(stream, peer).await }
             };
             let seldom = cannot_accept.clone();
-            accepting.spawn(accept(socket, serve, workers.handles(), connections.clone(), seldom));
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
         }
         process.lifecycle.set_ready();
         started.log();
@@ -302,39 +300,6 @@ fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Openin
     own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
 }
 
-async fn accept<F: Future<Output = ()> + Send + 'static>(
-    listener: TcpListener,
-    serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
-    workers: Vec<Handle>,
-    connections: TaskTracker,
-    failed: Arc<Seldom>,
-) {
-    for worker in workers.iter().cycle() {
-        let (stream, peer) = loop {
-            match listener.accept().await {
-                Ok(accepted) => break accepted,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                // No descriptor is left, or no memory.
-                Err(error) => {
-                    if let Some(suppressed) = failed.suppressed() {
-                        tracing::error!(%error, suppressed, "cannot accept connections");
-                    }
-                    tokio::time::sleep(http_server::ACCEPT_PAUSE).await;
-                }
-            }
-        };
-        // The connection leaves this thread's reactor for its worker's.
-        let Ok(stream) = stream.into_std() else { continue };
-        let serve = serve.clone();
-        let served = async move {
-            if let Ok(stream) = TcpStream::from_std(stream) {
-                serve(stream, peer).await;
-            }
-        };
-        worker.spawn(connections.track_future(served));
-    }
-}
-
 async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
     loop {
         tokio::time::sleep(MAINTENANCE).await;
@@ -376,45 +341,4 @@ fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {
     let Listener { socket, address } = listener;
     TcpListener::from_std(socket)
         .map_err(|error| StartError::Listen { address, reason: error.to_string() })
-}
-
-/// Threads with a runtime each. They end when this is dropped.
-struct Workers {
-    handles: Vec<Handle>,
-    threads: Vec<JoinHandle<()>>,
-    stop: watch::Sender<bool>,
-}
-
-impl Workers {
-    fn start(count: usize) -> io::Result<Self> {
-        let stop = watch::Sender::new(false);
-        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), stop };
-        for number in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            workers.handles.push(runtime.handle().clone());
-            let mut stopped = workers.stop.subscribe();
-            let run = move || {
-                // The sender is gone only when its owner is.
-                let _ = runtime.block_on(stopped.wait_for(|stop| *stop));
-                runtime.shutdown_background();
-            };
-            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)?;
-            workers.threads.push(thread);
-        }
-        Ok(workers)
-    }
-
-    fn handles(&self) -> Vec<Handle> {
-        self.handles.clone()
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.stop.send_replace(true);
-        for thread in self.threads.drain(..) {
-            // A worker that panicked is over too.
-            drop(thread.join());
-        }
-    }
 }

@@ -1,0 +1,191 @@
+//! Worker threads, and which of them serves a connection.
+//!
+//! Each worker has a runtime of its own, and a connection stays on its worker: a request's work
+//! never moves between cores, and nothing on its way is locked. Connections are accepted in one
+//! place and given to the worker that has the fewest, in turn among equals, so that none idles
+//! while another has a queue. The kernel, with a socket for each worker, would spread them by
+//! chance, and leave those of a busy worker waiting.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::http_server;
+use crate::seldom::Seldom;
+
+/// Threads with a runtime each. They end when this is dropped.
+pub struct Workers {
+    all: Arc<[Worker]>,
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+struct Worker {
+    runtime: Handle,
+    /// Connections that it serves.
+    connections: AtomicUsize,
+}
+
+/// A connection of a worker, until it is dropped.
+struct Held(Arc<[Worker]>, usize);
+
+impl Held {
+    /// On the worker with the fewest connections, the first of them from `turn` on.
+    fn new(workers: &Arc<[Worker]>, turn: usize) -> Option<Self> {
+        let count = workers.len();
+        let order = (turn..turn + count).map(|place| place % count);
+        let least = order.min_by_key(|place| {
+            workers.get(*place).map(|worker| worker.connections.load(Ordering::Relaxed))
+        })?;
+        workers.get(least)?.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Self(workers.clone(), least))
+    }
+
+    fn runtime(&self) -> Option<&Handle> {
+        self.0.get(self.1).map(|worker| &worker.runtime)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(worker) = self.0.get(self.1) {
+            worker.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Workers {
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let stop = watch::Sender::new(false);
+        let mut all = Vec::new();
+        let mut workers = Self { all: Arc::new([]), threads: Vec::new(), stop };
+        for number in 0..count {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            all.push(Worker { runtime: runtime.handle().clone(), connections: 0.into() });
+            let mut stopped = workers.stop.subscribe();
+            let run = move || {
+                // The sender is gone only when its owner is.
+                let _ = runtime.block_on(stopped.wait_for(|stop| *stop));
+                runtime.shutdown_background();
+            };
+            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)?;
+            workers.threads.push(thread);
+        }
+        workers.all = all.into();
+        Ok(workers)
+    }
+
+    /// Accepts connections for as long as it is polled. `connections` tracks them; `failed` limits
+    /// what is logged of failures.
+    pub fn accept<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
+        connections: TaskTracker,
+        failed: Arc<Seldom>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let workers = self.all.clone();
+        async move {
+            for turn in (0..workers.len()).cycle() {
+                let (stream, peer) = next(&listener, &failed).await;
+                // The connection leaves this thread's reactor for its worker's.
+                let Ok(stream) = stream.into_std() else { continue };
+                let Some(held) = Held::new(&workers, turn) else { continue };
+                let serve = serve.clone();
+                let runtime = held.runtime().cloned();
+                let served = async move {
+                    if let Ok(stream) = TcpStream::from_std(stream) {
+                        serve(stream, peer).await;
+                    }
+                    drop(held);
+                };
+                if let Some(runtime) = runtime {
+                    runtime.spawn(connections.track_future(served));
+                }
+            }
+        }
+    }
+}
+
+async fn next(listener: &TcpListener, failed: &Seldom) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // No descriptor is left, or no memory.
+            Err(error) => {
+                if let Some(suppressed) = failed.suppressed() {
+                    tracing::error!(%error, suppressed, "cannot accept connections");
+                }
+                tokio::time::sleep(http_server::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            // A worker that panicked is over too.
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_worker_that_has_the_fewest() {
+        let workers = Workers::start(3).unwrap();
+        let (name, mut names) = mpsc::unbounded_channel();
+        let serve = move |mut stream: TcpStream, _| {
+            let name = name.clone();
+            async move {
+                name.send(std::thread::current().name().unwrap().to_owned()).unwrap();
+                while stream.read(&mut [0]).await.unwrap() > 0 {}
+            }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = TaskTracker::new();
+        let seldom = Arc::new(Seldom::new(Clock::system()));
+        tokio::spawn(workers.accept(listener, serve, connections.clone(), seldom));
+
+        let mut open = BTreeMap::<String, Vec<TcpStream>>::new();
+        for _ in 0..12 {
+            let client = TcpStream::connect(address).await.unwrap();
+            open.entry(names.recv().await.unwrap()).or_default().push(client);
+        }
+        assert!(open.values().all(|clients| clients.len() == 4), "{open:?}");
+
+        // All clients of one worker leave. The next connections are its own.
+        open.get_mut("worker-1").unwrap().clear();
+        while connections.len() > 8 {
+            yield_now().await;
+        }
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            kept.push(TcpStream::connect(address).await.unwrap());
+            assert_eq!(names.recv().await.unwrap(), "worker-1");
+        }
+    }
+}
