@@ -108,14 +108,14 @@ impl Edge {
     pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, opening: Opening) {
         let closing = self.process.lifecycle.closing();
         // Boxed, as all that is rare: an idle connection takes the room of the largest future in it.
-        let opened = Box::pin(self.open(stream, peer, opening, closing.clone())).await;
-        let Some(Opened { client, speaks, _permit, _share }) = opened else { return };
-        match speaks {
-            Speaks::Http1 { begun } => self.gateway.serve(client, closing, begun).await,
+        let open = Box::pin(self.open(stream, peer, opening, closing.clone()));
+        let Some(mut opened) = open.await else { return };
+        match opened.speaks {
+            Speaks::Http1 { begun } => self.gateway.serve(&mut opened.client, closing, begun).await,
             Speaks::Http2(limits) => {
-                Box::pin(self.gateway.serve_http2(client, closing, *limits)).await;
+                Box::pin(self.gateway.serve_http2(opened.client, closing, *limits)).await;
             }
-            Speaks::Redirect => Box::pin(self.redirect(client, closing)).await,
+            Speaks::Redirect => Box::pin(self.redirect(&mut opened.client, closing)).await,
         }
     }
 
@@ -254,7 +254,7 @@ impl Edge {
         let mut client = Client::plain(stream, peer);
         // A request that has come already and is not read would reset the connection.
         let _ = timeout(TURN_AWAY, client.read_more()).await;
-        let _ = timeout(TURN_AWAY, self.gateway.refuse(client, &Rejection::Overloaded)).await;
+        let _ = timeout(TURN_AWAY, self.gateway.refuse(&mut client, &Rejection::Overloaded)).await;
     }
 }
 

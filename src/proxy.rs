@@ -103,7 +103,7 @@ impl Gateway {
     /// part has already come.
     pub async fn serve(
         &self,
-        mut client: Client,
+        client: &mut Client,
         mut closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
@@ -122,10 +122,10 @@ impl Gateway {
                 Wait::Over => return,
             };
             let is_last = number >= policy.limits.max_requests_per_connection;
-            let mut request = Request::new(policy, self.process.clone(), head, &mut client);
+            let mut request = Request::new(policy, self.process.clone(), head, client);
             request.closes |= is_last;
-            let after = self.serve_request(&mut client, &mut request).await;
-            request.recycle(&mut client);
+            let after = self.serve_request(client, &mut request).await;
+            request.recycle(client);
             match after {
                 After::GoesOn => {}
                 After::Closes => return client.close(false).await,
@@ -219,14 +219,14 @@ impl Gateway {
     }
 
     /// Rejects a request header that cannot be read, and closes the connection.
-    pub async fn refuse(&self, client: Client, rejection: &Rejection) {
+    pub async fn refuse(&self, client: &mut Client, rejection: &Rejection) {
         self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
     }
 
     /// Answers a request without a route, and closes the connection.
     pub async fn end_with(
         &self,
-        mut client: Client,
+        client: &mut Client,
         request: &Plain<'_>,
         answer: Result<Answer, Rejection>,
     ) {

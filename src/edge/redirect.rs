@@ -21,7 +21,7 @@ use crate::route::Endpoint;
 const HTTPS: u16 = 443;
 
 impl Edge {
-    pub(super) async fn redirect(&self, mut client: Client, mut closing: watch::Receiver<bool>) {
+    pub(super) async fn redirect(&self, client: &mut Client, mut closing: watch::Receiver<bool>) {
         let wait = tokio::select! {
             wait = client.next_head(&self.policies, true, None) => wait,
             () = closed(&mut closing) => return,

@@ -255,6 +255,9 @@ impl Relay {
                 }
             }
             Source::Chunked(chunked) => {
+                if self.output.capacity() == 0 {
+                    self.output = buffers::take();
+                }
                 while let Some((part, length)) = chunked
                     .next(input.get(taken..).unwrap_or_default())
                     .map_err(|_| Broken::Malformed)?
@@ -395,7 +398,9 @@ impl Relay {
         trailers: &mut impl WriteTrailers,
     ) -> Poll<Result<(), Broken>> {
         if input.capacity() == 0 {
-            *input = buffers::take();
+            // All of `output` was sent: one buffer is enough for both.
+            let is_free = self.output.is_empty() && self.output.capacity() > 0;
+            *input = if is_free { std::mem::take(&mut self.output) } else { buffers::take() };
         }
         if input.capacity() < self.limits.read {
             input.reserve(self.limits.read);

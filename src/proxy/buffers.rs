@@ -9,7 +9,7 @@ const FRESH: usize = 4 << 10;
 const LARGEST: usize = 64 << 10;
 
 /// Buffers that a worker keeps.
-const MOST: usize = 256;
+const MOST: usize = 64;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };

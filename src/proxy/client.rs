@@ -260,7 +260,7 @@ impl Client {
 
     /// Closes the connection. A client that may still be sending has until it closes its side, at
     /// most [`LINGER`].
-    pub async fn close(mut self, may_be_sending: bool) {
+    pub async fn close(&mut self, may_be_sending: bool) {
         self.deadline.set(Instant::now() + LINGER);
         let closing = self.deadline.limit(self.io.shutdown()).await;
         if !may_be_sending || !matches!(closing, Some(Ok(()))) {
@@ -272,9 +272,9 @@ impl Client {
         }
     }
 
-    /// Resets the connection, so that the client does not take an incomplete response for a whole
+    /// Has the connection reset when it is dropped, so that the client does not take an incomplete response for a whole
     /// one.
-    pub fn reset(self) {
+    pub fn reset(&self) {
         let stream = match &self.io {
             Io::Http1(Either::Left(stream)) => stream,
             Io::Http1(Either::Right(tls)) => tls.get_ref().0,

@@ -63,33 +63,23 @@ impl Gateway {
             let taken = upload.take(&mut client.held, &mut to_service(request));
             taken.map_err(of_request_body)?;
         }
-        let mut is_second = false;
-        loop {
-            let service = self.connect(request, is_second).await?;
-            let is_repeatable = service.is_reused && request.method.is_idempotent();
-            let mut exchange = Exchange { client, request, upload, service, is_taking: true };
-            let response = match exchange.response().await {
-                Ok(response) => response,
-                // The server closed the connection while the request was on its way, as it may
-                // after some idle time (RFC 9112, section 9.3.1).
-                Err(Stop::Failed(Failed::Closed | Failed::Write(_)))
-                    if is_repeatable
-                        && !exchange.service.has_spoken
-                        && exchange.upload.can_repeat() =>
-                {
-                    upload = exchange.upload;
-                    upload.repeat();
-                    is_second = true;
-                    continue;
-                }
-                Err(stop) => return Err(stop),
-            };
-            if response.head.status == 101 {
-                let service = exchange.service;
-                return Box::pin(self.tunnel(client, request, service, response)).await;
-            }
-            return self.relay(exchange, response).await;
+        let service = self.connect(request, false).await?;
+        let upload = &mut upload;
+        let mut exchange = Exchange { client, request, upload, service, is_taking: true };
+        let mut response = exchange.response().await;
+        if let Err(stop) = &response
+            && exchange.can_repeat(stop)
+        {
+            exchange.upload.repeat();
+            exchange.is_taking = true;
+            exchange.service = self.connect(exchange.request, true).await?;
+            response = exchange.response().await;
         }
+        let response = response?;
+        if response.head.status == 101 {
+            return Box::pin(self.tunnel(exchange, response)).await;
+        }
+        self.relay(exchange, response).await
     }
 
     /// A connection to the next server, or to another one where that fails.
@@ -103,7 +93,7 @@ impl Gateway {
             };
             request.server = Some(address);
             request.is_reused = false;
-            if !is_second && let Some(service) = take_idle(address, request.started) {
+            if !is_second && let Some(service) = take_idle(address) {
                 request.is_reused = true;
                 return Ok(service);
             }
@@ -130,6 +120,28 @@ impl Gateway {
 
     /// Sends a response to the client, while the rest of the request goes to the server.
     async fn relay(&self, exchange: Exchange<'_>, response: Response) -> Result<After, Stop> {
+        let (mut relaying, taken) = self.begin(exchange, response)?;
+        let ended = match taken {
+            Ok(()) => poll_fn(|cx| relaying.poll(cx)).await,
+            Err(broken) => {
+                // What came before the fault is sent, so that the client sees the response break
+                // off.
+                let Exchange { client, request, .. } = &mut relaying.exchange;
+                let patience = request.policy.limits.write_timeout;
+                let _ = client.send(&relaying.download.output, patience).await;
+                Err(of_response_body(broken))
+            }
+        };
+        self.end(relaying, ended)
+    }
+
+    /// Begins a response with its header, and takes what came with it of its body. Not `async`:
+    /// what only this needs takes no room in the future of every connection.
+    fn begin<'a>(
+        &self,
+        exchange: Exchange<'a>,
+        response: Response,
+    ) -> Result<(Relaying<'a>, Result<(), Broken>), Stop> {
         let Response { head, mut lines, rest: mut input } = response;
         let Exchange { client, request, upload, service, mut is_taking } = exchange;
         request.upstream_status = Some(head.status);
@@ -138,6 +150,10 @@ impl Gateway {
         is_taking &= !(may_wait && request.lines.first(&EXPECT).is_some());
         request.closes |= self.process.lifecycle.is_draining();
         request.closes |= !is_taking && !upload.is_sent();
+        if upload.is_sent() {
+            // It was held for a second try.
+            buffers::give(std::mem::take(&mut upload.output));
+        }
         let idle_time = idle_time(request, &head, &lines);
         let trailers = Trailers::new(request, &head, &lines);
         let mut out = buffers::take();
@@ -151,29 +167,26 @@ impl Gateway {
         let mut download = download(request, &head, framed.target, out);
         let taken = download.take(&mut input, &mut trailers.to_client(request));
         let exchange = Exchange { client, request, upload, service, is_taking };
-        let mut relaying = Relaying { exchange, download, input, trailers, is_over: false };
-        let ended = match taken {
-            Ok(()) => poll_fn(|cx| relaying.poll(cx)).await,
-            Err(broken) => {
-                // What came before the fault is sent, so that the client sees the response break
-                // off.
-                let Exchange { client, request, .. } = &mut relaying.exchange;
-                let patience = request.policy.limits.write_timeout;
-                let _ = client.send(&relaying.download.output, patience).await;
-                Err(of_response_body(broken))
-            }
-        };
-        let Relaying { exchange, download, input, .. } = relaying;
+        let is_by_close = framed.by_close;
+        let is_over = false;
+        let relaying =
+            Relaying { exchange, download, input, trailers, idle_time, is_by_close, is_over };
+        Ok((relaying, taken))
+    }
+
+    /// Keeps the server's connection if it can serve another request, and gives the buffers back.
+    fn end(&self, relaying: Relaying<'_>, ended: Result<(), Stop>) -> Result<After, Stop> {
+        let Relaying { exchange, download, input, idle_time, is_by_close, .. } = relaying;
         let Exchange { client, request, upload, service, is_taking } = exchange;
         let is_silent = input.is_empty();
         let is_whole = is_taking && upload.is_sent();
         request.bytes_out = download.passed;
         request.bytes_in = upload.passed;
-        for buffer in [download.output, upload.output, input] {
+        for buffer in [download.output, std::mem::take(&mut upload.output), input] {
             buffers::give(buffer);
         }
         if let Err(stop) = ended {
-            if !framed.by_close {
+            if !is_by_close {
                 return Err(stop);
             }
             // Only a reset shows that there should have been more.
@@ -187,11 +200,7 @@ impl Gateway {
             };
             return Ok(After::Resets);
         }
-        if head.persists
-            && is_silent
-            && is_whole
-            && let Some(time) = idle_time
-        {
+        if let Some(time) = idle_time.filter(|_| is_silent && is_whole) {
             keep_idle(service, time, self.most_idle);
         }
         Ok(match (is_whole, request.closes) {
@@ -203,16 +212,26 @@ impl Gateway {
 }
 
 /// A request on its way to a server.
-struct Exchange<'a> {
-    client: &'a mut Client,
-    request: &'a mut Request,
-    upload: Relay,
-    service: Service,
+pub(super) struct Exchange<'a> {
+    pub client: &'a mut Client,
+    pub request: &'a mut Request,
+    upload: &'a mut Relay,
+    pub service: Service,
     /// Whether the server still takes the body. One that does not may already have responded.
     is_taking: bool,
 }
 
 impl Exchange<'_> {
+    /// Whether the request is sent once more, on a new connection: the server closed an idle one
+    /// while the request was on its way, as it may (RFC 9112, section 9.3.1).
+    fn can_repeat(&self, stop: &Stop) -> bool {
+        matches!(stop, Stop::Failed(Failed::Closed | Failed::Write(_)))
+            && self.service.is_reused
+            && !self.service.has_spoken
+            && self.request.method.is_idempotent()
+            && self.upload.can_repeat()
+    }
+
     /// Reads the header of the response, or of a 101 that accepts a WebSocket. Informational
     /// responses before it are forwarded.
     async fn response(&mut self) -> Result<Response, Stop> {
@@ -335,6 +354,10 @@ struct Relaying<'a> {
     /// What was read of the server's connection and not yet taken.
     input: Vec<u8>,
     trailers: Trailers,
+    /// How long the server's connection is kept afterwards; `None`: not at all.
+    idle_time: Option<Duration>,
+    /// Whether its end is the end of the client's connection.
+    is_by_close: bool,
     /// Whether the client has all of it.
     is_over: bool,
 }
@@ -342,7 +365,7 @@ struct Relaying<'a> {
 impl Relaying<'_> {
     /// Moves both bodies on. Ready when the response is over, and so is the request.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
-        let Self { exchange, download, input, trailers, is_over } = self;
+        let Self { exchange, download, input, trailers, is_over, .. } = self;
         let Exchange { client, request, upload, service, is_taking } = exchange;
         if !*is_over {
             let mut to_client = trailers.to_client(request);

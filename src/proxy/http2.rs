@@ -304,6 +304,28 @@ impl Gateway {
         growth: Arc<Growth>,
     ) -> bool {
         let began = Instant::now();
+        let (mut client, request) = self.read_stream(request, respond, peer, growth);
+        match request {
+            Ok(mut request) => {
+                self.serve_request(&mut client, &mut request).await;
+                request.status.is_none() && began.elapsed() < EARLY
+            }
+            Err(rejection) => {
+                self.refuse_stream(&mut client, rejection).await;
+                false
+            }
+        }
+    }
+
+    /// Reads the header of a request. Not `async`: what only this needs takes no room in the
+    /// future of every stream.
+    fn read_stream(
+        &self,
+        request: Http2Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        peer: SocketAddr,
+        growth: Arc<Growth>,
+    ) -> (Client, Result<Request, Rejection>) {
         let (parts, body) = request.into_parts();
         let mut text = super::buffers::take();
         header_text(&parts, &mut text);
@@ -316,26 +338,27 @@ impl Gateway {
         let read = head::read(&client.held, policy.head_limits, is_health, |line| list.push(line));
         let mut head = match read {
             Ok(Some(head)) => head,
-            judged => {
-                let rejection = judged.err().unwrap_or(Rejection::InternalError);
-                let answer = Err(rejection);
-                let plain = super::Plain::NONE;
-                let message = plain.answer(&self.process, &policy, client.address, answer);
-                let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
-                client.held.clear();
-                // A client that is gone by now misses nothing.
-                let _ = client.respond(&message, header, policy.limits.write_timeout).await;
-                return false;
-            }
+            Ok(None) => return (client, Err(Rejection::InternalError)),
+            Err(rejection) => return (client, Err(rejection)),
         };
         if !is_bodyless && head.content_length.is_none() {
             // Its length is not known.
             head.head.framing = Framing::Chunked;
         }
         head.nominates = false;
-        let mut request = Request::new(policy, self.process.clone(), head, &mut client);
-        self.serve_request(&mut client, &mut request).await;
-        request.status.is_none() && began.elapsed() < EARLY
+        let request = Request::new(policy, self.process.clone(), head, &mut client);
+        (client, Ok(request))
+    }
+
+    /// Rejects a request header that cannot be read. Other streams go on.
+    async fn refuse_stream(&self, client: &mut Client, rejection: Rejection) {
+        let policy = self.policies.current();
+        let plain = super::Plain::NONE;
+        let message = plain.answer(&self.process, &policy, client.address, Err(rejection));
+        let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
+        client.held.clear();
+        // A client that is gone by now misses nothing.
+        let _ = client.respond(&message, header, policy.limits.write_timeout).await;
     }
 }
 

@@ -52,15 +52,14 @@ thread_local! {
     static KEPT: RefCell<Kept> = RefCell::default();
 }
 
-/// Takes an idle connection to a server that can serve a request. `now` is when the request began,
-/// a moment ago.
-pub fn take_idle(address: SocketAddr, now: Instant) -> Option<Service> {
+/// Takes an idle connection to a server that can serve a request.
+pub fn take_idle(address: SocketAddr) -> Option<Service> {
     KEPT.with_borrow_mut(|kept| {
         let mut at = kept.idle.len();
         loop {
             at = kept.idle.get(..at)?.iter().rposition(|idle| idle.address == address)?;
             let Idle { mut io, until, .. } = kept.idle.swap_remove(at);
-            if now < until && is_silent(&mut io) {
+            if Instant::now() < until && is_silent(&mut io) {
                 return Some(Service { io, address, is_reused: true, has_spoken: false });
             }
         }

@@ -10,11 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Limits, Relay, Source, Target};
-use super::client::Client;
 use super::failure::Stop;
-use super::forward::Response;
-use super::request::Request;
-use super::service::Service;
+use super::forward::{Exchange, Response};
 use super::{After, Gateway, buffers, compose};
 
 /// Bytes of one read: messages are short, and there are many tunnels.
@@ -31,11 +28,10 @@ impl Gateway {
     /// tunnel ends.
     pub(super) async fn tunnel(
         &self,
-        client: &mut Client,
-        request: &mut Request,
-        mut service: Service,
+        exchange: Exchange<'_>,
         response: Response,
     ) -> Result<After, Stop> {
+        let Exchange { client, request, mut service, .. } = exchange;
         let Response { head, mut lines, rest: mut from_service } = response;
         request.upstream_status = Some(101);
         let mut out = buffers::take();
