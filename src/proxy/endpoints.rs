@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, EXPECT, REFERER};
+use http::header::{CONTENT_TYPE, REFERER};
 use http::{HeaderValue, Method};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use super::Gateway;
 use super::body::{Broken, Limits, Relay, Source, Target};
 use super::client::Client;
 use super::failure::{Stop, of_request_body};
-use super::request::Request;
+use super::request::{CONTINUE, Request};
 use crate::answer::Answer;
 use crate::chunked::Chunked;
 use crate::config::Access;
@@ -122,11 +122,9 @@ async fn read_body(
         Framing::Chunked if request.is_http2 => Source::Close,
         Framing::Chunked => Source::Chunked(Chunked::new()),
     };
-    let expects = request.lines.values_of(&EXPECT);
-    let waits = expects.into_iter().any(|value| value.eq_ignore_ascii_case(b"100-continue"));
-    if waits && !request.is_http_10() {
+    if request.expects_continue() {
         let patience = request.policy.limits.write_timeout;
-        let sent = client.announce(b"HTTP/1.1 100 Continue\r\n\r\n", patience).await;
+        let sent = client.announce(CONTINUE, patience).await;
         sent.map_err(|_| Stop::Left)?;
     }
     let limits = Limits { bytes: limit as u64, ..Limits::NONE };

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use http::HeaderName;
 use http::header::EXPECT;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::body::{Broken, Limits, Relay, Source, Target, Wait, WriteTrailers};
 use super::client::{Client, Left};
 use super::failure::{Failed, Stop, UNASKED, of_request_body, of_response_body};
-use super::request::Request;
+use super::request::{CONTINUE, Request};
 use super::service::{Service, keep_idle, take_idle};
 use super::{After, Gateway, buffers, compose};
 use crate::chunked::Chunked;
@@ -34,6 +34,9 @@ const MOST_TRIES: usize = 8;
 
 /// Informational responses (1xx) to one request, at most.
 const MOST_INFORMATIONAL: usize = 100;
+
+/// How long a service has to ask for a body that its client holds back.
+const EXPECTATION: Duration = Duration::from_secs(1);
 
 /// Room for one read of a response header.
 const READ_HEAD: usize = 2 << 10;
@@ -238,9 +241,24 @@ impl Exchange<'_> {
         let mut read: Vec<u8> = Vec::new();
         let mut list = std::mem::take(&mut self.client.spare_of_response);
         let mut informational = 0;
+        let mut is_expecting = self.is_expecting();
         loop {
             let mut since = None;
-            let got = poll_fn(|cx| self.poll_head(cx, &mut read, &mut list, &mut since)).await;
+            let head = poll_fn(|cx| self.poll_head(cx, &mut read, &mut list, &mut since));
+            let got = if is_expecting {
+                match Box::pin(timeout(EXPECTATION, head)).await {
+                    Ok(got) => got,
+                    // Some services never do, and some clients wait for ever
+                    // (RFC 9110, section 10.1.1).
+                    Err(_) => {
+                        is_expecting = false;
+                        self.send_continue().await?;
+                        continue;
+                    }
+                }
+            } else {
+                head.await
+            };
             self.request.bytes_in = self.upload.passed;
             let head = got?;
             let mut rest = Vec::new();
@@ -264,6 +282,7 @@ impl Exchange<'_> {
                     None => Ok(Response { head, lines, rest }),
                 };
             }
+            is_expecting &= head.status != 100;
             informational += 1;
             if informational > MOST_INFORMATIONAL {
                 return Err(Fault::Rejected("too many informational responses").into());
@@ -331,6 +350,21 @@ impl Exchange<'_> {
                 None => Failed::NoResponse.into(),
             })
         })
+    }
+
+    /// Whether the client waits for 100 (Continue) before it sends the body.
+    fn is_expecting(&self) -> bool {
+        !self.upload.has_come() && self.upload.passed == 0 && self.request.expects_continue()
+    }
+
+    /// Asks the client for the body in the service's place, unless it comes already.
+    async fn send_continue(&mut self) -> Result<(), Stop> {
+        if self.upload.passed > 0 || !self.is_taking {
+            return Ok(());
+        }
+        let patience = self.request.policy.limits.write_timeout;
+        let sent = self.client.announce(CONTINUE, patience).await;
+        sent.map_err(|_| Stop::Left)
     }
 
     /// Forwards an informational response.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::header::EXPECT;
 use http::{HeaderValue, Method, Version};
 
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use crate::access_log::{self, Line};
 use crate::answer::Answer;
 use crate::forwarded;
 use crate::head::RequestHead;
+use crate::header::Headers;
 use crate::header::lines::{Lines, Span};
 use crate::identity::AppId;
 use crate::login::LoginFacts;
@@ -39,6 +41,9 @@ pub fn asked<'a>(
     let host = host.map(|host| host.text(lines.text()));
     Asked { path, host, method, headers: lines }
 }
+
+/// Asks a client for the body that it holds back.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What nginx logs for a client that left before its response.
 const CLIENT_LEFT: u16 = 499;
@@ -156,6 +161,13 @@ impl Request {
 
     pub fn is_http_10(&self) -> bool {
         self.head.version == Version::HTTP_10
+    }
+
+    /// Whether its client may wait for [`CONTINUE`] before it sends the body
+    /// (RFC 9110, section 10.1.1).
+    pub fn expects_continue(&self) -> bool {
+        let is_it = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
+        !self.is_http_10() && self.lines.values_of(&EXPECT).into_iter().any(is_it)
     }
 
     pub fn is_head(&self) -> bool {

@@ -228,6 +228,21 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
     assert_eq!(status(response).await.unwrap(), 204);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_100_gets_one_if_the_service_does_not_ask() {
+    let stack = Stack::start_with("server.h2c = true").await;
+    let client = Client::open(stack.gateway).await;
+    let request = Request::builder().method(Method::POST).uri("http://gateway.test/none");
+    let request = request.header("expect", "100-continue").header("content-length", "4");
+    let mut ready = timeout(PATIENCE, client.requests.clone().ready()).await.unwrap().unwrap();
+    let (mut response, mut body) = ready.send_request(request.body(()).unwrap(), false).unwrap();
+    let announced = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await;
+    assert_eq!(announced.unwrap().unwrap().unwrap().status(), 100);
+    body.send_data(Bytes::from_static(b"data"), true).unwrap();
+    assert_eq!(status(response).await.unwrap(), 200);
+    assert_eq!(stack.upstream.seen()[0].body, b"data");
+}
+
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()

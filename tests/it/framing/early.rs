@@ -235,6 +235,35 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
+    let stack = Stack::start().await;
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    reply(&stack, move |_| Reply::Steps(vec![Step::Body, Step::Send(ok.into())]));
+    let mut findings = Findings::default();
+    for (lines, body) in [
+        ("Content-Length: 5\r\n", "hello"),
+        ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let lines = format!("Expect: 100-Continue\r\n{lines}");
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&request("POST", "/none", &lines, "")).await;
+        let first = connection.response(false).await;
+        findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
+        let before = stack.upstream.seen().len();
+        connection.send(body.as_bytes()).await;
+        let response = connection.response(false).await;
+        findings.check(&lines, response.as_ref().is_ok_and(|r| r.status == 200), &response);
+        let seen = stack.upstream.seen_after(before);
+        findings.check(&lines, seen.len() == 1 && seen[0].body == b"hello", seen);
+        if let Ok(response) = response {
+            let next = go_on(&mut connection, &response).await;
+            findings.check(&lines, next.is_ok(), next);
+        }
+    }
+    findings.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_client_that_expects_100_gets_none() {
     let stack = Stack::start().await;
     stack.upstream.answer_early(true);
