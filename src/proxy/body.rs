@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 
 use super::buffers;
 use crate::chunked::{Chunked, Part};
@@ -114,7 +113,7 @@ pub struct Limits {
     pub min_rate: u64,
     /// Bytes a second that the receiver must take, after [`GRACE`]; 0: any.
     pub min_taken: u64,
-    /// Bytes of one read.
+    /// Bytes of one read, at most [`buffers::LARGE`].
     pub read: usize,
 }
 
@@ -125,7 +124,7 @@ impl Limits {
         write_timeout: Duration::MAX,
         min_rate: 0,
         min_taken: 0,
-        read: 16 << 10,
+        read: buffers::LARGE,
     };
 }
 
@@ -256,7 +255,7 @@ impl Relay {
             }
             Source::Chunked(chunked) => {
                 if self.output.capacity() == 0 {
-                    self.output = buffers::take();
+                    self.output = buffers::take_for(input.len());
                 }
                 while let Some((part, length)) = chunked
                     .next(input.get(taken..).unwrap_or_default())
@@ -399,13 +398,14 @@ impl Relay {
     ) -> Poll<Result<(), Broken>> {
         if input.capacity() == 0 {
             // All of `output` was sent: one buffer is enough for both.
-            let is_free = self.output.is_empty() && self.output.capacity() > 0;
-            *input = if is_free { std::mem::take(&mut self.output) } else { buffers::take() };
+            let is_enough = self.output.capacity() >= self.limits.read;
+            *input = if is_enough && self.output.is_empty() {
+                std::mem::take(&mut self.output)
+            } else {
+                buffers::take_for(self.limits.read)
+            };
         }
-        if input.capacity() < self.limits.read {
-            input.reserve(self.limits.read);
-        }
-        let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *reader), cx, input) else {
+        let Poll::Ready(read) = buffers::poll_read(reader, cx, input, self.limits.read) else {
             // A body that waits for its sender holds no buffer.
             if input.is_empty() {
                 buffers::give(std::mem::take(input));
@@ -455,6 +455,7 @@ fn move_bytes(from: &mut Vec<u8>, length: usize, to: &mut Vec<u8>) {
     if length == from.len() && to.is_empty() {
         std::mem::swap(from, to);
     } else {
+        to.reserve_exact(length);
         to.extend_from_slice(from.get(..length).unwrap_or_default());
         from.drain(..length);
     }

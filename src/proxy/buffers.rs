@@ -1,34 +1,78 @@
 //! Buffers that are reused between connections. An idle connection holds none.
+//!
+//! Small ones are for headers and what comes with them, large ones for bodies. One read fills no
+//! more than the size of its kind, whatever the buffer has grown to: otherwise each use would let
+//! it grow further.
 
 use std::cell::RefCell;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-/// Bytes of a fresh buffer: a header and often its body.
-const FRESH: usize = 4 << 10;
+use bytes::BufMut;
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
 
-/// A buffer that has grown beyond this is not kept.
-const LARGEST: usize = 64 << 10;
+/// Bytes of a small buffer: a header and often its body.
+pub const SMALL: usize = 4 << 10;
 
-/// Buffers that a worker keeps.
-const MOST: usize = 64;
+/// Bytes of a large buffer: one read of a body.
+pub const LARGE: usize = 32 << 10;
 
-thread_local! {
-    static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+/// A small buffer that has grown beyond this is not kept.
+const GROWN: usize = 16 << 10;
+
+/// Buffers of each kind that a worker keeps.
+const MOST_SMALL: usize = 256;
+const MOST_LARGE: usize = 32;
+
+#[derive(Default)]
+struct Free {
+    small: Vec<Vec<u8>>,
+    large: Vec<Vec<u8>>,
 }
 
-/// An empty buffer.
+thread_local! {
+    static FREE: RefCell<Free> = RefCell::default();
+}
+
+/// An empty small buffer.
 pub fn take() -> Vec<u8> {
-    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(FRESH))
+    FREE.with_borrow_mut(|free| free.small.pop()).unwrap_or_else(|| Vec::with_capacity(SMALL))
+}
+
+/// An empty buffer for reads of `size` bytes, at most [`LARGE`].
+pub fn take_for(size: usize) -> Vec<u8> {
+    if size <= SMALL {
+        return take();
+    }
+    FREE.with_borrow_mut(|free| free.large.pop()).unwrap_or_else(|| Vec::with_capacity(LARGE))
 }
 
 /// Gives a buffer back.
 pub fn give(mut buffer: Vec<u8>) {
-    if buffer.capacity() == 0 || buffer.capacity() > LARGEST {
-        return;
-    }
+    let size = buffer.capacity();
     buffer.clear();
     FREE.with_borrow_mut(|free| {
-        if free.len() < MOST {
-            free.push(buffer);
+        let (kind, most) = match size {
+            SMALL..=GROWN => (&mut free.small, MOST_SMALL),
+            LARGE => (&mut free.large, MOST_LARGE),
+            _ => return,
+        };
+        if kind.len() < most {
+            kind.push(buffer);
         }
     });
+}
+
+/// Reads up to `size` bytes, and adds them to `buffer`.
+pub fn poll_read<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    cx: &mut Context<'_>,
+    buffer: &mut Vec<u8>,
+    size: usize,
+) -> Poll<std::io::Result<usize>> {
+    if buffer.capacity() - buffer.len() < size / 2 {
+        buffer.reserve_exact(size);
+    }
+    poll_read_buf(Pin::new(reader), cx, &mut buffer.limit(size))
 }

@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
-use tokio_util::io::poll_read_buf;
 
 use super::body::Incoming;
 use super::buffers;
@@ -33,9 +32,6 @@ use crate::rejection::Rejection;
 
 /// A connection, plain or TLS.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
-
-/// Bytes of a large read; there is always room for half as many.
-const READ: usize = 4 << 10;
 
 /// Bytes of later requests that are held while one is served, at most.
 const MOST_HELD: usize = 64 << 10;
@@ -169,8 +165,7 @@ impl Client {
             }
             self.held = buffers::take();
         }
-        self.held.reserve(READ / 2);
-        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.held);
+        let read = buffers::poll_read(&mut self.io, cx, &mut self.held, buffers::SMALL);
         if self.held.is_empty() {
             buffers::give(std::mem::take(&mut self.held));
         }

@@ -6,14 +6,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderName;
 use http::header::EXPECT;
 use tokio::time::{Instant, timeout};
-use tokio_util::io::poll_read_buf;
 
 use super::body::{Broken, Limits, Relay, Source, Target, Wait, WriteTrailers};
 use super::client::{Client, Left};
@@ -38,8 +36,8 @@ const MOST_INFORMATIONAL: usize = 100;
 /// How long a service has to ask for a body that its client holds back.
 const EXPECTATION: Duration = Duration::from_secs(1);
 
-/// Room for one read of a response header.
-const READ_HEAD: usize = 2 << 10;
+/// Bytes of a frame of HTTP/2, unless its receiver takes larger ones (RFC 9113, section 4.2).
+const FRAME: usize = 16 << 10;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -318,8 +316,7 @@ impl Exchange<'_> {
             if read.capacity() == 0 {
                 *read = buffers::take();
             }
-            read.reserve(READ_HEAD);
-            match poll_read_buf(Pin::new(&mut service.io), cx, read) {
+            match buffers::poll_read(&mut service.io, cx, read, buffers::SMALL) {
                 Poll::Ready(Ok(1..)) => {
                     service.has_spoken = true;
                     *since = None;
@@ -536,6 +533,8 @@ fn download(request: &Request, head: &ResponseHead, target: Target, header: Vec<
         read_timeout: request.patience().read,
         write_timeout: limits.write_timeout,
         min_taken: limits.min_response_rate,
+        // `h2` holds a frame as well.
+        read: if request.is_http2 { FRAME } else { buffers::LARGE },
         ..Limits::NONE
     };
     Relay::new(source, target, limits, header)

@@ -14,9 +14,6 @@ use super::failure::Stop;
 use super::forward::{Exchange, Response};
 use super::{After, Gateway, buffers, compose};
 
-/// Bytes of one read: messages are short, and there are many tunnels.
-const READ: usize = 4 << 10;
-
 /// How often it is checked that the session has not ended.
 const WATCH: Duration = Duration::from_millis(500);
 
@@ -46,7 +43,8 @@ impl Gateway {
             request.policy.limits.websocket_lifetime,
         );
         let raw = || {
-            let limits = Limits { read: READ, ..Limits::NONE };
+            // Messages are short, and there are many tunnels.
+            let limits = Limits { read: buffers::SMALL, ..Limits::NONE };
             Relay::new(Source::Close, Target::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
