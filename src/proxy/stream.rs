@@ -24,11 +24,13 @@ use crate::header::lines::write_line;
 /// Bytes of a body after which larger windows are asked for, if all that came has been read.
 const KEEPS_UP: u64 = 48 << 10;
 
-/// Bytes of a frame that is sent at once. What is left of a client's window is often less: frames
-/// of that size would stay small for ever, for the client frees its window in the same pieces.
+/// Bytes of a frame that is always sent at once, as is one of half the largest before it. What is
+/// left of a client's window is often less: if the client frees its window in the pieces that it
+/// got, such frames would stay small for ever.
 const WORTH_SENDING: usize = 8 << 10;
 
-/// How long a smaller frame waits for more room.
+/// How long a smaller frame waits for more room. One in as many bytes as the largest frame has is
+/// sent at once: a client may free its window only when all of it is used.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A stream of HTTP/2.
@@ -44,6 +46,9 @@ pub struct Stream {
     growth: Arc<Growth>,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
+    /// Bytes of the largest frame, and of all frames from the last small one on.
+    largest: usize,
+    since_small: usize,
     /// Whether the client's window is too small for a frame that is worth sending, and how long
     /// that is borne.
     is_short: bool,
@@ -63,6 +68,8 @@ impl Stream {
             growth,
             respond,
             send: None,
+            largest: 0,
+            since_small: 0,
             is_short: false,
             patience: Deadline::new(),
             is_finished: false,
@@ -137,7 +144,8 @@ impl Stream {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         send.reserve_capacity(bytes.len());
-        let enough = bytes.len().min(WORTH_SENDING);
+        let worth = bytes.len().min(WORTH_SENDING).min((self.largest / 2).max(1));
+        let enough = if self.since_small >= self.largest { worth.min(1) } else { worth };
         while send.capacity() < enough {
             match send.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
@@ -156,6 +164,9 @@ impl Stream {
         }
         self.is_short = false;
         let length = send.capacity().min(bytes.len());
+        let since = if length < worth { 0 } else { self.since_small };
+        self.since_small = since.saturating_add(length);
+        self.largest = self.largest.max(length);
         let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
         Poll::Ready(send.send_data(data, false).map(|()| length).map_err(io::Error::other))
     }

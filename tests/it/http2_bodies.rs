@@ -1,7 +1,7 @@
 //! Bodies over HTTP/2: windows that grow, trailers, and what only announces a response.
 
 use std::future::poll_fn;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -287,4 +287,32 @@ async fn windows_grow_for_a_client_that_is_late_to_confirm_settings() {
     stream.write_all(&again).await.unwrap();
     // The initial window is 1 MiB.
     until_frame(&mut stream, settings, &[0, 0, 0, 0, 0, 4, 0, 16, 0, 0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_frees_its_window_once_it_is_used_up_gets_the_rest_of_it_at_once() {
+    const ROUNDS: usize = 64;
+    for window in [65_535, 5_000] {
+        let stack = Stack::start_with("server.h2c = true").await;
+        let length = ROUNDS * window;
+        stack.upstream.reply(move |_: &Seen| Reply::ok("", &"x".repeat(length)));
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(u32::try_from(window).unwrap());
+        let mut client = Client::open_with(stack.gateway, &builder).await;
+        let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
+        let mut body = response.into_body();
+        let (began, mut received, mut used) = (Instant::now(), 0, 0);
+        while let Some(data) = timeout(PATIENCE, body.data()).await.unwrap() {
+            let count = data.unwrap().len();
+            received += count;
+            used += count;
+            if used == window {
+                body.flow_control().release_capacity(std::mem::take(&mut used)).unwrap();
+            }
+        }
+        assert_eq!(received, length);
+        let took = began.elapsed();
+        // A wait takes 200 ms.
+        assert!(took < Duration::from_secs(4), "{took:?} for windows of {window} bytes");
+    }
 }
