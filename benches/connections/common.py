@@ -24,9 +24,9 @@ def free_port():
 
 
 class Proxy:
-    """`program` is a wxgate, or "nginx"."""
+    """`program` is a wxgate, or "nginx". With `tls` its clients must speak TLS."""
 
-    def __init__(self, program):
+    def __init__(self, program, tls=False):
         self.name = Path(program).name
         self.port, self.http2, self.admin, service = (free_port() for _ in range(4))
         if self.name != "nginx":
@@ -38,6 +38,8 @@ class Proxy:
         values = {"PORT": self.port, "HTTP2": self.http2, "ADMIN": self.admin, "SERVICE": service, "DIRECTORY": directory}
         for key, value in values.items():
             text = text.replace(f"@{key}@", str(value))
+        if tls:
+            text = with_tls(text, directory)
         (directory / "conf").write_text(text)
         command = [program, "-p", directory, "-c", directory / "conf"]
         if self.name != "nginx":
@@ -87,6 +89,21 @@ class Proxy:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def with_tls(text, directory):
+    """The same configuration with TLS on the listener for HTTP/2."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        + ["-subj", "/CN=localhost", "-days", "30", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    if "http2 backlog" in text:
+        return text.replace("http2 backlog=4096;", f"ssl http2 backlog=4096; ssl_certificate {certificate}; ssl_certificate_key {key};")
+    # There HTTP/2 needs no h2c, and `check` rejects it.
+    return text.replace("h2c = true\n", "") + f'[server.tls]\ncert_file = "{certificate}"\nkey_file = "{key}"\n'
 
 
 def get(target, more=b""):

@@ -51,6 +51,7 @@ async def respond(target, length, writer):
         writer.write(ok + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(5):
             writer.write(b"400\r\n" + b"y" * 1024 + b"\r\n")
+            await writer.drain()
             await asyncio.sleep(0.01)
         writer.write(b"0\r\n\r\n")
     else:
