@@ -255,7 +255,7 @@ impl Relay {
             }
             Source::Chunked(chunked) => {
                 if self.output.capacity() == 0 {
-                    self.output = buffers::take_for(input.len());
+                    self.output = buffers::take();
                 }
                 while let Some((part, length)) = chunked
                     .next(input.get(taken..).unwrap_or_default())

@@ -19,7 +19,7 @@ pub const SMALL: usize = 4 << 10;
 pub const LARGE: usize = 32 << 10;
 
 /// A small buffer that has grown beyond this is not kept.
-const GROWN: usize = 16 << 10;
+const GROWN: usize = 8 << 10;
 
 /// Buffers of each kind that a worker keeps.
 const MOST_SMALL: usize = 256;
@@ -42,10 +42,13 @@ pub fn take() -> Vec<u8> {
 
 /// An empty buffer for reads of `size` bytes, at most [`LARGE`].
 pub fn take_for(size: usize) -> Vec<u8> {
-    if size <= SMALL {
-        return take();
+    match size {
+        ..=SMALL => take(),
+        LARGE => FREE
+            .with_borrow_mut(|free| free.large.pop())
+            .unwrap_or_else(|| Vec::with_capacity(LARGE)),
+        _ => Vec::with_capacity(size),
     }
-    FREE.with_borrow_mut(|free| free.large.pop()).unwrap_or_else(|| Vec::with_capacity(LARGE))
 }
 
 /// Gives a buffer back.
