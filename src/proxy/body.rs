@@ -455,7 +455,6 @@ fn move_bytes(from: &mut Vec<u8>, length: usize, to: &mut Vec<u8>) {
     if length == from.len() && to.is_empty() {
         std::mem::swap(from, to);
     } else {
-        to.reserve_exact(length);
         to.extend_from_slice(from.get(..length).unwrap_or_default());
         from.drain(..length);
     }

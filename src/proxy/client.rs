@@ -256,13 +256,15 @@ impl Client {
     /// Closes the connection. A client that may still be sending has until it closes its side, at
     /// most [`LINGER`].
     pub async fn close(&mut self, may_be_sending: bool) {
-        self.deadline.set(Instant::now() + LINGER);
+        let end = Instant::now() + LINGER;
+        self.deadline.set(end);
         let closing = self.deadline.limit(self.io.shutdown()).await;
         if !may_be_sending || !matches!(closing, Some(Ok(()))) {
             return;
         }
         self.held.clear();
-        while let Some(Ok(1..)) = self.read_more().await {
+        // Looked at here as well: while there is something to read, the deadline is not.
+        while Instant::now() < end && matches!(self.read_more().await, Some(Ok(1..))) {
             self.held.clear();
         }
     }

@@ -66,7 +66,8 @@ impl Gateway {
         }
         let service = self.connect(request, false).await?;
         let upload = &mut upload;
-        let mut exchange = Exchange { client, request, upload, service, is_taking: true };
+        let (is_taking, has_continued) = (true, false);
+        let mut exchange = Exchange { client, request, upload, service, is_taking, has_continued };
         let mut response = exchange.response().await;
         if let Err(stop) = &response
             && exchange.can_repeat(stop)
@@ -144,12 +145,14 @@ impl Gateway {
         response: Response,
     ) -> Result<(Relaying<'a>, Result<(), Broken>), Stop> {
         let Response { head, mut lines, rest: mut input } = response;
-        let Exchange { client, request, upload, service, mut is_taking } = exchange;
+        let Exchange { client, request, upload, service, mut is_taking, has_continued } = exchange;
         request.upstream_status = Some(head.status);
-        // A client that waits for 100 (Continue) may never send its body.
-        let may_wait = !upload.has_come() && upload.passed == 0;
-        is_taking &= !(may_wait && request.lines.first(&EXPECT).is_some());
-        request.closes |= self.process.lifecycle.is_draining();
+        // A client that waits for 100 (Continue) may never send its body, and even after one it
+        // need not, now that it has a response.
+        let is_body_awaited = !upload.has_come() && upload.passed == 0;
+        let may_wait = is_body_awaited && request.lines.first(&EXPECT).is_some();
+        is_taking &= !may_wait || has_continued;
+        request.closes |= may_wait || self.process.lifecycle.is_draining();
         request.closes |= !is_taking && !upload.is_sent();
         if upload.is_sent() {
             // It was held for a second try.
@@ -167,7 +170,7 @@ impl Gateway {
         client.io.begin(&mut out, is_bodyless).map_err(|_| Stop::Left)?;
         let mut download = download(request, &head, framed.target, out);
         let taken = download.take(&mut input, &mut trailers.to_client(request));
-        let exchange = Exchange { client, request, upload, service, is_taking };
+        let exchange = Exchange { client, request, upload, service, is_taking, has_continued };
         let is_by_close = framed.by_close;
         let is_over = false;
         let relaying =
@@ -178,7 +181,7 @@ impl Gateway {
     /// Keeps the server's connection if it can serve another request, and gives the buffers back.
     fn end(&self, relaying: Relaying<'_>, ended: Result<(), Stop>) -> Result<After, Stop> {
         let Relaying { exchange, download, input, idle_time, is_by_close, .. } = relaying;
-        let Exchange { client, request, upload, service, is_taking } = exchange;
+        let Exchange { client, request, upload, service, is_taking, .. } = exchange;
         let is_silent = input.is_empty();
         let is_whole = is_taking && upload.is_sent();
         request.bytes_out = download.passed;
@@ -220,6 +223,8 @@ pub(super) struct Exchange<'a> {
     pub service: Service,
     /// Whether the server still takes the body. One that does not may already have responded.
     is_taking: bool,
+    /// Whether the client was asked for the body.
+    has_continued: bool,
 }
 
 impl Exchange<'_> {
@@ -280,12 +285,19 @@ impl Exchange<'_> {
                     None => Ok(Response { head, lines, rest }),
                 };
             }
-            is_expecting &= head.status != 100;
             informational += 1;
             if informational > MOST_INFORMATIONAL {
                 return Err(Fault::Rejected("too many informational responses").into());
             }
-            self.announce(&head, lines).await?;
+            if head.status == 100 {
+                is_expecting = false;
+                // Some clients take a second one for the response.
+                if !std::mem::replace(&mut self.has_continued, true) {
+                    self.announce(&head, lines).await?;
+                }
+            } else {
+                self.announce(&head, lines).await?;
+            }
             (read, list) = (rest, Vec::new());
         }
     }
@@ -299,7 +311,7 @@ impl Exchange<'_> {
         list: &mut Vec<Line>,
         since: &mut Option<Instant>,
     ) -> Poll<Result<ResponseHead, Stop>> {
-        let Self { client, request, upload, service, is_taking } = self;
+        let Self { client, request, upload, service, is_taking, .. } = self;
         let was_sent = upload.is_sent();
         if !was_sent
             && let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_taking)
@@ -356,9 +368,10 @@ impl Exchange<'_> {
 
     /// Asks the client for the body in the service's place, unless it comes already.
     async fn send_continue(&mut self) -> Result<(), Stop> {
-        if self.upload.passed > 0 || !self.is_taking {
+        if self.upload.has_come() || self.upload.passed > 0 || !self.is_taking {
             return Ok(());
         }
+        self.has_continued = true;
         let patience = self.request.policy.limits.write_timeout;
         let sent = self.client.announce(CONTINUE, patience).await;
         sent.map_err(|_| Stop::Left)
@@ -397,7 +410,7 @@ impl Relaying<'_> {
     /// Moves both bodies on. Ready when the response is over, and so is the request.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let Self { exchange, download, input, trailers, is_over, .. } = self;
-        let Exchange { client, request, upload, service, is_taking } = exchange;
+        let Exchange { client, request, upload, service, is_taking, .. } = exchange;
         if !*is_over {
             let mut to_client = trailers.to_client(request);
             match download.poll(cx, &mut service.io, input, &mut client.io, &mut to_client) {
@@ -417,7 +430,9 @@ impl Relaying<'_> {
                 return Poll::Ready(Ok(()));
             }
             Poll::Ready(stop) => return Poll::Ready(Err(stop)),
-            Poll::Pending if *is_over && upload.is_sent() => return Poll::Ready(Ok(())),
+            Poll::Pending if *is_over && (upload.is_sent() || !*is_taking) => {
+                return Poll::Ready(Ok(()));
+            }
             Poll::Pending => {}
         }
         let of_download = download.due().filter(|_| !*is_over);

@@ -162,11 +162,13 @@ impl Stream {
                 }
             }
         }
-        self.is_short = false;
+        let has_waited = std::mem::take(&mut self.is_short) && send.capacity() < enough;
         let length = send.capacity().min(bytes.len());
         let since = if length < worth { 0 } else { self.since_small };
         self.since_small = since.saturating_add(length);
-        self.largest = self.largest.max(length);
+        // The window of a client may have become smaller for good.
+        let largest = if has_waited { self.largest / 2 } else { self.largest };
+        self.largest = largest.max(length);
         let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
         Poll::Ready(send.send_data(data, false).map(|()| length).map_err(io::Error::other))
     }

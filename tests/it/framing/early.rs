@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::{Findings, go_on, is_ok, reply, request};
 use crate::harness::Stack;
@@ -261,6 +263,86 @@ async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
         }
     }
     findings.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response_has_begun() {
+    let stack = Stack::start().await;
+    stack.upstream.answer_early(true);
+    let mut findings = Findings::default();
+    let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+    for is_asked_by_service in [true, false] {
+        let ask = Arc::new(Notify::new());
+        let first = match is_asked_by_service {
+            true => vec![Step::Send(format!("HTTP/1.1 100 Continue\r\n\r\n{header}").into())],
+            false => vec![Step::Wait(ask.clone()), Step::Send(header.into())],
+        };
+        let steps = [first, vec![Step::Body, Step::Send("hello".into())]].concat();
+        reply(&stack, move |_| Reply::Steps(steps.clone()));
+        let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
+        let before = stack.upstream.seen().len();
+        let mut connection = Connection::open(stack.gateway).await;
+        connection.send(&request("POST", "/none", lines, "")).await;
+        let first = connection.response(false).await;
+        findings.check(is_asked_by_service, first.as_ref().is_ok_and(|r| r.status == 100), first);
+        ask.notify_one();
+        let begun = connection.reads_up_to(b"\r\n\r\n").await;
+        findings.check(is_asked_by_service, begun, "the response has begun");
+        connection.send(b"body").await;
+        findings.check(is_asked_by_service, connection.reads_up_to(b"hello").await, "its end");
+        let seen = stack.upstream.seen_after(before);
+        findings.check(is_asked_by_service, seen.len() == 1 && seen[0].body == b"body", seen);
+    }
+    findings.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_gets_one_100_even_if_the_service_asks_late() {
+    let stack = Stack::start().await;
+    stack.upstream.answer_early(true);
+    let ask = Arc::new(Notify::new());
+    let waiting = ask.clone();
+    reply(&stack, move |_| {
+        Reply::Steps(vec![
+            Step::Wait(waiting.clone()),
+            Step::Send("HTTP/1.1 100 Continue\r\n\r\n".into()),
+            Step::Body,
+            Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".into()),
+        ])
+    });
+    let mut connection = Connection::open(stack.gateway).await;
+    let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
+    connection.send(&request("POST", "/none", lines, "")).await;
+    let first = connection.response(false).await;
+    assert!(first.as_ref().is_ok_and(|first| first.status == 100), "{first:?}");
+    ask.notify_one();
+    connection.send(b"body").await;
+    let response = connection.response(false).await;
+    assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
+}
+
+/// The service reads on for a while after its response, and then no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_after_the_response_though_the_service_takes_no_more() {
+    let stack = Stack::start().await;
+    stack.upstream.answer_early(true);
+    reply(&stack, |_| {
+        Reply::Steps(vec![
+            Step::Send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno".into()),
+            Step::Until(b"enough".to_vec()),
+            Step::Reset,
+        ])
+    });
+    let mut connection = Connection::open(stack.gateway).await;
+    let lines = "Content-Length: 8000000\r\n";
+    connection.send(&request("POST", "/none", lines, "begin")).await;
+    let response = connection.response(false).await;
+    assert!(response.as_ref().is_ok_and(|response| response.status == 413), "{response:?}");
+    connection.send(b"enough").await;
+    let rest = vec![b'x'; 7_000_000];
+    // Less than any timeout of the gateway.
+    let sending = timeout(Duration::from_secs(4), connection.try_send(&rest)).await;
+    assert!(sending.is_ok(), "the upload is stuck");
 }
 
 #[tokio::test(flavor = "multi_thread")]
