@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
-use wxgate::metrics::Metrics;
 use wxgate::session::Sessions;
+use wxgate::telemetry::metrics::Metrics;
 
 use self::support::{Client, Process, cpu, hello, quantile, resident, start, start_gateway};
 

@@ -10,15 +10,15 @@ use std::task::{Context, Poll, Waker};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use wxgate::auth::Authenticator;
+use wxgate::access::authenticator::Authenticator;
+use wxgate::access::identity_headers::Injector;
+use wxgate::access::trusted_proxies::TrustedProxies;
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
-use wxgate::forwarded::TrustedProxies;
 use wxgate::identity::{AppId, Identity, OpenId};
-use wxgate::inject::Injector;
-use wxgate::metrics::Metrics;
 use wxgate::route::{Asked, Routes};
 use wxgate::session::Sessions;
+use wxgate::telemetry::metrics::Metrics;
 
 /// Sessions in memory are never waited for.
 fn now<T>(future: impl Future<Output = T>) -> T {

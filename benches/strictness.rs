@@ -7,9 +7,9 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use wxgate::access::identity_headers::{Forwarding, Injector};
 use wxgate::config::{Config, Secrets};
-use wxgate::head::{self, HeadLimits};
-use wxgate::inject::{Forwarding, Injector};
+use wxgate::message::request_header::{self, HeadLimits};
 use wxgate::route::{Asked, Routes};
 
 /// A request as a Mini Program sends it.
@@ -68,7 +68,8 @@ fn strictness(criterion: &mut Criterion) {
 
     // A lenient proxy judges no head at all: this is all there is to it.
     criterion.bench_function("judge a head", |bencher| {
-        bencher.iter(|| head::judge(black_box(HEAD.as_bytes()), LIMITS, |_| false).unwrap());
+        bencher
+            .iter(|| request_header::judge(black_box(HEAD.as_bytes()), LIMITS, |_| false).unwrap());
     });
 
     let mut group = criterion.benchmark_group("route a path");

@@ -13,11 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
-use wxgate::http_server::{self, response};
-use wxgate::metrics::Metrics;
-use wxgate::sandbox::{DEFAULT_APP, Sandbox};
-use wxgate::secret::Secret;
+use wxgate::identity::secret::Secret;
+use wxgate::listener::internal::{self, response};
 use wxgate::server::{Order, Server};
+use wxgate::telemetry::metrics::Metrics;
+use wxgate::wechat::sandbox::{DEFAULT_APP, Sandbox};
 
 /// A gateway with one worker between a simulated WeChat and a service that says hello.
 pub struct Gateway {
@@ -86,7 +86,7 @@ pub async fn hello() -> SocketAddr {
     let address = service.local_addr().unwrap();
     tokio::spawn(async move {
         let hello = |_| async { Ok(response(200, "text/plain", "hello")) };
-        match http_server::serve(service, hello).await {}
+        match internal::serve(service, hello).await {}
     });
     address
 }

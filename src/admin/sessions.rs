@@ -15,12 +15,12 @@ use http::{HeaderMap, Method};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::answer::Answer;
-use crate::http_server::{Peer, Request};
+use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId, User};
+use crate::listener::internal::{Peer, Request};
 use crate::login::Login;
+use crate::message::own_response::Answer;
 use crate::policy::{Policy, Process};
-use crate::secret::Secret;
 use crate::session::{BlockError, MOST_BLOCKED, Session, StoreError};
 
 pub const PATH: &str = "/sessions";

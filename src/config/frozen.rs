@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::Diagnostic;
 use super::mask::Line;
 use super::{Config, RedisSection};
-use crate::secret::SealKey;
+use crate::identity::secret::SealKey;
 
 /// Whether two configurations agree on a key.
 type Agree = fn(&Config, &Config) -> bool;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
 
 /// The section `session.redis`: a Redis or a Valkey.
 #[derive(Clone, Debug, PartialEq, Eq)]

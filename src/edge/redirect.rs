@@ -12,10 +12,10 @@ use http::header::LOCATION;
 use tokio::sync::watch;
 
 use super::Edge;
-use crate::answer::Answer;
-use crate::head::Asked;
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::Asked;
 use crate::proxy::{self, Client, Plain, Wait, closed};
-use crate::rejection::Rejection;
 use crate::route::Endpoint;
 
 const HTTPS: u16 = 443;

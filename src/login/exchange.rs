@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::app_rate::Pace;
+use super::coalescing::{Failure, Grant, Outcome};
 use super::notices::Notices;
-use super::pace::Pace;
 use super::refusals::Refusals;
-use super::replay::{Failure, Grant, Outcome};
 use crate::clock::Clock;
 use crate::config::{App, Config};
-use crate::metrics::Metrics;
-use crate::rejection::Rejection;
-use crate::seldom::Seldom;
+use crate::message::rejection::Rejection;
 use crate::session::{CreateError, Sessions, StoreError};
+use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::metrics::Metrics;
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
 /// Trades the codes of every app.

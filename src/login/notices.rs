@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use crate::clock::Clock;
-use crate::seldom::SeldomEach;
+use crate::telemetry::log_throttle::SeldomEach;
 use crate::wechat::{ErrCode, WeChatError};
 
 /// What was said of late.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::seldom::Seldom;
+use crate::telemetry::log_throttle::Seldom;
 
 /// Time without a success before a line, and between two lines.
 const MINUTE: Duration = Duration::from_secs(60);

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::LoginForms;
-use crate::header::{quoted_elements, trim};
-use crate::rejection::Rejection;
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
+use crate::message::header::{quoted_elements, trim};
+use crate::message::rejection::Rejection;
 
 /// A login as it was sent.
 #[derive(Clone, Copy)]

@@ -11,14 +11,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Policy;
+use crate::access::rate_limiter::RateLimit;
 use crate::config::Access;
-use crate::header::Headers;
 use crate::identity::Identity;
-use crate::metrics::{Decision, Metrics};
-use crate::rate_limit::RateLimit;
-use crate::rejection::Rejection;
+use crate::message::header::Headers;
+use crate::message::rejection::Rejection;
 use crate::route::Asked;
 use crate::session::Session;
+use crate::telemetry::metrics::{Decision, Metrics};
 
 /// A request that has met a route.
 pub struct Visit<'a, H = http::HeaderMap> {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::buffers;
-use crate::chunked::{Chunked, Part};
+use crate::message::chunked::{Chunked, Part};
 
 /// Waiting time before a minimum rate applies: connections are slow to start.
 const GRACE: Duration = Duration::from_secs(5);

@@ -23,12 +23,12 @@ use tokio_util::either::Either;
 use super::body::Incoming;
 use super::buffers;
 use super::stream::Stream;
-use crate::deadline::Deadline;
-use crate::forwarded::address_value;
-use crate::head::{self, RequestHead};
-use crate::header::lines::Line;
+use crate::access::trusted_proxies::address_value;
+use crate::clock::deadline::Deadline;
+use crate::message::header::lines::Line;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::{self, RequestHead};
 use crate::policy::{Policies, Policy};
-use crate::rejection::Rejection;
 
 /// A connection, plain or TLS.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -132,7 +132,9 @@ impl Client {
             let is_health = |path: &[u8]| policy.routes.is_health(path);
             let list = &mut self.spare;
             list.clear();
-            match head::read(&self.held, policy.head_limits, is_health, |line| list.push(line)) {
+            match request_header::read(&self.held, policy.head_limits, is_health, |line| {
+                list.push(line)
+            }) {
                 Ok(Some(head)) => return Wait::Head(head, policy),
                 Ok(None) => {}
                 Err(rejection) => return Wait::Refused(rejection),

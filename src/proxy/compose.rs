@@ -15,13 +15,13 @@ use http::header::{DATE, TRAILER, UPGRADE};
 use super::body::{BadTrailers, Target};
 use super::client::Client;
 use super::request::Request;
-use crate::answer::Answer;
-use crate::head::response::ResponseHead;
-use crate::head::{self, Framing, HeadLimits};
-use crate::header::lines::{Lines, write_line};
-use crate::header::owned::HOP_BY_HOP;
-use crate::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
-use crate::inject::{Injector, REQUEST_ID};
+use crate::access::identity_headers::{Injector, REQUEST_ID};
+use crate::message::header::lines::{Lines, write_line};
+use crate::message::header::reserved::HOP_BY_HOP;
+use crate::message::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
+use crate::message::own_response::Answer;
+use crate::message::request_header::{self, Framing, HeadLimits};
+use crate::message::response_header::ResponseHead;
 
 /// Whether a header frames a message or concerns its connection: such lines are never copied.
 fn is_of_connection(name: &[u8]) -> bool {
@@ -128,7 +128,9 @@ fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
         .lines
         .values_of(&TRAILER)
         .flat_map(elements)
-        .filter(|name| head::is_name(name) && passes_to_service(injector, name, b"", false))
+        .filter(|name| {
+            request_header::is_name(name) && passes_to_service(injector, name, b"", false)
+        })
         .collect();
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
@@ -209,7 +211,7 @@ fn each_trailer(
     for line in trailers.split_inclusive(|byte| *byte == b'\n') {
         lines += 1;
         let line = line.strip_suffix(b"\r\n").ok_or(BadTrailers::Malformed)?;
-        let (name, value) = head::name_and_value(line).ok_or(BadTrailers::Malformed)?;
+        let (name, value) = request_header::name_and_value(line).ok_or(BadTrailers::Malformed)?;
         if lines > limits.lines {
             return Err(BadTrailers::TooLarge);
         }
@@ -232,7 +234,7 @@ pub fn response(
     lines: &mut Lines,
     out: &mut Vec<u8>,
 ) -> Framed {
-    use head::response::Framing as Of;
+    use crate::message::response_header::Framing as Of;
 
     let policy = request.policy.clone();
     write_status(out, head.status, head.reason.of(lines.text()));
@@ -279,7 +281,7 @@ pub fn response(
 fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
     let injector = &request.policy.injector;
     let passes = |name: &&[u8]| {
-        head::is_name(name)
+        request_header::is_name(name)
             && !is_of_connection(name)
             && !injector.cleans(name)
             && !name.eq_ignore_ascii_case(b"set-cookie")

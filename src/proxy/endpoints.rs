@@ -12,15 +12,15 @@ use super::body::{Broken, Limits, Relay, Source, Target};
 use super::client::Client;
 use super::failure::{Stop, of_request_body};
 use super::request::{CONTINUE, Request};
-use crate::answer::Answer;
-use crate::chunked::Chunked;
 use crate::config::Access;
-use crate::head::Framing;
-use crate::header::Headers;
-use crate::lifecycle::Lifecycle;
 use crate::login::request::{ContentType, LoginRequest};
 use crate::login::{LoginFacts, Sender};
-use crate::rejection::Rejection;
+use crate::message::chunked::Chunked;
+use crate::message::header::Headers;
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::Framing;
+use crate::policy::lifecycle::Lifecycle;
 
 impl Gateway {
     pub(super) async fn login(

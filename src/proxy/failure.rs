@@ -10,10 +10,10 @@ use pingora::{Error, ErrorType};
 
 use super::body::Broken;
 use crate::clock::Clock;
-use crate::head::response::Fault;
-use crate::rejection::Rejection;
+use crate::message::rejection::Rejection;
+use crate::message::response_header::Fault;
 use crate::route::PathError;
-use crate::seldom::SeldomEach;
+use crate::telemetry::log_throttle::SeldomEach;
 
 /// How the cause begins where a response header cannot be read.
 const MALFORMED: &str = "response header malformed: ";

@@ -19,13 +19,13 @@ use super::failure::{Failed, Stop, UNASKED, of_request_body, of_response_body};
 use super::request::{CONTINUE, Request};
 use super::service::{Service, keep_idle, take_idle};
 use super::{After, Gateway, buffers, compose};
-use crate::chunked::Chunked;
-use crate::head;
-use crate::head::response::{self, Fault, Framing as ResponseFraming, ResponseHead};
-use crate::header::Headers;
-use crate::header::lines::{Line, Lines};
-use crate::rejection::Rejection;
-use crate::websocket;
+use crate::access::websocket;
+use crate::message::chunked::Chunked;
+use crate::message::header::Headers;
+use crate::message::header::lines::{Line, Lines};
+use crate::message::rejection::Rejection;
+use crate::message::request_header;
+use crate::message::response_header::{self, Fault, Framing as ResponseFraming, ResponseHead};
 
 /// Servers that are tried for one request, at most.
 const MOST_TRIES: usize = 8;
@@ -320,7 +320,7 @@ impl Exchange<'_> {
         }
         loop {
             list.clear();
-            match response::read(read, request.is_head(), |line| list.push(line)) {
+            match response_header::read(read, request.is_head(), |line| list.push(line)) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(fault) => return Poll::Ready(Err(fault.into())),
@@ -558,9 +558,9 @@ fn download(request: &Request, head: &ResponseHead, target: Target, header: Vec<
 /// The body of a request, with its header before it.
 fn upload(request: &Request, header: Vec<u8>) -> Relay {
     let (source, target) = match request.head.head.framing {
-        head::Framing::Length(length) => (Source::Length(length), Target::Plain),
-        head::Framing::Chunked if request.is_http2 => (Source::Close, Target::Chunked),
-        head::Framing::Chunked => (Source::Chunked(Chunked::new()), Target::Chunked),
+        request_header::Framing::Length(length) => (Source::Length(length), Target::Plain),
+        request_header::Framing::Chunked if request.is_http2 => (Source::Close, Target::Chunked),
+        request_header::Framing::Chunked => (Source::Chunked(Chunked::new()), Target::Chunked),
     };
     let limits = &request.policy.limits;
     let limits = Limits {

@@ -25,10 +25,10 @@ use super::client::{Client, Io, Transport};
 use super::request::Request;
 use super::stream::{Stream, header_text};
 use super::{Gateway, closed};
+use crate::clock::deadline::Deadline;
 use crate::config::LimitsSection;
-use crate::deadline::Deadline;
-use crate::head::{self, Framing};
-use crate::rejection::Rejection;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::{self, Framing};
 
 /// A request that its client resets sooner than this counts towards `limits.max_early_resets`.
 const EARLY: Duration = Duration::from_secs(1);
@@ -335,7 +335,9 @@ impl Gateway {
         let policy = self.policies.current();
         let is_health = |path: &[u8]| policy.routes.is_health(path);
         let list = &mut client.spare;
-        let read = head::read(&client.held, policy.head_limits, is_health, |line| list.push(line));
+        let read = request_header::read(&client.held, policy.head_limits, is_health, |line| {
+            list.push(line)
+        });
         let mut head = match read {
             Ok(Some(head)) => head,
             Ok(None) => return (client, Err(Rejection::InternalError)),

@@ -5,14 +5,14 @@ use super::client::Client;
 use super::endpoints::health;
 use super::failure::Stop;
 use super::request::{Request, asked};
-use crate::answer::Answer;
-use crate::chunked::Chunked;
-use crate::head::Framing;
-use crate::header::lines::Lines;
+use crate::access::websocket;
+use crate::message::chunked::Chunked;
+use crate::message::header::lines::Lines;
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::Framing;
 use crate::policy::{Policy, Verdict, Visit};
-use crate::rejection::Rejection;
 use crate::route::Endpoint;
-use crate::websocket;
 
 impl Gateway {
     /// Judges a request. `Some` is the gateway's own response; `None`: it is forwarded.

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::access_log::{self, Line};
-use crate::answer::Answer;
-use crate::forwarded;
-use crate::inject::REQUEST_ID;
+use crate::access::identity_headers::REQUEST_ID;
+use crate::access::trusted_proxies;
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
 use crate::policy::{Policy, Process};
-use crate::rejection::Rejection;
 use crate::route::Endpoint;
+use crate::telemetry::access_log::{self, Line};
 
 /// A request that is answered without a route, as the last one of its connection.
 pub struct Plain<'a> {
@@ -32,7 +32,7 @@ impl Plain<'_> {
         client: IpAddr,
         answer: Result<Answer, Rejection>,
     ) -> Vec<u8> {
-        let request_id_value = forwarded::fresh_request_id();
+        let request_id_value = trusted_proxies::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
         let error = answer.as_ref().err().map(Rejection::error);
         let mut answer = answer

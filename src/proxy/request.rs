@@ -10,18 +10,18 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::failure::{Failed, Failure, Patience};
-use crate::access_log::{self, Line};
-use crate::answer::Answer;
-use crate::forwarded;
-use crate::head::RequestHead;
-use crate::header::Headers;
-use crate::header::lines::{Lines, Span};
+use crate::access::trusted_proxies;
 use crate::identity::AppId;
 use crate::login::LoginFacts;
-use crate::metrics::Decision;
+use crate::message::header::Headers;
+use crate::message::header::lines::{Lines, Span};
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::RequestHead;
 use crate::policy::{Policy, Process, Verdict};
-use crate::rejection::Rejection;
 use crate::route::{Asked, Endpoint, Route, Routes};
+use crate::telemetry::access_log::{self, Line};
+use crate::telemetry::metrics::Decision;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 
@@ -60,7 +60,7 @@ pub struct Request {
     pub lines: Lines,
     pub method: Method,
     pub id: HeaderValue,
-    pub client: forwarded::Client,
+    pub client: trusted_proxies::Client,
     pub endpoint: Endpoint,
     pub verdict: Verdict,
     /// Of a request that was a login.

@@ -17,9 +17,9 @@ use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
 use super::http2::Growth;
-use crate::deadline::Deadline;
-use crate::head;
-use crate::header::lines::write_line;
+use crate::clock::deadline::Deadline;
+use crate::message::header::lines::write_line;
+use crate::message::request_header;
 
 /// Bytes of a body after which larger windows are asked for, if all that came has been read.
 const KEEPS_UP: u64 = 48 << 10;
@@ -272,7 +272,7 @@ fn response(header: &[u8]) -> Option<Response<()>> {
 /// Calls `each` with every line of a text that the gateway has written.
 fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r\n").and_then(head::name_and_value);
+        let line = line.strip_suffix(b"\r\n").and_then(request_header::name_and_value);
         let Some((name, value)) = line else { continue };
         if let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))

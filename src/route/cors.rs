@@ -12,10 +12,10 @@ use http::header::{
 };
 use http::{HeaderName, HeaderValue, Method};
 
-use crate::answer::Answer;
 use crate::config;
 use crate::config::Origins;
-use crate::header::{Headers, HeadersMut, nominated};
+use crate::message::header::{Headers, HeadersMut, nominated};
+use crate::message::own_response::Answer;
 
 pub struct Cors {
     origins: Origins,

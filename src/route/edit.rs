@@ -6,9 +6,9 @@
 
 use http::{HeaderName, HeaderValue};
 
-use crate::answer::Answer;
 use crate::config::HeaderEdits;
-use crate::header::{FoldedNames, HeadersMut};
+use crate::message::header::{FoldedNames, HeadersMut};
+use crate::message::own_response::Answer;
 
 pub struct Edits {
     set: Vec<(HeaderName, HeaderValue)>,

@@ -8,10 +8,10 @@ use http::header::CONTENT_TYPE;
 use sha2::{Digest, Sha256};
 
 use super::edit::Edits;
-use crate::answer::Answer;
 use crate::config;
 use crate::config::StaticAnswer;
 use crate::identity::Identity;
+use crate::message::own_response::Answer;
 
 pub enum Target {
     Service { main: usize, shares: Vec<config::Share> },

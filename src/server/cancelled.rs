@@ -20,9 +20,9 @@ use super::{Server, into_tokio};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
 use crate::edge::{Edge, Opening};
-use crate::metrics::Metrics;
 use crate::policy::Process;
-use crate::reload;
+use crate::server::reload;
+use crate::telemetry::metrics::Metrics;
 
 const MOST_CONNECTIONS: usize = 16;
 

@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Order;
 use crate::clock::Clock;
-use crate::log_file::LogFile;
-use crate::seldom::Seldom;
+use crate::telemetry::log_file::LogFile;
+use crate::telemetry::log_throttle::Seldom;
 
 /// Time between attempts to reopen a log file.
 const REOPEN_RETRY: Duration = Duration::from_secs(1);

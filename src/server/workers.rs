@@ -17,8 +17,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::http_server;
-use crate::seldom::Seldom;
+use crate::listener::internal;
+use crate::telemetry::log_throttle::Seldom;
 
 /// Threads with a runtime each. They end when this is dropped.
 pub struct Workers {
@@ -126,7 +126,7 @@ async fn next(listener: &TcpListener, failed: &Seldom) -> (TcpStream, SocketAddr
                 if let Some(suppressed) = failed.suppressed() {
                     tracing::error!(%error, suppressed, "cannot accept connections");
                 }
-                tokio::time::sleep(http_server::ACCEPT_PAUSE).await;
+                tokio::time::sleep(internal::ACCEPT_PAUSE).await;
             }
         }
     }

@@ -23,9 +23,9 @@ use moka::sync::Cache;
 use self::blocks::Blocks;
 use self::users::Users;
 use super::{Blocked, Session};
+use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
-use crate::metrics::{Metrics, Removal};
-use crate::token::TokenDigest;
+use crate::telemetry::metrics::{Metrics, Removal};
 
 #[derive(Clone)]
 pub struct Memory {

@@ -48,10 +48,10 @@ use self::users::Users;
 use super::{Blocked, CreateError, Session, StoreError};
 use crate::clock::Clock;
 use crate::config::{SessionSection, SharedSection};
+use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
-use crate::metrics::{Metrics, Removal, StoreOutcome};
-use crate::seldom::Seldom;
-use crate::token::TokenDigest;
+use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::metrics::{Metrics, Removal, StoreOutcome};
 
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::header::{elements, trim};
+use crate::message::header::{elements, trim};
 
 /// Without a setting or a `Keep-Alive`. uvicorn, Node and Apache close after 5 seconds.
 const DEFAULT: Duration = Duration::from_secs(4);

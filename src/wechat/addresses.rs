@@ -11,7 +11,7 @@ use super::trouble::{Place, Trouble};
 
 use crate::clock::Clock;
 use crate::config::WeChatSection;
-use crate::seldom::Seldom;
+use crate::telemetry::log_throttle::Seldom;
 
 /// Between two tries of a base that was lost.
 const HOLD: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ErrCode;
 use super::gate::Closed;
 use super::trouble::{Cause, Place, Trouble};
-use crate::rejection::{Rejection, jittered};
+use crate::message::rejection::{Rejection, jittered};
 
 /// The longest `Retry-After` of a relay that is passed on, in seconds.
 const LONGEST_PAUSE: u32 = 300;

@@ -15,8 +15,8 @@ use super::WeChatError;
 use super::breaker::Breaker;
 use crate::clock::Clock;
 use crate::config::WeChatSection;
-use crate::metrics::{Metrics, Raised};
-use crate::seldom::Seldom;
+use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::metrics::{Metrics, Raised};
 
 /// The way to WeChat.
 pub struct Gate {

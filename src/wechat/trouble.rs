@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustls::CertificateError;
 
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
 
 /// What went wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The table of the crate's documentation: module and layer.
+/// The table of the crate's documentation: folder and layer.
 fn layers() -> BTreeMap<String, u32> {
     let map = fs::read_to_string(source().join("lib.rs")).unwrap();
     map.lines()
@@ -31,14 +31,14 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The top-level module that a file belongs to.
+/// The folder that a file belongs to.
 fn module(file: &Path) -> String {
     let relative = file.strip_prefix(source()).unwrap();
     let first = relative.iter().next().unwrap().to_str().unwrap();
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Top-level modules that a text names, `crate::{a, b}` included.
+/// Folders that a text names, `crate::{a, b}` included.
 fn named(text: &str) -> Vec<String> {
     let mut named = Vec::new();
     for rest in text.split("crate::").skip(1) {
@@ -57,7 +57,7 @@ fn named(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_module_stands_in_the_map_and_uses_only_lower_layers() {
+fn every_folder_is_in_the_map_and_uses_only_lower_layers() {
     let layers = layers();
     let mut found = Vec::new();
     files(&source(), &mut found);
@@ -78,7 +78,7 @@ fn every_module_stands_in_the_map_and_uses_only_lower_layers() {
         }
     }
     for module in layers.keys() {
-        assert!(found.contains(&source().join(format!("{module}.rs"))), "`{module}` is no file");
+        assert!(found.contains(&source().join(module).join("mod.rs")), "`{module}` is no folder");
     }
     assert!(uses > 50, "only {uses} uses were found");
 }

@@ -340,7 +340,7 @@ async fn the_demos_lines_work_when_pasted() {
     assert!(script.lines().count() >= 6, "{script}");
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     let shown = text(&output.stdout);
-    let openid = wxgate::sandbox::openid(crate::harness::APP, "alice");
+    let openid = wxgate::wechat::sandbox::openid(crate::harness::APP, "alice");
     assert_eq!(shown.matches(&format!("\"x-openid\": \"{openid}\"")).count(), 2, "{shown}");
     assert!(!shown.contains("mallory"), "{shown}");
     assert!(shown.contains("\"error\":\"missing_token\""), "{shown}");

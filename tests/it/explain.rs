@@ -2,8 +2,8 @@
 
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
+use wxgate::cli::explain::{Explanation, Outcome, Question, explain};
 use wxgate::config::{Config, Secrets};
-use wxgate::explain::{Explanation, Outcome, Question, explain};
 
 use crate::command::{text, write_config, wxgate};
 use crate::harness::Stack;

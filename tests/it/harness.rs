@@ -22,10 +22,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Loaded, Secrets};
-use wxgate::metrics::Metrics;
-use wxgate::reload::Origin;
-use wxgate::sandbox::{self, DEFAULT_APP, Sandbox};
+use wxgate::server::reload::Origin;
 use wxgate::server::{Order, Server, StartError};
+use wxgate::telemetry::metrics::Metrics;
+use wxgate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
 
 use self::client::{Answer, Request};
 use self::upstream::Upstream;

@@ -11,7 +11,7 @@ async fn identity_is_one_line_each_and_unionid_only_where_there_is_one() {
     assert_eq!(seen.folded("x-appid"), [APP]);
     assert_eq!(seen.folded("x-unionid"), [""; 0]);
     let seen = stack.get("/").token(&stack.login("unionbob").await).seen().await;
-    assert_eq!(seen.folded("x-unionid"), [wxgate::sandbox::unionid("unionbob").unwrap()]);
+    assert_eq!(seen.folded("x-unionid"), [wxgate::wechat::sandbox::unionid("unionbob").unwrap()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

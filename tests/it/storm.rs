@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use wxgate::sandbox::Sandbox;
+use wxgate::wechat::sandbox::Sandbox;
 
 use crate::harness::client::{Answer, Connection};
 use crate::harness::{APP, Stack, process_log};

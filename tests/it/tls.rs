@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wxgate::config::{Config, Secrets, TlsSection};
-use wxgate::metrics::Metrics;
-use wxgate::tls::Tls;
+use wxgate::listener::tls::Tls;
+use wxgate::telemetry::metrics::Metrics;
 
 use crate::harness::certificate::{Authority, Issued, credulous, credulous_with};
 use crate::harness::{Stack, config_text, install_provider, openid};
@@ -309,7 +309,7 @@ async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration(
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
     let metrics = Metrics::new().unwrap();
-    let tickets = wxgate::tls::tickets().unwrap();
+    let tickets = wxgate::listener::tls::tickets().unwrap();
     let connector = TlsConnector::from(Arc::new(credulous()));
     for (name, kind) in [("before", HandshakeKind::Full), ("after", HandshakeKind::Resumed)] {
         let issued = authority.issue_with(&["localhost"], |params| {
@@ -395,7 +395,7 @@ async fn no_session_gets_around_a_certificate() {
         section(directory.path(), &format!("server.tls.client_ca_file = {ca_file:?}\n{open}"));
     let open = section(directory.path(), &open);
     let metrics = Metrics::new().unwrap();
-    let tickets = wxgate::tls::tickets().unwrap();
+    let tickets = wxgate::listener::tls::tickets().unwrap();
     let tls = |section| Tls::new(section, tickets.clone(), metrics.clone()).unwrap();
     for versions in [[&rustls::version::TLS12], [&rustls::version::TLS13]] {
         let client = |shown| TlsConnector::from(Arc::new(credulous_with(&versions, shown)));

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::known::Known;
 use crate::config::reader::Section;
 use crate::config::{Access, Cache, HeaderEdits};
-use crate::header::cache_control::is_shared;
+use crate::message::header::cache_control::is_shared;
 
 /// The headers that `Vary` of a route's responses names.
 pub fn vary(

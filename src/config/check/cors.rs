@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::known::Known;
 use crate::config::reader::{Located, Section, values};
 use crate::config::{Cors, HeaderEdits, Origins, Preflight};
-use crate::header::owned::ERROR;
+use crate::message::header::reserved::ERROR;
 
 /// Of a route that takes every method.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];

@@ -8,10 +8,10 @@ use http::{HeaderName, HeaderValue};
 use super::known::{Known, OwnHeaders};
 use crate::config::reader::{Located, Section};
 use crate::config::{HeaderEdits, Rewriting, RoutePath, Timeouts};
-use crate::header::owned::{
+use crate::message::header::reserved::{
     CLOUD_RUN, ERROR, FROM_TRUSTED, OF_CONNECTION, OF_FRAMING, OF_ONE_RESPONSE, WRITTEN,
 };
-use crate::header::{FoldedNames, fold};
+use crate::message::header::{FoldedNames, fold};
 
 pub fn rewriting(section: &Section<'_>, path: Option<&Located<RoutePath>>) -> Option<Rewriting> {
     let strip = section.get::<RoutePath>("strip_prefix");

@@ -3,7 +3,7 @@
 use http::HeaderValue;
 
 use crate::config::reader::Section;
-use crate::error_body::{ERRORS, ErrorBody};
+use crate::message::error_body::{ERRORS, ErrorBody};
 
 /// `None` where the section is absent, or was reported.
 pub fn errors(root: &Section<'_>) -> Option<ErrorBody> {

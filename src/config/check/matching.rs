@@ -7,8 +7,8 @@ use super::tls::warn_of_uncovered;
 use crate::config::reader::{Located, Section, values};
 use crate::config::value::PathMatch;
 use crate::config::{HostPattern, RoutePath};
-use crate::header::FoldedNames;
-use crate::header::owned::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
+use crate::message::header::FoldedNames;
+use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
 /// What a route says of the requests that it is for.
 pub struct Matching {

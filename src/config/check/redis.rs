@@ -7,7 +7,7 @@ use super::secret::{read_any_secret, read_secret, read_secrets};
 use super::{pem, shape};
 use crate::config::reader::Section;
 use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
-use crate::secret::SealKey;
+use crate::identity::secret::SealKey;
 
 const FORMS: &str = "as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOST:26379/PRIMARY\" \
                      or \"redis+cluster://HOST:6379,HOST:6379\"; with TLS \"rediss\" instead of \"redis\"";

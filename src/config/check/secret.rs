@@ -12,7 +12,7 @@ use crate::config::diagnostic::io_reason;
 use crate::config::file::read_text;
 use crate::config::reader::{Located, Section};
 use crate::config::value::FromValue;
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
 
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";
 

@@ -11,7 +11,7 @@ use crate::config::value::{Carrier, LoginForm};
 use crate::config::{
     Carriers, IdentitySection, LoginForms, LoginSection, Rate, Secrets, SessionSection,
 };
-use crate::header::fold;
+use crate::message::header::fold;
 
 const HOUR: u64 = 3600;
 

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::config::foreign::is_invisible;
 use crate::config::reader::{Located, Section};
 use crate::identity::AppId;
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
 
 /// Below this many characters a key can be guessed.
 const SHORTEST_KEY: usize = 16;

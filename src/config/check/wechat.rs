@@ -10,7 +10,7 @@ use super::{advice, pem, rate, shape};
 use crate::config::reader::{Located, Section};
 use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
-use crate::secret::Secret;
+use crate::identity::secret::Secret;
 
 pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);

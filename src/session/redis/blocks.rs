@@ -19,9 +19,9 @@ use super::address::DIAL;
 use super::link::{Connection, Store};
 use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
 use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
+use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, User};
 use crate::session::{MOST_BLOCKED, StoreError};
-use crate::token::TokenDigest;
 
 /// For going through all that is stored.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(60);

@@ -32,9 +32,9 @@ use super::address::{Dialer, Role};
 use super::sentinel::Sentinels;
 use crate::clock::Clock;
 use crate::config::{RedisAddress, RedisSection, RedisServers};
-use crate::metrics::{Metrics, StoreOutcome};
-use crate::seldom::SeldomEach;
 use crate::session::StoreError;
+use crate::telemetry::log_throttle::SeldomEach;
+use crate::telemetry::metrics::{Metrics, StoreOutcome};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 

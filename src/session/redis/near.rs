@@ -11,8 +11,8 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use crate::identity::token::TokenDigest;
 use crate::session::{DigestHash, Session};
-use crate::token::TokenDigest;
 
 /// Ends remembered of this gateway's own, and again as many of the others'.
 const ENDS: u64 = 100_000;

@@ -18,9 +18,9 @@ use rand::Rng;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::identity::secret::SealKey;
+use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, UnionId, User};
-use crate::secret::SealKey;
-use crate::token::TokenDigest;
 
 /// Of the form of records. Others are not read.
 const VERSION: u8 = 1;
@@ -230,7 +230,7 @@ fn decode(plain: &[u8], used: u64) -> Option<Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::SessionToken;
+    use crate::identity::token::SessionToken;
 
     fn key(byte: u8) -> SealKey {
         SealKey::parse(&format!("{byte:02x}").repeat(32)).unwrap()

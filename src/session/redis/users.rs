@@ -17,7 +17,7 @@ use super::link::Connection;
 use super::seal::{Record, SealError, Seals, TOMBSTONE, UserName, Value};
 use super::{Keys, unsealable};
 use crate::identity::User;
-use crate::token::TokenDigest;
+use crate::identity::token::TokenDigest;
 
 /// Entries looked at together.
 const CHUNK: usize = 500;

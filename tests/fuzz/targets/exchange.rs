@@ -22,9 +22,9 @@ use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::fuzzing::response::{self, Framing as ResponseFraming};
 use wxgate::fuzzing::{Framing, HeadLimits, judge};
-use wxgate::head::Asked;
-use wxgate::metrics::Metrics;
+use wxgate::message::request_header::Asked;
 use wxgate::server::Server;
+use wxgate::telemetry::metrics::Metrics;
 
 use self::chunks::{Body, End, without_chunks};
 

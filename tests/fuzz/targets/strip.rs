@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use http::{HeaderName, HeaderValue};
+use wxgate::access::identity_headers::{Forwarding, Injector};
 use wxgate::config::{Config, Secrets};
 use wxgate::fuzzing::lines;
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
-use wxgate::inject::{Forwarding, Injector};
 
 /// A gateway, and its names as the file has them.
 struct Gateway {

@@ -11,13 +11,13 @@ use std::sync::{LazyLock, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use wxgate::auth::{AuthError, Authenticator};
+use wxgate::access::authenticator::{AuthError, Authenticator};
+use wxgate::access::identity_headers::{Forwarding, Injector};
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
 use wxgate::identity::{AppId, Identity, OpenId};
-use wxgate::inject::{Forwarding, Injector};
-use wxgate::metrics::Metrics;
 use wxgate::session::Sessions;
+use wxgate::telemetry::metrics::Metrics;
 
 const SESSION_HEADER: &str = "x-3rd-session";
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

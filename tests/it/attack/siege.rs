@@ -548,7 +548,7 @@ impl Siege {
             Some((_, user)) => openid(user),
             None => self.mallory.openid.clone(),
         };
-        let unionid = Some(wxgate::sandbox::unionid("unionmallory").unwrap())
+        let unionid = Some(wxgate::wechat::sandbox::unionid("unionmallory").unwrap())
             .filter(|_| openid == self.mallory.openid);
         let if_known = |value: &str| is_known.then(|| value.to_owned());
         let proto = if self.tls.is_some() { "https" } else { "http" };

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use wxgate::sandbox;
+use wxgate::wechat::sandbox;
 
 use crate::harness::APP;
 

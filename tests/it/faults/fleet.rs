@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::task::AbortOnDropHandle;
 use wxgate::clock::Clock;
-use wxgate::http_server::{response, serve};
-use wxgate::sandbox::Sandbox;
+use wxgate::listener::internal::{response, serve};
+use wxgate::wechat::sandbox::Sandbox;
 
 use crate::command::wxgate;
 use crate::harness::{APP, PATIENCE, SECRET, client, config_text};

@@ -10,7 +10,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use wxgate::sandbox::SESSION_KEY;
+use wxgate::wechat::sandbox::SESSION_KEY;
 
 use super::canary;
 

@@ -1,0 +1,272 @@
+//! Whose word counts about where a request came from.
+//!
+//! A peer of `server.trusted_proxies` may say who its client is, how it was reached and
+//! what the request's id is; from anybody else these headers are noise. `X-Forwarded-For`
+//! is read from the right, past trusted addresses only, so what a client put at its left
+//! end is never believed. What is found here is written by `inject.rs`.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderName, HeaderValue};
+use ipnet::IpNet;
+use rand::Rng;
+
+use crate::access::identity_headers::{
+    FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarding, REQUEST_ID,
+};
+use crate::message::header::Headers;
+
+/// The networks whose word counts.
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    /// Whether it was said that somebody else's did not.
+    has_warned: AtomicBool,
+}
+
+/// The two ends of a request's way here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Who connected to the gateway.
+    pub peer: IpAddr,
+    /// Who asks, as far as it is known.
+    pub address: IpAddr,
+    pub is_trusted: bool,
+}
+
+impl TrustedProxies {
+    pub fn new(networks: &[IpNet]) -> Self {
+        Self { networks: networks.to_vec(), has_warned: AtomicBool::new(false) }
+    }
+
+    /// Whether an address, in its canonical form, is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> Client {
+        let peer = peer.to_canonical();
+        let is_trusted = self.contains(peer);
+        if !is_trusted {
+            self.warn_once(peer, headers);
+        }
+        let address =
+            if is_trusted { self.forwarded_client(headers).unwrap_or(peer) } else { peer };
+        Client { peer, address, is_trusted }
+    }
+
+    /// A forgotten setting shows in this; said every time, it would fill the log for anybody.
+    fn warn_once(&self, peer: IpAddr, headers: &impl Headers) {
+        let is_news = !self.has_warned.load(Ordering::Relaxed)
+            && headers.first(&FORWARDED_FOR).is_some()
+            && !self.has_warned.swap(true, Ordering::Relaxed);
+        if is_news {
+            tracing::warn!(
+                %peer,
+                "X-Forwarded-For of a peer that is not in server.trusted_proxies does not count; \
+                 this is said once"
+            );
+        }
+    }
+
+    /// The nearest address that is not a trusted proxy's, or the farthest trusted one. What
+    /// cannot be read ends the search: nothing left of it can be trusted.
+    fn forwarded_client(&self, headers: &impl Headers) -> Option<IpAddr> {
+        let lines: Vec<_> = headers.values_of(&FORWARDED_FOR).collect();
+        let hops = lines.iter().rev().flat_map(|line| line.rsplit(|b| *b == b','));
+        let mut nearest = None;
+        for hop in hops {
+            let Some(address) = parse_hop(hop) else { break };
+            nearest = Some(address);
+            if !self.contains(address) {
+                break;
+            }
+        }
+        nearest
+    }
+}
+
+/// An address, with or without a port.
+fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim();
+    let address = text
+        .parse()
+        .or_else(|_| text.parse::<std::net::SocketAddr>().map(|address| address.ip()))
+        .or_else(|_| text.trim_matches(['[', ']']).parse())
+        .ok()?;
+    Some(IpAddr::to_canonical(&address))
+}
+
+impl Client {
+    /// A trusted proxy's id for the request, or a fresh one.
+    pub fn request_id(&self, headers: &impl Headers) -> HeaderValue {
+        self.claimed(headers, &REQUEST_ID, is_request_id).unwrap_or_else(fresh_request_id)
+    }
+
+    /// What upstream is told; `own_proto` is how this gateway was reached.
+    pub fn forwarding(
+        &self,
+        headers: &impl Headers,
+        request_id: HeaderValue,
+        own_proto: &HeaderValue,
+        authority: Option<&str>,
+    ) -> Forwarding {
+        let is_proto = |value: &[u8]| matches!(value, b"http" | b"https");
+        let host = self.claimed(headers, &FORWARDED_HOST, |value| !value.is_empty());
+        let forwarded_for = self.forwarded_for(headers);
+        let client = if self.is_trusted {
+            address_value(self.address)
+        } else {
+            // The only hop that there is.
+            forwarded_for.clone()
+        };
+        Forwarding {
+            request_id,
+            forwarded_for,
+            proto: self
+                .claimed(headers, &FORWARDED_PROTO, is_proto)
+                .unwrap_or_else(|| own_proto.clone()),
+            host: host
+                .or_else(|| HeaderValue::from_bytes(headers.first(&HOST)?).ok())
+                .or_else(|| HeaderValue::from_str(authority?).ok()),
+            client,
+            is_trusted: self.is_trusted,
+        }
+    }
+
+    fn forwarded_for(&self, headers: &impl Headers) -> HeaderValue {
+        if !self.is_trusted || headers.first(&FORWARDED_FOR).is_none() {
+            return address_value(self.peer);
+        }
+        let mut hops: Vec<&[u8]> = headers.values_of(&FORWARDED_FOR).collect();
+        let peer = self.peer.to_string();
+        hops.push(peer.as_bytes());
+        HeaderValue::from_bytes(&hops.join(&b", "[..])).unwrap_or_else(|_| address_value(self.peer))
+    }
+
+    /// The one value of a header, if the peer's word counts and it makes sense.
+    fn claimed(
+        &self,
+        headers: &impl Headers,
+        name: &HeaderName,
+        makes_sense: impl Fn(&[u8]) -> bool,
+    ) -> Option<HeaderValue> {
+        if !self.is_trusted {
+            return None;
+        }
+        let value = headers.only(name).filter(|value| makes_sense(value))?;
+        HeaderValue::from_bytes(value).ok()
+    }
+}
+
+/// An address, as it is written to services.
+pub fn address_value(address: IpAddr) -> HeaderValue {
+    // An address is digits, letters, dots and colons.
+    let value = match address {
+        // Most are of this kind, and the standard library's way is a long one.
+        IpAddr::V4(address) => {
+            let mut text = Vec::with_capacity("255.255.255.255".len());
+            for octet in address.octets() {
+                let digits = [octet / 100, octet / 10 % 10, octet % 10];
+                let leading_zeros = 2 - usize::from(octet > 9) - usize::from(octet > 99);
+                text.extend(digits.iter().skip(leading_zeros).map(|digit| b'0' + digit));
+                text.push(b'.');
+            }
+            text.pop();
+            HeaderValue::from_maybe_shared(Bytes::from(text))
+        }
+        IpAddr::V6(address) => HeaderValue::from_maybe_shared(Bytes::from(address.to_string())),
+    };
+    value.unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// What may stand in logs and headers as it is.
+fn is_request_id(value: &[u8]) -> bool {
+    let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (1..=128).contains(&value.len()) && value.iter().all(legal)
+}
+
+/// 128 random bits in hex, as nginx's `$request_id`.
+pub fn fresh_request_id() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut random = [0u8; 32];
+    rand::rng().fill_bytes(&mut random);
+    let digit = |byte: u8| DIGITS.get(usize::from(byte & 15)).copied().unwrap_or(b'0');
+    HeaderValue::from_bytes(&random.map(digit)).unwrap_or(HeaderValue::from_static("none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+
+    fn client(trusted: &[&str], peer: &str, lines: &[&str]) -> Client {
+        let networks: Vec<IpNet> = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        TrustedProxies::new(&networks).client(peer.parse().unwrap(), &forwarded_for(lines))
+    }
+
+    fn forwarded_for(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(&FORWARDED_FOR, HeaderValue::from_str(line).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn an_address_is_written_as_everywhere() {
+        for address in
+            ["0.0.0.0", "9.10.99.100", "127.0.0.1", "200.101.109.255", "2001:db8::1", "::"]
+        {
+            assert_eq!(address_value(address.parse().unwrap()), address);
+        }
+    }
+
+    #[test]
+    fn a_strangers_word_does_not_count() {
+        let stranger = client(&["10.0.0.0/8"], "192.0.2.1", &["198.51.100.7"]);
+        assert_eq!(stranger.address, stranger.peer);
+        assert!(!stranger.is_trusted);
+        let forwarding = stranger.forwarding(
+            &forwarded_for(&["6.6.6.6"]),
+            fresh_request_id(),
+            &HeaderValue::from_static("http"),
+            None,
+        );
+        assert_eq!(forwarding.forwarded_for, "192.0.2.1");
+        assert_eq!(forwarding.client, "192.0.2.1");
+    }
+
+    #[test]
+    fn trusted_hops_are_read_from_the_right() {
+        let trusted = &["10.0.0.0/8", "fd00::/8"];
+        let address = |lines: &[&str]| client(trusted, "10.1.1.1", lines).address.to_string();
+        assert_eq!(address(&[]), "10.1.1.1");
+        assert_eq!(address(&["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(address(&["6.6.6.6, 198.51.100.7, 10.2.2.2"]), "198.51.100.7");
+        assert_eq!(address(&["6.6.6.6", "198.51.100.7 ,10.2.2.2"]), "198.51.100.7");
+        assert_eq!(address(&["6.6.6.6, a, 10.2.2.2"]), "10.2.2.2");
+        assert_eq!(address(&["a"]), "10.1.1.1");
+        assert_eq!(address(&["10.3.3.3, 10.2.2.2"]), "10.3.3.3");
+        assert_eq!(address(&["198.51.100.7:1234"]), "198.51.100.7");
+        assert_eq!(address(&["[2001:db8::1]:1234, fd00::1"]), "2001:db8::1");
+        assert_eq!(address(&["::ffff:198.51.100.7"]), "198.51.100.7");
+    }
+
+    #[test]
+    fn only_a_trusted_and_sound_request_id_is_taken_over() {
+        let mut headers = HeaderMap::new();
+        headers.insert(&REQUEST_ID, HeaderValue::from_static("abc-1"));
+        assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[]).request_id(&headers), "abc-1");
+        assert_ne!(client(&[], "10.0.0.1", &[]).request_id(&headers), "abc-1");
+        for odd in ["", "a b", "a\"b"] {
+            headers.insert(&REQUEST_ID, HeaderValue::from_str(odd).unwrap());
+            assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[]).request_id(&headers).len(), 32);
+        }
+        headers.insert(&REQUEST_ID, HeaderValue::from_static("a"));
+        headers.append(&REQUEST_ID, HeaderValue::from_static("b"));
+        assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[]).request_id(&headers).len(), 32);
+    }
+}

@@ -1,0 +1,65 @@
+//! `wxgate check`: what is wrong with a configuration.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::run::refuse_key_log;
+use super::{Failure, block_on, refuse_config};
+use crate::clock::Clock;
+use crate::config::{Config, Secrets};
+use crate::server::Server;
+use crate::telemetry::metrics::Metrics;
+use crate::wechat::WeChat;
+
+pub fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
+    let secrets = if without_secrets { Secrets::Ignore } else { Secrets::Load };
+    match Config::load(path, secrets) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            // Without secrets there is nothing that it could be started with.
+            let outcome = match secrets {
+                Secrets::Load => rehearse(&config),
+                Secrets::Ignore => Ok(()),
+            };
+            if let Err(error) = outcome {
+                eprintln!("{}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+            println!("{}: ok\n{}", path.display(), config.summary());
+            if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
+        }
+        Err(problems) => refuse_config(&problems),
+    }
+}
+
+/// Does what a start does before it listens.
+fn rehearse(config: &Config) -> Result<(), Failure> {
+    refuse_key_log()?;
+    Server::rehearse(config, Metrics::new()?)?;
+    Ok(())
+}
+
+/// Says of each app whether WeChat takes it, at each of its addresses.
+async fn check_live(config: &Config) -> Result<(), Failure> {
+    let wechat = WeChat::new(&config.wechat, Clock::system(), Metrics::new()?)?;
+    let mut failed = 0;
+    for app in &config.apps {
+        let app_id = app.app_id.as_str();
+        for (address, outcome) in wechat.probe(app).await {
+            match outcome {
+                Ok(()) => println!("{app_id}: {address}: WeChat takes the app"),
+                Err(error) => {
+                    failed += 1;
+                    println!("{app_id}: {address}: {error}{}", error.details());
+                }
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        1 => Err("one check of WeChat failed".into()),
+        failed => Err(format!("{failed} checks of WeChat failed").into()),
+    }
+}

@@ -1,0 +1,192 @@
+//! `wxgate demo`: a whole gateway to play with, in one process.
+//!
+//! A simulated WeChat, an echo service (or one of the reader's own) and the gateway between
+//! them, on loopback; no account and no file is needed. Prints lines to paste and what each
+//! of them shows.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::{block_on, log_warnings};
+use crate::clock::Clock;
+use crate::config::{Config, Problems, Secrets};
+use crate::identity::secret::Secret;
+use crate::listener::internal::{self, Request, Response, response};
+use crate::server::signals::Signals;
+use crate::server::{Order, Server, StartError};
+use crate::telemetry::metrics::Metrics;
+use crate::wechat::sandbox::{DEFAULT_APP, Sandbox};
+
+/// What the demo can be told.
+pub struct Demo {
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    /// Host and port of a service to stand in front of, instead of the echo.
+    pub upstream: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Config(#[from] Problems),
+    #[error("cannot listen on loopback: {0}")]
+    Loopback(#[from] std::io::Error),
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+impl Demo {
+    /// Runs until an order to stop; says what to try once the gateway listens.
+    ///
+    /// # Errors
+    /// When an address is taken, or the service's address makes no sense.
+    pub async fn run(
+        self,
+        orders: mpsc::Receiver<Order>,
+        say: impl Fn(&str),
+    ) -> Result<(), DemoError> {
+        let wechat = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let upstream = match &self.upstream {
+            Some(upstream) => upstream.clone(),
+            None => echo.local_addr()?.to_string(),
+        };
+        let mut config =
+            Config::parse("demo", &self.config(wechat.local_addr()?, &upstream), Secrets::Ignore)?;
+        for app in &mut config.apps {
+            app.secret = Secret::new(DEFAULT_APP.1.to_owned());
+        }
+        let metrics = Metrics::new().map_err(|error| DemoError::Metrics(error.to_string()))?;
+        let server = Server::bind(&config, Clock::system(), metrics)?;
+        say(&self.tour(&server));
+
+        let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
+        let sandbox = Sandbox::new(apps, Clock::system());
+        tokio::select! {
+            ended = server.run(orders) => ended.map_err(DemoError::from),
+            () = sandbox.serve(wechat) => Ok(()),
+            never = internal::serve(echo, |request| async move { Ok(echo_answer(&request)) }) => match never {},
+        }
+    }
+
+    fn config(&self, wechat: SocketAddr, upstream: &str) -> String {
+        let Self { listen, admin, .. } = self;
+        let (app_id, _) = DEFAULT_APP;
+        format!(
+            r#"
+            [server]
+            listen = "{listen}"
+            [admin]
+            listen = "{admin}"
+            [wechat]
+            base_url = "http://{wechat}"
+            [log]
+            access = "off"
+            [[app]]
+            app_id = "{app_id}"
+            app_secret = {{ env = "UNUSED" }}
+            [[upstream]]
+            name = "demo"
+            servers = ["{upstream}"]
+            [[route]]
+            path = "/"
+            upstream = "demo"
+            auth = "required"
+            "#
+        )
+    }
+
+    fn tour(&self, server: &Server) -> String {
+        let gateway = match server.public_addresses().first() {
+            Some(address) => format!("http://{address}"),
+            None => String::new(),
+        };
+        let admin = server.admin_address();
+        let shown = match &self.upstream {
+            Some(upstream) => format!("your service at http://{upstream}"),
+            None => "an echo service that shows what it is sent".to_owned(),
+        };
+        let mut tour = format!(
+            "wxgate demo: the gateway is at {gateway}, in front of {shown};\n\
+             WeChat is simulated. Paste these lines into another terminal, one after the other.\n"
+        );
+        let login = format!(
+            "TOKEN=$(curl -s {gateway}/login -d code=user-alice-$(date +%s) | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/'); echo $TOKEN"
+        );
+        let steps = [
+            (
+                "Log in as alice. A Mini Program gets its code from wx.login; here \"user-NAME-ANYTHING\" is one.",
+                login,
+            ),
+            (
+                "Call the service with the token: it sees X-OpenId, written by the gateway.",
+                format!("curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\""),
+            ),
+            (
+                "Try to be somebody else: the forged headers never arrive.",
+                format!(
+                    "curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\" -H 'X-OpenId: mallory' -H 'X_OpenId: mallory'"
+                ),
+            ),
+            (
+                "Call without a token: the service is not asked at all.",
+                format!("curl -s {gateway}/hello"),
+            ),
+            (
+                "Log out: the session is gone at once.",
+                format!(
+                    "curl -s -X POST {gateway}/logout -H \"X-3rd-Session: $TOKEN\"; curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\""
+                ),
+            ),
+            ("See what was counted.", format!("curl -s http://{admin}/metrics | grep ^wxgate_")),
+        ];
+        for (number, (what, line)) in (1..).zip(steps) {
+            // Writing to a string cannot fail.
+            let _ = write!(tour, "\n# {number}. {what}\n{line}\n");
+        }
+        tour.push_str("\nCtrl-C ends the demo.\n");
+        tour
+    }
+}
+
+/// Shows a request as its service got it.
+fn echo_answer(request: &Request) -> Response {
+    let mut headers = Map::new();
+    for (name, value) in request.headers() {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        headers.insert(name.to_string(), value.into());
+    }
+    let seen: Value = json!({
+        "method": request.method().as_str(),
+        "path": request.uri().path_and_query().map(ToString::to_string),
+        "headers": headers,
+    });
+    let text = serde_json::to_string_pretty(&seen).unwrap_or_default() + "\n";
+    response(200, "application/json", text)
+}
+
+pub fn demo(demo: Demo) -> ExitCode {
+    let _log = log_warnings();
+    block_on(async {
+        let orders = Signals::catch()?.orders()?;
+        demo.run(orders, |tour| println!("{tour}")).await?;
+        Ok(())
+    })
+}
+
+/// Host and port of an http URL.
+pub fn parse_upstream(url: &str) -> Result<String, String> {
+    let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+    if authority.contains("://") || authority.contains('/') {
+        return Err("expected http://HOST:PORT without a path".to_owned());
+    }
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Ok(if has_port { authority.to_owned() } else { format!("{authority}:80") })
+}

@@ -1,0 +1,133 @@
+//! An explanation as plain data.
+
+use serde::Serialize;
+
+use crate::message::rejection::Rejection;
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is forwarded, with a session where one is needed.
+    Forwarded,
+    /// The gateway responds itself.
+    Answered,
+    /// The gateway rejects it.
+    Rejected,
+    /// Only forward-auth serves the route; on public listeners it is 404.
+    ForwardAuth,
+}
+
+/// An explanation. The names of the fields are those of `--json`, and must not change.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    pub method: String,
+    pub host: Option<String>,
+    pub path: String,
+    pub outcome: Outcome,
+    /// Of the gateway's own response, where it is known.
+    pub status: Option<u16>,
+    pub error: Option<&'static str>,
+    pub reason: Option<String>,
+    /// Methods that are served, after a 405.
+    pub allow: Option<String>,
+    pub endpoint: Option<&'static str>,
+    pub route: Option<MatchedRoute>,
+    pub upstreams: Vec<ChosenUpstream>,
+    /// As the service gets it.
+    pub request: Option<ForwardedRequest>,
+    /// Headers of the client that the service does not get.
+    pub removed: Vec<RemovedHeader>,
+    pub response_headers: ResponseHeaders,
+    pub other_routes: Vec<OtherRoute>,
+}
+
+/// The route that a request matches.
+#[derive(Debug, Serialize)]
+pub struct MatchedRoute {
+    pub index: usize,
+    pub name: String,
+    pub file: String,
+    pub line: usize,
+    /// What is looked up for this very request: a preflight has no session.
+    pub auth: &'static str,
+    pub preflight: bool,
+    /// Empty: every app.
+    pub apps: Vec<String>,
+    /// Bytes.
+    pub max_body: u64,
+    pub rate_per_user: Option<String>,
+    pub rate_per_address: Option<String>,
+    pub websocket: bool,
+    pub cors: bool,
+    /// Who answers preflights: `answer` for the gateway, where it has CORS, or `pass`.
+    pub preflights: &'static str,
+}
+
+/// An upstream of the route.
+#[derive(Debug, Serialize)]
+pub struct ChosenUpstream {
+    pub name: String,
+    pub servers: Vec<String>,
+    /// Of the users that have a session.
+    pub percent: f64,
+    pub connect_timeout: String,
+    pub read_timeout: String,
+    pub write_timeout: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ForwardedRequest {
+    pub method: String,
+    pub target: String,
+    pub headers: Vec<Header>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RemovedHeader {
+    pub name: String,
+    pub reason: String,
+}
+
+/// What the route does to responses.
+#[derive(Debug, Default, Serialize)]
+pub struct ResponseHeaders {
+    pub set: Vec<Header>,
+    pub removed: Vec<String>,
+    /// What is added to `Vary`. With it a response to a user is private, unless the service's own
+    /// `Cache-Control` decides.
+    pub vary: Option<String>,
+}
+
+/// A route that the request does not match.
+#[derive(Debug, Serialize)]
+pub struct OtherRoute {
+    pub index: usize,
+    pub name: String,
+    pub file: String,
+    pub line: usize,
+    pub reason: String,
+}
+
+impl Explanation {
+    /// Whether it is not rejected.
+    pub fn is_served(&self) -> bool {
+        self.outcome != Outcome::Rejected
+    }
+
+    pub(super) fn reject(&mut self, rejection: &Rejection, reason: String) {
+        self.outcome = Outcome::Rejected;
+        self.status = Some(rejection.status());
+        self.error = Some(rejection.error());
+        self.reason = Some(reason);
+        if let Rejection::MethodNotAllowed { allow } = rejection {
+            self.allow = Some(allow.to_string());
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `wxgate run`: the gateway in the foreground.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::{Failure, refuse, refuse_config, runtime};
+use crate::clock::Clock;
+use crate::config::{Config, Loaded, Secrets};
+use crate::server::Server;
+use crate::server::reload::Origin;
+use crate::server::signals::Signals;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process_log;
+
+pub fn run(path: &Path) -> ExitCode {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error),
+    };
+    let signals = {
+        let _entered = runtime.enter();
+        match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return refuse(&error),
+        }
+    };
+    let Loaded { config, files } = Config::read(path, Secrets::Load, None);
+    let config = match config {
+        Ok(config) => Arc::new(config),
+        Err(problems) => return refuse_config(&problems),
+    };
+    let metrics = match Metrics::new() {
+        Ok(metrics) => metrics,
+        Err(error) => return refuse(&error),
+    };
+    // Dropped last: it writes what is queued.
+    let (_log, level) = process_log::install(&config.log, &metrics);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let served = harden().map_err(Failure::from).and_then(|()| {
+        runtime.block_on(async {
+            let orders = signals.orders()?;
+            let server = Server::bind(&config, Clock::system(), metrics)?;
+            let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
+            server.following(origin).run(orders).await?;
+            Ok(())
+        })
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Keeps what is in memory, secrets and tokens among it, in memory.
+fn harden() -> Result<(), String> {
+    refuse_key_log()?;
+    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, no_core).map_err(|error| format!("core dumps: {error}"))?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| format!("core dumps: {error}"))?;
+    Ok(())
+}
+
+pub fn refuse_key_log() -> Result<(), String> {
+    if std::env::var_os("SSLKEYLOGFILE").is_some() {
+        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
+                    down. Unset it"
+            .to_owned());
+    }
+    Ok(())
+}

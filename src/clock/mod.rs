@@ -1,0 +1,83 @@
+//! The time that sessions and one-time codes live by.
+//!
+//! Monotonic: a step of the wall clock neither ends sessions nor prolongs them. The
+//! process has one clock, which tests replace by one that they advance, so that nothing
+//! that concerns a lifetime needs a sleep. Timeouts on sockets are tokio's, not this.
+
+pub(crate) mod deadline;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A monotonic clock. Clones show the same time.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    /// Since when, and what time it was then, since 1970.
+    System(Instant, Duration),
+    /// What it shows, and what the wall clock shows with it at its beginning.
+    Manual(Arc<AtomicU64>, Duration),
+}
+
+impl Clock {
+    pub fn system() -> Self {
+        Self(Source::System(Instant::now(), wall()))
+    }
+
+    /// A clock that stands still until [`Clock::advance`] moves it.
+    pub fn manual() -> Self {
+        Self(Source::Manual(Arc::new(AtomicU64::new(0)), wall()))
+    }
+
+    /// Time since 1970 by what the wall clock showed when the clock was made, in whole
+    /// milliseconds.
+    pub fn now(&self) -> Duration {
+        Duration::from_millis(self.now_millis())
+    }
+
+    /// [`Clock::now`] in milliseconds.
+    pub fn now_millis(&self) -> u64 {
+        match &self.0 {
+            // A process does not live for 2^64 milliseconds.
+            Source::System(start, then) => {
+                u64::try_from((*then + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
+            }
+            Source::Manual(millis, _) => millis.load(Ordering::Acquire),
+        }
+    }
+
+    /// What the wall clock shows at a time of this one, in milliseconds since 1970. A manual
+    /// clock moves the wall's along.
+    pub fn to_wall(&self, millis: u64) -> u64 {
+        self.wall_millis().saturating_add(millis).saturating_sub(self.now_millis())
+    }
+
+    /// The reverse. What was before this clock was made is its beginning.
+    pub fn from_wall(&self, millis: u64) -> u64 {
+        self.now_millis().saturating_add(millis).saturating_sub(self.wall_millis())
+    }
+
+    fn wall_millis(&self) -> u64 {
+        let wall = match &self.0 {
+            Source::System(..) => wall(),
+            Source::Manual(_, beginning) => *beginning + self.now(),
+        };
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Moves a manual clock; the system's clock moves by itself and ignores this.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(millis, _) = &self.0 {
+            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            millis.fetch_add(by, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Since 1970.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

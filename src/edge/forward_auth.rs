@@ -1,0 +1,366 @@
+//! Forward-auth: the decision alone, for those who keep another proxy in front.
+//!
+//! nginx, Caddy, Traefik, Envoy and their like ask here before they forward a request: may it
+//! go on, and whose is it? Only `server.trusted_proxies` may ask, on a listener of its own.
+//! The request is told of in `X-Forwarded-Method`, `-Uri` and `-Host`, each exactly once; the
+//! decision is the public listener's ([`Policy::admit`]). The answer is 200, 401 or 403, and
+//! 503 when sessions cannot be looked up; each has every identity header, empty where there is
+//! no identity, so that it overwrites the client's. What the asking request itself is, but for
+//! its headers, decides nothing. Bodies, sizes and upgrades are the proxy's affair.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, request};
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::access::identity_headers::{
+    FORWARDED_FOR, FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_PROTO, FORWARDED_URI, REQUEST_ID,
+};
+use crate::access::trusted_proxies::Client;
+use crate::config::Preflight;
+use crate::listener::internal::{Request, Response};
+use crate::message::rejection::Rejection;
+use crate::message::request_header;
+use crate::policy::{Policies, Policy, Process, Verdict, Visit};
+use crate::route::{Asked, Endpoint};
+use crate::telemetry::access_log::{self, Line};
+use crate::telemetry::metrics::{Decision, Metrics};
+
+/// Who may not ask has no longer to be told so, and no connection then.
+const SHORTLY: Duration = Duration::from_secs(1);
+
+/// The least that hyper reads a head into.
+const LEAST_BUFFER: usize = 8 << 10;
+
+/// Answers the connections of other proxies.
+pub struct ForwardAuth {
+    process: Arc<Process>,
+    policies: Arc<Policies>,
+    /// One for each connection.
+    permits: Semaphore,
+}
+
+impl ForwardAuth {
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>) -> Self {
+        // Descriptors are shared with the public listeners.
+        let connections = (policies.current().limits.max_connections / 2).max(1);
+        Self { process, policies, permits: Semaphore::new(connections) }
+    }
+
+    /// Serves a connection to its end. One that asks nothing for `limits.idle_timeout` ends,
+    /// within twice that time.
+    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(_permit) = self.permits.try_acquire() else { return };
+        // Answers are flushed whole; waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let peer = peer.ip().to_canonical();
+        let policy = self.policies.current();
+        let limits = policy.limits.clone();
+        let is_trusted = policy.trusted_proxies.contains(peer);
+        // No connection may hold a policy for as long as it lives.
+        drop(policy);
+        let patience = if is_trusted { limits.idle_timeout } else { SHORTLY };
+        let is_used = AtomicBool::new(false);
+        let is_busy = AtomicBool::new(false);
+        let answer = |request: Request| async {
+            is_used.store(true, Ordering::Relaxed);
+            is_busy.store(true, Ordering::Relaxed);
+            let answer = self.answer(request, peer).await;
+            is_busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        };
+        let mut connection = pin!(
+            http1::Builder::new()
+                .keep_alive(is_trusted)
+                // The proxy's own headers come on top of what a client may send.
+                .max_buf_size((limits.max_header + limits.max_target).max(LEAST_BUFFER))
+                .serve_connection(TokioIo::new(stream), service_fn(answer))
+        );
+        let over = async {
+            let mut closing = self.process.lifecycle.closing();
+            let idle = async {
+                sleep(patience).await;
+                while is_used.swap(false, Ordering::Relaxed) {
+                    sleep(patience).await;
+                }
+            };
+            tokio::select! {
+                // The sender lives as long as the process.
+                _ = closing.wait_for(|closing| *closing) => {}
+                () = idle => {}
+            }
+        };
+        tokio::select! {
+            biased;
+            // A connection that breaks is its proxy's affair.
+            _ = connection.as_mut() => return,
+            () = over => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        // Half a head does not hold up the end.
+        let left = if is_busy.load(Ordering::Relaxed) { limits.header_timeout } else { SHORTLY };
+        let _ = timeout(left, connection).await;
+    }
+
+    async fn answer(&self, request: Request, peer: IpAddr) -> Response {
+        let started = Instant::now();
+        let policy = self.policies.current();
+        let _in_flight = InFlight::new(&self.process.metrics);
+        let (request, body) = request.into_parts();
+        let client = policy.trusted_proxies.client(peer, &request.headers);
+        let request_id = client.request_id(&request.headers);
+        let mut found = Found::default();
+        let mut judged = self.judge(&policy, &request, client, &mut found).await;
+
+        let mut headers = HeaderMap::with_capacity(8);
+        let identity = judged.as_ref().ok().and(found.verdict.identity());
+        if policy.injector.tell(&mut headers, identity).is_err() {
+            judged = Err(Rejection::InternalError);
+        }
+        let mut content = Bytes::new();
+        let mut code = StatusCode::OK;
+        match &judged {
+            Ok(()) => headers.extend(policy.decision_caching.iter().cloned()),
+            Err(rejection) => {
+                code = status(rejection);
+                let request_id = request_id.to_str().unwrap_or_default();
+                let answer = rejection.answer(request_id, policy.error_body.as_ref());
+                headers.extend(answer.headers);
+                content = answer.body.into();
+            }
+        }
+        self.write_down(&Seen {
+            policy: &policy,
+            request: &request,
+            client,
+            request_id: &request_id,
+            found: &found,
+            judged: &judged,
+            status: code,
+            bytes_out: content.len(),
+            took: started.elapsed(),
+        });
+        headers.insert(&REQUEST_ID, request_id);
+        // What is left of a body could be taken for the next request.
+        if self.process.lifecycle.is_draining() || !body.is_end_stream() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut response = Response::new(Full::new(content));
+        *response.status_mut() = code;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// Whether the request that is told of may go on, and whose it is.
+    async fn judge(
+        &self,
+        policy: &Policy,
+        request: &request::Parts,
+        client: Client,
+        found: &mut Found,
+    ) -> Result<(), Rejection> {
+        if !client.is_trusted {
+            return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
+        }
+        // Envoy and Higress append the path of the request.
+        let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
+        }
+        let headers = &request.headers;
+        if policy.injector.is_evaded(headers) {
+            return Err(Rejection::BadRequest(
+                "a header that the proxy in front would pass on could be taken for another",
+            ));
+        }
+        let told = Told::read(headers)?;
+        let (method, target, host) = (told.method, told.target, told.host);
+        request_header::judge_told(method, target, host, policy.head_limits)?;
+        let method = Method::from_bytes(method).map_err(|_| Rejection::InternalError)?;
+        let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
+        let (path, host) = (path_of(text(target)?), Some(text(host)?));
+        let asked = Asked { path, host, method: &method, headers };
+        let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
+        let route = match endpoint {
+            Endpoint::Route(route) => route,
+            Endpoint::None => return Err(Rejection::NoRoute),
+            Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
+                return Err(Rejection::BadRequest(
+                    "this path is the gateway's own: it belongs on its public listener",
+                ));
+            }
+        };
+        found.route = Some(route);
+        // What the gateway would answer itself, the service must not have without a session.
+        let passes = policy.routes.get(route).map(|route| route.preflight);
+        let is_preflight = is_preflight && passes == Some(Preflight::Pass);
+        let visit = Visit { asked, is_preflight, client: client.address, length: None };
+        policy.admit(route, &visit, &self.process.metrics, &mut found.verdict).await
+    }
+
+    /// Counts the request and writes its access line, which is about the request told of.
+    fn write_down(&self, seen: &Seen<'_>) {
+        let metrics = &seen.policy.forward_auth_metrics;
+        metrics.observe(seen.status.as_u16(), seen.took);
+        let access_log = &self.process.access_log;
+        if !access_log.is_on() {
+            return;
+        }
+        // From a stranger it is no more than noise.
+        let told = |name| {
+            let value = only(&seen.request.headers, name, "", "").ok()?.to_str().ok()?;
+            seen.client.is_trusted.then_some(value)
+        };
+        let verdict = &seen.found.verdict;
+        let route = seen.found.route.and_then(|route| seen.policy.routes.get(route));
+        access_log.write(&Line {
+            time: access_log::timestamp(),
+            request_id: seen.request_id.to_str().unwrap_or_default(),
+            client: seen.client.address,
+            method: told(&FORWARDED_METHOD).unwrap_or_default(),
+            path: told(&FORWARDED_URI).map_or("", path_of),
+            route: route.map_or(metrics.label(), |route| &route.name),
+            status: seen.status.as_u16(),
+            error: seen.judged.as_ref().err().map(Rejection::error),
+            duration_ms: access_log::milliseconds(seen.took),
+            upstream: None,
+            upstream_status: None,
+            bytes_in: 0,
+            bytes_out: seen.bytes_out,
+            decision: verdict.decision.map(Decision::as_str),
+            app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
+            user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
+            errcode: None,
+        });
+    }
+}
+
+/// What is found out about the request that is told of, also where it ends in a refusal.
+#[derive(Default)]
+struct Found {
+    route: Option<usize>,
+    verdict: Verdict,
+}
+
+/// What is written down.
+struct Seen<'a> {
+    policy: &'a Policy,
+    request: &'a request::Parts,
+    client: Client,
+    request_id: &'a HeaderValue,
+    found: &'a Found,
+    judged: &'a Result<(), Rejection>,
+    status: StatusCode,
+    bytes_out: usize,
+    took: Duration,
+}
+
+/// The request that is asked about, as a trusted proxy tells it.
+struct Told<'a> {
+    method: &'a [u8],
+    target: &'a [u8],
+    host: &'a [u8],
+}
+
+impl<'a> Told<'a> {
+    fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
+        // The name is given as text too, because messages are static.
+        macro_rules! once {
+            ($name:ident, $text:literal) => {{
+                let missing = concat!($text, " is missing");
+                let repeated = concat!($text, " is repeated");
+                only(headers, &$name, missing, repeated)
+            }};
+        }
+        let is_there = |name| headers.contains_key(name);
+        if is_there(&FORWARDED_PROTO) {
+            once!(FORWARDED_PROTO, "X-Forwarded-Proto")?;
+        }
+        if is_there(&FORWARDED_FOR) {
+            once!(FORWARDED_FOR, "X-Forwarded-For")?;
+        }
+        Ok(Self {
+            method: once!(FORWARDED_METHOD, "X-Forwarded-Method")?.as_bytes(),
+            target: once!(FORWARDED_URI, "X-Forwarded-Uri")?.as_bytes(),
+            host: once!(FORWARDED_HOST, "X-Forwarded-Host")?.as_bytes(),
+        })
+    }
+}
+
+/// The value of a header that must be there exactly once.
+fn only<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    missing: &'static str,
+    repeated: &'static str,
+) -> Result<&'a HeaderValue, Rejection> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().ok_or(Rejection::BadRequest(missing))?;
+    if values.next().is_some() { Err(Rejection::BadRequest(repeated)) } else { Ok(value) }
+}
+
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+/// Proxies know these only: of any other nginx makes a 500 of its own.
+fn status(rejection: &Rejection) -> StatusCode {
+    match rejection {
+        Rejection::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ if rejection.status() == 401 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::FORBIDDEN,
+    }
+}
+
+/// A request in flight, until it is dropped.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.request_started();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.request_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_one_that_proxies_know() {
+        for (rejection, expected) in [
+            (Rejection::MissingToken, 401),
+            (Rejection::SessionExpired, 401),
+            (Rejection::StoreUnavailable, 503),
+            (Rejection::BadRequest("x"), 403),
+            (Rejection::WrongApp, 403),
+            (Rejection::NoRoute, 403),
+            (Rejection::RateLimited { retry_after: 1 }, 403),
+            (Rejection::HeadersTooLarge, 403),
+            (Rejection::InternalError, 403),
+            (Rejection::Overloaded, 403),
+        ] {
+            assert_eq!(status(&rejection), expected, "{rejection:?}");
+        }
+    }
+}

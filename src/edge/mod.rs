@@ -1,0 +1,305 @@
+//! Public connections, from their first byte to their first request.
+//!
+//! Applies the limits on connections, reads the PROXY header where the listener expects one, does
+//! the TLS handshake, and finds out whether the client speaks HTTP/1 or HTTP/2. From then on
+//! `proxy` serves the connection. Nothing here depends on what a request asks for.
+
+pub(crate) mod forward_auth;
+mod redirect;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::access::rate_limiter::network;
+use crate::config::LimitsSection;
+use crate::listener::proxy_protocol::{self, Source};
+use crate::message::rejection::Rejection;
+use crate::policy::{Policies, Policy, Process};
+use crate::proxy::{Client, Gateway, closed};
+
+/// How an HTTP/2 connection begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Idle connections to services that each worker keeps, at most. All workers together keep no more
+/// than half of `limits.max_connections`, because descriptors are shared. If there were fewer than
+/// requests at once, connections would be opened and closed with each request.
+const MOST_IDLE: usize = 1024;
+
+/// Bytes for a client that the system holds before it sends them. It would hold megabytes, and tell
+/// only after a third of them that the client takes anything.
+#[cfg(target_os = "linux")]
+const MOST_UNSENT: u32 = 64 << 10;
+
+/// Time for each step of rejecting a connection that is beyond a limit.
+const TURN_AWAY: Duration = Duration::from_millis(100);
+
+/// Serves public connections.
+pub struct Edge {
+    gateway: Arc<Gateway>,
+    policies: Arc<Policies>,
+    process: Arc<Process>,
+    /// One for each connection that is served.
+    permits: Semaphore,
+    /// Connections by address, where that is limited. Never more than there are permits.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    /// Whether it was said that a balancer is not what the configuration takes it for.
+    odd_balancer: Once,
+}
+
+/// What a listener expects of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A handshake of TLS or a request.
+    Client,
+    /// A balancer that first says whose connection it is.
+    ProxyProtocol,
+    /// A request that is not encrypted, and should be.
+    Redirect,
+}
+
+/// A connection on which requests can come.
+struct Opened<'a> {
+    client: Client,
+    speaks: Speaks,
+    _permit: SemaphorePermit<'a>,
+    _share: Option<Share<'a>>,
+}
+
+/// What a connection speaks.
+enum Speaks {
+    /// `begun` is the deadline of a header of which a part has come.
+    Http1 {
+        begun: Option<Instant>,
+    },
+    Http2(Box<LimitsSection>),
+    /// A request that gets a redirect to HTTPS.
+    Redirect,
+}
+
+impl Edge {
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>, threads: usize) -> Self {
+        let max_connections = policies.current().limits.max_connections;
+        let most_idle = (max_connections / 2 / threads).clamp(1, MOST_IDLE);
+        Self {
+            gateway: Arc::new(Gateway::new(process.clone(), policies.clone(), most_idle)),
+            permits: Semaphore::new(max_connections),
+            by_address: Mutex::default(),
+            odd_balancer: Once::new(),
+            policies,
+            process,
+        }
+    }
+
+    /// Permits that are free, and addresses that have connections.
+    #[cfg(test)]
+    pub fn held(&self) -> (usize, usize) {
+        (self.permits.available_permits(), lock(&self.by_address).len())
+    }
+
+    /// Serves a connection to its end.
+    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, opening: Opening) {
+        let closing = self.process.lifecycle.closing();
+        // Boxed, as all that is rare: an idle connection takes the room of the largest future in it.
+        let open = Box::pin(self.open(stream, peer, opening, closing.clone()));
+        let Some(mut opened) = open.await else { return };
+        match opened.speaks {
+            Speaks::Http1 { begun } => self.gateway.serve(&mut opened.client, closing, begun).await,
+            Speaks::Http2(limits) => {
+                Box::pin(self.gateway.serve_http2(opened.client, closing, *limits)).await;
+            }
+            Speaks::Redirect => Box::pin(self.redirect(&mut opened.client, closing)).await,
+        }
+    }
+
+    /// Takes a connection to the point where requests come. `None`: it has ended.
+    async fn open(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        opening: Opening,
+        mut closing: watch::Receiver<bool>,
+    ) -> Option<Opened<'_>> {
+        // Answers are flushed whole; waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        // Without it, more is held than has to be.
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MOST_UNSENT);
+        let policy = self.policies.current();
+        let Ok(permit) = self.permits.try_acquire() else {
+            self.turn_away(stream, peer, opening, &policy).await;
+            return None;
+        };
+        let peer = match opening {
+            Opening::Client | Opening::Redirect => peer,
+            Opening::ProxyProtocol => {
+                tokio::select! {
+                    found = self.peer_behind(&mut stream, peer, &policy) => found.ok()?,
+                    () = closed(&mut closing) => return None,
+                }
+            }
+        };
+        let Ok(share) = self.share(peer.ip().to_canonical(), &policy) else {
+            self.turn_away(stream, peer, opening, &policy).await;
+            return None;
+        };
+        let opened =
+            |client, speaks| Some(Opened { client, speaks, _permit: permit, _share: share });
+        // No connection may hold a policy for as long as it lives.
+        let (limits, tls, h2c) = (Box::new(policy.limits.clone()), policy.tls.clone(), policy.h2c);
+        drop(policy);
+        if opening == Opening::Redirect {
+            return opened(Client::plain(stream, peer), Speaks::Redirect);
+        }
+        let Some(tls) = tls else {
+            let mut client = Client::plain(stream, peer);
+            if !h2c {
+                return opened(client, Speaks::Http1 { begun: None });
+            }
+            let deadline = Instant::now() + limits.header_timeout;
+            client.deadline.set(deadline);
+            let begins_as_http2 = tokio::select! {
+                begins = begins_as_http2(&mut client) => begins?,
+                () = closed(&mut closing) => return None,
+            };
+            let speaks = if begins_as_http2 {
+                Speaks::Http2(limits)
+            } else {
+                Speaks::Http1 { begun: Some(deadline) }
+            };
+            return opened(client, speaks);
+        };
+        let shaken = tokio::select! {
+            shaken = tls.accept(stream) => shaken?,
+            () = closed(&mut closing) => return None,
+        };
+        let is_http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
+        let speaks = if is_http2 { Speaks::Http2(limits) } else { Speaks::Http1 { begun: None } };
+        opened(Client::tls(shaken, peer), speaks)
+    }
+
+    /// Whose connection it is by the word of a balancer, if that may be believed.
+    async fn peer_behind(
+        &self,
+        stream: &mut TcpStream,
+        balancer: SocketAddr,
+        policy: &Policy,
+    ) -> Result<SocketAddr, Unbelievable> {
+        let is_trusted = policy.trusted_proxies.contains(balancer.ip().to_canonical());
+        let header = async {
+            match proxy_protocol::read(stream).await {
+                Ok(Source::Client(source)) => Ok(source),
+                Ok(Source::Balancer) => Ok(balancer),
+                // Nobody's word counts less, and nobody is trusted by this address.
+                Ok(Source::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
+                // A probe for an open port is no mistake of anybody's.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
+                Err(_) => Err(Some("does not begin its connections with a PROXY header")),
+            }
+        };
+        let read = if is_trusted {
+            timeout(policy.limits.header_timeout, header).await.unwrap_or(Err(None))
+        } else {
+            Err(Some("is not in server.trusted_proxies"))
+        };
+        read.map_err(|mistake| {
+            if let Some(mistake) = mistake {
+                self.odd_balancer.call_once(|| {
+                    tracing::warn!(
+                        peer = %balancer.ip(),
+                        "who connects to a listener of server.proxy_protocol {mistake}, and is \
+                         refused; this is said once"
+                    );
+                });
+            }
+            Unbelievable
+        })
+    }
+
+    /// One more connection of an address, unless it has as many as it may.
+    fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<Share<'_>>, TooMany> {
+        let Some(most) = policy.limits.max_connections_per_address else { return Ok(None) };
+        if policy.trusted_proxies.contains(address) {
+            return Ok(None);
+        }
+        let address = network(address);
+        let mut by_address = lock(&self.by_address);
+        let count = by_address.entry(address).or_default();
+        if *count >= most {
+            return Err(TooMany);
+        }
+        *count += 1;
+        Ok(Some(Share { by_address: &self.by_address, address }))
+    }
+
+    /// Answers a connection beyond the cap, quickly: it holds a descriptor.
+    async fn turn_away(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        opening: Opening,
+        policy: &Policy,
+    ) {
+        if policy.tls.is_some() && opening != Opening::Redirect {
+            // A handshake would cost more than the connection is worth.
+            return;
+        }
+        let mut client = Client::plain(stream, peer);
+        // A request that has come already and is not read would reset the connection.
+        let _ = timeout(TURN_AWAY, client.read_more()).await;
+        let _ = timeout(TURN_AWAY, self.gateway.refuse(&mut client, &Rejection::Overloaded)).await;
+    }
+}
+
+/// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3); `None` at the deadline. The
+/// bytes that were read are held.
+async fn begins_as_http2(client: &mut Client) -> Option<bool> {
+    loop {
+        if client.held.starts_with(PREFACE) {
+            return Some(true);
+        }
+        if !PREFACE.starts_with(&client.held) {
+            return Some(false);
+        }
+        match client.read_more().await? {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Some(false),
+        }
+    }
+}
+
+/// A connection begins as none may.
+struct Unbelievable;
+
+/// An address has as many connections as it may.
+struct TooMany;
+
+/// A connection of an address, until it is dropped.
+struct Share<'a> {
+    by_address: &'a Mutex<HashMap<IpAddr, usize>>,
+    address: IpAddr,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut by_address = lock(self.by_address);
+        if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// Nothing panics while it holds the lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

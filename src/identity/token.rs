@@ -1,0 +1,144 @@
+//! The session token, the `3rd_session` of WeChat's documentation.
+//!
+//! Decides what a token looks like, how one is made and where one can stand in a header.
+//! `auth.rs` reads tokens with it and `inject.rs` removes them with the very same
+//! functions, so that what is read and what is removed cannot differ. Only the
+//! [`TokenDigest`] is kept: a session store that is read by somebody holds no usable token.
+
+use std::hash::{Hash, Hasher};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::Rng;
+use sha2::{Digest, Sha256};
+
+use crate::identity::secret::Secret;
+use crate::message::header::{all, is_blank, trim};
+
+/// Length of a token in characters: 32 bytes in base64url without padding.
+pub const TOKEN_LENGTH: usize = 43;
+
+/// A fresh token: 32 bytes of the thread's cryptographic generator, seeded by the system.
+/// It is derived from nothing.
+pub struct SessionToken(Secret);
+
+impl SessionToken {
+    pub fn generate() -> Self {
+        let mut bytes = [0u8; 32];
+        rand::rng().fill_bytes(&mut bytes);
+        Self(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// The text that the client gets, once.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    pub fn digest(&self) -> TokenDigest {
+        TokenDigest::of(self.0.expose().as_bytes())
+    }
+}
+
+/// SHA-256 of a token's text: the key under which its session is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenDigest([u8; 32]);
+
+impl TokenDigest {
+    /// Digests `text` if it has a token's shape.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        has_token_shape(text).then(|| Self::of(text))
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// A digest that was kept elsewhere.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its first 16 hexadecimal digits: what operators call a session by.
+    pub fn id(&self) -> String {
+        let first = self.0.first_chunk().copied().unwrap_or_default();
+        format!("{:016x}", u64::from_be_bytes(first))
+    }
+
+    fn of(text: &[u8]) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+}
+
+/// Eight bytes of a digest are as good a hash as all of them.
+impl Hash for TokenDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if let Some(word) = self.0.first_chunk() {
+            state.write_u64(u64::from_le_bytes(*word));
+        }
+    }
+}
+
+/// The token in an `Authorization` value, if it is a Bearer of our shape. Any other value
+/// belongs to the service. The scheme's case does not matter (RFC 9110, section 11.1).
+pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = authorization.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"bearer") || !rest.first().is_some_and(|b| is_blank(*b)) {
+        return None;
+    }
+    let token = trim(rest);
+    has_token_shape(token).then_some(token)
+}
+
+/// 43 characters of base64url, as every token of ours.
+pub fn has_token_shape(text: &[u8]) -> bool {
+    text.len() == TOKEN_LENGTH
+        && all(text, |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_token_has_the_shape_it_is_recognised_by() {
+        let token = SessionToken::generate();
+        assert_eq!(token.expose().len(), TOKEN_LENGTH);
+        assert!(TokenDigest::parse(token.expose().as_bytes()) == Some(token.digest()));
+    }
+
+    #[test]
+    fn digests_are_spread_over_a_map() {
+        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+        let building = BuildHasherDefault::<DefaultHasher>::default();
+        let hashes: std::collections::HashSet<_> =
+            (0..1000).map(|_| building.hash_one(SessionToken::generate().digest())).collect();
+        assert_eq!(hashes.len(), 1000);
+    }
+
+    #[test]
+    fn tokens_do_not_repeat() {
+        let tokens: std::collections::HashSet<_> =
+            (0..10_000).map(|_| SessionToken::generate().expose().to_owned()).collect();
+        assert_eq!(tokens.len(), 10_000);
+    }
+
+    #[test]
+    fn only_a_bearer_of_our_shape_is_ours() {
+        let token = "A".repeat(TOKEN_LENGTH);
+        for ours in [format!("Bearer {token}"), format!("bearer\t {token} ")] {
+            assert_eq!(bearer_token(ours.as_bytes()), Some(token.as_bytes()), "{ours}");
+        }
+        for theirs in [
+            format!("Basic {token}"),
+            format!("Bearer{token}"),
+            format!("Bearer {token}A"),
+            format!("Bearer {}", "A".repeat(TOKEN_LENGTH - 1)),
+            format!("Bearer {}=", "A".repeat(TOKEN_LENGTH - 1)),
+            "Bearer".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(bearer_token(theirs.as_bytes()), None, "{theirs}");
+        }
+    }
+}

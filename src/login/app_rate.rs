@@ -1,0 +1,251 @@
+//! How fast the codes of one app are traded.
+//!
+//! By its configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
+//! about one user's calls in a minute, but says that the app asks a lot: it halves the rate,
+//! which is whole again after a minute. It is never less than half: whose calls they were
+//! WeChat does not say, and one user must not stop the others. When the quota of the day is
+//! used up (45009) nothing is asked but once a minute.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::Rate;
+use crate::message::rejection::{Rejection, jittered};
+
+/// A slowed rate is whole again after so long.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+/// How often WeChat is asked whether there is quota again.
+const QUOTA_PROBE: Duration = Duration::from_secs(60);
+
+/// What part of the rate a complaint leaves.
+const LEFT: f64 = 1.0 / 2.0;
+
+/// The pace of one app.
+pub struct Pace {
+    rate: Option<Rate>,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Logins that may pass at once, as it was then.
+    bucket: f64,
+    filled_at: Duration,
+    /// The last complaint.
+    slowed_at: Option<Duration>,
+    /// The next question where there is no quota.
+    next_probe: Option<Duration>,
+}
+
+impl Pace {
+    pub fn new(rate: Option<Rate>, clock: Clock) -> Self {
+        let state = State {
+            bucket: rate.map_or(0.0, |rate| f64::from(rate.count.get())),
+            filled_at: clock.now(),
+            slowed_at: None,
+            next_probe: None,
+        };
+        Self { rate, clock, state: Mutex::new(state) }
+    }
+
+    /// Takes one login out of the rate.
+    ///
+    /// # Errors
+    /// The refusal to answer with. Those who are refused together are strangers, and must not
+    /// come back together: its time is spread.
+    pub fn check(&self) -> Result<(), Rejection> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.has_quota(now)?;
+        let Some(rate) = self.rate else { return Ok(()) };
+        state.take(rate, now).map_err(|wait| {
+            let wait = seconds(wait);
+            Rejection::RateLimited { retry_after: jittered(wait, wait.saturating_add(2)) }
+        })
+    }
+
+    /// Takes leave to ask WeChat, right before it is asked: the quota may have ended while the
+    /// login waited for its turn.
+    ///
+    /// # Errors
+    /// As [`Pace::check`].
+    pub fn ask(&self) -> Result<(), Rejection> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.has_quota(now)?;
+        // Where there was none this is the one question of the minute.
+        state.next_probe = state.next_probe.map(|_| now + QUOTA_PROBE);
+        Ok(())
+    }
+
+    /// WeChat has had enough of a user for a while (45011).
+    pub fn slow(&self) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if let Some(rate) = self.rate {
+            state.fill(rate, now);
+        }
+        state.slowed_at = Some(now);
+    }
+
+    /// There is no quota left today (45009).
+    pub fn pause(&self) {
+        let now = self.clock.now();
+        self.state().next_probe = Some(now + QUOTA_PROBE);
+    }
+
+    /// There is quota.
+    pub fn resume(&self) {
+        self.state().next_probe = None;
+    }
+
+    /// Nothing panics while it holds the lock.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether there may be quota.
+    fn has_quota(&self, now: Duration) -> Result<(), Rejection> {
+        match self.next_probe {
+            Some(next_probe) if now < next_probe => {
+                let wait = seconds(next_probe.saturating_sub(now));
+                Err(Rejection::WeChatBusy { retry_after: jittered(wait, wait + 30) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What part of the rate there is now.
+    fn left_at(&self, now: Duration) -> f64 {
+        let Some(at) = self.slowed_at else { return 1.0 };
+        let recovered = now.saturating_sub(at).div_duration_f64(RECOVERY);
+        (LEFT + (1.0 - LEFT) * recovered).min(1.0)
+    }
+
+    /// Puts into the bucket what came in since. A slowed rate has a smaller bucket, which holds
+    /// one login at least.
+    fn fill(&mut self, rate: Rate, now: Duration) {
+        let in_a_period = f64::from(rate.count.get()) * self.left_at(now);
+        let periods = now.saturating_sub(self.filled_at).div_duration_f64(rate.period);
+        self.bucket = (self.bucket + periods * in_a_period).min(in_a_period.max(1.0));
+        self.filled_at = now;
+    }
+
+    /// Takes one login out of the bucket.
+    ///
+    /// # Errors
+    /// The time until there is one.
+    fn take(&mut self, rate: Rate, now: Duration) -> Result<(), Duration> {
+        self.fill(rate, now);
+        if self.bucket >= 1.0 {
+            self.bucket -= 1.0;
+            return Ok(());
+        }
+        let one = rate.period.div_f64(f64::from(rate.count.get()) * self.left_at(now));
+        Err(one.mul_f64(1.0 - self.bucket))
+    }
+}
+
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    fn pace(count: u32) -> (Pace, Clock) {
+        let clock = Clock::manual();
+        let rate = Rate { count: NonZeroU32::new(count).unwrap(), period: Duration::from_secs(1) };
+        (Pace::new(Some(rate), clock.clone()), clock)
+    }
+
+    /// Logins that pass in a second, after one in which everything was used up.
+    fn passes(pace: &Pace, clock: &Clock) -> usize {
+        while pace.check().is_ok() {}
+        let mut passed = 0;
+        for _ in 0..1000 {
+            clock.advance(Duration::from_millis(1));
+            passed += usize::from(pace.check().is_ok());
+        }
+        passed
+    }
+
+    #[test]
+    fn a_complaint_halves_the_rate_which_recovers_over_a_minute() {
+        let (pace, clock) = pace(160);
+        assert!((159..=161).contains(&passes(&pace, &clock)));
+        pace.slow();
+        pace.slow();
+        let slowed = passes(&pace, &clock);
+        assert!((75..=81).contains(&slowed), "{slowed}");
+        clock.advance(Duration::from_secs(60));
+        assert!((159..=161).contains(&passes(&pace, &clock)));
+    }
+
+    #[test]
+    fn complaints_without_end_leave_half_of_the_rate() {
+        let (pace, clock) = pace(160);
+        for _ in 0..20 {
+            (0..100).for_each(|_| pace.slow());
+            clock.advance(Duration::from_secs(1));
+        }
+        let slowed = passes(&pace, &clock);
+        assert!((79..=83).contains(&slowed), "{slowed}");
+    }
+
+    #[test]
+    fn a_small_rate_is_slowed_as_well_as_a_large_one() {
+        let (pace, clock) = pace(1);
+        pace.check().unwrap();
+        pace.slow();
+        clock.advance(Duration::from_millis(1100));
+        assert!(matches!(pace.check(), Err(Rejection::RateLimited { .. })));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(pace.check(), Ok(()));
+    }
+
+    #[test]
+    fn without_quota_one_login_a_minute_asks() {
+        let (pace, clock) = pace(1000);
+        pace.check().unwrap();
+        pace.ask().unwrap();
+        pace.pause();
+        let assert_busy = |least: u32| {
+            for outcome in [pace.check(), pace.ask()] {
+                match outcome {
+                    // Spread, so that phones do not all come back for the one question.
+                    Err(Rejection::WeChatBusy { retry_after }) => {
+                        assert!((least..=least + 30).contains(&retry_after), "{retry_after}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        assert_busy(60);
+        clock.advance(Duration::from_millis(59_500));
+        assert_busy(1);
+        clock.advance(Duration::from_millis(500));
+        // Whoever may ask waits for a turn first; only the first to get one asks.
+        assert_eq!((pace.check(), pace.check()), (Ok(()), Ok(())));
+        assert_eq!(pace.ask(), Ok(()));
+        assert_busy(60);
+        pace.resume();
+        assert_eq!((pace.check(), pace.ask(), pace.ask()), (Ok(()), Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn an_app_without_a_rate_is_not_limited() {
+        let pace = Pace::new(None, Clock::manual());
+        pace.slow();
+        for _ in 0..10_000 {
+            pace.check().unwrap();
+        }
+    }
+}

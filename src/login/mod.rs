@@ -1,0 +1,284 @@
+//! A login, from the request's body to the answer.
+//!
+//! Takes the code in one of the accepted forms (`request`) and finds the app; logins with one code share
+//! an exchange and its answer, which holds the token and nothing of the identity. It does not
+//! read sockets: `proxy.rs` hands it the body within its limit.
+
+mod app_rate;
+mod coalescing;
+mod exchange;
+mod notices;
+mod refusals;
+pub mod request;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use self::coalescing::{Failure, Grant, Key, Replays, Source};
+use self::exchange::{Exchange, Served};
+use self::refusals::{Named, OnlyRefusals};
+use self::request::{LoginRequest, parse};
+use crate::clock::Clock;
+use crate::config::{Config, LoginSection};
+use crate::identity::{AppId, OpenId};
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::session::Sessions;
+use crate::telemetry::metrics::Metrics;
+use crate::wechat::{self, ClientError, Code, ErrCode};
+
+/// Counts logins whose app is not known.
+const UNKNOWN_APP: &str = "unknown";
+
+/// Apps whose series are there from the start: each has some twenty.
+const MOST_APPS_FROM_START: usize = 50;
+
+/// How a login can end.
+const OUTCOMES: [&str; 11] = [
+    "ok",
+    "bad_request",
+    "invalid_code",
+    "user_blocked",
+    "login_refused",
+    "rate_limited",
+    "internal_error",
+    "wechat_rejected",
+    "wechat_busy",
+    "store_unavailable",
+    "wechat_timeout",
+];
+
+/// How one can end before its app is known.
+const UNKNOWN_OUTCOMES: [&str; 4] =
+    ["bad_request", "rate_limited", "body_too_large", "request_timeout"];
+
+/// Serves logins by one configuration.
+pub struct Login {
+    section: LoginSection,
+    exchange: Arc<Exchange>,
+    replays: Replays,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+}
+
+/// Who sent a login.
+#[derive(Clone, Copy)]
+pub struct Sender<'a> {
+    pub client: IpAddr,
+    pub request_id: &'a str,
+    /// `Referer`, as it was sent.
+    pub referer: Option<&'a str>,
+}
+
+/// What the access log says of a login.
+#[derive(Default)]
+pub struct LoginFacts {
+    pub app_id: Option<AppId>,
+    /// Of a login that WeChat accepted.
+    pub openid: Option<OpenId>,
+    /// WeChat's number, for a code that it did not accept.
+    pub errcode: Option<ErrCode>,
+}
+
+impl Login {
+    /// Goes on where `previous` was with whatever is configured as it was there: a code that is
+    /// under way stays one, an app that is slowed stays slow.
+    ///
+    /// # Errors
+    /// When the client for WeChat cannot be built.
+    pub fn new(
+        config: &Config,
+        previous: Option<&Self>,
+        sessions: Sessions,
+        clock: &Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
+        let window = config.login.replay_window;
+        let longest = config.wechat.queue_timeout + config.wechat.timeout;
+        let known = previous.map(|previous| &previous.replays);
+        let replays = match known.filter(|known| known.is_for(window, longest)) {
+            Some(known) => known.clone(),
+            None => Replays::new(window, longest, clock.clone()),
+        };
+        let previous = previous.map(|previous| &*previous.exchange);
+        let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
+        for app in config.apps.iter().take(MOST_APPS_FROM_START) {
+            metrics.app_from_start(app.app_id.as_str(), &OUTCOMES, &wechat::WATCHED_ERRCODES);
+        }
+        metrics.app_from_start(UNKNOWN_APP, &UNKNOWN_OUTCOMES, &[]);
+        Ok(Self {
+            replays,
+            exchange: Arc::new(exchange),
+            section: config.login.clone(),
+            sessions,
+            metrics,
+        })
+    }
+
+    /// Frees what is over. Called every second.
+    pub fn maintain(&self) {
+        self.replays.maintain();
+    }
+
+    /// Bytes of body that a login may have.
+    pub fn max_body(&self) -> usize {
+        self.section.max_body
+    }
+
+    /// Whether `GET` with a query is taken.
+    pub fn accepts_query(&self) -> bool {
+        self.section.accept.query
+    }
+
+    /// Counts a login that was refused before it could be read.
+    pub fn refused(&self, rejection: &Rejection) {
+        self.metrics.login(UNKNOWN_APP, rejection.error());
+    }
+
+    /// Serves one login. Whatever comes of it is counted.
+    ///
+    /// # Errors
+    /// The refusal to answer with; its cause is in the log.
+    pub async fn serve(
+        &self,
+        request: LoginRequest<'_>,
+        sender: Sender<'_>,
+        facts: &mut LoginFacts,
+    ) -> Result<Answer, Rejection> {
+        let outcome = self.run(request, sender, facts).await;
+        let word = outcome.as_ref().map_or_else(|failure| failure.rejection.error(), |_| "ok");
+        self.metrics.login(facts.app_id.as_ref().map_or(UNKNOWN_APP, AppId::as_str), word);
+        match outcome {
+            Ok(grant) => {
+                facts.openid = Some(grant.openid.clone());
+                Ok(granted(&grant))
+            }
+            Err(failure) => {
+                (facts.errcode, facts.openid) = (failure.errcode, failure.openid);
+                Err(failure.rejection)
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        request: LoginRequest<'_>,
+        sender: Sender<'_>,
+        facts: &mut LoginFacts,
+    ) -> Result<Arc<Grant>, Failure> {
+        let fields = parse(request, self.section.accept)?;
+        let found = self.served(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
+        let (index, served) = found;
+        let app_id = served.app.app_id.as_str();
+        facts.app_id = Some(served.app.app_id.clone());
+        if Code::is_mock(fields.code.expose()) {
+            report_mock(served, sender);
+            return Err(Rejection::InvalidCode.into());
+        }
+        let code = Code::parse(fields.code.expose())
+            .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
+
+        let key = Key::of(app_id, fields.code.expose());
+        let exchange = self.exchange.clone();
+        let (client, request_id) = (sender.client, sender.request_id.to_owned());
+        let trade = || async move { exchange.trade(index, code, client, &request_id).await };
+        let (outcome, source) = self.replays.share(key, trade).await;
+        if source != Source::Own {
+            self.metrics.login_coalesced();
+        }
+        self.observe(served, &outcome, sender);
+        let grant = outcome?;
+        if source == Source::Repeated && !self.is_live(&grant).await? {
+            return Err(Rejection::InvalidCode.into());
+        }
+        Ok(grant)
+    }
+
+    /// Notices an app whose codes are all rejected, and logs it.
+    fn observe(&self, served: &Served, outcome: &coalescing::Outcome, sender: Sender<'_>) {
+        let errcode = match outcome {
+            Ok(_) => return served.refusals.succeeded(),
+            Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode), .. }) => {
+                errcode
+            }
+            Err(_) => return,
+        };
+        let app_id = served.app.app_id.as_str();
+        let named = sender.referer.and_then(Named::in_referer);
+        let Some(report) = served.refusals.refused(app_id, named) else { return };
+        let OnlyRefusals { refused, named } = report;
+        let referer_app_id = named.as_ref().map(Named::as_str);
+        let is_served = |named: &str| self.served(Some(named)).is_ok();
+        let what = match referer_app_id {
+            None => "WeChat rejects every code of this app; logged once a minute",
+            Some(named) if is_served(named) => {
+                "WeChat rejects every code of this app, and the clients name another [[app]]: \
+                 their logins must send its app_id; logged once a minute"
+            }
+            Some(_) => {
+                "WeChat rejects every code of this app, and the clients name another app id: the \
+                 gateway and the Mini Program must have the same app id; logged once a minute"
+            }
+        };
+        let (errcode, meaning) = (errcode.number(), errcode.meaning());
+        let request_id = sender.request_id;
+        tracing::warn!(request_id, app_id, refused, errcode, meaning, referer_app_id, "{what}");
+    }
+
+    /// Whether nobody has ended the session since.
+    async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
+        let known = self.sessions.knows(&grant.token.digest()).await;
+        known.map_err(|_| Rejection::StoreUnavailable)
+    }
+
+    /// The index and the id of an app that is asked for, or of the default one.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn app(&self, app_id: Option<&str>) -> Result<(usize, &AppId), &'static str> {
+        self.served(app_id).map(|(index, served)| (index, &served.app.app_id))
+    }
+
+    fn served(&self, app_id: Option<&str>) -> Result<(usize, &Served), &'static str> {
+        let mut apps = self.exchange.apps.iter().enumerate();
+        let found = match app_id {
+            Some(app_id) => apps.find(|(_, served)| served.app.app_id.as_str() == app_id),
+            None => apps.find(|(_, served)| served.app.is_default),
+        };
+        found.ok_or(match app_id {
+            Some(_) => "this app_id is not known here",
+            None => "app_id is needed: there are several apps and no default",
+        })
+    }
+}
+
+/// Logs a login with the mock code of the developer tools.
+fn report_mock(served: &Served, sender: Sender<'_>) {
+    let Some(suppressed) = served.refusals.mocked() else { return };
+    let app_id = served.app.app_id.as_str();
+    let named = sender.referer.and_then(Named::in_referer);
+    let named = named.as_ref().map(Named::as_str);
+    let referer_app_id = named.filter(|named| *named != app_id);
+    tracing::warn!(
+        request_id = sender.request_id,
+        app_id,
+        referer_app_id,
+        suppressed,
+        "a login had the mock code of the developer tools: the project there has no app id or a \
+         test app id, so set the Mini Program's app id there; logged once a minute"
+    );
+}
+
+fn granted(grant: &Grant) -> Answer {
+    #[derive(Serialize)]
+    struct Granted<'a> {
+        token: &'a str,
+        token_type: &'static str,
+        expires_in: u64,
+    }
+
+    let (token, expires_in) = (grant.token.expose(), grant.expires_in.as_secs());
+    Answer::json(200, &Granted { token, token_type: "Bearer", expires_in })
+}

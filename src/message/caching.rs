@@ -1,0 +1,241 @@
+//! Cache headers of responses, for caches between the gateway and its clients.
+//!
+//! HTTP keeps shared caches from reusing a response to a request with `Authorization` (RFC 9111,
+//! section 3.5), but they do not know the session header. So a response that depends on a session
+//! names the carriers in `Vary`, for caches that tell requests apart by it, and one to a user is
+//! `private`, for caches that do not. Where the service's own `Cache-Control` already decides this,
+//! as HTTP allows, it is left as it is.
+//!
+//! Each of the two headers is sent as one line: some caches read only the last of several.
+
+use http::header::{CACHE_CONTROL, VARY};
+use http::{HeaderName, HeaderValue};
+
+use crate::message::header::cache_control::decides;
+use crate::message::header::{HeadersMut, trim};
+use crate::message::own_response::Answer;
+
+/// What is added to the responses of a route.
+pub struct Caching {
+    vary: Option<Vary>,
+    is_private: bool,
+}
+
+impl Caching {
+    /// For responses that depend on the `carriers`, which are empty where no session is looked
+    /// up or the service decides alone, and on `others`.
+    pub fn new(carriers: &[HeaderName], others: &[HeaderName]) -> Self {
+        let vary = Vary::new(others.iter().chain(carriers).cloned());
+        Self { vary, is_private: !carriers.is_empty() }
+    }
+
+    /// Marks a response of the service; `has_session` when its request had one.
+    pub fn mark(&self, response: &mut impl HeadersMut, has_session: bool) {
+        if let Some(vary) = &self.vary
+            && let Some(value) = vary.merged(|| response.values_of(&VARY))
+        {
+            replace(response, &VARY, &value);
+        }
+        if self.is_private
+            && has_session
+            && let Some(value) = with_private(|| response.values_of(&CACHE_CONTROL))
+        {
+            replace(response, &CACHE_CONTROL, &value);
+        }
+    }
+
+    /// Marks a response of the gateway's own.
+    pub fn mark_answer(&self, answer: &mut Answer, has_session: bool) {
+        if let Some(vary) = &self.vary
+            && let Some(value) = vary.merged(|| answer.values(&VARY).map(HeaderValue::as_bytes))
+        {
+            answer.replace(VARY, value);
+        }
+        if self.is_private
+            && has_session
+            && let Some(value) =
+                with_private(|| answer.values(&CACHE_CONTROL).map(HeaderValue::as_bytes))
+        {
+            answer.replace(CACHE_CONTROL, value);
+        }
+    }
+}
+
+/// Request headers that a response depends on.
+pub struct Vary {
+    names: Vec<HeaderName>,
+    value: HeaderValue,
+}
+
+impl Vary {
+    /// `None` without names.
+    pub fn new(names: impl Iterator<Item = HeaderName>) -> Option<Self> {
+        let names: Vec<_> = names.collect();
+        let shown: Vec<_> = names.iter().map(title_case).collect();
+        let value = HeaderValue::try_from(shown.join(", ")).ok()?;
+        (!names.is_empty()).then_some(Self { names, value })
+    }
+
+    /// The whole header, where nothing else adds to it.
+    pub fn value(&self) -> &HeaderValue {
+        &self.value
+    }
+
+    /// The line that takes the place of those that are there; `None` when they already say it.
+    fn merged<'a, I>(&self, lines: impl Fn() -> I) -> Option<HeaderValue>
+    where
+        I: Iterator<Item = &'a [u8]>,
+    {
+        let mut all = lines();
+        let Some(first) = all.next() else { return Some(self.value.clone()) };
+        let is_one_line = all.next().is_none();
+        let members = || {
+            let members = lines().flat_map(|line| line.split(|byte| *byte == b','));
+            members.map(trim)
+        };
+        if members().any(|member| member == b"*") {
+            // Caches recognise it only if it is alone.
+            let is_alone = is_one_line && trim(first) == b"*";
+            return (!is_alone).then(|| HeaderValue::from_static("*"));
+        }
+        let is_listed = |name: &&HeaderName| {
+            let name = name.as_str().as_bytes();
+            members().any(|member| member.eq_ignore_ascii_case(name))
+        };
+        if is_one_line && self.names.iter().all(|name| is_listed(&name)) {
+            return None;
+        }
+        let missing: Vec<_> =
+            self.names.iter().filter(|name| !is_listed(name)).map(title_case).collect();
+        let lines = lines().map(trim).filter(|line| !line.is_empty());
+        let missing = missing.iter().map(String::as_bytes);
+        let parts: Vec<&[u8]> = lines.map(|line: &[u8]| line).chain(missing).collect();
+        // `*` if the value is no legal header.
+        let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
+        Some(joined.unwrap_or(HeaderValue::from_static("*")))
+    }
+}
+
+/// Replaces all lines of a header by one.
+fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
+    if response.first(name).is_some() {
+        response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    }
+    response.add(name, value);
+}
+
+/// The spelling that people use: `X-3rd-Session`.
+fn title_case(name: &HeaderName) -> String {
+    let mut is_first = true;
+    let spelled = name.as_str().chars().map(|letter| {
+        let letter = if is_first { letter.to_ascii_uppercase() } else { letter };
+        is_first = letter == '-';
+        letter
+    });
+    spelled.collect()
+}
+
+/// The `Cache-Control` with `private` in it; `None` when the given one already decides.
+fn with_private<'a, I>(lines: impl Fn() -> I) -> Option<HeaderValue>
+where
+    I: Iterator<Item = &'a [u8]>,
+{
+    const PRIVATE: &str = "private";
+    if lines().next().is_none() {
+        return Some(HeaderValue::from_static(PRIVATE));
+    }
+    if lines().any(decides) {
+        return None;
+    }
+    let lines = lines().map(trim).filter(|line| !line.is_empty());
+    // In front: after an unclosed quote it would be part of the quoted string.
+    let parts: Vec<_> = std::iter::once(PRIVATE.as_bytes()).chain(lines).collect();
+    let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
+    Some(joined.unwrap_or(HeaderValue::from_static(PRIVATE)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(values: &[&str]) -> Vec<HeaderValue> {
+        values.iter().map(|value| HeaderValue::from_str(value).unwrap()).collect()
+    }
+
+    fn shown(value: Option<HeaderValue>) -> Option<String> {
+        value.map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn vary_is_one_line_with_each_name_once() {
+        let names = ["x-3rd-session", "authorization"].map(HeaderName::from_static);
+        let vary = Vary::new(names.into_iter()).unwrap();
+        assert_eq!(vary.value(), "X-3rd-Session, Authorization");
+        for (given, expected) in [
+            (&[][..], Some("X-3rd-Session, Authorization")),
+            (&[""], Some("X-3rd-Session, Authorization")),
+            (&["Accept"], Some("Accept, X-3rd-Session, Authorization")),
+            (&["Accept", "Origin"], Some("Accept, Origin, X-3rd-Session, Authorization")),
+            (&["x-3RD-session"], Some("x-3RD-session, Authorization")),
+            (&["Authorization,x-3rd-session"], None),
+            (&["Authorization", "x-3rd-session"], Some("Authorization, x-3rd-session")),
+            (&["X-3rd-Sessions"], Some("X-3rd-Sessions, X-3rd-Session, Authorization")),
+            (&["*"], None),
+            (&[" * "], None),
+            (&["*", "*"], Some("*")),
+            (&["Accept, *"], Some("*")),
+            (&["*", "Accept"], Some("*")),
+        ] {
+            let given = lines(given);
+            let merged = shown(vary.merged(|| given.iter().map(HeaderValue::as_bytes)));
+            assert_eq!(merged.as_deref(), expected, "{given:?}");
+        }
+        assert!(Vary::new(std::iter::empty()).is_none());
+    }
+
+    #[test]
+    fn private_is_added_where_nothing_decides() {
+        for (given, expected) in [
+            (&[][..], "private"),
+            (&[""], "private"),
+            (&["max-age=60"], "private, max-age=60"),
+            (&["max-age=60", "immutable"], "private, max-age=60, immutable"),
+            (&["private=\"x\""], "private, private=\"x\""),
+            (&["no-cache=\"set-cookie, x\""], "private, no-cache=\"set-cookie, x\""),
+            (&["x=\"public\""], "private, x=\"public\""),
+            (&["x=\"a, public, b\""], "private, x=\"a, public, b\""),
+            (&["x=\"a\\\", public\""], "private, x=\"a\\\", public\""),
+            (&["x=\"public, no-store"], "private, x=\"public, no-store"),
+            (&["publicity, not-private"], "private, publicity, not-private"),
+            (&["s-maxage"], "private, s-maxage"),
+            (&["s-maxage=x"], "private, s-maxage=x"),
+            (&["s-maxage=\"\""], "private, s-maxage=\"\""),
+            (&["public=1"], "private, public=1"),
+            (&["proxy-revalidate, max-age=1"], "private, proxy-revalidate, max-age=1"),
+        ] {
+            let given = lines(given);
+            assert_eq!(
+                shown(with_private(|| given.iter().map(HeaderValue::as_bytes))).as_deref(),
+                Some(expected),
+                "{given:?}"
+            );
+        }
+        for given in [
+            &["public"][..],
+            &["max-age=60, PUBLIC"],
+            &["max-age=60", "Public"],
+            &["s-maxage=60"],
+            &["S-MaxAge=\"60\""],
+            &["must-revalidate"],
+            &["private"],
+            &["no-store"],
+            &["no-cache"],
+            &["x=\"y\\\\\", public"],
+            &[",,no-store,"],
+            &["max-age=1,\tno-store"],
+        ] {
+            let given = lines(given);
+            assert_eq!(with_private(|| given.iter().map(HeaderValue::as_bytes)), None, "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The closed list of error answers.
+//!
+//! Every refusal that the gateway makes is one of these; each has one status, one `error`
+//! word and one `action`, which clients and dashboards rely on. An answer never holds
+//! WeChat's words, a secret, a code or a cause: causes go to the log with the request id.
+//! Each error of a module below becomes one of them by a `From`.
+
+use std::borrow::Cow;
+
+use http::header::{
+    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+    WWW_AUTHENTICATE,
+};
+use rand::RngExt;
+use serde::Serialize;
+
+use crate::message::error_body::{ErrorBody, ErrorFacts};
+use crate::message::header::reserved;
+use crate::message::own_response::Answer;
+
+/// Marks an error answer as the gateway's own; its value is the `error` word.
+pub static ERROR_HEADER: HeaderName = HeaderName::from_static(reserved::ERROR);
+
+/// A refusal. `retry_after` is in seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    BadRequest(&'static str),
+    MissingToken,
+    SessionExpired,
+    InvalidCode,
+    UserBlocked,
+    LoginRefused,
+    WrongApp,
+    NoRoute,
+    MethodNotAllowed { allow: Cow<'static, str> },
+    RequestTimeout,
+    BodyTooLarge,
+    HeadersTooLarge,
+    UpgradeRequired,
+    RateLimited { retry_after: u32 },
+    InternalError,
+    WeChatRejected,
+    BadGateway,
+    WeChatBusy { retry_after: u32 },
+    StoreUnavailable,
+    NoUpstream,
+    Overloaded,
+    WeChatTimeout { retry_after: u32 },
+    GatewayTimeout,
+}
+
+/// What the client is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Call `wx.login` once, then repeat the request.
+    Login,
+    /// Repeat later, see Retry-After.
+    Retry,
+    /// Repeating will not help.
+    None,
+}
+
+impl Action {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Retry => "retry",
+            Self::None => "none",
+        }
+    }
+}
+
+/// Seconds, spread so that phones that failed together do not come back together.
+pub fn jittered(least: u32, most: u32) -> u32 {
+    rand::rng().random_range(least..=most)
+}
+
+impl Rejection {
+    pub fn status(&self) -> u16 {
+        self.row().0
+    }
+
+    /// The `error` word, also the value of [`ERROR_HEADER`] and of metric labels.
+    pub fn error(&self) -> &'static str {
+        self.row().1
+    }
+
+    /// The message to the client.
+    pub fn message(&self) -> &'static str {
+        self.row().3
+    }
+
+    fn row(&self) -> (u16, &'static str, Action, &'static str) {
+        use Action::{Login, None, Retry};
+        match self {
+            Self::BadRequest(message) => (400, "bad_request", None, message),
+            Self::MissingToken => (401, "missing_token", Login, "log in first"),
+            Self::SessionExpired => {
+                (401, "session_expired", Login, "the session is unknown or has ended")
+            }
+            Self::InvalidCode => {
+                (401, "invalid_code", Login, "the login code is not valid or was used before")
+            }
+            Self::UserBlocked => {
+                (403, "user_blocked", None, "WeChat blocks the login of this user")
+            }
+            Self::LoginRefused => (403, "login_refused", None, "logins of this user are blocked"),
+            Self::WrongApp => {
+                (403, "wrong_app", None, "a session of this app is not accepted here")
+            }
+            Self::NoRoute => (404, "no_route", None, "nothing is served under this path"),
+            Self::MethodNotAllowed { .. } => {
+                (405, "method_not_allowed", None, "this method is not allowed here")
+            }
+            Self::RequestTimeout => {
+                (408, "request_timeout", None, "the request was not received in time")
+            }
+            Self::BodyTooLarge => (413, "body_too_large", None, "the body is larger than allowed"),
+            Self::HeadersTooLarge => {
+                (431, "headers_too_large", None, "the request head is larger than allowed")
+            }
+            Self::UpgradeRequired => {
+                (426, "upgrade_required", None, "only version 13 of WebSocket is supported")
+            }
+            Self::RateLimited { .. } => (429, "rate_limited", Retry, "too many requests"),
+            Self::InternalError => (500, "internal_error", None, "the gateway failed"),
+            Self::WeChatRejected => {
+                (502, "wechat_rejected", None, "the login cannot be checked with WeChat")
+            }
+            Self::BadGateway => (502, "bad_gateway", Retry, "the service did not answer properly"),
+            Self::WeChatBusy { .. } => {
+                (503, "wechat_busy", Retry, "WeChat cannot be reached at the moment")
+            }
+            Self::StoreUnavailable => {
+                (503, "store_unavailable", Retry, "sessions cannot be checked at the moment")
+            }
+            Self::NoUpstream => (503, "no_upstream", Retry, "the service has no server available"),
+            Self::Overloaded => (503, "overloaded", Retry, "the gateway is at its limit"),
+            Self::WeChatTimeout { .. } => {
+                (504, "wechat_timeout", Login, "WeChat did not answer in time")
+            }
+            Self::GatewayTimeout => {
+                (504, "gateway_timeout", Retry, "the service did not answer in time")
+            }
+        }
+    }
+
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::RateLimited { retry_after }
+            | Self::WeChatBusy { retry_after }
+            | Self::WeChatTimeout { retry_after } => Some(*retry_after),
+            Self::BadGateway
+            | Self::StoreUnavailable
+            | Self::NoUpstream
+            | Self::Overloaded
+            | Self::GatewayTimeout => Some(1),
+            Self::BadRequest(_)
+            | Self::MissingToken
+            | Self::SessionExpired
+            | Self::InvalidCode
+            | Self::UserBlocked
+            | Self::LoginRefused
+            | Self::WrongApp
+            | Self::NoRoute
+            | Self::MethodNotAllowed { .. }
+            | Self::RequestTimeout
+            | Self::BodyTooLarge
+            | Self::HeadersTooLarge
+            | Self::UpgradeRequired
+            | Self::InternalError
+            | Self::WeChatRejected => None,
+        }
+    }
+
+    /// The answer, with a body of the gateway's own shape or of the operator's.
+    pub fn answer(&self, request_id: &str, body: Option<&ErrorBody>) -> Answer {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: &'static str,
+            message: &'a str,
+            action: Action,
+            request_id: &'a str,
+        }
+
+        let (status, error, action, message) = self.row();
+        let mut answer = match body {
+            None => Answer::json(status, &Body { error, message, action, request_id }),
+            Some(template) => {
+                let action = action.as_str();
+                let facts = ErrorFacts { status, error, message, action, request_id };
+                let mut answer = Answer::empty(status);
+                answer.header(CONTENT_TYPE, template.content_type.clone());
+                answer.body = template.render(&facts);
+                answer
+            }
+        };
+        answer.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
+        if let Some(seconds) = self.retry_after() {
+            answer.header(RETRY_AFTER, seconds.into());
+        }
+        match self {
+            Self::MissingToken => {
+                answer.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::UpgradeRequired => {
+                answer.header(UPGRADE, HeaderValue::from_static("websocket"));
+                answer.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
+            Self::MethodNotAllowed { allow } => {
+                if let Ok(allow) = HeaderValue::from_str(allow) {
+                    answer.header(ALLOW, allow);
+                }
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::error_body::ERRORS;
+
+    /// The configuration knows errors by their words.
+    #[test]
+    fn every_error_is_in_the_list() {
+        let retry_after = 1;
+        let all = [
+            Rejection::BadRequest("x"),
+            Rejection::MissingToken,
+            Rejection::SessionExpired,
+            Rejection::InvalidCode,
+            Rejection::UserBlocked,
+            Rejection::LoginRefused,
+            Rejection::WrongApp,
+            Rejection::NoRoute,
+            Rejection::MethodNotAllowed { allow: Cow::Borrowed("GET") },
+            Rejection::RequestTimeout,
+            Rejection::BodyTooLarge,
+            Rejection::HeadersTooLarge,
+            Rejection::UpgradeRequired,
+            Rejection::RateLimited { retry_after },
+            Rejection::InternalError,
+            Rejection::WeChatRejected,
+            Rejection::BadGateway,
+            Rejection::WeChatBusy { retry_after },
+            Rejection::StoreUnavailable,
+            Rejection::NoUpstream,
+            Rejection::Overloaded,
+            Rejection::WeChatTimeout { retry_after },
+            Rejection::GatewayTimeout,
+        ];
+        assert_eq!(all.map(|rejection| rejection.error()), ERRORS);
+    }
+}

@@ -1,0 +1,748 @@
+//! Whether a request header has only one reading.
+//!
+//! Servers are lenient in different ways: a request header that two parsers could read differently
+//! is rejected here (RFC 9112, sections 2.2, 3 and 6; the attacks are known as request smuggling).
+//! On HTTP/1 its raw bytes are judged, in one pass that also finds its parts and lines: nothing
+//! parses them again. HTTP/2 has framing of its own, and what is judged is the header that HTTP/1
+//! would have, which is what the service gets. A header that passes has one reading, and its body
+//! one length. `response` judges the headers of services as strictly.
+
+use std::net::Ipv6Addr;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use http::Version;
+use memchr::memmem::Finder;
+
+use crate::message::header::lines::{Line, Span};
+use crate::message::header::{all, elements, is_blank, offers_websocket, trim};
+use crate::message::rejection::Rejection;
+
+/// Limits of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes in all.
+    pub bytes: usize,
+    pub lines: usize,
+    pub target: usize,
+}
+
+/// A head that passed, and where its parts are in what was read.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead {
+    pub head: Head,
+    pub method: Span,
+    /// What follows scheme and authority of the target: empty, or it begins with `/` or `?`.
+    pub path_and_query: Span,
+    /// The same without its query.
+    pub path: Span,
+    /// The authority of a target in absolute form, which is that of the Host line.
+    pub authority: Option<Span>,
+    /// The value of the Host line.
+    pub host: Option<Span>,
+    pub version: Version,
+    /// Header lines.
+    pub lines: usize,
+    pub content_length: Option<u64>,
+    /// Whether the connection may serve another request after this one (RFC 9112, section 9.3).
+    pub persists: bool,
+    /// Whether `Connection` nominates headers.
+    pub nominates: bool,
+    /// Whether `TE` says that trailers are taken.
+    pub takes_trailers: bool,
+}
+
+/// How a request whose header passed is handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes up to and with the empty line.
+    pub length: usize,
+    pub framing: Framing,
+    /// Whether the request asks to become a WebSocket.
+    pub asks_websocket: bool,
+}
+
+/// What a head that passed asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    pub method: &'a str,
+    /// Begins with `/`, or is the query alone, or nothing.
+    pub path_and_query: &'a str,
+    /// As in the head, with its port; absent only where that is allowed.
+    pub host: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// Reads a head that [`judge`] has let pass; `None` for another.
+    pub fn read(head: &'a [u8]) -> Option<Self> {
+        let limits = HeadLimits { bytes: usize::MAX, lines: usize::MAX, target: usize::MAX };
+        let read = self::read(head, limits, |_| true, |_| {}).ok()??;
+        Some(Self {
+            method: read.method.text(head),
+            path_and_query: read.path_and_query.text(head),
+            host: read.host.map(|host| host.text(head)),
+        })
+    }
+
+    pub fn path(&self) -> &'a str {
+        self.path_and_query.split('?').next().unwrap_or_default()
+    }
+}
+
+/// What follows a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes of body; often none.
+    Length(u64),
+    Chunked,
+}
+
+/// Judges what has been read so far; `None`: it is fine as far as it goes.
+///
+/// `is_health` says whether a path may be asked for without a Host.
+///
+/// # Errors
+/// The refusal to answer with. The connection cannot be used further.
+pub fn judge(
+    read: &[u8],
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+) -> Result<Option<Head>, Rejection> {
+    let read = self::read(read, limits, is_health, |_| {})?;
+    Ok(read.map(|request| request.head))
+}
+
+/// The same, and calls `each` with every header line in order.
+///
+/// # Errors
+/// As [`judge`]. `each` may have been called before.
+pub fn read(
+    read: &[u8],
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+    each: impl FnMut(Line),
+) -> Result<Option<RequestHead>, Rejection> {
+    // One empty line before a request is an old client's habit (RFC 9112, section 2.2).
+    let begin = if read.starts_with(b"\r\n") { 2 } else { 0 };
+    let Some(end) = end_of_head(read, begin) else {
+        if has_bare_line_feed(read.get(begin..).unwrap_or_default()) {
+            return Err(BARE_LINE_FEED);
+        }
+        return if read.len() > limits.bytes { Err(Rejection::HeadersTooLarge) } else { Ok(None) };
+    };
+    if end > limits.bytes {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    let mut lines = LineSpans { text: read.get(..end).unwrap_or_default(), at: begin };
+    let first = lines.next().ok_or(MALFORMED_REQUEST_LINE)??;
+    let request = RequestLine::parse(read, first, limits)?;
+    judge_fields(lines, &request, end, limits, is_health, each).map(Some)
+}
+
+/// Judges the request that a trusted proxy describes in `X-Forwarded-Method`, `-Uri` and `-Host`.
+/// What passes is ASCII.
+///
+/// # Errors
+/// The refusal to answer with.
+pub fn judge_told(
+    method: &[u8],
+    target: &[u8],
+    host: &[u8],
+    limits: HeadLimits,
+) -> Result<(), Rejection> {
+    judge_method(method, &TOLD)?;
+    judge_target(target, limits, &TOLD)?;
+    if !target.starts_with(b"/") {
+        return Err(Rejection::BadRequest("X-Forwarded-Uri must begin with \"/\""));
+    }
+    judge_host(host, &TOLD)
+}
+
+/// Messages of rejections, which name the place of the part at fault.
+struct Messages {
+    method: &'static str,
+    host: &'static str,
+    not_ascii: &'static str,
+    target_byte: &'static str,
+    backtick: &'static str,
+}
+
+const REQUEST: Messages = Messages {
+    method: "this method is not supported",
+    host: "Host is malformed",
+    not_ascii: "request target: bytes outside ASCII must be percent-encoded",
+    target_byte: "request target: control bytes, spaces and \" # < > \\ must be percent-encoded",
+    backtick: "request target: ` must be percent-encoded in a path",
+};
+
+const TOLD: Messages = Messages {
+    method: "the method in X-Forwarded-Method is not served",
+    host: "X-Forwarded-Host is malformed",
+    not_ascii: "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
+    target_byte: "X-Forwarded-Uri: control bytes, spaces and \" # < > \\ must be percent-encoded",
+    backtick: "X-Forwarded-Uri: ` must be percent-encoded in a path",
+};
+
+/// From this number of elements on, `Connection` is rejected.
+const MOST_NOMINATED: usize = 10;
+
+const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
+
+const SECOND_LENGTH: Rejection = Rejection::BadRequest("more than one Content-Length");
+
+const MALFORMED_REQUEST_LINE: Rejection = Rejection::BadRequest("the request line is malformed");
+
+/// The end of a head that begins at `begin`, its empty line included.
+pub(super) fn end_of_head(read: &[u8], begin: usize) -> Option<usize> {
+    static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+    EMPTY_LINE.find(read.get(begin..)?).map(|at| begin + at + 4)
+}
+
+fn has_bare_line_feed(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', text)
+        .any(|at| at.checked_sub(1).and_then(|at| text.get(at)) != Some(&b'\r'))
+}
+
+/// The lines of a head, without their CR LF, up to the empty one. An error is a line that ends
+/// with LF alone.
+struct LineSpans<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl Iterator for LineSpans<'_> {
+    type Item = Result<Range<usize>, Rejection>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let begin = self.at;
+        let rest = self.text.get(begin..)?;
+        let length = memchr::memchr(b'\n', rest)?;
+        self.at = begin + length + 1;
+        match length.checked_sub(1) {
+            Some(0) if rest.first() == Some(&b'\r') => None,
+            Some(length) if rest.get(length) == Some(&b'\r') => Some(Ok(begin..begin + length)),
+            _ => Some(Err(BARE_LINE_FEED)),
+        }
+    }
+}
+
+struct RequestLine {
+    method: Span,
+    path_and_query: Span,
+    path: Span,
+    authority: Option<Span>,
+    version: Version,
+}
+
+impl RequestLine {
+    /// Reads the line at `place` of a head.
+    fn parse(head: &[u8], place: Range<usize>, limits: HeadLimits) -> Result<Self, Rejection> {
+        let begin = place.start;
+        let line = head.get(place).unwrap_or_default();
+        let mut blanks = memchr::memchr_iter(b' ', line);
+        let (Some(first), Some(second), None) = (blanks.next(), blanks.next(), blanks.next())
+        else {
+            return Err(MALFORMED_REQUEST_LINE);
+        };
+        let part = |from, to| line.get(from..to).unwrap_or_default();
+        let (method, target) = (part(0, first), part(first + 1, second));
+        judge_method(method, &REQUEST)?;
+        let version = match part(second + 1, line.len()) {
+            b"HTTP/1.1" => Version::HTTP_11,
+            b"HTTP/1.0" => Version::HTTP_10,
+            _ => return Err(MALFORMED_REQUEST_LINE),
+        };
+        judge_target(target, limits, &REQUEST)?;
+        let (from, to) = (begin + first + 1, begin + second);
+        let (authority, path) = match target {
+            [b'/', ..] => (None, from),
+            _ => {
+                let rest = strip_scheme(target).ok_or(MALFORMED_REQUEST_LINE)?;
+                let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+                let authority = to - rest.len()..to - rest.len() + end;
+                (Some(Span::new(authority.clone())), authority.end)
+            }
+        };
+        let length = path_of(head.get(path..to).unwrap_or_default()).len();
+        Ok(Self {
+            method: Span::new(begin..begin + first),
+            path_and_query: Span::new(path..to),
+            path: Span::new(path..path + length),
+            authority,
+            version,
+        })
+    }
+}
+
+fn judge_method(method: &[u8], messages: &Messages) -> Result<(), Rejection> {
+    let is_method = (1..=32).contains(&method.len())
+        && method.first().is_some_and(u8::is_ascii_uppercase)
+        && all(method, |b| b.is_ascii_uppercase() || b == b'-');
+    if !is_method || matches!(method, b"CONNECT" | b"TRACE") {
+        return Err(Rejection::BadRequest(messages.method));
+    }
+    Ok(())
+}
+
+fn judge_target(target: &[u8], limits: HeadLimits, messages: &Messages) -> Result<(), Rejection> {
+    if target.len() > limits.target {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    if !all(target, is_target_byte) {
+        let is_ascii = target.is_ascii();
+        let message = if is_ascii { messages.target_byte } else { messages.not_ascii };
+        return Err(Rejection::BadRequest(message));
+    }
+    // No URI may hold a backtick in its path (RFC 3986, section 3.3).
+    if path_of(target).contains(&b'`') {
+        return Err(Rejection::BadRequest(messages.backtick));
+    }
+    Ok(())
+}
+
+fn path_of(path_and_query: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'?', path_and_query).unwrap_or(path_and_query.len());
+    path_and_query.get(..end).unwrap_or_default()
+}
+
+/// Printable ASCII, but for what servers cut off, rewrite or take for `/`.
+fn is_target_byte(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>')
+}
+
+/// What follows the scheme of a target in absolute form. A scheme has no case (RFC 3986, section
+/// 3.1).
+fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = target.split_at_checked(memchr::memchr(b':', target)?)?;
+    let is_http = [&b"http"[..], b"https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    rest.strip_prefix(b"://").filter(|_| is_http)
+}
+
+fn judge_fields(
+    lines: LineSpans<'_>,
+    request: &RequestLine,
+    length: usize,
+    limits: HeadLimits,
+    is_health: impl Fn(&[u8]) -> bool,
+    mut each: impl FnMut(Line),
+) -> Result<RequestHead, Rejection> {
+    let text = lines.text;
+    let is_http_10 = request.version == Version::HTTP_10;
+    let mut found = RequestHead {
+        head: Head { length, framing: Framing::Length(0), asks_websocket: false },
+        method: request.method,
+        path_and_query: request.path_and_query,
+        path: request.path,
+        authority: request.authority,
+        host: None,
+        version: request.version,
+        lines: 0,
+        content_length: None,
+        persists: !is_http_10,
+        nominates: false,
+        takes_trailers: false,
+    };
+    let mut closes = false;
+    let mut nominated = 0;
+    let mut is_chunked = false;
+    for (count, line) in lines.enumerate() {
+        if count >= limits.lines {
+            return Err(Rejection::HeadersTooLarge);
+        }
+        let line = split_field(text, line?)?;
+        found.lines = count + 1;
+        each(line);
+        let (name, value) = (line.name.of(text), line.value.of(text));
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            2 if is(b"te") => {
+                found.takes_trailers |= elements(value).any(|one| {
+                    let name = one.split(|byte| *byte == b';').next().unwrap_or_default();
+                    trim(name).eq_ignore_ascii_case(b"trailers")
+                });
+            }
+            4 if is(b"host") && found.host.replace(line.value).is_some() => {
+                return Err(Rejection::BadRequest("more than one Host"));
+            }
+            7 if is(b"upgrade") => {
+                // Upgrade is ignored in HTTP/1.0 (RFC 9110, section 7.8).
+                found.head.asks_websocket |= !is_http_10 && offers_websocket(value);
+            }
+            10 if is(b"connection") => {
+                closes |= judge_connection(value, &mut nominated, &mut found)?;
+            }
+            14 if is(b"content-length") => {
+                let length = parse_length(value)?;
+                if found.content_length.replace(length).is_some() {
+                    return Err(SECOND_LENGTH);
+                }
+            }
+            17 if is(b"transfer-encoding") => {
+                if is_chunked || is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Rejection::BadRequest(
+                        "Transfer-Encoding is not exactly one \"chunked\"",
+                    ));
+                }
+                is_chunked = true;
+            }
+            _ => {}
+        }
+    }
+    match found.host {
+        Some(host) => {
+            let host = host.of(text);
+            judge_host(host, &REQUEST)?;
+            // Byte by byte: a service may compare them so.
+            if request.authority.is_some_and(|authority| authority.of(text) != host) {
+                return Err(Rejection::BadRequest("Host and target name different hosts"));
+            }
+        }
+        None if is_health(request.path.of(text)) => {}
+        None => return Err(Rejection::BadRequest("Host is missing")),
+    }
+    found.persists &= !closes;
+    found.head.framing = match (found.content_length, is_chunked) {
+        (Some(_), true) => {
+            return Err(Rejection::BadRequest("both Content-Length and Transfer-Encoding"));
+        }
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(found)
+}
+
+/// Name and value of the field line at `place`, the value without blanks at its ends.
+fn split_field(text: &[u8], place: Range<usize>) -> Result<Line, Rejection> {
+    const MALFORMED: Rejection = Rejection::BadRequest("a header line is malformed");
+    let Range { start, end } = place;
+    let line = text.get(place).unwrap_or_default();
+    // A line that begins with a blank, obsolete folding, has no token before its colon.
+    let colon = memchr::memchr(b':', line).ok_or(MALFORMED)?;
+    let (name, rest) = line.split_at(colon);
+    let value = rest.get(1..).unwrap_or_default();
+    if !is_name(name) || !is_value(value) {
+        return Err(MALFORMED);
+    }
+    let blanks = value.iter().take_while(|byte| is_blank(**byte)).count();
+    let begin = start + colon + 1 + blanks;
+    let value = Span::new(begin..(begin + trim(value).len()).min(end));
+    Ok(Line { name: Span::new(start..start + colon), value })
+}
+
+/// Name and value of a line without its end, the value without blanks at its ends; `None` where it
+/// is malformed.
+pub fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let found = split_field(line, 0..line.len()).ok()?;
+    Some((found.name.of(line), found.value.of(line)))
+}
+
+/// Whether it is a token (RFC 9110, section 5.6.2).
+pub fn is_name(name: &[u8]) -> bool {
+    static IS_TOKEN: LazyLock<[bool; 256]> =
+        LazyLock::new(|| std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(is_token_byte)));
+    let is_token = &*IS_TOKEN;
+    let is_legal = |byte: u8| is_token.get(usize::from(byte)).copied().unwrap_or(false);
+    !name.is_empty() && all(name, is_legal)
+}
+
+/// Whether a value holds no control bytes but tabs (RFC 9110, section 5.5).
+pub fn is_value(value: &[u8]) -> bool {
+    all(value, |byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
+}
+
+/// RFC 9110, section 5.6.2: printable ASCII, but for its delimiters.
+fn is_token_byte(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7e)
+        && !matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'['..=b']' | b'{' | b'}')
+}
+
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
+    let is_number = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    let number = is_number.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten();
+    number.ok_or(Rejection::BadRequest("Content-Length is not a number"))
+}
+
+/// A name or an address, with or without a port.
+fn judge_host(host: &[u8], messages: &Messages) -> Result<(), Rejection> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    // Most are a name without a port.
+    let is_host =
+        !host.is_empty() && all(host, is_plain) || std::str::from_utf8(host).is_ok_and(is_host);
+    if is_host { Ok(()) } else { Err(Rejection::BadRequest(messages.host)) }
+}
+
+fn is_host(host: &str) -> bool {
+    let (is_name, rest) = match host.strip_prefix('[') {
+        Some(bracketed) => match bracketed.split_once(']') {
+            Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let (name, rest) = host.split_at(host.find(':').unwrap_or(host.len()));
+            let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            (!name.is_empty() && name.bytes().all(legal), rest)
+        }
+    };
+    let is_number =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    // An empty one is the default (RFC 3986, section 3.2.3).
+    let is_port = |port: &str| port.is_empty() || is_number(port);
+    is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+}
+
+/// Judges a `Connection` line. `nominated` counts the elements of all such lines. Returns whether
+/// it has `close`.
+fn judge_connection(
+    value: &[u8],
+    nominated: &mut usize,
+    found: &mut RequestHead,
+) -> Result<bool, Rejection> {
+    /// Headers that no client may keep from a service.
+    const KEPT: [&[u8]; 4] =
+        [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+    let mut closes = false;
+    for name in value.split(|b| *b == b',').map(trim) {
+        *nominated += 1;
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        if *nominated >= MOST_NOMINATED
+            || KEPT.iter().any(|kept| is(kept))
+            || !name.iter().copied().all(is_token_byte)
+        {
+            return Err(Rejection::BadRequest("Connection is malformed"));
+        }
+        match name.len() {
+            5 if is(b"close") => closes = true,
+            // Of HTTP/1.0 (RFC 9112, appendix C.2.2).
+            10 if is(b"keep-alive") => found.persists = true,
+            _ => found.nominates = true,
+        }
+    }
+    Ok(closes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 8, target: 100 };
+
+    fn verdict(text: &str) -> Result<Option<Head>, Rejection> {
+        judge(text.as_bytes(), LIMITS, |path| path == b"/healthz")
+    }
+
+    fn is_bad(text: &str) -> bool {
+        matches!(verdict(text), Err(Rejection::BadRequest(_)))
+    }
+
+    #[test]
+    fn a_plain_head_passes_with_its_length_and_framing() {
+        let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
+        let passed = |framing, length| Ok(Some(Head { length, framing, asks_websocket: false }));
+        assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
+        assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
+        let with_blank = format!("\r\n{head}");
+        assert_eq!(verdict(&with_blank), passed(Framing::Length(0), head.len() + 2));
+        let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n";
+        assert_eq!(verdict(post), passed(Framing::Length(12), post.len()));
+        let chunked = "POST / HTTP/1.1\r\nhost:h\r\ntransfer-encoding:  Chunked \r\n\r\n";
+        assert_eq!(verdict(chunked), passed(Framing::Chunked, chunked.len()));
+        let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: h:80\r\n\r\n";
+        assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
+        for target in ["HTTP://h/", "hTTps://h?x", "Http://h"] {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            assert_eq!(verdict(&head), passed(Framing::Length(0), head.len()), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_has_not_ended_is_waited_for_up_to_its_limit() {
+        for text in
+            ["", "\r", "G", "GET / HTTP/1.1\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r"]
+        {
+            assert_eq!(verdict(text), Ok(None), "{text:?}");
+        }
+        let endless = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(1024));
+        assert_eq!(verdict(&endless), Err(Rejection::HeadersTooLarge));
+        assert_eq!(verdict(&format!("{endless}\r\n\r\n")), Err(Rejection::HeadersTooLarge));
+        let target = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(100));
+        assert_eq!(verdict(&target), Err(Rejection::HeadersTooLarge));
+        let lines = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(8));
+        assert_eq!(verdict(&lines), Err(Rejection::HeadersTooLarge));
+    }
+
+    #[test]
+    fn a_request_line_that_two_servers_could_read_differently_is_refused() {
+        for line in [
+            "",
+            " GET / HTTP/1.1",
+            "GET  / HTTP/1.1",
+            "GET\t/ HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            "GET / HTTP/1.2",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            "GET /",
+            "get / HTTP/1.1",
+            "G|ET / HTTP/1.1",
+            "GET /a b HTTP/1.1",
+            "GET /a#b HTTP/1.1",
+            "GET /a\\b HTTP/1.1",
+            "GET /a\u{7f} HTTP/1.1",
+            "GET /a\0 HTTP/1.1",
+            "GET /é HTTP/1.1",
+            "GET * HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "CONNECT h:80 HTTP/1.1",
+            "TRACE / HTTP/1.1",
+            "GET x HTTP/1.1",
+            "GET ftp://h/ HTTP/1.1",
+            "GET https:/h/ HTTP/1.1",
+            "GET http:h/ HTTP/1.1",
+            "GET httpx://h/ HTTP/1.1",
+            "GET ://h/ HTTP/1.1",
+            "GET http://u@h/ HTTP/1.1",
+            "GET http://other/ HTTP/1.1",
+            "GET http:// HTTP/1.1",
+            "PRI * HTTP/2.0",
+            "GET /\r/ HTTP/1.1",
+            "GET /a`b HTTP/1.1",
+            "- / HTTP/1.1",
+            "GET http://H/ HTTP/1.1",
+        ] {
+            assert!(is_bad(&format!("{line}\r\nHost: h\r\n\r\n")), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_two_servers_could_read_differently_is_refused() {
+        for field in [
+            "X-OpenId : a",
+            "X-OpenId\t: a",
+            " X-OpenId: a",
+            "\tX: a",
+            ": a",
+            "X-OpenId",
+            "X: a\r\n b",
+            "X: a\0b",
+            "X: a\rb",
+            "X: a\u{1}",
+            "X: a\u{7f}",
+            "X\0: a",
+            "X Y: a",
+            "Host: h",
+            "Host:",
+            "é: a",
+            "Connection: \"X-OpenId\"",
+            "Connection: :path",
+            "Connection: Host",
+            "Connection: a,b,c,d,e,f,g,h,i,j",
+        ] {
+            assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n")), "{field:?}");
+        }
+        for host in [
+            "",
+            "Host: \r\n",
+            "Host: a b\r\n",
+            "Host: u@h\r\n",
+            "Host: h/x\r\n",
+            "Host: h,h\r\n",
+            "Host: [\r\n",
+            "Host: [::1\r\n",
+            "Host: ::\r\n",
+            "Host: h::\r\n",
+            "Host: :\r\n",
+            "Host: h:99999\r\n",
+            "Host: h:8 0\r\n",
+        ] {
+            assert!(is_bad(&format!("GET / HTTP/1.1\r\n{host}\r\n")), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn framing_that_two_servers_could_read_differently_is_refused() {
+        for fields in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding: , chunked",
+            "Transfer-Encoding: chunked;q=1",
+            "Transfer-Encoding:",
+            "Transfer-Encoding: \u{b}chunked",
+            "Content-Length: +5",
+            "Content-Length: -0",
+            "Content-Length: 5, 5",
+            "Content-Length: 5\r\nContent-Length: 5",
+            "Content-Length: 0x5",
+            "Content-Length: 5 5",
+            "Content-Length:",
+            "Content-Length: 18446744073709551616",
+        ] {
+            assert!(
+                is_bad(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n")),
+                "{fields:?}"
+            );
+        }
+        assert!(is_bad("POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    }
+
+    #[test]
+    fn lines_must_end_with_cr_lf() {
+        for text in [
+            "GET / HTTP/1.1\nHost: h\n\n",
+            "GET / HTTP/1.1\r\nHost: h\nX-OpenId: evil\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\n",
+            "\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        ] {
+            assert!(is_bad(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_every_kind_pass() {
+        for host in [
+            "h",
+            "h:",
+            "shop.example:8080",
+            "127.0.0.1",
+            "[::1]",
+            "[::1]:",
+            "[2001:db8::1]:443",
+            "a_b-c.",
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_over_http_1_1_alone() {
+        let asks = |version: &str, offers: &str| {
+            let head = format!("GET / {version}\r\nHost: h\r\n{offers}\r\n");
+            verdict(&head).unwrap().unwrap().asks_websocket
+        };
+        for offers in [
+            "Upgrade: websocket\r\n",
+            "upgrade: h2c, WebSocket\r\n",
+            "Upgrade: h2c\r\nUpgrade: websocket/13\r\n",
+        ] {
+            assert!(asks("HTTP/1.1", offers), "{offers}");
+            assert!(!asks("HTTP/1.0", offers), "{offers}");
+        }
+        for offers in ["Upgrade: h2c\r\n", "Upgrade:\r\n", "X: websocket\r\n"] {
+            assert!(!asks("HTTP/1.1", offers), "{offers}");
+        }
+    }
+
+    #[test]
+    fn only_a_health_path_may_be_asked_for_without_a_host() {
+        assert!(verdict("GET /healthz HTTP/1.0\r\n\r\n").is_ok());
+        assert!(verdict("GET /healthz?x HTTP/1.1\r\n\r\n").is_ok());
+        assert!(is_bad("GET /healthz/ HTTP/1.0\r\n\r\n"));
+        assert!(is_bad("GET / HTTP/1.0\r\n\r\n"));
+        assert!(verdict("GET / HTTP/1.0\r\nHost: h\r\n\r\n").is_ok());
+    }
+}

@@ -1,0 +1,272 @@
+//! What lives as long as the process, and what lives as long as one configuration.
+//!
+//! A [`Policy`] is everything that requests are judged and served by, and each request holds
+//! one from its first byte to its last. [`Process`] is what outlives it: sessions, counters,
+//! logs. Keeping the two apart is what lets a configuration be replaced.
+
+mod admission;
+pub(crate) mod lifecycle;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::header::{CACHE_CONTROL, VARY};
+use http::{HeaderName, HeaderValue};
+use rustls::server::ProducesTickets;
+
+pub use self::admission::{Verdict, Visit};
+use crate::access::authenticator::Authenticator;
+use crate::access::identity_headers::{FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, Injector};
+use crate::access::rate_limiter::RateLimit;
+use crate::access::trusted_proxies::TrustedProxies;
+use crate::clock::Clock;
+use crate::config::{Config, LimitsSection, Rate, TlsSection, Upstream};
+use crate::identity::secret::Secret;
+use crate::listener::tls::Tls;
+use crate::login::Login;
+use crate::message::caching::Vary;
+use crate::message::error_body::ErrorBody;
+use crate::message::request_header::HeadLimits;
+use crate::policy::lifecycle::Lifecycle;
+use crate::route::{Endpoint, Routes};
+use crate::session::Sessions;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::upstream::Pool;
+use crate::wechat::ClientError;
+
+/// The configuration that is served by, which a reload replaces. Whoever has taken one keeps
+/// it to its end.
+pub struct Policies(ArcSwap<Policy>);
+
+impl Policies {
+    pub fn new(policy: Policy) -> Self {
+        Self(ArcSwap::from_pointee(policy))
+    }
+
+    /// The policy for what begins at this moment.
+    pub fn current(&self) -> Arc<Policy> {
+        self.0.load_full()
+    }
+
+    /// What is of interest of that policy at this moment.
+    pub fn look<T>(&self, at: impl FnOnce(&Policy) -> T) -> T {
+        at(&self.0.load())
+    }
+
+    /// Lets everything that begins from now on be served by another.
+    pub fn replace(&self, policy: Arc<Policy>) {
+        self.0.store(policy);
+    }
+}
+
+/// What outlives a configuration.
+pub struct Process {
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    pub sessions: Sessions,
+    pub clock: Clock,
+    pub lifecycle: Lifecycle,
+    /// Whether to log the next request of an operator with a wrong token.
+    pub operator_refusals: Seldom,
+    /// Keys for the tickets of TLS.
+    pub tickets: Arc<dyn ProducesTickets>,
+}
+
+/// One configuration, ready to serve.
+pub struct Policy {
+    pub routes: Routes,
+    pub pools: Vec<Arc<Pool>>,
+    pub authenticator: Authenticator,
+    pub injector: Injector,
+    pub login: Login,
+    /// Of logins, by address.
+    pub login_rate: Option<Arc<RateLimit>>,
+    route_rates: Vec<RouteRates>,
+    pub trusted_proxies: TrustedProxies,
+    /// The operator's shape of error bodies.
+    pub error_body: Option<ErrorBody>,
+    pub limits: LimitsSection,
+    /// How long new connections are still served after SIGTERM, and how long what is in flight
+    /// may take after that.
+    pub shutdown_delay: Duration,
+    pub drain_timeout: Duration,
+    pub head_limits: HeadLimits,
+    /// Whether plain connections may begin as HTTP/2.
+    pub h2c: bool,
+    /// Where the public listeners are HTTPS.
+    pub tls: Option<Tls>,
+    /// Where those listeners send clients that are not.
+    pub redirect_port: u16,
+    /// How the public listeners are reached: `http` or `https`.
+    pub proto: HeaderValue,
+    /// What an operator shows to see and end sessions.
+    pub admin_token: Option<Secret>,
+    /// Added to every response of the public listeners without a route; routes have their own.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Cache headers of a decision to let a request pass.
+    pub decision_caching: Vec<(HeaderName, HeaderValue)>,
+    /// The path of forward-auth, without a slash at its end.
+    pub forward_auth_path: String,
+    pub forward_auth_metrics: RouteMetrics,
+    route_metrics: Vec<RouteMetrics>,
+    login_metrics: RouteMetrics,
+    logout_metrics: RouteMetrics,
+    session_metrics: RouteMetrics,
+    health_metrics: RouteMetrics,
+    none_metrics: RouteMetrics,
+}
+
+/// Why a configuration cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error(transparent)]
+    WeChat(#[from] ClientError),
+    #[error("server.tls: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Cache headers of a decision to let a request pass. All requests for decisions have one URL, so
+/// the decision varies on the headers that describe the original request.
+fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, HeaderValue)> {
+    let seconds = config.forward_auth.cache.as_secs();
+    if seconds == 0 {
+        return vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    }
+    let about = [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST].into_iter().cloned();
+    let carriers = config.session.carrier_headers().into_iter();
+    let vary = Vary::new(carriers.chain(about).chain(routes.deciding_headers()));
+    // `*` if the value is no legal header.
+    let vary = vary.map_or(HeaderValue::from_static("*"), |vary| vary.value().clone());
+    let control = HeaderValue::try_from(format!("private, max-age={seconds}"));
+    let control = control.unwrap_or(HeaderValue::from_static("no-store"));
+    vec![(CACHE_CONTROL, control), (VARY, vary)]
+}
+
+/// How often a route may be asked.
+pub struct RouteRates {
+    pub per_user: Option<Arc<RateLimit>>,
+    pub per_address: Option<Arc<RateLimit>>,
+}
+
+impl Policy {
+    /// What is configured as it is in `previous` goes on as it was there: servers that were
+    /// found, logins under way, and who has asked how often.
+    ///
+    /// # Errors
+    /// When the client for WeChat or what TLS needs cannot be built.
+    pub fn new(
+        config: &Config,
+        process: &Process,
+        previous: Option<&Self>,
+    ) -> Result<Self, PolicyError> {
+        let metrics = &process.metrics;
+        let tls = config.server.tls.as_ref();
+        let certificates = tls.into_iter().flat_map(TlsSection::all);
+        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone()));
+        let tls = tls.transpose()?;
+        let login = Login::new(
+            config,
+            previous.map(|previous| &previous.login),
+            process.sessions.clone(),
+            &process.clock,
+            metrics.clone(),
+        )?;
+        // Nothing can fail any more.
+        metrics.set_certificates(
+            certificates.map(|one| (one.file.display().to_string(), one.expires)),
+        );
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
+            let (rate, capacity) = (rate?, config.limits.max_rate_clients);
+            let known = known.filter(|known| known.is_for(rate, capacity)).cloned();
+            let new = || Arc::new(RateLimit::new(rate, capacity, process.clock.clone()));
+            Some(known.unwrap_or_else(new))
+        };
+        let pool = |section: &Upstream| {
+            let mut known = previous.into_iter().flat_map(|previous| &previous.pools);
+            let same = known.find(|pool| pool.section() == section).cloned();
+            same.unwrap_or_else(|| Arc::new(Pool::new(section.clone(), process.clock.clone())))
+        };
+        Ok(Self {
+            pools: config.upstreams.iter().map(pool).collect(),
+            authenticator: Authenticator::new(
+                process.sessions.clone(),
+                &config.session,
+                &config.apps,
+            ),
+            injector: Injector::new(&config.identity, &config.session)
+                .removing_overrides(routes.trust_methods()),
+            login,
+            login_rate: rate_limit(
+                config.login.rate_per_address,
+                previous.and_then(|previous| previous.login_rate.as_ref()),
+            ),
+            route_rates: config
+                .routes
+                .iter()
+                .map(|route| {
+                    let known = previous.and_then(|previous| previous.rates_of(&route.name));
+                    let per_user = known.and_then(|known| known.per_user.as_ref());
+                    let per_address = known.and_then(|known| known.per_address.as_ref());
+                    RouteRates {
+                        per_user: rate_limit(route.rate_per_user, per_user),
+                        per_address: rate_limit(route.rate_per_address, per_address),
+                    }
+                })
+                .collect(),
+            error_body: config.errors.clone(),
+            trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
+            limits: config.limits.clone(),
+            shutdown_delay: config.server.shutdown_delay,
+            drain_timeout: config.server.drain_timeout,
+            head_limits: HeadLimits::from(&config.limits),
+            h2c: config.server.h2c,
+            proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
+            tls,
+            admin_token: config.admin.token.clone(),
+            response_headers: config.server.response_headers.clone(),
+            decision_caching: decision_caching(config, &routes),
+            forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
+            forward_auth_metrics: if config.forward_auth.listen.is_empty() {
+                metrics.route("@forward_auth")
+            } else {
+                metrics.route_from_start("@forward_auth")
+            },
+            redirect_port: config.server.redirect_port,
+            route_metrics: routes
+                .iter()
+                .map(|route| metrics.route_from_start(&route.name))
+                .collect(),
+            login_metrics: metrics.route_from_start("@login"),
+            logout_metrics: metrics.route_from_start("@logout"),
+            session_metrics: metrics.route_from_start("@session"),
+            health_metrics: metrics.route("@health"),
+            none_metrics: metrics.route("@none"),
+            routes,
+        })
+    }
+
+    /// How often a client may ask for a route, by the route's index.
+    pub fn rates(&self, route: usize) -> Option<&RouteRates> {
+        self.route_rates.get(route)
+    }
+
+    fn rates_of(&self, name: &str) -> Option<&RouteRates> {
+        self.rates(self.routes.iter().position(|route| route.name == name)?)
+    }
+
+    /// The counters of an endpoint.
+    pub fn metrics(&self, endpoint: Endpoint) -> &RouteMetrics {
+        match endpoint {
+            Endpoint::Login => &self.login_metrics,
+            Endpoint::Logout => &self.logout_metrics,
+            Endpoint::Session => &self.session_metrics,
+            Endpoint::Health => &self.health_metrics,
+            Endpoint::Route(index) => self.route_metrics.get(index).unwrap_or(&self.none_metrics),
+            Endpoint::None => &self.none_metrics,
+        }
+    }
+}

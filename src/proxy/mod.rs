@@ -1,0 +1,282 @@
+//! The life of a request.
+//!
+//! [`Gateway::serve`] serves the requests of an HTTP/1 connection one after another, and
+//! [`Gateway::serve_http2`] those of an HTTP/2 connection at once. [`Gateway::exchange`] is one
+//! request: it is judged (`judge`), and then answered by the gateway or forwarded to a server
+//! (`forward`). Whatever ends it early becomes a response in one place ([`Gateway::stop`]). Each
+//! request is counted and logged exactly once, even if its code panics.
+//!
+//! The other modules: `request` is the state of one request, `client` and `stream` are the client's
+//! side, `service` is the service's side, `compose` writes headers, `body` moves bodies.
+
+pub mod body;
+mod buffers;
+mod client;
+mod compose;
+mod endpoints;
+mod failure;
+mod forward;
+mod http2;
+mod judge;
+mod plain;
+mod request;
+mod service;
+mod stream;
+mod tunnel;
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::header::EXPECT;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::server::configuration::ServerConf;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::body::{Limits, Relay, Source, Target};
+pub use self::client::{Client, Wait};
+pub use self::endpoints::health;
+use self::failure::{Failures, Stop};
+pub use self::plain::Plain;
+use self::request::Request;
+use crate::message::chunked::Chunked;
+use crate::message::header::Headers;
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+use crate::message::request_header::Framing;
+use crate::policy::{Policies, Process};
+
+/// Bytes of a body that are read and dropped, at most, so that the connection can be used again.
+const MOST_SKIPPED: u64 = 64 << 10;
+
+/// The longest time for that.
+const SKIP: Duration = Duration::from_secs(5);
+
+/// Serves connections.
+pub struct Gateway {
+    process: Arc<Process>,
+    policies: Arc<Policies>,
+    failures: Failures,
+    connector: TransportConnector,
+    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows take.
+    buffered: AtomicU64,
+    /// Idle connections to services that each worker keeps.
+    most_idle: usize,
+}
+
+/// What becomes of a connection after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    GoesOn,
+    /// It ends; the client has sent all of its request.
+    Closes,
+    /// It ends; the client may still be sending.
+    Lingers,
+    /// It is reset, because the response is not complete and nothing else would show that.
+    Resets,
+}
+
+/// Resolves when idle connections must end.
+pub async fn closed(closing: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+impl Gateway {
+    pub fn new(process: Arc<Process>, policies: Arc<Policies>, most_idle: usize) -> Self {
+        let options = ConnectorOptions::from_server_conf(&ServerConf::default());
+        Self {
+            failures: Failures::new(process.clock.clone()),
+            connector: TransportConnector::new(Some(options)),
+            process,
+            policies,
+            buffered: AtomicU64::new(0),
+            most_idle,
+        }
+    }
+
+    /// Serves the requests of a connection. `begun` is the deadline of a request header of which a
+    /// part has already come.
+    pub async fn serve(
+        &self,
+        client: &mut Client,
+        mut closing: watch::Receiver<bool>,
+        mut begun: Option<Instant>,
+    ) {
+        // Made once for all requests of the connection: each waits for it.
+        let mut closed = pin!(closed(&mut closing));
+        for number in 1.. {
+            let wait = client.next_head(&self.policies, number == 1, begun.take());
+            let wait = tokio::select! {
+                biased;
+                wait = wait => wait,
+                () = &mut closed => return,
+            };
+            let (head, policy) = match wait {
+                Wait::Head(head, policy) => (head, policy),
+                Wait::Refused(rejection) => return self.refuse(client, &rejection).await,
+                Wait::Over => return,
+            };
+            let is_last = number >= policy.limits.max_requests_per_connection;
+            let mut request = Request::new(policy, self.process.clone(), head, client);
+            request.closes |= is_last;
+            let after = self.serve_request(client, &mut request).await;
+            request.recycle(client);
+            match after {
+                After::GoesOn => {}
+                After::Closes => return client.close(false).await,
+                After::Lingers => return client.close(true).await,
+                After::Resets => return client.reset(),
+            }
+        }
+    }
+
+    /// Serves one request, and counts and logs it. A panic fails this request and no other.
+    async fn serve_request(&self, client: &mut Client, request: &mut Request) -> After {
+        let exchange = AssertUnwindSafe(self.exchange(client, request)).catch_unwind().await;
+        let after = match exchange {
+            Ok(after) => after,
+            Err(_) => Box::pin(self.panicked(client, request)).await,
+        };
+        request.record();
+        after
+    }
+
+    /// One request, from its head to the end of its response.
+    async fn exchange(&self, client: &mut Client, request: &mut Request) -> After {
+        let served = match self.judge(client, request).await {
+            Ok(None) => self.forward(client, request).await,
+            Ok(Some(answer)) => self.answer(client, request, answer).await,
+            Err(stop) => Err(stop),
+        };
+        match served {
+            Ok(after) => after,
+            Err(stop) => self.stop(client, request, stop).await,
+        }
+    }
+
+    /// Sends the client the reason why its request ends, unless a response has begun.
+    async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
+        let rejection = match stop {
+            Stop::Left => return After::Closes,
+            Stop::Rejected(rejection) => rejection,
+            Stop::Failed(failed) => {
+                self.failures.log(&request.failure(&failed));
+                failed.rejection()
+            }
+        };
+        let answer = request.refuse(&rejection);
+        request.rejection = Some(rejection);
+        if request.status.is_some() {
+            // A part of a response has been sent: the client can only see that it breaks off.
+            return After::Lingers;
+        }
+        // The rest of a body that was being forwarded is not read, so the connection cannot be used
+        // again.
+        request.closes |= request.is_begun;
+        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+    }
+
+    /// Sends a response of the gateway's own. The connection is used again if the whole request has
+    /// come, or comes within [`SKIP`].
+    async fn answer(
+        &self,
+        client: &mut Client,
+        request: &mut Request,
+        answer: Answer,
+    ) -> Result<After, Stop> {
+        let mut rest = rest_of_body(request);
+        // The part of the body that has already come.
+        if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
+            request.closes = true;
+        }
+        rest.output.clear();
+        let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
+        // On HTTP/2 the next request does not wait for it.
+        let is_whole = rest.has_come() || request.is_http2;
+        // A client that waits for 100 (Continue) may never send its body.
+        let waits = request.lines.first(&EXPECT).is_some();
+        request.closes |= self.process.lifecycle.is_draining() || !is_whole && (is_long || waits);
+        request.status = Some(answer.status);
+        let is_bodyless = request.is_head();
+        let body = answer.body.len();
+        let mut out = buffers::take();
+        let header = compose::answer(request, answer, &mut out);
+        let sent = client.respond(&out, header, request.policy.limits.write_timeout).await;
+        buffers::give(out);
+        sent.map_err(|_| Stop::Left)?;
+        request.bytes_out = if is_bodyless { 0 } else { body as u64 };
+        match (is_whole, request.closes) {
+            (true, false) => Ok(After::GoesOn),
+            (true, true) if client.held.is_empty() => Ok(After::Closes),
+            (_, true) => Ok(After::Lingers),
+            (false, false) => Ok(skip(client, rest).await),
+        }
+    }
+
+    /// Rejects a request header that cannot be read, and closes the connection.
+    pub async fn refuse(&self, client: &mut Client, rejection: &Rejection) {
+        self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
+    }
+
+    /// Answers a request without a route, and closes the connection.
+    pub async fn end_with(
+        &self,
+        client: &mut Client,
+        request: &Plain<'_>,
+        answer: Result<Answer, Rejection>,
+    ) {
+        let policy = self.policies.current();
+        let bytes = request.answer(&self.process, &policy, client.address, answer);
+        let patience = policy.limits.write_timeout;
+        drop(policy);
+        let sent = client.send(&bytes, patience).await;
+        if sent.is_ok() {
+            client.close(true).await;
+        }
+    }
+
+    /// Responds with 500 to a request that panicked, unless a response has begun.
+    async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
+        tracing::error!(request_id = request.id_text(), "a request panicked");
+        let rejection = Rejection::InternalError;
+        let answer = request.refuse(&rejection);
+        request.rejection = Some(rejection);
+        request.closes = true;
+        if request.status.is_some() {
+            return After::Resets;
+        }
+        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+    }
+}
+
+/// The part of a request's body that the gateway has not read.
+fn rest_of_body(request: &Request) -> Relay {
+    let source = match request.head.head.framing {
+        // An endpoint has read it.
+        _ if request.is_read => Source::Length(0),
+        Framing::Length(length) => Source::Length(length),
+        Framing::Chunked => Source::Chunked(Chunked::new()),
+    };
+    let limits = Limits { bytes: MOST_SKIPPED, ..Limits::NONE };
+    Relay::new(source, Target::Plain, limits, Vec::new())
+}
+
+/// Reads and drops the rest of a body.
+async fn skip(client: &mut Client, mut rest: Relay) -> After {
+    client.deadline.set(Instant::now() + SKIP);
+    while !rest.has_come() {
+        if !matches!(client.read_more().await, Some(Ok(1..))) {
+            return After::Lingers;
+        }
+        if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
+            return After::Lingers;
+        }
+        rest.output.clear();
+    }
+    After::GoesOn
+}

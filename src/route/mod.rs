@@ -1,0 +1,637 @@
+//! Which route or endpoint a request is for.
+//!
+//! A path is judged once, in every way that an upstream might read it (`path`); all of
+//! the readings must meet the same [`Endpoint`], and then the bytes go on as they came.
+//! The gateway's own endpoints match exactly, come before routes, and
+//! may be limited to some hosts. Among routes the most specific wins (`table`): by host, then
+//! path, then headers, then methods; a route whose headers are not those of the request is as
+//! if it were not there, but one of the wrong method hides what is less specific.
+
+pub mod cors;
+mod edit;
+mod path;
+mod rewrite;
+mod table;
+mod target;
+
+use std::borrow::Cow;
+
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use self::cors::Cors;
+use self::edit::Edits;
+use self::rewrite::Rewrite;
+use self::table::{HostName, Table, without_port};
+use self::target::{Target, pool_for};
+use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
+use crate::identity::{AppId, Identity};
+use crate::message::caching::Caching;
+use crate::message::header::{FoldedNames, Headers, nominated};
+use crate::message::own_response::Answer;
+use crate::message::rejection::Rejection;
+
+/// Where a request ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Login,
+    Logout,
+    Session,
+    Health,
+    /// Index of the route in [`Routes`].
+    Route(usize),
+    /// Nothing is served here.
+    None,
+}
+
+impl Endpoint {
+    /// What the configuration calls it; `None` where it is not an endpoint.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Login => Some("login"),
+            Self::Logout => Some("logout"),
+            Self::Session => Some("session"),
+            Self::Health => Some("health"),
+            Self::Route(_) | Self::None => None,
+        }
+    }
+
+    /// Judges the method of a request to an endpoint. Routes have methods of their own.
+    ///
+    /// # Errors
+    /// 405, with the methods. `login.accept` decides whether a login `takes_query`.
+    pub fn judge_method(self, method: &str, takes_query: bool) -> Result<(), Rejection> {
+        let allow = match self {
+            Self::Login if takes_query => "GET, POST",
+            Self::Login | Self::Logout => "POST",
+            Self::Session | Self::Health => "GET, HEAD",
+            Self::Route(_) | Self::None => return Ok(()),
+        };
+        if allow.split(", ").any(|allowed| method == allowed) {
+            return Ok(());
+        }
+        Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) })
+    }
+}
+
+/// Why a path is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    #[error("the path holds bytes or escapes that no path may hold")]
+    Malformed,
+    #[error("servers would read the path in different ways")]
+    Ambiguous,
+    #[error("a header that routes ask for is there twice, in another spelling, or nominated")]
+    AmbiguousHeader,
+}
+
+impl From<PathError> for Rejection {
+    fn from(error: PathError) -> Self {
+        Self::BadRequest(match error {
+            PathError::Malformed => "the path is malformed",
+            PathError::Ambiguous => "the path can be read in different ways",
+            PathError::AmbiguousHeader => {
+                "a header that routes ask for can be read in different ways"
+            }
+        })
+    }
+}
+
+/// All routes and endpoints of one configuration.
+pub struct Routes {
+    /// Exact paths of the gateway's own endpoints.
+    endpoints: Vec<(String, Endpoint)>,
+    hosts: Vec<String>,
+    health: Vec<String>,
+    table: Table,
+    /// Headers that routes ask for.
+    asked_for: Vec<HeaderName>,
+    asked_for_folded: FoldedNames,
+    all: Vec<Route>,
+}
+
+/// What of a request says which route it is for.
+pub struct Asked<'a, H = HeaderMap> {
+    /// As it came, without its query.
+    pub path: &'a str,
+    pub host: Option<&'a str>,
+    pub method: &'a Method,
+    pub headers: &'a H,
+}
+
+// Not derived: that would require the same traits of `H`.
+impl<H> Clone for Asked<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for Asked<'_, H> {}
+
+/// A route, ready to be asked.
+pub struct Route {
+    pub name: String,
+    pub access: Access,
+    pub websocket: bool,
+    /// Bytes of a request body.
+    pub max_body: u64,
+    methods: Vec<Method>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    apps: Vec<AppId>,
+    target: Target,
+    rewrite: Option<Rewrite>,
+    pub request_edits: Edits,
+    pub response_edits: Edits,
+    /// Of the gateway's own responses, besides what they have.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    pub caching: Caching,
+    pub timeouts: Timeouts,
+    pub cors: Option<Cors>,
+    pub preflight: Preflight,
+}
+
+impl Route {
+    fn new(section: &RouteSection) -> Self {
+        let response_edits = Edits::new(&section.response_edits);
+        let methods = section.methods.iter();
+        let varies_by_origin = section.cors.as_ref().is_some_and(Cors::varies_by_origin);
+        let others = varies_by_origin.then_some(ORIGIN);
+        Self {
+            name: section.name.clone(),
+            access: section.access,
+            websocket: section.websocket,
+            max_body: section.max_body,
+            methods: methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok()).collect(),
+            headers: section.headers.clone(),
+            apps: section.apps.clone(),
+            target: Target::new(&section.target, &response_edits),
+            rewrite: section.rewriting.as_ref().map(Rewrite::new),
+            request_edits: Edits::new(&section.request_edits),
+            response_edits,
+            response_headers: section.response_headers.clone(),
+            caching: Caching::new(&section.vary, others.as_slice()),
+            timeouts: section.timeouts,
+            cors: section.cors.as_ref().map(Cors::new),
+            preflight: section.preflight,
+        }
+    }
+
+    /// What the gateway answers itself, where it does.
+    pub fn answer(&self) -> Option<&Answer> {
+        match &self.target {
+            Target::Answer(answer) => Some(answer),
+            Target::Service { .. } | Target::Elsewhere => None,
+        }
+    }
+
+    /// Index of the pool that serves a user, in the policy.
+    pub fn pool(&self, identity: Option<&Identity>) -> Option<usize> {
+        match &self.target {
+            Target::Service { main, shares } => Some(pool_for(&self.name, *main, shares, identity)),
+            Target::Answer(_) | Target::Elsewhere => None,
+        }
+    }
+
+    /// Whether only other proxies ask about it, and nothing is served.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.target, Target::Elsewhere)
+    }
+
+    /// Whether the service gets another path than the client sent.
+    pub fn rewrites(&self) -> bool {
+        self.rewrite.is_some()
+    }
+
+    /// The path and query that the service gets, where the route gives it others.
+    pub fn rewritten(&self, path_and_query: &str) -> Option<String> {
+        let rewrite = self.rewrite.as_ref()?;
+        let (path, query) =
+            path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
+        Some(rewrite.path(path) + query)
+    }
+
+    pub fn allows_method(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+
+    /// Whether a request has the headers that the route asks for, each once.
+    fn accepts_headers(&self, headers: &impl Headers) -> bool {
+        self.headers.iter().all(|(name, expected)| headers.only(name) == Some(expected.as_bytes()))
+    }
+
+    pub fn accepts_app(&self, app_id: &AppId) -> bool {
+        self.apps.is_empty() || self.apps.contains(app_id)
+    }
+}
+
+impl Routes {
+    pub fn new(endpoints: &EndpointsSection, routes: &[RouteSection]) -> Self {
+        let own = [
+            (&endpoints.login, Endpoint::Login),
+            (&endpoints.logout, Endpoint::Logout),
+            (&endpoints.session, Endpoint::Session),
+        ];
+        let text = |path: &crate::config::RoutePath| path.as_str().to_owned();
+        let headers = routes.iter().flat_map(|route| &route.headers);
+        let asked_for: Vec<HeaderName> = headers.map(|(name, _)| name.clone()).collect();
+        Self {
+            endpoints: own
+                .into_iter()
+                .flat_map(|(paths, endpoint)| paths.iter().map(move |path| (text(path), endpoint)))
+                .collect(),
+            hosts: endpoints.hosts.clone(),
+            health: endpoints.health.iter().map(text).collect(),
+            table: Table::new(routes),
+            asked_for_folded: FoldedNames::new(asked_for.iter().map(HeaderName::as_str)),
+            asked_for,
+            all: routes.iter().map(Route::new).collect(),
+        }
+    }
+
+    pub fn get(&self, index: usize) -> Option<&Route> {
+        self.all.get(index)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.all.iter()
+    }
+
+    /// Judges what a request asks for. The route may still not take its method, when none of
+    /// those that are as specific does.
+    ///
+    /// # Errors
+    /// When the path is malformed, or its readings meet different endpoints.
+    pub fn resolve<H: Headers>(&self, asked: &Asked<'_, H>) -> Result<Endpoint, PathError> {
+        let host = asked.host;
+        let serves_own = self.hosts.is_empty() || host.is_some_and(|host| self.is_own_host(host));
+        let host = self.host(asked);
+        if path::is_plain(asked.path) {
+            // And rewritable.
+            return Ok(self.find(asked.path.as_bytes(), asked, host.as_ref(), serves_own));
+        }
+        let mut met = None;
+        for reading in path::readings(asked.path)? {
+            let endpoint = self.find(&reading, asked, host.as_ref(), serves_own);
+            if *met.get_or_insert(endpoint) != endpoint {
+                return Err(PathError::Ambiguous);
+            }
+        }
+        let endpoint = met.ok_or(PathError::Malformed)?;
+        if let Endpoint::Route(index) = endpoint
+            && self.get(index).is_some_and(|route| route.rewrite.is_some())
+            && !path::is_rewritable(asked.path)
+        {
+            return Err(PathError::Ambiguous);
+        }
+        Ok(endpoint)
+    }
+
+    /// Whether the host of a request decides anything.
+    pub fn have_hosts(&self) -> bool {
+        self.table.has_hosts() || !self.hosts.is_empty()
+    }
+
+    /// Whether a health path is asked for, by the very bytes of the target's path. Load
+    /// balancers may ask without a Host, so this is answered before heads are judged.
+    pub fn is_health(&self, path: &[u8]) -> bool {
+        self.health.iter().any(|health| health.as_bytes() == path)
+    }
+
+    /// Whether what a request may do depends on its method somewhere: services must then take
+    /// it for the same.
+    pub fn trust_methods(&self) -> bool {
+        let trusts =
+            |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
+        self.all.iter().any(trusts)
+    }
+
+    /// Headers that decide which route a request is for, besides its host.
+    pub fn deciding_headers(&self) -> impl Iterator<Item = HeaderName> {
+        let passes = self.all.iter().any(|route| route.preflight == Preflight::Pass);
+        let of_preflights =
+            [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD].into_iter().filter(move |_| passes);
+        self.asked_for.iter().cloned().chain(of_preflights)
+    }
+
+    /// Judges what a request asks for, and whether it is a browser's question, before it asks,
+    /// to a route that says what becomes of that.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn meet<H: Headers>(&self, asked: &Asked<'_, H>) -> Result<(Endpoint, bool), PathError> {
+        if !self.asked_for.is_empty() && self.is_ambiguous(asked.headers) {
+            return Err(PathError::AmbiguousHeader);
+        }
+        match self.resolve_preflight(asked)? {
+            Some(route) => Ok((Endpoint::Route(route), true)),
+            None => Ok((self.resolve(asked)?, false)),
+        }
+    }
+
+    /// Whether a service could read a header that routes ask for otherwise than they do: another
+    /// line of it, another spelling that it takes for the same, or none, for it is taken away
+    /// on the way.
+    fn is_ambiguous(&self, headers: &impl Headers) -> bool {
+        if nominated(headers).any(|name| self.asked_for_folded.contains(name)) {
+            return true;
+        }
+        headers.names().filter(|name| self.asked_for_folded.contains(name)).any(|name| {
+            let known = |known: &&HeaderName| known.as_str().as_bytes().eq_ignore_ascii_case(name);
+            self.asked_for.iter().find(known).is_none_or(|known| headers.only(known).is_none())
+        })
+    }
+
+    fn resolve_preflight<H: Headers>(
+        &self,
+        asked: &Asked<'_, H>,
+    ) -> Result<Option<usize>, PathError> {
+        let Some(method) = cors::preflight_method(asked.method, asked.headers) else {
+            return Ok(None);
+        };
+        let about = Asked { method: &method, ..*asked };
+        let Endpoint::Route(index) = self.resolve(&about)? else { return Ok(None) };
+        let says = |route: &Route| {
+            let passes = route.preflight == Preflight::Pass && route.allows_method(&method);
+            passes || route.cors.is_some()
+        };
+        Ok(self.get(index).is_some_and(says).then_some(index))
+    }
+
+    /// The methods that are served where a request met a route that does not take its own.
+    pub fn allow<H: Headers>(&self, asked: &Asked<'_, H>) -> String {
+        let host = self.host(asked);
+        let mut methods: Vec<&str> = Vec::new();
+        for route in self.candidates(asked.path.as_bytes(), asked, host.as_ref()) {
+            for method in self.all.get(route).into_iter().flat_map(|route| &route.methods) {
+                if !methods.contains(&method.as_str()) {
+                    methods.push(method.as_str());
+                }
+            }
+        }
+        methods.join(", ")
+    }
+
+    /// The host of a request, where routes care for it.
+    fn host<H>(&self, asked: &Asked<'_, H>) -> Option<HostName> {
+        asked.host.filter(|_| self.table.has_hosts()).and_then(HostName::new)
+    }
+
+    /// The routes that a path may be for, all equally specific but for headers and methods,
+    /// the more specific first.
+    fn candidates<'a, H: Headers>(
+        &'a self,
+        path: &[u8],
+        asked: &'a Asked<'_, H>,
+        host: Option<&HostName>,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let accepts =
+            |index| self.get(index).is_some_and(|route| route.accepts_headers(asked.headers));
+        let place = self.table.find(path, host, accepts).unwrap_or_default();
+        place.iter().copied().filter(move |index| accepts(*index))
+    }
+
+    fn find<H: Headers>(
+        &self,
+        path: &[u8],
+        asked: &Asked<'_, H>,
+        host: Option<&HostName>,
+        serves_own: bool,
+    ) -> Endpoint {
+        if self.is_health(path) {
+            return Endpoint::Health;
+        }
+        if serves_own
+            && let Some((_, endpoint)) =
+                self.endpoints.iter().find(|(own, _)| own.as_bytes() == path)
+        {
+            return *endpoint;
+        }
+        let mut candidates = self.candidates(path, asked, host);
+        let takes =
+            |index: &usize| self.get(*index).is_some_and(|route| route.allows_method(asked.method));
+        let Some(first) = candidates.next() else { return Endpoint::None };
+        let taking = Some(first).filter(takes).or_else(|| candidates.find(takes));
+        Endpoint::Route(taking.unwrap_or(first))
+    }
+
+    fn is_own_host(&self, host: &str) -> bool {
+        let host = without_port(host);
+        self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Secrets};
+
+    /// What a GET without headers is for.
+    fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
+        routes.resolve(&Asked { path, host, method: &Method::GET, headers: &HeaderMap::new() })
+    }
+
+    fn routes() -> Routes {
+        let text = r#"
+            [server]
+            listen = "127.0.0.1:0"
+            [endpoints]
+            health = "/healthz"
+            [[app]]
+            app_id = "wx1"
+            app_secret = { env = "X" }
+            [[upstream]]
+            name = "u"
+            servers = ["127.0.0.1:1"]
+            [[route]]
+            path = "/"
+            upstream = "u"
+            [[route]]
+            path = "/public"
+            upstream = "u"
+            auth = "none"
+            [[route]]
+            path = "/public/admin/"
+            upstream = "u"
+        "#;
+        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
+        Routes::new(&config.endpoints, &config.routes)
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_at_segment_borders() {
+        let routes = routes();
+        for (path, index) in [
+            ("/", 0),
+            ("/publicity", 0),
+            ("/public", 1),
+            ("/public/", 1),
+            ("/public/x", 1),
+            ("/public/admin", 2),
+            ("/public/admin/x", 2),
+            ("/public/administrator", 1),
+        ] {
+            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
+        }
+        // Nobody decodes three times.
+        let thrice = "/public/%25252e%25252e/x";
+        assert_eq!(resolve(&routes, thrice, None), Ok(Endpoint::Route(1)));
+        assert_eq!(resolve(&routes, "/login", None), Ok(Endpoint::Login));
+        assert_eq!(resolve(&routes, "/login/", None), Ok(Endpoint::Route(0)));
+        assert_eq!(resolve(&routes, "/healthz", None), Ok(Endpoint::Health));
+    }
+
+    #[test]
+    fn readings_that_meet_different_routes_are_refused() {
+        let routes = routes();
+        for path in [
+            "/public/../admin",
+            "/public/..;/admin",
+            "/public/.;/../admin",
+            "/public/%2e%2e/admin",
+            "/public/%2e%2e%2fadmin",
+            "/public/%252e%252e/admin",
+            "/public\\..\\admin",
+            "/public%5c..%5cadmin",
+            "/public//../../admin",
+            "/x/../public/y",
+            "/public%2fx",
+            "/public/adm%69n",
+            "/public;x/y",
+            "//login",
+            "/login;x=1",
+            "/%6cogin",
+            "/x/a/%2e%2e/../%2e%2e/../public",
+            "/public/a%2f..%2f..%2fadmin",
+            "/public/admin%3fx",
+            "/public/admin%2523",
+            "/public/a%2fb/%2e%2e/%2e%2e/x",
+            "/public/a%5cb/%2e%2e/%2e%2e/x",
+            "/public/a%252fb/%252e%252e/%252e%252e/x",
+            "/..;/public/..;/..;",
+            // Servers that keep escaped slashes and read the rest.
+            "/public/a%2fb/..%3bx/..%3bx/y",
+            "/public/a%2fb/%2e%2e%3bx/%2e%2e%3bx/y",
+            "/public/a%2f%5cb/..%3bx/..%3bx/y",
+            "/public/a%2fb/..%5c..%5cy",
+            "/public/a%2fb/%252e%252e%255c%252e%252e%255cy",
+            "/public/%252e%252e%252fx/y",
+            "//x/public/y",
+            "///u@x:80/public/y",
+            "/%2fx/public/y",
+            "//x/login",
+        ] {
+            assert_eq!(resolve(&routes, path, None), Err(PathError::Ambiguous), "{path}");
+        }
+    }
+
+    #[test]
+    fn readings_that_meet_one_route_are_forwarded() {
+        let routes = routes();
+        for (path, index) in [
+            ("/objects/a%2Fb", 0),
+            ("/objects/a%2Fb%5Cc;v=1//x%20y/%7Eme", 0),
+            ("/cart;jsessionid=1", 0),
+            ("/api//orders", 0),
+            ("/a/../b", 0),
+            ("/public/a/../b", 1),
+            ("/public//x", 1),
+            ("/public/caf%C3%A9", 1),
+            ("/public/%C4%E3", 1),
+            ("/public/100%25", 1),
+        ] {
+            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
+        }
+    }
+
+    #[test]
+    fn malformed_paths_are_refused_wherever_they_lead() {
+        let routes = routes();
+        for path in [
+            "",
+            "x",
+            "*",
+            "/a\0",
+            "/a\u{7f}",
+            "/a%00",
+            "/a%0a",
+            "/a%7F",
+            "/a%2500",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%c0%af",
+            "/a%C1%80",
+            "/a%e0%80%af",
+            "/a%f0%80%80%af",
+            "/a%f8%80%80%80%af",
+            "/a%fc%80%80%80%80%af",
+            "/a b",
+            "/a#b",
+        ] {
+            assert_eq!(resolve(&routes, path, None), Err(PathError::Malformed), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_takes_the_methods_and_apps_that_it_lists() {
+        let text = r#"
+            [server]
+            listen = "127.0.0.1:0"
+            [[app]]
+            app_id = "wx1"
+            app_secret = { env = "NONE" }
+            [[upstream]]
+            name = "u"
+            servers = ["127.0.0.1:1"]
+            [[route]]
+            path = "/"
+            upstream = "u"
+            [[route]]
+            path = "/narrow"
+            upstream = "u"
+            methods = ["GET", "POST"]
+            apps = ["wx1"]
+        "#;
+        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        let (wide, narrow) = (routes.get(0).unwrap(), routes.get(1).unwrap());
+        let (known, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
+        assert!(wide.allows_method(&Method::DELETE) && wide.accepts_app(&other));
+        assert!(narrow.allows_method(&Method::GET) && narrow.allows_method(&Method::POST));
+        assert!(
+            !narrow.allows_method(&Method::DELETE)
+                && !narrow.allows_method(&Method::from_bytes(b"get").unwrap())
+        );
+        assert!(narrow.accepts_app(&known) && !narrow.accepts_app(&other));
+        let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
+        assert_eq!(names, ["/", "/narrow"]);
+        assert!(routes.get(2).is_none());
+    }
+
+    #[test]
+    fn endpoints_are_served_on_their_hosts_only() {
+        let text = r#"
+            [server]
+            listen = "127.0.0.1:0"
+            [[app]]
+            app_id = "wx1"
+            app_secret = { env = "NONE" }
+            [endpoints]
+            hosts = ["mini.example"]
+            [[upstream]]
+            name = "u"
+            servers = ["127.0.0.1:1"]
+            [[route]]
+            path = "/"
+            upstream = "u"
+        "#;
+        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
+        let routes = Routes::new(&config.endpoints, &config.routes);
+        for own in ["mini.example", "MINI.Example:8080", "mini.example.", "mini.example.:80"] {
+            assert_eq!(resolve(&routes, "/login", Some(own)), Ok(Endpoint::Login), "{own}");
+        }
+        for other in [Some("other.example"), Some("mini.example:x"), Some("mini"), None] {
+            assert_eq!(resolve(&routes, "/login", other), Ok(Endpoint::Route(0)), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The composition root: from a configuration to a running gateway, and to its end.
+//!
+//! [`Server::bind`] takes everything that can fail at the start, listeners included;
+//! [`Server::run`] serves until it is told to stop. pingora's server is not used: it closes every listener
+//! at once, and then always waits for its whole grace period.
+
+#[cfg(test)]
+mod cancelled;
+mod orders;
+pub mod reload;
+pub mod signals;
+mod summary;
+mod workers;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use humantime::format_duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use self::orders::{Orders, keep_reopening};
+use self::reload::{Origin, Reloader};
+use self::summary::{Started, Summary};
+use self::workers::Workers;
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::{Config, LogDestination, LogSection, ServerSection};
+use crate::edge::forward_auth::ForwardAuth;
+use crate::edge::{Edge, Opening};
+use crate::listener::internal::{self, Dropped};
+use crate::listener::tls;
+use crate::policy::lifecycle::Lifecycle;
+use crate::policy::{Policies, Policy, PolicyError, Process};
+use crate::session::Sessions;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::metrics::Metrics;
+
+/// How often ended sessions are freed.
+const MAINTENANCE: Duration = Duration::from_secs(1);
+
+/// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// What a running gateway is told, by signals in production.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// SIGTERM: finish what is in flight, then end. A second one is [`Order::Stop`].
+    Drain,
+    /// SIGINT: end at once.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// SIGQUIT.
+    HandOver,
+    /// SIGUSR1.
+    ReopenLogs,
+    /// A signal that orders nothing.
+    Ignored { name: &'static str, number: i32 },
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: SocketAddr, reason: String },
+    #[error("log.access: cannot open the file: {0}")]
+    AccessLog(io::Error),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error("keys for the tickets of TLS: {0}")]
+    Tickets(rustls::Error),
+    #[error("metrics: {0}")]
+    Metrics(String),
+    #[error("cannot start worker threads: {0}")]
+    Workers(io::Error),
+}
+
+/// A gateway whose listeners are bound.
+pub struct Server {
+    public: Vec<(Listener, Opening)>,
+    forward_auth: Vec<Listener>,
+    admin: Listener,
+    edge: Arc<Edge>,
+    process: Arc<Process>,
+    policies: Arc<Policies>,
+    origin: Option<Origin>,
+    threads: usize,
+    summary: Summary,
+}
+
+struct Listener {
+    socket: StdListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Takes everything that may be missing or taken on this machine.
+    ///
+    /// # Errors
+    /// The first thing that is unavailable, by name.
+    pub fn bind(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        let access_log =
+            AccessLog::open(&config.log, &clock, &metrics).map_err(StartError::AccessLog)?;
+        let (process, policy) = prepare(config, access_log, clock, metrics)?;
+        let (process, policies) = (Arc::new(process), Arc::new(Policies::new(policy)));
+        Ok(Self {
+            public: openings(&config.server)
+                .map(|(address, opening)| listen(address).map(|listener| (listener, opening)))
+                .collect::<Result<_, _>>()?,
+            forward_auth: config
+                .forward_auth
+                .listen
+                .iter()
+                .map(|address| listen(*address))
+                .collect::<Result<_, _>>()?,
+            admin: listen(config.admin.listen)?,
+            edge: Arc::new(Edge::new(process.clone(), policies.clone(), config.server.threads)),
+            process,
+            policies,
+            origin: None,
+            threads: config.server.threads,
+            summary: Summary::new(config),
+        })
+    }
+
+    /// Does what [`Server::bind`] does, except for the listeners and the access log's file, and
+    /// drops the result. Calls nothing.
+    ///
+    /// # Errors
+    /// The first thing that is unavailable, by name.
+    pub fn rehearse(config: &Config, metrics: Arc<Metrics>) -> Result<(), StartError> {
+        let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
+        let clock = Clock::system();
+        let access_log = AccessLog::open(&log, &clock, &metrics).map_err(StartError::AccessLog)?;
+        prepare(config, access_log, clock, metrics).map(drop)
+    }
+
+    /// Lets the gateway follow the file that its configuration came from.
+    #[must_use]
+    pub fn following(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// Where the public listeners are, in the order of the configuration, those of
+    /// `server.redirect` last.
+    pub fn public_addresses(&self) -> Vec<SocketAddr> {
+        self.public.iter().map(|(listener, _)| listener.address).collect()
+    }
+
+    /// Where other proxies ask, in the order of the configuration.
+    pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
+        self.forward_auth.iter().map(|listener| listener.address).collect()
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address
+    }
+
+    /// Serves until an order to stop, or until nobody can give one any more.
+    ///
+    /// # Errors
+    /// When a thread cannot be started or a listener cannot be served.
+    pub async fn run(self, orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
+        let started = Started::new(&self);
+        let Self { public, forward_auth, admin, edge, process, policies, origin, threads, .. } =
+            self;
+        let workers = Workers::start(threads).map_err(StartError::Workers)?;
+        let mut background = JoinSet::new();
+        reload::resolve(&policies.current().pools, &mut background).await;
+
+        let admin_socket = into_tokio(admin)?;
+        let (admin_process, admin_policies) = (process.clone(), policies.clone());
+        background.spawn(async move {
+            let answer = move |request| {
+                let (process, policy) = (admin_process.clone(), admin_policies.current());
+                // A client that leaves does not stop what it has asked for.
+                let answered =
+                    tokio::spawn(async move { admin::answer(&process, &policy, &request).await });
+                async move { answered.await.map_err(|_| Dropped) }
+            };
+            match internal::serve(admin_socket, answer).await {}
+        });
+        let sessions = process.sessions.clone();
+        background.spawn(async move { sessions.run().await });
+        background.spawn(keep_maintaining(process.clone(), policies.clone()));
+        let (reopen, asked) = mpsc::channel(1);
+        let reopen = process.access_log.file().map(|file| {
+            background.spawn(keep_reopening(file.clone(), process.clock.clone(), asked));
+            reopen
+        });
+        let (reload, asked) = mpsc::channel(1);
+        let reload = origin.map(|origin| {
+            let reloader = Reloader::new(origin, process.clone(), policies.clone());
+            background.spawn(reloader.run(asked));
+            reload
+        });
+
+        let connections = TaskTracker::new();
+        let mut accepting = JoinSet::new();
+        let cannot_accept = Arc::new(Seldom::new(process.clock.clone()));
+        for (listener, opening) in public {
+            let socket = into_tokio(listener)?;
+            let edge = edge.clone();
+            let serve = move |stream, peer| {
+                let edge = edge.clone();
+                async move { edge.serve(stream, peer, opening).await }
+            };
+            let seldom = cannot_accept.clone();
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
+        }
+        let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
+        for listener in forward_auth {
+            let socket = into_tokio(listener)?;
+            let decisions = decisions.clone();
+            let serve = move |stream, peer| {
+                let decisions = decisions.clone();
+                async move { decisions.serve(stream, peer).await }
+            };
+            let seldom = cannot_accept.clone();
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
+        }
+        process.lifecycle.set_ready();
+        started.log();
+
+        let mut orders = Orders { given: orders, reload, reopen };
+        if orders.wait_for_stop().await == Order::Stop {
+            tracing::info!("stopped");
+            return Ok(());
+        }
+        let Policy { shutdown_delay, drain_timeout, .. } = *policies.current();
+        tracing::info!(
+            in_flight = process.metrics.requests_in_flight(),
+            shutdown_delay = %format_duration(shutdown_delay),
+            drain_timeout = %format_duration(drain_timeout),
+            "draining"
+        );
+        process.lifecycle.drain();
+        let is_stopped = tokio::select! {
+            () = tokio::time::sleep(shutdown_delay) => false,
+            _ = orders.wait_for_stop() => true,
+        };
+        // Ends the accept loops, and with them the listeners.
+        accepting.shutdown().await;
+        process.lifecycle.close();
+        connections.close();
+        let in_time = async {
+            tokio::select! {
+                () = connections.wait() => true,
+                () = tokio::time::sleep(drain_timeout) => false,
+                _ = orders.wait_for_stop() => false,
+            }
+        };
+        if is_stopped || !in_time.await {
+            let cut = process.metrics.requests_in_flight();
+            tracing::warn!(cut, "the drain was cut short");
+        }
+        tracing::info!("stopped");
+        background.shutdown().await;
+        Ok(())
+    }
+}
+
+/// All that is needed to serve, except the listeners.
+fn prepare(
+    config: &Config,
+    access_log: AccessLog,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+) -> Result<(Process, Policy), StartError> {
+    if config.session.shared.is_some() {
+        metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
+    }
+    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+    let lifecycle = Lifecycle::default();
+    let tickets = tls::tickets().map_err(StartError::Tickets)?;
+    let process = Process {
+        metrics,
+        access_log,
+        sessions,
+        operator_refusals: Seldom::new(clock.clone()),
+        clock,
+        lifecycle,
+        tickets,
+    };
+    let policy = Policy::new(config, &process, None)?;
+    Ok((process, policy))
+}
+
+/// The addresses of public listeners, and what is expected there.
+fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Opening)> {
+    let own = section.listen.iter().map(|address| {
+        let is_behind_balancer = section.proxy_protocol.contains(address);
+        (*address, if is_behind_balancer { Opening::ProxyProtocol } else { Opening::Client })
+    });
+    own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
+}
+
+async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
+    loop {
+        tokio::time::sleep(MAINTENANCE).await;
+        process.sessions.maintain();
+        policies.current().login.maintain();
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+    let refused = |error: io::Error| {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => "the address is in use".to_owned(),
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            io::ErrorKind::PermissionDenied => {
+                "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        StartError::Listen { address, reason }
+    };
+    let bind = || {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM.nonblocking(),
+            Some(socket2::Protocol::TCP),
+        )?;
+        // A restart need not wait for the connections of the process before it.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = StdListener::from(socket);
+        let address = socket.local_addr()?;
+        Ok(Listener { socket, address })
+    };
+    bind().map_err(refused)
+}
+
+fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {
+    let Listener { socket, address } = listener;
+    TcpListener::from_std(socket)
+        .map_err(|error| StartError::Listen { address, reason: error.to_string() })
+}

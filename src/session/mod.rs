@@ -1,0 +1,600 @@
+//! Sessions: what a token stands for, and for how long.
+//!
+//! A session ends at its absolute end (`session.ttl`), when it was not used for
+//! `session.idle_timeout`, when it is revoked, when its user has as many newer ones as
+//! `session.max_per_user` says, or when the store is full and it is the one least recently used.
+//! Both ends are kept in the session itself and judged at every look, on the [`Clock`]; the
+//! store's own expiry only frees memory. Each session that was created is counted as removed
+//! exactly once, by its cause. A user can be blocked for a time: then no session is created.
+//! The key is the token's digest; the token is kept nowhere. Where
+//! sessions live is decided by the private backend.
+
+mod memory;
+mod redis;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use self::memory::DigestHash;
+use crate::clock::Clock;
+use crate::config::SessionSection;
+use crate::identity::token::{SessionToken, TokenDigest};
+use crate::identity::{AppId, Identity, OpenId, User};
+use crate::telemetry::metrics::{Metrics, Removal};
+
+/// Uses that come in a stream are counted so often.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Users that can be blocked at once, of all apps together.
+pub const MOST_BLOCKED: usize = 100_000;
+
+/// The session store of a process. Clones share it.
+#[derive(Clone)]
+pub struct Sessions {
+    backend: Backend,
+    ttl_millis: Arc<AtomicU64>,
+    idle_timeout: Duration,
+    /// How much later an idle end may be judged, where uses are not all known here.
+    slack: Duration,
+    /// One search through all sessions at a time.
+    searches: Arc<Semaphore>,
+    clock: Clock,
+}
+
+/// A closed set.
+#[derive(Clone)]
+enum Backend {
+    Memory(memory::Memory),
+    Redis(redis::Redis),
+}
+
+/// The store cannot be asked at the moment. Never taken for "no session".
+#[derive(Debug, thiserror::Error)]
+#[error("the session store is not available")]
+pub struct StoreError;
+
+/// No session is created, because its user is blocked.
+#[derive(Debug)]
+pub struct Blocked;
+
+/// Why a session is not created.
+#[derive(Debug)]
+pub enum CreateError {
+    Store(StoreError),
+    Blocked,
+}
+
+impl From<StoreError> for CreateError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Blocked> for CreateError {
+    fn from(_: Blocked) -> Self {
+        Self::Blocked
+    }
+}
+
+/// Why a user is not blocked.
+#[derive(Debug)]
+pub enum BlockError {
+    Store(StoreError),
+    /// The limit, [`MOST_BLOCKED`], is reached.
+    Full,
+}
+
+impl From<StoreError> for BlockError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// One login's session. Times are the clock's, in milliseconds.
+pub struct Session {
+    pub identity: Identity,
+    digest: TokenDigest,
+    /// Where its login came from.
+    pub client: IpAddr,
+    pub created_at_millis: u64,
+    pub ends_at_millis: u64,
+    last_used_millis: AtomicU64,
+    is_removed: AtomicBool,
+}
+
+impl Sessions {
+    /// Sessions where the configuration says: in this process, or in a store that is shared. One
+    /// that is elsewhere is reached once [`Sessions::run`] runs.
+    pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        // Whoever was not used for its whole life is at its end, too.
+        let idle_timeout = section.idle_timeout.min(section.ttl);
+        let (backend, slack) = match &section.shared {
+            None => {
+                let capacity = section.capacity;
+                let most = section.max_per_user;
+                let memory = memory::Memory::new(capacity, most, idle_timeout, metrics);
+                (Backend::Memory(memory), Duration::ZERO)
+            }
+            Some(shared) => {
+                let redis = redis::Redis::new(section, shared, clock.clone(), metrics);
+                let slack = redis.slack();
+                (Backend::Redis(redis), slack)
+            }
+        };
+        Self {
+            backend,
+            ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
+            idle_timeout,
+            slack,
+            searches: Arc::new(Semaphore::new(1)),
+            clock,
+        }
+    }
+
+    /// Does what a store elsewhere needs to be done, for ever; without one there is nothing.
+    pub async fn run(&self) {
+        match &self.backend {
+            Backend::Memory(_) => {}
+            Backend::Redis(redis) => redis.run().await,
+        }
+    }
+
+    /// Whether the store was reached since the start.
+    pub fn was_reached(&self) -> bool {
+        match &self.backend {
+            Backend::Memory(_) => true,
+            Backend::Redis(redis) => redis.was_reached(),
+        }
+    }
+
+    /// Whether a session could be kept at the moment, as far as is known.
+    ///
+    /// # Errors
+    /// When the store is known to be out of reach.
+    pub fn check(&self) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Redis(redis) => redis.check(),
+        }
+    }
+
+    /// Gives the sessions that are created from now on another life. Those that are there keep
+    /// theirs.
+    pub fn set_ttl(&self, ttl: Duration) {
+        self.ttl_millis.store(millis(ttl), Ordering::Relaxed);
+    }
+
+    /// Starts a session; the token is in nobody's hands but the caller's. Also returns the
+    /// time until the session ends if it is not used.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or the user is blocked.
+    pub async fn create(
+        &self,
+        identity: Identity,
+        client: IpAddr,
+    ) -> Result<(SessionToken, Duration), CreateError> {
+        let token = SessionToken::generate();
+        let now = self.clock.now_millis();
+        let session = Session {
+            identity,
+            digest: token.digest(),
+            client,
+            created_at_millis: now,
+            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
+            last_used_millis: AtomicU64::new(now),
+            is_removed: AtomicBool::new(false),
+        };
+        let expires_in = self.expires_in(&session);
+        match &self.backend {
+            Backend::Memory(memory) => memory.insert(session)?,
+            Backend::Redis(redis) => redis.insert(session).await?,
+        }
+        Ok((token, expires_in))
+    }
+
+    /// The live session of a token; looking it up is a use and moves its idle end.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
+        let found = match &self.backend {
+            Backend::Memory(memory) => memory.get(digest),
+            // Boxed: it would make the future of every connection larger.
+            Backend::Redis(redis) => Box::pin(redis.get(digest)).await?,
+        };
+        let Some(session) = found else { return Ok(None) };
+        let now = self.clock.now_millis();
+        if self.remaining(&session, now).is_zero() {
+            self.remove(digest, Removal::Expired);
+            return Ok(None);
+        }
+        match &self.backend {
+            Backend::Memory(_) => session.last_used_millis.store(now, Ordering::Relaxed),
+            Backend::Redis(redis) => redis.used(&session, now),
+        }
+        Ok(Some(session))
+    }
+
+    /// Whether a token stands for a live session. Asking is no use of it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
+        let found = match &self.backend {
+            Backend::Memory(memory) => memory.get(digest),
+            Backend::Redis(redis) => redis.get(digest).await?,
+        };
+        Ok(found.is_some_and(|session| self.is_live(&session)))
+    }
+
+    /// Ends the session of a token, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
+            Backend::Redis(redis) => redis.end(digest, Removal::Revoked).await?,
+        }
+        Ok(())
+    }
+
+    fn remove(&self, digest: &TokenDigest, cause: Removal) {
+        match &self.backend {
+            Backend::Memory(memory) => memory.remove(digest, cause),
+            Backend::Redis(redis) => redis.forget(digest),
+        }
+    }
+
+    fn remaining(&self, session: &Session, now_millis: u64) -> Duration {
+        let idle_end = session.last_used().saturating_add(millis(self.idle_timeout + self.slack));
+        Duration::from_millis(session.ends_at_millis.min(idle_end).saturating_sub(now_millis))
+    }
+
+    /// Time until a session that is used at this moment ends if it is not used again.
+    pub fn expires_in(&self, session: &Session) -> Duration {
+        let now = self.clock.now_millis();
+        let left = Duration::from_millis(session.ends_at_millis.saturating_sub(now));
+        left.min(self.idle_timeout)
+    }
+
+    /// Whether a session has not ended, as far as is known here. Asking is no use of it.
+    pub fn is_live(&self, session: &Session) -> bool {
+        !session.is_removed() && !self.remaining(session, self.clock.now_millis()).is_zero()
+    }
+
+    /// Whether a session found earlier has not ended since. Asking is no use of it. A store that
+    /// cannot be asked any more is as good as an end.
+    pub async fn lives_on(&self, session: &Session) -> bool {
+        match &self.backend {
+            Backend::Memory(_) => self.is_live(session),
+            Backend::Redis(_) => self.knows(&session.digest).await.unwrap_or(false),
+        }
+    }
+
+    /// Counts something that was done under a session found earlier as a use of it, once a
+    /// minute at most.
+    pub fn touch(&self, session: &Arc<Session>) {
+        let now = self.clock.now_millis();
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
+                let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
+                if is_due && self.is_live(session) {
+                    session.last_used_millis.store(now, Ordering::Relaxed);
+                    // The store, too, counts what is looked up as used.
+                    drop(memory.get(&session.digest));
+                }
+            }
+            Backend::Redis(redis) => redis.used(session, now),
+        }
+    }
+
+    /// The sessions of a user, the oldest first. Where the store is shared, uses of them may be
+    /// known an interval late, and some may have ended by this gateway's clock but not by others'.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
+        let mut sessions = match &self.backend {
+            Backend::Memory(memory) => {
+                let mut sessions = memory.of_user(user);
+                sessions.retain(|session| self.is_live(session));
+                sessions
+            }
+            Backend::Redis(redis) => redis.of_user(user).await?,
+        };
+        sessions.sort_by_key(|session| session.created_at_millis);
+        Ok(sessions)
+    }
+
+    /// Rejects the logins of a user for a time, also those that are in flight; with a shared store
+    /// on all gateways. The sessions that the user has are not ended by it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, or too many users are blocked.
+    pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
+        let now = self.clock.now_millis();
+        let until = now.saturating_add(millis(time));
+        let is_taken = match &self.backend {
+            Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
+            Backend::Redis(redis) => redis.block(user, until).await?,
+        };
+        if is_taken { Ok(()) } else { Err(BlockError::Full) }
+    }
+
+    /// Ends the block of a user, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.blocks.lift(user),
+            Backend::Redis(redis) => redis.unblock(user).await?,
+        }
+        Ok(())
+    }
+
+    /// Until when a user is blocked, on the clock, in milliseconds.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
+        let now = self.clock.now_millis();
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.blocks.until(user, now)),
+            Backend::Redis(redis) => redis.blocked_until(user).await,
+        }
+    }
+
+    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
+    /// Searches all sessions in the background, which takes about a second for a million, with a
+    /// shared store about 15, and a minute at most; one search at a time.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or searched.
+    pub async fn find_user(
+        &self,
+        app_id: &AppId,
+        is_sought: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
+    ) -> Result<Option<User>, StoreError> {
+        // It is never closed.
+        let turn = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let (memory, app_id) = (memory.clone(), app_id.clone());
+                let search = move || {
+                    // The caller may be gone.
+                    let _turn = turn;
+                    memory.find_user(&app_id, &is_sought)
+                };
+                tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
+            }
+            Backend::Redis(redis) => redis.find_user(app_id, &is_sought).await,
+        }
+    }
+
+    /// Frees what has ended. Called every second and before metrics are read.
+    pub fn maintain(&self) {
+        match &self.backend {
+            Backend::Memory(memory) => memory.maintain(),
+            Backend::Redis(redis) => redis.maintain(),
+        }
+    }
+}
+
+impl Session {
+    /// Under which it is kept.
+    pub fn digest(&self) -> &TokenDigest {
+        &self.digest
+    }
+
+    /// On the clock, in milliseconds.
+    pub fn last_used(&self) -> u64 {
+        self.last_used_millis.load(Ordering::Relaxed)
+    }
+
+    /// Whether this call is the one that moved the last use.
+    fn set_used(&self, from: u64, to: u64) -> bool {
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.is_removed.load(Ordering::Acquire)
+    }
+
+    /// Whether this call is the one that removed it: later ones must not count it again.
+    fn mark_removed(&self) -> bool {
+        !self.is_removed.swap(true, Ordering::AcqRel)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Carriers;
+    use crate::identity::{AppId, OpenId};
+
+    struct Store {
+        sessions: Sessions,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Store {
+        fn new(capacity: u64) -> Self {
+            let section = SessionSection {
+                ttl: Duration::from_secs(100),
+                idle_timeout: Duration::from_secs(10),
+                capacity,
+                carriers: Carriers { header: true, bearer: true },
+                header: http::HeaderName::from_static("x-3rd-session"),
+                max_per_user: None,
+                shared: None,
+            };
+            let clock = Clock::manual();
+            let metrics = Metrics::new().unwrap();
+            let sessions = Sessions::new(&section, clock.clone(), metrics.clone());
+            Self { sessions, clock, metrics }
+        }
+
+        async fn login(&self) -> TokenDigest {
+            let identity = Identity {
+                app_id: AppId::parse("wx1").unwrap(),
+                openid: OpenId::parse("o1").unwrap(),
+                unionid: None,
+            };
+            let client = IpAddr::from([192, 0, 2, 1]);
+            self.sessions.create(identity, client).await.unwrap().0.digest()
+        }
+
+        async fn is_live(&self, digest: &TokenDigest) -> bool {
+            self.sessions.get(digest).await.unwrap().is_some()
+        }
+
+        fn metric(&self, line: &str) -> u64 {
+            self.sessions.maintain();
+            let text = String::from_utf8(self.metrics.render().unwrap()).unwrap();
+            let value =
+                text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("{line}"));
+            value.trim().parse().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_used_lives_until_its_absolute_end() {
+        let store = Store::new(100);
+        let digest = store.login().await;
+        for _ in 0..11 {
+            store.clock.advance(Duration::from_secs(9));
+            assert!(store.is_live(&digest).await);
+        }
+        store.clock.advance(Duration::from_millis(999));
+        assert!(store.is_live(&digest).await);
+        store.clock.advance(Duration::from_millis(1));
+        assert!(!store.is_live(&digest).await);
+        assert_eq!(store.metric("wxgate_sessions_removed_total{cause=\"expired\"}"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_not_used_ends_after_the_idle_timeout() {
+        let store = Store::new(100);
+        let digest = store.login().await;
+        store.clock.advance(Duration::from_secs(10));
+        assert!(!store.is_live(&digest).await);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_session_is_gone_and_counted_once() {
+        let store = Store::new(100);
+        let digest = store.login().await;
+        store.sessions.revoke(&digest).await.unwrap();
+        store.sessions.revoke(&digest).await.unwrap();
+        assert!(!store.is_live(&digest).await);
+        assert_eq!(store.metric("wxgate_sessions_removed_total{cause=\"revoked\"}"), 1);
+        assert_eq!(store.metric("wxgate_sessions "), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_store_takes_new_logins_and_lets_the_least_recently_used_go() {
+        let store = Store::new(100);
+        let first = store.login().await;
+        let mut others = Vec::new();
+        for _ in 0..99 {
+            others.push(store.login().await);
+        }
+        store.sessions.maintain();
+        // Used again, so that the second oldest is the one to go.
+        assert!(store.is_live(&first).await);
+        store.sessions.maintain();
+        let newest = store.login().await;
+        store.sessions.maintain();
+        assert!(store.is_live(&newest).await);
+        assert!(store.is_live(&first).await);
+        assert!(!store.is_live(&others[0]).await);
+        assert_eq!(store.metric("wxgate_sessions_removed_total{cause=\"evicted\"}"), 1);
+        assert_eq!(store.metric("wxgate_sessions "), 100);
+    }
+
+    #[tokio::test]
+    async fn created_less_removed_is_what_is_held() {
+        let store = Store::new(50);
+        for round in 0..500u64 {
+            let digest = store.login().await;
+            match round % 3 {
+                0 => store.sessions.revoke(&digest).await.unwrap(),
+                1 => store.clock.advance(Duration::from_secs(1)),
+                _ => {}
+            }
+        }
+        store.sessions.maintain();
+        let created = store.metric("wxgate_sessions_created_total");
+        let removed: u64 = ["expired", "revoked", "evicted", "replaced"]
+            .iter()
+            .map(|cause| {
+                store.metric(&format!("wxgate_sessions_removed_total{{cause=\"{cause}\"}}"))
+            })
+            .sum();
+        let Backend::Memory(memory) = &store.sessions.backend else { unreachable!() };
+        assert_eq!(created, 500);
+        assert_eq!(created - removed, memory.len());
+    }
+
+    /// Blocks a user and ends its sessions, as an operator does.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
+        let store = Arc::new(Store::new(1_000_000));
+        let identity = |number: u32| Identity {
+            app_id: AppId::parse("wx1").unwrap(),
+            openid: OpenId::parse(&format!("o{number}")).unwrap(),
+            unionid: None,
+        };
+        for number in 0..5000 {
+            let start = Arc::new(std::sync::Barrier::new(2));
+            let (sessions, begin) = (store.sessions.clone(), start.clone());
+            let login = tokio::spawn(async move {
+                begin.wait();
+                drop(sessions.create(identity(number), IpAddr::from([192, 0, 2, 1])).await);
+            });
+            let (sessions, user) = (store.sessions.clone(), identity(number).user());
+            let block = tokio::spawn(async move {
+                start.wait();
+                sessions.block(&user, Duration::from_secs(1)).await.unwrap();
+                for session in sessions.of_user(&user).await.unwrap() {
+                    sessions.revoke(session.digest()).await.unwrap();
+                }
+            });
+            login.await.unwrap();
+            block.await.unwrap();
+            let left = store.sessions.of_user(&identity(number).user()).await.unwrap();
+            assert!(left.is_empty(), "round {number}");
+        }
+    }
+
+    /// As the frames of a WebSocket do.
+    #[tokio::test]
+    async fn what_is_done_under_a_session_keeps_it_like_a_look_up() {
+        let store = Store::new(3);
+        let held = store.login().await;
+        let session = store.sessions.get(&held).await.unwrap().unwrap();
+        for _ in 0..8 {
+            // Ten seconds without a use would end it.
+            store.clock.advance(Duration::from_secs(4));
+            store.sessions.touch(&session);
+            store.login().await;
+            store.sessions.maintain();
+        }
+        assert!(store.sessions.is_live(&session));
+        assert!(store.is_live(&held).await, "others were pushed out, this one was not");
+    }
+}

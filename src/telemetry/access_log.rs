@@ -1,0 +1,172 @@
+//! One JSON line a request.
+//!
+//! The fields are an allow-list: no token, code, secret, query or header can get in, and
+//! a user appears only as a keyed hash of the openid. When their destination is full, lines
+//! are given up and counted (`wxgate_log_lines_dropped_total`).
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use rand::distr::{Alphanumeric, SampleString};
+use serde::Serialize;
+use sha2::Sha256;
+use tracing_appender::non_blocking::NonBlocking;
+
+use crate::clock::Clock;
+use crate::config::{LogDestination, LogSection};
+use crate::identity::OpenId;
+use crate::identity::secret::Secret;
+use crate::telemetry::log_file::LogFile;
+pub use crate::telemetry::log_writer::timestamp;
+use crate::telemetry::log_writer::{Flush, queued};
+use crate::telemetry::metrics::Metrics;
+
+/// What is written of one request. Times are milliseconds, sizes bytes of bodies.
+#[derive(Serialize)]
+pub struct Line<'a> {
+    pub time: String,
+    pub request_id: &'a str,
+    pub client: IpAddr,
+    pub method: &'a str,
+    /// Without the query.
+    pub path: &'a str,
+    pub route: &'a str,
+    pub status: u16,
+    pub error: Option<&'a str>,
+    pub duration_ms: f64,
+    pub upstream: Option<String>,
+    pub upstream_status: Option<u16>,
+    pub bytes_in: usize,
+    pub bytes_out: usize,
+    pub decision: Option<&'a str>,
+    pub app_id: Option<&'a str>,
+    pub user: Option<String>,
+    /// What WeChat reported of a login that it did not accept.
+    pub errcode: Option<i64>,
+}
+
+/// A line that shares its stream with those of the process's own log.
+#[derive(Serialize)]
+struct Marked<'a> {
+    log: &'static str,
+    #[serde(flatten)]
+    line: &'a Line<'a>,
+}
+
+/// The destination of access lines.
+pub struct AccessLog {
+    writer: Option<(NonBlocking, Flush)>,
+    file: Option<Arc<LogFile>>,
+    user_names: UserNames,
+    /// Whether the key is from the configuration, so that names survive a restart.
+    has_key: bool,
+}
+
+/// What users are called in the log.
+///
+/// Keyed once; each name is made with a copy.
+#[derive(Clone)]
+pub struct UserNames(Hmac<Sha256>);
+
+impl UserNames {
+    /// 96 bits of HMAC-SHA-256 of the openid under `log.openid_key`, as 16 characters.
+    pub fn name(&self, openid: &OpenId) -> String {
+        let mut mac = self.0.clone();
+        mac.update(openid.as_str().as_bytes());
+        let hash = mac.finalize().into_bytes();
+        URL_SAFE_NO_PAD.encode(hash.first_chunk::<12>().unwrap_or(&[0; 12]))
+    }
+}
+
+impl AccessLog {
+    /// Opens the destination of the configuration.
+    ///
+    /// # Errors
+    /// When `log.access` names a file that cannot be opened for appending.
+    pub fn open(log: &LogSection, clock: &Clock, metrics: &Metrics) -> io::Result<Self> {
+        let file = match &log.access {
+            LogDestination::File(path) => Some(LogFile::open(path)?),
+            _ => None,
+        };
+        let sink: Option<Box<dyn Write + Send>> = match &log.access {
+            LogDestination::Off => None,
+            LogDestination::Stderr => Some(Box::new(io::stderr())),
+            LogDestination::Stdout => Some(Box::new(io::stdout())),
+            LogDestination::File(_) => {
+                let writer = |file: &Arc<LogFile>| file.writer(clock.clone(), metrics);
+                file.as_ref().map(writer).map(|writer| Box::new(writer) as Box<_>)
+            }
+        };
+        let key = match &log.openid_key {
+            Some(key) => key.clone(),
+            None => Secret::new(Alphanumeric.sample_string(&mut rand::rng(), 43)),
+        };
+        let user_names = Hmac::new_from_slice(key.expose().as_bytes()).map_err(io::Error::other)?;
+        Ok(Self {
+            writer: sink.map(|sink| queued(sink, metrics)),
+            file,
+            user_names: UserNames(user_names),
+            has_key: log.openid_key.is_some(),
+        })
+    }
+
+    /// The file that lines go to, where it is one.
+    pub fn file(&self) -> Option<&Arc<LogFile>> {
+        self.file.as_ref()
+    }
+
+    /// Whether anything is written: a line need not be built otherwise.
+    pub fn is_on(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    pub fn write(&self, line: &Line<'_>) {
+        let Some((writer, _)) = &self.writer else { return };
+        let mut text = Vec::with_capacity(512);
+        if serde_json::to_writer(&mut text, &Marked { log: "access", line }).is_ok() {
+            text.push(b'\n');
+            // A full queue is counted by the writer itself.
+            let _ = writer.clone().write_all(&text);
+        }
+    }
+
+    /// The name of a user in the log.
+    pub fn user(&self, openid: &OpenId) -> String {
+        self.user_names.name(openid)
+    }
+
+    /// How names are made, where `log.openid_key` is set: without it they differ from process to
+    /// process.
+    pub fn user_names(&self) -> Option<UserNames> {
+        self.has_key.then(|| self.user_names.clone())
+    }
+}
+
+/// A duration for the log: milliseconds with at most three decimals.
+pub fn milliseconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_decimals_at_most() {
+        for (nanos, shown) in [
+            (0, "0.0"),
+            (499, "0.0"),
+            (2_870_160, "2.87"),
+            (1_005_283_668, "1005.284"),
+            (3_600_000_123_456, "3600000.123"),
+        ] {
+            let took = Duration::from_nanos(nanos);
+            assert_eq!(serde_json::to_string(&milliseconds(took)).unwrap(), shown);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The servers of an upstream: which one is next, and how it is connected to.
+//!
+//! A [`Pool`] makes the servers of the configuration into peers, which pingora's connectors connect
+//! to, and returns their addresses in turn. Host names are resolved at the start and every 30
+//! seconds; when a name cannot be resolved, the addresses known before stay. After a failed connect
+//! `proxy` takes a server that it has not tried.
+
+mod keep_alive;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_load_balancing::discovery::ServiceDiscovery;
+use pingora_load_balancing::{Backend, Backends};
+
+use crate::clock::Clock;
+use crate::config::{ServerAddress, Timeouts, Upstream};
+use crate::telemetry::log_throttle::Seldom;
+
+/// Between two look-ups of host names.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// For one look-up; the system's own patience may be longer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Between two look-ups while a pool has no address at all.
+const RESOLVE_RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes for a server that the system holds before it sends them. It would hold megabytes, and a
+/// server that takes nothing would seem to take them.
+#[cfg(target_os = "linux")]
+const MOST_UNSENT: u32 = 16 << 10;
+
+/// The servers of one upstream.
+pub struct Pool {
+    backends: Backends,
+    peers: ArcSwap<Vec<Peer>>,
+    next: AtomicUsize,
+    section: Upstream,
+}
+
+/// A server that can be spoken to.
+struct Peer {
+    address: SocketAddr,
+    template: HttpPeer,
+}
+
+impl Pool {
+    pub fn new(section: Upstream, clock: Clock) -> Self {
+        let servers = section.servers.clone();
+        let names = Names { pool: section.name.clone(), servers, clock, known: Mutex::default() };
+        Self {
+            backends: Backends::new(Box::new(names)),
+            peers: ArcSwap::default(),
+            next: AtomicUsize::new(0),
+            section,
+        }
+    }
+
+    /// What it was made from.
+    pub fn section(&self) -> &Upstream {
+        &self.section
+    }
+
+    /// The next server in turn that is not among `tried`.
+    pub fn next(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        let peers = self.peers.load();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..peers.len())
+            .filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()))
+            .map(|peer| peer.address)
+            .find(|address| !tried.contains(address))
+    }
+
+    /// How to connect to a server, with the route's own timeouts where it has some. `None` if it is
+    /// no longer a server of the upstream.
+    pub fn peer_at(&self, address: SocketAddr, timeouts: &Timeouts) -> Option<Box<HttpPeer>> {
+        let peers = self.peers.load();
+        let peer = peers.iter().find(|peer| peer.address == address)?;
+        let mut peer = Box::new(peer.template.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = timeouts.connect.or(options.connection_timeout);
+        options.total_connection_timeout = timeouts.connect.or(options.total_connection_timeout);
+        Some(peer)
+    }
+
+    /// How long the connection of a response with these `Keep-Alive` lines is kept while it is
+    /// idle; `None`: it is closed.
+    pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+        keep_alive::time(self.section.idle_timeout, said)
+    }
+
+    /// Whether no address of any server is known.
+    pub fn is_empty(&self) -> bool {
+        self.peers.load().is_empty()
+    }
+
+    /// Whether some server has not been tried.
+    pub fn has_untried(&self, tried: &[SocketAddr]) -> bool {
+        self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
+    }
+
+    /// Looks up the host names, and takes over what was found.
+    pub async fn resolve(&self) {
+        let taken = self.backends.update(|backends| {
+            let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
+            let peers = addresses.map(|address| self.peer(*address)).collect();
+            self.peers.store(Arc::new(peers));
+        });
+        // Our discovery reports failures itself and keeps what it knew.
+        let _ = taken.await;
+    }
+
+    /// Looks the host names of a pool up again and again, for as long as anybody has it.
+    pub async fn keep_resolving(pool: Weak<Self>) {
+        let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
+        let interval = |pool: &Self| {
+            let has_names = pool.section.servers.iter().any(is_name);
+            has_names.then_some(if pool.is_empty() { RESOLVE_RETRY } else { RESOLVE_INTERVAL })
+        };
+        while let Some(interval) = pool.upgrade().and_then(|pool| interval(&pool)) {
+            tokio::time::sleep(interval).await;
+            let Some(pool) = pool.upgrade() else { return };
+            pool.resolve().await;
+        }
+    }
+
+    fn peer(&self, address: SocketAddr) -> Peer {
+        let mut template = HttpPeer::new(address, false, String::new());
+        let options = &mut template.options;
+        options.connection_timeout = Some(self.section.connect_timeout);
+        options.total_connection_timeout = Some(self.section.connect_timeout);
+        #[cfg(target_os = "linux")]
+        let hold_back = |socket: &tokio::net::TcpSocket| {
+            // Without it, more is held than has to be.
+            let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(MOST_UNSENT);
+            Ok(())
+        };
+        #[cfg(target_os = "linux")]
+        options.upstream_tcp_sock_tweak_hook.replace(Arc::new(hold_back));
+        Peer { address, template }
+    }
+}
+
+/// Resolves the servers of one pool.
+struct Names {
+    pool: String,
+    servers: Vec<ServerAddress>,
+    clock: Clock,
+    known: Mutex<HashMap<String, Name>>,
+}
+
+/// What is known of a host name with a port.
+struct Name {
+    /// Its addresses when it could last be resolved.
+    addresses: Vec<SocketAddr>,
+    failed: Seldom,
+    /// Whether the last line about it says that it cannot be resolved.
+    is_logged: bool,
+}
+
+#[async_trait]
+impl ServiceDiscovery for Names {
+    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let mut addresses = Vec::new();
+        for server in &self.servers {
+            match server {
+                ServerAddress::Socket(address) => addresses.push(*address),
+                ServerAddress::Host { host, port } => {
+                    addresses.extend(self.look_up(host, *port).await);
+                }
+            }
+        }
+        let backends =
+            addresses.iter().filter_map(|address| Backend::new(&address.to_string()).ok());
+        Ok((backends.collect(), HashMap::new()))
+    }
+}
+
+impl Names {
+    async fn look_up(&self, host: &str, port: u16) -> Vec<SocketAddr> {
+        let name = format!("{host}:{port}");
+        let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port)));
+        let found: std::io::Result<Vec<_>> = match found.await {
+            Ok(found) => found.map(Iterator::collect),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        self.learn(&name, found)
+    }
+
+    /// Takes the result of a look-up, or that of an earlier one.
+    fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let name = known.entry(host.to_owned()).or_insert_with(|| Name {
+            addresses: Vec::new(),
+            failed: Seldom::new(self.clock.clone()),
+            is_logged: false,
+        });
+        match found {
+            Ok(addresses) => {
+                if std::mem::take(&mut name.is_logged) {
+                    tracing::info!(upstream = self.pool, host, "a host name resolves again");
+                }
+                name.addresses = addresses;
+            }
+            Err(error) => {
+                if let Some(suppressed) = name.failed.suppressed() {
+                    name.is_logged = true;
+                    let kept = name.addresses.len();
+                    tracing::warn!(
+                        upstream = self.pool,
+                        host,
+                        %error,
+                        kept,
+                        suppressed,
+                        "a host name cannot be resolved"
+                    );
+                }
+            }
+        }
+        name.addresses.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is logged while something is done.
+    fn logged(done: impl FnOnce()) -> String {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let lines = tracing_subscriber::fmt().with_writer(Arc::new(path.reopen().unwrap()));
+        tracing::subscriber::with_default(lines.finish(), done);
+        std::fs::read_to_string(path.path()).unwrap()
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_logged_once_a_minute_and_once_when_it_does_again() {
+        let clock = Clock::manual();
+        let names = Names {
+            pool: "shop".to_owned(),
+            servers: Vec::new(),
+            clock: clock.clone(),
+            known: Mutex::default(),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let learn = |found| names.learn("shop.internal:80", found);
+        let fail = || learn(Err(std::io::Error::other("unknown")));
+        let find = || learn(Ok(vec![address]));
+        assert_eq!(logged(|| drop(find())), "");
+        let log = logged(|| {
+            for _ in 0..100 {
+                assert_eq!(fail(), [address], "what was known is kept");
+            }
+        });
+        assert_eq!(log.lines().count(), 1, "{log}");
+        clock.advance(Duration::from_secs(60));
+        assert!(logged(|| drop(fail())).contains("suppressed=99"));
+        let log = logged(|| drop((find(), find())));
+        assert_eq!(log.matches("resolves again").count(), 1, "{log}");
+        // A name that fails now and then must not flood the log either.
+        let log = logged(|| {
+            for _ in 0..100 {
+                fail();
+                find();
+            }
+        });
+        assert_eq!(log, "");
+    }
+}

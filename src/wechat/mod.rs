@@ -1,0 +1,311 @@
+//! WeChat's side of a login: a one-time code traded for an identity.
+//!
+//! [`Turn::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
+//! once, when the gate has let it: after a byte may have been sent the code may be spent, so
+//! nothing is ever repeated. The request's URL holds the app secret; no URL, and
+//! nothing that WeChat said, gets into a log or an error, but for its number and its trace
+//! id. WeChat responds with HTTP 200 and `text/plain`, also to report errors, so the body
+//! decides; an error that a relay gives another status is read as well.
+
+mod addresses;
+mod breaker;
+mod errcode;
+mod error;
+mod gate;
+pub mod reply;
+pub mod sandbox;
+mod trouble;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::header::RETRY_AFTER;
+use reqwest::{StatusCode, redirect};
+use zeroize::Zeroizing;
+
+use self::addresses::{Address, Addresses};
+pub use self::errcode::ErrCode;
+pub use self::error::{Refusal, WeChatError};
+use self::gate::{Gate, Pass};
+use self::reply::Reply;
+pub use self::trouble::{Cause, Place, Trouble};
+use crate::clock::Clock;
+use crate::config::{App, WeChatSection};
+use crate::identity::Identity;
+use crate::identity::secret::Secret;
+use crate::telemetry::metrics::Metrics;
+
+/// Bytes of an answer that are read; real ones have under 300.
+const LONGEST_REPLY: usize = 64 << 10;
+
+/// Labels of exchanges that are there from the start.
+pub const WATCHED_ERRCODES: [&str; 12] = [
+    "ok",
+    "timeout",
+    "transport",
+    "malformed",
+    "40029",
+    "40163",
+    "40226",
+    "45009",
+    "45011",
+    "40013",
+    "40125",
+    "40164",
+];
+
+/// Idle connections are given up before WeChat's end does, so that no code is written to a
+/// connection that is about to be closed.
+const POOL_IDLE: Duration = Duration::from_secs(10);
+
+/// A one-time code of `wx.login`, of a shape that is worth asking WeChat about.
+pub struct Code(Secret);
+
+impl Code {
+    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; codes seen have 32
+    /// letters and digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+        let is_code = (1..=128).contains(&text.len()) && text.bytes().all(legal);
+        is_code.then(|| Self(Secret::new(text.to_owned())))
+    }
+
+    /// What the developer tools give without an app id (observed, not documented).
+    pub fn is_mock(text: &str) -> bool {
+        text == "the code is a mock one"
+    }
+}
+
+/// The client cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no CA certificates were found on this machine, so WeChat cannot be verified: install \
+         the package ca-certificates, set SSL_CERT_FILE, or set wechat.ca_file"
+    )]
+    NoRoots,
+    #[error("the client for WeChat cannot be built: {0}")]
+    Other(String),
+}
+
+/// The client of WeChat's API.
+pub struct WeChat {
+    client: reqwest::Client,
+    addresses: Addresses,
+    section: WeChatSection,
+    gate: Gate,
+    metrics: Arc<Metrics>,
+}
+
+/// The turn to trade one code.
+pub struct Turn<'a> {
+    wechat: &'a WeChat,
+    pass: Pass<'a>,
+}
+
+impl WeChat {
+    /// # Errors
+    /// When there are no roots to verify WeChat with, or the client cannot be built.
+    pub fn new(
+        section: &WeChatSection,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(section.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .tls_certs_only(roots(section)?);
+        if let Some(proxy) = &section.proxy {
+            let proxy = reqwest::Proxy::all(proxy.expose())
+                .map_err(|_| ClientError::Other("proxy".to_owned()))?;
+            builder = builder.proxy(proxy);
+        }
+        let client =
+            builder.build().map_err(|error| ClientError::Other(error.without_url().to_string()))?;
+        Ok(Self {
+            client,
+            addresses: Addresses::new(section, clock.clone()),
+            section: section.clone(),
+            gate: Gate::new(section, clock, metrics.clone()),
+            metrics,
+        })
+    }
+
+    /// What it was made from.
+    pub fn section(&self) -> &WeChatSection {
+        &self.section
+    }
+
+    /// Waits for the turn to trade one code.
+    ///
+    /// # Errors
+    /// When WeChat is not to be asked now.
+    pub async fn turn(&self) -> Result<Turn<'_>, WeChatError> {
+        Ok(Turn { wechat: self, pass: self.gate.enter().await? })
+    }
+
+    /// Asks each address of WeChat whether it can be reached and takes the app, with a code
+    /// that is none. Says of each why a login of the app would fail there, whatever its code.
+    /// An address is shown without its path, which may be a secret of a relay.
+    pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
+        let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
+        let mut found = Vec::new();
+        for address in self.addresses.all() {
+            let deadline = Instant::now() + self.section.timeout;
+            let outcome = match self.ask(address, app, &no_code, deadline).await {
+                // Who looks at the code has taken the app.
+                Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
+                Err(error) => Err(error),
+            };
+            found.push((address.place.address(), outcome));
+        }
+        found
+    }
+
+    async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let deadline = Instant::now() + self.section.timeout;
+        let (first, second) = self.addresses.in_order();
+        let outcome = self.ask(first, app, code, deadline).await;
+        let trouble = match &outcome {
+            Err(WeChatError::Unreachable(trouble)) => Some(trouble),
+            _ => None,
+        };
+        self.addresses.report(first, trouble);
+        match second {
+            // Nothing was sent, so that this is no repetition.
+            Some(second) if trouble.is_some() => self.ask(second, app, code, deadline).await,
+            _ => outcome,
+        }
+    }
+
+    /// Trades a code at one address.
+    async fn ask(
+        &self,
+        address: &Address,
+        app: &App,
+        code: &Code,
+        deadline: Instant,
+    ) -> Result<Identity, WeChatError> {
+        let Response { status, retry_after, body } =
+            self.send(address, app, code, deadline).await?;
+        let place = &address.place;
+        let secrets = [app.secret.expose(), code.0.expose()];
+        let reply = Reply::parse(&body).map(|reply| reply.without(secrets));
+        if status.is_success() {
+            let identity = reply.and_then(|reply| reply.into_identity(&app.app_id));
+            return identity.map_err(|error| error.at(place));
+        }
+        // WeChat has no status but 200, yet a relay may turn its errors into others. It never
+        // turns a user into one.
+        let reported = reply.and_then(|reply| reply.failure()).ok().flatten();
+        if let Some(error) = reported.filter(|_| status.is_client_error()) {
+            return Err(error);
+        }
+        let trouble = Trouble::new(Some(place.clone()), Cause::Status(status.as_u16()));
+        Err(match status {
+            StatusCode::TOO_MANY_REQUESTS => WeChatError::TooManyRequests(trouble, retry_after),
+            _ => WeChatError::Status(trouble),
+        })
+    }
+
+    /// Sends one request, and reads the response.
+    async fn send(
+        &self,
+        address: &Address,
+        app: &App,
+        code: &Code,
+        deadline: Instant,
+    ) -> Result<Response, WeChatError> {
+        let query = [
+            ("appid", app.app_id.as_str()),
+            ("secret", app.secret.expose()),
+            ("js_code", code.0.expose()),
+            ("grant_type", "authorization_code"),
+        ];
+        let url = format!("{}/sns/jscode2session", address.url);
+        let url = reqwest::Url::parse_with_params(&url, query)
+            .map_err(|_| WeChatError::malformed("base_url"))?;
+        let broken = |error: reqwest::Error| transport_error(&address.place, &error);
+        let request = self.client.get(url).timeout(deadline - Instant::now());
+        let mut response = request.send().await.map_err(broken)?;
+        let status = response.status();
+        if status.is_server_error() {
+            let cause = Cause::Status(status.as_u16());
+            return Err(WeChatError::Broken(Trouble::new(Some(address.place.clone()), cause)));
+        }
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let mut body = Zeroizing::new(Vec::with_capacity(1024));
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if body.len() + chunk.len() > LONGEST_REPLY {
+                return Err(WeChatError::malformed("too long").at(&address.place));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Response { status, retry_after, body })
+    }
+}
+
+/// A response from an address of WeChat.
+struct Response {
+    status: StatusCode,
+    /// In seconds. Dates are not read.
+    retry_after: Option<u32>,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Turn<'_> {
+    /// Trades a code. It is sent at most once, whatever comes of it.
+    ///
+    /// # Errors
+    /// See [`WeChatError`].
+    pub async fn exchange(self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
+        let started = Instant::now();
+        let outcome = self.wechat.call(app, code).await;
+        self.pass.report(outcome.as_ref().err().filter(|error| !error.is_answer()));
+        let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
+        self.wechat.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
+        outcome
+    }
+}
+
+/// Tells what happened before anything was sent from what happened after.
+fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
+    let after = |cause| Trouble::new(Some(place.clone()), cause);
+    // All connections together may take less time than the whole, so that the latter ends
+    // only after the request was written, or began to be.
+    if let Some(trouble) = Trouble::of_certificate(place, error) {
+        WeChatError::Certificate(trouble)
+    } else if is_nonsense(error) {
+        WeChatError::malformed("not HTTP").at(place)
+    } else if error.is_connect() {
+        WeChatError::Unreachable(Trouble::of_connection(place, error))
+    } else if error.is_timeout() {
+        WeChatError::Timeout(after(Cause::NoResponse))
+    } else {
+        WeChatError::Broken(after(Cause::Closed))
+    }
+}
+
+/// Whether something came that is no HTTP.
+fn is_nonsense(error: &reqwest::Error) -> bool {
+    trouble::chain(error)
+        .any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
+}
+
+fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientError> {
+    let roots = match &section.roots {
+        Some(roots) => roots.clone(),
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    if roots.is_empty() && section.is_https() {
+        return Err(ClientError::NoRoots);
+    }
+    // A system's store may hold certificates that cannot be read; the others still count.
+    Ok(roots.iter().filter_map(|root| reqwest::Certificate::from_der(root).ok()).collect())
+}
