@@ -1,11 +1,11 @@
--- Asks wxgate what is to become of a request, and leaves the answer in variables:
--- txn.wxgate_status, and of a 200 whose request it is, of a refusal its error and body.
--- haproxy.cfg calls it with the address to ask. Whatever fails here sets no status, and
--- without one haproxy.cfg forwards nothing.
+-- Gets wxgate's decision on a request and stores it in variables: txn.wxgate_status, the
+-- identity for a 200, the error and the body for a rejection. haproxy.cfg calls this with the
+-- URL of wxgate. After a failure txn.wxgate_status is not set, and haproxy.cfg does not forward
+-- the request.
 
 local TIMEOUT = 5000
 
--- Every line of a header, so that two tokens are seen as two.
+-- All lines of a header: wxgate must see a repeated token.
 local function lines(headers, name)
     local found = {}
     local index = 0
@@ -28,7 +28,7 @@ core.register_action("wxgate", { "http-req" }, function(txn, url)
         timeout = TIMEOUT,
         headers = {
             ["x-forwarded-method"] = { txn.f:method() },
-            -- The path as the client sent it, and the query.
+            -- Path and query as the client sent them.
             ["x-forwarded-uri"] = { txn.f:pathq() },
             ["x-forwarded-host"] = lines(headers, "host"),
             ["x-forwarded-proto"] = lines(headers, "x-forwarded-proto"),
@@ -51,7 +51,7 @@ core.register_action("wxgate", { "http-req" }, function(txn, url)
         end
     else
         txn:set_var("txn.wxgate_error", first(answer.headers, "x-wxgate-error") or "")
-        -- HAProxy would write its line end as %0A.
+        -- HAProxy would send the line break at its end as %0A.
         txn:set_var("txn.wxgate_body", ((answer.body or ""):gsub("%s+$", "")))
     end
     txn:set_var("txn.wxgate_status", tostring(answer.status))
