@@ -1,4 +1,4 @@
-//! What grows with what is held: `cargo bench --bench growth > benches/GROWTH.md`
+//! Memory and look-up time by number of sessions: `cargo bench --bench growth > benches/GROWTH.md`
 //!
 //! Memory and the time of a look-up with ten thousand, a million and ten million sessions, each
 //! in a process of its own; memory of ten thousand idle connections; the cost of a login.
@@ -44,11 +44,12 @@ async fn main() {
         return hold(size.parse().unwrap()).await;
     }
     println!(
-        "# What grows with what is held\n\n\
-         Printed by `cargo bench --bench growth`: sessions with openid, unionid, app and idle\n\
-         expiry; {LOOK_UPS} look-ups in a random order, {ROUNDS} rounds, median (least to most). Every 64th\n\
-         look-up does the store's book-keeping for those before it: that is the 99th percentile.\n\n\
-         | sessions | bytes each | look-up, ns: median | 99th percentile | the same once more / it |\n\
+        "# Memory and look-up time by number of sessions\n\n\
+         Printed by `cargo bench --bench growth`. Each session has openid, unionid, app and idle timeout.\n\
+         {LOOK_UPS} look-ups in random order, {ROUNDS} rounds, median (minimum to maximum). Every 64th look-up also\n\
+         does the book-keeping of the store for the look-ups before it; this is the 99th percentile. The\n\
+         last column compares two measurements of the same sessions.\n\n\
+         | sessions | bytes each | look-up, ns: median | 99th percentile | second / first measurement |\n\
          |---|---|---|---|---|"
     );
     for size in SIZES {
@@ -150,9 +151,9 @@ async fn serve() {
         idle.push(client);
     }
     let each = resident(process.id()).saturating_sub(before) / CONNECTIONS;
-    println!("\n| of the gateway | |\n|---|---|");
+    println!("\n| gateway | |\n|---|---|");
     println!(
-        "| memory of an idle connection, of {CONNECTIONS}, each after a request | {each} bytes |"
+        "| memory of an idle connection: {CONNECTIONS} connections, after one request each | {each} bytes |"
     );
     drop(idle);
 
@@ -165,7 +166,9 @@ async fn serve() {
     .await;
     for (what, (cpu, rate)) in [("proxied request", of_request), ("login", of_login)] {
         println!("| CPU of a {what} | {cpu:.1} us |");
-        println!("| {what}s a second, {CLIENTS} clients, all on the same cores | {rate:.0} |");
+        println!(
+            "| {what}s per second, {CLIENTS} clients, everything on the same cores | {rate:.0} |"
+        );
     }
 }
 

@@ -1,8 +1,8 @@
 //! Gateways that share a store: `cargo bench --bench shared_store > benches/SHARED_STORE.md`
 //!
-//! What a real `redis-server` holds and spends for each session and each question, and, with
-//! users whose time passes as fast as the machine allows, how often gateways have to ask. The
-//! session store is the gateway's own; its HTTP side is not run. One minute.
+//! Memory and CPU of a real `redis-server` for each session and each operation, and, with simulated
+//! users, how many requests need the store. Runs the gateway's session store without its HTTP side.
+//! Takes one minute.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,17 +51,16 @@ const AT_ONCE: usize = 64;
 async fn main() {
     println!(
         "# Gateways that share a store\n\n\
-         Printed by `cargo bench --bench shared_store`. Sessions have openid, unionid, app and idle\n\
-         expiry. The store is one `redis-server` {} without replicas and persistence.\n",
+         Printed by `cargo bench --bench shared_store`. Each session has openid, unionid, app and idle\n\
+         timeout. The store is one `redis-server` {} without replicas and persistence.\n",
         version()
     );
     costs().await;
     println!(
-        "\n{USERS} users open a page every {} s on average, at random times, with {REQUESTS} requests within\n\
-         {} s; a session that was read is believed for {} s (`near_cache_ttl`). Counted for {} minutes of\n\
-         their time. Questions: what the gateways ask the store for each request, look-ups and the writes of\n\
-         last uses.\n\n\
-         | gateways | a user's requests go | answered without the store | questions a request |\n\
+        "\n{USERS} simulated users open a page every {} s on average, at random times, with {REQUESTS} requests within\n\
+         {} s. Gateways cache a session for {} s (`near_cache_ttl`). Counted for {} minutes of simulated\n\
+         time. Store operations are look-ups and writes of the last use.\n\n\
+         | gateways | a user's requests go | served from the cache | store operations per request |\n\
          |---|---|---|---|",
         PAGE_EVERY.as_secs(),
         PAGE.as_secs(),
@@ -89,24 +88,27 @@ async fn costs() {
     let row = |what: &str, figure: String| println!("| {what} | {figure} |");
     println!("| | |\n|---|---|");
     let held = server.memory() - empty.0;
-    row("memory of the store, a session with its user's list", format!("{:.0} bytes", share(held)));
+    row(
+        "memory in the store of a session, with its user's list",
+        format!("{:.0} bytes", share(held)),
+    );
     let known = resident(std::process::id()).saturating_sub(empty.2) as f64;
     let digests_take = size_of_val(&digests[0]) as f64;
     row(
-        "memory of a gateway, a session that is believed",
+        "memory in a gateway of a cached session",
         format!("{:.0} bytes", share(known) - digests_take),
     );
     let costs = |what: &str, before: f64, took: Duration| {
         row(
-            &format!("CPU of the store, {what}"),
+            &format!("CPU of the store for a {what}"),
             format!("{:.1} us", share(server.cpu() - before) * 1e6),
         );
         row(
-            &format!("a second, {AT_ONCE} at once, gateway and store on this machine, {what}"),
+            &format!("{what}s per second, {AT_ONCE} at once, gateway and store on one machine"),
             format!("{:.0}", 1.0 / share(took.as_secs_f64())),
         );
     };
-    costs("a login", empty.1, took);
+    costs("login", empty.1, took);
 
     let other = Gateway::start(&server, "1m", &Clock::system()).await;
     let digests = Arc::new(digests);
@@ -118,7 +120,7 @@ async fn costs() {
     })
     .await;
     assert!(found.iter().all(|is_found| *is_found));
-    costs("a look-up", before, began.elapsed());
+    costs("look-up", before, began.elapsed());
 
     let (before, began) = (server.cpu(), Instant::now());
     let sessions = other.sessions.clone();
@@ -127,7 +129,7 @@ async fn costs() {
         async move { sessions.revoke(&digest).await.unwrap() }
     })
     .await;
-    costs("a logout", before, began.elapsed());
+    costs("logout", before, began.elapsed());
 }
 
 /// Does something so often, [`AT_ONCE`] at once, and returns the outcomes in order.
@@ -219,7 +221,7 @@ async fn simulate(gateways: usize, is_sticky: bool) {
     let share = |count: f64| count / requests as f64;
     println!(
         "| {gateways} | {} | {:.0} % | {:.2} |",
-        if is_sticky { "to one of them" } else { "to any of them" },
+        if is_sticky { "to the same gateway" } else { "to any gateway" },
         share(hits as f64) * 100.0,
         share(questions(&fleet) - before.unwrap()),
     );
