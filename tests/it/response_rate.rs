@@ -25,9 +25,9 @@ async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(u32::try_from(piece).unwrap());
     let mut client = Client::open_with(stack.gateway, &builder).await;
+    let start = Instant::now();
     let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
     let mut body = response.into_body();
-    let start = Instant::now();
     while start.elapsed() < JUDGED {
         match timeout(PATIENCE, body.data()).await.unwrap() {
             Some(Ok(data)) => body.flow_control().release_capacity(data.len()).unwrap(),
