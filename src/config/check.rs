@@ -32,13 +32,14 @@ use toml::de::DeTable;
 
 use self::known::{Known, OwnHeaders};
 use self::secret::read_any_secret;
-use super::diagnostic::{Diagnostic, Problems, Source};
-use super::mask::Line;
-use super::reader::{Lines, Report, Section};
-use super::value::{RateLimit, Size};
+use super::document::from_value::{RateLimit, Size};
+use super::document::problems::{Diagnostic, Problems, Source};
+use super::document::reader::{Lines, Report, Section};
+use super::document::redact_line::Line;
+use super::document::{file, include, not_toml};
 use super::{
     Config, Files, LimitsSection, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Rate,
-    Secrets, file, foreign, frozen, include,
+    Secrets, frozen,
 };
 
 /// Checks a file with all that it includes. Where it is to take the place of what runs, that
@@ -63,7 +64,7 @@ fn check_all(
     let parsed = sources.iter().map(|source| DeTable::parse_recoverable(&source.text));
     let (documents, errors): (Vec<_>, Vec<_>) = parsed.unzip();
     for (index, (source, errors)) in sources.iter().zip(&errors).enumerate() {
-        let format = foreign::format(&source.text).filter(|_| !errors.is_empty());
+        let format = not_toml::format(&source.text).filter(|_| !errors.is_empty());
         match format {
             Some((format, span)) => diagnostics.push(format_problem(index, format, span)),
             None => diagnostics
@@ -110,7 +111,7 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
     let message = error.message();
     let is_unquoted = UNQUOTED.iter().any(|begin| message.starts_with(begin));
     let span = error.span().unwrap_or_default();
-    let help = match foreign::lookalike_in_line(text, span.start) {
+    let help = match not_toml::lookalike_in_line(text, span.start) {
         Some(help) => help,
         None if is_unquoted => "put text in quotes: \"...\"".to_owned(),
         None => String::new(),

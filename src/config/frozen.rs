@@ -10,8 +10,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::Diagnostic;
-use super::mask::Line;
+use super::document::problems::Diagnostic;
+use super::document::redact_line::Line;
 use super::{Config, RedisSection};
 use crate::identity::secret::SealKey;
 

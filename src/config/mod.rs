@@ -8,16 +8,10 @@
 
 mod changes;
 mod check;
-mod diagnostic;
-mod file;
-mod foreign;
+mod document;
 mod frozen;
-mod include;
-mod mask;
-mod reader;
 mod redis;
 mod route;
-mod value;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,8 +29,9 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
 pub use self::changes::{Changes, listed};
-use self::diagnostic::Source;
-pub use self::diagnostic::{Diagnostic, Problem, Problems};
+use self::document::problems::Source;
+pub use self::document::problems::{Diagnostic, Problem, Problems};
+use self::document::{file, include};
 pub use self::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::route::{
     Cache, Cors, HeaderEdits, HostPattern, Origins, Preflight, Rewriting, Share, StaticAnswer,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::config::reader::{Located, Section};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{Access, Route, RoutePath, Target, Upstream};
 use crate::identity::AppId;
 

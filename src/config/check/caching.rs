@@ -6,7 +6,7 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
 
 use super::known::Known;
-use crate::config::reader::Section;
+use crate::config::document::reader::Section;
 use crate::config::{Access, Cache, HeaderEdits};
 use crate::message::header::cache_control::is_shared;
 

@@ -6,7 +6,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue};
 
 use super::known::Known;
-use crate::config::reader::{Located, Section, values};
+use crate::config::document::reader::{Located, Section, values};
 use crate::config::{Cors, HeaderEdits, Origins, Preflight};
 use crate::message::header::reserved::ERROR;
 

@@ -6,7 +6,7 @@
 use http::{HeaderName, HeaderValue};
 
 use super::known::{Known, OwnHeaders};
-use crate::config::reader::{Located, Section};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{HeaderEdits, Rewriting, RoutePath, Timeouts};
 use crate::message::header::reserved::{
     CLOUD_RUN, ERROR, FROM_TRUSTED, OF_CONNECTION, OF_FRAMING, OF_ONE_RESPONSE, WRITTEN,

@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 
-use crate::config::reader::Section;
+use crate::config::document::reader::Section;
 use crate::message::error_body::{ERRORS, ErrorBody};
 
 /// `None` where the section is absent, or was reported.

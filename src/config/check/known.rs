@@ -4,7 +4,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use crate::config::reader::{Located, Section};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{App, IdentitySection, Secrets, SessionSection, TlsSection, Upstream};
 
 /// What routes refer to.

@@ -7,7 +7,7 @@ use super::editing::response_headers;
 use super::known::OwnHeaders;
 use super::secret::read_any_secret;
 use super::{advice, caching, tls};
-use crate::config::reader::{Located, Section, values};
+use crate::config::document::reader::{Located, Section, values};
 use crate::config::{
     AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerAddress, ServerSection,
 };

@@ -6,9 +6,9 @@ use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-use crate::config::diagnostic::io_reason;
-use crate::config::file::{self, LONGEST};
-use crate::config::reader::{Located, Section};
+use crate::config::document::file::{self, LONGEST};
+use crate::config::document::problems::io_reason;
+use crate::config::document::reader::{Located, Section};
 
 const CERTIFICATE: &str = "certificate";
 const PRIVATE_KEY: &str = "private key";

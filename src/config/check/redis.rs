@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::secret::{read_any_secret, read_secret, read_secrets};
 use super::{pem, shape};
-use crate::config::reader::Section;
+use crate::config::document::reader::Section;
 use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
 use crate::identity::secret::SealKey;
 

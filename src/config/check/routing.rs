@@ -12,7 +12,7 @@ use super::matching::{Matched, matching, report_duplicate};
 use super::target::target;
 use super::tls::warn_of_uncovered;
 use super::{advice, max_body, rate};
-use crate::config::reader::{Located, Section, values};
+use crate::config::document::reader::{Located, Section, values};
 use crate::config::{
     Access, App, EndpointsSection, HostPattern, Route, RoutePath, ServerAddress, TlsSection,
     Upstream,

@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 use super::shape::warn_of_oddity;
 use crate::config::Secrets;
-use crate::config::diagnostic::io_reason;
-use crate::config::file::read_text;
-use crate::config::reader::{Located, Section};
-use crate::config::value::FromValue;
+use crate::config::document::file::read_text;
+use crate::config::document::from_value::FromValue;
+use crate::config::document::problems::io_reason;
+use crate::config::document::reader::{Located, Section};
 use crate::identity::secret::Secret;
 
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";

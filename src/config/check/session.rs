@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::{advice, rate, redis};
-use crate::config::reader::{Located, Section};
-use crate::config::value::{Carrier, LoginForm};
+use crate::config::document::from_value::{Carrier, LoginForm};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{
     Carriers, IdentitySection, LoginForms, LoginSection, Rate, Secrets, SessionSection,
 };

@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use crate::config::foreign::is_invisible;
-use crate::config::reader::{Located, Section};
+use crate::config::document::not_toml::is_invisible;
+use crate::config::document::reader::{Located, Section};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;
 

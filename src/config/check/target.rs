@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use http::HeaderValue;
 
 use super::known::Known;
-use crate::config::diagnostic::io_reason;
-use crate::config::file;
-use crate::config::reader::{Located, Section};
-use crate::config::value::Percent;
+use crate::config::document::file;
+use crate::config::document::from_value::Percent;
+use crate::config::document::problems::io_reason;
+use crate::config::document::reader::{Located, Section};
 use crate::config::{Access, Secrets, Share, StaticAnswer, Target};
 
 /// Longest file that is answered with: it is kept in memory, and copied for each answer.

@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 
 use super::chain::{Chain, Flaw, Mismatch, Roots};
 use super::pem;
-use crate::config::reader::{Located, Section};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{Certificate, ClientCertificate, Secrets, TlsSection};
 
 pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::secret::{REFERENCE_HELP, read_secret};
 use super::{advice, pem, rate, shape};
-use crate::config::reader::{Located, Section};
+use crate::config::document::reader::{Located, Section};
 use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;

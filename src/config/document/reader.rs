@@ -1,6 +1,6 @@
 //! Reading a TOML document key by key without giving up at the first problem.
 //!
-//! serde stops at the first error, and operators want all of them, so `check.rs` asks a
+//! serde stops at the first error, and operators want all of them, so `read.rs` asks a
 //! [`Section`] for each key it knows, with a default. A key that is absent gives the
 //! default; one of the wrong type gives the default and a problem; a key that nobody asked
 //! for is an unknown key. What was asked for is also the list of keys that exist. A document
@@ -16,11 +16,11 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Place;
-use super::diagnostic::{Diagnostic, Source};
-use super::foreign::lookalike_in_value;
-use super::mask::Line;
-use super::value::{FromValue, Size, kind};
+use super::from_value::{FromValue, Size, kind};
+use super::not_toml::lookalike_in_value;
+use super::problems::{Diagnostic, Source};
+use super::redact_line::Line;
+use crate::config::Place;
 
 /// What reading has found so far.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 //!
 //! A problem has a place, the key it is about, what is wrong, and help. Its first line is
 //! `FILE:LINE:COL: key: message`, which editors and CI understand; the line of the file and
-//! a caret follow. What of the line may be shown is decided in `mask.rs`.
+//! a caret follow. What of the line may be shown is decided in `redact_line.rs`.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use unicode_width::UnicodeWidthStr;
 
-use super::mask::Line;
+use super::redact_line::Line;
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]

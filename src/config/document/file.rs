@@ -13,7 +13,7 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, OFlags};
 use rustix::io::Errno;
 
-use super::diagnostic::io_reason;
+use super::problems::io_reason;
 
 /// Longer than any configuration or chain of certificates.
 pub const LONGEST: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{
+use crate::config::{
     Access, Cache, ClientCertificate, HostPattern, LogDestination, LogFormat, LogLevel, Preflight,
     Rate, RoutePath, ServerAddress,
 };

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, Pattern};
 use toml::de::DeTable;
 
-use super::Files;
-use super::diagnostic::{Diagnostic, Source, io_reason};
+use super::problems::{Diagnostic, Source, io_reason};
 use super::reader::{Report, Section};
+use crate::config::Files;
 
 const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
