@@ -7,11 +7,13 @@
 //! this code.
 
 mod changes;
-mod check;
 mod document;
-mod frozen;
+mod read;
 mod redis;
+mod restart_only;
 mod route;
+mod section;
+mod value;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -135,7 +137,7 @@ impl Config {
             Some(_) => file::read_text(path),
         };
         match read {
-            Ok(text) => check::check(Source { name, text }, secrets, running),
+            Ok(text) => read::check(Source { name, text }, secrets, running),
             Err(error) => Loaded {
                 config: Err(Problems::unreadable(&name, &error)),
                 files: Files { listed: [path.to_owned()].into(), ..Files::default() },
@@ -150,7 +152,7 @@ impl Config {
     /// Every problem found, each with its place.
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
         let source = Source { name: name.to_owned(), text: text.to_owned() };
-        check::check(source, secrets, None).config
+        read::check(source, secrets, None).config
     }
 
     /// A summary in one line, such as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in
@@ -173,12 +175,12 @@ impl Config {
 
     /// Every key that a file may have, as `section.key` or `section[].key`.
     pub fn known_keys() -> Vec<String> {
-        check::known_keys()
+        read::known_keys()
     }
 
     /// The keys that cannot change while the gateway runs.
     pub fn frozen_keys() -> Vec<&'static str> {
-        frozen::keys().collect()
+        restart_only::keys().collect()
     }
 }
 

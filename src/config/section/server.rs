@@ -1,13 +1,17 @@
 //! Where the gateway listens.
 
+pub mod certificate_chain;
+pub mod tls;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::editing::response_headers;
-use super::known::OwnHeaders;
-use super::secret::read_any_secret;
-use super::{advice, caching, tls};
+use super::advice;
+use super::route::caching;
+use super::route::header_edits::response_headers;
+use super::route::references::OwnHeaders;
 use crate::config::document::reader::{Located, Section, values};
+use crate::config::value::secret::read_any_secret;
 use crate::config::{
     AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerAddress, ServerSection,
 };

@@ -6,12 +6,12 @@ use std::path::Path;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
-use super::shape::warn_of_oddity;
 use crate::config::Secrets;
 use crate::config::document::file::read_text;
 use crate::config::document::from_value::FromValue;
 use crate::config::document::problems::io_reason;
 use crate::config::document::reader::{Located, Section};
+use crate::config::section::shape::warn_of_oddity;
 use crate::identity::secret::Secret;
 
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";

@@ -5,7 +5,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use super::known::{Known, OwnHeaders};
+use super::references::{Known, OwnHeaders};
 use crate::config::document::reader::{Located, Section};
 use crate::config::{HeaderEdits, Rewriting, RoutePath, Timeouts};
 use crate::message::header::reserved::{

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::secret::{read_any_secret, read_secret, read_secrets};
-use super::{pem, shape};
 use crate::config::document::reader::Section;
+use crate::config::section::shape;
+use crate::config::value::pem;
+use crate::config::value::secret::{read_any_secret, read_secret, read_secrets};
 use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
 use crate::identity::secret::SealKey;
 

@@ -11,9 +11,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
-use super::chain::{Chain, Flaw, Mismatch, Roots};
-use super::pem;
+use super::certificate_chain::{Chain, Flaw, Mismatch, Roots};
 use crate::config::document::reader::{Located, Section};
+use crate::config::value::pem;
 use crate::config::{Certificate, ClientCertificate, Secrets, TlsSection};
 
 pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::HeaderValue;
 
-use super::known::Known;
+use super::references::Known;
 use crate::config::document::file;
 use crate::config::document::from_value::Percent;
 use crate::config::document::problems::io_reason;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue};
 
-use super::known::Known;
+use super::references::Known;
 use crate::config::document::reader::{Located, Section, values};
 use crate::config::{Cors, HeaderEdits, Origins, Preflight};
 use crate::message::header::reserved::ERROR;

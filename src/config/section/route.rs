@@ -1,18 +1,26 @@
 //! Endpoints, upstreams and routes, and what each says of another.
 
+pub mod caching;
+pub mod cors;
+pub mod header_edits;
+pub mod matching;
+pub mod references;
+pub mod target;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::caching::vary;
-use super::cors::cors;
-use super::editing::{on_route, request_edits, response_edits, rewriting, timeouts};
-use super::known::Known;
-use super::listener::is_met;
-use super::matching::{Matched, matching, report_duplicate};
-use super::target::target;
-use super::tls::warn_of_uncovered;
-use super::{advice, max_body, rate};
+use self::caching::vary;
+use self::cors::cors;
+use self::header_edits::{on_route, request_edits, response_edits, rewriting, timeouts};
+use self::matching::{Matched, matching, report_duplicate};
+use self::references::Known;
+use self::target::target;
+use super::advice;
+use super::server::is_met;
+use super::server::tls::warn_of_uncovered;
 use crate::config::document::reader::{Located, Section, values};
+use crate::config::read::{max_body, rate};
 use crate::config::{
     Access, App, EndpointsSection, HostPattern, Route, RoutePath, ServerAddress, TlsSection,
     Upstream,

@@ -4,25 +4,6 @@
 //! the document includes or names: secrets, certificates. Defaults stand here and in
 //! `config/reference.toml`; a test compares the two.
 
-mod advice;
-mod caching;
-mod chain;
-mod cors;
-mod editing;
-mod errors;
-mod known;
-mod listener;
-mod matching;
-mod pem;
-mod redis;
-mod routing;
-mod secret;
-mod session;
-mod shape;
-mod target;
-mod tls;
-mod wechat;
-
 use std::cell::RefCell;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -30,16 +11,17 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use self::known::{Known, OwnHeaders};
-use self::secret::read_any_secret;
 use super::document::from_value::{RateLimit, Size};
 use super::document::problems::{Diagnostic, Problems, Source};
 use super::document::reader::{Lines, Report, Section};
 use super::document::redact_line::Line;
 use super::document::{file, include, not_toml};
+use super::section::route::references::{Known, OwnHeaders};
+use super::section::{advice, errors, route, server, session, shape, wechat};
+use super::value::secret::read_any_secret;
 use super::{
     Config, Files, LimitsSection, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Rate,
-    Secrets, frozen,
+    Secrets, restart_only,
 };
 
 /// Checks a file with all that it includes. Where it is to take the place of what runs, that
@@ -82,7 +64,7 @@ fn check_all(
     files.listed.extend(named);
     let config = config.filter(|_| diagnostics.is_empty())?;
     if let (Some(running), Some(document)) = (running, documents.first()) {
-        diagnostics.extend(frozen::problems(running, &config, document));
+        diagnostics.extend(restart_only::problems(running, &config, document));
     }
     diagnostics.is_empty().then_some(Config { warnings, ..config })
 }
@@ -133,9 +115,9 @@ fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let (session, session_header) = session::session(root.section("session"), secrets);
     let identity = session::identity(root.section("identity"), &session, session_header);
     let own = OwnHeaders { session: &session, identity: &identity };
-    let (server, public) = listener::server(root.section("server"), own, secrets);
-    let admin = listener::admin(root.section("admin"), &public, secrets);
-    let forward_auth = listener::forward_auth(
+    let (server, public) = server::server(root.section("server"), own, secrets);
+    let admin = server::admin(root.section("admin"), &public, secrets);
+    let forward_auth = server::forward_auth(
         root.section("forward_auth"),
         &public,
         &admin,
@@ -151,9 +133,9 @@ fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
-    let upstreams = routing::upstreams(&root, is_asked, &listeners);
+    let upstreams = route::upstreams(&root, is_asked, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
-    let endpoints = routing::endpoints(root.section("endpoints"), tls);
+    let endpoints = route::endpoints(root.section("endpoints"), tls);
     let known = Known {
         upstreams: &upstreams,
         upstream_may_be_absent: is_asked,
@@ -165,7 +147,7 @@ fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
         tls,
         secrets,
     };
-    let routes = routing::routes(&root, &known);
+    let routes = route::routes(&root, &known);
     if let Some(routes) = &routes {
         advice::warn_of_unused_upstreams(&root, &upstreams, routes);
         advice::warn_of_unused_apps(&root, &app_ids, routes);
@@ -239,7 +221,7 @@ fn limits(section: Section<'_>) -> LimitsSection {
 }
 
 /// The key `max_body` of a section.
-fn max_body(section: &Section<'_>, default: u64) -> u64 {
+pub fn max_body(section: &Section<'_>, default: u64) -> u64 {
     let given = section.get::<Size>("max_body");
     if let Some(given) = &given
         && given.value.0 == 0
@@ -251,7 +233,7 @@ fn max_body(section: &Section<'_>, default: u64) -> u64 {
 }
 
 /// A rate limit; `None` where it is off.
-fn rate(section: &Section<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
+pub fn rate(section: &Section<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
     section.get_or(name, RateLimit(default)).0
 }
 

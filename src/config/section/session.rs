@@ -1,13 +1,16 @@
 //! Sessions, logins and the headers that carry them.
 
+pub mod redis;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{advice, rate, redis};
+use super::advice;
 use crate::config::document::from_value::{Carrier, LoginForm};
 use crate::config::document::reader::{Located, Section};
+use crate::config::read::rate;
 use crate::config::{
     Carriers, IdentitySection, LoginForms, LoginSection, Rate, Secrets, SessionSection,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
 
-use super::known::Known;
+use super::references::Known;
 use crate::config::document::reader::Section;
 use crate::config::{Access, Cache, HeaderEdits};
 use crate::message::header::cache_control::is_shared;

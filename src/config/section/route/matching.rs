@@ -2,10 +2,10 @@
 
 use http::{HeaderName, HeaderValue};
 
-use super::known::Known;
-use super::tls::warn_of_uncovered;
+use super::references::Known;
 use crate::config::document::from_value::PathMatch;
 use crate::config::document::reader::{Located, Section, values};
+use crate::config::section::server::tls::warn_of_uncovered;
 use crate::config::{HostPattern, RoutePath};
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};

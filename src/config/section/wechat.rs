@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::secret::{REFERENCE_HELP, read_secret};
-use super::{advice, pem, rate, shape};
+use super::{advice, shape};
 use crate::config::document::reader::{Located, Section};
+use crate::config::read::rate;
+use crate::config::value::pem;
+use crate::config::value::secret::{REFERENCE_HELP, read_secret};
 use crate::config::{App, Rate, Secrets, WeChatSection};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;
