@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Certificate, Config, Route, Target, TlsSection};
+use super::{Config, Route, Target};
 
 /// Names that a line of the log lists.
 const MOST: usize = 20;
@@ -117,22 +117,6 @@ fn is_same_target(before: &Config, a: &Target, after: &Config, b: &Target) -> bo
             named(before, *a) == named(after, *b) && parts(before, a_split) == parts(after, b_split)
         }
         (a, b) => a == b,
-    }
-}
-
-impl PartialEq for TlsSection {
-    fn eq(&self, other: &Self) -> bool {
-        self.default == other.default
-            && self.certificates == other.certificates
-            && self.handshake_timeout == other.handshake_timeout
-            && self.client_verifier.is_some() == other.client_verifier.is_some()
-    }
-}
-
-/// A key belongs to its certificate.
-impl PartialEq for Certificate {
-    fn eq(&self, other: &Self) -> bool {
-        self.file == other.file && self.chain_and_key.cert == other.chain_and_key.cert
     }
 }
 

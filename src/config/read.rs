@@ -1,42 +1,40 @@
-//! From a document to a [`Config`]: every rule about what a configuration may say.
+//! From the text of a file to a [`Config`]: the order in which it is parsed and its sections are
+//! read.
 //!
 //! Goes on after a problem, so that all of them are found at once. Pure but for the files that
-//! the document includes or names: secrets, certificates. Defaults stand here and in
-//! `config/reference.toml`; a test compares the two.
+//! the document includes or names: secrets, certificates.
 
 use std::cell::RefCell;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::document::from_value::{RateLimit, Size};
 use super::document::problems::{Diagnostic, Problems, Source};
 use super::document::reader::{Lines, Report, Section};
 use super::document::redact_line::Line;
-use super::document::{file, include, not_toml};
-use super::section::route::references::{Known, OwnHeaders};
-use super::section::{advice, errors, route, server, session, shape, wechat};
-use super::value::secret::read_any_secret;
-use super::{
-    Config, Files, LimitsSection, Loaded, LogDestination, LogFormat, LogLevel, LogSection, Rate,
-    Secrets, restart_only,
+use super::document::{include, not_toml};
+use super::section::route::references::References;
+use super::section::{
+    admin, app, endpoints, errors, forward_auth, identity, limits, log, login, route, server,
+    session, upstream, wechat,
 };
+use super::value::headers::ReservedHeaders;
+use super::{Config, Files, Loaded, Secrets, restart_only};
 
-/// Checks a file with all that it includes. Where it is to take the place of what runs, that
+/// Reads a file with all that it includes. Where it is to take the place of what runs, that
 /// is given.
-pub fn check(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded {
+pub fn read(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded {
     let mut files = Files { listed: [PathBuf::from(&main.name)].into(), ..Files::default() };
     let mut sources = vec![main];
     let mut diagnostics = include::read(&mut sources, &mut files);
-    let config = check_all(&sources, secrets, running, &mut files, &mut diagnostics);
+    let config = parse(&sources, secrets, running, &mut files, &mut diagnostics);
     let problems = || Problems::new(sources, diagnostics);
     Loaded { config: config.ok_or_else(problems), files }
 }
 
 /// `None` means that a problem was reported.
-fn check_all(
+fn parse(
     sources: &[Source],
     secrets: Secrets,
     running: Option<&Config>,
@@ -58,7 +56,7 @@ fn check_all(
     }
     let sources = sources.iter().map(Lines::new).collect();
     let report = RefCell::new(Report { sources, ..Report::default() });
-    let config = read(Section::root(&documents, &report), secrets, running.is_none());
+    let config = sections(Section::root(&documents, &report), secrets, running.is_none());
     let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
     diagnostics.extend(found);
     files.listed.extend(named);
@@ -72,7 +70,7 @@ fn check_all(
 pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
-    read(Section::root(&documents, &report), Secrets::Ignore, true);
+    sections(Section::root(&documents, &report), Secrets::Ignore, true);
     report.into_inner().known.into_iter().collect()
 }
 
@@ -109,15 +107,20 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
     }
 }
 
-/// What only a start needs is not checked again for a reload. `None` means that a problem was
-/// reported.
-fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
-    let (session, session_header) = session::session(root.section("session"), secrets);
-    let identity = session::identity(root.section("identity"), &session, session_header);
-    let own = OwnHeaders { session: &session, identity: &identity };
-    let (server, public) = server::server(root.section("server"), own, secrets);
-    let admin = server::admin(root.section("admin"), &public, secrets);
-    let forward_auth = server::forward_auth(
+/// Reads the sections in an order in which each has what it refers to. Warnings come in it, too.
+/// `None` means that a problem was reported.
+fn sections(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
+    let (session, session_header) = session::read(root.section("session"), secrets);
+    let identity = identity::read(root.section("identity"), &session, session_header);
+    let reserved = ReservedHeaders([
+        &identity.openid_header,
+        &identity.app_id_header,
+        &identity.union_id_header,
+        &session.header,
+    ]);
+    let (server, public) = server::read(root.section("server"), reserved, secrets);
+    let admin = admin::read(root.section("admin"), &public, secrets);
+    let forward_auth = forward_auth::read(
         root.section("forward_auth"),
         &public,
         &admin,
@@ -125,34 +128,34 @@ fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
         session.idle_timeout,
     );
     let is_asked = !forward_auth.listen.is_empty();
-    let wechat = wechat::wechat(root.section("wechat"), secrets);
-    let (login, rate_per_app) = session::login(root.section("login"));
-    let (apps, app_ids) = wechat::apps(&root, secrets, rate_per_app);
-    let limits = limits(root.section("limits"));
-    let log = log(root.section("log"), secrets, is_start);
+    let wechat = wechat::read(root.section("wechat"), secrets);
+    let (login, rate_per_app) = login::read(root.section("login"));
+    let (apps, app_ids) = app::read(&root, secrets, rate_per_app);
+    let limits = limits::read(root.section("limits"));
+    let log = log::read(root.section("log"), secrets, is_start);
     let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
-    let upstreams = route::upstreams(&root, is_asked, &listeners);
+    let upstreams = upstream::read(&root, is_asked, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
-    let endpoints = route::endpoints(root.section("endpoints"), tls);
-    let known = Known {
+    let endpoints = endpoints::read(root.section("endpoints"), tls);
+    let references = References {
         upstreams: &upstreams,
         upstream_may_be_absent: is_asked,
         apps: apps.as_deref(),
         max_body: limits.max_body,
         session: &session,
-        own,
+        reserved,
         response_headers: server.as_ref().map_or(&[], |server| &server.response_headers),
         tls,
         secrets,
     };
-    let routes = route::routes(&root, &known);
+    let routes = route::read(&root, &references);
     if let Some(routes) = &routes {
-        advice::warn_of_unused_upstreams(&root, &upstreams, routes);
-        advice::warn_of_unused_apps(&root, &app_ids, routes);
+        upstream::warn_of_unused(&root, &upstreams, routes);
+        app::warn_of_unused(&root, &app_ids, routes);
     }
-    let errors = errors::errors(&root);
+    let errors = errors::read(&root);
     // What it finds has been read.
     root.list::<String>("include");
     root.finish();
@@ -173,99 +176,6 @@ fn read(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
         errors,
         warnings: Vec::new(),
     })
-}
-
-fn limits(section: Section<'_>) -> LimitsSection {
-    let limits = LimitsSection {
-        header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
-        body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
-        idle_timeout: section.positive("idle_timeout", Duration::from_secs(60)),
-        max_body: max_body(&section, 10 << 20),
-        max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
-        max_header_count: section.number("max_header_count", 100, 1..=256),
-        max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
-        websocket_idle_timeout: section
-            .positive("websocket_idle_timeout", Duration::from_secs(300)),
-        websocket_lifetime: section.positive("websocket_lifetime", Duration::from_secs(24 * 3600)),
-        write_timeout: section.positive("write_timeout", Duration::from_secs(30)),
-        min_body_rate: section.get_or("min_body_rate", Size(240)).0,
-        min_response_rate: section.get_or("min_response_rate", Size(240)).0,
-        max_buffered: section.get_or("max_buffered", Size(256 << 20)).0,
-        max_requests_per_connection: section.number(
-            "max_requests_per_connection",
-            1000,
-            1..=1 << 30,
-        ),
-        max_streams: u32::try_from(section.number("max_streams", 100, 1..=1 << 16)).unwrap_or(100),
-        max_early_resets: section.number("max_early_resets", 200, 1..=1 << 30),
-        max_connections: match section.get_or("max_connections", 0usize) {
-            0 => default_connections(),
-            // A semaphore counts no further.
-            connections => connections.min(1 << 24),
-        },
-        max_connections_per_address: match section.get_or("max_connections_per_address", 0) {
-            0 => None,
-            connections => Some(connections),
-        },
-        max_rate_clients: section.number("max_rate_clients", 100_000, 1..=1 << 30) as u64,
-    };
-    advice::warn_of_memory(
-        &section,
-        "max_rate_clients",
-        limits.max_rate_clients,
-        advice::RATE_CLIENT_BYTES,
-        "each rate limit",
-    );
-    section.finish();
-    limits
-}
-
-/// The key `max_body` of a section.
-pub fn max_body(section: &Section<'_>, default: u64) -> u64 {
-    let given = section.get::<Size>("max_body");
-    if let Some(given) = &given
-        && given.value.0 == 0
-    {
-        // Elsewhere 0 stands for no limit; here it would refuse every body.
-        section.problem(given, "must be more than 0B", "");
-    }
-    given.map_or(default, |given| given.value.0)
-}
-
-/// A rate limit; `None` where it is off.
-pub fn rate(section: &Section<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
-    section.get_or(name, RateLimit(default)).0
-}
-
-/// Half of the descriptors that the process may open: the other half is for the connections
-/// to upstreams and for what is not a connection.
-fn default_connections() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20) / 2
-}
-
-fn log(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSection {
-    let openid_key = read_any_secret(&section, "openid_key", secrets);
-    if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
-        shape::warn_of_short_key(&section, key, &key.value);
-    }
-    let access = section.get::<LogDestination>("access");
-    // The file may be for another machine, as in CI.
-    let is_here = is_start && secrets == Secrets::Load;
-    if let Some(given) = access.as_ref().filter(|_| is_here)
-        && let LogDestination::File(path) = &given.value
-        && let Err(reason) = file::judge_append(path)
-    {
-        section.problem(given, format!("cannot be opened: {reason}"), "");
-    }
-    let log = LogSection {
-        level: section.get_or("level", LogLevel::Info),
-        format: section.get_or("format", LogFormat::Json),
-        access: access.map_or(LogDestination::Stderr, |given| given.value),
-        openid_key: openid_key.map(|key| key.value),
-    };
-    section.finish();
-    log
 }
 
 #[cfg(test)]

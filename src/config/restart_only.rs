@@ -1,4 +1,4 @@
-//! What cannot change while the gateway runs.
+//! Keys that a reload cannot change. Each section names its own.
 //!
 //! Listeners, worker threads, the session store and the log's destination are made once, at
 //! the start. A reload that would change one of them is refused as a whole, by the key's name:
@@ -10,45 +10,26 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::Config;
 use super::document::problems::Diagnostic;
 use super::document::redact_line::Line;
-use super::{Config, RedisSection};
-use crate::identity::secret::SealKey;
+use super::section::{RestartOnly, admin, forward_auth, limits, log, server, session};
 
-/// Whether two configurations agree on a key.
-type Agree = fn(&Config, &Config) -> bool;
-
-/// The keys, each with what it decides.
-const FROZEN: [(&str, Agree); 17] = [
-    ("server.listen", |a, b| a.server.listen == b.server.listen),
-    ("server.threads", |a, b| a.server.threads == b.server.threads),
-    ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
-    ("server.redirect", |a, b| a.server.redirect == b.server.redirect),
-    ("server.tls", |a, b| a.server.tls.is_some() == b.server.tls.is_some()),
-    ("forward_auth.listen", |a, b| a.forward_auth.listen == b.forward_auth.listen),
-    ("admin.listen", |a, b| a.admin.listen == b.admin.listen),
-    ("session.idle_timeout", |a, b| a.session.idle_timeout == b.session.idle_timeout),
-    ("session.capacity", |a, b| a.session.capacity == b.session.capacity),
-    ("session.redis", |a, b| redis(a) == redis(b)),
-    ("session.seal_key", |a, b| seal_keys(a).first() == seal_keys(b).first()),
-    ("session.previous_seal_keys", |a, b| seal_keys(a).get(1..) == seal_keys(b).get(1..)),
-    ("session.max_per_user", |a, b| a.session.max_per_user == b.session.max_per_user),
-    ("limits.max_connections", |a, b| a.limits.max_connections == b.limits.max_connections),
-    ("log.format", |a, b| a.log.format == b.log.format),
-    ("log.access", |a, b| a.log.access == b.log.access),
-    ("log.openid_key", |a, b| a.log.openid_key == b.log.openid_key),
-];
-
-fn redis(config: &Config) -> Option<&RedisSection> {
-    config.session.shared.as_ref().map(|shared| &shared.redis)
-}
-
-fn seal_keys(config: &Config) -> &[SealKey] {
-    config.session.shared.as_ref().map_or(&[], |shared| &shared.seal_keys)
+/// The keys of all sections.
+fn all() -> impl Iterator<Item = &'static RestartOnly> {
+    let sections = [
+        server::RESTART_ONLY,
+        forward_auth::RESTART_ONLY,
+        admin::RESTART_ONLY,
+        session::RESTART_ONLY,
+        limits::RESTART_ONLY,
+        log::RESTART_ONLY,
+    ];
+    sections.into_iter().flatten()
 }
 
 pub fn keys() -> impl Iterator<Item = &'static str> {
-    FROZEN.iter().map(|(key, _)| *key)
+    all().map(|(key, _)| *key)
 }
 
 /// What `next`, read from a document, would change.
@@ -57,7 +38,7 @@ pub fn problems(
     next: &Config,
     document: &Spanned<DeTable<'_>>,
 ) -> impl Iterator<Item = Diagnostic> {
-    let changed = FROZEN.iter().filter(|(_, agree)| !agree(running, next));
+    let changed = all().filter(|(_, agree)| !agree(running, next));
     changed.map(|(key, _)| Diagnostic {
         source: 0,
         span: Some(place(key, document)),

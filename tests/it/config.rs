@@ -365,7 +365,7 @@ fn the_reference_says_which_keys_need_a_restart() {
         }
         comment.clear();
     }
-    assert_eq!(marked, Config::frozen_keys().into_iter().map(str::to_owned).collect());
+    assert_eq!(marked, Config::restart_only_keys().into_iter().map(str::to_owned).collect());
 }
 
 #[test]

@@ -6,55 +6,20 @@
 //! for is an unknown key. What was asked for is also the list of keys that exist. A document
 //! may include others, which add to its arrays of tables and say nothing else.
 
+mod bounds;
+mod report;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::{Range, RangeInclusive};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::from_value::{FromValue, Size, kind};
+pub use self::report::{Lines, Place, Report};
+use super::from_value::FromValue;
 use super::not_toml::lookalike_in_value;
-use super::problems::{Diagnostic, Source};
 use super::redact_line::Line;
-use crate::config::Place;
-
-/// What reading has found so far.
-#[derive(Default)]
-pub struct Report {
-    pub diagnostics: Vec<Diagnostic>,
-    /// What works, but should not be left so.
-    pub warnings: Vec<String>,
-    /// Files that were read because a value names them.
-    pub files: Vec<PathBuf>,
-    /// Names and lines of the documents, in the order of reading.
-    pub sources: Vec<Lines>,
-    /// Keys asked for, as documented.
-    pub known: BTreeSet<String>,
-    /// Reading is only for `known`: sections that may be absent are walked through too.
-    pub is_listing: bool,
-}
-
-/// A file and its line breaks, by which places are found.
-pub struct Lines {
-    file: Arc<str>,
-    breaks: Vec<usize>,
-}
-
-impl Lines {
-    pub fn new(source: &Source) -> Self {
-        let breaks = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        Self { file: source.name.as_str().into(), breaks: breaks.map(|(at, _)| at).collect() }
-    }
-
-    fn place(&self, at: usize) -> Place {
-        let line = self.breaks.partition_point(|line_break| *line_break < at) + 1;
-        Place { file: self.file.clone(), line }
-    }
-}
 
 /// A value with its place.
 #[derive(Clone, Debug)]
@@ -246,6 +211,22 @@ impl<'a> Section<'a> {
         Some(located)
     }
 
+    /// A list that is not empty where it is given.
+    pub fn some<T: FromValue>(&self, name: &'static str, help: &str) -> Option<Vec<Located<T>>> {
+        let array = self.raw(name).and_then(|raw| raw.get_ref().as_array());
+        if array.is_some_and(|array| array.is_empty()) {
+            let span = self.raw(name).map_or(self.span.clone(), Spanned::span);
+            self.push(self.key(name), span, "is empty", help);
+        }
+        self.list(name)
+    }
+
+    /// A list that must be there and not be empty.
+    pub fn require_some<T: FromValue>(&self, name: &'static str, help: &str) -> Vec<Located<T>> {
+        self.report_missing(name, help);
+        self.some(name, help).unwrap_or_default()
+    }
+
     /// The entries of a table whose keys are the operator's to choose. What is wrong with one
     /// is reported and leaves it out.
     pub fn entries<K: FromValue, V: FromValue>(
@@ -281,76 +262,6 @@ impl<'a> Section<'a> {
         entries
     }
 
-    /// A duration that is longer than nothing, on clocks that count milliseconds.
-    pub fn positive(&self, name: &'static str, default: Duration) -> Duration {
-        let Some(given) = self.get::<Duration>(name) else { return default };
-        if given.value < Duration::from_millis(1) {
-            self.problem(&given, "must be at least 1ms", "");
-            return default;
-        }
-        given.value
-    }
-
-    /// The same where it may be absent.
-    pub fn optional_positive(&self, name: &'static str) -> Option<Duration> {
-        Some(self.positive(name, Duration::ZERO)).filter(|given| !given.is_zero())
-    }
-
-    /// A number within a range.
-    pub fn number(
-        &self,
-        name: &'static str,
-        default: usize,
-        range: RangeInclusive<usize>,
-    ) -> usize {
-        let Some(given) = self.get::<usize>(name) else { return default };
-        if range.contains(&given.value) {
-            return given.value;
-        }
-        self.problem(&given, format!("must be from {} to {}", range.start(), range.end()), "");
-        default
-    }
-
-    /// A size within a range.
-    pub fn size(&self, name: &'static str, default: usize, range: RangeInclusive<usize>) -> usize {
-        let Some(given) = self.get::<Size>(name) else { return default };
-        if let Some(size) = usize::try_from(given.value.0).ok().filter(|size| range.contains(size))
-        {
-            return size;
-        }
-        let show = |size: usize| match size {
-            _ if size.is_multiple_of(1 << 20) => format!("{}MiB", size >> 20),
-            _ if size.is_multiple_of(1 << 10) => format!("{}KiB", size >> 10),
-            _ => format!("{size}B"),
-        };
-        let message = format!("must be from {} to {}", show(*range.start()), show(*range.end()));
-        self.problem(&given, message, "");
-        default
-    }
-
-    /// A list that is not empty where it is given.
-    pub fn some<T: FromValue>(&self, name: &'static str, help: &str) -> Option<Vec<Located<T>>> {
-        let array = self.raw(name).and_then(|raw| raw.get_ref().as_array());
-        if array.is_some_and(|array| array.is_empty()) {
-            let span = self.raw(name).map_or(self.span.clone(), Spanned::span);
-            self.push(self.key(name), span, "is empty", help);
-        }
-        self.list(name)
-    }
-
-    /// A list that must be there and not be empty.
-    pub fn require_some<T: FromValue>(&self, name: &'static str, help: &str) -> Vec<Located<T>> {
-        self.report_missing(name, help);
-        self.some(name, help).unwrap_or_default()
-    }
-
-    /// Reports a key that must be there and is not.
-    pub fn report_missing(&self, name: &str, help: &str) {
-        if !self.has(name) && !self.is_reported {
-            self.push(self.key(name), self.span.clone(), "is missing", help);
-        }
-    }
-
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some() || self.included.iter().any(|included| included.has(name))
     }
@@ -362,84 +273,6 @@ impl<'a> Section<'a> {
 
     pub fn key(&self, name: &str) -> String {
         format!("{}{name}", prefix(&self.path))
-    }
-
-    /// Reports a problem of a value.
-    pub fn problem<T>(&self, at: &Located<T>, message: impl Into<String>, help: impl Into<String>) {
-        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Judged);
-    }
-
-    /// Reports a problem of what a value refers to. The name of a variable or a file is no
-    /// secret, whatever words it is made of.
-    pub fn reference_problem<T>(
-        &self,
-        at: &Located<T>,
-        message: impl Into<String>,
-        help: impl Into<String>,
-    ) {
-        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Shown);
-    }
-
-    /// Takes down that a file was read.
-    pub fn reads(&self, file: &Path) {
-        self.report.borrow_mut().files.push(file.to_owned());
-    }
-
-    /// Warns of a value that is used nevertheless.
-    pub fn warn<T>(&self, at: &Located<T>, message: &str) {
-        self.push_warning(at.source, at.span.start, &at.key, message);
-    }
-
-    /// Warns of the value of a key that is used nevertheless.
-    pub fn warn_of(&self, name: &str, message: &str) {
-        let at = self.raw(name).map_or(self.span.start, |value| value.span().start);
-        self.push_warning(self.source, at, &self.key(name), message);
-    }
-
-    fn push_warning(&self, source: usize, at: usize, key: &str, message: &str) {
-        let mut report = self.report.borrow_mut();
-        let place = report.sources.get(source).map(|lines| lines.place(at)).unwrap_or_default();
-        report.warnings.push(format!("{}:{}: {key}: {message}", place.file, place.line));
-    }
-
-    /// Where this table begins.
-    pub fn place(&self) -> Place {
-        let report = self.report.borrow();
-        report
-            .sources
-            .get(self.source)
-            .map(|lines| lines.place(self.span.start))
-            .unwrap_or_default()
-    }
-
-    /// Reports a problem of a place.
-    pub fn push(
-        &self,
-        key: String,
-        span: Range<usize>,
-        message: impl Into<String>,
-        help: impl Into<String>,
-    ) {
-        self.report(self.source, key, span, message, help, Line::Judged);
-    }
-
-    fn report(
-        &self,
-        source: usize,
-        key: String,
-        span: Range<usize>,
-        message: impl Into<String>,
-        help: impl Into<String>,
-        line: Line,
-    ) {
-        self.report.borrow_mut().diagnostics.push(Diagnostic {
-            source,
-            span: Some(span),
-            key,
-            message: message.into(),
-            help: help.into(),
-            line,
-        });
     }
 
     /// Reports the keys that nobody asked for.
@@ -483,11 +316,6 @@ impl<'a> Section<'a> {
     fn ask(&self, name: &'static str) {
         self.asked.borrow_mut().push(name);
         self.report.borrow_mut().known.insert(format!("{}{name}", prefix(&self.pattern)));
-    }
-
-    fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, expected: &str, help: String) {
-        let message = format!("expected {expected}, found {}", kind(value.get_ref()));
-        self.push(self.key(name), value.span(), message, help);
     }
 }
 

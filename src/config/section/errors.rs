@@ -1,4 +1,4 @@
-//! The shape of error bodies.
+//! `[errors]`: the shape of error bodies.
 
 use http::HeaderValue;
 
@@ -6,7 +6,7 @@ use crate::config::document::reader::Section;
 use crate::message::error_body::{ERRORS, ErrorBody};
 
 /// `None` where the section is absent, or was reported.
-pub fn errors(root: &Section<'_>) -> Option<ErrorBody> {
+pub fn read(root: &Section<'_>) -> Option<ErrorBody> {
     let section = root.optional_section("errors")?;
     let template = section.require::<String>("template");
     let content_type = section.get::<HeaderValue>("content_type");

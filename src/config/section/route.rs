@@ -1,131 +1,96 @@
-//! Endpoints, upstreams and routes, and what each says of another.
+//! `[[route]]`: a path, with conditions, and what happens to requests that match it.
 
 pub mod caching;
 pub mod cors;
 pub mod header_edits;
 pub mod matching;
 pub mod references;
+pub mod rewriting;
 pub mod target;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+use toml::de::DeValue;
+
 use self::caching::vary;
-use self::cors::cors;
-use self::header_edits::{on_route, request_edits, response_edits, rewriting, timeouts};
-use self::matching::{Matched, matching, report_duplicate};
-use self::references::Known;
-use self::target::target;
-use super::advice;
-use super::server::is_met;
-use super::server::tls::warn_of_uncovered;
-use crate::config::document::reader::{Located, Section, values};
-use crate::config::read::{max_body, rate};
-use crate::config::{
-    Access, App, EndpointsSection, HostPattern, Route, RoutePath, ServerAddress, TlsSection,
-    Upstream,
-};
+pub use self::cors::{Cors, Origins, Preflight};
+pub use self::header_edits::HeaderEdits;
+use self::header_edits::{on_route, request_edits, response_edits};
+use self::matching::{Matched, report_duplicate};
+use self::references::References;
+pub use self::rewriting::Rewriting;
+pub use self::target::{Share, StaticAnswer, Target};
+use super::app::App;
+use super::limits::max_body;
+use crate::config::document::from_value::{FromValue, word};
+use crate::config::document::reader::{Located, Place, Section};
+use crate::config::value::host::HostPattern;
+use crate::config::value::name::report_odd_name;
+use crate::config::value::path::RoutePath;
+use crate::config::value::rate::{self, Rate};
 use crate::identity::AppId;
 
-pub fn endpoints(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
-    let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
-    let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
-        let listed = match section.list::<RoutePath>(name) {
-            Some(listed) => {
-                listed.into_iter().map(|path| (path.value.clone(), Some(path))).collect()
-            }
-            None => Vec::from_iter(default.map(|path| (RoutePath(path.to_owned()), None))),
-        };
-        for (path, place) in &listed {
-            if let Some(place) = place {
-                advice::warn_of_trailing_slash(&section, place);
-            }
-            let Some((_, other, first)) = seen.iter().find(|(known, ..)| known == path) else {
-                seen.push((path.clone(), name, place.clone()));
-                continue;
-            };
-            // Of two, the one that stands in the file is to change.
-            let (place, other) = if place.is_some() { (place, *other) } else { (first, name) };
-            if let Some(place) = place {
-                section.problem(
-                    place,
-                    "this path stands twice",
-                    format!("endpoints.{other} has it too"),
-                );
-            }
-        }
-        listed.into_iter().map(|(path, _)| path).collect()
-    };
-    let login = paths("login", Some("/login"));
-    let logout = paths("logout", Some("/logout"));
-    let session = paths("session", Some("/session"));
-    let health = paths("health", None);
-    let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
-    for host in &hosts {
-        if let HostPattern::Wildcard(_) = host.value {
-            section.problem(host, "is a wildcard", "write each host name in full");
-        }
-    }
-    if let Some(tls) = tls {
-        warn_of_uncovered(&section, &hosts, tls);
-    }
-    let hosts = hosts.into_iter().map(|host| host.value.to_string()).collect();
-    section.finish();
-    EndpointsSection { login, logout, session, health, hosts }
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where its section begins.
+    pub place: Place,
+    /// Label in metrics and logs.
+    pub name: String,
+    /// Empty: every host.
+    pub hosts: Vec<HostPattern>,
+    pub path: RoutePath,
+    /// Whether only the path itself matches, not what is below it.
+    pub is_exact: bool,
+    /// Headers that must stand once and have these values.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub target: Target,
+    pub access: Access,
+    /// Upper-case; empty: every method.
+    pub methods: Vec<String>,
+    /// Empty: sessions of every app.
+    pub apps: Vec<AppId>,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
+    /// Bytes of a request body.
+    pub max_body: u64,
+    /// Requests of each user; `None`: as many as come.
+    pub rate_per_user: Option<Rate>,
+    /// Requests from each address.
+    pub rate_per_address: Option<Rate>,
+    pub rewriting: Option<Rewriting>,
+    pub request_edits: HeaderEdits,
+    /// Of the service's responses and of [`Target::Answer`], `server.response_headers` included.
+    pub response_edits: HeaderEdits,
+    /// Of the gateway's own responses on this route.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that can carry a token, for `Vary`; empty where it is not sent.
+    pub vary: Vec<HeaderName>,
+    pub timeouts: Timeouts,
+    pub cors: Option<Cors>,
+    pub preflight: Preflight,
 }
 
-/// Where another proxy forwards, there may be none. `listeners` are the gateway's own, with
-/// their keys.
-pub fn upstreams(
-    root: &Section<'_>,
-    may_be_absent: bool,
-    listeners: &[(&str, SocketAddr)],
-) -> Vec<Located<Upstream>> {
-    let sections = root.tables("upstream");
-    if !may_be_absent {
-        root.report_missing("upstream", "one [[upstream]] for each service");
-    }
-    let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
-    for section in sections {
-        let name = section.require::<String>("name");
-        if let Some(name) = &name {
-            report_odd_name(&section, name);
-            if let Some(first) = upstreams.iter().find(|upstream| upstream.value.name == name.value)
-            {
-                section.problem(name, "this name stands twice", format!("first as {}", first.key));
-            }
-        }
-        let servers = section.require_some::<ServerAddress>("servers", "as [\"127.0.0.1:3000\"]");
-        for (index, server) in servers.iter().enumerate() {
-            if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
-                section.problem(server, "stands twice", "");
-            }
-            if let Some((key, _)) =
-                listeners.iter().find(|(_, listener)| is_met(*listener, &server.value))
-            {
-                let message = format!("is a listener of this gateway, {key}: requests would loop");
-                section.problem(server, message, "write the address of the service");
-            }
-        }
-        let upstream = Upstream {
-            name: name.as_ref().map_or_else(String::new, |name| name.value.clone()),
-            servers: values(servers),
-            connect_timeout: section.positive("connect_timeout", Duration::from_secs(2)),
-            read_timeout: section.positive("read_timeout", Duration::from_secs(60)),
-            write_timeout: section.positive("write_timeout", Duration::from_secs(60)),
-            idle_timeout: section.optional_positive("idle_timeout"),
-        };
-        let (key, span) = match name {
-            Some(name) => (name.key, name.span),
-            None => (section.key("name"), section.span.clone()),
-        };
-        upstreams.push(Located { value: upstream, key, source: section.source, span });
-        section.finish();
-    }
-    upstreams
+/// What a route asks of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// No valid session, no upstream.
+    Required,
+    /// No token means anonymous; a token that is not valid is refused.
+    Optional,
+    /// Tokens are not looked up.
+    None,
 }
 
-pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
+/// What a route says instead of its upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Option<Duration>,
+    pub read: Option<Duration>,
+    pub write: Option<Duration>,
+}
+
+pub fn read(root: &Section<'_>, references: &References<'_>) -> Option<Vec<Route>> {
     let sections = root.tables("route");
     root.report_missing("route", "one [[route]] at least, as path = \"/\"");
     let mut routes: Vec<Route> = Vec::with_capacity(sections.len());
@@ -135,9 +100,9 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
     for section in sections {
         let path = section.require::<RoutePath>("path");
         if let Some(path) = &path {
-            advice::warn_of_pattern(&section, path);
+            warn_of_pattern(&section, path);
         }
-        let matching = matching(&section, known);
+        let matching = matching::read(&section, references);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
             report_odd_name(&section, name);
@@ -147,20 +112,21 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
             host + path.value.as_str()
         });
         let access = section.get_or("auth", Access::Required);
-        let target = target(&section, known, access);
-        let rewriting = rewriting(&section, path.as_ref());
-        let request_edits = request_edits(&section, known);
-        let response_edits = response_edits(&section, known);
-        let vary = vary(&section, known, access, &response_edits);
-        let timeouts = timeouts(&section);
-        let (cors, preflight) = cors(&section, known, &matching.methods, &response_edits);
+        let target = target::read(&section, references, access);
+        let rewriting = rewriting::read(&section, path.as_ref());
+        let request_edits = request_edits(&section, references);
+        let response_edits = response_edits(&section, references);
+        let vary = vary(&section, references, access, &response_edits);
+        let timeouts = read_timeouts(&section);
+        let (cors, preflight) =
+            cors::read(&section, references, &matching.methods, &response_edits);
         let (response_edits, response_headers) =
-            on_route(known.response_headers, response_edits, cors.is_some());
+            on_route(references.response_headers, response_edits, cors.is_some());
         let websocket = section.get_or("websocket", false);
-        let route_apps = route_apps(&section, known.apps);
-        let max_body = max_body(&section, known.max_body);
-        let rate_per_user = rate(&section, "rate_per_user", None);
-        let rate_per_address = rate(&section, "rate_per_address", None);
+        let route_apps = route_apps(&section, references.apps);
+        let max_body = max_body(&section, references.max_body);
+        let rate_per_user = rate::read(&section, "rate_per_user", None);
+        let rate_per_address = rate::read(&section, "rate_per_address", None);
         for (name, is_set) in [("apps", true), ("rate_per_user", rate_per_user.is_some())] {
             if let Some(raw) = section.raw(name)
                 && is_set
@@ -213,6 +179,14 @@ pub fn routes(root: &Section<'_>, known: &Known<'_>) -> Option<Vec<Route>> {
     (is_complete && !routes.is_empty()).then_some(routes)
 }
 
+fn read_timeouts(section: &Section<'_>) -> Timeouts {
+    Timeouts {
+        connect: section.optional_positive("connect_timeout"),
+        read: section.optional_positive("read_timeout"),
+        write: section.optional_positive("write_timeout"),
+    }
+}
+
 fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
     let listed = section.some::<AppId>("apps", "leave it out for sessions of every app");
     let listed = listed.unwrap_or_default();
@@ -226,6 +200,20 @@ fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
         }
     }
     listed.into_iter().map(|app_id| app_id.value).collect()
+}
+
+/// Warns of a path that looks like a pattern, but is compared literally.
+fn warn_of_pattern(section: &Section<'_>, path: &Located<RoutePath>) {
+    let text = path.value.as_str();
+    let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
+    let why = if text.ends_with('$') || text.contains('(') {
+        "a path is not a regular expression"
+    } else if has_parameter {
+        "a path has no parameters"
+    } else {
+        return;
+    };
+    section.warn(path, &format!("\"{text}\" is compared literally: {why}"));
 }
 
 /// How a route is called in metrics and logs.
@@ -257,14 +245,10 @@ fn report_repeated_names(root: &Section<'_>, names: &[RouteName]) {
     }
 }
 
-/// Names become labels of metrics; `@` marks the gateway's own.
-fn report_odd_name(section: &Section<'_>, name: &Located<String>) {
-    let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
-    if name.value.is_empty()
-        || name.value.chars().count() > 64
-        || name.value.starts_with('@')
-        || !name.value.chars().all(legal)
-    {
-        section.problem(name, "is not a name", "1 to 64 characters, not beginning with \"@\"");
+impl FromValue for Access {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let words =
+            [("required", Self::Required), ("optional", Self::Optional), ("none", Self::None)];
+        word(value, &words)
     }
 }

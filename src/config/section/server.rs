@@ -1,25 +1,62 @@
-//! Where the gateway listens.
+//! `[server]`: where clients connect, and how the process starts and ends.
 
 pub mod certificate_chain;
 pub mod tls;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::advice;
-use super::route::caching;
-use super::route::header_edits::response_headers;
-use super::route::references::OwnHeaders;
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use self::tls::TlsSection;
+use super::RestartOnly;
+use crate::config::Secrets;
 use crate::config::document::reader::{Located, Section, values};
-use crate::config::value::secret::read_any_secret;
-use crate::config::{
-    AdminSection, ForwardAuthSection, RoutePath, Secrets, ServerAddress, ServerSection,
-};
+use crate::config::value::headers::{ReservedHeaders, checked};
+use crate::config::value::listeners::report_overlaps;
+use crate::message::header::FoldedNames;
+use crate::message::header::reserved::OF_ONE_RESPONSE;
+
+#[derive(Debug, PartialEq)]
+pub struct ServerSection {
+    /// Never empty.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; never 0.
+    pub threads: usize,
+    pub tls: Option<TlsSection>,
+    /// Whether plain connections may be HTTP/2, by prior knowledge.
+    pub h2c: bool,
+    /// Of `listen`, those where a balancer first says whose connection it is.
+    pub proxy_protocol: Vec<SocketAddr>,
+    /// Listeners that only send clients to HTTPS. Empty without `tls`.
+    pub redirect: Vec<SocketAddr>,
+    /// Port that they send clients to.
+    pub redirect_port: u16,
+    pub trusted_proxies: Vec<IpNet>,
+    /// Added to every response of the public listeners.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// How often the configuration's files are looked at for changes; zero: never.
+    pub watch_interval: Duration,
+    /// How long new connections are still served after SIGTERM.
+    pub shutdown_delay: Duration,
+    /// How long what is in flight may take after that.
+    pub drain_timeout: Duration,
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] = &[
+    ("server.listen", |a, b| a.server.listen == b.server.listen),
+    ("server.threads", |a, b| a.server.threads == b.server.threads),
+    ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
+    ("server.redirect", |a, b| a.server.redirect == b.server.redirect),
+    ("server.tls", |a, b| a.server.tls.is_some() == b.server.tls.is_some()),
+];
 
 /// The section, and the places of its listeners.
-pub fn server(
+pub fn read(
     section: Section<'_>,
-    own: OwnHeaders<'_>,
+    reserved: ReservedHeaders<'_>,
     secrets: Secrets,
 ) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
     let listen = section.require_some::<SocketAddr>("listen", "as \"0.0.0.0:8080\"");
@@ -39,7 +76,7 @@ pub fn server(
     }
     let redirect_port = redirect_port(&section, &redirect, tls_section.is_some());
     let trusted_proxies = section.list("trusted_proxies").unwrap_or_default();
-    advice::warn_of_trust(&section, &trusted_proxies);
+    warn_of_trust(&section, &trusted_proxies);
     let trusted_proxies = values(trusted_proxies);
     let watch_interval = section.get::<Duration>("watch_interval");
     if let Some(given) = &watch_interval
@@ -51,13 +88,13 @@ pub fn server(
     let server = ServerSection {
         listen: values(listen.clone()),
         threads,
-        tls: tls_section.map(|tls| tls::tls(tls, secrets)),
+        tls: tls_section.map(|tls| tls::read(tls, secrets)),
         h2c: h2c.is_some_and(|h2c| h2c.value),
         proxy_protocol: proxy_protocol(&section, &listen, !trusted_proxies.is_empty()),
         redirect: values(redirect),
         redirect_port,
         trusted_proxies,
-        response_headers: response_headers(&section, own),
+        response_headers: response_headers(&section, reserved),
         watch_interval: watch_interval.map_or(Duration::from_secs(1), |given| given.value),
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
@@ -101,114 +138,31 @@ fn proxy_protocol(
     values(given)
 }
 
-/// In characters.
-const SHORTEST_TOKEN: usize = 32;
-
-pub fn admin(
-    section: Section<'_>,
-    public: &[Located<SocketAddr>],
-    secrets: Secrets,
-) -> AdminSection {
-    const HELP: &str = "metrics never stand on a public listener: choose another port";
-    let default = SocketAddr::from(([127, 0, 0, 1], 9464));
-    let given = section.get::<SocketAddr>("listen");
-    let listen = given.as_ref().map_or(default, |given| given.value);
-    if let Some(public) = public.iter().find(|public| overlap(public.value, listen)) {
-        match &given {
-            Some(given) => section.problem(given, "is a public listener too", HELP),
-            None => section.problem(public, "is where admin.listen is by default", HELP),
+/// The headers of every response.
+fn response_headers(
+    section: &Section<'_>,
+    reserved: ReservedHeaders<'_>,
+) -> Vec<(HeaderName, HeaderValue)> {
+    let of_one = FoldedNames::new(OF_ONE_RESPONSE.into_iter());
+    let reserved = FoldedNames::new(reserved.of_responses());
+    let given = section.entries::<HeaderName, HeaderValue>("response_headers");
+    for (name, _) in &given {
+        if of_one.contains(name.value.as_str()) {
+            let message = format!("\"{}\" is not the same for every response", name.value);
+            section.problem(name, message, "a route may have it in set_response_headers");
         }
     }
-    let token = read_any_secret(&section, "token", secrets);
-    if let Some(token) = &token
-        && secrets == Secrets::Load
-        && token.value.expose().len() < SHORTEST_TOKEN
-    {
-        let message = format!("is shorter than {SHORTEST_TOKEN} characters");
-        section.problem(token, message, "openssl rand -base64 32");
-    }
-    section.finish();
-    AdminSection { listen, token: token.map(|token| token.value) }
+    checked(section, given, &[], &reserved)
 }
 
-/// Off without `listen`.
-pub fn forward_auth(
-    section: Section<'_>,
-    public: &[Located<SocketAddr>],
-    admin: &AdminSection,
-    has_trusted_proxies: bool,
-    idle_timeout: Duration,
-) -> ForwardAuthSection {
-    const HELP: &str = "decisions never stand on another listener: choose another port";
-    let path = section.get_or("path", RoutePath("/auth".to_owned()));
-    let cache = caching::of_decisions(&section, idle_timeout);
-    if section.has("path") || !cache.is_zero() {
-        section.report_missing("listen", "as \"127.0.0.1:8081\"");
+/// Warns where everybody is a trusted proxy.
+fn warn_of_trust(section: &Section<'_>, trusted: &[Located<IpNet>]) {
+    // Two halves of all addresses count as well.
+    let networks: Vec<IpNet> = trusted.iter().map(|one| one.value.trunc()).collect();
+    let is_all = |network: &IpNet| network.prefix_len() == 0;
+    if IpNet::aggregate(&networks).iter().any(is_all) {
+        let message = "this trusts every address: all clients can forge their address, scheme \
+                       and host. List only your own proxies";
+        section.warn_of("trusted_proxies", message);
     }
-    let listen = section.list::<SocketAddr>("listen").unwrap_or_default();
-    report_overlaps(&section, &listen);
-    for one in &listen {
-        if public.iter().any(|public| overlap(public.value, one.value)) {
-            section.problem(one, "is a public listener too", HELP);
-        }
-        if overlap(admin.listen, one.value) {
-            section.problem(one, "is admin.listen too", HELP);
-        }
-    }
-    if let Some(first) = listen.first().filter(|_| !has_trusted_proxies) {
-        let message = "nobody could ask: server.trusted_proxies is empty";
-        section.problem(first, message, "name the addresses of the proxies in front there");
-    }
-    section.finish();
-    ForwardAuthSection { listen: values(listen), path, cache }
-}
-
-fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
-    for (index, one) in listed.iter().enumerate() {
-        for earlier in listed.iter().take(index) {
-            if one.value == earlier.value && one.value.port() != 0 {
-                section.problem(one, "stands twice", "");
-            } else if overlap(one.value, earlier.value) {
-                let help = "0.0.0.0 is all of IPv4, and [::] all of IPv6 and IPv4";
-                section.problem(one, format!("overlaps with {}", earlier.value), help);
-            }
-        }
-    }
-}
-
-/// Whether a connection to a server would reach a listener of this gateway. Names other than
-/// `localhost` are not resolved.
-pub fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
-    let (addresses, port) = match server {
-        // A connection to the unspecified address reaches loopback.
-        ServerAddress::Socket(server) => {
-            let address = match server.ip().to_canonical() {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-                address => address,
-            };
-            (vec![address], server.port())
-        }
-        ServerAddress::Host { host, port } => {
-            let is_here = host.trim_end_matches('.').eq_ignore_ascii_case("localhost");
-            let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            (if is_here { loopback.to_vec() } else { Vec::new() }, *port)
-        }
-    };
-    let own = listener.ip().to_canonical();
-    let is_all_of = |address: IpAddr| own.is_ipv6() || address.is_ipv4();
-    let is_own = |address: &IpAddr| {
-        *address == own
-            || own.is_unspecified() && is_all_of(*address) && advice::is_of_this_machine(*address)
-    };
-    port == listener.port() && addresses.iter().any(is_own)
-}
-
-/// Whether two listeners would want the same address. Port 0 is another one each time.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    // All of IPv6 is all of IPv4 too, unless the system is told otherwise.
-    let covers = |a: SocketAddr, b: SocketAddr| {
-        a.ip().is_unspecified() && (a.is_ipv6() || a.is_ipv4() == b.is_ipv4())
-    };
-    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
 }

@@ -1,29 +1,93 @@
-//! Sessions, logins and the headers that carry them.
+//! `[session]`: how long sessions live, where they are kept, and how clients send their tokens.
 
 pub mod redis;
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderName;
+use http::header::AUTHORIZATION;
+use toml::de::DeValue;
+use zeroize::Zeroizing;
 
-use super::advice;
-use crate::config::document::from_value::{Carrier, LoginForm};
+use self::redis::RedisSection;
+use super::RestartOnly;
+use super::limits::warn_of_memory;
+use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::reader::{Located, Section};
-use crate::config::read::rate;
-use crate::config::{
-    Carriers, IdentitySection, LoginForms, LoginSection, Rate, Secrets, SessionSection,
-};
-use crate::message::header::fold;
+use crate::config::value::headers::report_reserved;
+use crate::config::value::secret::{oddity, read_secret, read_secrets};
+use crate::config::{Config, Secrets};
+use crate::identity::secret::SealKey;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSection {
+    /// Absolute life of a session.
+    pub ttl: Duration,
+    /// A session that is not used for so long ends.
+    pub idle_timeout: Duration,
+    /// Most sessions held.
+    pub capacity: u64,
+    pub carriers: Carriers,
+    /// Name of the session header.
+    pub header: HeaderName,
+    /// Most sessions of one user, of one app; `None`: as many as come.
+    pub max_per_user: Option<NonZeroUsize>,
+    /// `None`: sessions are this process's own.
+    pub shared: Option<SharedSection>,
+}
+
+impl SessionSection {
+    /// The headers that can carry a token.
+    pub fn carrier_headers(&self) -> Vec<HeaderName> {
+        let header = self.carriers.header.then(|| self.header.clone());
+        let bearer = self.carriers.bearer.then_some(AUTHORIZATION);
+        header.into_iter().chain(bearer).collect()
+    }
+}
+
+/// A store that several gateways share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedSection {
+    pub redis: RedisSection,
+    /// The first seals what is stored, all of them open it. Empty only when secrets are ignored.
+    pub seal_keys: Vec<SealKey>,
+}
+
+/// Where a token is looked for; at least one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carriers {
+    pub header: bool,
+    pub bearer: bool,
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] = &[
+    ("session.idle_timeout", |a, b| a.session.idle_timeout == b.session.idle_timeout),
+    ("session.capacity", |a, b| a.session.capacity == b.session.capacity),
+    ("session.redis", |a, b| redis(a) == redis(b)),
+    ("session.seal_key", |a, b| seal_keys(a).first() == seal_keys(b).first()),
+    ("session.previous_seal_keys", |a, b| seal_keys(a).get(1..) == seal_keys(b).get(1..)),
+    ("session.max_per_user", |a, b| a.session.max_per_user == b.session.max_per_user),
+];
+
+fn redis(config: &Config) -> Option<&RedisSection> {
+    config.session.shared.as_ref().map(|shared| &shared.redis)
+}
+
+fn seal_keys(config: &Config) -> &[SealKey] {
+    config.session.shared.as_ref().map_or(&[], |shared| &shared.seal_keys)
+}
 
 const HOUR: u64 = 3600;
 
-/// Far more than a Mini Program's users are, and far less than floods a gateway.
-const LOGINS_PER_APP: Rate =
-    Rate { count: NonZeroU32::new(1000).unwrap(), period: Duration::from_secs(1) };
+/// Approximate memory of a session, in bytes.
+const SESSION_BYTES: u64 = 500;
 
 /// The section, and where its header is named.
-pub fn session(
+pub fn read(
     section: Section<'_>,
     secrets: Secrets,
 ) -> (SessionSection, Option<Located<HeaderName>>) {
@@ -58,114 +122,105 @@ pub fn session(
         None => HeaderName::from_static("x-3rd-session"),
     };
     let capacity = capacity.map_or(1_000_000, |capacity| capacity.value);
-    advice::warn_of_memory(&section, "capacity", capacity, advice::SESSION_BYTES, "sessions");
-    advice::warn_of_life(&section, ttl, idle_timeout);
+    warn_of_memory(&section, "capacity", capacity, SESSION_BYTES, "sessions");
+    warn_of_life(&section, ttl, idle_timeout);
     let max_per_user = NonZeroUsize::new(section.number("max_per_user", 10, 0..=1000));
     if max_per_user.is_none() {
         section.warn_of("max_per_user", "one user can take all of session.capacity");
     }
-    let shared = redis::shared(&section, idle_timeout, secrets);
+    let shared = shared(&section, idle_timeout, secrets);
     section.finish();
     let session =
         SessionSection { ttl, idle_timeout, capacity, carriers, header, max_per_user, shared };
     (session, named)
 }
 
-/// Headers that carry something else already.
-fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
-    const RESERVED: [&str; 19] = [
-        "authorization",
-        "connection",
-        "content_encoding",
-        "content_length",
-        "content_type",
-        "cookie",
-        "expect",
-        "forwarded",
-        "host",
-        "keep_alive",
-        "proxy_authorization",
-        "proxy_connection",
-        "te",
-        "trailer",
-        "transfer_encoding",
-        "upgrade",
-        "x_real_ip",
-        "x_request_id",
-        "x_wxgate_error",
-    ];
-    let folded = folded(header.value.as_str());
-    if RESERVED.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
-        let message = format!("\"{}\" has a meaning of its own", header.value);
-        section.problem(header, message, "choose a name that nothing else uses");
+/// Warns of lifetimes of sessions that are beyond reason.
+fn warn_of_life(section: &Section<'_>, ttl: Duration, idle_timeout: Duration) {
+    const DAY: u64 = 24 * 3600;
+    if ttl.as_secs() > 366 * DAY {
+        let message = "a stolen token is valid for more than a year";
+        section.warn_of("ttl", message);
+    } else if ttl.as_secs() < 60 {
+        section.warn_of("ttl", "every user must log in again within a minute");
+    } else if idle_timeout.as_secs() < 60 {
+        let message = "users must log in again after less than a minute without a request";
+        section.warn_of("idle_timeout", message);
     }
 }
 
-/// Of a code of `wx.login`.
-const CODE_LIFE: Duration = Duration::from_secs(300);
-
-/// The section, and the rate of apps that have none of their own.
-pub fn login(section: Section<'_>) -> (LoginSection, Option<Rate>) {
-    let accept =
-        section.some::<LoginForm>("accept", "at least one of \"json\", \"form\", \"query\"");
-    let accept = match accept {
-        Some(listed) => {
-            let has = |form| listed.iter().any(|listed| listed.value == form);
-            LoginForms {
-                json: has(LoginForm::Json),
-                form: has(LoginForm::Form),
-                query: has(LoginForm::Query),
+/// What `[session]` says of a store elsewhere. `None` where sessions are kept in the process, or
+/// a problem was reported.
+fn shared(
+    session: &Section<'_>,
+    idle_timeout: Duration,
+    secrets: Secrets,
+) -> Option<SharedSection> {
+    let section = session.optional_section("redis");
+    let seal_keys = read_seal_keys(session, secrets);
+    let Some(section) = section else {
+        for key in ["seal_key", "previous_seal_keys"] {
+            if let Some(given) = session.raw(key) {
+                let message = "is for sessions in a shared store";
+                session.push(session.key(key), given.span(), message, "add [session.redis]");
             }
         }
-        None => LoginForms { json: true, form: true, query: false },
+        return None;
     };
-    let max_body = section.size("max_body", 16 << 10, 64..=1 << 20);
-    let replay_window = section.get::<Duration>("replay_window");
-    if let Some(given) = replay_window.as_ref().filter(|given| given.value > CODE_LIFE) {
-        section.problem(given, "must be at most 5m: no code lives longer", "");
+    if !session.has("seal_key") {
+        session.report_missing("seal_key", "32 bytes: openssl rand -base64 32");
     }
-    let replay_window =
-        replay_window.map_or(Duration::from_secs(10), |given| given.value.min(CODE_LIFE));
-    let rate_per_app = rate(&section, "rate_per_app", Some(LOGINS_PER_APP));
-    let rate_per_address = rate(&section, "rate_per_address", None);
-    section.finish();
-    (LoginSection { accept, max_body, replay_window, rate_per_address }, rate_per_app)
+    let redis = redis::read(section, idle_timeout, secrets)?;
+    Some(SharedSection { redis, seal_keys })
 }
 
-pub fn identity(
-    section: Section<'_>,
-    session: &SessionSection,
-    session_header: Option<Located<HeaderName>>,
-) -> IdentitySection {
-    let mut names = vec![(folded(session.header.as_str()), "session.header", session_header)];
-    let mut name = |key: &'static str, path: &'static str, default: &'static str| {
-        let given = section.get::<HeaderName>(key);
-        if let Some(given) = &given {
-            report_reserved(&section, given);
-        }
-        let name =
-            given.as_ref().map_or(HeaderName::from_static(default), |given| given.value.clone());
-        let folded = folded(name.as_str());
-        if let Some((_, other, place)) = names.iter().find(|(known, ..)| *known == folded) {
-            let message = |other: &str| format!("an upstream could not tell it from {other}");
-            match (&given, place) {
-                (Some(given), _) => section.problem(given, message(other), ""),
-                // The one that stands in the file collides with a default.
-                (None, Some(place)) => section.problem(place, message(path), ""),
-                (None, None) => {}
+/// The key that seals first, then those that only open.
+fn read_seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
+    let current = read_secret(session, "seal_key", secrets);
+    let previous = read_secrets(session, "previous_seal_keys", secrets);
+    let given = current.into_iter().chain(previous).filter(|_| secrets == Secrets::Load);
+    let mut keys = Vec::new();
+    for given in given {
+        let text = given.value.expose();
+        match SealKey::parse(text) {
+            Some(key) if keys.contains(&key) => {
+                session.reference_problem(&given, "the same key is listed twice", "");
+            }
+            Some(key) => keys.push(key),
+            None => {
+                let message = "does not hold 32 bytes as base64 or hexadecimal digits";
+                let message = format!("{message}: {}", describe_key(text));
+                session.reference_problem(&given, message, "openssl rand -base64 32");
             }
         }
-        names.push((folded, path, given));
-        name
-    };
-    let openid_header = name("openid_header", "identity.openid_header", "x-openid");
-    let app_id_header = name("app_id_header", "identity.app_id_header", "x-appid");
-    let union_id_header = name("union_id_header", "identity.union_id_header", "x-unionid");
-    section.finish();
-    IdentitySection { openid_header, app_id_header, union_id_header }
+    }
+    keys
 }
 
-/// A name as a CGI-like upstream reads it.
-fn folded(name: &str) -> String {
-    name.bytes().map(|byte| char::from(fold(byte))).collect()
+/// What is wrong with a key that is not 32 bytes, in words that do not give it away.
+fn describe_key(text: &str) -> String {
+    let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
+    let is_text = |bytes: &[u8]| bytes.trim_ascii().iter().all(u8::is_ascii_graphic);
+    match (oddity(text), decoded) {
+        (Some(oddity), _) => oddity,
+        // Longer than any 32 bytes: a key that was encoded twice.
+        (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
+            "it is base64 of a text: decode it".to_owned()
+        }
+        (None, Some(decoded)) => format!("it is base64 of {} bytes", decoded.len()),
+        (None, None) => format!("it has {} characters", text.chars().count()),
+    }
+}
+
+/// Where tokens are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    Header,
+    Bearer,
+}
+
+impl FromValue for Carrier {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("header", Self::Header), ("bearer", Self::Bearer)])
+    }
 }

@@ -1,20 +1,50 @@
-//! How WeChat is reached, and the apps it knows.
+//! `[wechat]`: how WeChat is reached.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{advice, shape};
+use rustls::pki_types::CertificateDer;
+
+use crate::config::Secrets;
 use crate::config::document::reader::{Located, Section};
-use crate::config::read::rate;
 use crate::config::value::pem;
-use crate::config::value::secret::{REFERENCE_HELP, read_secret};
-use crate::config::{App, Rate, Secrets, WeChatSection};
-use crate::identity::AppId;
 use crate::identity::secret::Secret;
 
-pub fn wechat(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeChatSection {
+    /// Scheme, host, port and a path prefix or none, without a trailing slash.
+    pub base_url: String,
+    /// URL of an egress proxy; it may hold a password.
+    pub proxy: Option<Secret>,
+    /// Roots to trust instead of the system's, from `ca_file`.
+    pub roots: Option<Vec<CertificateDer<'static>>>,
+    /// Of a whole exchange.
+    pub timeout: Duration,
+    /// Until the connection stands, TLS included. Shorter than `timeout`.
+    pub connect_timeout: Duration,
+    /// Asked where `base_url` cannot be reached.
+    pub fallback_base_url: Option<String>,
+    /// Exchanges at once.
+    pub max_in_flight: usize,
+    /// Exchanges that wait until others are over.
+    pub queue: usize,
+    /// How long one waits.
+    pub queue_timeout: Duration,
+    /// Failures in a row after which WeChat is left alone; 0: never.
+    pub breaker_failures: u32,
+    pub breaker_pause: Duration,
+}
+
+impl WeChatSection {
+    /// Whether certificates are needed.
+    pub fn is_https(&self) -> bool {
+        let urls = [Some(&self.base_url), self.fallback_base_url.as_ref()];
+        urls.into_iter().flatten().any(|url| url.starts_with("https:"))
+    }
+}
+
+pub fn read(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);
     let proxy = section.get::<String>("proxy");
     // A loopback address that a proxy is asked for is the proxy's own.
@@ -107,7 +137,7 @@ fn check_base_url(
         return None;
     }
     let stays_here = is_direct && is_loopback(&given.value);
-    advice::warn_of_base_url(section, given, stays_here);
+    warn_of_base_url(section, given, stays_here);
     if url.scheme() == "http" && !stays_here && !allow_plain_http {
         section.problem(
             given,
@@ -142,66 +172,22 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
-/// The apps, `None` where a problem was reported, and the places of their ids.
-pub fn apps(
-    root: &Section<'_>,
-    secrets: Secrets,
-    default_rate: Option<Rate>,
-) -> (Option<Vec<App>>, Vec<Located<AppId>>) {
-    let sections = root.tables("app");
-    root.report_missing("app", "one [[app]] for each Mini Program");
-    if sections.is_empty() {
-        return (None, Vec::new());
+/// Warns of addresses of WeChat that are not WeChat's API.
+fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopback: bool) {
+    let url = reqwest::Url::parse(&given.value).ok();
+    let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
+    let is_api = host.starts_with("api") || host.contains(".api.");
+    if is_loopback {
+        let message = "this is not WeChat, but a program on this machine, such as `wxgate \
+                       sandbox`, where any code logs in. In production it must be a relay of your \
+                       own";
+        section.warn(given, message);
+    } else if host.ends_with("weixin.qq.com") && !is_api {
+        let message = format!("{host} is not the host of WeChat's API, api.weixin.qq.com");
+        section.warn(given, &message);
+    } else if host.ends_with("weixin.qq.com")
+        && url.as_ref().is_some_and(|url| !matches!(url.path(), "" | "/"))
+    {
+        section.warn(given, "WeChat's API has no path prefix: leave out the path");
     }
-    let mut ids = Vec::with_capacity(sections.len());
-    let mut apps = Vec::with_capacity(sections.len());
-    let mut seen: HashMap<AppId, String> = HashMap::new();
-    let mut default: Option<String> = None;
-    let mut is_complete = true;
-    let is_only = sections.len() == 1;
-    for section in sections {
-        let app_id = section.require::<AppId>("app_id");
-        if let Some(app_id) = &app_id
-            && let Some(first) = seen.insert(app_id.value.clone(), app_id.key.clone())
-        {
-            section.problem(app_id, "this app stands twice", format!("first as {first}"));
-        }
-        section.report_missing("app_secret", REFERENCE_HELP);
-        let secret = read_secret(&section, "app_secret", secrets);
-        if let Some(app_id) = &app_id {
-            shape::warn_of_app_id(&section, app_id);
-        }
-        if let Some(secret) = secret.as_ref().filter(|_| secrets == Secrets::Load) {
-            let app_id = app_id.as_ref().map(|app_id| &app_id.value);
-            shape::warn_of_app_secret(&section, secret, &secret.value, app_id);
-        }
-        let is_default = section.get::<bool>("default");
-        if let Some(is_default) = &is_default
-            && is_default.value
-        {
-            match &default {
-                Some(first) => section.problem(
-                    is_default,
-                    "a second default app",
-                    format!("the first is {first}"),
-                ),
-                None => default = Some(is_default.key.clone()),
-            }
-        }
-        let login_rate = rate(&section, "login_rate", default_rate);
-        section.finish();
-        match app_id.zip(secret) {
-            Some((app_id, secret)) => {
-                apps.push(App {
-                    app_id: app_id.value.clone(),
-                    secret: secret.value,
-                    is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
-                    login_rate,
-                });
-                ids.push(app_id);
-            }
-            None => is_complete = false,
-        }
-    }
-    (is_complete.then_some(apps), ids)
 }

@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 use crate::config::Secrets;
 use crate::config::document::file::read_text;
 use crate::config::document::from_value::FromValue;
+use crate::config::document::not_toml::is_invisible;
 use crate::config::document::problems::io_reason;
 use crate::config::document::reader::{Located, Section};
-use crate::config::section::shape::warn_of_oddity;
 use crate::identity::secret::Secret;
 
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";
@@ -156,4 +156,32 @@ fn trimmed(text: String) -> Option<String> {
     let text = Zeroizing::new(text);
     let trimmed = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     (!trimmed.is_empty()).then(|| trimmed.to_owned())
+}
+
+/// Warns of a secret that anything may be, where it looks like a mistake.
+fn warn_of_oddity<T>(section: &Section<'_>, place: &Located<T>, secret: &Secret) {
+    if let Some(oddity) = oddity(secret.expose()) {
+        section.warn(place, &oddity);
+    }
+}
+
+/// What no secret has on purpose.
+pub fn oddity(text: &str) -> Option<String> {
+    let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
+    if is_quoted {
+        return Some("it begins with a quote, which becomes part of it".to_owned());
+    }
+    if let Some(odd) = text.chars().find(|c| is_invisible(*c)) {
+        return Some(format!("it has an invisible character, U+{:04X}", u32::from(odd)));
+    }
+    if text.contains(char::is_whitespace) {
+        return Some("it contains whitespace".to_owned());
+    }
+    if !text.is_ascii() {
+        return Some("it has a character that is not ASCII".to_owned());
+    }
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    let assigned = text.split_once('=').filter(|(name, value)| is_name(name) && !value.is_empty());
+    assigned.map(|_| "it is written as NAME=VALUE: only the value belongs there".to_owned())
 }

@@ -1,19 +1,29 @@
 //! The cache headers of responses.
 
-use std::time::Duration;
-
 use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
+use toml::de::DeValue;
 
-use super::references::Known;
+use super::Access;
+use super::header_edits::HeaderEdits;
+use super::references::References;
+use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::reader::Section;
-use crate::config::{Access, Cache, HeaderEdits};
 use crate::message::header::cache_control::is_shared;
+
+/// The cache headers of a route's responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    /// `Vary`, and `private` on responses to users.
+    Private,
+    /// Only what the service sends.
+    AsSent,
+}
 
 /// The headers that `Vary` of a route's responses names.
 pub fn vary(
     section: &Section<'_>,
-    known: &Known<'_>,
+    references: &References<'_>,
     access: Access,
     edits: &HeaderEdits,
 ) -> Vec<HeaderName> {
@@ -42,22 +52,11 @@ pub fn vary(
         );
     }
     let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
-    if is_told { known.session.carrier_headers() } else { Vec::new() }
+    if is_told { references.session.carrier_headers() } else { Vec::new() }
 }
 
-/// How long a proxy may reuse a decision.
-pub fn of_decisions(section: &Section<'_>, idle_timeout: Duration) -> Duration {
-    let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
-    if given.value.subsec_nanos() != 0 {
-        section.problem(&given, "must be whole seconds", "as \"10s\", or \"0s\" for never");
+impl FromValue for Cache {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("private", Self::Private), ("as_sent", Self::AsSent)])
     }
-    let longest = idle_timeout / 2;
-    if given.value > longest {
-        let message = format!(
-            "must be at most {}, half of session.idle_timeout",
-            humantime::format_duration(longest)
-        );
-        section.problem(&given, message, "requests served from a cache do not extend the session");
-    }
-    given.value
 }

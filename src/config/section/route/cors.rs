@@ -1,27 +1,56 @@
-//! Which pages of other origins may ask a route.
+//! `[route.cors]`: which pages of other origins may ask a route.
 
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue};
+use toml::de::DeValue;
 
-use super::references::Known;
+use super::header_edits::HeaderEdits;
+use super::references::References;
+use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::reader::{Located, Section, values};
-use crate::config::{Cors, HeaderEdits, Origins, Preflight};
 use crate::message::header::reserved::ERROR;
+
+/// Which pages of other origins may ask a route, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors {
+    pub origins: Origins,
+    pub methods: Vec<String>,
+    pub headers: Vec<HeaderName>,
+    pub expose: Vec<HeaderName>,
+    pub credentials: bool,
+    pub max_age: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    Any,
+    /// As browsers send them.
+    Listed(Vec<HeaderValue>),
+}
+
+/// What becomes of a browser's question whether it may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preflight {
+    /// Answered here where [`Cors`] says how; else it is a request like any other.
+    Answer,
+    /// Forwarded, without identity.
+    Pass,
+}
 
 /// Of a route that takes every method.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
-pub fn cors(
+pub fn read(
     section: &Section<'_>,
-    known: &Known<'_>,
+    references: &References<'_>,
     methods: &[String],
     edits: &HeaderEdits,
 ) -> (Option<Cors>, Preflight) {
     let preflight = section.get::<Preflight>("preflight");
     let cors = section.optional_section("cors").map(|cors| {
-        let read = read(&cors, known, methods);
+        let read = read_table(&cors, references, methods);
         cors.finish();
         read
     });
@@ -44,7 +73,7 @@ pub fn cors(
     (cors, preflight.map_or(Preflight::Answer, |preflight| preflight.value))
 }
 
-fn read(section: &Section<'_>, known: &Known<'_>, methods: &[String]) -> Cors {
+fn read_table(section: &Section<'_>, references: &References<'_>, methods: &[String]) -> Cors {
     let listed = section.require_some::<String>("origins", "as [\"https://h5.example.com\"]");
     let credentials = section.get::<bool>("credentials");
     let credentials_are_sent = credentials.as_ref().is_some_and(|given| given.value);
@@ -72,7 +101,7 @@ fn read(section: &Section<'_>, known: &Known<'_>, methods: &[String]) -> Cors {
     Cors {
         origins: origins(section, listed),
         methods,
-        headers: own_headers.map_or_else(|| known.carriers(), values),
+        headers: own_headers.map_or_else(|| references.carriers(), values),
         expose: expose.map_or_else(
             || {
                 vec![
@@ -130,12 +159,18 @@ fn parse(origin: &str) -> Option<HeaderValue> {
     is_sound.then(|| origin.parse().ok()).flatten()
 }
 
-impl Known<'_> {
+impl References<'_> {
     /// Headers that a client of the gateway sends with every request.
     fn carriers(&self) -> Vec<HeaderName> {
         let carriers = self.session.carriers;
         let bearer = carriers.bearer.then_some(AUTHORIZATION);
         let header = carriers.header.then(|| self.session.header.clone());
         [CONTENT_TYPE].into_iter().chain(bearer).chain(header).collect()
+    }
+}
+
+impl FromValue for Preflight {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("answer", Self::Answer), ("pass", Self::Pass)])
     }
 }

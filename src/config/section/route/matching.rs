@@ -1,12 +1,14 @@
 //! Which requests a route is for, and that no two routes are for the same.
 
 use http::{HeaderName, HeaderValue};
+use toml::de::DeValue;
 
-use super::references::Known;
-use crate::config::document::from_value::PathMatch;
+use super::references::References;
+use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::reader::{Located, Section, values};
 use crate::config::section::server::tls::warn_of_uncovered;
-use crate::config::{HostPattern, RoutePath};
+use crate::config::value::host::HostPattern;
+use crate::config::value::path::RoutePath;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
@@ -18,7 +20,14 @@ pub struct Matching {
     pub methods: Vec<String>,
 }
 
-pub fn matching(section: &Section<'_>, known: &Known<'_>) -> Matching {
+/// What of a path a route matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PathMatch {
+    Prefix,
+    Exact,
+}
+
+pub fn read(section: &Section<'_>, references: &References<'_>) -> Matching {
     let hosts = section.some::<HostPattern>("host", "leave it out for every host");
     let hosts = hosts.unwrap_or_default();
     for (index, host) in hosts.iter().enumerate() {
@@ -26,12 +35,12 @@ pub fn matching(section: &Section<'_>, known: &Known<'_>) -> Matching {
             section.problem(host, "stands twice", "");
         }
     }
-    if let Some(tls) = known.tls {
+    if let Some(tls) = references.tls {
         warn_of_uncovered(section, &hosts, tls);
     }
     let is_exact = section.get_or("match", PathMatch::Prefix) == PathMatch::Exact;
     let methods = methods(section);
-    let headers = headers(section, known);
+    let headers = headers(section, references);
     Matching { hosts: values(hosts), is_exact, headers, methods }
 }
 
@@ -48,8 +57,8 @@ fn methods(section: &Section<'_>) -> Vec<String> {
     values(listed)
 }
 
-fn headers(section: &Section<'_>, known: &Known<'_>) -> Vec<(HeaderName, HeaderValue)> {
-    let own = known.own.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
+fn headers(section: &Section<'_>, references: &References<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let own = references.reserved.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
     let own = FoldedNames::new(own);
     let entries = section.entries::<HeaderName, HeaderValue>("headers");
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(entries.len());
@@ -107,4 +116,10 @@ pub fn report_duplicate(section: &Section<'_>, routes: &[Matched]) -> bool {
         );
     }
     first.is_some()
+}
+
+impl FromValue for PathMatch {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("prefix", Self::Prefix), ("exact", Self::Exact)])
+    }
 }

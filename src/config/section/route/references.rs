@@ -1,14 +1,19 @@
-//! What routes refer to: upstreams, apps, certificates, and the names that are taken.
+//! What routes refer to: upstreams, apps, certificates, and the names that are reserved.
 //!
 //! Read before the routes, and looked up by each part of a route that names one of them.
 
 use http::{HeaderName, HeaderValue};
 
+use crate::config::Secrets;
 use crate::config::document::reader::{Located, Section};
-use crate::config::{App, IdentitySection, Secrets, SessionSection, TlsSection, Upstream};
+use crate::config::section::app::App;
+use crate::config::section::server::tls::TlsSection;
+use crate::config::section::session::SessionSection;
+use crate::config::section::upstream::Upstream;
+use crate::config::value::headers::ReservedHeaders;
 
 /// What routes refer to.
-pub struct Known<'a> {
+pub struct References<'a> {
     pub upstreams: &'a [Located<Upstream>],
     /// Whether routes may be only for other proxies to ask about.
     pub upstream_may_be_absent: bool,
@@ -16,14 +21,14 @@ pub struct Known<'a> {
     pub apps: Option<&'a [App]>,
     pub max_body: u64,
     pub session: &'a SessionSection,
-    pub own: OwnHeaders<'a>,
+    pub reserved: ReservedHeaders<'a>,
     /// Of every response, where a route says nothing else.
     pub response_headers: &'a [(HeaderName, HeaderValue)],
     pub tls: Option<&'a TlsSection>,
     pub secrets: Secrets,
 }
 
-impl Known<'_> {
+impl References<'_> {
     /// The index of an upstream by its name, or a problem.
     pub fn upstream(&self, section: &Section<'_>, given: &Located<String>) -> Option<usize> {
         let upstreams = self.upstreams;
@@ -40,20 +45,5 @@ impl Known<'_> {
             section.problem(given, format!("no upstream named \"{}\"", given.value), help);
         }
         index
-    }
-}
-
-/// Headers that the configuration makes the gateway's own.
-#[derive(Clone, Copy)]
-pub struct OwnHeaders<'a> {
-    pub session: &'a SessionSection,
-    pub identity: &'a IdentitySection,
-}
-
-impl<'a> OwnHeaders<'a> {
-    pub fn names(self) -> impl Iterator<Item = &'a str> {
-        let identity = self.identity;
-        let named = [&identity.openid_header, &identity.app_id_header, &identity.union_id_header];
-        named.into_iter().chain([&self.session.header]).map(HeaderName::as_str)
     }
 }

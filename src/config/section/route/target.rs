@@ -3,13 +3,47 @@
 use std::path::PathBuf;
 
 use http::HeaderValue;
+use toml::de::DeValue;
 
-use super::references::Known;
+use super::Access;
+use super::references::References;
+use crate::config::Secrets;
 use crate::config::document::file;
-use crate::config::document::from_value::Percent;
+use crate::config::document::from_value::{FromValue, kind};
 use crate::config::document::problems::io_reason;
 use crate::config::document::reader::{Located, Section};
-use crate::config::{Access, Secrets, Share, StaticAnswer, Target};
+
+/// Who answers a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Service {
+        /// Index into [`crate::config::Config::upstreams`].
+        upstream: usize,
+        /// Parts of the users that go elsewhere; together they are not more than all.
+        split: Vec<Share>,
+    },
+    /// The gateway, always the same.
+    Answer(StaticAnswer),
+    /// Another proxy, which only asks.
+    Elsewhere,
+}
+
+/// A part of a route's users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Index into [`super::Config::upstreams`].
+    pub upstream: usize,
+    /// Of 10,000 users.
+    pub users: u16,
+}
+
+/// What is answered without a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticAnswer {
+    pub status: u16,
+    pub content_type: HeaderValue,
+    pub body: Vec<u8>,
+}
 
 /// Longest file that is answered with: it is kept in memory, and copied for each answer.
 const LONGEST_ANSWER: u64 = 64 << 10;
@@ -31,9 +65,9 @@ const FOR_SERVICES: [&str; 12] = [
 ];
 
 /// `None` means that a problem was reported.
-pub fn target(section: &Section<'_>, known: &Known<'_>, access: Access) -> Option<Target> {
+pub fn read(section: &Section<'_>, references: &References<'_>, access: Access) -> Option<Target> {
     let answer = section.optional_section("respond").map(|respond| {
-        let answer = static_answer(&respond, known.secrets);
+        let answer = static_answer(&respond, references.secrets);
         respond.finish();
         answer
     });
@@ -44,22 +78,24 @@ pub fn target(section: &Section<'_>, known: &Known<'_>, access: Access) -> Optio
                 section.push(section.key(name), raw.span(), "is for a service only", help);
             }
         }
-    } else if !known.upstream_may_be_absent {
+    } else if !references.upstream_may_be_absent {
         section.report_missing("upstream", "");
     }
     let given = section.get::<String>("upstream");
-    let upstream = given.as_ref().and_then(|given| known.upstream(section, given));
-    let split = split(section, known, upstream, access);
+    let upstream = given.as_ref().and_then(|given| references.upstream(section, given));
+    let split = split(section, references, upstream, access);
     match answer {
         Some(answer) if section.has("respond") => answer.map(Target::Answer),
-        _ if known.upstream_may_be_absent && !section.has("upstream") => Some(Target::Elsewhere),
+        _ if references.upstream_may_be_absent && !section.has("upstream") => {
+            Some(Target::Elsewhere)
+        }
         _ => Some(Target::Service { upstream: upstream?, split }),
     }
 }
 
 fn split(
     section: &Section<'_>,
-    known: &Known<'_>,
+    references: &References<'_>,
     main: Option<usize>,
     access: Access,
 ) -> Vec<Share> {
@@ -67,7 +103,7 @@ fn split(
     for part in section.tables("split") {
         let upstream = part.require::<String>("upstream");
         let users = part.require::<Percent>("percent");
-        let index = upstream.as_ref().and_then(|given| known.upstream(&part, given));
+        let index = upstream.as_ref().and_then(|given| references.upstream(&part, given));
         if let (Some(given), Some(index)) = (&upstream, index) {
             if main == Some(index) {
                 part.problem(given, "is the route's upstream", "that one gets the rest");
@@ -103,7 +139,7 @@ fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer
     }
     let body = match (text, file) {
         (Some(text), _) => Some(text.value.into_bytes()),
-        (None, Some(file)) if secrets == Secrets::Load => read(section, &file),
+        (None, Some(file)) if secrets == Secrets::Load => read_file(section, &file),
         (None, _) => Some(Vec::new()),
     };
     if matches!(status, 204 | 205 | 304)
@@ -118,8 +154,77 @@ fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer
     Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body: body? })
 }
 
-fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
+fn read_file(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
     section.reads(&file.value);
     let read = file::read(&file.value, LONGEST_ANSWER);
     read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()
+}
+
+/// A part of all, in hundredths of a percent.
+#[derive(Clone, Copy, Debug)]
+struct Percent(u16);
+
+impl FromValue for Percent {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let text = match value {
+            DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
+            DeValue::Float(number) => Some(number.as_str()),
+            _ => None,
+        };
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let hundredths = text.and_then(|text| {
+            let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+            (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
+                .then(|| format!("{whole}{fraction:0<2}").parse().ok())?
+        });
+        hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
+            let expected = "expected a number from 0 to 100 with two decimals at most";
+            format!("{expected}, found {}", kind(value))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toml::de::DeTable;
+
+    use super::*;
+
+    #[test]
+    fn a_percentage_is_a_number_and_nothing_else() {
+        let percent = |given: &str| {
+            let text = format!("x = {given}");
+            let (table, errors) = DeTable::parse_recoverable(&text);
+            assert!(errors.is_empty(), "{given}: {errors:?}");
+            let (_, value) = table.get_ref().iter().next().unwrap();
+            Percent::from_value(value.get_ref()).map(|percent| percent.0)
+        };
+        for (given, hundredths) in
+            [("0", 0), ("5", 500), ("2.5", 250), ("0.01", 1), ("100", 10_000), ("100.00", 10_000)]
+        {
+            assert_eq!(percent(given), Ok(hundredths), "{given}");
+        }
+        for given in [
+            "\"5\"",
+            "\"5%\"",
+            "\"\"",
+            "true",
+            "[5]",
+            "[]",
+            "{ a = 5 }",
+            "1979-05-27",
+            "12:30:00",
+            "-1",
+            "100.01",
+            "101",
+            "1.234",
+            "1e1",
+            "inf",
+            "nan",
+            "0x5",
+            "655360000",
+        ] {
+            assert!(percent(given).is_err(), "{given}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! TLS of the public listeners: which certificates there are, and for whom.
+//! `[server.tls]`: which certificates there are, and for whom.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,13 +10,83 @@ use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
+use toml::de::DeValue;
 
 use super::certificate_chain::{Chain, Flaw, Mismatch, Roots};
+use crate::config::Secrets;
+use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::reader::{Located, Section};
 use crate::config::value::pem;
-use crate::config::{Certificate, ClientCertificate, Secrets, TlsSection};
 
-pub fn tls(section: Section<'_>, secrets: Secrets) -> TlsSection {
+/// TLS of the public listeners.
+#[derive(Clone, Debug)]
+pub struct TlsSection {
+    /// Where none of the others fits. `None` only when secrets are ignored.
+    pub default: Option<Certificate>,
+    /// For clients that ask for one of their names. Of two with one name the first is it.
+    pub certificates: Vec<Certificate>,
+    pub handshake_timeout: Duration,
+    /// Looks at the certificates of clients; `None`: none is asked for, or secrets are ignored.
+    pub client_verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl TlsSection {
+    /// Whether a client that asks for a lower-case host finds it in the certificate it gets.
+    pub fn is_for(&self, host: &str) -> bool {
+        self.all().any(|certificate| certificate.is_for(host))
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Certificate> {
+        self.certificates.iter().chain(&self.default)
+    }
+}
+
+impl PartialEq for TlsSection {
+    fn eq(&self, other: &Self) -> bool {
+        self.default == other.default
+            && self.certificates == other.certificates
+            && self.handshake_timeout == other.handshake_timeout
+            && self.client_verifier.is_some() == other.client_verifier.is_some()
+    }
+}
+
+/// A certificate, verified, with its chain and its key.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// As the configuration calls it.
+    pub file: PathBuf,
+    /// Hosts that it is for: lower-case names, `*.` in front of some, and addresses.
+    pub names: Vec<String>,
+    /// When the first of the chain expires.
+    pub expires: SystemTime,
+    pub chain_and_key: Arc<CertifiedKey>,
+}
+
+impl Certificate {
+    fn is_for(&self, host: &str) -> bool {
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|name| {
+            name == host || name.strip_prefix("*.").is_some_and(|name| Some(name) == parent)
+        })
+    }
+}
+
+/// A key belongs to its certificate.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file && self.chain_and_key.cert == other.chain_and_key.cert
+    }
+}
+
+/// Whether a client must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClientCertificate {
+    Required,
+    /// One that is shown must be good.
+    Optional,
+}
+
+pub fn read(section: Section<'_>, secrets: Secrets) -> TlsSection {
     let roots = Roots::default();
     let default = certificate(&section, secrets, &roots);
     let mut certificates = Vec::new();
@@ -157,5 +227,11 @@ fn warn_of_names_held_before(
             let message = format!("\"{name}\" is in {} too, which is used for it", first.key);
             section.warn(file, &message);
         }
+    }
+}
+
+impl FromValue for ClientCertificate {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("required", Self::Required), ("optional", Self::Optional)])
     }
 }

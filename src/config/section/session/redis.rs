@@ -1,14 +1,67 @@
-//! A shared session store: where it is, and what opens it.
+//! `[session.redis]`: where a shared session store is, and how it is reached.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Secrets;
 use crate::config::document::reader::Section;
-use crate::config::section::shape;
 use crate::config::value::pem;
-use crate::config::value::secret::{read_any_secret, read_secret, read_secrets};
-use crate::config::{RedisAddress, RedisSection, RedisServers, RedisTls, Secrets, SharedSection};
-use crate::identity::secret::SealKey;
+use crate::config::value::secret::read_any_secret;
+use crate::identity::secret::Secret;
+
+/// The section `session.redis`: a Redis or a Valkey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisSection {
+    pub servers: RedisServers,
+    /// `None`: plain connections.
+    pub tls: Option<RedisTls>,
+    /// Of an ACL; `None`: the default user.
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// For the Sentinels, which have users of their own.
+    pub sentinel_username: Option<String>,
+    pub sentinel_password: Option<Secret>,
+    /// In front of every key and channel.
+    pub key_prefix: String,
+    /// Of one request's dealings with the store.
+    pub timeout: Duration,
+    /// How long a session that was read is believed without asking again.
+    pub near_cache_ttl: Duration,
+    /// Look-ups under way at once.
+    pub max_lookups: usize,
+}
+
+/// How the store is made up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisServers {
+    Single {
+        address: RedisAddress,
+        database: i64,
+    },
+    /// Sentinels, never none, that know where the primary called `primary` is.
+    Sentinel {
+        sentinels: Vec<RedisAddress>,
+        primary: String,
+        database: i64,
+    },
+    /// Some nodes of a cluster, never none; they know the others.
+    Cluster {
+        nodes: Vec<RedisAddress>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisAddress {
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Roots to trust instead of the system's, from `ca_file`, as PEM.
+    pub roots: Option<Vec<u8>>,
+}
 
 const FORMS: &str = "as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOST:26379/PRIMARY\" \
                      or \"redis+cluster://HOST:6379,HOST:6379\"; with TLS \"rediss\" instead of \"redis\"";
@@ -16,55 +69,12 @@ const FORMS: &str = "as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOS
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// What `[session]` says of a store elsewhere. `None` where sessions are kept in the process, or
-/// a problem was reported.
-pub fn shared(
-    session: &Section<'_>,
+/// `None`: a problem was reported.
+pub fn read(
+    section: Section<'_>,
     idle_timeout: Duration,
     secrets: Secrets,
-) -> Option<SharedSection> {
-    let section = session.optional_section("redis");
-    let seal_keys = seal_keys(session, secrets);
-    let Some(section) = section else {
-        for key in ["seal_key", "previous_seal_keys"] {
-            if let Some(given) = session.raw(key) {
-                let message = "is for sessions in a shared store";
-                session.push(session.key(key), given.span(), message, "add [session.redis]");
-            }
-        }
-        return None;
-    };
-    if !session.has("seal_key") {
-        session.report_missing("seal_key", "32 bytes: openssl rand -base64 32");
-    }
-    let redis = redis(section, idle_timeout, secrets)?;
-    Some(SharedSection { redis, seal_keys })
-}
-
-/// The key that seals first, then those that only open.
-fn seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
-    let current = read_secret(session, "seal_key", secrets);
-    let previous = read_secrets(session, "previous_seal_keys", secrets);
-    let given = current.into_iter().chain(previous).filter(|_| secrets == Secrets::Load);
-    let mut keys = Vec::new();
-    for given in given {
-        let text = given.value.expose();
-        match SealKey::parse(text) {
-            Some(key) if keys.contains(&key) => {
-                session.reference_problem(&given, "the same key is listed twice", "");
-            }
-            Some(key) => keys.push(key),
-            None => {
-                let message = "does not hold 32 bytes as base64 or hexadecimal digits";
-                let message = format!("{message}: {}", shape::describe_key(text));
-                session.reference_problem(&given, message, "openssl rand -base64 32");
-            }
-        }
-    }
-    keys
-}
-
-fn redis(section: Section<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<RedisSection> {
+) -> Option<RedisSection> {
     let url = section.require::<String>("url");
     let parsed = url.as_ref().and_then(|url| match servers(&url.value) {
         Ok(parsed) => Some(parsed),

@@ -1,23 +1,102 @@
-//! App ids, secrets and keys: any text is accepted, but what they usually look like is known.
+//! `[[app]]`: the WeChat apps whose users log in.
 //!
 //! Ids and secrets come from WeChat's console, by copy and paste, through editors, shells and
 //! orchestrators that add to them. WeChat promises no shape, so what looks wrong is a warning. A
 //! message never contains a part of a secret, only its length and the kind of an unexpected
 //! character.
 
+use std::collections::HashMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use toml::de::DeValue;
 use zeroize::Zeroizing;
 
-use crate::config::document::not_toml::is_invisible;
+use super::route::{Access, Route};
+use crate::config::Secrets;
+use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::reader::{Located, Section};
+use crate::config::value::rate::{self, Rate};
+use crate::config::value::secret::{REFERENCE_HELP, oddity, read_secret};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;
 
-/// Below this many characters a key can be guessed.
-const SHORTEST_KEY: usize = 16;
+/// A Mini Program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    pub app_id: AppId,
+    pub secret: Secret,
+    /// Whether logins that name no app are for this one. At most one app is the default.
+    pub is_default: bool,
+    /// Logins; `None`: as many as come.
+    pub login_rate: Option<Rate>,
+}
 
-pub fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
+/// The apps, `None` where a problem was reported, and the places of their ids.
+pub fn read(
+    root: &Section<'_>,
+    secrets: Secrets,
+    default_rate: Option<Rate>,
+) -> (Option<Vec<App>>, Vec<Located<AppId>>) {
+    let sections = root.tables("app");
+    root.report_missing("app", "one [[app]] for each Mini Program");
+    if sections.is_empty() {
+        return (None, Vec::new());
+    }
+    let mut ids = Vec::with_capacity(sections.len());
+    let mut apps = Vec::with_capacity(sections.len());
+    let mut seen: HashMap<AppId, String> = HashMap::new();
+    let mut default: Option<String> = None;
+    let mut is_complete = true;
+    let is_only = sections.len() == 1;
+    for section in sections {
+        let app_id = section.require::<AppId>("app_id");
+        if let Some(app_id) = &app_id
+            && let Some(first) = seen.insert(app_id.value.clone(), app_id.key.clone())
+        {
+            section.problem(app_id, "this app stands twice", format!("first as {first}"));
+        }
+        section.report_missing("app_secret", REFERENCE_HELP);
+        let secret = read_secret(&section, "app_secret", secrets);
+        if let Some(app_id) = &app_id {
+            warn_of_app_id(&section, app_id);
+        }
+        if let Some(secret) = secret.as_ref().filter(|_| secrets == Secrets::Load) {
+            let app_id = app_id.as_ref().map(|app_id| &app_id.value);
+            warn_of_app_secret(&section, secret, &secret.value, app_id);
+        }
+        let is_default = section.get::<bool>("default");
+        if let Some(is_default) = &is_default
+            && is_default.value
+        {
+            match &default {
+                Some(first) => section.problem(
+                    is_default,
+                    "a second default app",
+                    format!("the first is {first}"),
+                ),
+                None => default = Some(is_default.key.clone()),
+            }
+        }
+        let login_rate = rate::read(&section, "login_rate", default_rate);
+        section.finish();
+        match app_id.zip(secret) {
+            Some((app_id, secret)) => {
+                apps.push(App {
+                    app_id: app_id.value.clone(),
+                    secret: secret.value,
+                    is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
+                    login_rate,
+                });
+                ids.push(app_id);
+            }
+            None => is_complete = false,
+        }
+    }
+    (is_complete.then_some(apps), ids)
+}
+
+fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
     let text = app_id.value.as_str();
     let rest = text.strip_prefix("wx");
     let is_hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
@@ -45,7 +124,7 @@ pub fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
 }
 
 /// Warns of a secret that does not look like one of WeChat's.
-pub fn warn_of_app_secret<T>(
+fn warn_of_app_secret<T>(
     section: &Section<'_>,
     place: &Located<T>,
     secret: &Secret,
@@ -65,41 +144,9 @@ pub fn warn_of_app_secret<T>(
     section.warn(place, &message);
 }
 
-/// Warns of a secret that anything may be, where it looks like a mistake.
-pub fn warn_of_oddity<T>(section: &Section<'_>, place: &Located<T>, secret: &Secret) {
-    if let Some(oddity) = oddity(secret.expose()) {
-        section.warn(place, &oddity);
-    }
-}
-
-/// Warns of a key that is short enough to be guessed.
-pub fn warn_of_short_key<T>(section: &Section<'_>, place: &Located<T>, key: &Secret) {
-    let length = key.expose().chars().count();
-    if length < SHORTEST_KEY {
-        let message =
-            format!("it has {length} characters and can be guessed: use openssl rand -base64 32");
-        section.warn(place, &message);
-    }
-}
-
 /// 32 lower-case hexadecimal digits, as WeChat gives them out.
 fn is_secret(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
-}
-
-/// What is wrong with a key that is not 32 bytes, in words that do not give it away.
-pub fn describe_key(text: &str) -> String {
-    let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
-    let is_text = |bytes: &[u8]| bytes.trim_ascii().iter().all(u8::is_ascii_graphic);
-    match (oddity(text), decoded) {
-        (Some(oddity), _) => oddity,
-        // Longer than any 32 bytes: a key that was encoded twice.
-        (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
-            "it is base64 of a text: decode it".to_owned()
-        }
-        (None, Some(decoded)) => format!("it is base64 of {} bytes", decoded.len()),
-        (None, None) => format!("it has {} characters", text.chars().count()),
-    }
 }
 
 /// What is wrong with an app secret, in words that do not give it away.
@@ -122,25 +169,26 @@ fn describe(text: &str) -> String {
     }
 }
 
-/// What no secret has on purpose.
-fn oddity(text: &str) -> Option<String> {
-    let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
-    if is_quoted {
-        return Some("it begins with a quote, which becomes part of it".to_owned());
+/// Warns of apps whose sessions no route accepts.
+pub fn warn_of_unused(root: &Section<'_>, apps: &[Located<AppId>], routes: &[Route]) {
+    for app_id in apps {
+        let is_used = routes.iter().any(|route| {
+            let takes = route.apps.is_empty() || route.apps.contains(&app_id.value);
+            route.access != Access::None && takes
+        });
+        if !is_used {
+            root.warn(app_id, "no route accepts the sessions of this app");
+        }
     }
-    if let Some(odd) = text.chars().find(|c| is_invisible(*c)) {
-        return Some(format!("it has an invisible character, U+{:04X}", u32::from(odd)));
+}
+
+impl FromValue for AppId {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "an app id, as \"wx0123456789abcdef\"")?;
+        AppId::parse(given).ok_or_else(|| {
+            format!("\"{given}\" is not an app id: letters, digits, \"-\" and \"_\" only")
+        })
     }
-    if text.contains(char::is_whitespace) {
-        return Some("it contains whitespace".to_owned());
-    }
-    if !text.is_ascii() {
-        return Some("it has a character that is not ASCII".to_owned());
-    }
-    let is_name =
-        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
-    let assigned = text.split_once('=').filter(|(name, value)| is_name(name) && !value.is_empty());
-    assigned.map(|_| "it is written as NAME=VALUE: only the value belongs there".to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,161 @@
+//! What reading finds: problems, warnings, and the files and keys it met.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::{Located, Section};
+use crate::config::document::from_value::kind;
+use crate::config::document::problems::{Diagnostic, Source};
+use crate::config::document::redact_line::Line;
+
+/// What reading has found so far.
+#[derive(Default)]
+pub struct Report {
+    pub diagnostics: Vec<Diagnostic>,
+    /// What works, but should not be left so.
+    pub warnings: Vec<String>,
+    /// Files that were read because a value names them.
+    pub files: Vec<PathBuf>,
+    /// Names and lines of the documents, in the order of reading.
+    pub sources: Vec<Lines>,
+    /// Keys asked for, as documented.
+    pub known: BTreeSet<String>,
+    /// Reading is only for `known`: sections that may be absent are walked through too.
+    pub is_listing: bool,
+}
+
+/// A file and its line breaks, by which places are found.
+pub struct Lines {
+    file: Arc<str>,
+    breaks: Vec<usize>,
+}
+
+impl Lines {
+    pub fn new(source: &Source) -> Self {
+        let breaks = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self { file: source.name.as_str().into(), breaks: breaks.map(|(at, _)| at).collect() }
+    }
+
+    fn place(&self, at: usize) -> Place {
+        let line = self.breaks.partition_point(|line_break| *line_break < at) + 1;
+        Place { file: self.file.clone(), line }
+    }
+}
+
+/// Where something is written: a file, as it was named, and a line of it, from 1.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<str>,
+    pub line: usize,
+}
+
+/// Hides the place, so that files that mean the same look the same.
+impl fmt::Debug for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("..")
+    }
+}
+
+impl Section<'_> {
+    /// Reports a key that must be there and is not.
+    pub fn report_missing(&self, name: &str, help: &str) {
+        if !self.has(name) && !self.is_reported {
+            self.push(self.key(name), self.span.clone(), "is missing", help);
+        }
+    }
+
+    /// Reports a problem of a value.
+    pub fn problem<T>(&self, at: &Located<T>, message: impl Into<String>, help: impl Into<String>) {
+        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Judged);
+    }
+
+    /// Reports a problem of what a value refers to. The name of a variable or a file is no
+    /// secret, whatever words it is made of.
+    pub fn reference_problem<T>(
+        &self,
+        at: &Located<T>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Shown);
+    }
+
+    /// Takes down that a file was read.
+    pub fn reads(&self, file: &Path) {
+        self.report.borrow_mut().files.push(file.to_owned());
+    }
+
+    /// Warns of a value that is used nevertheless.
+    pub fn warn<T>(&self, at: &Located<T>, message: &str) {
+        self.push_warning(at.source, at.span.start, &at.key, message);
+    }
+
+    /// Warns of the value of a key that is used nevertheless.
+    pub fn warn_of(&self, name: &str, message: &str) {
+        let at = self.raw(name).map_or(self.span.start, |value| value.span().start);
+        self.push_warning(self.source, at, &self.key(name), message);
+    }
+
+    fn push_warning(&self, source: usize, at: usize, key: &str, message: &str) {
+        let mut report = self.report.borrow_mut();
+        let place = report.sources.get(source).map(|lines| lines.place(at)).unwrap_or_default();
+        report.warnings.push(format!("{}:{}: {key}: {message}", place.file, place.line));
+    }
+
+    /// Where this table begins.
+    pub fn place(&self) -> Place {
+        let report = self.report.borrow();
+        report
+            .sources
+            .get(self.source)
+            .map(|lines| lines.place(self.span.start))
+            .unwrap_or_default()
+    }
+
+    /// Reports a problem of a place.
+    pub fn push(
+        &self,
+        key: String,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.report(self.source, key, span, message, help, Line::Judged);
+    }
+
+    pub(super) fn report(
+        &self,
+        source: usize,
+        key: String,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+        line: Line,
+    ) {
+        self.report.borrow_mut().diagnostics.push(Diagnostic {
+            source,
+            span: Some(span),
+            key,
+            message: message.into(),
+            help: help.into(),
+            line,
+        });
+    }
+
+    pub(super) fn wrong_type(
+        &self,
+        name: &str,
+        value: &Spanned<DeValue<'_>>,
+        expected: &str,
+        help: String,
+    ) {
+        let message = format!("expected {expected}, found {}", kind(value.get_ref()));
+        self.push(self.key(name), value.span(), message, help);
+    }
+}

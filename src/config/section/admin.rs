@@ -1,0 +1,51 @@
+//! `[admin]`: the listener for operators.
+
+use std::net::SocketAddr;
+
+use super::RestartOnly;
+use crate::config::Secrets;
+use crate::config::document::reader::{Located, Section};
+use crate::config::value::listeners::overlap;
+use crate::config::value::secret::read_any_secret;
+use crate::identity::secret::Secret;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct AdminSection {
+    pub listen: SocketAddr,
+    /// Without it users' sessions are nobody's to see or end.
+    pub token: Option<Secret>,
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] =
+    &[("admin.listen", |a, b| a.admin.listen == b.admin.listen)];
+
+/// In characters.
+const SHORTEST_TOKEN: usize = 32;
+
+pub fn read(
+    section: Section<'_>,
+    public: &[Located<SocketAddr>],
+    secrets: Secrets,
+) -> AdminSection {
+    const HELP: &str = "metrics never stand on a public listener: choose another port";
+    let default = SocketAddr::from(([127, 0, 0, 1], 9464));
+    let given = section.get::<SocketAddr>("listen");
+    let listen = given.as_ref().map_or(default, |given| given.value);
+    if let Some(public) = public.iter().find(|public| overlap(public.value, listen)) {
+        match &given {
+            Some(given) => section.problem(given, "is a public listener too", HELP),
+            None => section.problem(public, "is where admin.listen is by default", HELP),
+        }
+    }
+    let token = read_any_secret(&section, "token", secrets);
+    if let Some(token) = &token
+        && secrets == Secrets::Load
+        && token.value.expose().len() < SHORTEST_TOKEN
+    {
+        let message = format!("is shorter than {SHORTEST_TOKEN} characters");
+        section.problem(token, message, "openssl rand -base64 32");
+    }
+    section.finish();
+    AdminSection { listen, token: token.map(|token| token.value) }
+}

@@ -1,0 +1,72 @@
+//! `[forward_auth]`: listeners on which other proxies get decisions.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::RestartOnly;
+use super::admin::AdminSection;
+use crate::config::document::reader::{Located, Section, values};
+use crate::config::value::listeners::{overlap, report_overlaps};
+use crate::config::value::path::RoutePath;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct ForwardAuthSection {
+    /// Empty: nobody is answered.
+    pub listen: Vec<SocketAddr>,
+    pub path: RoutePath,
+    /// How long the proxy may reuse a 200, in whole seconds; zero: not at all.
+    pub cache: Duration,
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] =
+    &[("forward_auth.listen", |a, b| a.forward_auth.listen == b.forward_auth.listen)];
+
+/// Off without `listen`.
+pub fn read(
+    section: Section<'_>,
+    public: &[Located<SocketAddr>],
+    admin: &AdminSection,
+    has_trusted_proxies: bool,
+    idle_timeout: Duration,
+) -> ForwardAuthSection {
+    const HELP: &str = "decisions never stand on another listener: choose another port";
+    let path = section.get_or("path", RoutePath("/auth".to_owned()));
+    let cache = read_cache(&section, idle_timeout);
+    if section.has("path") || !cache.is_zero() {
+        section.report_missing("listen", "as \"127.0.0.1:8081\"");
+    }
+    let listen = section.list::<SocketAddr>("listen").unwrap_or_default();
+    report_overlaps(&section, &listen);
+    for one in &listen {
+        if public.iter().any(|public| overlap(public.value, one.value)) {
+            section.problem(one, "is a public listener too", HELP);
+        }
+        if overlap(admin.listen, one.value) {
+            section.problem(one, "is admin.listen too", HELP);
+        }
+    }
+    if let Some(first) = listen.first().filter(|_| !has_trusted_proxies) {
+        let message = "nobody could ask: server.trusted_proxies is empty";
+        section.problem(first, message, "name the addresses of the proxies in front there");
+    }
+    section.finish();
+    ForwardAuthSection { listen: values(listen), path, cache }
+}
+
+/// How long a proxy may reuse a decision.
+fn read_cache(section: &Section<'_>, idle_timeout: Duration) -> Duration {
+    let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
+    if given.value.subsec_nanos() != 0 {
+        section.problem(&given, "must be whole seconds", "as \"10s\", or \"0s\" for never");
+    }
+    let longest = idle_timeout / 2;
+    if given.value > longest {
+        let message = format!(
+            "must be at most {}, half of session.idle_timeout",
+            humantime::format_duration(longest)
+        );
+        section.problem(&given, message, "requests served from a cache do not extend the session");
+    }
+    given.value
+}

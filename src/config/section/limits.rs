@@ -1,0 +1,138 @@
+//! `[limits]`: how much of everything a client may have.
+
+use std::time::Duration;
+
+use super::RestartOnly;
+use crate::config::document::from_value::Size;
+use crate::config::document::reader::Section;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsSection {
+    /// For a whole request head, from its first byte.
+    pub header_timeout: Duration,
+    /// Between two reads of a body.
+    pub body_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Bytes of a request body, where a route says nothing else.
+    pub max_body: u64,
+    /// Bytes of a request head.
+    pub max_header: usize,
+    /// Header lines of a request.
+    pub max_header_count: usize,
+    /// Bytes of a request target.
+    pub max_target: usize,
+    /// How long nothing may pass on a WebSocket, either way.
+    pub websocket_idle_timeout: Duration,
+    /// The longest life of a WebSocket; the end of its session may come first.
+    pub websocket_lifetime: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_timeout: Duration,
+    /// Bytes of body a second that a client must send, after a moment's grace; 0: any.
+    pub min_body_rate: u64,
+    /// Bytes a second that a client must take while some wait to be sent to it, after a moment's
+    /// grace; 0: any.
+    pub min_response_rate: u64,
+    /// Bytes that grown HTTP/2 windows may take, for all connections together.
+    pub max_buffered: u64,
+    /// Requests of one HTTP/1 connection.
+    pub max_requests_per_connection: usize,
+    /// Requests at once of one HTTP/2 connection.
+    pub max_streams: u32,
+    /// Requests of one HTTP/2 connection that the client may give up at once, unless most
+    /// are not.
+    pub max_early_resets: usize,
+    /// Public connections at once.
+    pub max_connections: usize,
+    /// Of one address; `None`: as many as there may be in all.
+    pub max_connections_per_address: Option<usize>,
+    /// Users or addresses that one rate limit remembers.
+    pub max_rate_clients: u64,
+}
+
+impl From<&LimitsSection> for crate::message::request_header::HeadLimits {
+    fn from(limits: &LimitsSection) -> Self {
+        Self { bytes: limits.max_header, lines: limits.max_header_count, target: limits.max_target }
+    }
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] =
+    &[("limits.max_connections", |a, b| a.limits.max_connections == b.limits.max_connections)];
+
+/// Approximate memory of a client of a rate limit, in bytes.
+const RATE_CLIENT_BYTES: u64 = 400;
+
+pub fn read(section: Section<'_>) -> LimitsSection {
+    let limits = LimitsSection {
+        header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
+        body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
+        idle_timeout: section.positive("idle_timeout", Duration::from_secs(60)),
+        max_body: max_body(&section, 10 << 20),
+        max_header: section.size("max_header", 16 << 10, 1 << 10..=1 << 20),
+        max_header_count: section.number("max_header_count", 100, 1..=256),
+        max_target: section.size("max_target", 8 << 10, 64..=1 << 20),
+        websocket_idle_timeout: section
+            .positive("websocket_idle_timeout", Duration::from_secs(300)),
+        websocket_lifetime: section.positive("websocket_lifetime", Duration::from_secs(24 * 3600)),
+        write_timeout: section.positive("write_timeout", Duration::from_secs(30)),
+        min_body_rate: section.get_or("min_body_rate", Size(240)).0,
+        min_response_rate: section.get_or("min_response_rate", Size(240)).0,
+        max_buffered: section.get_or("max_buffered", Size(256 << 20)).0,
+        max_requests_per_connection: section.number(
+            "max_requests_per_connection",
+            1000,
+            1..=1 << 30,
+        ),
+        max_streams: u32::try_from(section.number("max_streams", 100, 1..=1 << 16)).unwrap_or(100),
+        max_early_resets: section.number("max_early_resets", 200, 1..=1 << 30),
+        max_connections: match section.get_or("max_connections", 0usize) {
+            0 => default_connections(),
+            // A semaphore counts no further.
+            connections => connections.min(1 << 24),
+        },
+        max_connections_per_address: match section.get_or("max_connections_per_address", 0) {
+            0 => None,
+            connections => Some(connections),
+        },
+        max_rate_clients: section.number("max_rate_clients", 100_000, 1..=1 << 30) as u64,
+    };
+    warn_of_memory(
+        &section,
+        "max_rate_clients",
+        limits.max_rate_clients,
+        RATE_CLIENT_BYTES,
+        "each rate limit",
+    );
+    section.finish();
+    limits
+}
+
+/// The key `max_body` of a section.
+pub fn max_body(section: &Section<'_>, default: u64) -> u64 {
+    let given = section.get::<Size>("max_body");
+    if let Some(given) = &given
+        && given.value.0 == 0
+    {
+        // Elsewhere 0 stands for no limit; here it would refuse every body.
+        section.problem(given, "must be more than 0B", "");
+    }
+    given.map_or(default, |given| given.value.0)
+}
+
+/// Half of the descriptors that the process may open: the other half is for the connections
+/// to upstreams and for what is not a connection.
+fn default_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20) / 2
+}
+
+/// Warns if a limit would allow more memory than most machines have.
+pub fn warn_of_memory(section: &Section<'_>, name: &str, count: u64, bytes_each: u64, what: &str) {
+    const MUCH: u64 = 10_000_000_000;
+    let bytes = count.saturating_mul(bytes_each);
+    if bytes > MUCH {
+        let message = format!("{what} may take {} GB of memory", bytes / 1_000_000_000);
+        section.warn_of(name, &message);
+    }
+}

@@ -1,0 +1,121 @@
+//! `[log]`: what is logged, how, and where the access log goes.
+
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::RestartOnly;
+use crate::config::Secrets;
+use crate::config::document::file;
+use crate::config::document::from_value::{FromValue, text, word};
+use crate::config::document::reader::{Located, Section};
+use crate::config::value::secret::read_any_secret;
+use crate::identity::secret::Secret;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSection {
+    pub level: LogLevel,
+    pub format: LogFormat,
+    pub access: LogDestination,
+    /// Keys the hash under which a user appears in the access log.
+    pub openid_key: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogDestination {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+    Off,
+}
+
+/// Keys that a reload cannot change.
+pub const RESTART_ONLY: &[RestartOnly] = &[
+    ("log.format", |a, b| a.log.format == b.log.format),
+    ("log.access", |a, b| a.log.access == b.log.access),
+    ("log.openid_key", |a, b| a.log.openid_key == b.log.openid_key),
+];
+
+/// Below this many characters a key can be guessed.
+const SHORTEST_KEY: usize = 16;
+
+/// What only a start needs is not checked again for a reload.
+pub fn read(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSection {
+    let openid_key = read_any_secret(&section, "openid_key", secrets);
+    if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
+        warn_of_short_key(&section, key, &key.value);
+    }
+    let access = section.get::<LogDestination>("access");
+    // The file may be for another machine, as in CI.
+    let is_here = is_start && secrets == Secrets::Load;
+    if let Some(given) = access.as_ref().filter(|_| is_here)
+        && let LogDestination::File(path) = &given.value
+        && let Err(reason) = file::judge_append(path)
+    {
+        section.problem(given, format!("cannot be opened: {reason}"), "");
+    }
+    let log = LogSection {
+        level: section.get_or("level", LogLevel::Info),
+        format: section.get_or("format", LogFormat::Json),
+        access: access.map_or(LogDestination::Stderr, |given| given.value),
+        openid_key: openid_key.map(|key| key.value),
+    };
+    section.finish();
+    log
+}
+
+/// Warns of a key that is short enough to be guessed.
+fn warn_of_short_key<T>(section: &Section<'_>, place: &Located<T>, key: &Secret) {
+    let length = key.expose().chars().count();
+    if length < SHORTEST_KEY {
+        let message =
+            format!("it has {length} characters and can be guessed: use openssl rand -base64 32");
+        section.warn(place, &message);
+    }
+}
+
+impl FromValue for LogLevel {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let words = [
+            ("error", Self::Error),
+            ("warn", Self::Warn),
+            ("info", Self::Info),
+            ("debug", Self::Debug),
+        ];
+        word(value, &words)
+    }
+}
+
+impl FromValue for LogFormat {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &[("json", Self::Json), ("text", Self::Text)])
+    }
+}
+
+impl FromValue for LogDestination {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        match text(value, "\"stderr\", \"stdout\", \"off\" or a path")? {
+            "stderr" => Ok(Self::Stderr),
+            "stdout" => Ok(Self::Stdout),
+            "off" => Ok(Self::Off),
+            path if path.contains('/') => Ok(Self::File(path.into())),
+            other => Err(format!(
+                "expected \"stderr\", \"stdout\", \"off\" or a path with a \"/\", found \"{other}\""
+            )),
+        }
+    }
+}

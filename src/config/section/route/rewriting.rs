@@ -1,0 +1,33 @@
+//! What becomes of a request's path on its way to a service.
+
+use crate::config::document::reader::{Located, Section};
+use crate::config::value::path::RoutePath;
+
+/// What becomes of a request's path: `strip` is where it begins, and `add` takes its place.
+/// Both are without trailing slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewriting {
+    pub strip: String,
+    pub add: String,
+}
+
+pub fn read(section: &Section<'_>, path: Option<&Located<RoutePath>>) -> Option<Rewriting> {
+    let strip = section.get::<RoutePath>("strip_prefix");
+    let add = section.get::<RoutePath>("add_prefix");
+    let trimmed = |path: &RoutePath| path.as_str().trim_end_matches('/').to_owned();
+    if let (Some(strip), Some(path)) = (&strip, path) {
+        let prefix = trimmed(&strip.value);
+        let rest = path.value.as_str().strip_prefix(prefix.as_str());
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            let message = format!("is not where \"{}\" begins", path.value.as_str());
+            section.problem(strip, message, "as much of the path as is to go, in whole segments");
+        }
+    }
+    if strip.is_none() && add.is_none() {
+        return None;
+    }
+    let text = |path: Option<Located<RoutePath>>| {
+        path.map_or_else(String::new, |path| trimmed(&path.value))
+    };
+    Some(Rewriting { strip: text(strip), add: text(add) })
+}

@@ -1,0 +1,90 @@
+//! Headers that the configuration names: which are reserved, and for whom.
+//!
+//! Identity is the gateway's alone to write, and so is what frames a message: nothing else may
+//! name such a header, in any spelling that a service could take for it.
+
+use http::{HeaderName, HeaderValue};
+
+use crate::config::document::reader::{Located, Section};
+use crate::message::header::reserved::{ERROR, OF_CONNECTION, OF_FRAMING};
+use crate::message::header::{FoldedNames, fold};
+
+/// Headers that the configuration makes the gateway's own: those of a session and of an identity.
+#[derive(Clone, Copy)]
+pub struct ReservedHeaders<'a>(pub [&'a HeaderName; 4]);
+
+impl<'a> ReservedHeaders<'a> {
+    pub fn names(self) -> impl Iterator<Item = &'a str> {
+        self.0.into_iter().map(HeaderName::as_str)
+    }
+
+    /// Response headers that the configuration cannot set.
+    pub fn of_responses(self) -> impl Iterator<Item = &'a str> {
+        self.names().chain(OF_CONNECTION).chain(OF_FRAMING).chain(["x-request-id", ERROR])
+    }
+}
+
+/// Headers that carry something else already.
+pub fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
+    const RESERVED: [&str; 19] = [
+        "authorization",
+        "connection",
+        "content_encoding",
+        "content_length",
+        "content_type",
+        "cookie",
+        "expect",
+        "forwarded",
+        "host",
+        "keep_alive",
+        "proxy_authorization",
+        "proxy_connection",
+        "te",
+        "trailer",
+        "transfer_encoding",
+        "upgrade",
+        "x_real_ip",
+        "x_request_id",
+        "x_wxgate_error",
+    ];
+    let folded = folded(header.value.as_str());
+    if RESERVED.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
+        let message = format!("\"{}\" has a meaning of its own", header.value);
+        section.problem(header, message, "choose a name that nothing else uses");
+    }
+}
+
+/// A name as a CGI-like upstream reads it.
+pub fn folded(name: &str) -> String {
+    name.bytes().map(|byte| char::from(fold(byte))).collect()
+}
+
+/// Headers to set. None of them is the gateway's, repeated, or removed as well.
+pub fn checked(
+    section: &Section<'_>,
+    set: Vec<(Located<HeaderName>, Located<HeaderValue>)>,
+    remove: &[Located<HeaderName>],
+    own: &FoldedNames,
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut seen: Vec<String> = Vec::new();
+    for name in set.iter().map(|(name, _)| name).chain(remove) {
+        let folded = name.value.as_str().bytes().map(|byte| char::from(fold(byte))).collect();
+        if own.contains(name.value.as_str()) {
+            let message = format!("\"{}\" is the gateway's to write", name.value);
+            section.problem(name, message, "");
+        } else if seen.contains(&folded) {
+            section.problem(name, "stands twice", "a header that is set replaces what was there");
+        }
+        seen.push(folded);
+    }
+    let set = set.into_iter().map(|(name, mut value)| {
+        value.value.set_sensitive(may_be_secret(name.value.as_str()));
+        (name.value, value.value)
+    });
+    set.collect()
+}
+
+/// Whether the value of such a header is better not shown.
+fn may_be_secret(name: &str) -> bool {
+    ["auth", "cookie", "key", "secret", "token", "password"].iter().any(|word| name.contains(word))
+}

@@ -1,0 +1,47 @@
+//! Host names of routes and endpoints.
+
+use toml::de::DeValue;
+
+use crate::config::document::from_value::{FromValue, text};
+
+/// Hosts that a route is for, in lower case and without port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    Exact(String),
+    /// What follows the `*`, as `.example.com`: one label or more stand before it.
+    Wildcard(String),
+}
+
+impl std::fmt::Display for HostPattern {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(name) => out.write_str(name),
+            Self::Wildcard(suffix) => write!(out, "*{suffix}"),
+        }
+    }
+}
+
+impl FromValue for HostPattern {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "a host name without port, as \"api.example.com\" or \"*.example.com\"";
+        let given = text(value, EXPECTED)?;
+        let name = given.strip_prefix("*.").unwrap_or(given);
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let is_label = |label: &str| !label.is_empty() && label.bytes().all(legal);
+        let is_address = name.len() == given.len()
+            && name
+                .strip_prefix('[')
+                .and_then(|name| name.strip_suffix(']'))
+                .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
+        if name.len() > 253 || !(is_address || name.split('.').all(is_label)) {
+            return Err(format!("expected {EXPECTED}, found \"{given}\""));
+        }
+        let name = name.to_ascii_lowercase();
+        Ok(if given.starts_with('*') {
+            Self::Wildcard(format!(".{name}"))
+        } else {
+            Self::Exact(name)
+        })
+    }
+}

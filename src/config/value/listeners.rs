@@ -1,0 +1,27 @@
+//! Addresses to listen on, and whether two of them can be listened on at once.
+
+use std::net::SocketAddr;
+
+use crate::config::document::reader::{Located, Section};
+
+pub fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
+    for (index, one) in listed.iter().enumerate() {
+        for earlier in listed.iter().take(index) {
+            if one.value == earlier.value && one.value.port() != 0 {
+                section.problem(one, "stands twice", "");
+            } else if overlap(one.value, earlier.value) {
+                let help = "0.0.0.0 is all of IPv4, and [::] all of IPv6 and IPv4";
+                section.problem(one, format!("overlaps with {}", earlier.value), help);
+            }
+        }
+    }
+}
+
+/// Whether two listeners would want the same address. Port 0 is another one each time.
+pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // All of IPv6 is all of IPv4 too, unless the system is told otherwise.
+    let covers = |a: SocketAddr, b: SocketAddr| {
+        a.ip().is_unspecified() && (a.is_ipv6() || a.is_ipv4() == b.is_ipv4())
+    };
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
+}

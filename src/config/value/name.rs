@@ -1,0 +1,15 @@
+//! Names of upstreams and routes.
+
+use crate::config::document::reader::{Located, Section};
+
+/// Names become labels of metrics; `@` marks the gateway's own.
+pub fn report_odd_name(section: &Section<'_>, name: &Located<String>) {
+    let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
+    if name.value.is_empty()
+        || name.value.chars().count() > 64
+        || name.value.starts_with('@')
+        || !name.value.chars().all(legal)
+    {
+        section.problem(name, "is not a name", "1 to 64 characters, not beginning with \"@\"");
+    }
+}

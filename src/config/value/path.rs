@@ -1,0 +1,51 @@
+//! Paths of routes and endpoints.
+
+use toml::de::DeValue;
+
+use crate::config::document::from_value::{FromValue, text};
+
+/// A path of a route or endpoint: begins with `/`, and reads the same to everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RoutePath(pub(in crate::config) String);
+
+impl RoutePath {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromValue for RoutePath {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        let given = text(value, "a path, as \"/api\"")?;
+        // What no path needs and most regular expressions have.
+        let is_pattern = given.starts_with(['^', '~'])
+            || given.contains(".*")
+            || given.contains(['\\', '|', '['].as_slice())
+            || given.contains('+') && !given.starts_with('/')
+            || given.contains("(?");
+        if is_pattern {
+            return Err(format!(
+                "\"{given}\" looks like a regular expression: a path is a prefix, or exact with match = \"exact\""
+            ));
+        }
+        if !given.starts_with('/') {
+            return Err(format!("\"{given}\" does not begin with \"/\""));
+        }
+        if given.contains('*') {
+            return Err(format!("\"{given}\" holds '*': there are no wildcards"));
+        }
+        if given.contains('{') {
+            return Err(format!("\"{given}\" holds '{{': a path has no parameters"));
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()+,=:@".contains(&b);
+        if let Some(odd) = given.chars().find(|c| !u8::try_from(*c).is_ok_and(plain)) {
+            return Err(format!(
+                "\"{given}\" holds '{odd}': only characters that every server reads alike can stand here"
+            ));
+        }
+        if given.contains("//") || given.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(format!("\"{given}\" holds a segment that servers read in different ways"));
+        }
+        Ok(Self(given.to_owned()))
+    }
+}
