@@ -1,15 +1,17 @@
 //! The configuration, validated: plain data whose types cannot be wrong.
 //!
-//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file,
-//! collects every problem in it and in what it includes with its place, and either returns a
-//! whole [`Config`] or all the problems. Behaviour modules take their own section, never the whole. Each key,
-//! its default and its meaning stand in `config/reference.toml`, which a test holds against
-//! this code.
+//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file, collects
+//! every problem in it and in what it includes, each with its place, and returns either a whole
+//! [`Config`] or all the problems. Other folders take their own section, never the whole. Each
+//! key, its default and its meaning are in `config/reference.toml`; a test compares it with this
+//! code.
 //!
-//! `section` has one file for each section of the file: its type, keys, defaults, checks and
-//! restart-only keys. `value` has what several sections have, such as rates and secrets.
-//! `document` is what reads TOML and reports problems, and knows none of the sections. `read` puts
-//! them together, `restart_only` is what a reload cannot change, and `changes` what it did.
+//! - `section` has one file for each section of the configuration file: its type, its keys with
+//!   defaults and checks, and which of them are restart-only.
+//! - `value` has what several sections have: paths, hosts, rates, headers, secrets, PEM files.
+//! - `document` reads TOML and reports problems. It knows none of the sections.
+//! - `read` is the order in which the sections are read, `restart_only` joins what they say a
+//!   reload cannot change, and `changes` is what a reload did change.
 
 mod changes;
 mod document;
@@ -22,9 +24,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use self::changes::{Changes, listed};
-use self::document::problems::Source;
+use self::document::problems::SourceFile;
 pub use self::document::problems::{Diagnostic, Problem, Problems};
-pub use self::document::reader::Place;
+pub use self::document::table::Place;
 use self::document::{file, include};
 pub use self::section::admin::AdminSection;
 pub use self::section::app::App;
@@ -129,7 +131,7 @@ impl Config {
             Some(_) => file::read_text(path),
         };
         match read {
-            Ok(text) => read::read(Source { name, text }, secrets, running),
+            Ok(text) => read::read(SourceFile { name, text }, secrets, running),
             Err(error) => Loaded {
                 config: Err(Problems::unreadable(&name, &error)),
                 files: Files { listed: [path.to_owned()].into(), ..Files::default() },
@@ -143,7 +145,7 @@ impl Config {
     /// # Errors
     /// Every problem found, each with its place.
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
-        let source = Source { name: name.to_owned(), text: text.to_owned() };
+        let source = SourceFile { name: name.to_owned(), text: text.to_owned() };
         read::read(source, secrets, None).config
     }
 

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use toml::de::DeTable;
 
-use super::document::problems::{Diagnostic, Problems, Source};
-use super::document::reader::{Lines, Report, Section};
-use super::document::redact_line::Line;
+use super::document::problems::{Diagnostic, Problems, SourceFile};
+use super::document::redact_line::Redaction;
+use super::document::table::{Lines, Report, Table};
 use super::document::{include, not_toml};
 use super::section::route::references::References;
 use super::section::{
@@ -24,7 +24,7 @@ use super::{Config, Files, Loaded, Secrets, restart_only};
 
 /// Reads a file with all that it includes. Where it is to take the place of what runs, that
 /// is given.
-pub fn read(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded {
+pub fn read(main: SourceFile, secrets: Secrets, running: Option<&Config>) -> Loaded {
     let mut files = Files { listed: [PathBuf::from(&main.name)].into(), ..Files::default() };
     let mut sources = vec![main];
     let mut diagnostics = include::read(&mut sources, &mut files);
@@ -35,7 +35,7 @@ pub fn read(main: Source, secrets: Secrets, running: Option<&Config>) -> Loaded 
 
 /// `None` means that a problem was reported.
 fn parse(
-    sources: &[Source],
+    sources: &[SourceFile],
     secrets: Secrets,
     running: Option<&Config>,
     files: &mut Files,
@@ -56,7 +56,7 @@ fn parse(
     }
     let sources = sources.iter().map(Lines::new).collect();
     let report = RefCell::new(Report { sources, ..Report::default() });
-    let config = sections(Section::root(&documents, &report), secrets, running.is_none());
+    let config = sections(Table::root(&documents, &report), secrets, running.is_none());
     let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
     diagnostics.extend(found);
     files.listed.extend(named);
@@ -67,10 +67,11 @@ fn parse(
     diagnostics.is_empty().then_some(Config { warnings, ..config })
 }
 
+/// Every key that reading asks for, as `section.key` or `section[].key`.
 pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
-    sections(Section::root(&documents, &report), Secrets::Ignore, true);
+    sections(Table::root(&documents, &report), Secrets::Ignore, true);
     report.into_inner().known.into_iter().collect()
 }
 
@@ -81,7 +82,7 @@ fn format_problem(source: usize, format: &str, span: Range<usize>) -> Diagnostic
         key: String::new(),
         message: format!("this is {format}, but the file must be TOML"),
         help: "see config/gateway.toml".to_owned(),
-        line: Line::Judged,
+        redaction: Redaction::IfSecret,
     }
 }
 
@@ -103,42 +104,42 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
         key: String::new(),
         message: format!("not TOML: {message}"),
         help,
-        line: Line::Judged,
+        redaction: Redaction::IfSecret,
     }
 }
 
 /// Reads the sections in an order in which each has what it refers to. Warnings come in it, too.
 /// `None` means that a problem was reported.
-fn sections(root: Section<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
-    let (session, session_header) = session::read(root.section("session"), secrets);
-    let identity = identity::read(root.section("identity"), &session, session_header);
+fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
+    let (session, session_header) = session::read(root.table("session"), secrets);
+    let identity = identity::read(root.table("identity"), &session, session_header);
     let reserved = ReservedHeaders([
         &identity.openid_header,
         &identity.app_id_header,
         &identity.union_id_header,
         &session.header,
     ]);
-    let (server, public) = server::read(root.section("server"), reserved, secrets);
-    let admin = admin::read(root.section("admin"), &public, secrets);
+    let (server, public) = server::read(root.table("server"), reserved, secrets);
+    let admin = admin::read(root.table("admin"), &public, secrets);
     let forward_auth = forward_auth::read(
-        root.section("forward_auth"),
+        root.table("forward_auth"),
         &public,
         &admin,
         server.as_ref().is_some_and(|server| !server.trusted_proxies.is_empty()),
         session.idle_timeout,
     );
     let is_asked = !forward_auth.listen.is_empty();
-    let wechat = wechat::read(root.section("wechat"), secrets);
-    let (login, rate_per_app) = login::read(root.section("login"));
+    let wechat = wechat::read(root.table("wechat"), secrets);
+    let (login, rate_per_app) = login::read(root.table("login"));
     let (apps, app_ids) = app::read(&root, secrets, rate_per_app);
-    let limits = limits::read(root.section("limits"));
-    let log = log::read(root.section("log"), secrets, is_start);
+    let limits = limits::read(root.table("limits"));
+    let log = log::read(root.table("log"), secrets, is_start);
     let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
     let upstreams = upstream::read(&root, is_asked, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
-    let endpoints = endpoints::read(root.section("endpoints"), tls);
+    let endpoints = endpoints::read(root.table("endpoints"), tls);
     let references = References {
         upstreams: &upstreams,
         upstream_may_be_absent: is_asked,

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Config;
 use super::document::problems::Diagnostic;
-use super::document::redact_line::Line;
+use super::document::redact_line::Redaction;
 use super::section::{RestartOnly, admin, forward_auth, limits, log, server, session};
 
 /// The keys of all sections.
@@ -28,6 +28,7 @@ fn all() -> impl Iterator<Item = &'static RestartOnly> {
     sections.into_iter().flatten()
 }
 
+/// As `section.key`.
 pub fn keys() -> impl Iterator<Item = &'static str> {
     all().map(|(key, _)| *key)
 }
@@ -45,7 +46,7 @@ pub fn problems(
         key: (*key).to_owned(),
         message: "cannot change while the gateway runs".to_owned(),
         help: "restart needed".to_owned(),
-        line: Line::Judged,
+        redaction: Redaction::IfSecret,
     })
 }
 

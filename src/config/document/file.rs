@@ -13,8 +13,6 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, OFlags};
 use rustix::io::Errno;
 
-use super::problems::io_reason;
-
 /// Longer than any configuration or chain of certificates.
 pub const LONGEST: u64 = 1 << 20;
 
@@ -92,4 +90,15 @@ pub fn decode(bytes: Vec<u8>) -> Result<String> {
         return Err(Error::other("is UTF-16: save it as UTF-8"));
     }
     String::from_utf8(bytes).map_err(|_| ErrorKind::InvalidData.into())
+}
+
+/// Why a file cannot be read.
+pub fn io_reason(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "no such file".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        ErrorKind::IsADirectory => "is a directory".to_owned(),
+        ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+        _ => error.to_string(),
+    }
 }

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, Pattern};
 use toml::de::DeTable;
 
-use super::problems::{Diagnostic, Source, io_reason};
-use super::reader::{Report, Section};
+use super::file::{self, io_reason};
+use super::problems::{Diagnostic, SourceFile};
+use super::table::{Report, Table};
 use crate::config::Files;
 
 const OPTIONS: MatchOptions = MatchOptions {
@@ -22,15 +23,15 @@ const OPTIONS: MatchOptions = MatchOptions {
 };
 
 /// Reads what the first source includes, and tells what is wrong with that.
-pub fn read(sources: &mut Vec<Source>, files: &mut Files) -> Vec<Diagnostic> {
+pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic> {
     let Some(main) = sources.first() else { return Vec::new() };
     let path = PathBuf::from(&main.name);
     let documents = [DeTable::parse_recoverable(&main.text).0];
     let (report, unheard) = (RefCell::default(), RefCell::default());
-    let root = Section::root(&documents, &report);
+    let root = Table::root(&documents, &report);
     // What is no text there, or no TOML, is a problem of the whole file's.
-    let given = Section::root(&documents, &unheard).list::<String>("include");
-    let mut included: Vec<Source> = Vec::new();
+    let given = Table::root(&documents, &unheard).list::<String>("include");
+    let mut included: Vec<SourceFile> = Vec::new();
     for given in given.unwrap_or_default() {
         let pattern = whole(&given.value, &path);
         let found = find(&pattern).unwrap_or_else(|reason| {
@@ -43,9 +44,9 @@ pub fn read(sources: &mut Vec<Source>, files: &mut Files) -> Vec<Diagnostic> {
             if included.iter().any(|known| known.name == name) {
                 continue;
             }
-            match super::file::read_text(&file) {
+            match file::read_text(&file) {
                 _ if file == path => root.problem(&given, "finds this file itself", ""),
-                Ok(text) => included.push(Source { name, text }),
+                Ok(text) => included.push(SourceFile { name, text }),
                 Err(error) => {
                     let reason = format!("cannot read {name}: {}", io_reason(&error));
                     root.problem(&given, reason, "");

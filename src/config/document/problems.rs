@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use unicode_width::UnicodeWidthStr;
 
-use super::redact_line::Line;
+use super::file::io_reason;
+use super::redact_line::Redaction;
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct Diagnostic {
     pub key: String,
     pub message: String,
     pub help: String,
-    pub line: Line,
+    pub redaction: Redaction,
 }
 
 /// A problem, in parts. `key` and `help` may be empty; lines and columns count from 1.
@@ -37,20 +38,20 @@ pub struct Problem<'a> {
 }
 
 /// A file, as it is called and as it was read.
-pub struct Source {
+pub struct SourceFile {
     pub name: String,
     pub text: String,
 }
 
 /// All problems of one file and those that it includes.
 pub struct Problems {
-    sources: Vec<Source>,
+    sources: Vec<SourceFile>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl Problems {
     /// Problems of files, in the order of their places.
-    pub fn new(sources: Vec<Source>, mut diagnostics: Vec<Diagnostic>) -> Self {
+    pub fn new(sources: Vec<SourceFile>, mut diagnostics: Vec<Diagnostic>) -> Self {
         let start = |d: &Diagnostic| d.span.as_ref().map_or(usize::MAX, |span| span.start);
         diagnostics.sort_by_key(|diagnostic| (diagnostic.source, start(diagnostic)));
         Self { sources, diagnostics }
@@ -58,14 +59,14 @@ impl Problems {
 
     pub fn unreadable(file: &str, error: &io::Error) -> Self {
         Self {
-            sources: vec![Source { name: file.to_owned(), text: String::new() }],
+            sources: vec![SourceFile { name: file.to_owned(), text: String::new() }],
             diagnostics: vec![Diagnostic {
                 source: 0,
                 span: None,
                 key: String::new(),
                 message: format!("cannot read the file: {}", io_reason(error)),
                 help: String::new(),
-                line: Line::Judged,
+                redaction: Redaction::IfSecret,
             }],
         }
     }
@@ -81,9 +82,9 @@ impl Problems {
     /// Each problem in parts, for a log of fields. Nothing of the file's text is in them.
     pub fn iter(&self) -> impl Iterator<Item = Problem<'_>> {
         self.diagnostics.iter().filter_map(|diagnostic| {
-            let Diagnostic { source, span, key, message, help, line } = diagnostic;
-            let Source { name, text } = self.sources.get(*source)?;
-            let place = span.as_ref().and_then(|span| Place::find(text, span, *line));
+            let Diagnostic { source, span, key, message, help, redaction } = diagnostic;
+            let SourceFile { name, text } = self.sources.get(*source)?;
+            let place = span.as_ref().and_then(|span| Excerpt::find(text, span, *redaction));
             Some(Problem {
                 file: name,
                 line: place.as_ref().map(|place| place.line),
@@ -96,11 +97,11 @@ impl Problems {
     }
 
     fn show(&self, diagnostic: &Diagnostic, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Diagnostic { source, span, key, message, help, line } = diagnostic;
-        let Some(Source { name, text }) = self.sources.get(*source) else { return Ok(()) };
+        let Diagnostic { source, span, key, message, help, redaction } = diagnostic;
+        let Some(SourceFile { name, text }) = self.sources.get(*source) else { return Ok(()) };
         let colon = if key.is_empty() { "" } else { ": " };
         let what = printable(&format!("{key}{colon}{message}"));
-        let find = |span| Place::find(text, span, *line);
+        let find = |span| Excerpt::find(text, span, *redaction);
         let Some(place) = span.as_ref().and_then(find) else {
             writeln!(out, "{name}: {what}")?;
             return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };
@@ -131,20 +132,9 @@ impl fmt::Debug for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Why a file cannot be read.
-pub fn io_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        io::ErrorKind::IsADirectory => "is a directory".to_owned(),
-        io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
 /// A span as a reader sees it. Line and column count from 1, the column in characters;
 /// indent and width are in columns of a terminal, where a Chinese character takes two.
-struct Place {
+struct Excerpt {
     line: usize,
     column: usize,
     shown: String,
@@ -152,8 +142,8 @@ struct Place {
     width: usize,
 }
 
-impl Place {
-    fn find(text: &str, span: &Range<usize>, how: Line) -> Option<Self> {
+impl Excerpt {
+    fn find(text: &str, span: &Range<usize>, how: Redaction) -> Option<Self> {
         // What an editor shows of a byte order mark is nothing.
         let mark = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
         let before = text.get(..span.start.max(mark))?;
@@ -189,9 +179,9 @@ mod tests {
     fn columns_count_characters_and_carets_stand_under_wide_ones() {
         let text = "a = 1\n名 = \"值\" # x\n";
         let start = text.find('"').unwrap();
-        let place = Place::find(text, &(start..start + 5), Line::Judged).unwrap();
+        let place = Excerpt::find(text, &(start..start + 5), Redaction::IfSecret).unwrap();
         assert_eq!((place.line, place.column, place.indent, place.width), (2, 5, 5, 4));
-        let place = Place::find("\u{feff}a = 1\n", &(7..8), Line::Judged).unwrap();
+        let place = Excerpt::find("\u{feff}a = 1\n", &(7..8), Redaction::IfSecret).unwrap();
         assert_eq!((place.line, place.column, place.indent, place.width), (1, 5, 4, 1));
     }
 }

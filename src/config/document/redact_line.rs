@@ -2,7 +2,7 @@
 //!
 //! Problems show the line that they are about, and an operator may have put a secret there
 //! by mistake: as a literal, without quotes, under a misspelled name, in text that is no
-//! TOML. Such a line is shown with stars for its values. When in doubt it is masked; the
+//! TOML. Such a line is shown with stars for its values. When in doubt it is redacted; the
 //! place of a problem is told all the same.
 
 use std::borrow::Cow;
@@ -16,32 +16,33 @@ const SENSITIVE_HEADERS: [&str; 3] = ["authorization", "cookie", "-key"];
 
 /// How the line of a problem is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
-    /// With its value masked if it looks as if it held a secret.
-    Judged,
-    /// With its value masked.
-    Masked,
-    /// Like `Judged`, but with the value that the problem is about, which is no secret. Another
+pub enum Redaction {
+    /// With its value redacted if it looks as if it held a secret.
+    IfSecret,
+    /// With its value redacted.
+    Always,
+    /// Like `IfSecret`, but with the value that the problem is about, which is no secret. Another
     /// value on its line may be one.
-    Shown,
+    ExceptMarked,
 }
 
-impl Line {
+impl Redaction {
     /// `line` as it may be shown; `before` is the text above it, and `marked` the part that the
     /// problem is about.
     pub fn show<'a>(self, before: &str, line: &'a str, marked: Range<usize>) -> Cow<'a, str> {
         match self {
-            Self::Shown => {
-                let judged = Self::Judged.show(before, line, marked.clone());
-                // A mask has a character for each.
-                let pairs = line.char_indices().zip(judged.chars());
-                let pick = |((at, own), masked)| if marked.contains(&at) { own } else { masked };
+            Self::ExceptMarked => {
+                let redacted = Self::IfSecret.show(before, line, marked.clone());
+                // One character for each.
+                let pairs = line.char_indices().zip(redacted.chars());
+                let pick =
+                    |((at, own), redacted)| if marked.contains(&at) { own } else { redacted };
                 pairs.map(pick).collect::<String>().into()
             }
-            Self::Masked => mask(line, false).into(),
-            Self::Judged if ends_in_secret(before) => mask(line, true).into(),
-            Self::Judged if is_sensitive(line) => mask(line, false).into(),
-            Self::Judged => line.into(),
+            Self::Always => redact(line, false).into(),
+            Self::IfSecret if ends_in_secret(before) => redact(line, true).into(),
+            Self::IfSecret if is_sensitive(line) => redact(line, false).into(),
+            Self::IfSecret => line.into(),
         }
     }
 }
@@ -80,7 +81,7 @@ fn ends_in_secret(before: &str) -> bool {
 
 /// Stars for what stands in quotes or follows a key. Characters keep their number and, as
 /// secrets are ASCII, their width. The line may be no TOML: a key ends at a blank too.
-fn mask(line: &str, begins_in_value: bool) -> String {
+fn redact(line: &str, begins_in_value: bool) -> String {
     let mut quote = None;
     let mut braces = 0usize;
     let mut is_key_begun = false;
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_a_key_is_masked() {
+    fn what_follows_a_key_is_redacted() {
         for (line, shown) in [
             (r#"app_secret = "hunter2" # "x""#, r#"app_secret = "*******" * "*""#),
             (r#"  app_secret="hunter2""#, r#"  app_secret="*******""#),
@@ -151,13 +152,13 @@ mod tests {
             ("= hunter2", "= *******"),
             ("[app.app_secret]", "[app.app_secret]"),
         ] {
-            assert_eq!(mask(line, false), shown);
+            assert_eq!(redact(line, false), shown);
         }
-        assert_eq!(mask(r#"hun,ter2""""#, true), r#"***,****""""#);
+        assert_eq!(redact(r#"hun,ter2""""#, true), r#"***,****""""#);
     }
 
     #[test]
-    fn a_line_is_masked_where_a_secret_may_stand() {
+    fn a_line_is_redacted_where_a_secret_may_stand() {
         assert!(is_sensitive("AppSecret = 1"));
         assert!(is_sensitive(r#"proxy = "http://me:word@10.0.0.9""#));
         assert!(is_sensitive(r#"proxy = "me:word@10.0.0.9:3128""#));

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use super::RestartOnly;
 use crate::config::Secrets;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::listeners::overlap;
 use crate::config::value::secret::read_any_secret;
 use crate::identity::secret::Secret;
 
+/// The section `[admin]`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AdminSection {
     pub listen: SocketAddr,
@@ -23,11 +24,8 @@ pub const RESTART_ONLY: &[RestartOnly] =
 /// In characters.
 const SHORTEST_TOKEN: usize = 32;
 
-pub fn read(
-    section: Section<'_>,
-    public: &[Located<SocketAddr>],
-    secrets: Secrets,
-) -> AdminSection {
+/// Reads the section. `public` are the listeners of `[server]`, which must be others.
+pub fn read(section: Table<'_>, public: &[Located<SocketAddr>], secrets: Secrets) -> AdminSection {
     const HELP: &str = "metrics never stand on a public listener: choose another port";
     let default = SocketAddr::from(([127, 0, 0, 1], 9464));
     let given = section.get::<SocketAddr>("listen");

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::route::{Access, Route};
 use crate::config::Secrets;
 use crate::config::document::from_value::{FromValue, text};
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::rate::{self, Rate};
 use crate::config::value::secret::{REFERENCE_HELP, oddity, read_secret};
 use crate::identity::AppId;
@@ -34,7 +34,7 @@ pub struct App {
 
 /// The apps, `None` where a problem was reported, and the places of their ids.
 pub fn read(
-    root: &Section<'_>,
+    root: &Table<'_>,
     secrets: Secrets,
     default_rate: Option<Rate>,
 ) -> (Option<Vec<App>>, Vec<Located<AppId>>) {
@@ -96,7 +96,7 @@ pub fn read(
     (is_complete.then_some(apps), ids)
 }
 
-fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
+fn warn_of_app_id(section: &Table<'_>, app_id: &Located<AppId>) {
     let text = app_id.value.as_str();
     let rest = text.strip_prefix("wx");
     let is_hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
@@ -125,7 +125,7 @@ fn warn_of_app_id(section: &Section<'_>, app_id: &Located<AppId>) {
 
 /// Warns of a secret that does not look like one of WeChat's.
 fn warn_of_app_secret<T>(
-    section: &Section<'_>,
+    section: &Table<'_>,
     place: &Located<T>,
     secret: &Secret,
     app_id: Option<&AppId>,
@@ -170,7 +170,7 @@ fn describe(text: &str) -> String {
 }
 
 /// Warns of apps whose sessions no route accepts.
-pub fn warn_of_unused(root: &Section<'_>, apps: &[Located<AppId>], routes: &[Route]) {
+pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route]) {
     for app_id in apps {
         let is_used = routes.iter().any(|route| {
             let takes = route.apps.is_empty() || route.apps.contains(&app_id.value);

@@ -1,10 +1,11 @@
 //! `[endpoints]`: the paths to which the gateway responds itself.
 
 use super::server::tls::{TlsSection, warn_of_uncovered};
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::host::HostPattern;
 use crate::config::value::path::RoutePath;
 
+/// The section `[endpoints]`. No path is in two lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointsSection {
     pub login: Vec<RoutePath>,
@@ -15,7 +16,8 @@ pub struct EndpointsSection {
     pub hosts: Vec<String>,
 }
 
-pub fn read(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
+/// Reads the section. Hosts without a certificate are warned of.
+pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
     let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
     let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
         let listed = match section.list::<RoutePath>(name) {
@@ -63,7 +65,7 @@ pub fn read(section: Section<'_>, tls: Option<&TlsSection>) -> EndpointsSection 
 }
 
 /// Warns of an endpoint that is not where it seems to be.
-fn warn_of_trailing_slash(section: &Section<'_>, path: &Located<RoutePath>) {
+fn warn_of_trailing_slash(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let without = text.trim_end_matches('/');
     if !without.is_empty() && without != text {

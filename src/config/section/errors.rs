@@ -2,12 +2,12 @@
 
 use http::HeaderValue;
 
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 use crate::message::error_body::{ERRORS, ErrorBody};
 
 /// `None` where the section is absent, or was reported.
-pub fn read(root: &Section<'_>) -> Option<ErrorBody> {
-    let section = root.optional_section("errors")?;
+pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
+    let section = root.optional_table("errors")?;
     let template = section.require::<String>("template");
     let content_type = section.get::<HeaderValue>("content_type");
     let listed = section.entries::<String, i64>("codes");

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::RestartOnly;
 use super::admin::AdminSection;
-use crate::config::document::reader::{Located, Section, values};
+use crate::config::document::table::{Located, Table, values};
 use crate::config::value::listeners::{overlap, report_overlaps};
 use crate::config::value::path::RoutePath;
 
+/// The section `[forward_auth]`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ForwardAuthSection {
     /// Empty: nobody is answered.
@@ -24,7 +25,7 @@ pub const RESTART_ONLY: &[RestartOnly] =
 
 /// Off without `listen`.
 pub fn read(
-    section: Section<'_>,
+    section: Table<'_>,
     public: &[Located<SocketAddr>],
     admin: &AdminSection,
     has_trusted_proxies: bool,
@@ -55,7 +56,7 @@ pub fn read(
 }
 
 /// How long a proxy may reuse a decision.
-fn read_cache(section: &Section<'_>, idle_timeout: Duration) -> Duration {
+fn read_cache(section: &Table<'_>, idle_timeout: Duration) -> Duration {
     let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
     if given.value.subsec_nanos() != 0 {
         section.problem(&given, "must be whole seconds", "as \"10s\", or \"0s\" for never");

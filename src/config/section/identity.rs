@@ -3,9 +3,10 @@
 use http::HeaderName;
 
 use super::session::SessionSection;
-use crate::config::document::reader::{Located, Section};
-use crate::config::value::headers::{folded, report_reserved};
+use crate::config::document::table::{Located, Table};
+use crate::config::value::headers::{folded, report_taken};
 
+/// The section `[identity]`. No two names look alike to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,
@@ -13,8 +14,9 @@ pub struct IdentitySection {
     pub union_id_header: HeaderName,
 }
 
+/// Reads the section. `session_header` is the place of `session.header`, where it is in the file.
 pub fn read(
-    section: Section<'_>,
+    section: Table<'_>,
     session: &SessionSection,
     session_header: Option<Located<HeaderName>>,
 ) -> IdentitySection {
@@ -22,7 +24,7 @@ pub fn read(
     let mut name = |key: &'static str, path: &'static str, default: &'static str| {
         let given = section.get::<HeaderName>(key);
         if let Some(given) = &given {
-            report_reserved(&section, given);
+            report_taken(&section, given);
         }
         let name =
             given.as_ref().map_or(HeaderName::from_static(default), |given| given.value.clone());

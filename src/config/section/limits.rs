@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::RestartOnly;
 use crate::config::document::from_value::Size;
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 
+/// The section `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsSection {
     /// For a whole request head, from its first byte.
@@ -63,7 +64,8 @@ pub const RESTART_ONLY: &[RestartOnly] =
 /// Approximate memory of a client of a rate limit, in bytes.
 const RATE_CLIENT_BYTES: u64 = 400;
 
-pub fn read(section: Section<'_>) -> LimitsSection {
+/// Reads the section.
+pub fn read(section: Table<'_>) -> LimitsSection {
     let limits = LimitsSection {
         header_timeout: section.positive("header_timeout", Duration::from_secs(10)),
         body_timeout: section.positive("body_timeout", Duration::from_secs(30)),
@@ -109,7 +111,7 @@ pub fn read(section: Section<'_>) -> LimitsSection {
 }
 
 /// The key `max_body` of a section.
-pub fn max_body(section: &Section<'_>, default: u64) -> u64 {
+pub fn max_body(section: &Table<'_>, default: u64) -> u64 {
     let given = section.get::<Size>("max_body");
     if let Some(given) = &given
         && given.value.0 == 0
@@ -128,7 +130,7 @@ fn default_connections() -> usize {
 }
 
 /// Warns if a limit would allow more memory than most machines have.
-pub fn warn_of_memory(section: &Section<'_>, name: &str, count: u64, bytes_each: u64, what: &str) {
+pub fn warn_of_memory(section: &Table<'_>, name: &str, count: u64, bytes_each: u64, what: &str) {
     const MUCH: u64 = 10_000_000_000;
     let bytes = count.saturating_mul(bytes_each);
     if bytes > MUCH {

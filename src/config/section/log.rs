@@ -8,10 +8,11 @@ use super::RestartOnly;
 use crate::config::Secrets;
 use crate::config::document::file;
 use crate::config::document::from_value::{FromValue, text, word};
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::secret::read_any_secret;
 use crate::identity::secret::Secret;
 
+/// The section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSection {
     pub level: LogLevel,
@@ -21,6 +22,7 @@ pub struct LogSection {
     pub openid_key: Option<Secret>,
 }
 
+/// The least of what the process log has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
     Error,
@@ -29,12 +31,14 @@ pub enum LogLevel {
     Debug,
 }
 
+/// How the process log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Json,
     Text,
 }
 
+/// Where the access log is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogDestination {
     Stderr,
@@ -54,7 +58,7 @@ pub const RESTART_ONLY: &[RestartOnly] = &[
 const SHORTEST_KEY: usize = 16;
 
 /// What only a start needs is not checked again for a reload.
-pub fn read(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSection {
+pub fn read(section: Table<'_>, secrets: Secrets, is_start: bool) -> LogSection {
     let openid_key = read_any_secret(&section, "openid_key", secrets);
     if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
         warn_of_short_key(&section, key, &key.value);
@@ -79,7 +83,7 @@ pub fn read(section: Section<'_>, secrets: Secrets, is_start: bool) -> LogSectio
 }
 
 /// Warns of a key that is short enough to be guessed.
-fn warn_of_short_key<T>(section: &Section<'_>, place: &Located<T>, key: &Secret) {
+fn warn_of_short_key<T>(section: &Table<'_>, place: &Located<T>, key: &Secret) {
     let length = key.expose().chars().count();
     if length < SHORTEST_KEY {
         let message =

@@ -6,9 +6,10 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 use crate::config::value::rate::{self, Rate};
 
+/// The section `[login]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginSection {
     pub accept: LoginForms,
@@ -36,7 +37,7 @@ const LOGINS_PER_APP: Rate =
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
 /// The section, and the rate of apps that have none of their own.
-pub fn read(section: Section<'_>) -> (LoginSection, Option<Rate>) {
+pub fn read(section: Table<'_>) -> (LoginSection, Option<Rate>) {
     let accept =
         section.some::<LoginForm>("accept", "at least one of \"json\", \"form\", \"query\"");
     let accept = match accept {

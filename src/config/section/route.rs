@@ -24,13 +24,14 @@ pub use self::target::{Share, StaticAnswer, Target};
 use super::app::App;
 use super::limits::max_body;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::{Located, Place, Section};
+use crate::config::document::table::{Located, Place, Table};
 use crate::config::value::host::HostPattern;
 use crate::config::value::name::report_odd_name;
 use crate::config::value::path::RoutePath;
 use crate::config::value::rate::{self, Rate};
 use crate::identity::AppId;
 
+/// One `[[route]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where its section begins.
@@ -90,7 +91,8 @@ pub struct Timeouts {
     pub write: Option<Duration>,
 }
 
-pub fn read(root: &Section<'_>, references: &References<'_>) -> Option<Vec<Route>> {
+/// Reads all routes. `None` means that a problem was reported.
+pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>> {
     let sections = root.tables("route");
     root.report_missing("route", "one [[route]] at least, as path = \"/\"");
     let mut routes: Vec<Route> = Vec::with_capacity(sections.len());
@@ -179,7 +181,7 @@ pub fn read(root: &Section<'_>, references: &References<'_>) -> Option<Vec<Route
     (is_complete && !routes.is_empty()).then_some(routes)
 }
 
-fn read_timeouts(section: &Section<'_>) -> Timeouts {
+fn read_timeouts(section: &Table<'_>) -> Timeouts {
     Timeouts {
         connect: section.optional_positive("connect_timeout"),
         read: section.optional_positive("read_timeout"),
@@ -187,7 +189,7 @@ fn read_timeouts(section: &Section<'_>) -> Timeouts {
     }
 }
 
-fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
+fn route_apps(section: &Table<'_>, apps: Option<&[App]>) -> Vec<AppId> {
     let listed = section.some::<AppId>("apps", "leave it out for sessions of every app");
     let listed = listed.unwrap_or_default();
     for app_id in &listed {
@@ -203,7 +205,7 @@ fn route_apps(section: &Section<'_>, apps: Option<&[App]>) -> Vec<AppId> {
 }
 
 /// Warns of a path that looks like a pattern, but is compared literally.
-fn warn_of_pattern(section: &Section<'_>, path: &Located<RoutePath>) {
+fn warn_of_pattern(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
     let why = if text.ends_with('$') || text.contains('(') {
@@ -224,7 +226,7 @@ struct RouteName {
     path: Located<RoutePath>,
 }
 
-fn report_repeated_names(root: &Section<'_>, names: &[RouteName]) {
+fn report_repeated_names(root: &Table<'_>, names: &[RouteName]) {
     for (index, one) in names.iter().enumerate() {
         let Some(given) = &one.given else {
             if names.iter().take(index).any(|other| other.given.is_none() && other.name == one.name)

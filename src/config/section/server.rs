@@ -12,12 +12,13 @@ use ipnet::IpNet;
 use self::tls::TlsSection;
 use super::RestartOnly;
 use crate::config::Secrets;
-use crate::config::document::reader::{Located, Section, values};
-use crate::config::value::headers::{ReservedHeaders, checked};
+use crate::config::document::table::{Located, Table, values};
+use crate::config::value::headers::{ReservedHeaders, check_edits};
 use crate::config::value::listeners::report_overlaps;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::OF_ONE_RESPONSE;
 
+/// The section `[server]`.
 #[derive(Debug, PartialEq)]
 pub struct ServerSection {
     /// Never empty.
@@ -55,7 +56,7 @@ pub const RESTART_ONLY: &[RestartOnly] = &[
 
 /// The section, and the places of its listeners.
 pub fn read(
-    section: Section<'_>,
+    section: Table<'_>,
     reserved: ReservedHeaders<'_>,
     secrets: Secrets,
 ) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
@@ -68,7 +69,7 @@ pub fn read(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let tls_section = section.optional_section("tls");
+    let tls_section = section.optional_table("tls");
     let h2c = section.get::<bool>("h2c");
     if let Some(h2c) = h2c.as_ref().filter(|h2c| h2c.value && tls_section.is_some()) {
         let help = "HTTP/2 is agreed on by the handshake there";
@@ -103,7 +104,7 @@ pub fn read(
     ((!listen.is_empty()).then_some(server), public)
 }
 
-fn redirect_port(section: &Section<'_>, redirect: &[Located<SocketAddr>], is_tls: bool) -> u16 {
+fn redirect_port(section: &Table<'_>, redirect: &[Located<SocketAddr>], is_tls: bool) -> u16 {
     const HTTPS: u16 = 443;
     if let Some(first) = redirect.first().filter(|_| !is_tls) {
         let help = "server.tls makes the others HTTPS";
@@ -121,7 +122,7 @@ fn redirect_port(section: &Section<'_>, redirect: &[Located<SocketAddr>], is_tls
 }
 
 fn proxy_protocol(
-    section: &Section<'_>,
+    section: &Table<'_>,
     listen: &[Located<SocketAddr>],
     has_trusted_proxies: bool,
 ) -> Vec<SocketAddr> {
@@ -140,7 +141,7 @@ fn proxy_protocol(
 
 /// The headers of every response.
 fn response_headers(
-    section: &Section<'_>,
+    section: &Table<'_>,
     reserved: ReservedHeaders<'_>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let of_one = FoldedNames::new(OF_ONE_RESPONSE.into_iter());
@@ -152,11 +153,11 @@ fn response_headers(
             section.problem(name, message, "a route may have it in set_response_headers");
         }
     }
-    checked(section, given, &[], &reserved)
+    check_edits(section, given, &[], &reserved)
 }
 
 /// Warns where everybody is a trusted proxy.
-fn warn_of_trust(section: &Section<'_>, trusted: &[Located<IpNet>]) {
+fn warn_of_trust(section: &Table<'_>, trusted: &[Located<IpNet>]) {
     // Two halves of all addresses count as well.
     let networks: Vec<IpNet> = trusted.iter().map(|one| one.value.trunc()).collect();
     let is_all = |network: &IpNet| network.prefix_len() == 0;

@@ -16,12 +16,13 @@ use self::redis::RedisSection;
 use super::RestartOnly;
 use super::limits::warn_of_memory;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::{Located, Section};
-use crate::config::value::headers::report_reserved;
+use crate::config::document::table::{Located, Table};
+use crate::config::value::headers::report_taken;
 use crate::config::value::secret::{oddity, read_secret, read_secrets};
 use crate::config::{Config, Secrets};
 use crate::identity::secret::SealKey;
 
+/// The section `[session]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSection {
     /// Absolute life of a session.
@@ -87,10 +88,7 @@ const HOUR: u64 = 3600;
 const SESSION_BYTES: u64 = 500;
 
 /// The section, and where its header is named.
-pub fn read(
-    section: Section<'_>,
-    secrets: Secrets,
-) -> (SessionSection, Option<Located<HeaderName>>) {
+pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
     if idle_timeout > ttl
@@ -115,7 +113,7 @@ pub fn read(
     };
     let named = section.get::<HeaderName>("header");
     if let Some(named) = &named {
-        report_reserved(&section, named);
+        report_taken(&section, named);
     }
     let header = match &named {
         Some(named) => named.value.clone(),
@@ -136,7 +134,7 @@ pub fn read(
 }
 
 /// Warns of lifetimes of sessions that are beyond reason.
-fn warn_of_life(section: &Section<'_>, ttl: Duration, idle_timeout: Duration) {
+fn warn_of_life(section: &Table<'_>, ttl: Duration, idle_timeout: Duration) {
     const DAY: u64 = 24 * 3600;
     if ttl.as_secs() > 366 * DAY {
         let message = "a stolen token is valid for more than a year";
@@ -151,12 +149,8 @@ fn warn_of_life(section: &Section<'_>, ttl: Duration, idle_timeout: Duration) {
 
 /// What `[session]` says of a store elsewhere. `None` where sessions are kept in the process, or
 /// a problem was reported.
-fn shared(
-    session: &Section<'_>,
-    idle_timeout: Duration,
-    secrets: Secrets,
-) -> Option<SharedSection> {
-    let section = session.optional_section("redis");
+fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<SharedSection> {
+    let section = session.optional_table("redis");
     let seal_keys = read_seal_keys(session, secrets);
     let Some(section) = section else {
         for key in ["seal_key", "previous_seal_keys"] {
@@ -175,7 +169,7 @@ fn shared(
 }
 
 /// The key that seals first, then those that only open.
-fn read_seal_keys(session: &Section<'_>, secrets: Secrets) -> Vec<SealKey> {
+fn read_seal_keys(session: &Table<'_>, secrets: Secrets) -> Vec<SealKey> {
     let current = read_secret(session, "seal_key", secrets);
     let previous = read_secrets(session, "previous_seal_keys", secrets);
     let given = current.into_iter().chain(previous).filter(|_| secrets == Secrets::Load);

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 
 use super::route::{Route, Target};
 use crate::config::document::from_value::{FromValue, text};
-use crate::config::document::reader::{Located, Section, values};
+use crate::config::document::table::{Located, Table, values};
 use crate::config::value::name::report_odd_name;
 
 /// A pool of servers.
@@ -40,7 +40,7 @@ pub enum ServerAddress {
 /// Where another proxy forwards, there may be none. `listeners` are the gateway's own, with
 /// their keys.
 pub fn read(
-    root: &Section<'_>,
+    root: &Table<'_>,
     may_be_absent: bool,
     listeners: &[(&str, SocketAddr)],
 ) -> Vec<Located<Upstream>> {
@@ -132,7 +132,7 @@ fn is_of_this_machine(address: IpAddr) -> bool {
 }
 
 /// Warns of upstreams that nothing is forwarded to.
-pub fn warn_of_unused(root: &Section<'_>, upstreams: &[Located<Upstream>], routes: &[Route]) {
+pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes: &[Route]) {
     let is_used = |index: usize| {
         routes.iter().any(|route| match &route.target {
             Target::Service { upstream, split } => {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 
 use crate::config::Secrets;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::pem;
 use crate::identity::secret::Secret;
 
+/// The section `[wechat]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeChatSection {
     /// Scheme, host, port and a path prefix or none, without a trailing slash.
@@ -44,7 +45,8 @@ impl WeChatSection {
     }
 }
 
-pub fn read(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
+/// Reads the section. `None` means that a problem was reported.
+pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);
     let proxy = section.get::<String>("proxy");
     // A loopback address that a proxy is asked for is the proxy's own.
@@ -108,7 +110,7 @@ pub fn read(section: Section<'_>, secrets: Secrets) -> Option<WeChatSection> {
 }
 
 fn check_base_url(
-    section: &Section<'_>,
+    section: &Table<'_>,
     given: &Located<String>,
     allow_plain_http: bool,
     is_direct: bool,
@@ -173,7 +175,7 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
 }
 
 /// Warns of addresses of WeChat that are not WeChat's API.
-fn warn_of_base_url(section: &Section<'_>, given: &Located<String>, is_loopback: bool) {
+fn warn_of_base_url(section: &Table<'_>, given: &Located<String>, is_loopback: bool) {
     let url = reqwest::Url::parse(&given.value).ok();
     let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
     let is_api = host.starts_with("api") || host.contains(".api.");

@@ -5,7 +5,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::message::header::reserved::{ERROR, OF_CONNECTION, OF_FRAMING};
 use crate::message::header::{FoldedNames, fold};
 
@@ -24,9 +24,9 @@ impl<'a> ReservedHeaders<'a> {
     }
 }
 
-/// Headers that carry something else already.
-pub fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
-    const RESERVED: [&str; 19] = [
+/// Reports a header for a session or an identity that carries something else already.
+pub fn report_taken(section: &Table<'_>, header: &Located<HeaderName>) {
+    const TAKEN: [&str; 19] = [
         "authorization",
         "connection",
         "content_encoding",
@@ -48,7 +48,7 @@ pub fn report_reserved(section: &Section<'_>, header: &Located<HeaderName>) {
         "x_wxgate_error",
     ];
     let folded = folded(header.value.as_str());
-    if RESERVED.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
+    if TAKEN.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
         let message = format!("\"{}\" has a meaning of its own", header.value);
         section.problem(header, message, "choose a name that nothing else uses");
     }
@@ -59,17 +59,17 @@ pub fn folded(name: &str) -> String {
     name.bytes().map(|byte| char::from(fold(byte))).collect()
 }
 
-/// Headers to set. None of them is the gateway's, repeated, or removed as well.
-pub fn checked(
-    section: &Section<'_>,
+/// The headers to set. Reports those that are reserved, repeated, or removed as well.
+pub fn check_edits(
+    section: &Table<'_>,
     set: Vec<(Located<HeaderName>, Located<HeaderValue>)>,
     remove: &[Located<HeaderName>],
-    own: &FoldedNames,
+    reserved: &FoldedNames,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut seen: Vec<String> = Vec::new();
     for name in set.iter().map(|(name, _)| name).chain(remove) {
-        let folded = name.value.as_str().bytes().map(|byte| char::from(fold(byte))).collect();
-        if own.contains(name.value.as_str()) {
+        let folded = folded(name.value.as_str());
+        if reserved.contains(name.value.as_str()) {
             let message = format!("\"{}\" is the gateway's to write", name.value);
             section.problem(name, message, "");
         } else if seen.contains(&folded) {

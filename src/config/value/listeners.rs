@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 
-pub fn report_overlaps(section: &Section<'_>, listed: &[Located<SocketAddr>]) {
+/// Reports listeners of one list that want the same address.
+pub fn report_overlaps(section: &Table<'_>, listed: &[Located<SocketAddr>]) {
     for (index, one) in listed.iter().enumerate() {
         for earlier in listed.iter().take(index) {
             if one.value == earlier.value && one.value.port() != 0 {

@@ -1,9 +1,9 @@
 //! Names of upstreams and routes.
 
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 
 /// Names become labels of metrics; `@` marks the gateway's own.
-pub fn report_odd_name(section: &Section<'_>, name: &Located<String>) {
+pub fn report_odd_name(section: &Table<'_>, name: &Located<String>) {
     let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
     if name.value.is_empty()
         || name.value.chars().count() > 64

@@ -6,16 +6,15 @@ use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-use crate::config::document::file::{self, LONGEST};
-use crate::config::document::problems::io_reason;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::file::{self, LONGEST, io_reason};
+use crate::config::document::table::{Located, Table};
 
 const CERTIFICATE: &str = "certificate";
 const PRIVATE_KEY: &str = "private key";
 
 /// The certificates of a file. `None` when there are none and that was reported.
 pub fn certificates(
-    section: &Section<'_>,
+    section: &Table<'_>,
     file: &Located<PathBuf>,
     help: &str,
 ) -> Option<Vec<CertificateDer<'static>>> {
@@ -34,10 +33,7 @@ pub fn certificates(
 }
 
 /// The private key of a file. `None` when there is none and that was reported.
-pub fn private_key(
-    section: &Section<'_>,
-    file: &Located<PathBuf>,
-) -> Option<PrivateKeyDer<'static>> {
+pub fn private_key(section: &Table<'_>, file: &Located<PathBuf>) -> Option<PrivateKeyDer<'static>> {
     let pem = read(section, file)?;
     match PrivateKeyDer::from_pem_slice(&pem) {
         Ok(key) => Some(key),
@@ -58,7 +54,7 @@ pub fn private_key(
 }
 
 /// The bytes of a file, without a byte order mark. `None` when that was reported.
-pub fn read(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Vec<u8>>> {
+pub fn read(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Vec<u8>>> {
     section.reads(&file.value);
     match file::read(&file.value, LONGEST) {
         Ok(mut pem) => {
@@ -78,7 +74,7 @@ const ENCRYPTED: &str = "holds a private key with a passphrase";
 const DECRYPT: &str = "openssl pkey -in FILE -out NEW_FILE removes it";
 
 /// Reports what a file contains instead of what is wanted.
-fn report(section: &Section<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
+fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
     let problem = |found: &str, help: &str| {
         let found = if found.is_empty() { String::new() } else { format!(": {found}") };
         section.reference_problem(file, format!("holds no {wanted}{found}"), help);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::config::document::from_value::{FromValue, text};
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 
 /// So much, on average, in so long; as much may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Rate {
 }
 
 /// A rate limit; `None` where it is off.
-pub fn read(section: &Section<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
+pub fn read(section: &Table<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
     section.get_or(name, RateLimit(default)).0
 }
 

@@ -7,13 +7,13 @@ use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use crate::config::Secrets;
-use crate::config::document::file::read_text;
+use crate::config::document::file::{io_reason, read_text};
 use crate::config::document::from_value::FromValue;
 use crate::config::document::not_toml::is_invisible;
-use crate::config::document::problems::io_reason;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::identity::secret::Secret;
 
+/// How to write a secret.
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";
 
 /// Where a secret stands.
@@ -50,7 +50,7 @@ fn looks_like_secret(name: &str) -> bool {
 /// A secret by reference, which is empty when secrets are ignored. `None` when it is absent or
 /// was reported.
 pub fn read_secret(
-    section: &Section<'_>,
+    section: &Table<'_>,
     name: &'static str,
     secrets: Secrets,
 ) -> Option<Located<Secret>> {
@@ -60,7 +60,7 @@ pub fn read_secret(
 
 /// Secrets by reference, in a list, those without that were reported.
 pub fn read_secrets(
-    section: &Section<'_>,
+    section: &Table<'_>,
     name: &'static str,
     secrets: Secrets,
 ) -> Vec<Located<Secret>> {
@@ -70,7 +70,7 @@ pub fn read_secrets(
 
 /// A secret that may be anything, with a warning where it looks like a mistake.
 pub fn read_any_secret(
-    section: &Section<'_>,
+    section: &Table<'_>,
     name: &'static str,
     secrets: Secrets,
 ) -> Option<Located<Secret>> {
@@ -82,7 +82,7 @@ pub fn read_any_secret(
 }
 
 fn resolve(
-    section: &Section<'_>,
+    section: &Table<'_>,
     reference: Located<Reference>,
     secrets: Secrets,
 ) -> Option<Located<Secret>> {
@@ -159,7 +159,7 @@ fn trimmed(text: String) -> Option<String> {
 }
 
 /// Warns of a secret that anything may be, where it looks like a mistake.
-fn warn_of_oddity<T>(section: &Section<'_>, place: &Located<T>, secret: &Secret) {
+fn warn_of_oddity<T>(section: &Table<'_>, place: &Located<T>, secret: &Secret) {
     if let Some(oddity) = oddity(secret.expose()) {
         section.warn(place, &oddity);
     }

@@ -8,7 +8,7 @@ use super::Access;
 use super::header_edits::HeaderEdits;
 use super::references::References;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 use crate::message::header::cache_control::is_shared;
 
 /// The cache headers of a route's responses.
@@ -22,7 +22,7 @@ enum Cache {
 
 /// The headers that `Vary` of a route's responses names.
 pub fn vary(
-    section: &Section<'_>,
+    section: &Table<'_>,
     references: &References<'_>,
     access: Access,
     edits: &HeaderEdits,

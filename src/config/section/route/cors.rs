@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::header_edits::HeaderEdits;
 use super::references::References;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::{Located, Section, values};
+use crate::config::document::table::{Located, Table, values};
 use crate::message::header::reserved::ERROR;
 
 /// Which pages of other origins may ask a route, and how.
@@ -23,6 +23,7 @@ pub struct Cors {
     pub max_age: Duration,
 }
 
+/// Origins whose pages may read responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
     Any,
@@ -42,14 +43,16 @@ pub enum Preflight {
 /// Of a route that takes every method.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
+/// Reads `cors` and `preflight` of a route, which takes these methods and has these edits of
+/// responses.
 pub fn read(
-    section: &Section<'_>,
+    section: &Table<'_>,
     references: &References<'_>,
     methods: &[String],
     edits: &HeaderEdits,
 ) -> (Option<Cors>, Preflight) {
     let preflight = section.get::<Preflight>("preflight");
-    let cors = section.optional_section("cors").map(|cors| {
+    let cors = section.optional_table("cors").map(|cors| {
         let read = read_table(&cors, references, methods);
         cors.finish();
         read
@@ -73,7 +76,7 @@ pub fn read(
     (cors, preflight.map_or(Preflight::Answer, |preflight| preflight.value))
 }
 
-fn read_table(section: &Section<'_>, references: &References<'_>, methods: &[String]) -> Cors {
+fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[String]) -> Cors {
     let listed = section.require_some::<String>("origins", "as [\"https://h5.example.com\"]");
     let credentials = section.get::<bool>("credentials");
     let credentials_are_sent = credentials.as_ref().is_some_and(|given| given.value);
@@ -117,7 +120,7 @@ fn read_table(section: &Section<'_>, references: &References<'_>, methods: &[Str
     }
 }
 
-fn report_odd_method(section: &Section<'_>, method: &Located<String>, served: &[String]) {
+fn report_odd_method(section: &Table<'_>, method: &Located<String>, served: &[String]) {
     if method.value.is_empty() || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
     {
         section.problem(method, "is not a method", "as \"GET\"");
@@ -126,7 +129,7 @@ fn report_odd_method(section: &Section<'_>, method: &Located<String>, served: &[
     }
 }
 
-fn origins(section: &Section<'_>, listed: Vec<Located<String>>) -> Origins {
+fn origins(section: &Table<'_>, listed: Vec<Located<String>>) -> Origins {
     if let [any] = listed.as_slice()
         && any.value == "*"
     {

@@ -3,8 +3,8 @@
 use http::{HeaderName, HeaderValue};
 
 use super::references::References;
-use crate::config::document::reader::Section;
-use crate::config::value::headers::checked;
+use crate::config::document::table::Table;
+use crate::config::value::headers::check_edits;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{
     CLOUD_RUN, ERROR, FROM_TRUSTED, OF_CONNECTION, OF_FRAMING, WRITTEN,
@@ -17,13 +17,15 @@ pub struct HeaderEdits {
     pub remove: Vec<HeaderName>,
 }
 
-pub fn request_edits(section: &Section<'_>, references: &References<'_>) -> HeaderEdits {
+/// Reads what a route edits of requests.
+pub fn request_edits(section: &Table<'_>, references: &References<'_>) -> HeaderEdits {
     let own = references.reserved.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
     let own = FoldedNames::new(own.chain(OF_CONNECTION).chain(OF_FRAMING).chain(["host", ERROR]));
     edits(section, "set_request_headers", "remove_request_headers", &own)
 }
 
-pub fn response_edits(section: &Section<'_>, references: &References<'_>) -> HeaderEdits {
+/// Reads what a route edits of responses.
+pub fn response_edits(section: &Table<'_>, references: &References<'_>) -> HeaderEdits {
     let own = FoldedNames::new(references.reserved.of_responses());
     edits(section, "set_response_headers", "remove_response_headers", &own)
 }
@@ -51,13 +53,13 @@ pub fn on_route(
 }
 
 fn edits(
-    section: &Section<'_>,
+    section: &Table<'_>,
     set: &'static str,
     remove: &'static str,
-    own: &FoldedNames,
+    reserved: &FoldedNames,
 ) -> HeaderEdits {
     let set = section.entries::<HeaderName, HeaderValue>(set);
     let remove = section.some::<HeaderName>(remove, "leave it out").unwrap_or_default();
-    let set = checked(section, set, &remove, own);
+    let set = check_edits(section, set, &remove, reserved);
     HeaderEdits { set, remove: remove.into_iter().map(|name| name.value).collect() }
 }

@@ -5,7 +5,7 @@ use toml::de::DeValue;
 
 use super::references::References;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::{Located, Section, values};
+use crate::config::document::table::{Located, Table, values};
 use crate::config::section::server::tls::warn_of_uncovered;
 use crate::config::value::host::HostPattern;
 use crate::config::value::path::RoutePath;
@@ -27,7 +27,8 @@ enum PathMatch {
     Exact,
 }
 
-pub fn read(section: &Section<'_>, references: &References<'_>) -> Matching {
+/// Reads what a route matches besides its path.
+pub fn read(section: &Table<'_>, references: &References<'_>) -> Matching {
     let hosts = section.some::<HostPattern>("host", "leave it out for every host");
     let hosts = hosts.unwrap_or_default();
     for (index, host) in hosts.iter().enumerate() {
@@ -44,7 +45,7 @@ pub fn read(section: &Section<'_>, references: &References<'_>) -> Matching {
     Matching { hosts: values(hosts), is_exact, headers, methods }
 }
 
-fn methods(section: &Section<'_>) -> Vec<String> {
+fn methods(section: &Table<'_>) -> Vec<String> {
     let listed = section.some::<String>("methods", "leave it out for every method");
     let listed = listed.unwrap_or_default();
     for method in &listed {
@@ -57,7 +58,7 @@ fn methods(section: &Section<'_>) -> Vec<String> {
     values(listed)
 }
 
-fn headers(section: &Section<'_>, references: &References<'_>) -> Vec<(HeaderName, HeaderValue)> {
+fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName, HeaderValue)> {
     let own = references.reserved.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
     let own = FoldedNames::new(own);
     let entries = section.entries::<HeaderName, HeaderValue>("headers");
@@ -105,7 +106,7 @@ fn trimmed(path: &RoutePath, is_exact: bool) -> &str {
 }
 
 /// Reports the last route if it cannot be told from an earlier one, and tells so.
-pub fn report_duplicate(section: &Section<'_>, routes: &[Matched]) -> bool {
+pub fn report_duplicate(section: &Table<'_>, routes: &[Matched]) -> bool {
     let Some((last, earlier)) = routes.split_last() else { return false };
     let first = earlier.iter().find(|first| first.is_like(last));
     if let Some(first) = first {

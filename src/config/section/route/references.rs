@@ -5,7 +5,7 @@
 use http::{HeaderName, HeaderValue};
 
 use crate::config::Secrets;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::section::app::App;
 use crate::config::section::server::tls::TlsSection;
 use crate::config::section::session::SessionSection;
@@ -30,7 +30,7 @@ pub struct References<'a> {
 
 impl References<'_> {
     /// The index of an upstream by its name, or a problem.
-    pub fn upstream(&self, section: &Section<'_>, given: &Located<String>) -> Option<usize> {
+    pub fn upstream(&self, section: &Table<'_>, given: &Located<String>) -> Option<usize> {
         let upstreams = self.upstreams;
         let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
         let names = upstreams.iter().map(|upstream| &upstream.value.name);

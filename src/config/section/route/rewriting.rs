@@ -1,6 +1,6 @@
 //! What becomes of a request's path on its way to a service.
 
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::path::RoutePath;
 
 /// What becomes of a request's path: `strip` is where it begins, and `add` takes its place.
@@ -11,7 +11,8 @@ pub struct Rewriting {
     pub add: String,
 }
 
-pub fn read(section: &Section<'_>, path: Option<&Located<RoutePath>>) -> Option<Rewriting> {
+/// Reads what a route, of this path, rewrites. `None`: nothing.
+pub fn read(section: &Table<'_>, path: Option<&Located<RoutePath>>) -> Option<Rewriting> {
     let strip = section.get::<RoutePath>("strip_prefix");
     let add = section.get::<RoutePath>("add_prefix");
     let trimmed = |path: &RoutePath| path.as_str().trim_end_matches('/').to_owned();

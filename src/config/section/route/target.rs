@@ -8,10 +8,9 @@ use toml::de::DeValue;
 use super::Access;
 use super::references::References;
 use crate::config::Secrets;
-use crate::config::document::file;
+use crate::config::document::file::{self, io_reason};
 use crate::config::document::from_value::{FromValue, kind};
-use crate::config::document::problems::io_reason;
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 
 /// Who answers a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub enum Target {
 /// A part of a route's users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Index into [`super::Config::upstreams`].
+    /// Index into [`crate::config::Config::upstreams`].
     pub upstream: usize,
     /// Of 10,000 users.
     pub users: u16,
@@ -65,8 +64,8 @@ const FOR_SERVICES: [&str; 12] = [
 ];
 
 /// `None` means that a problem was reported.
-pub fn read(section: &Section<'_>, references: &References<'_>, access: Access) -> Option<Target> {
-    let answer = section.optional_section("respond").map(|respond| {
+pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) -> Option<Target> {
+    let answer = section.optional_table("respond").map(|respond| {
         let answer = static_answer(&respond, references.secrets);
         respond.finish();
         answer
@@ -94,7 +93,7 @@ pub fn read(section: &Section<'_>, references: &References<'_>, access: Access) 
 }
 
 fn split(
-    section: &Section<'_>,
+    section: &Table<'_>,
     references: &References<'_>,
     main: Option<usize>,
     access: Access,
@@ -129,7 +128,7 @@ fn split(
 }
 
 /// `None` means that a problem was reported.
-fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer> {
+fn static_answer(section: &Table<'_>, secrets: Secrets) -> Option<StaticAnswer> {
     let status = section.number("status", 200, 200..=599);
     let content_type = section.get_or("content_type", HeaderValue::from_static("text/plain"));
     let text = section.get::<String>("body");
@@ -154,7 +153,7 @@ fn static_answer(section: &Section<'_>, secrets: Secrets) -> Option<StaticAnswer
     Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body: body? })
 }
 
-fn read_file(section: &Section<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
+fn read_file(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
     section.reads(&file.value);
     let read = file::read(&file.value, LONGEST_ANSWER);
     read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()

@@ -15,7 +15,7 @@ use toml::de::DeValue;
 use super::certificate_chain::{Chain, Flaw, Mismatch, Roots};
 use crate::config::Secrets;
 use crate::config::document::from_value::{FromValue, word};
-use crate::config::document::reader::{Located, Section};
+use crate::config::document::table::{Located, Table};
 use crate::config::value::pem;
 
 /// TLS of the public listeners.
@@ -86,7 +86,8 @@ enum ClientCertificate {
     Optional,
 }
 
-pub fn read(section: Section<'_>, secrets: Secrets) -> TlsSection {
+/// Reads the section, and the files that it names.
+pub fn read(section: Table<'_>, secrets: Secrets) -> TlsSection {
     let roots = Roots::default();
     let default = certificate(&section, secrets, &roots);
     let mut certificates = Vec::new();
@@ -115,7 +116,7 @@ pub fn read(section: Section<'_>, secrets: Secrets) -> TlsSection {
     }
 }
 
-fn client_verifier(section: &Section<'_>, secrets: Secrets) -> Option<Arc<dyn ClientCertVerifier>> {
+fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn ClientCertVerifier>> {
     let ca_file = section.get::<PathBuf>("client_ca_file");
     let presence = section.get::<ClientCertificate>("client_certificate");
     if let Some(presence) = &presence
@@ -147,7 +148,7 @@ fn client_verifier(section: &Section<'_>, secrets: Secrets) -> Option<Arc<dyn Cl
 
 /// Says which hosts no certificate is for. Nothing is known of them where secrets are ignored.
 pub fn warn_of_uncovered<T: fmt::Display>(
-    section: &Section<'_>,
+    section: &Table<'_>,
     hosts: &[Located<T>],
     tls: &TlsSection,
 ) {
@@ -166,7 +167,7 @@ type Placed = (Located<PathBuf>, Certificate);
 
 /// The certificate of a section. `None` where secrets are ignored, or something
 /// was reported.
-fn certificate(section: &Section<'_>, secrets: Secrets, roots: &Roots) -> Option<Placed> {
+fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<Placed> {
     let cert_file = section.require::<PathBuf>("cert_file");
     let key_file = section.require::<PathBuf>("key_file");
     if secrets == Secrets::Ignore {
@@ -217,7 +218,7 @@ fn certificate(section: &Section<'_>, secrets: Secrets, roots: &Roots) -> Option
 }
 
 fn warn_of_names_held_before(
-    section: &Section<'_>,
+    section: &Table<'_>,
     (file, certificate): &Placed,
     earlier: &[Placed],
 ) {

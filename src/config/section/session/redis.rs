@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::Secrets;
-use crate::config::document::reader::Section;
+use crate::config::document::table::Table;
 use crate::config::value::pem;
 use crate::config::value::secret::read_any_secret;
 use crate::identity::secret::Secret;
@@ -50,6 +50,7 @@ pub enum RedisServers {
     },
 }
 
+/// Where a server of the store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisAddress {
     /// A name or an address; IPv6 without brackets.
@@ -57,6 +58,7 @@ pub struct RedisAddress {
     pub port: u16,
 }
 
+/// How the certificates of the store are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisTls {
     /// Roots to trust instead of the system's, from `ca_file`, as PEM.
@@ -70,11 +72,7 @@ const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// `None`: a problem was reported.
-pub fn read(
-    section: Section<'_>,
-    idle_timeout: Duration,
-    secrets: Secrets,
-) -> Option<RedisSection> {
+pub fn read(section: Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<RedisSection> {
     let url = section.require::<String>("url");
     let parsed = url.as_ref().and_then(|url| match servers(&url.value) {
         Ok(parsed) => Some(parsed),
@@ -137,7 +135,7 @@ pub fn read(
     })
 }
 
-fn report_long(section: &Section<'_>, name: &'static str, given: Duration, longest: Duration) {
+fn report_long(section: &Table<'_>, name: &'static str, given: Duration, longest: Duration) {
     if given > longest
         && let Some(value) = section.raw(name)
     {
@@ -146,7 +144,7 @@ fn report_long(section: &Section<'_>, name: &'static str, given: Duration, longe
     }
 }
 
-fn report_useless(section: &Section<'_>, name: &'static str, reason: &str) {
+fn report_useless(section: &Table<'_>, name: &'static str, reason: &str) {
     if let Some(value) = section.raw(name) {
         section.push(section.key(name), value.span(), format!("has no use: {reason}"), "");
     }

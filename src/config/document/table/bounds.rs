@@ -3,10 +3,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::Section;
+use super::Table;
 use crate::config::document::from_value::Size;
 
-impl Section<'_> {
+impl Table<'_> {
     /// A duration that is longer than nothing, on clocks that count milliseconds.
     pub fn positive(&self, name: &'static str, default: Duration) -> Duration {
         let Some(given) = self.get::<Duration>(name) else { return default };

@@ -1,7 +1,7 @@
 //! Reading a TOML document key by key without giving up at the first problem.
 //!
-//! serde stops at the first error, and operators want all of them, so `read.rs` asks a
-//! [`Section`] for each key it knows, with a default. A key that is absent gives the
+//! serde stops at the first error, and operators want all of them, so each section asks a
+//! [`Table`] for each key it knows, with a default. A key that is absent gives the
 //! default; one of the wrong type gives the default and a problem; a key that nobody asked
 //! for is an unknown key. What was asked for is also the list of keys that exist. A document
 //! may include others, which add to its arrays of tables and say nothing else.
@@ -19,7 +19,7 @@ use toml::de::{DeTable, DeValue};
 pub use self::report::{Lines, Place, Report};
 use super::from_value::FromValue;
 use super::not_toml::lookalike_in_value;
-use super::redact_line::Line;
+use super::redact_line::Redaction;
 
 /// A value with its place.
 #[derive(Clone, Debug)]
@@ -32,9 +32,9 @@ pub struct Located<T> {
 }
 
 /// One table of the document; an absent one reads as empty.
-pub struct Section<'a> {
+pub struct Table<'a> {
     report: &'a RefCell<Report>,
-    table: Option<&'a DeTable<'a>>,
+    keys: Option<&'a DeTable<'a>>,
     /// As shown, with indexes.
     path: String,
     /// As documented, without.
@@ -42,13 +42,13 @@ pub struct Section<'a> {
     pub source: usize,
     pub span: Range<usize>,
     /// Of a root, the roots of what it includes.
-    included: Vec<Section<'a>>,
+    included: Vec<Table<'a>>,
     /// It is no table, and that is problem enough.
     is_reported: bool,
     asked: RefCell<Vec<&'static str>>,
 }
 
-impl<'a> Section<'a> {
+impl<'a> Table<'a> {
     /// The root of the first document, which includes the others.
     pub fn root(documents: &'a [Spanned<DeTable<'a>>], report: &'a RefCell<Report>) -> Self {
         let mut roots = documents
@@ -62,7 +62,7 @@ impl<'a> Section<'a> {
     fn whole(source: usize, table: Option<&'a DeTable<'a>>, report: &'a RefCell<Report>) -> Self {
         Self {
             report,
-            table,
+            keys: table,
             path: String::new(),
             pattern: String::new(),
             source,
@@ -74,7 +74,7 @@ impl<'a> Section<'a> {
     }
 
     /// A table of this one.
-    pub fn section(&self, name: &'static str) -> Section<'a> {
+    pub fn table(&self, name: &'static str) -> Table<'a> {
         let found = self.find(name);
         let table = found.as_ref().and_then(|(_, value)| match value.get_ref() {
             DeValue::Table(table) => Some(table),
@@ -88,19 +88,19 @@ impl<'a> Section<'a> {
     }
 
     /// A table of this one that may be absent.
-    pub fn optional_section(&self, name: &'static str) -> Option<Section<'a>> {
-        let section = self.section(name);
-        (section.table.is_some() || self.report.borrow().is_listing).then_some(section)
+    pub fn optional_table(&self, name: &'static str) -> Option<Table<'a>> {
+        let table = self.table(name);
+        (table.keys.is_some() || self.report.borrow().is_listing).then_some(table)
     }
 
     /// An array of tables, with what included documents add to it.
-    pub fn tables(&self, name: &'static str) -> Vec<Section<'a>> {
-        let mut sections = self.own_tables(name);
-        sections.extend(self.included.iter().flat_map(|included| included.own_tables(name)));
-        sections
+    pub fn tables(&self, name: &'static str) -> Vec<Table<'a>> {
+        let mut tables = self.own_tables(name);
+        tables.extend(self.included.iter().flat_map(|included| included.own_tables(name)));
+        tables
     }
 
-    fn own_tables(&self, name: &'static str) -> Vec<Section<'a>> {
+    fn own_tables(&self, name: &'static str) -> Vec<Table<'a>> {
         self.asked.borrow_mut().push(name);
         let found = self.find(name);
         let path = format!("{}{name}", prefix(&self.path));
@@ -118,10 +118,10 @@ impl<'a> Section<'a> {
         if array.is_empty() {
             self.push(path.clone(), value.span(), "is empty", format!("write [[{name}]]"));
         }
-        let mut sections = Vec::new();
+        let mut tables = Vec::new();
         for (index, element) in array.iter().enumerate() {
             match element.get_ref() {
-                DeValue::Table(table) => sections.push(self.child(
+                DeValue::Table(table) => tables.push(self.child(
                     name,
                     format!("{path}[{index}]"),
                     &pattern,
@@ -131,7 +131,7 @@ impl<'a> Section<'a> {
                 _ => self.wrong_type(name, element, "a table", format!("write [[{name}]]")),
             }
         }
-        sections
+        tables
     }
 
     fn child(
@@ -141,7 +141,7 @@ impl<'a> Section<'a> {
         pattern: &str,
         table: Option<&'a DeTable<'a>>,
         found: Option<(Range<usize>, &Spanned<DeValue<'a>>)>,
-    ) -> Section<'a> {
+    ) -> Table<'a> {
         self.asked.borrow_mut().push(name);
         let is_reported = found.is_some() && table.is_none();
         let span = match found {
@@ -150,9 +150,9 @@ impl<'a> Section<'a> {
             Some((_, value)) => value.span(),
             None => self.span.clone(),
         };
-        Section {
+        Table {
             report: self.report,
-            table,
+            keys: table,
             path,
             pattern: format!("{}{pattern}", prefix(&self.pattern)),
             source: self.source,
@@ -278,7 +278,7 @@ impl<'a> Section<'a> {
     /// Reports the keys that nobody asked for.
     pub fn finish(self) {
         let asked = self.asked.borrow();
-        for (key, _) in self.table.into_iter().flatten() {
+        for (key, _) in self.keys.into_iter().flatten() {
             let name: &str = key.get_ref();
             if asked.contains(&name) {
                 continue;
@@ -286,28 +286,35 @@ impl<'a> Section<'a> {
             let help = suggestion(&asked, name);
             // It may be the misspelled name of a secret.
             let place = (self.key(name), key.span());
-            self.report(self.source, place.0, place.1, "unknown key", help, Line::Masked);
+            self.report(self.source, place.0, place.1, "unknown key", help, Redaction::Always);
         }
         drop(asked);
-        self.included.into_iter().for_each(Section::finish_included);
+        self.included.into_iter().for_each(Table::finish_included);
     }
 
     fn finish_included(self) {
         let asked = self.asked.borrow();
-        for (key, _) in self.table.into_iter().flatten() {
+        for (key, _) in self.keys.into_iter().flatten() {
             let name: &str = key.get_ref();
             if !asked.contains(&name) {
                 let message = "does not stand in an included file";
                 let names: BTreeSet<_> = asked.iter().collect();
                 let tables: Vec<_> = names.iter().map(|name| format!("[[{name}]]")).collect();
                 let help = format!("only {} do", tables.join(", "));
-                self.report(self.source, self.key(name), key.span(), message, help, Line::Masked);
+                self.report(
+                    self.source,
+                    self.key(name),
+                    key.span(),
+                    message,
+                    help,
+                    Redaction::Always,
+                );
             }
         }
     }
 
     fn find(&self, name: &str) -> Option<(Range<usize>, &'a Spanned<DeValue<'a>>)> {
-        self.table?
+        self.keys?
             .iter()
             .find(|(key, _)| key.get_ref() == name)
             .map(|(key, value)| (key.span(), value))

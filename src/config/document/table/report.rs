@@ -9,10 +9,10 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::{Located, Section};
+use super::{Located, Table};
 use crate::config::document::from_value::kind;
-use crate::config::document::problems::{Diagnostic, Source};
-use crate::config::document::redact_line::Line;
+use crate::config::document::problems::{Diagnostic, SourceFile};
+use crate::config::document::redact_line::Redaction;
 
 /// What reading has found so far.
 #[derive(Default)]
@@ -37,7 +37,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    pub fn new(source: &Source) -> Self {
+    pub fn new(source: &SourceFile) -> Self {
         let breaks = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         Self { file: source.name.as_str().into(), breaks: breaks.map(|(at, _)| at).collect() }
     }
@@ -62,7 +62,7 @@ impl fmt::Debug for Place {
     }
 }
 
-impl Section<'_> {
+impl Table<'_> {
     /// Reports a key that must be there and is not.
     pub fn report_missing(&self, name: &str, help: &str) {
         if !self.has(name) && !self.is_reported {
@@ -72,7 +72,7 @@ impl Section<'_> {
 
     /// Reports a problem of a value.
     pub fn problem<T>(&self, at: &Located<T>, message: impl Into<String>, help: impl Into<String>) {
-        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Judged);
+        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Redaction::IfSecret);
     }
 
     /// Reports a problem of what a value refers to. The name of a variable or a file is no
@@ -83,7 +83,14 @@ impl Section<'_> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.report(at.source, at.key.clone(), at.span.clone(), message, help, Line::Shown);
+        self.report(
+            at.source,
+            at.key.clone(),
+            at.span.clone(),
+            message,
+            help,
+            Redaction::ExceptMarked,
+        );
     }
 
     /// Takes down that a file was read.
@@ -126,7 +133,7 @@ impl Section<'_> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.report(self.source, key, span, message, help, Line::Judged);
+        self.report(self.source, key, span, message, help, Redaction::IfSecret);
     }
 
     pub(super) fn report(
@@ -136,7 +143,7 @@ impl Section<'_> {
         span: Range<usize>,
         message: impl Into<String>,
         help: impl Into<String>,
-        line: Line,
+        redaction: Redaction,
     ) {
         self.report.borrow_mut().diagnostics.push(Diagnostic {
             source,
@@ -144,7 +151,7 @@ impl Section<'_> {
             key,
             message: message.into(),
             help: help.into(),
-            line,
+            redaction,
         });
     }
 
