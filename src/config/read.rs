@@ -12,7 +12,7 @@ use toml::de::DeTable;
 
 use super::document::problems::{Diagnostic, Problems, SourceFile};
 use super::document::redact_line::Redaction;
-use super::document::table::{Lines, Report, Table};
+use super::document::table::{LineBreaks, Report, Table};
 use super::document::{include, not_toml};
 use super::section::route::references::References;
 use super::section::{
@@ -54,7 +54,7 @@ fn parse(
     if errors.iter().any(|errors| !errors.is_empty()) {
         return None;
     }
-    let sources = sources.iter().map(Lines::new).collect();
+    let sources = sources.iter().map(LineBreaks::new).collect();
     let report = RefCell::new(Report { sources, ..Report::default() });
     let config = sections(Table::root(&documents, &report), secrets, running.is_none());
     let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
@@ -113,12 +113,7 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
 fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let (session, session_header) = session::read(root.table("session"), secrets);
     let identity = identity::read(root.table("identity"), &session, session_header);
-    let reserved = ReservedHeaders([
-        &identity.openid_header,
-        &identity.app_id_header,
-        &identity.union_id_header,
-        &session.header,
-    ]);
+    let reserved = ReservedHeaders { session: &session.header, identity: identity.headers() };
     let (server, public) = server::read(root.table("server"), reserved, secrets);
     let admin = admin::read(root.table("admin"), &public, secrets);
     let forward_auth = forward_auth::read(

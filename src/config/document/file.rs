@@ -10,8 +10,7 @@ use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{Access, AtFlags, CWD, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 /// Longer than any configuration or chain of certificates.
 pub const LONGEST: u64 = 1 << 20;
@@ -45,38 +44,6 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// As [`read`], and when it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     decode(read(path, LONGEST)?)
-}
-
-/// Whether a file can be opened for appending. It is not created.
-///
-/// # Errors
-/// Why not.
-pub fn judge_append(path: &Path) -> std::result::Result<(), String> {
-    let may_write = |path: &Path, access: Access| {
-        let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
-        // If the system cannot tell, the start will.
-        let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
-        if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
-    };
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Err("is a directory".to_owned()),
-        Ok(_) => may_write(path, Access::WRITE_OK),
-        Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
-            Err("is a directory".to_owned())
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let folder = parent.unwrap_or(Path::new("."));
-            match std::fs::metadata(folder) {
-                Ok(metadata) if metadata.is_dir() => {
-                    may_write(folder, Access::WRITE_OK | Access::EXEC_OK)
-                }
-                Ok(_) => Err(format!("{} is not a directory", folder.display())),
-                Err(error) => Err(format!("{}: {}", folder.display(), io_reason(&error))),
-            }
-        }
-        Err(error) => Err(io_reason(&error)),
-    }
 }
 
 /// Decodes the bytes of a file.

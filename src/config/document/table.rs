@@ -16,7 +16,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub use self::report::{Lines, Place, Report};
+pub use self::report::{LineBreaks, Place, Report};
 use super::from_value::FromValue;
 use super::not_toml::lookalike_in_value;
 use super::redact_line::Redaction;

@@ -14,6 +14,13 @@ pub struct IdentitySection {
     pub union_id_header: HeaderName,
 }
 
+impl IdentitySection {
+    /// All of the headers.
+    pub fn headers(&self) -> [&HeaderName; 3] {
+        [&self.openid_header, &self.app_id_header, &self.union_id_header]
+    }
+}
+
 /// Reads the section. `session_header` is the place of `session.header`, where it is in the file.
 pub fn read(
     section: Table<'_>,

@@ -1,12 +1,15 @@
 //! `[log]`: what is logged, how, and where the access log goes.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::io::Errno;
 use toml::de::DeValue;
 
 use super::RestartOnly;
 use crate::config::Secrets;
-use crate::config::document::file;
+use crate::config::document::file::io_reason;
 use crate::config::document::from_value::{FromValue, text, word};
 use crate::config::document::table::{Located, Table};
 use crate::config::value::secret::read_any_secret;
@@ -68,7 +71,7 @@ pub fn read(section: Table<'_>, secrets: Secrets, is_start: bool) -> LogSection 
     let is_here = is_start && secrets == Secrets::Load;
     if let Some(given) = access.as_ref().filter(|_| is_here)
         && let LogDestination::File(path) = &given.value
-        && let Err(reason) = file::judge_append(path)
+        && let Err(reason) = judge_append(path)
     {
         section.problem(given, format!("cannot be opened: {reason}"), "");
     }
@@ -89,6 +92,38 @@ fn warn_of_short_key<T>(section: &Table<'_>, place: &Located<T>, key: &Secret) {
         let message =
             format!("it has {length} characters and can be guessed: use openssl rand -base64 32");
         section.warn(place, &message);
+    }
+}
+
+/// Whether a file can be opened for appending. It is not created.
+///
+/// # Errors
+/// Why not.
+fn judge_append(path: &Path) -> Result<(), String> {
+    let may_write = |path: &Path, access: Access| {
+        let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
+        // If the system cannot tell, the start will.
+        let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
+        if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err("is a directory".to_owned()),
+        Ok(_) => may_write(path, Access::WRITE_OK),
+        Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
+            Err("is a directory".to_owned())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let folder = parent.unwrap_or(Path::new("."));
+            match std::fs::metadata(folder) {
+                Ok(metadata) if metadata.is_dir() => {
+                    may_write(folder, Access::WRITE_OK | Access::EXEC_OK)
+                }
+                Ok(_) => Err(format!("{} is not a directory", folder.display())),
+                Err(error) => Err(format!("{}: {}", folder.display(), io_reason(&error))),
+            }
+        }
+        Err(error) => Err(io_reason(&error)),
     }
 }
 

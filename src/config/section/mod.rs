@@ -1,5 +1,8 @@
 //! One file for each section of the configuration file: its type, and `read`, which has its keys,
 //! their defaults and what is checked, with the keys that a reload cannot change.
+//!
+//! A new key is a field of the type and a line in `read`; tests ask for it in
+//! `config/reference.toml`, too.
 
 pub mod admin;
 pub mod app;

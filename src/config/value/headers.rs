@@ -11,11 +11,14 @@ use crate::message::header::{FoldedNames, fold};
 
 /// Headers that the configuration makes the gateway's own: those of a session and of an identity.
 #[derive(Clone, Copy)]
-pub struct ReservedHeaders<'a>(pub [&'a HeaderName; 4]);
+pub struct ReservedHeaders<'a> {
+    pub session: &'a HeaderName,
+    pub identity: [&'a HeaderName; 3],
+}
 
 impl<'a> ReservedHeaders<'a> {
     pub fn names(self) -> impl Iterator<Item = &'a str> {
-        self.0.into_iter().map(HeaderName::as_str)
+        self.identity.into_iter().chain([self.session]).map(HeaderName::as_str)
     }
 
     /// Response headers that the configuration cannot set.

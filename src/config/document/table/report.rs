@@ -23,7 +23,7 @@ pub struct Report {
     /// Files that were read because a value names them.
     pub files: Vec<PathBuf>,
     /// Names and lines of the documents, in the order of reading.
-    pub sources: Vec<Lines>,
+    pub sources: Vec<LineBreaks>,
     /// Keys asked for, as documented.
     pub known: BTreeSet<String>,
     /// Reading is only for `known`: sections that may be absent are walked through too.
@@ -31,12 +31,12 @@ pub struct Report {
 }
 
 /// A file and its line breaks, by which places are found.
-pub struct Lines {
+pub struct LineBreaks {
     file: Arc<str>,
     breaks: Vec<usize>,
 }
 
-impl Lines {
+impl LineBreaks {
     pub fn new(source: &SourceFile) -> Self {
         let breaks = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         Self { file: source.name.as_str().into(), breaks: breaks.map(|(at, _)| at).collect() }
