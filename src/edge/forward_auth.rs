@@ -195,8 +195,8 @@ impl ForwardAuth {
         let (path, host) = (path_of(text(target)?), Some(text(host)?));
         let asked = Asked { path, host, method: &method, headers };
         let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
-        let route = match endpoint {
-            Endpoint::Route(route) => route,
+        let index = match endpoint {
+            Endpoint::Route(index) => index,
             Endpoint::None => return Err(Rejection::NoRoute),
             Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
                 return Err(Rejection::BadRequest(
@@ -204,12 +204,12 @@ impl ForwardAuth {
                 ));
             }
         };
-        found.route = Some(route);
+        found.route = Some(index);
+        let served = policy.routes.served(index).ok_or(Rejection::NoRoute)?;
         // What the gateway would answer itself, the service must not have without a session.
-        let passes = policy.routes.get(route).map(|route| route.preflight);
-        let is_preflight = is_preflight && passes == Some(Preflight::Pass);
+        let is_preflight = is_preflight && served.route.preflight == Preflight::Pass;
         let visit = Visit { asked, is_preflight, client: client.address, length: None };
-        policy.admit(route, &visit, &self.process.metrics, &mut found.verdict).await
+        policy.admit(served, &visit, &self.process.metrics, &mut found.verdict).await
     }
 
     /// Counts the request and writes its access line, which is about the request told of.

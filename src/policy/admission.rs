@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Policy;
+use super::{Policy, ServedRoute};
 use crate::access::rate_limiter::RateLimit;
 use crate::config::Access;
 use crate::identity::Identity;
@@ -46,22 +46,21 @@ impl Verdict {
 
 impl Policy {
     /// # Errors
-    /// Why the route, by its index, does not take the request.
+    /// Why the route does not take the request.
     pub async fn admit(
         &self,
-        route: usize,
+        served: &ServedRoute,
         visit: &Visit<'_, impl Headers>,
         metrics: &Metrics,
         verdict: &mut Verdict,
     ) -> Result<(), Rejection> {
-        let rates = self.rates(route);
-        let route = self.routes.get(route).ok_or(Rejection::NoRoute)?;
+        let ServedRoute { route, state } = served;
         let Visit { asked, is_preflight, client, length } = *visit;
         if !is_preflight && !route.allows_method(asked.method) {
             let allow = Cow::Owned(self.routes.allow(&asked));
             return Err(Rejection::MethodNotAllowed { allow });
         }
-        self.check_address(client, rates.and_then(|rates| rates.per_address.as_deref()))?;
+        self.check_address(client, state.rate_per_address.as_deref())?;
         if length.is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
@@ -73,7 +72,7 @@ impl Policy {
         if !route.accepts_app(&identity.app_id) {
             return Err(Rejection::WrongApp);
         }
-        match rates.and_then(|rates| rates.per_user.as_deref()) {
+        match &state.rate_per_user {
             Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
             None => Ok(()),
         }

@@ -21,7 +21,7 @@ use crate::access::identity_headers::{FORWARDED_HOST, FORWARDED_METHOD, FORWARDE
 use crate::access::rate_limiter::RateLimit;
 use crate::access::trusted_proxies::TrustedProxies;
 use crate::clock::Clock;
-use crate::config::{Config, LimitsSection, Rate, TlsSection, Upstream};
+use crate::config::{self, Config, LimitsSection, Rate, TlsSection, Upstream};
 use crate::identity::secret::Secret;
 use crate::listener::tls::Tls;
 use crate::login::Login;
@@ -29,7 +29,7 @@ use crate::message::caching::Vary;
 use crate::message::error_body::ErrorBody;
 use crate::message::request_header::HeadLimits;
 use crate::policy::lifecycle::Lifecycle;
-use crate::route::{Endpoint, Routes};
+use crate::route::{Endpoint, Routes, Served};
 use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::Seldom;
@@ -77,14 +77,13 @@ pub struct Process {
 
 /// One configuration, ready to serve.
 pub struct Policy {
-    pub routes: Routes,
+    pub routes: Routes<RouteState>,
     pub pools: Vec<Arc<Pool>>,
     pub authenticator: Authenticator,
     pub injector: Injector,
     pub login: Login,
     /// Of logins, by address.
     pub login_rate: Option<Arc<RateLimit>>,
-    route_rates: Vec<RouteRates>,
     pub trusted_proxies: TrustedProxies,
     /// The operator's shape of error bodies.
     pub error_body: Option<ErrorBody>,
@@ -111,7 +110,6 @@ pub struct Policy {
     /// The path of forward-auth, without a slash at its end.
     pub forward_auth_path: String,
     pub forward_auth_metrics: RouteMetrics,
-    route_metrics: Vec<RouteMetrics>,
     login_metrics: RouteMetrics,
     logout_metrics: RouteMetrics,
     session_metrics: RouteMetrics,
@@ -130,7 +128,10 @@ pub enum PolicyError {
 
 /// Cache headers of a decision to let a request pass. All requests for decisions have one URL, so
 /// the decision varies on the headers that describe the original request.
-fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, HeaderValue)> {
+fn decision_caching(
+    config: &Config,
+    routes: &Routes<RouteState>,
+) -> Vec<(HeaderName, HeaderValue)> {
     let seconds = config.forward_auth.cache.as_secs();
     if seconds == 0 {
         return vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
@@ -145,11 +146,15 @@ fn decision_caching(config: &Config, routes: &Routes) -> Vec<(HeaderName, Header
     vec![(CACHE_CONTROL, control), (VARY, vary)]
 }
 
-/// How often a route may be asked.
-pub struct RouteRates {
-    pub per_user: Option<Arc<RateLimit>>,
-    pub per_address: Option<Arc<RateLimit>>,
+/// What is limited and counted of a route.
+pub struct RouteState {
+    rate_per_user: Option<Arc<RateLimit>>,
+    rate_per_address: Option<Arc<RateLimit>>,
+    metrics: RouteMetrics,
 }
+
+/// A route that requests are served by.
+pub type ServedRoute = Served<RouteState>;
 
 impl Policy {
     /// What is configured as it is in `previous` goes on as it was there: servers that were
@@ -178,13 +183,24 @@ impl Policy {
         metrics.set_certificates(
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
-        let routes = Routes::new(&config.endpoints, &config.routes);
         let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
             let (rate, capacity) = (rate?, config.limits.max_rate_clients);
             let known = known.filter(|known| known.is_for(rate, capacity)).cloned();
             let new = || Arc::new(RateLimit::new(rate, capacity, process.clock.clone()));
             Some(known.unwrap_or_else(new))
         };
+        let route_state = |route: &config::Route| {
+            let known = previous.and_then(|previous| previous.routes.named(&route.name));
+            let known = known.map(|known| &known.state);
+            let per_user = known.and_then(|known| known.rate_per_user.as_ref());
+            let per_address = known.and_then(|known| known.rate_per_address.as_ref());
+            RouteState {
+                rate_per_user: rate_limit(route.rate_per_user, per_user),
+                rate_per_address: rate_limit(route.rate_per_address, per_address),
+                metrics: metrics.route_from_start(&route.name),
+            }
+        };
+        let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
         let pool = |section: &Upstream| {
             let mut known = previous.into_iter().flat_map(|previous| &previous.pools);
             let same = known.find(|pool| pool.section() == section).cloned();
@@ -204,19 +220,6 @@ impl Policy {
                 config.login.rate_per_address,
                 previous.and_then(|previous| previous.login_rate.as_ref()),
             ),
-            route_rates: config
-                .routes
-                .iter()
-                .map(|route| {
-                    let known = previous.and_then(|previous| previous.rates_of(&route.name));
-                    let per_user = known.and_then(|known| known.per_user.as_ref());
-                    let per_address = known.and_then(|known| known.per_address.as_ref());
-                    RouteRates {
-                        per_user: rate_limit(route.rate_per_user, per_user),
-                        per_address: rate_limit(route.rate_per_address, per_address),
-                    }
-                })
-                .collect(),
             error_body: config.errors.clone(),
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
             limits: config.limits.clone(),
@@ -236,10 +239,6 @@ impl Policy {
                 metrics.route_from_start("@forward_auth")
             },
             redirect_port: config.server.redirect_port,
-            route_metrics: routes
-                .iter()
-                .map(|route| metrics.route_from_start(&route.name))
-                .collect(),
             login_metrics: metrics.route_from_start("@login"),
             logout_metrics: metrics.route_from_start("@logout"),
             session_metrics: metrics.route_from_start("@session"),
@@ -249,15 +248,6 @@ impl Policy {
         })
     }
 
-    /// How often a client may ask for a route, by the route's index.
-    pub fn rates(&self, route: usize) -> Option<&RouteRates> {
-        self.route_rates.get(route)
-    }
-
-    fn rates_of(&self, name: &str) -> Option<&RouteRates> {
-        self.rates(self.routes.iter().position(|route| route.name == name)?)
-    }
-
     /// The counters of an endpoint.
     pub fn metrics(&self, endpoint: Endpoint) -> &RouteMetrics {
         match endpoint {
@@ -265,7 +255,9 @@ impl Policy {
             Endpoint::Logout => &self.logout_metrics,
             Endpoint::Session => &self.session_metrics,
             Endpoint::Health => &self.health_metrics,
-            Endpoint::Route(index) => self.route_metrics.get(index).unwrap_or(&self.none_metrics),
+            Endpoint::Route(index) => {
+                self.routes.served(index).map_or(&self.none_metrics, |route| &route.state.metrics)
+            }
             Endpoint::None => &self.none_metrics,
         }
     }

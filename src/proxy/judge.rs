@@ -11,7 +11,7 @@ use crate::message::header::lines::Lines;
 use crate::message::own_response::Answer;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
-use crate::policy::{Policy, Verdict, Visit};
+use crate::policy::{Policy, ServedRoute, Verdict, Visit};
 use crate::route::Endpoint;
 
 impl Gateway {
@@ -53,8 +53,11 @@ impl Gateway {
                         Framing::Chunked => None,
                     },
                 };
+                // Requests of such a route are forwarded by another proxy, not here.
+                let served = policy.routes.served(index).filter(|one| !one.route.is_elsewhere());
+                let served = served.ok_or(Rejection::NoRoute)?;
                 let (verdict, pool) = (&mut request.verdict, &mut request.pool);
-                return Ok(self.admit(&policy, index, &visit, verdict, pool).await?);
+                return Ok(self.admit(&policy, served, &visit, verdict, pool).await?);
             }
             // Boxed: these requests are few, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
@@ -71,20 +74,18 @@ impl Gateway {
     async fn admit(
         &self,
         policy: &Policy,
-        index: usize,
+        served: &ServedRoute,
         visit: &Visit<'_, Lines>,
         verdict: &mut Verdict,
         pool: &mut Option<usize>,
     ) -> Result<Option<Answer>, Rejection> {
-        // Requests of such a route are forwarded by another proxy, not here.
-        let route = policy.routes.get(index).filter(|route| !route.is_elsewhere());
-        let route = route.ok_or(Rejection::NoRoute)?;
+        let route = &served.route;
         if visit.is_preflight
             && let Some(cors) = &route.cors
         {
             return Ok(Some(cors.answer_preflight(visit.asked.headers)));
         }
-        policy.admit(index, visit, &self.process.metrics, verdict).await?;
+        policy.admit(served, visit, &self.process.metrics, verdict).await?;
         *pool = route.pool(verdict.identity());
         Ok(route.answer().cloned())
     }

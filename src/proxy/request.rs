@@ -18,7 +18,7 @@ use crate::message::header::lines::{Lines, Span};
 use crate::message::own_response::Answer;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::RequestHead;
-use crate::policy::{Policy, Process, Verdict};
+use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Asked, Endpoint, Route, Routes};
 use crate::telemetry::access_log::{self, Line};
 use crate::telemetry::metrics::Decision;
@@ -30,7 +30,7 @@ pub fn asked<'a>(
     head: &RequestHead,
     lines: &'a Lines,
     method: &'a Method,
-    routes: &Routes,
+    routes: &Routes<RouteState>,
 ) -> Asked<'a, Lines> {
     let path = match head.path.text(lines.text()) {
         // A target in absolute form may have none (RFC 9110, section 4.2.3).

@@ -97,8 +97,14 @@ impl From<PathError> for Rejection {
     }
 }
 
-/// All routes and endpoints of one configuration.
-pub struct Routes {
+/// A route, and what its user keeps with it.
+pub struct Served<T> {
+    pub route: Route,
+    pub state: T,
+}
+
+/// All routes and endpoints of one configuration, with the state `T` of each route.
+pub struct Routes<T = ()> {
     /// Exact paths of the gateway's own endpoints.
     endpoints: Vec<(String, Endpoint)>,
     hosts: Vec<String>,
@@ -107,7 +113,7 @@ pub struct Routes {
     /// Headers that routes ask for.
     asked_for: Vec<HeaderName>,
     asked_for_folded: FoldedNames,
-    all: Vec<Route>,
+    all: Vec<Served<T>>,
 }
 
 /// What of a request says which route it is for.
@@ -226,11 +232,24 @@ impl Route {
 
 impl Routes {
     pub fn new(endpoints: &EndpointsSection, routes: &[RouteSection]) -> Self {
+        Self::with_state(endpoints, routes, |_| ())
+    }
+}
+
+impl<T> Routes<T> {
+    /// `state` makes what is kept with a route.
+    pub fn with_state(
+        endpoints: &EndpointsSection,
+        routes: &[RouteSection],
+        state: impl Fn(&RouteSection) -> T,
+    ) -> Self {
         let own = [
             (&endpoints.login, Endpoint::Login),
             (&endpoints.logout, Endpoint::Logout),
             (&endpoints.session, Endpoint::Session),
         ];
+        let served =
+            |section: &RouteSection| Served { route: Route::new(section), state: state(section) };
         let text = |path: &crate::config::RoutePath| path.as_str().to_owned();
         let headers = routes.iter().flat_map(|route| &route.headers);
         let asked_for: Vec<HeaderName> = headers.map(|(name, _)| name.clone()).collect();
@@ -244,16 +263,26 @@ impl Routes {
             table: Table::new(routes),
             asked_for_folded: FoldedNames::new(asked_for.iter().map(HeaderName::as_str)),
             asked_for,
-            all: routes.iter().map(Route::new).collect(),
+            all: routes.iter().map(served).collect(),
         }
     }
 
     pub fn get(&self, index: usize) -> Option<&Route> {
+        self.served(index).map(|served| &served.route)
+    }
+
+    /// The route of [`Endpoint::Route`] with its state.
+    pub fn served(&self, index: usize) -> Option<&Served<T>> {
         self.all.get(index)
     }
 
+    /// The route that the configuration calls `name`, with its state.
+    pub fn named(&self, name: &str) -> Option<&Served<T>> {
+        self.all.iter().find(|served| served.route.name == name)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
-        self.all.iter()
+        self.all.iter().map(|served| &served.route)
     }
 
     /// Judges what a request asks for. The route may still not take its method, when none of
@@ -302,12 +331,12 @@ impl Routes {
     pub fn trust_methods(&self) -> bool {
         let trusts =
             |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
-        self.all.iter().any(trusts)
+        self.iter().any(trusts)
     }
 
     /// Headers that decide which route a request is for, besides its host.
     pub fn deciding_headers(&self) -> impl Iterator<Item = HeaderName> {
-        let passes = self.all.iter().any(|route| route.preflight == Preflight::Pass);
+        let passes = self.iter().any(|route| route.preflight == Preflight::Pass);
         let of_preflights =
             [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD].into_iter().filter(move |_| passes);
         self.asked_for.iter().cloned().chain(of_preflights)
@@ -362,7 +391,7 @@ impl Routes {
         let host = self.host(asked);
         let mut methods: Vec<&str> = Vec::new();
         for route in self.candidates(asked.path.as_bytes(), asked, host.as_ref()) {
-            for method in self.all.get(route).into_iter().flat_map(|route| &route.methods) {
+            for method in self.get(route).into_iter().flat_map(|route| &route.methods) {
                 if !methods.contains(&method.as_str()) {
                     methods.push(method.as_str());
                 }
