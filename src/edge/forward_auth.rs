@@ -35,8 +35,8 @@ use crate::config::Preflight;
 use crate::listener::internal::{Request, Response};
 use crate::message::rejection::Rejection;
 use crate::message::request_header;
-use crate::policy::{Policies, Policy, Process, Verdict, Visit};
-use crate::route::{Asked, Endpoint};
+use crate::policy::{Policies, Policy, Process, ServedRoute, Verdict, Visit};
+use crate::route::{Asked, Endpoint, Route};
 use crate::telemetry::access_log::{self, Line};
 use crate::telemetry::metrics::{Decision, Metrics};
 
@@ -123,17 +123,16 @@ impl ForwardAuth {
         let (request, body) = request.into_parts();
         let client = policy.trusted_proxies.client(peer, &request.headers);
         let request_id = client.request_id(&request.headers);
-        let mut found = Found::default();
-        let mut judged = self.judge(&policy, &request, client, &mut found).await;
+        let mut judged = self.judge(&policy, &request, client).await;
 
         let mut headers = HeaderMap::with_capacity(8);
-        let identity = judged.as_ref().ok().and(found.verdict.identity());
+        let identity = judged.verdict.identity().filter(|_| judged.outcome.is_ok());
         if policy.injector.tell(&mut headers, identity).is_err() {
-            judged = Err(Rejection::InternalError);
+            judged.outcome = Err(Rejection::InternalError);
         }
         let mut content = Bytes::new();
         let mut code = StatusCode::OK;
-        match &judged {
+        match &judged.outcome {
             Ok(()) => headers.extend(policy.decision_caching.iter().cloned()),
             Err(rejection) => {
                 code = status(rejection);
@@ -148,7 +147,6 @@ impl ForwardAuth {
             request: &request,
             client,
             request_id: &request_id,
-            found: &found,
             judged: &judged,
             status: code,
             bytes_out: content.len(),
@@ -166,50 +164,26 @@ impl ForwardAuth {
     }
 
     /// Whether the request that is told of may go on, and whose it is.
-    async fn judge(
+    async fn judge<'a>(
         &self,
-        policy: &Policy,
+        policy: &'a Policy,
         request: &request::Parts,
         client: Client,
-        found: &mut Found,
-    ) -> Result<(), Rejection> {
-        if !client.is_trusted {
-            return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
-        }
-        // Envoy and Higress append the path of the request.
-        let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
-        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-            return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
-        }
-        let headers = &request.headers;
-        if policy.injector.is_evaded(headers) {
-            return Err(Rejection::BadRequest(
-                "a header that the proxy in front would pass on could be taken for another",
-            ));
-        }
-        let told = Told::read(headers)?;
-        let (method, target, host) = (told.method, told.target, told.host);
-        request_header::judge_told(method, target, host, policy.head_limits)?;
-        let method = Method::from_bytes(method).map_err(|_| Rejection::InternalError)?;
-        let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
-        let (path, host) = (path_of(text(target)?), Some(text(host)?));
-        let asked = Asked { path, host, method: &method, headers };
-        let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
-        let index = match endpoint {
-            Endpoint::Route(index) => index,
-            Endpoint::None => return Err(Rejection::NoRoute),
-            Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
-                return Err(Rejection::BadRequest(
-                    "this path is the gateway's own: it belongs on its public listener",
-                ));
+    ) -> Judged<'a> {
+        let met = match meet(policy, request, client) {
+            Ok(met) => met,
+            Err(rejection) => {
+                let verdict = Verdict::default();
+                return Judged { route: None, verdict, outcome: Err(rejection) };
             }
         };
-        found.route = Some(index);
-        let served = policy.routes.served(index).ok_or(Rejection::NoRoute)?;
+        let Met { route, method, path, host, is_preflight } = met;
+        let asked = Asked { path, host: Some(host), method: &method, headers: &request.headers };
         // What the gateway would answer itself, the service must not have without a session.
-        let is_preflight = is_preflight && served.route.preflight == Preflight::Pass;
+        let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
         let visit = Visit { asked, is_preflight, client: client.address, length: None };
-        policy.admit(served, &visit, &self.process.metrics, &mut found.verdict).await
+        let (verdict, outcome) = policy.admit(route, &visit, &self.process.metrics).await;
+        Judged { route: Some(&route.route), verdict, outcome }
     }
 
     /// Counts the request and writes its access line, which is about the request told of.
@@ -225,8 +199,7 @@ impl ForwardAuth {
             let value = only(&seen.request.headers, name, "", "").ok()?.to_str().ok()?;
             seen.client.is_trusted.then_some(value)
         };
-        let verdict = &seen.found.verdict;
-        let route = seen.found.route.and_then(|route| seen.policy.routes.get(route));
+        let Judged { route, verdict, outcome } = seen.judged;
         access_log.write(&Line {
             time: access_log::timestamp(),
             request_id: seen.request_id.to_str().unwrap_or_default(),
@@ -235,7 +208,7 @@ impl ForwardAuth {
             path: told(&FORWARDED_URI).map_or("", path_of),
             route: route.map_or(metrics.label(), |route| &route.name),
             status: seen.status.as_u16(),
-            error: seen.judged.as_ref().err().map(Rejection::error),
+            error: outcome.as_ref().err().map(Rejection::error),
             duration_ms: access_log::milliseconds(seen.took),
             upstream: None,
             upstream_status: None,
@@ -249,11 +222,59 @@ impl ForwardAuth {
     }
 }
 
-/// What is found out about the request that is told of, also where it ends in a refusal.
-#[derive(Default)]
-struct Found {
-    route: Option<usize>,
+/// The decision on the request that is told of.
+struct Judged<'a> {
+    route: Option<&'a Route>,
     verdict: Verdict,
+    outcome: Result<(), Rejection>,
+}
+
+/// The request that is told of, and the route that it met.
+struct Met<'p, 'r> {
+    route: &'p ServedRoute,
+    method: Method,
+    path: &'r str,
+    host: &'r str,
+    is_preflight: bool,
+}
+
+/// Reads the request that is told of, and finds its route.
+fn meet<'p, 'r>(
+    policy: &'p Policy,
+    request: &'r request::Parts,
+    client: Client,
+) -> Result<Met<'p, 'r>, Rejection> {
+    if !client.is_trusted {
+        return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
+    }
+    // Envoy and Higress append the path of the request.
+    let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
+    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
+    }
+    let headers = &request.headers;
+    if policy.injector.is_evaded(headers) {
+        return Err(Rejection::BadRequest(
+            "a header that the proxy in front would pass on could be taken for another",
+        ));
+    }
+    let told = Told::read(headers)?;
+    request_header::judge_told(told.method, told.target, told.host, policy.head_limits)?;
+    let method = Method::from_bytes(told.method).map_err(|_| Rejection::InternalError)?;
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
+    let (path, host) = (path_of(text(told.target)?), text(told.host)?);
+    let asked = Asked { path, host: Some(host), method: &method, headers };
+    let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
+    let route = match endpoint {
+        Endpoint::Route(index) => policy.routes.served(index).ok_or(Rejection::NoRoute)?,
+        Endpoint::None => return Err(Rejection::NoRoute),
+        Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
+            return Err(Rejection::BadRequest(
+                "this path is the gateway's own: it belongs on its public listener",
+            ));
+        }
+    };
+    Ok(Met { route, method, path, host, is_preflight })
 }
 
 /// What is written down.
@@ -262,8 +283,7 @@ struct Seen<'a> {
     request: &'a request::Parts,
     client: Client,
     request_id: &'a HeaderValue,
-    found: &'a Found,
-    judged: &'a Result<(), Rejection>,
+    judged: &'a Judged<'a>,
     status: StatusCode,
     bytes_out: usize,
     took: Duration,

@@ -19,7 +19,7 @@ use serde::Serialize;
 use self::coalescing::{Failure, Grant, Key, Replays, Source};
 use self::exchange::{Exchange, Served};
 use self::refusals::{Named, OnlyRefusals};
-use self::request::{LoginRequest, parse};
+use self::request::{Fields, LoginRequest, parse};
 use crate::clock::Clock;
 use crate::config::{Config, LoginSection};
 use crate::identity::{AppId, OpenId};
@@ -137,42 +137,51 @@ impl Login {
         self.metrics.login(UNKNOWN_APP, rejection.error());
     }
 
-    /// Serves one login. Whatever comes of it is counted.
-    ///
-    /// # Errors
-    /// The refusal to answer with; its cause is in the log.
+    /// Serves one login, and counts what comes of it. The cause of a rejection is in the log.
     pub async fn serve(
         &self,
         request: LoginRequest<'_>,
         sender: Sender<'_>,
-        facts: &mut LoginFacts,
-    ) -> Result<Answer, Rejection> {
-        let outcome = self.run(request, sender, facts).await;
+    ) -> (LoginFacts, Result<Answer, Rejection>) {
+        let (fields, index, served) = match self.read(request) {
+            Ok(read) => read,
+            Err(rejection) => {
+                self.refused(&rejection);
+                return (LoginFacts::default(), Err(rejection));
+            }
+        };
+        let outcome = self.run(&fields, index, served, sender).await;
         let word = outcome.as_ref().map_or_else(|failure| failure.rejection.error(), |_| "ok");
-        self.metrics.login(facts.app_id.as_ref().map_or(UNKNOWN_APP, AppId::as_str), word);
+        let app_id = &served.app.app_id;
+        self.metrics.login(app_id.as_str(), word);
+        let app_id = Some(app_id.clone());
         match outcome {
             Ok(grant) => {
-                facts.openid = Some(grant.openid.clone());
-                Ok(granted(&grant))
+                let openid = Some(grant.openid.clone());
+                (LoginFacts { app_id, openid, errcode: None }, Ok(granted(&grant)))
             }
-            Err(failure) => {
-                (facts.errcode, facts.openid) = (failure.errcode, failure.openid);
-                Err(failure.rejection)
+            Err(Failure { rejection, errcode, openid }) => {
+                (LoginFacts { app_id, openid, errcode }, Err(rejection))
             }
         }
     }
 
-    async fn run(
-        &self,
-        request: LoginRequest<'_>,
-        sender: Sender<'_>,
-        facts: &mut LoginFacts,
-    ) -> Result<Arc<Grant>, Failure> {
+    /// The fields of a login, and the app that it is for.
+    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, usize, &Served), Rejection> {
         let fields = parse(request, self.section.accept)?;
         let found = self.served(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
         let (index, served) = found;
+        Ok((fields, index, served))
+    }
+
+    async fn run(
+        &self,
+        fields: &Fields,
+        index: usize,
+        served: &Served,
+        sender: Sender<'_>,
+    ) -> Result<Arc<Grant>, Failure> {
         let app_id = served.app.app_id.as_str();
-        facts.app_id = Some(served.app.app_id.clone());
         if Code::is_mock(fields.code.expose()) {
             report_mock(served, sender);
             return Err(Rejection::InvalidCode.into());

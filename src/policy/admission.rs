@@ -2,8 +2,8 @@
 //!
 //! The one decision that is asked for in two ways: `proxy` forwards what is admitted,
 //! `forward_auth` only says so to another proxy. Method, rates, session and app are judged
-//! here, in this order, and nowhere else. What was found out before a refusal stands in the
-//! [`Verdict`], for the log. It does not know which path led to the route, or what is
+//! here, in this order, and nowhere else. A rejection comes with the [`Verdict`] up to it, for
+//! the log. It does not know which path led to the route, or what is
 //! answered.
 
 use std::borrow::Cow;
@@ -45,14 +45,28 @@ impl Verdict {
 }
 
 impl Policy {
-    /// # Errors
-    /// Why the route does not take the request.
+    /// Whose the request is, and why the route does not take it, if it does not.
     pub async fn admit(
         &self,
         served: &ServedRoute,
         visit: &Visit<'_, impl Headers>,
         metrics: &Metrics,
-        verdict: &mut Verdict,
+    ) -> (Verdict, Result<(), Rejection>) {
+        if let Err(rejection) = self.admit_any(served, visit) {
+            return (Verdict::default(), Err(rejection));
+        }
+        // A browser sends no token when it asks whether it may.
+        let access = if visit.is_preflight { Access::None } else { served.route.access };
+        let (verdict, found) = self.authenticate(visit.asked.headers, access, metrics).await;
+        let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
+        (verdict, admitted)
+    }
+
+    /// Judges what does not depend on the session.
+    fn admit_any(
+        &self,
+        served: &ServedRoute,
+        visit: &Visit<'_, impl Headers>,
     ) -> Result<(), Rejection> {
         let ServedRoute { route, state } = served;
         let Visit { asked, is_preflight, client, length } = *visit;
@@ -64,31 +78,17 @@ impl Policy {
         if length.is_some_and(|length| length > route.max_body) {
             return Err(Rejection::BodyTooLarge);
         }
-        // A browser sends no token when it asks whether it may.
-        let access = if is_preflight { Access::None } else { route.access };
-        self.authenticate(asked.headers, access, metrics, verdict).await?;
-        let Some(session) = &verdict.session else { return Ok(()) };
-        let identity = &session.identity;
-        if !route.accepts_app(&identity.app_id) {
-            return Err(Rejection::WrongApp);
-        }
-        match &state.rate_per_user {
-            Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    /// Finds the session of a request, and counts how that went.
-    ///
-    /// # Errors
-    /// Why there is none where one is needed.
+    /// Finds the session of a request, and counts how that went. An error is why there is none
+    /// where one is needed.
     pub async fn authenticate(
         &self,
         headers: &impl Headers,
         access: Access,
         metrics: &Metrics,
-        verdict: &mut Verdict,
-    ) -> Result<(), Rejection> {
+    ) -> (Verdict, Result<(), Rejection>) {
         let found = self.authenticator.authenticate(headers, access).await;
         let decision = match (&found, access) {
             (_, Access::None) => None,
@@ -99,9 +99,10 @@ impl Policy {
         if let Some(decision) = decision {
             metrics.decided(decision);
         }
-        verdict.decision = decision;
-        verdict.session = found.map_err(|error| Rejection::from(&error))?;
-        Ok(())
+        match found {
+            Ok(session) => (Verdict { session, decision }, Ok(())),
+            Err(error) => (Verdict { session: None, decision }, Err(Rejection::from(&error))),
+        }
     }
 
     /// Counts a request of its client's address. Behind the address of a trusted proxy stands
@@ -114,5 +115,17 @@ impl Policy {
             Some(rate) if !self.trusted_proxies.contains(client) => rate.check_address(client),
             _ => Ok(()),
         }
+    }
+}
+
+/// Judges the user of a session, if there is one.
+fn admit_user(served: &ServedRoute, identity: Option<&Identity>) -> Result<(), Rejection> {
+    let Some(identity) = identity else { return Ok(()) };
+    if !served.route.accepts_app(&identity.app_id) {
+        return Err(Rejection::WrongApp);
+    }
+    match &served.state.rate_per_user {
+        Some(rate) => rate.check(&(&identity.app_id, &identity.openid)),
+        None => Ok(()),
     }
 }

@@ -13,8 +13,8 @@ use super::client::Client;
 use super::failure::{Stop, of_request_body};
 use super::request::{CONTINUE, Request};
 use crate::config::Access;
+use crate::login::Sender;
 use crate::login::request::{ContentType, LoginRequest};
-use crate::login::{LoginFacts, Sender};
 use crate::message::chunked::Chunked;
 use crate::message::header::Headers;
 use crate::message::own_response::Answer;
@@ -59,14 +59,13 @@ impl Gateway {
         request: &mut Request,
         login: LoginRequest<'_>,
     ) -> Result<Answer, Stop> {
-        let mut facts = LoginFacts::default();
         let referer = request.lines.first(&REFERER);
         let sender = Sender {
             client: request.client.address,
             request_id: request.id_text(),
             referer: referer.and_then(|value| std::str::from_utf8(value).ok()),
         };
-        let answer = request.policy.login.serve(login, sender, &mut facts).await;
+        let (facts, answer) = request.policy.login.serve(login, sender).await;
         request.login = Some(Box::new(facts));
         Ok(answer?)
     }
@@ -84,12 +83,10 @@ impl Gateway {
             app_id: &'a str,
         }
 
-        let mut verdict = std::mem::take(&mut request.verdict);
-        let metrics = &self.process.metrics;
-        let policy = &request.policy;
-        let access = Access::Required;
-        let found = policy.authenticate(&request.lines, access, metrics, &mut verdict).await;
-        request.verdict = verdict;
+        let (policy, metrics) = (&request.policy, &self.process.metrics);
+        let found;
+        (request.verdict, found) =
+            policy.authenticate(&request.lines, Access::Required, metrics).await;
         found?;
         let session = request.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();

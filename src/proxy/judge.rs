@@ -7,11 +7,10 @@ use super::failure::Stop;
 use super::request::{Request, asked};
 use crate::access::websocket;
 use crate::message::chunked::Chunked;
-use crate::message::header::lines::Lines;
 use crate::message::own_response::Answer;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
-use crate::policy::{Policy, ServedRoute, Verdict, Visit};
+use crate::policy::Visit;
 use crate::route::Endpoint;
 
 impl Gateway {
@@ -44,6 +43,15 @@ impl Gateway {
         request.endpoint.judge_method(request.method.as_str(), takes_query)?;
         let answer = match request.endpoint {
             Endpoint::Route(index) => {
+                // Requests of such a route are forwarded by another proxy, not here.
+                let served = policy.routes.served(index).filter(|one| !one.route.is_elsewhere());
+                let served = served.ok_or(Rejection::NoRoute)?;
+                let route = &served.route;
+                if request.is_preflight
+                    && let Some(cors) = &route.cors
+                {
+                    return Ok(Some(cors.answer_preflight(&request.lines)));
+                }
                 let visit = Visit {
                     asked,
                     is_preflight: request.is_preflight,
@@ -53,11 +61,12 @@ impl Gateway {
                         Framing::Chunked => None,
                     },
                 };
-                // Requests of such a route are forwarded by another proxy, not here.
-                let served = policy.routes.served(index).filter(|one| !one.route.is_elsewhere());
-                let served = served.ok_or(Rejection::NoRoute)?;
-                let (verdict, pool) = (&mut request.verdict, &mut request.pool);
-                return Ok(self.admit(&policy, served, &visit, verdict, pool).await?);
+                let (verdict, admitted) = policy.admit(served, &visit, &self.process.metrics).await;
+                request.verdict = verdict;
+                admitted?;
+                request.pool = route.pool(request.verdict.identity());
+                // Where the route's configuration gives the response.
+                return Ok(route.answer().cloned());
             }
             // Boxed: these requests are few, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
@@ -67,26 +76,5 @@ impl Gateway {
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };
         Ok(Some(answer))
-    }
-
-    /// Judges a request for a route, and finds the pool that serves it. `Some` is a response that
-    /// the route's configuration gives.
-    async fn admit(
-        &self,
-        policy: &Policy,
-        served: &ServedRoute,
-        visit: &Visit<'_, Lines>,
-        verdict: &mut Verdict,
-        pool: &mut Option<usize>,
-    ) -> Result<Option<Answer>, Rejection> {
-        let route = &served.route;
-        if visit.is_preflight
-            && let Some(cors) = &route.cors
-        {
-            return Ok(Some(cors.answer_preflight(visit.asked.headers)));
-        }
-        policy.admit(served, visit, &self.process.metrics, verdict).await?;
-        *pool = route.pool(verdict.identity());
-        Ok(route.answer().cloned())
     }
 }
