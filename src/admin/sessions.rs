@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId, User};
 use crate::listener::internal::{Peer, Request};
-use crate::login::Login;
+use crate::login::Apps;
 use crate::message::own_response::Answer;
 use crate::policy::{Policy, Process};
 use crate::session::{BlockError, MOST_BLOCKED, Session, StoreError};
@@ -175,7 +175,7 @@ fn block_time(text: &str) -> Option<Duration> {
 
 /// The user and the app that a query names.
 fn parse<'a>(
-    login: &'a Login,
+    apps: &'a Apps,
     query: &str,
     is_look: bool,
     is_of_one: bool,
@@ -194,7 +194,7 @@ fn parse<'a>(
             return Err(bad_request("a parameter is repeated"));
         }
     }
-    let app_id = login.app(fields.app_id.as_deref()).map_err(bad_request)?.1;
+    let app_id = apps.find(fields.app_id.as_deref()).map_err(bad_request)?.app_id();
     let subject = match (fields.openid, fields.user) {
         (Some(openid), None) => {
             let openid = OpenId::parse(&openid);
@@ -236,7 +236,7 @@ async fn act<'a>(
     id: Option<&str>,
     audit: &mut Audit<'a>,
 ) -> Result<Answer, Refusal> {
-    let (app_id, subject, action) = parse(&policy.login, query, is_look, id.is_some())?;
+    let (app_id, subject, action) = parse(policy.login.apps(), query, is_look, id.is_some())?;
     audit.app_id = Some(app_id.as_str());
     let Some(user) = find(process, app_id, subject, audit).await? else {
         let message = "no session and no block of this user was found: block the user by openid";

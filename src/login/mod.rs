@@ -5,6 +5,7 @@
 //! read sockets: `proxy.rs` hands it the body within its limit.
 
 mod app_rate;
+mod apps;
 mod coalescing;
 mod exchange;
 mod notices;
@@ -16,8 +17,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use self::apps::Apps;
+use self::apps::Served;
 use self::coalescing::{Failure, Grant, Key, Replays, Source};
-use self::exchange::{Exchange, Served};
+use self::exchange::Exchange;
 use self::refusals::{Named, OnlyRefusals};
 use self::request::{Fields, LoginRequest, parse};
 use crate::clock::Clock;
@@ -57,6 +60,7 @@ const UNKNOWN_OUTCOMES: [&str; 4] =
 /// Serves logins by one configuration.
 pub struct Login {
     section: LoginSection,
+    apps: Apps,
     exchange: Arc<Exchange>,
     replays: Replays,
     sessions: Sessions,
@@ -102,6 +106,7 @@ impl Login {
             Some(known) => known.clone(),
             None => Replays::new(window, longest, clock.clone()),
         };
+        let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
         let previous = previous.map(|previous| &*previous.exchange);
         let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
         for app in config.apps.iter().take(MOST_APPS_FROM_START) {
@@ -109,12 +114,17 @@ impl Login {
         }
         metrics.app_from_start(UNKNOWN_APP, &UNKNOWN_OUTCOMES, &[]);
         Ok(Self {
+            apps,
             replays,
             exchange: Arc::new(exchange),
             section: config.login.clone(),
             sessions,
             metrics,
         })
+    }
+
+    pub fn apps(&self) -> &Apps {
+        &self.apps
     }
 
     /// Frees what is over. Called every second.
@@ -143,16 +153,16 @@ impl Login {
         request: LoginRequest<'_>,
         sender: Sender<'_>,
     ) -> (LoginFacts, Result<Answer, Rejection>) {
-        let (fields, index, served) = match self.read(request) {
+        let (fields, served) = match self.read(request) {
             Ok(read) => read,
             Err(rejection) => {
                 self.refused(&rejection);
                 return (LoginFacts::default(), Err(rejection));
             }
         };
-        let outcome = self.run(&fields, index, served, sender).await;
+        let outcome = self.run(&fields, served, sender).await;
         let word = outcome.as_ref().map_or_else(|failure| failure.rejection.error(), |_| "ok");
-        let app_id = &served.app.app_id;
+        let app_id = served.app_id();
         self.metrics.login(app_id.as_str(), word);
         let app_id = Some(app_id.clone());
         match outcome {
@@ -167,21 +177,19 @@ impl Login {
     }
 
     /// The fields of a login, and the app that it is for.
-    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, usize, &Served), Rejection> {
+    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, &Arc<Served>), Rejection> {
         let fields = parse(request, self.section.accept)?;
-        let found = self.served(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
-        let (index, served) = found;
-        Ok((fields, index, served))
+        let served = self.apps.find(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
+        Ok((fields, served))
     }
 
     async fn run(
         &self,
         fields: &Fields,
-        index: usize,
-        served: &Served,
+        served: &Arc<Served>,
         sender: Sender<'_>,
     ) -> Result<Arc<Grant>, Failure> {
-        let app_id = served.app.app_id.as_str();
+        let app_id = served.app_id().as_str();
         if Code::is_mock(fields.code.expose()) {
             report_mock(served, sender);
             return Err(Rejection::InvalidCode.into());
@@ -190,9 +198,9 @@ impl Login {
             .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
 
         let key = Key::of(app_id, fields.code.expose());
-        let exchange = self.exchange.clone();
+        let (exchange, app) = (self.exchange.clone(), served.clone());
         let (client, request_id) = (sender.client, sender.request_id.to_owned());
-        let trade = || async move { exchange.trade(index, code, client, &request_id).await };
+        let trade = || async move { exchange.trade(&app, code, client, &request_id).await };
         let (outcome, source) = self.replays.share(key, trade).await;
         if source != Source::Own {
             self.metrics.login_coalesced();
@@ -214,15 +222,14 @@ impl Login {
             }
             Err(_) => return,
         };
-        let app_id = served.app.app_id.as_str();
+        let app_id = served.app_id().as_str();
         let named = sender.referer.and_then(Named::in_referer);
         let Some(report) = served.refusals.refused(app_id, named) else { return };
         let OnlyRefusals { refused, named } = report;
         let referer_app_id = named.as_ref().map(Named::as_str);
-        let is_served = |named: &str| self.served(Some(named)).is_ok();
         let what = match referer_app_id {
             None => "WeChat rejects every code of this app; logged once a minute",
-            Some(named) if is_served(named) => {
+            Some(named) if self.apps.contains(named) => {
                 "WeChat rejects every code of this app, and the clients name another [[app]]: \
                  their logins must send its app_id; logged once a minute"
             }
@@ -241,32 +248,12 @@ impl Login {
         let known = self.sessions.knows(&grant.token.digest()).await;
         known.map_err(|_| Rejection::StoreUnavailable)
     }
-
-    /// The index and the id of an app that is asked for, or of the default one.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn app(&self, app_id: Option<&str>) -> Result<(usize, &AppId), &'static str> {
-        self.served(app_id).map(|(index, served)| (index, &served.app.app_id))
-    }
-
-    fn served(&self, app_id: Option<&str>) -> Result<(usize, &Served), &'static str> {
-        let mut apps = self.exchange.apps.iter().enumerate();
-        let found = match app_id {
-            Some(app_id) => apps.find(|(_, served)| served.app.app_id.as_str() == app_id),
-            None => apps.find(|(_, served)| served.app.is_default),
-        };
-        found.ok_or(match app_id {
-            Some(_) => "this app_id is not known here",
-            None => "app_id is needed: there are several apps and no default",
-        })
-    }
 }
 
 /// Logs a login with the mock code of the developer tools.
 fn report_mock(served: &Served, sender: Sender<'_>) {
     let Some(suppressed) = served.refusals.mocked() else { return };
-    let app_id = served.app.app_id.as_str();
+    let app_id = served.app_id().as_str();
     let named = sender.referer.and_then(Named::in_referer);
     let named = named.as_ref().map(Named::as_str);
     let referer_app_id = named.filter(|named| *named != app_id);

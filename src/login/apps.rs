@@ -1,0 +1,67 @@
+//! The apps of a configuration, and the state of each one's logins.
+
+use std::sync::Arc;
+
+use super::app_rate::Pace;
+use super::refusals::Refusals;
+use crate::clock::Clock;
+use crate::config::App;
+use crate::identity::AppId;
+
+/// The apps that logins are accepted for.
+pub struct Apps(Vec<Arc<Served>>);
+
+/// An app, and the state of its logins.
+pub struct Served {
+    pub app: App,
+    pub refusals: Arc<Refusals>,
+    pub pace: Arc<Pace>,
+}
+
+impl Served {
+    pub fn app_id(&self) -> &AppId {
+        &self.app.app_id
+    }
+}
+
+impl Apps {
+    /// Continues the state of apps that `previous` had, and their rates where they are the same.
+    pub fn new(apps: &[App], previous: Option<&Self>, clock: &Clock) -> Self {
+        let served = |app: &App| {
+            let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
+            let paced = known.filter(|known| known.app.login_rate == app.login_rate);
+            let pace = paced.map(|known| known.pace.clone());
+            let refusals = known.map(|known| known.refusals.clone());
+            Arc::new(Served {
+                app: app.clone(),
+                refusals: refusals.unwrap_or_else(|| Arc::new(Refusals::new(clock.clone()))),
+                pace: pace.unwrap_or_else(|| Arc::new(Pace::new(app.login_rate, clock.clone()))),
+            })
+        };
+        Self(apps.iter().map(served).collect())
+    }
+
+    /// The app that a request names, or the default one if it names none.
+    ///
+    /// # Errors
+    /// Why there is none, for the client.
+    pub fn find(&self, app_id: Option<&str>) -> Result<&Arc<Served>, &'static str> {
+        match app_id {
+            Some(app_id) => self.get(app_id).ok_or("this app_id is not known here"),
+            None => self
+                .0
+                .iter()
+                .find(|served| served.app.is_default)
+                .ok_or("app_id is needed: there are several apps and no default"),
+        }
+    }
+
+    /// Whether there is an app with this id.
+    pub fn contains(&self, app_id: &str) -> bool {
+        self.get(app_id).is_some()
+    }
+
+    fn get(&self, app_id: &str) -> Option<&Arc<Served>> {
+        self.0.iter().find(|served| served.app_id().as_str() == app_id)
+    }
+}
