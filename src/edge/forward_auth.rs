@@ -37,7 +37,7 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header;
 use crate::policy::{Policies, Policy, Process, ServedRoute, Verdict, Visit};
 use crate::route::{Asked, Endpoint, Route};
-use crate::telemetry::access_log::{self, Line};
+use crate::telemetry::access_log::Line;
 use crate::telemetry::metrics::{Decision, Metrics};
 
 /// Who may not ask has no longer to be told so, and no connection then.
@@ -200,24 +200,17 @@ impl ForwardAuth {
             seen.client.is_trusted.then_some(value)
         };
         let Judged { route, verdict, outcome } = seen.judged;
+        let request_id = seen.request_id.to_str().unwrap_or_default();
         access_log.write(&Line {
-            time: access_log::timestamp(),
-            request_id: seen.request_id.to_str().unwrap_or_default(),
-            client: seen.client.address,
             method: told(&FORWARDED_METHOD).unwrap_or_default(),
             path: told(&FORWARDED_URI).map_or("", path_of),
             route: route.map_or(metrics.label(), |route| &route.name),
-            status: seen.status.as_u16(),
             error: outcome.as_ref().err().map(Rejection::error),
-            duration_ms: access_log::milliseconds(seen.took),
-            upstream: None,
-            upstream_status: None,
-            bytes_in: 0,
             bytes_out: seen.bytes_out,
             decision: verdict.decision.map(Decision::as_str),
             app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
             user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
-            errcode: None,
+            ..Line::new(request_id, seen.client.address, seen.status.as_u16(), seen.took)
         });
     }
 }

@@ -9,7 +9,7 @@ use crate::message::own_response::Answer;
 use crate::message::rejection::Rejection;
 use crate::policy::{Policy, Process};
 use crate::route::Endpoint;
-use crate::telemetry::access_log::{self, Line};
+use crate::telemetry::access_log::Line;
 
 /// A request that is answered without a route, as the last one of its connection.
 pub struct Plain<'a> {
@@ -43,23 +43,12 @@ impl Plain<'_> {
         let metrics = policy.metrics(self.endpoint);
         metrics.observe(answer.status, self.took);
         process.access_log.write(&Line {
-            time: access_log::timestamp(),
-            request_id,
-            client,
             method: self.method,
             path: self.path,
             route: metrics.label(),
-            status: answer.status,
             error,
-            duration_ms: access_log::milliseconds(self.took),
-            upstream: None,
-            upstream_status: None,
-            bytes_in: 0,
             bytes_out: if is_to_head { 0 } else { answer.body.len() },
-            decision: None,
-            app_id: None,
-            user: None,
-            errcode: None,
+            ..Line::new(request_id, client, answer.status, self.took)
         });
         answer.to_closing_http1(is_to_head)
     }

@@ -20,7 +20,7 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::RequestHead;
 use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Asked, Endpoint, Route, Routes};
-use crate::telemetry::access_log::{self, Line};
+use crate::telemetry::access_log::Line;
 use crate::telemetry::metrics::Decision;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
@@ -247,15 +247,10 @@ impl Request {
         let openid = identity.map(|identity| &identity.openid);
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         access_log.write(&Line {
-            time: access_log::timestamp(),
-            request_id: self.id_text(),
-            client: self.client.address,
             method: self.method.as_str(),
             path: self.path(),
             route: metrics.label(),
-            status,
             error: self.rejection.as_ref().map(Rejection::error),
-            duration_ms: access_log::milliseconds(took),
             upstream: self.server.map(|address| address.to_string()),
             upstream_status: self.upstream_status,
             bytes_in: size(self.bytes_in),
@@ -264,6 +259,7 @@ impl Request {
             app_id: app_id.or_else(|| login?.app_id.as_ref()).map(AppId::as_str),
             user: openid.or_else(|| login?.openid.as_ref()).map(|openid| access_log.user(openid)),
             errcode: login.and_then(|login| login.errcode).map(ErrCode::number),
+            ..Line::new(self.id_text(), self.client.address, status, took)
         });
     }
 }

@@ -22,8 +22,7 @@ use crate::config::{LogDestination, LogSection};
 use crate::identity::OpenId;
 use crate::identity::secret::Secret;
 use crate::telemetry::log_file::LogFile;
-pub use crate::telemetry::log_writer::timestamp;
-use crate::telemetry::log_writer::{Flush, queued};
+use crate::telemetry::log_writer::{Flush, queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
 /// What is written of one request. Times are milliseconds, sizes bytes of bodies.
@@ -48,6 +47,31 @@ pub struct Line<'a> {
     pub user: Option<String>,
     /// What WeChat reported of a login that it did not accept.
     pub errcode: Option<i64>,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a request that ends now and `took` so long; what is not given is empty.
+    pub fn new(request_id: &'a str, client: IpAddr, status: u16, took: Duration) -> Self {
+        Self {
+            time: timestamp(),
+            request_id,
+            client,
+            method: "",
+            path: "",
+            route: "",
+            status,
+            error: None,
+            duration_ms: milliseconds(took),
+            upstream: None,
+            upstream_status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            decision: None,
+            app_id: None,
+            user: None,
+            errcode: None,
+        }
+    }
 }
 
 /// A line that shares its stream with those of the process's own log.
@@ -148,7 +172,7 @@ impl AccessLog {
 }
 
 /// A duration for the log: milliseconds with at most three decimals.
-pub fn milliseconds(took: Duration) -> f64 {
+fn milliseconds(took: Duration) -> f64 {
     (took.as_secs_f64() * 1e6).round() / 1e3
 }
 
