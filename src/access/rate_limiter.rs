@@ -66,9 +66,15 @@ impl RateLimit {
         }
     }
 
-    /// Whether it was made for this.
-    pub fn is_for(&self, rate: Rate, capacity: u64) -> bool {
-        (self.rate, self.capacity) == (rate, capacity)
+    /// The limit from before a reload where nothing has changed, else a new one.
+    pub fn carried_over(
+        previous: Option<&Arc<Self>>,
+        rate: Rate,
+        capacity: u64,
+        clock: &Clock,
+    ) -> Arc<Self> {
+        let same = previous.filter(|limit| (limit.rate, limit.capacity) == (rate, capacity));
+        same.cloned().unwrap_or_else(|| Arc::new(Self::new(rate, capacity, clock.clone())))
     }
 
     /// Takes one of what `key` may have.

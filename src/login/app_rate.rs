@@ -6,7 +6,7 @@
 //! WeChat does not say, and one user must not stop the others. When the quota of the day is
 //! used up (45009) nothing is asked but once a minute.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -40,7 +40,17 @@ struct State {
 }
 
 impl Pace {
-    pub fn new(rate: Option<Rate>, clock: Clock) -> Self {
+    /// That from before a reload where the rate has not changed, else a new one.
+    pub fn carried_over(
+        previous: Option<&Arc<Self>>,
+        rate: Option<Rate>,
+        clock: &Clock,
+    ) -> Arc<Self> {
+        let same = previous.filter(|known| known.rate == rate);
+        same.cloned().unwrap_or_else(|| Arc::new(Self::new(rate, clock.clone())))
+    }
+
+    fn new(rate: Option<Rate>, clock: Clock) -> Self {
         let state = State {
             bucket: rate.map_or(0.0, |rate| f64::from(rate.count.get())),
             filled_at: clock.now(),

@@ -29,13 +29,11 @@ impl Apps {
     pub fn new(apps: &[App], previous: Option<&Self>, clock: &Clock) -> Self {
         let served = |app: &App| {
             let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
-            let paced = known.filter(|known| known.app.login_rate == app.login_rate);
-            let pace = paced.map(|known| known.pace.clone());
             let refusals = known.map(|known| known.refusals.clone());
             Arc::new(Served {
                 app: app.clone(),
                 refusals: refusals.unwrap_or_else(|| Arc::new(Refusals::new(clock.clone()))),
-                pace: pace.unwrap_or_else(|| Arc::new(Pace::new(app.login_rate, clock.clone()))),
+                pace: Pace::carried_over(known.map(|known| &known.pace), app.login_rate, clock),
             })
         };
         Self(apps.iter().map(served).collect())

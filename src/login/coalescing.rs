@@ -103,7 +103,7 @@ pub enum Source {
 
 impl Replays {
     /// `longest` is how long an exchange may take.
-    pub fn new(window: Duration, longest: Duration, clock: Clock) -> Self {
+    fn new(window: Duration, longest: Duration, clock: Clock) -> Self {
         Self::with_capacity(CAPACITY, window, longest, clock)
     }
 
@@ -116,9 +116,15 @@ impl Replays {
         Self { flights, window, longest, clock }
     }
 
-    /// Whether it was made for these times.
-    pub fn is_for(&self, window: Duration, longest: Duration) -> bool {
-        (self.window, self.longest) == (window, longest)
+    /// Those from before a reload where the times have not changed, else new ones.
+    pub fn carried_over(
+        previous: Option<&Self>,
+        window: Duration,
+        longest: Duration,
+        clock: &Clock,
+    ) -> Self {
+        let same = previous.filter(|known| (known.window, known.longest) == (window, longest));
+        same.cloned().unwrap_or_else(|| Self::new(window, longest, clock.clone()))
     }
 
     /// The outcome for a code; `exchange` is run where there is none yet. It runs to its end

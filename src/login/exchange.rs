@@ -34,11 +34,8 @@ impl Exchange {
         clock: &Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ClientError> {
-        let known = previous.map(|previous| &previous.wechat);
-        let wechat = match known.filter(|known| *known.section() == config.wechat) {
-            Some(known) => known.clone(),
-            None => Arc::new(WeChat::new(&config.wechat, clock.clone(), metrics)?),
-        };
+        let wechat = previous.map(|previous| &previous.wechat);
+        let wechat = WeChat::carried_over(wechat, &config.wechat, clock, metrics)?;
         let (notices, unkept) = (Notices::new(clock.clone()), Seldom::new(clock.clone()));
         Ok(Self { wechat, sessions, notices, unkept })
     }

@@ -101,11 +101,8 @@ impl Login {
     ) -> Result<Self, ClientError> {
         let window = config.login.replay_window;
         let longest = config.wechat.queue_timeout + config.wechat.timeout;
-        let known = previous.map(|previous| &previous.replays);
-        let replays = match known.filter(|known| known.is_for(window, longest)) {
-            Some(known) => known.clone(),
-            None => Replays::new(window, longest, clock.clone()),
-        };
+        let replays = previous.map(|previous| &previous.replays);
+        let replays = Replays::carried_over(replays, window, longest, clock);
         let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
         let previous = previous.map(|previous| &*previous.exchange);
         let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;

@@ -184,10 +184,8 @@ impl Policy {
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
         let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
-            let (rate, capacity) = (rate?, config.limits.max_rate_clients);
-            let known = known.filter(|known| known.is_for(rate, capacity)).cloned();
-            let new = || Arc::new(RateLimit::new(rate, capacity, process.clock.clone()));
-            Some(known.unwrap_or_else(new))
+            let capacity = config.limits.max_rate_clients;
+            Some(RateLimit::carried_over(known, rate?, capacity, &process.clock))
         };
         let route_state = |route: &config::Route| {
             let known = previous.and_then(|previous| previous.routes.named(&route.name));
@@ -202,9 +200,8 @@ impl Policy {
         };
         let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
         let pool = |section: &Upstream| {
-            let mut known = previous.into_iter().flat_map(|previous| &previous.pools);
-            let same = known.find(|pool| pool.section() == section).cloned();
-            same.unwrap_or_else(|| Arc::new(Pool::new(section.clone(), process.clock.clone())))
+            let known = previous.map_or(&[][..], |previous| &previous.pools);
+            Pool::carried_over(known, section, &process.clock)
         };
         Ok(Self {
             pools: config.upstreams.iter().map(pool).collect(),

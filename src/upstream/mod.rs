@@ -63,6 +63,12 @@ impl Pool {
         }
     }
 
+    /// The pool from before a reload where its section has not changed, else a new one.
+    pub fn carried_over(previous: &[Arc<Self>], section: &Upstream, clock: &Clock) -> Arc<Self> {
+        let same = previous.iter().find(|pool| pool.section == *section);
+        same.cloned().unwrap_or_else(|| Arc::new(Self::new(section.clone(), clock.clone())))
+    }
+
     /// What it was made from.
     pub fn section(&self) -> &Upstream {
         &self.section

@@ -136,9 +136,20 @@ impl WeChat {
         })
     }
 
-    /// What it was made from.
-    pub fn section(&self) -> &WeChatSection {
-        &self.section
+    /// The client from before a reload where its section has not changed, else a new one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn carried_over(
+        previous: Option<&Arc<Self>>,
+        section: &WeChatSection,
+        clock: &Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, ClientError> {
+        match previous.filter(|known| known.section == *section) {
+            Some(known) => Ok(known.clone()),
+            None => Self::new(section, clock.clone(), metrics).map(Arc::new),
+        }
     }
 
     /// Waits for the turn to trade one code.
