@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
@@ -101,7 +102,7 @@ impl Edge {
     /// Permits that are free, and addresses that have connections.
     #[cfg(test)]
     pub fn held(&self) -> (usize, usize) {
-        (self.permits.available_permits(), lock(&self.by_address).len())
+        (self.permits.available_permits(), self.by_address.lock().len())
     }
 
     /// Serves a connection to its end.
@@ -230,7 +231,7 @@ impl Edge {
             return Ok(None);
         }
         let address = network(address);
-        let mut by_address = lock(&self.by_address);
+        let mut by_address = self.by_address.lock();
         let count = by_address.entry(address).or_default();
         if *count >= most {
             return Err(TooMany);
@@ -289,7 +290,7 @@ struct Share<'a> {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        let mut by_address = lock(self.by_address);
+        let mut by_address = self.by_address.lock();
         if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
@@ -297,9 +298,4 @@ impl Drop for Share<'_> {
             }
         }
     }
-}
-
-/// Nothing panics while it holds the lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,8 +6,10 @@
 //! WeChat does not say, and one user must not stop the others. When the quota of the day is
 //! used up (45009) nothing is asked but once a minute.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::config::Rate;
@@ -67,7 +69,7 @@ impl Pace {
     /// come back together: its time is spread.
     pub fn check(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.has_quota(now)?;
         let Some(rate) = self.rate else { return Ok(()) };
         state.take(rate, now).map_err(|wait| {
@@ -83,7 +85,7 @@ impl Pace {
     /// As [`Pace::check`].
     pub fn ask(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.has_quota(now)?;
         // Where there was none this is the one question of the minute.
         state.next_probe = state.next_probe.map(|_| now + QUOTA_PROBE);
@@ -93,7 +95,7 @@ impl Pace {
     /// WeChat has had enough of a user for a while (45011).
     pub fn slow(&self) {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(rate) = self.rate {
             state.fill(rate, now);
         }
@@ -103,17 +105,12 @@ impl Pace {
     /// There is no quota left today (45009).
     pub fn pause(&self) {
         let now = self.clock.now();
-        self.state().next_probe = Some(now + QUOTA_PROBE);
+        self.state.lock().next_probe = Some(now + QUOTA_PROBE);
     }
 
     /// There is quota.
     pub fn resume(&self) {
-        self.state().next_probe = None;
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().next_probe = None;
     }
 }
 

@@ -5,8 +5,9 @@
 //! which nothing else shows. This is logged once a minute. It is driven by logins alone and keeps a
 //! fixed state for each app. What a client says of itself is logged, and never trusted.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::telemetry::log_throttle::Seldom;
@@ -73,7 +74,7 @@ impl Refusals {
     /// A login of the app has succeeded.
     pub fn succeeded(&self) {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         *state =
             State { succeeded_at: Some(now), reported_at: state.reported_at, ..State::default() };
     }
@@ -82,7 +83,7 @@ impl Refusals {
     /// Returns what to report now, if anything.
     pub fn refused(&self, app_id: &str, named: Option<Named>) -> Option<OnlyRefusals> {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.refused += 1;
         match named {
             Some(named) if named.as_str() == app_id => state.named_right += 1,
@@ -104,11 +105,6 @@ impl Refusals {
     /// suppressed since the last line.
     pub fn mocked(&self) -> Option<u64> {
         self.mock.suppressed()
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 
@@ -46,8 +47,7 @@ impl Seldom {
 
     /// Counts an event. If it is to be logged now: how many were suppressed since the last line.
     pub fn suppressed(&self) -> Option<u64> {
-        // Nothing panics while it holds the lock.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         last.suppressed(self.clock.now())
     }
 }
@@ -68,8 +68,7 @@ impl<K: Eq + Hash> SeldomEach<K> {
     /// Counts an event of this kind; see [`Seldom::suppressed`].
     pub fn suppressed(&self, kind: K) -> Option<u64> {
         let now = self.clock.now();
-        // Nothing panics while it holds the lock.
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut each = self.each.lock();
         if each.len() >= MOST && !each.contains_key(&kind) {
             each.retain(|_, logged| !logged.is_old(now));
             if each.len() >= MOST {

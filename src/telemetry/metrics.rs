@@ -9,9 +9,10 @@ mod wechat;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -407,7 +408,7 @@ impl Metrics {
 
     /// Files of certificates and when they expire; those of before are forgotten.
     pub fn set_certificates(&self, in_use: impl Iterator<Item = (String, SystemTime)>) {
-        let mut certificates = lock(&self.certificates);
+        let mut certificates = self.certificates.lock();
         let before = std::mem::take(&mut *certificates);
         for (file, expires) in in_use {
             let expires = expires.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -427,7 +428,7 @@ impl Metrics {
 
     /// Counts the lines that a log writer has dropped, as of each scrape.
     pub fn watch_log(&self, lost: impl Fn() -> usize + Send + 'static) {
-        lock(&self.log_writers).push(Box::new(lost));
+        self.log_writers.lock().push(Box::new(lost));
     }
 
     /// The Prometheus text format.
@@ -442,7 +443,7 @@ impl Metrics {
         };
         self.sessions.set(i64::try_from(held).unwrap_or(i64::MAX));
         {
-            let writers = lock(&self.log_writers);
+            let writers = self.log_writers.lock();
             let dropped: usize = writers.iter().map(|lost| lost()).sum();
             let counted = self.log_lines_dropped.get();
             self.log_lines_dropped.inc_by((dropped as u64).saturating_sub(counted));
@@ -507,11 +508,6 @@ fn forget<B: MetricVecBuilder>(series: &MetricVec<B>, label: &str, value: &str) 
             }
         }
     }
-}
-
-/// Nothing panics while it holds one of these locks; if it ever did, the data is counters.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn unix_seconds() -> f64 {

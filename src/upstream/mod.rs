@@ -10,11 +10,12 @@ mod keep_alive;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Backends};
@@ -202,7 +203,7 @@ impl Names {
 
     /// Takes the result of a look-up, or that of an earlier one.
     fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
-        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.known.lock();
         let name = known.entry(host.to_owned()).or_insert_with(|| Name {
             addresses: Vec::new(),
             failed: Seldom::new(self.clock.clone()),

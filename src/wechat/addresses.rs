@@ -4,8 +4,10 @@
 //! is a fallback, that one goes first, and once a minute one login tries the base: not all of
 //! them wait in vain.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::trouble::{Place, Trouble};
 
@@ -57,7 +59,7 @@ impl Addresses {
     pub fn in_order(&self) -> (&Address, Option<&Address>) {
         let Some(fallback) = &self.fallback else { return (&self.base, None) };
         let now = self.clock.now();
-        match &mut *self.next_try() {
+        match &mut *self.next_try.lock() {
             None => (&self.base, Some(fallback)),
             Some(next_try) if now >= *next_try => {
                 // This one tries it.
@@ -73,7 +75,7 @@ impl Addresses {
         if self.fallback.is_none() || address.url != self.base.url {
             return;
         }
-        let mut next_try = self.next_try();
+        let mut next_try = self.next_try.lock();
         match (*next_try, trouble) {
             (Some(_), None) => *next_try = None,
             (None, Some(_)) => *next_try = Some(self.clock.now() + HOLD),
@@ -89,10 +91,5 @@ impl Addresses {
                 "no connection to wechat.base_url; wechat.fallback_base_url is called first"
             );
         }
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn next_try(&self) -> MutexGuard<'_, Option<Duration>> {
-        self.next_try.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

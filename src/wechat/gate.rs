@@ -5,9 +5,10 @@
 //! is while the [`Breaker`] is open. What waits holds neither a connection to WeChat nor a
 //! byte of its answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
@@ -76,7 +77,7 @@ impl Gate {
             Err(_) => self.wait().await?,
         };
         // After the wait: what it waited for may have shown that nothing works.
-        self.breaker().admit(self.clock.now()).map_err(Closed::Open)?;
+        self.breaker.lock().admit(self.clock.now()).map_err(Closed::Open)?;
         let counted = self.metrics.wechat.in_flight();
         Ok(Pass { gate: self, _permit: permit, _counted: counted })
     }
@@ -90,11 +91,6 @@ impl Gate {
             Ok(Err(_)) | Err(_) => Err(Closed::Full),
         }
     }
-
-    /// Nothing panics while it holds the lock.
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Pass<'_> {
@@ -102,7 +98,7 @@ impl Pass<'_> {
     pub fn report(self, failure: Option<&WeChatError>) {
         let is_success = failure.is_none();
         let now = self.gate.clock.now();
-        let mut breaker = self.gate.breaker();
+        let mut breaker = self.gate.breaker.lock();
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
         // Each time, not on a change alone: one of an earlier configuration may report late.

@@ -1,7 +1,8 @@
 //! Users whose logins are rejected for a time.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::identity::{AppId, OpenId, User};
 use crate::session::MOST_BLOCKED;
@@ -13,7 +14,7 @@ pub struct Blocks(Mutex<HashMap<User, u64>>);
 impl Blocks {
     /// Blocks a user. Returns whether there was room.
     pub fn set(&self, user: User, until: u64, now: u64) -> bool {
-        let mut blocks = self.lock();
+        let mut blocks = self.0.lock();
         if blocks.len() >= MOST_BLOCKED && !blocks.contains_key(&user) {
             blocks.retain(|_, until| now < *until);
             if blocks.len() >= MOST_BLOCKED {
@@ -25,25 +26,20 @@ impl Blocks {
     }
 
     pub fn lift(&self, user: &User) {
-        self.lock().remove(user);
+        self.0.lock().remove(user);
     }
 
     /// Until when a user is blocked at the moment.
     pub fn until(&self, user: &User, now: u64) -> Option<u64> {
-        self.lock().get(user).copied().filter(|until| now < *until)
+        self.0.lock().get(user).copied().filter(|until| now < *until)
     }
 
     /// Finds the blocked user of an app that `is_sought` recognises.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         // `is_sought` takes a while, and logins wait for the lock.
         let users: Vec<User> =
-            self.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
+            self.0.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
         users.into_iter().find(|user| is_sought(&user.openid))
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<User, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,6 +69,6 @@ mod tests {
         assert!(!blocks.set(user(MOST_BLOCKED + 1), 1000, 99));
         // Expired ones make room as well.
         assert!(blocks.set(user(MOST_BLOCKED + 1), 1000, 100));
-        assert_eq!(blocks.lock().len(), 3);
+        assert_eq!(blocks.0.lock().len(), 3);
     }
 }

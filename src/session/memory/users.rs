@@ -6,9 +6,10 @@
 //! here.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hashbrown::HashTable;
+use parking_lot::Mutex;
 
 use crate::identity::{AppId, OpenId, User};
 use crate::session::Session;
@@ -63,7 +64,7 @@ impl Users {
     /// all sessions, a part at a time, and calls `is_sought` without a lock: it may take a while.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.parts.iter().find_map(|part| {
-            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let part = part.lock();
             let is_of_app = |session: &&Arc<Session>| session.identity.app_id == *app_id;
             let sessions: Vec<_> = part.iter().filter(is_of_app).cloned().collect();
             drop(part);
@@ -84,7 +85,7 @@ impl Users {
         // The table itself goes by the lower bits, and by some of the upper ones.
         let index = usize::try_from((hash >> 32) % PARTS).unwrap_or_default();
         let Some(part) = self.parts.get(index) else { return T::default() };
-        act(&mut part.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut part.lock())
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{ErrorKind, RedisError, RedisResult, Script, cmd, from_redis_value};
 use sha2::{Digest, Sha256};
@@ -74,7 +75,7 @@ pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
 
 impl OwnBlocks {
     fn set(&self, user: &User, until: u64, now: u64) {
-        let mut blocks = self.lock();
+        let mut blocks = self.0.lock();
         // The store does not hold more of them.
         if blocks.len() >= MOST_BLOCKED {
             blocks.retain(|_, until| now < *until);
@@ -83,14 +84,9 @@ impl OwnBlocks {
     }
 
     fn live(&self, now: u64) -> Vec<(User, u64)> {
-        let blocks = self.lock();
+        let blocks = self.0.lock();
         let live = blocks.iter().filter(|(_, until)| now < **until);
         live.map(|(user, until)| (user.clone(), *until)).collect()
-    }
-
-    /// Nothing panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<User, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,7 +112,7 @@ impl Inner {
     /// Ends the block of a user.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         let store = self.link.store()?;
-        self.own_blocks.lock().remove(user);
+        self.own_blocks.0.lock().remove(user);
         let written = async {
             let mut connection = store.revocations();
             for name in self.seals.users(user) {
@@ -139,7 +135,7 @@ impl Inner {
     /// A gateway says that it has lifted the block of the user with this name.
     pub fn heard_of_lift(&self, name: &[u8]) {
         let is_meant = |user: &User| self.seals.users(user).any(|own| own.name.as_bytes() == name);
-        self.own_blocks.lock().retain(|user, _| !is_meant(user));
+        self.own_blocks.0.lock().retain(|user, _| !is_meant(user));
     }
 
     /// Writes the blocks set by this gateway again: the store may have lost them.
