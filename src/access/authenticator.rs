@@ -16,7 +16,6 @@ use crate::identity::token::{self, TokenDigest};
 use crate::message::header::{self, Headers};
 use crate::message::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
-use crate::telemetry::metrics::Decision;
 
 /// Judges requests by one configuration.
 pub struct Authenticator {
@@ -26,6 +25,31 @@ pub struct Authenticator {
     /// `None` when the header is no carrier.
     header: Option<HeaderName>,
     reads_bearer: bool,
+}
+
+/// How a request was judged; routes with `auth = "none"` make no decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Ok,
+    Anonymous,
+    Missing,
+    Invalid,
+    Error,
+}
+
+impl Decision {
+    pub const ALL: [Self; 5] =
+        [Self::Ok, Self::Anonymous, Self::Missing, Self::Invalid, Self::Error];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Anonymous => "anonymous",
+            Self::Missing => "missing",
+            Self::Invalid => "invalid",
+            Self::Error => "error",
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

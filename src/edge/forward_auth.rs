@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use crate::access::authenticator::Decision;
 use crate::access::identity_headers::{
     FORWARDED_FOR, FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_PROTO, FORWARDED_URI, REQUEST_ID,
 };
@@ -38,7 +39,7 @@ use crate::message::request_header;
 use crate::policy::{Policies, Policy, Process, ServedRoute, Verdict, Visit};
 use crate::route::{Asked, Endpoint, Route};
 use crate::telemetry::access_log::Line;
-use crate::telemetry::metrics::{Decision, Metrics};
+use crate::telemetry::metrics::Metrics;
 
 /// Who may not ask has no longer to be told so, and no connection then.
 const SHORTLY: Duration = Duration::from_secs(1);
@@ -123,7 +124,7 @@ impl ForwardAuth {
         let (request, body) = request.into_parts();
         let client = policy.trusted_proxies.client(peer, &request.headers);
         let request_id = client.request_id(&request.headers);
-        let mut judged = self.judge(&policy, &request, client).await;
+        let mut judged = Self::judge(&policy, &request, client).await;
 
         let mut headers = HeaderMap::with_capacity(8);
         let identity = judged.verdict.identity().filter(|_| judged.outcome.is_ok());
@@ -164,12 +165,7 @@ impl ForwardAuth {
     }
 
     /// Whether the request that is told of may go on, and whose it is.
-    async fn judge<'a>(
-        &self,
-        policy: &'a Policy,
-        request: &request::Parts,
-        client: Client,
-    ) -> Judged<'a> {
+    async fn judge<'a>(policy: &'a Policy, request: &request::Parts, client: Client) -> Judged<'a> {
         let met = match meet(policy, request, client) {
             Ok(met) => met,
             Err(rejection) => {
@@ -182,7 +178,7 @@ impl ForwardAuth {
         // What the gateway would answer itself, the service must not have without a session.
         let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
         let visit = Visit { asked, is_preflight, client: client.address, length: None };
-        let (verdict, outcome) = policy.admit(route, &visit, &self.process.metrics).await;
+        let (verdict, outcome) = policy.admit(route, &visit).await;
         Judged { route: Some(&route.route), verdict, outcome }
     }
 

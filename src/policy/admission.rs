@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Policy, ServedRoute};
+use crate::access::authenticator::Decision;
 use crate::access::rate_limiter::RateLimit;
 use crate::config::Access;
 use crate::identity::Identity;
@@ -18,7 +19,6 @@ use crate::message::header::Headers;
 use crate::message::rejection::Rejection;
 use crate::route::Asked;
 use crate::session::Session;
-use crate::telemetry::metrics::{Decision, Metrics};
 
 /// A request that has met a route.
 pub struct Visit<'a, H = http::HeaderMap> {
@@ -50,14 +50,13 @@ impl Policy {
         &self,
         served: &ServedRoute,
         visit: &Visit<'_, impl Headers>,
-        metrics: &Metrics,
     ) -> (Verdict, Result<(), Rejection>) {
         if let Err(rejection) = self.admit_any(served, visit) {
             return (Verdict::default(), Err(rejection));
         }
         // A browser sends no token when it asks whether it may.
         let access = if visit.is_preflight { Access::None } else { served.route.access };
-        let (verdict, found) = self.authenticate(visit.asked.headers, access, metrics).await;
+        let (verdict, found) = self.authenticate(visit.asked.headers, access).await;
         let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
         (verdict, admitted)
     }
@@ -87,7 +86,6 @@ impl Policy {
         &self,
         headers: &impl Headers,
         access: Access,
-        metrics: &Metrics,
     ) -> (Verdict, Result<(), Rejection>) {
         let found = self.authenticator.authenticate(headers, access).await;
         let decision = match (&found, access) {
@@ -97,7 +95,7 @@ impl Policy {
             (Err(error), _) => Some(error.decision()),
         };
         if let Some(decision) = decision {
-            metrics.decided(decision);
+            self.decisions.count(decision as usize);
         }
         match found {
             Ok(session) => (Verdict { session, decision }, Ok(())),

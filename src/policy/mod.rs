@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
 pub use self::admission::{Verdict, Visit};
-use crate::access::authenticator::Authenticator;
+use crate::access::authenticator::{Authenticator, Decision};
 use crate::access::identity_headers::{FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, Injector};
 use crate::access::rate_limiter::RateLimit;
 use crate::access::trusted_proxies::TrustedProxies;
@@ -33,7 +33,7 @@ use crate::route::{Endpoint, Routes, Served};
 use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::Seldom;
-use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
@@ -80,6 +80,7 @@ pub struct Policy {
     pub routes: Routes<RouteState>,
     pub pools: Vec<Arc<Pool>>,
     pub authenticator: Authenticator,
+    decisions: Counters<5>,
     pub injector: Injector,
     pub login: Login,
     /// Of logins, by address.
@@ -210,6 +211,7 @@ impl Policy {
                 &config.session,
                 &config.apps,
             ),
+            decisions: metrics.decisions(Decision::ALL.map(Decision::as_str)),
             injector: Injector::new(&config.identity, &config.session)
                 .removing_overrides(routes.trust_methods()),
             login,

@@ -83,10 +83,9 @@ impl Gateway {
             app_id: &'a str,
         }
 
-        let (policy, metrics) = (&request.policy, &self.process.metrics);
+        let policy = &request.policy;
         let found;
-        (request.verdict, found) =
-            policy.authenticate(&request.lines, Access::Required, metrics).await;
+        (request.verdict, found) = policy.authenticate(&request.lines, Access::Required).await;
         found?;
         let session = request.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();

@@ -61,7 +61,7 @@ impl Gateway {
                         Framing::Chunked => None,
                     },
                 };
-                let (verdict, admitted) = policy.admit(served, &visit, &self.process.metrics).await;
+                let (verdict, admitted) = policy.admit(served, &visit).await;
                 request.verdict = verdict;
                 admitted?;
                 request.pool = route.pool(request.verdict.identity());

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::failure::{Failed, Failure, Patience};
+use crate::access::authenticator::Decision;
 use crate::access::trusted_proxies;
 use crate::identity::AppId;
 use crate::login::LoginFacts;
@@ -21,7 +22,6 @@ use crate::message::request_header::RequestHead;
 use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Asked, Endpoint, Route, Routes};
 use crate::telemetry::access_log::Line;
-use crate::telemetry::metrics::Decision;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 

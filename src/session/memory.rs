@@ -22,10 +22,10 @@ use moka::sync::Cache;
 
 use self::blocks::Blocks;
 use self::users::Users;
-use super::{Blocked, Session};
+use super::{Blocked, Removal, Removals, Session};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
-use crate::telemetry::metrics::{Metrics, Removal};
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
 pub struct Memory {
@@ -34,6 +34,7 @@ pub struct Memory {
     pub blocks: Arc<Blocks>,
     max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
+    removals: Removals,
 }
 
 /// Is as good as the session's digest, and smaller.
@@ -47,7 +48,8 @@ impl Memory {
         metrics: Arc<Metrics>,
     ) -> Self {
         let users = Arc::new(Users::new());
-        let (counted, listed) = (metrics.clone(), users.clone());
+        let removals = Removal::counters(&metrics);
+        let (counted, listed) = (removals.clone(), users.clone());
         let cache = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
@@ -60,12 +62,12 @@ impl Memory {
                     RemovalCause::Explicit | RemovalCause::Replaced => return,
                 };
                 if session.mark_removed() {
-                    counted.session_removed(removal);
+                    counted.count(removal as usize);
                     listed.remove(&session);
                 }
             })
             .build_with_hasher(DigestHash);
-        Self { cache, users, blocks: Arc::default(), max_per_user, metrics }
+        Self { cache, users, blocks: Arc::default(), max_per_user, metrics, removals }
     }
 
     /// Keeps a new session, and ends the oldest ones of its user that are too many with it.
@@ -125,7 +127,7 @@ impl Memory {
         if let Some(session) = self.cache.remove(digest)
             && session.mark_removed()
         {
-            self.metrics.session_removed(cause);
+            self.removals.count(cause as usize);
             self.users.remove(&session);
         }
     }

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::SessionSection;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity, OpenId, User};
-use crate::telemetry::metrics::{Metrics, Removal};
+use crate::telemetry::metrics::{Counters, Metrics};
 
 /// Uses that come in a stream are counted so often.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
@@ -105,6 +105,37 @@ pub struct Session {
     last_used_millis: AtomicU64,
     is_removed: AtomicBool,
 }
+
+/// Why a session is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Expired,
+    Revoked,
+    Evicted,
+    /// Pushed out by newer ones of its user.
+    Replaced,
+}
+
+impl Removal {
+    const ALL: [Self; 4] = [Self::Expired, Self::Revoked, Self::Evicted, Self::Replaced];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Evicted => "evicted",
+            Self::Replaced => "replaced",
+        }
+    }
+
+    /// Counters of sessions by why they are gone.
+    fn counters(metrics: &Metrics) -> Removals {
+        metrics.removals(Self::ALL.map(Self::as_str))
+    }
+}
+
+/// Counters of removed sessions, by [`Removal`].
+type Removals = Counters<4>;
 
 impl Sessions {
     /// Sessions where the configuration says: in this process, or in a store that is shared. One

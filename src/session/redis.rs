@@ -41,17 +41,17 @@ use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::blocks::OwnBlocks;
-use self::link::{Connection, Link, Store};
+use self::link::{Connection, Link, Store, StoreOutcome};
 use self::near::Near;
 use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
 use self::users::Users;
-use super::{Blocked, CreateError, Session, StoreError};
+use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
 use crate::clock::Clock;
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
 use crate::telemetry::log_throttle::Seldom;
-use crate::telemetry::metrics::{Metrics, Removal, StoreOutcome};
+use crate::telemetry::metrics::Metrics;
 
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
@@ -106,6 +106,7 @@ struct Inner {
     interval: Duration,
     clock: Clock,
     metrics: Arc<Metrics>,
+    removals: Removals,
     has_listened: AtomicBool,
     unreadable: Seldom,
 }
@@ -181,6 +182,7 @@ impl Redis {
             has_listened: AtomicBool::new(false),
             unreadable: Seldom::new(clock.clone()),
             clock,
+            removals: Removal::counters(&metrics),
             metrics,
         }))
     }
@@ -386,7 +388,7 @@ impl Inner {
     /// When as many of their kind are under way as may be: random tokens must not drown the store.
     fn permit<'a>(&self, kind: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
         kind.try_acquire().map_err(|_| {
-            self.metrics.store_request(StoreOutcome::Refused, None);
+            self.link.count(StoreOutcome::Refused);
             StoreError
         })
     }
@@ -408,7 +410,7 @@ impl Inner {
         }
         self.near.end(digest, self.clock.now_millis().saturating_add(left));
         if outcome == 2 {
-            self.metrics.session_removed(cause);
+            self.removals.count(cause as usize);
         }
         store.confirm(&mut connection, key.as_bytes(), patience).await?;
         if let Value::Session(record) = self.seals.open(digest, &value) {

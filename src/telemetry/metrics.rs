@@ -28,72 +28,19 @@ const DURATION_BUCKETS: [f64; 13] =
 /// Codes whose series exist from the start for every configured route.
 const WATCHED_CODES: [u16; 9] = [200, 401, 403, 429, 500, 501, 502, 503, 504];
 
-/// Why a session is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    Expired,
-    Revoked,
-    Evicted,
-    /// Pushed out by newer ones of its user.
-    Replaced,
-}
+/// Counters of one metric, one for each value of its label: no look-up is needed to count.
+#[derive(Clone)]
+pub struct Counters<const N: usize>([IntCounter; N]);
 
-impl Removal {
-    const ALL: [Self; 4] = [Self::Expired, Self::Revoked, Self::Evicted, Self::Replaced];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Evicted => "evicted",
-            Self::Replaced => "replaced",
-        }
+impl<const N: usize> Counters<N> {
+    fn new(series: &IntCounterVec, values: [&str; N]) -> Self {
+        Self(values.map(|value| series.with_label_values(&[value])))
     }
-}
 
-/// How a request was judged; routes with `auth = "none"` make no decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Ok,
-    Anonymous,
-    Missing,
-    Invalid,
-    Error,
-}
-
-impl Decision {
-    const ALL: [Self; 5] = [Self::Ok, Self::Anonymous, Self::Missing, Self::Invalid, Self::Error];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Anonymous => "anonymous",
-            Self::Missing => "missing",
-            Self::Invalid => "invalid",
-            Self::Error => "error",
-        }
-    }
-}
-
-/// How dealing with a shared store ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreOutcome {
-    Ok,
-    Error,
-    Timeout,
-    /// Too many were under way.
-    Refused,
-}
-
-impl StoreOutcome {
-    const ALL: [Self; 4] = [Self::Ok, Self::Error, Self::Timeout, Self::Refused];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Error => "error",
-            Self::Timeout => "timeout",
-            Self::Refused => "refused",
+    /// Counts the value at this index of those that the counters were made for.
+    pub fn count(&self, index: usize) {
+        if let Some(counter) = self.0.get(index) {
+            counter.inc();
         }
     }
 }
@@ -102,7 +49,6 @@ impl StoreOutcome {
 struct StoreMetrics {
     up: IntGauge,
     outcomes: IntCounterVec,
-    requests: [IntCounter; 4],
     duration: Histogram,
     /// Sessions known here; [`NO_STORE`] where there is no store.
     sessions: AtomicU64,
@@ -122,7 +68,6 @@ impl StoreMetrics {
         );
         Ok(Self {
             up: IntGauge::new("wxgate_store_up", "Whether the session store is within reach")?,
-            requests: StoreOutcome::ALL.map(|one| outcomes.with_label_values(&[one.as_str()])),
             outcomes,
             duration: Histogram::with_opts(duration.buckets(DURATION_BUCKETS.to_vec()))?,
             sessions: AtomicU64::new(NO_STORE),
@@ -147,7 +92,7 @@ pub struct Metrics {
     request_duration: HistogramVec,
     in_flight: IntGauge,
     buffered: IntGauge,
-    decisions: [IntCounter; 5],
+    decisions: IntCounterVec,
     logins: IntCounterVec,
     logins_coalesced: IntCounter,
     exchanges: IntCounterVec,
@@ -155,7 +100,9 @@ pub struct Metrics {
     pub wechat: WeChatMetrics,
     sessions: IntGauge,
     sessions_created: IntCounter,
-    sessions_removed: [IntCounter; 4],
+    sessions_removed: IntCounterVec,
+    /// Those of the causes in use.
+    removals: OnceLock<Vec<IntCounter>>,
     store: StoreMetrics,
     reload_successful: IntGauge,
     reload_success_time: Gauge,
@@ -184,26 +131,17 @@ impl Metrics {
             register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
         };
 
-        let decisions = counter(
-            "wxgate_auth_decisions_total",
-            "Requests by the verdict on their session",
-            &["decision"],
-        )?;
-        let removed =
-            counter("wxgate_sessions_removed_total", "Sessions that ended, by cause", &["cause"])?;
         let build = gauges("wxgate_build_info", "Version of wxgate, always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
         let reload_successful =
             gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?;
         reload_successful.set(1);
-        let reload_success_time = register(
-            &registry,
-            Gauge::new(
-                "wxgate_config_last_reload_success_timestamp_seconds",
-                "Time of the last successful (re)load",
-            )?,
+        let reload_success_time = Gauge::new(
+            "wxgate_config_last_reload_success_timestamp_seconds",
+            "Time of the last successful (re)load",
         )?;
+        let reload_success_time = register(&registry, reload_success_time)?;
         reload_success_time.set(unix_seconds());
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
 
@@ -226,7 +164,11 @@ impl Metrics {
             )?,
             in_flight: gauge("wxgate_http_requests_in_flight", "Requests being served")?,
             buffered: gauge("wxgate_buffered_bytes", "Bytes that grown HTTP/2 windows may take")?,
-            decisions: Decision::ALL.map(|d| decisions.with_label_values(&[d.as_str()])),
+            decisions: counter(
+                "wxgate_auth_decisions_total",
+                "Requests by the verdict on their session",
+                &["decision"],
+            )?,
             logins: counter(
                 "wxgate_logins_total",
                 "Logins by app and outcome: ok or the error of the answer",
@@ -254,7 +196,12 @@ impl Metrics {
             wechat: WeChatMetrics::new(&registry)?,
             sessions: gauge("wxgate_sessions", "Sessions held")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
-            sessions_removed: Removal::ALL.map(|r| removed.with_label_values(&[r.as_str()])),
+            sessions_removed: counter(
+                "wxgate_sessions_removed_total",
+                "Sessions that ended, by cause",
+                &["cause"],
+            )?,
+            removals: OnceLock::new(),
             store: StoreMetrics::new()?,
             certificate_expiry: gauges(
                 "wxgate_tls_certificate_expiry_timestamp_seconds",
@@ -347,10 +294,9 @@ impl Metrics {
         self.in_flight.get()
     }
 
-    pub fn decided(&self, decision: Decision) {
-        if let Some(counter) = self.decisions.get(decision as usize) {
-            counter.inc();
-        }
+    /// The counters of decisions on requests, as 0 from the start.
+    pub fn decisions<const N: usize>(&self, values: [&str; N]) -> Counters<N> {
+        Counters::new(&self.decisions, values)
     }
 
     /// `app_id` is one of the file, or `unknown`; `outcome` is `ok` or a rejection's word.
@@ -384,14 +330,14 @@ impl Metrics {
         self.store.up.set(i64::from(is_up));
     }
 
-    /// Counts one dealing with the store; `took` where it was begun.
-    pub fn store_request(&self, outcome: StoreOutcome, took: Option<Duration>) {
-        if let Some(counter) = self.store.requests.get(outcome as usize) {
-            counter.inc();
-        }
-        if let Some(took) = took {
-            self.store.duration.observe(took.as_secs_f64());
-        }
+    /// The counters of requests to the store, by outcome, as 0 from the start.
+    pub fn store_outcomes<const N: usize>(&self, values: [&str; N]) -> Counters<N> {
+        Counters::new(&self.store.outcomes, values)
+    }
+
+    /// How long a request to the store took.
+    pub fn store_took(&self, took: Duration) {
+        self.store.duration.observe(took.as_secs_f64());
     }
 
     /// Sessions of a shared store that are known here at the moment. What was created here may
@@ -400,10 +346,12 @@ impl Metrics {
         self.store.sessions.store(known, Ordering::Relaxed);
     }
 
-    pub fn session_removed(&self, removal: Removal) {
-        if let Some(counter) = self.sessions_removed.get(removal as usize) {
-            counter.inc();
-        }
+    /// The counters of sessions that ended, by cause, as 0 from the start. All that ask for them
+    /// have the same causes.
+    pub fn removals<const N: usize>(&self, causes: [&str; N]) -> Counters<N> {
+        let counters = Counters::new(&self.sessions_removed, causes);
+        self.removals.get_or_init(|| counters.0.to_vec());
+        counters
     }
 
     /// Files of certificates and when they expire; those of before are forgotten.
@@ -436,7 +384,7 @@ impl Metrics {
     /// # Errors
     /// When a metric cannot be encoded.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
-        let removed: u64 = self.sessions_removed.iter().map(IntCounter::get).sum();
+        let removed: u64 = self.removals.get().into_iter().flatten().map(IntCounter::get).sum();
         let held = match self.store.sessions.load(Ordering::Relaxed) {
             NO_STORE => self.sessions_created.get().saturating_sub(removed),
             known => known,

@@ -34,7 +34,7 @@ use crate::clock::Clock;
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::session::StoreError;
 use crate::telemetry::log_throttle::SeldomEach;
-use crate::telemetry::metrics::{Metrics, StoreOutcome};
+use crate::telemetry::metrics::{Counters, Metrics};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -150,6 +150,29 @@ impl Store {
     }
 }
 
+/// How dealing with a shared store ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOutcome {
+    Ok,
+    Error,
+    Timeout,
+    /// Too many were under way.
+    Refused,
+}
+
+impl StoreOutcome {
+    const ALL: [Self; 4] = [Self::Ok, Self::Error, Self::Timeout, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 pub struct Link {
     dialer: Arc<Dialer>,
     servers: RedisServers,
@@ -159,6 +182,7 @@ pub struct Link {
     was_reached: AtomicBool,
     made: Instant,
     metrics: Arc<Metrics>,
+    outcomes: Counters<4>,
     /// By what is wrong.
     failures: SeldomEach<String>,
 }
@@ -172,6 +196,7 @@ impl Link {
             store: ArcSwapOption::empty(),
             was_reached: AtomicBool::new(false),
             made: Instant::now(),
+            outcomes: metrics.store_outcomes(StoreOutcome::ALL.map(StoreOutcome::as_str)),
             metrics,
             failures: SeldomEach::new(clock),
         }
@@ -195,7 +220,7 @@ impl Link {
     /// When it is not believed at the moment, at once.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
         self.believed().ok_or_else(|| {
-            self.metrics.store_request(StoreOutcome::Error, None);
+            self.count(StoreOutcome::Error);
             StoreError
         })
     }
@@ -215,8 +240,13 @@ impl Link {
             }
             Err(_) => (StoreOutcome::Timeout, Err(StoreError)),
         };
-        self.metrics.store_request(outcome, Some(begun.elapsed()));
+        self.count(outcome);
+        self.metrics.store_took(begun.elapsed());
         result
+    }
+
+    pub fn count(&self, outcome: StoreOutcome) {
+        self.outcomes.count(outcome as usize);
     }
 
     pub fn dialer(&self) -> &Dialer {
