@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::app_rate::Pace;
-use super::refusals::Refusals;
+use super::app_rate_limit::AppRateLimit;
+use super::rejected_codes::RejectedCodes;
 use crate::clock::Clock;
 use crate::config::App;
 use crate::identity::AppId;
@@ -14,8 +14,8 @@ pub struct Apps(Vec<Arc<Served>>);
 /// An app, and the state of its logins.
 pub struct Served {
     pub app: App,
-    pub refusals: Arc<Refusals>,
-    pub pace: Arc<Pace>,
+    pub rejected_codes: Arc<RejectedCodes>,
+    pub rate_limit: Arc<AppRateLimit>,
 }
 
 impl Served {
@@ -29,11 +29,16 @@ impl Apps {
     pub fn new(apps: &[App], previous: Option<&Self>, clock: &Clock) -> Self {
         let served = |app: &App| {
             let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
-            let refusals = known.map(|known| known.refusals.clone());
+            let rejected_codes = known.map(|known| known.rejected_codes.clone());
             Arc::new(Served {
                 app: app.clone(),
-                refusals: refusals.unwrap_or_else(|| Arc::new(Refusals::new(clock.clone()))),
-                pace: Pace::carried_over(known.map(|known| &known.pace), app.login_rate, clock),
+                rejected_codes: rejected_codes
+                    .unwrap_or_else(|| Arc::new(RejectedCodes::new(clock.clone()))),
+                rate_limit: AppRateLimit::carried_over(
+                    known.map(|known| &known.rate_limit),
+                    app.login_rate,
+                    clock,
+                ),
             })
         };
         Self(apps.iter().map(served).collect())

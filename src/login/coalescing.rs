@@ -76,44 +76,44 @@ impl Key {
 
 /// What became of the codes of late.
 #[derive(Clone)]
-pub struct Replays {
-    flights: Cache<Key, Arc<Flight>>,
+pub struct Coalescing {
+    exchanges: Cache<Key, Arc<CoalescedExchange>>,
     window: Duration,
     longest: Duration,
     clock: Clock,
 }
 
 /// An exchange, under way or over.
-struct Flight {
+struct CoalescedExchange {
     outcome: watch::Sender<Option<Outcome>>,
     /// On the clock, in milliseconds; beyond it the outcome is nobody's any more.
     kept_until: AtomicU64,
 }
 
-/// How a login came to its answer.
+/// Whether a login shared the exchange of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// By an exchange of its own.
-    Own,
-    /// By one that was under way.
-    Shared,
-    /// It is the answer of an earlier login.
-    Repeated,
+pub enum Coalesced {
+    /// It had an exchange of its own.
+    No,
+    /// It waited for one that was under way.
+    InFlight,
+    /// It got the outcome of one that is over.
+    Cached,
 }
 
-impl Replays {
+impl Coalescing {
     /// `longest` is how long an exchange may take.
     fn new(window: Duration, longest: Duration, clock: Clock) -> Self {
         Self::with_capacity(CAPACITY, window, longest, clock)
     }
 
     fn with_capacity(capacity: u64, window: Duration, longest: Duration, clock: Clock) -> Self {
-        let flights = Cache::builder()
+        let exchanges = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Freed { under_way: longest * 2, over: window })
+            .expire_after(Retention { under_way: longest * 2, over: window })
             .build();
-        Self { flights, window, longest, clock }
+        Self { exchanges, window, longest, clock }
     }
 
     /// Those from before a reload where the times have not changed, else new ones.
@@ -129,21 +129,21 @@ impl Replays {
 
     /// The outcome for a code; `exchange` is run where there is none yet. It runs to its end
     /// whoever still waits for it.
-    pub async fn share<F>(&self, key: Key, exchange: impl FnOnce() -> F) -> (Outcome, Source)
+    pub async fn share<F>(&self, key: Key, exchange: impl FnOnce() -> F) -> (Outcome, Coalesced)
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let mut source = Source::Shared;
+        let mut coalesced = Coalesced::InFlight;
         let now = self.clock.now_millis();
-        let joined = self.flights.entry(key).and_compute_with(|entry| match entry {
+        let joined = self.exchanges.entry(key).and_compute_with(|entry| match entry {
             Some(entry) if now < entry.value().kept_until.load(Ordering::Acquire) => {
                 if entry.value().outcome.borrow().is_some() {
-                    source = Source::Repeated;
+                    coalesced = Coalesced::Cached;
                 }
                 Op::Nop
             }
             _ => {
-                source = Source::Own;
+                coalesced = Coalesced::No;
                 Op::Put(self.start(key, exchange()))
             }
         });
@@ -151,40 +151,41 @@ impl Replays {
         | CompResult::ReplacedWith(entry)
         | CompResult::Unchanged(entry)) = joined
         else {
-            return (Err(Rejection::InternalError.into()), source);
+            return (Err(Rejection::InternalError.into()), coalesced);
         };
         let mut outcome = entry.into_value().outcome.subscribe();
-        let landed = outcome.wait_for(Option::is_some).await;
-        let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        (outcome.unwrap_or(Err(Rejection::InternalError.into())), source)
+        let completed = outcome.wait_for(Option::is_some).await;
+        let outcome = completed.ok().and_then(|outcome| outcome.clone());
+        (outcome.unwrap_or(Err(Rejection::InternalError.into())), coalesced)
     }
 
-    fn start<F>(&self, key: Key, exchange: F) -> Arc<Flight>
+    fn start<F>(&self, key: Key, exchange: F) -> Arc<CoalescedExchange>
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (outcome, kept_until) = (watch::Sender::new(None), AtomicU64::new(u64::MAX));
-        let flight = Arc::new(Flight { outcome, kept_until });
-        let landing = Landing { key, flight: flight.clone(), replays: self.clone() };
-        tokio::spawn(async move { landing.land(exchange.await) });
-        flight
+        let coalesced = Arc::new(CoalescedExchange { outcome, kept_until });
+        let coalescing = self.clone();
+        let completion = Completion { key, exchange: coalesced.clone(), coalescing };
+        tokio::spawn(async move { completion.complete(exchange.await) });
+        coalesced
     }
 
     /// Frees what is over. Called every second.
     pub fn maintain(&self) {
-        self.flights.run_pending_tasks();
+        self.exchanges.run_pending_tasks();
     }
 }
 
 /// The end of an exchange; there is one even if it panics.
-struct Landing {
+struct Completion {
     key: Key,
-    flight: Arc<Flight>,
-    replays: Replays,
+    exchange: Arc<CoalescedExchange>,
+    coalescing: Coalescing,
 }
 
-impl Landing {
-    fn land(&self, outcome: Outcome) {
+impl Completion {
+    fn complete(&self, outcome: Outcome) {
         let is_final = match &outcome {
             Ok(_) => true,
             Err(failure) => matches!(
@@ -192,47 +193,52 @@ impl Landing {
                 Rejection::InvalidCode | Rejection::UserBlocked | Rejection::LoginRefused
             ),
         };
-        let kept = if is_final { self.replays.window } else { Duration::ZERO };
-        let kept_until = (self.replays.clock.now() + kept).as_millis();
+        let kept = if is_final { self.coalescing.window } else { Duration::ZERO };
+        let kept_until = (self.coalescing.clock.now() + kept).as_millis();
         let kept_until = u64::try_from(kept_until).unwrap_or(u64::MAX);
-        self.flight.kept_until.store(kept_until, Ordering::Release);
-        self.flight.outcome.send_replace(Some(outcome));
-        self.replays.flights.entry(self.key).and_compute_with(|entry| match entry {
+        self.exchange.kept_until.store(kept_until, Ordering::Release);
+        self.exchange.outcome.send_replace(Some(outcome));
+        self.coalescing.exchanges.entry(self.key).and_compute_with(|entry| match entry {
             // Another may have taken its place.
-            Some(entry) if !Arc::ptr_eq(entry.value(), &self.flight) => Op::Nop,
+            Some(entry) if !Arc::ptr_eq(entry.value(), &self.exchange) => Op::Nop,
             _ if kept.is_zero() => Op::Remove,
-            _ => Op::Put(self.flight.clone()),
+            _ => Op::Put(self.exchange.clone()),
         });
     }
 }
 
-impl Drop for Landing {
+impl Drop for Completion {
     fn drop(&mut self) {
-        if self.flight.outcome.borrow().is_none() {
-            self.land(Err(Rejection::InternalError.into()));
+        if self.exchange.outcome.borrow().is_none() {
+            self.complete(Err(Rejection::InternalError.into()));
         }
     }
 }
 
 /// When memory is freed, in real time.
-struct Freed {
+struct Retention {
     under_way: Duration,
     over: Duration,
 }
 
-impl Expiry<Key, Arc<Flight>> for Freed {
-    fn expire_after_create(&self, _: &Key, _: &Arc<Flight>, _: Instant) -> Option<Duration> {
+impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
+    fn expire_after_create(
+        &self,
+        _: &Key,
+        _: &Arc<CoalescedExchange>,
+        _: Instant,
+    ) -> Option<Duration> {
         Some(self.under_way)
     }
 
     fn expire_after_update(
         &self,
         _: &Key,
-        flight: &Arc<Flight>,
+        exchange: &Arc<CoalescedExchange>,
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        let is_over = flight.outcome.borrow().is_some();
+        let is_over = exchange.outcome.borrow().is_some();
         Some(if is_over { self.over } else { self.under_way })
     }
 }
@@ -243,9 +249,9 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn replays(capacity: u64) -> (Replays, Clock) {
+    fn coalescing(capacity: u64) -> (Coalescing, Clock) {
         let clock = Clock::manual();
-        (Replays::with_capacity(capacity, WINDOW, Duration::from_secs(60), clock.clone()), clock)
+        (Coalescing::with_capacity(capacity, WINDOW, Duration::from_secs(60), clock.clone()), clock)
     }
 
     fn grant() -> Arc<Grant> {
@@ -263,49 +269,49 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeat_gets_the_same_answer_until_the_window_is_over() {
-        let (replays, clock) = replays(10);
-        let (first, source) = replays.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!(source, Source::Own);
+        let (coalescing, clock) = coalescing(10);
+        let (first, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
+        assert_eq!(coalesced, Coalesced::No);
         clock.advance(Duration::from_millis(9_999));
-        let (second, source) = replays.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!((token(&second), source), (token(&first), Source::Repeated));
+        let (second, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
+        assert_eq!((token(&second), coalesced), (token(&first), Coalesced::Cached));
         clock.advance(Duration::from_millis(1));
-        let (third, source) = replays.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!(source, Source::Own);
+        let (third, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
+        assert_eq!(coalesced, Coalesced::No);
         assert_ne!(token(&third), token(&first));
     }
 
     #[tokio::test]
     async fn only_what_cannot_come_out_otherwise_is_remembered() {
-        let (replays, _) = replays(100);
+        let (coalescing, _) = coalescing(100);
         for (number, (rejection, expected)) in [
-            (Rejection::InvalidCode, Source::Repeated),
-            (Rejection::UserBlocked, Source::Repeated),
-            (Rejection::LoginRefused, Source::Repeated),
-            (Rejection::WeChatBusy { retry_after: 1 }, Source::Own),
-            (Rejection::RateLimited { retry_after: 1 }, Source::Own),
-            (Rejection::WeChatTimeout { retry_after: 1 }, Source::Own),
-            (Rejection::WeChatRejected, Source::Own),
-            (Rejection::StoreUnavailable, Source::Own),
+            (Rejection::InvalidCode, Coalesced::Cached),
+            (Rejection::UserBlocked, Coalesced::Cached),
+            (Rejection::LoginRefused, Coalesced::Cached),
+            (Rejection::WeChatBusy { retry_after: 1 }, Coalesced::No),
+            (Rejection::RateLimited { retry_after: 1 }, Coalesced::No),
+            (Rejection::WeChatTimeout { retry_after: 1 }, Coalesced::No),
+            (Rejection::WeChatRejected, Coalesced::No),
+            (Rejection::StoreUnavailable, Coalesced::No),
         ]
         .into_iter()
         .enumerate()
         {
             let first = Failure::from(rejection.clone());
-            replays.share(key(number), || async { Err(first) }).await.0.err().unwrap();
-            let (_, source) = replays.share(key(number), || async { Ok(grant()) }).await;
-            assert_eq!(source, expected, "{rejection:?}");
+            coalescing.share(key(number), || async { Err(first) }).await.0.err().unwrap();
+            let (_, coalesced) = coalescing.share(key(number), || async { Ok(grant()) }).await;
+            assert_eq!(coalesced, expected, "{rejection:?}");
         }
     }
 
     #[tokio::test]
     async fn who_leaves_does_not_end_the_exchange_and_who_stays_shares_it() {
-        let (replays, _) = replays(10);
+        let (coalescing, _) = coalescing(10);
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let left = {
-            let replays = replays.clone();
+            let coalescing = coalescing.clone();
             tokio::spawn(async move {
-                replays
+                coalescing
                     .share(key(1), || async {
                         drop(released.await);
                         Ok(grant())
@@ -313,38 +319,38 @@ mod tests {
                     .await
             })
         };
-        while replays.flights.get(&key(1)).is_none() {
+        while coalescing.exchanges.get(&key(1)).is_none() {
             tokio::task::yield_now().await;
         }
         left.abort();
         let stays = {
-            let replays = replays.clone();
-            tokio::spawn(async move { replays.share(key(1), || async { Ok(grant()) }).await.1 })
+            let coalescing = coalescing.clone();
+            tokio::spawn(async move { coalescing.share(key(1), || async { Ok(grant()) }).await.1 })
         };
         tokio::task::yield_now().await;
         release.send(()).unwrap();
-        assert_eq!(stays.await.unwrap(), Source::Shared);
+        assert_eq!(stays.await.unwrap(), Coalesced::InFlight);
     }
 
     #[tokio::test]
     async fn an_exchange_that_panics_is_a_fault_and_forgotten() {
-        let (replays, _) = replays(10);
+        let (coalescing, _) = coalescing(10);
         let panics = || async { panic!("a fault") };
-        let (outcome, _) = replays.share(key(1), panics).await;
+        let (outcome, _) = coalescing.share(key(1), panics).await;
         assert_eq!(outcome.err().unwrap().rejection, Rejection::InternalError);
-        assert_eq!(replays.share(key(1), || async { Ok(grant()) }).await.1, Source::Own);
+        assert_eq!(coalescing.share(key(1), || async { Ok(grant()) }).await.1, Coalesced::No);
     }
 
     #[tokio::test]
     async fn no_more_codes_are_remembered_than_may_be() {
-        let (replays, _) = replays(100);
+        let (coalescing, _) = coalescing(100);
         for code in 0..1000 {
-            replays.share(key(code), || async { Ok(grant()) }).await.0.unwrap();
+            coalescing.share(key(code), || async { Ok(grant()) }).await.0.unwrap();
         }
-        replays.maintain();
-        assert_eq!(replays.flights.entry_count(), 100);
-        assert_eq!(replays.share(key(999), || async { Ok(grant()) }).await.1, Source::Repeated);
-        assert_eq!(replays.share(key(0), || async { Ok(grant()) }).await.1, Source::Own);
+        coalescing.maintain();
+        assert_eq!(coalescing.exchanges.entry_count(), 100);
+        assert_eq!(coalescing.share(key(999), || async { Ok(grant()) }).await.1, Coalesced::Cached);
+        assert_eq!(coalescing.share(key(0), || async { Ok(grant()) }).await.1, Coalesced::No);
     }
 
     #[test]

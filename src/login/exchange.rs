@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::apps::Served;
 use super::coalescing::{Failure, Grant, Outcome};
-use super::notices::Notices;
+use super::failure_log::FailureLog;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::message::rejection::Rejection;
 use crate::session::{CreateError, Sessions, StoreError};
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
@@ -18,8 +18,8 @@ use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 pub struct Exchange {
     wechat: Arc<WeChat>,
     sessions: Sessions,
-    notices: Notices,
-    unkept: Seldom,
+    failure_log: FailureLog,
+    unkept: LogThrottle,
 }
 
 impl Exchange {
@@ -36,8 +36,9 @@ impl Exchange {
     ) -> Result<Self, ClientError> {
         let wechat = previous.map(|previous| &previous.wechat);
         let wechat = WeChat::carried_over(wechat, &config.wechat, clock, metrics)?;
-        let (notices, unkept) = (Notices::new(clock.clone()), Seldom::new(clock.clone()));
-        Ok(Self { wechat, sessions, notices, unkept })
+        let (failure_log, unkept) =
+            (FailureLog::new(clock.clone()), LogThrottle::new(clock.clone()));
+        Ok(Self { wechat, sessions, failure_log, unkept })
     }
 
     /// Trades a code of an app, that `client` sent, for a session.
@@ -48,10 +49,10 @@ impl Exchange {
         client: IpAddr,
         request_id: &str,
     ) -> Outcome {
-        let Served { app, pace, .. } = served;
-        pace.check()?;
+        let Served { app, rate_limit, .. } = served;
+        rate_limit.check()?;
         let refused = |error: WeChatError| {
-            self.notices.say(&error, app.app_id.as_str(), request_id);
+            self.failure_log.log(&error, app.app_id.as_str(), request_id);
             Failure::from(&error)
         };
         let unkept = |error: StoreError| {
@@ -62,14 +63,14 @@ impl Exchange {
         };
         // Before the code is spent.
         self.sessions.check().map_err(unkept)?;
-        let turn = self.wechat.turn().await.map_err(refused)?;
-        pace.ask()?;
-        let exchanged = turn.exchange(app, &code).await;
+        let permit = self.wechat.permit().await.map_err(refused)?;
+        rate_limit.ask()?;
+        let exchanged = permit.exchange(app, &code).await;
         match &exchanged {
-            Err(WeChatError::RateLimited(_)) => pace.slow(),
-            Err(WeChatError::OutOfQuota(_)) => pace.pause(),
+            Err(WeChatError::RateLimited(_)) => rate_limit.slow(),
+            Err(WeChatError::OutOfQuota(_)) => rate_limit.pause(),
             Err(error) if !error.is_answer() => {}
-            Ok(_) | Err(_) => pace.resume(),
+            Ok(_) | Err(_) => rate_limit.resume(),
         }
         let identity = exchanged.map_err(refused)?;
         let openid = identity.openid.clone();

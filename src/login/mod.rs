@@ -4,12 +4,12 @@
 //! an exchange and its answer, which holds the token and nothing of the identity. It does not
 //! read sockets: `proxy.rs` hands it the body within its limit.
 
-mod app_rate;
+mod app_rate_limit;
 mod apps;
 mod coalescing;
 mod exchange;
-mod notices;
-mod refusals;
+mod failure_log;
+mod rejected_codes;
 pub mod request;
 
 use std::net::IpAddr;
@@ -19,9 +19,9 @@ use serde::Serialize;
 
 pub use self::apps::Apps;
 use self::apps::Served;
-use self::coalescing::{Failure, Grant, Key, Replays, Source};
+use self::coalescing::{Coalesced, Coalescing, Failure, Grant, Key};
 use self::exchange::Exchange;
-use self::refusals::{Named, OnlyRefusals};
+use self::rejected_codes::{AllRejected, ClaimedAppId};
 use self::request::{Fields, LoginRequest, parse};
 use crate::clock::Clock;
 use crate::config::{Config, LoginSection};
@@ -62,7 +62,7 @@ pub struct Login {
     section: LoginSection,
     apps: Apps,
     exchange: Arc<Exchange>,
-    replays: Replays,
+    coalescing: Coalescing,
     sessions: Sessions,
     metrics: Arc<Metrics>,
 }
@@ -101,8 +101,8 @@ impl Login {
     ) -> Result<Self, ClientError> {
         let window = config.login.replay_window;
         let longest = config.wechat.queue_timeout + config.wechat.timeout;
-        let replays = previous.map(|previous| &previous.replays);
-        let replays = Replays::carried_over(replays, window, longest, clock);
+        let coalescing = previous.map(|previous| &previous.coalescing);
+        let coalescing = Coalescing::carried_over(coalescing, window, longest, clock);
         let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
         let previous = previous.map(|previous| &*previous.exchange);
         let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
@@ -112,7 +112,7 @@ impl Login {
         metrics.app_from_start(UNKNOWN_APP, &UNKNOWN_OUTCOMES, &[]);
         Ok(Self {
             apps,
-            replays,
+            coalescing,
             exchange: Arc::new(exchange),
             section: config.login.clone(),
             sessions,
@@ -126,7 +126,7 @@ impl Login {
 
     /// Frees what is over. Called every second.
     pub fn maintain(&self) {
-        self.replays.maintain();
+        self.coalescing.maintain();
     }
 
     /// Bytes of body that a login may have.
@@ -198,13 +198,13 @@ impl Login {
         let (exchange, app) = (self.exchange.clone(), served.clone());
         let (client, request_id) = (sender.client, sender.request_id.to_owned());
         let trade = || async move { exchange.trade(&app, code, client, &request_id).await };
-        let (outcome, source) = self.replays.share(key, trade).await;
-        if source != Source::Own {
+        let (outcome, coalesced) = self.coalescing.share(key, trade).await;
+        if coalesced != Coalesced::No {
             self.metrics.login_coalesced();
         }
         self.observe(served, &outcome, sender);
         let grant = outcome?;
-        if source == Source::Repeated && !self.is_live(&grant).await? {
+        if coalesced == Coalesced::Cached && !self.is_live(&grant).await? {
             return Err(Rejection::InvalidCode.into());
         }
         Ok(grant)
@@ -213,17 +213,17 @@ impl Login {
     /// Notices an app whose codes are all rejected, and logs it.
     fn observe(&self, served: &Served, outcome: &coalescing::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
-            Ok(_) => return served.refusals.succeeded(),
+            Ok(_) => return served.rejected_codes.succeeded(),
             Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode), .. }) => {
                 errcode
             }
             Err(_) => return,
         };
         let app_id = served.app_id().as_str();
-        let named = sender.referer.and_then(Named::in_referer);
-        let Some(report) = served.refusals.refused(app_id, named) else { return };
-        let OnlyRefusals { refused, named } = report;
-        let referer_app_id = named.as_ref().map(Named::as_str);
+        let named = sender.referer.and_then(ClaimedAppId::in_referer);
+        let Some(report) = served.rejected_codes.rejected(app_id, named) else { return };
+        let AllRejected { refused, named } = report;
+        let referer_app_id = named.as_ref().map(ClaimedAppId::as_str);
         let what = match referer_app_id {
             None => "WeChat rejects every code of this app; logged once a minute",
             Some(named) if self.apps.contains(named) => {
@@ -249,10 +249,10 @@ impl Login {
 
 /// Logs a login with the mock code of the developer tools.
 fn report_mock(served: &Served, sender: Sender<'_>) {
-    let Some(suppressed) = served.refusals.mocked() else { return };
+    let Some(suppressed) = served.rejected_codes.mocked() else { return };
     let app_id = served.app_id().as_str();
-    let named = sender.referer.and_then(Named::in_referer);
-    let named = named.as_ref().map(Named::as_str);
+    let named = sender.referer.and_then(ClaimedAppId::in_referer);
+    let named = named.as_ref().map(ClaimedAppId::as_str);
     let referer_app_id = named.filter(|named| *named != app_id);
     tracing::warn!(
         request_id = sender.request_id,

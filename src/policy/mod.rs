@@ -32,7 +32,7 @@ use crate::policy::lifecycle::Lifecycle;
 use crate::route::{Endpoint, Routes, Served};
 use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::Pool;
 use crate::wechat::ClientError;
@@ -70,7 +70,7 @@ pub struct Process {
     pub clock: Clock,
     pub lifecycle: Lifecycle,
     /// Whether to log the next request of an operator with a wrong token.
-    pub operator_refusals: Seldom,
+    pub operator_refusals: LogThrottle,
     /// Keys for the tickets of TLS.
     pub tickets: Arc<dyn ProducesTickets>,
 }

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::message::rejection::Rejection;
 use crate::message::response_header::Fault;
 use crate::route::PathError;
-use crate::telemetry::log_throttle::SeldomEach;
+use crate::telemetry::log_throttle::LogThrottles;
 
 /// How the cause begins where a response header cannot be read.
 const MALFORMED: &str = "response header malformed: ";
@@ -201,11 +201,11 @@ pub struct Failure<'a> {
 }
 
 /// The log of failures, each upstream's by the kinds of their causes.
-pub struct Failures(SeldomEach<(String, Cow<'static, str>)>);
+pub struct Failures(LogThrottles<(String, Cow<'static, str>)>);
 
 impl Failures {
     pub fn new(clock: Clock) -> Self {
-        Self(SeldomEach::new(clock))
+        Self(LogThrottles::new(clock))
     }
 
     /// A valid request has failed.

@@ -38,7 +38,7 @@ use crate::policy::lifecycle::Lifecycle;
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
 /// How often ended sessions are freed.
@@ -204,7 +204,7 @@ impl Server {
 
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
-        let cannot_accept = Arc::new(Seldom::new(process.clock.clone()));
+        let cannot_accept = Arc::new(LogThrottle::new(process.clock.clone()));
         for (listener, opening) in public {
             let socket = into_tokio(listener)?;
             let edge = edge.clone();
@@ -212,8 +212,8 @@ impl Server {
                 let edge = edge.clone();
                 async move { edge.serve(stream, peer, opening).await }
             };
-            let seldom = cannot_accept.clone();
-            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
+            let throttle = cannot_accept.clone();
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), throttle));
         }
         let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
         for listener in forward_auth {
@@ -223,8 +223,8 @@ impl Server {
                 let decisions = decisions.clone();
                 async move { decisions.serve(stream, peer).await }
             };
-            let seldom = cannot_accept.clone();
-            accepting.spawn(workers.accept(socket, serve, connections.clone(), seldom));
+            let throttle = cannot_accept.clone();
+            accepting.spawn(workers.accept(socket, serve, connections.clone(), throttle));
         }
         process.lifecycle.set_ready();
         started.log();
@@ -284,7 +284,7 @@ fn prepare(
         metrics,
         access_log,
         sessions,
-        operator_refusals: Seldom::new(clock.clone()),
+        operator_refusals: LogThrottle::new(clock.clone()),
         clock,
         lifecycle,
         tickets,

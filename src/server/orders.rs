@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Order;
 use crate::clock::Clock;
 use crate::telemetry::log_file::LogFile;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// Time between attempts to reopen a log file.
 const REOPEN_RETRY: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ impl Orders {
 
 /// Reopens a log file on each order, and retries until it can.
 pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
-    let failed = Seldom::new(clock);
+    let failed = LogThrottle::new(clock);
     while asked.recv().await.is_some() {
         loop {
             let (done, reopened) = oneshot::channel();

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::listener::internal;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// Threads with a runtime each. They end when this is dropped.
 pub struct Workers {
@@ -91,7 +91,7 @@ impl Workers {
         listener: TcpListener,
         serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
         connections: TaskTracker,
-        failed: Arc<Seldom>,
+        failed: Arc<LogThrottle>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let workers = self.all.clone();
         async move {
@@ -116,7 +116,7 @@ impl Workers {
     }
 }
 
-async fn next(listener: &TcpListener, failed: &Seldom) -> (TcpStream, SocketAddr) {
+async fn next(listener: &TcpListener, failed: &LogThrottle) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
@@ -167,8 +167,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = TaskTracker::new();
-        let seldom = Arc::new(Seldom::new(Clock::system()));
-        tokio::spawn(workers.accept(listener, serve, connections.clone(), seldom));
+        let throttle = Arc::new(LogThrottle::new(Clock::system()));
+        tokio::spawn(workers.accept(listener, serve, connections.clone(), throttle));
 
         let mut open = BTreeMap::<String, Vec<TcpStream>>::new();
         for _ in 0..12 {

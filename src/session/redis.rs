@@ -50,7 +50,7 @@ use crate::clock::Clock;
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
 /// The longest time between two writes of a last use.
@@ -108,7 +108,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     removals: Removals,
     has_listened: AtomicBool,
-    unreadable: Seldom,
+    unreadable: LogThrottle,
 }
 
 /// Names in the store.
@@ -180,7 +180,7 @@ impl Redis {
             idle_timeout,
             interval,
             has_listened: AtomicBool::new(false),
-            unreadable: Seldom::new(clock.clone()),
+            unreadable: LogThrottle::new(clock.clone()),
             clock,
             removals: Removal::counters(&metrics),
             metrics,

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::clock::Clock;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
 /// The file that lines are written to.
@@ -52,7 +52,7 @@ impl LogFile {
         let lost = Arc::new(AtomicUsize::new(0));
         let counted = lost.clone();
         metrics.watch_log(move || counted.load(Ordering::Relaxed));
-        Lines { file: self.clone(), lost, failed: Seldom::new(clock), is_broken: false }
+        Lines { file: self.clone(), lost, failed: LogThrottle::new(clock), is_broken: false }
     }
 }
 
@@ -67,7 +67,7 @@ fn append_to(path: &Path) -> io::Result<File> {
 struct Lines {
     file: Arc<LogFile>,
     lost: Arc<AtomicUsize>,
-    failed: Seldom,
+    failed: LogThrottle,
     /// Whether only a part of the last line was written.
     is_broken: bool,
 }

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 /// Between two lines about the same.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Kinds of events that one [`SeldomEach`] tells apart.
+/// Kinds of events that one [`LogThrottles`] tells apart.
 const MOST: usize = 1000;
 
 /// When an event was last logged, and how often it has happened since.
@@ -35,12 +35,12 @@ impl Logged {
 }
 
 /// Whether to log one kind of event.
-pub struct Seldom {
+pub struct LogThrottle {
     clock: Clock,
     last: Mutex<Logged>,
 }
 
-impl Seldom {
+impl LogThrottle {
     pub fn new(clock: Clock) -> Self {
         Self { clock, last: Mutex::default() }
     }
@@ -52,20 +52,20 @@ impl Seldom {
     }
 }
 
-/// [`Seldom`] for each of several kinds of events. Beyond a thousand kinds in a minute, all new
+/// [`LogThrottle`] for each of several kinds of events. Beyond a thousand kinds in a minute, all new
 /// ones count as one kind.
-pub struct SeldomEach<K> {
+pub struct LogThrottles<K> {
     clock: Clock,
     each: Mutex<HashMap<K, Logged>>,
-    rest: Seldom,
+    rest: LogThrottle,
 }
 
-impl<K: Eq + Hash> SeldomEach<K> {
+impl<K: Eq + Hash> LogThrottles<K> {
     pub fn new(clock: Clock) -> Self {
-        Self { rest: Seldom::new(clock.clone()), each: Mutex::default(), clock }
+        Self { rest: LogThrottle::new(clock.clone()), each: Mutex::default(), clock }
     }
 
-    /// Counts an event of this kind; see [`Seldom::suppressed`].
+    /// Counts an event of this kind; see [`LogThrottle::suppressed`].
     pub fn suppressed(&self, kind: K) -> Option<u64> {
         let now = self.clock.now();
         let mut each = self.each.lock();
@@ -87,26 +87,26 @@ mod tests {
     #[test]
     fn the_same_is_logged_once_a_minute_with_the_number_that_was_not() {
         let clock = Clock::manual();
-        let seldom = Seldom::new(clock.clone());
-        assert_eq!(seldom.suppressed(), Some(0));
-        assert_eq!(seldom.suppressed(), None);
+        let throttle = LogThrottle::new(clock.clone());
+        assert_eq!(throttle.suppressed(), Some(0));
+        assert_eq!(throttle.suppressed(), None);
         clock.advance(Duration::from_millis(59_999));
-        assert_eq!(seldom.suppressed(), None);
+        assert_eq!(throttle.suppressed(), None);
         clock.advance(Duration::from_millis(1));
-        assert_eq!(seldom.suppressed(), Some(2));
-        assert_eq!(seldom.suppressed(), None);
+        assert_eq!(throttle.suppressed(), Some(2));
+        assert_eq!(throttle.suppressed(), None);
     }
 
     #[test]
     fn kinds_are_told_apart_as_long_as_there_are_not_too_many() {
         let clock = Clock::manual();
-        let seldom = SeldomEach::new(clock.clone());
-        assert_eq!(seldom.suppressed(0), Some(0));
-        assert_eq!(seldom.suppressed(0), None);
-        assert_eq!((1..10_000).filter_map(|kind| seldom.suppressed(kind)).count(), MOST);
-        assert_eq!(seldom.suppressed(0), None);
+        let throttle = LogThrottles::new(clock.clone());
+        assert_eq!(throttle.suppressed(0), Some(0));
+        assert_eq!(throttle.suppressed(0), None);
+        assert_eq!((1..10_000).filter_map(|kind| throttle.suppressed(kind)).count(), MOST);
+        assert_eq!(throttle.suppressed(0), None);
         clock.advance(INTERVAL);
-        assert_eq!(seldom.suppressed(5_000), Some(0), "old kinds make room");
-        assert_eq!(seldom.suppressed(1), Some(0));
+        assert_eq!(throttle.suppressed(5_000), Some(0), "old kinds make room");
+        assert_eq!(throttle.suppressed(1), Some(0));
     }
 }

@@ -22,7 +22,7 @@ use pingora_load_balancing::{Backend, Backends};
 
 use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// Between two look-ups of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -167,7 +167,7 @@ struct Names {
 struct Name {
     /// Its addresses when it could last be resolved.
     addresses: Vec<SocketAddr>,
-    failed: Seldom,
+    failed: LogThrottle,
     /// Whether the last line about it says that it cannot be resolved.
     is_logged: bool,
 }
@@ -206,7 +206,7 @@ impl Names {
         let mut known = self.known.lock();
         let name = known.entry(host.to_owned()).or_insert_with(|| Name {
             addresses: Vec::new(),
-            failed: Seldom::new(self.clock.clone()),
+            failed: LogThrottle::new(self.clock.clone()),
             is_logged: false,
         });
         match found {

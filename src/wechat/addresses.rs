@@ -13,7 +13,7 @@ use super::trouble::{Place, Trouble};
 
 use crate::clock::Clock;
 use crate::config::WeChatSection;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// Between two tries of a base that was lost.
 const HOLD: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ pub struct Addresses {
     clock: Clock,
     /// When the base is tried again; `None`: it is asked first.
     next_try: Mutex<Option<Duration>>,
-    said: Seldom,
+    said: LogThrottle,
 }
 
 impl Addresses {
@@ -45,7 +45,7 @@ impl Addresses {
             base: address(&section.base_url),
             fallback: section.fallback_base_url.as_ref().map(address),
             next_try: Mutex::new(None),
-            said: Seldom::new(clock.clone()),
+            said: LogThrottle::new(clock.clone()),
             clock,
         }
     }

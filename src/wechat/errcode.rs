@@ -23,7 +23,7 @@ impl ErrCode {
         self.0
     }
 
-    fn known(self) -> Option<&'static Known> {
+    fn known(self) -> Option<&'static KnownErrcode> {
         KNOWN.iter().find(|known| known.code == self.0)
     }
 }
@@ -35,19 +35,19 @@ impl fmt::Display for ErrCode {
 }
 
 /// What is known of one errcode.
-struct Known {
+struct KnownErrcode {
     code: i64,
     label: &'static str,
     /// What it means and what to do, for operators.
     meaning: &'static str,
 }
 
-const fn known(code: i64, label: &'static str, meaning: &'static str) -> Known {
-    Known { code, label, meaning }
+const fn known(code: i64, label: &'static str, meaning: &'static str) -> KnownErrcode {
+    KnownErrcode { code, label, meaning }
 }
 
 /// The codes of code2Session's page and those seen in practice.
-const KNOWN: [Known; 21] = [
+const KNOWN: [KnownErrcode; 21] = [
     known(-1, "-1", "WeChat is overloaded: try again later"),
     known(40001, "40001", "the AppSecret is wrong: copy it from mp.weixin.qq.com"),
     known(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ErrCode;
-use super::gate::Closed;
+use super::concurrency_limit::NoPermit;
 use super::trouble::{Cause, Place, Trouble};
 use crate::message::rejection::{Rejection, jittered};
 
@@ -21,13 +21,13 @@ pub enum WeChatError {
     #[error("WeChat blocks the user ({0})")]
     UserBlocked(ErrCode),
     #[error("WeChat limits the calls of this user ({})", .0.errcode)]
-    RateLimited(Refusal),
+    RateLimited(ErrorReport),
     #[error("WeChat is busy ({})", .0.errcode)]
-    Busy(Refusal),
+    Busy(ErrorReport),
     #[error("WeChat's quota for the app is used up ({})", .0.errcode)]
-    OutOfQuota(Refusal),
+    OutOfQuota(ErrorReport),
     #[error("WeChat rejects the app ({})", .0.errcode)]
-    Refused(Refusal),
+    Refused(ErrorReport),
     #[error("WeChat's response cannot be understood: {0}")]
     Malformed(Trouble),
     #[error("WeChat's address responded with {0}")]
@@ -46,7 +46,7 @@ pub enum WeChatError {
     #[error("login queue full")]
     QueueFull,
     #[error("circuit breaker open")]
-    LeftAlone(Duration),
+    BreakerOpen(Duration),
 }
 
 impl WeChatError {
@@ -73,13 +73,13 @@ impl WeChatError {
             | Self::Unreachable(_)
             | Self::Broken(_)
             | Self::QueueFull
-            | Self::LeftAlone(_) => "transport",
+            | Self::BreakerOpen(_) => "transport",
             Self::InvalidCode(errcode)
             | Self::UserBlocked(errcode)
-            | Self::RateLimited(Refusal { errcode, .. })
-            | Self::Busy(Refusal { errcode, .. })
-            | Self::OutOfQuota(Refusal { errcode, .. })
-            | Self::Refused(Refusal { errcode, .. }) => errcode.label(),
+            | Self::RateLimited(ErrorReport { errcode, .. })
+            | Self::Busy(ErrorReport { errcode, .. })
+            | Self::OutOfQuota(ErrorReport { errcode, .. })
+            | Self::Refused(ErrorReport { errcode, .. }) => errcode.label(),
         }
     }
 
@@ -87,7 +87,7 @@ impl WeChatError {
     pub fn errcode(&self) -> Option<ErrCode> {
         match self {
             Self::InvalidCode(errcode) | Self::UserBlocked(errcode) => Some(*errcode),
-            other => other.refusal().map(|refusal| refusal.errcode),
+            other => other.error_report().map(|report| report.errcode),
         }
     }
 
@@ -133,10 +133,10 @@ impl WeChatError {
 
     /// Details for operators and WeChat's support, as the end of a line.
     pub fn details(&self) -> String {
-        let refusal = self.refusal();
+        let report = self.error_report();
         let meaning = self.errcode().and_then(ErrCode::meaning);
-        let address = refusal.and_then(|refusal| refusal.seen_address);
-        let rid = refusal.and_then(|refusal| refusal.rid.as_deref());
+        let address = report.and_then(|report| report.seen_address);
+        let rid = report.and_then(|report| report.rid.as_deref());
         [
             meaning.map(|meaning| format!(": {meaning}")),
             address.map(|address| format!("; WeChat saw the address {address}")),
@@ -148,12 +148,12 @@ impl WeChatError {
     }
 
     /// What WeChat said besides the number.
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn error_report(&self) -> Option<&ErrorReport> {
         match self {
-            Self::RateLimited(refusal)
-            | Self::Busy(refusal)
-            | Self::OutOfQuota(refusal)
-            | Self::Refused(refusal) => Some(refusal),
+            Self::RateLimited(report)
+            | Self::Busy(report)
+            | Self::OutOfQuota(report)
+            | Self::Refused(report) => Some(report),
             _ => None,
         }
     }
@@ -174,7 +174,7 @@ impl From<&WeChatError> for Rejection {
             | WeChatError::TooManyRequests(_, None)
             | WeChatError::Unreachable(_)
             | WeChatError::QueueFull => Self::WeChatBusy { retry_after: jittered(2, 5) },
-            WeChatError::LeftAlone(wait) => {
+            WeChatError::BreakerOpen(wait) => {
                 let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 4);
                 Self::WeChatBusy { retry_after: jittered(seconds + 1, seconds + 4) }
             }
@@ -190,18 +190,18 @@ impl From<&WeChatError> for Rejection {
     }
 }
 
-impl From<Closed> for WeChatError {
-    fn from(closed: Closed) -> Self {
-        match closed {
-            Closed::Full => Self::QueueFull,
-            Closed::Open(wait) => Self::LeftAlone(wait),
+impl From<NoPermit> for WeChatError {
+    fn from(reason: NoPermit) -> Self {
+        match reason {
+            NoPermit::QueueFull => Self::QueueFull,
+            NoPermit::BreakerOpen(wait) => Self::BreakerOpen(wait),
         }
     }
 }
 
 /// A rejection by WeChat on which somebody must act.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorReport {
     pub errcode: ErrCode,
     /// WeChat's trace id: its support asks for it.
     pub rid: Option<Box<str>>,

@@ -1,17 +1,17 @@
 //! WeChat's side of a login: a one-time code traded for an identity.
 //!
-//! [`Turn::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
-//! once, when the gate has let it: after a byte may have been sent the code may be spent, so
+//! [`ExchangePermit::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
+//! once, within the concurrency limit: after a byte may have been sent the code may be spent, so
 //! nothing is ever repeated. The request's URL holds the app secret; no URL, and
 //! nothing that WeChat said, gets into a log or an error, but for its number and its trace
 //! id. WeChat responds with HTTP 200 and `text/plain`, also to report errors, so the body
 //! decides; an error that a relay gives another status is read as well.
 
 mod addresses;
-mod breaker;
+mod circuit_breaker;
+mod concurrency_limit;
 mod errcode;
 mod error;
-mod gate;
 pub mod reply;
 pub mod sandbox;
 mod trouble;
@@ -24,9 +24,9 @@ use reqwest::{StatusCode, redirect};
 use zeroize::Zeroizing;
 
 use self::addresses::{Address, Addresses};
+use self::concurrency_limit::{CallPermit, ConcurrencyLimit};
 pub use self::errcode::ErrCode;
-pub use self::error::{Refusal, WeChatError};
-use self::gate::{Gate, Pass};
+pub use self::error::{ErrorReport, WeChatError};
 use self::reply::Reply;
 pub use self::trouble::{Cause, Place, Trouble};
 use crate::clock::Clock;
@@ -93,14 +93,14 @@ pub struct WeChat {
     client: reqwest::Client,
     addresses: Addresses,
     section: WeChatSection,
-    gate: Gate,
+    limit: ConcurrencyLimit,
     metrics: Arc<Metrics>,
 }
 
-/// The turn to trade one code.
-pub struct Turn<'a> {
+/// Leave to exchange one code.
+pub struct ExchangePermit<'a> {
     wechat: &'a WeChat,
-    pass: Pass<'a>,
+    permit: CallPermit<'a>,
 }
 
 impl WeChat {
@@ -131,7 +131,7 @@ impl WeChat {
             client,
             addresses: Addresses::new(section, clock.clone()),
             section: section.clone(),
-            gate: Gate::new(section, clock, metrics.clone()),
+            limit: ConcurrencyLimit::new(section, clock, metrics.clone()),
             metrics,
         })
     }
@@ -152,12 +152,12 @@ impl WeChat {
         }
     }
 
-    /// Waits for the turn to trade one code.
+    /// Waits for leave to exchange one code.
     ///
     /// # Errors
     /// When WeChat is not to be asked now.
-    pub async fn turn(&self) -> Result<Turn<'_>, WeChatError> {
-        Ok(Turn { wechat: self, pass: self.gate.enter().await? })
+    pub async fn permit(&self) -> Result<ExchangePermit<'_>, WeChatError> {
+        Ok(ExchangePermit { wechat: self, permit: self.limit.acquire().await? })
     }
 
     /// Asks each address of WeChat whether it can be reached and takes the app, with a code
@@ -270,7 +270,7 @@ struct Response {
     body: Zeroizing<Vec<u8>>,
 }
 
-impl Turn<'_> {
+impl ExchangePermit<'_> {
     /// Trades a code. It is sent at most once, whatever comes of it.
     ///
     /// # Errors
@@ -278,7 +278,7 @@ impl Turn<'_> {
     pub async fn exchange(self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let started = Instant::now();
         let outcome = self.wechat.call(app, code).await;
-        self.pass.report(outcome.as_ref().err().filter(|error| !error.is_answer()));
+        self.permit.report(outcome.as_ref().err().filter(|error| !error.is_answer()));
         let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
         self.wechat.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
         outcome

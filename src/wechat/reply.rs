@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zeroize::Zeroizing;
 
-use super::{ErrCode, Refusal, WeChatError};
+use super::{ErrCode, ErrorReport, WeChatError};
 use crate::identity::{AppId, Identity, OpenId, UnionId};
 
 /// Stands for every byte of a string that JSON or UTF-8 does not allow. No field that decides
@@ -116,16 +116,16 @@ impl Reply {
         match errcode.0 {
             40029 | 40163 | 41008 => WeChatError::InvalidCode(errcode),
             40226 => WeChatError::UserBlocked(errcode),
-            45011 => WeChatError::RateLimited(self.refusal(errcode)),
-            -1 => WeChatError::Busy(self.refusal(errcode)),
-            45009 => WeChatError::OutOfQuota(self.refusal(errcode)),
-            _ => WeChatError::Refused(self.refusal(errcode)),
+            45011 => WeChatError::RateLimited(self.error_report(errcode)),
+            -1 => WeChatError::Busy(self.error_report(errcode)),
+            45009 => WeChatError::OutOfQuota(self.error_report(errcode)),
+            _ => WeChatError::Refused(self.error_report(errcode)),
         }
     }
 
     /// WeChat's words are not repeated; what support and operators need of them is taken out.
-    fn refusal(&self, errcode: ErrCode) -> Refusal {
-        Refusal { errcode, rid: self.rid.clone(), seen_address: self.seen_address }
+    fn error_report(&self, errcode: ErrCode) -> ErrorReport {
+        ErrorReport { errcode, rid: self.rid.clone(), seen_address: self.seen_address }
     }
 }
 
@@ -367,12 +367,12 @@ mod tests {
         assert_eq!(judge(r#"{"errcode":41008}"#), invalid(41008));
         assert_eq!(judge(r#"{"errcode":40029,"openid":"o1","session_key":"k"}"#), invalid(40029));
         assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
-        let refusal = |code| Refusal { errcode: ErrCode(code), rid: None, seen_address: None };
-        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(refusal(45011))));
-        assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(refusal(-1))));
-        assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(refusal(45009))));
-        assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(refusal(40125))));
-        assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(refusal(99999))));
+        let report = |code| ErrorReport { errcode: ErrCode(code), rid: None, seen_address: None };
+        assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(report(45011))));
+        assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(report(-1))));
+        assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(report(45009))));
+        assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(report(40125))));
+        assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(report(99999))));
         assert_eq!(ErrCode(99999).label(), "other");
     }
 

@@ -33,7 +33,7 @@ use super::sentinel::Sentinels;
 use crate::clock::Clock;
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::session::StoreError;
-use crate::telemetry::log_throttle::SeldomEach;
+use crate::telemetry::log_throttle::LogThrottles;
 use crate::telemetry::metrics::{Counters, Metrics};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -184,7 +184,7 @@ pub struct Link {
     metrics: Arc<Metrics>,
     outcomes: Counters<4>,
     /// By what is wrong.
-    failures: SeldomEach<String>,
+    failures: LogThrottles<String>,
 }
 
 impl Link {
@@ -198,7 +198,7 @@ impl Link {
             made: Instant::now(),
             outcomes: metrics.store_outcomes(StoreOutcome::ALL.map(StoreOutcome::as_str)),
             metrics,
-            failures: SeldomEach::new(clock),
+            failures: LogThrottles::new(clock),
         }
     }
 

@@ -92,7 +92,7 @@ fn kind(error: &WeChatError) -> Kind {
         | WeChatError::Timeout(_)
         | WeChatError::Broken(_)
         | WeChatError::QueueFull
-        | WeChatError::LeftAlone(_) => panic!("{error:?} is not about a body"),
+        | WeChatError::BreakerOpen(_) => panic!("{error:?} is not about a body"),
     }
 }
 

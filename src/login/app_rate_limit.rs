@@ -24,14 +24,14 @@ const QUOTA_PROBE: Duration = Duration::from_secs(60);
 /// What part of the rate a complaint leaves.
 const LEFT: f64 = 1.0 / 2.0;
 
-/// The pace of one app.
-pub struct Pace {
+/// The rate limit of one app.
+pub struct AppRateLimit {
     rate: Option<Rate>,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<RateState>,
 }
 
-struct State {
+struct RateState {
     /// Logins that may pass at once, as it was then.
     bucket: f64,
     filled_at: Duration,
@@ -41,7 +41,7 @@ struct State {
     next_probe: Option<Duration>,
 }
 
-impl Pace {
+impl AppRateLimit {
     /// That from before a reload where the rate has not changed, else a new one.
     pub fn carried_over(
         previous: Option<&Arc<Self>>,
@@ -53,7 +53,7 @@ impl Pace {
     }
 
     fn new(rate: Option<Rate>, clock: Clock) -> Self {
-        let state = State {
+        let state = RateState {
             bucket: rate.map_or(0.0, |rate| f64::from(rate.count.get())),
             filled_at: clock.now(),
             slowed_at: None,
@@ -82,7 +82,7 @@ impl Pace {
     /// login waited for its turn.
     ///
     /// # Errors
-    /// As [`Pace::check`].
+    /// As [`AppRateLimit::check`].
     pub fn ask(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -114,7 +114,7 @@ impl Pace {
     }
 }
 
-impl State {
+impl RateState {
     /// Whether there may be quota.
     fn has_quota(&self, now: Duration) -> Result<(), Rejection> {
         match self.next_probe {
@@ -167,65 +167,65 @@ mod tests {
 
     use super::*;
 
-    fn pace(count: u32) -> (Pace, Clock) {
+    fn rate_limit(count: u32) -> (AppRateLimit, Clock) {
         let clock = Clock::manual();
         let rate = Rate { count: NonZeroU32::new(count).unwrap(), period: Duration::from_secs(1) };
-        (Pace::new(Some(rate), clock.clone()), clock)
+        (AppRateLimit::new(Some(rate), clock.clone()), clock)
     }
 
     /// Logins that pass in a second, after one in which everything was used up.
-    fn passes(pace: &Pace, clock: &Clock) -> usize {
-        while pace.check().is_ok() {}
+    fn passes(rate_limit: &AppRateLimit, clock: &Clock) -> usize {
+        while rate_limit.check().is_ok() {}
         let mut passed = 0;
         for _ in 0..1000 {
             clock.advance(Duration::from_millis(1));
-            passed += usize::from(pace.check().is_ok());
+            passed += usize::from(rate_limit.check().is_ok());
         }
         passed
     }
 
     #[test]
     fn a_complaint_halves_the_rate_which_recovers_over_a_minute() {
-        let (pace, clock) = pace(160);
-        assert!((159..=161).contains(&passes(&pace, &clock)));
-        pace.slow();
-        pace.slow();
-        let slowed = passes(&pace, &clock);
+        let (rate_limit, clock) = rate_limit(160);
+        assert!((159..=161).contains(&passes(&rate_limit, &clock)));
+        rate_limit.slow();
+        rate_limit.slow();
+        let slowed = passes(&rate_limit, &clock);
         assert!((75..=81).contains(&slowed), "{slowed}");
         clock.advance(Duration::from_secs(60));
-        assert!((159..=161).contains(&passes(&pace, &clock)));
+        assert!((159..=161).contains(&passes(&rate_limit, &clock)));
     }
 
     #[test]
     fn complaints_without_end_leave_half_of_the_rate() {
-        let (pace, clock) = pace(160);
+        let (rate_limit, clock) = rate_limit(160);
         for _ in 0..20 {
-            (0..100).for_each(|_| pace.slow());
+            (0..100).for_each(|_| rate_limit.slow());
             clock.advance(Duration::from_secs(1));
         }
-        let slowed = passes(&pace, &clock);
+        let slowed = passes(&rate_limit, &clock);
         assert!((79..=83).contains(&slowed), "{slowed}");
     }
 
     #[test]
     fn a_small_rate_is_slowed_as_well_as_a_large_one() {
-        let (pace, clock) = pace(1);
-        pace.check().unwrap();
-        pace.slow();
+        let (rate_limit, clock) = rate_limit(1);
+        rate_limit.check().unwrap();
+        rate_limit.slow();
         clock.advance(Duration::from_millis(1100));
-        assert!(matches!(pace.check(), Err(Rejection::RateLimited { .. })));
+        assert!(matches!(rate_limit.check(), Err(Rejection::RateLimited { .. })));
         clock.advance(Duration::from_secs(1));
-        assert_eq!(pace.check(), Ok(()));
+        assert_eq!(rate_limit.check(), Ok(()));
     }
 
     #[test]
     fn without_quota_one_login_a_minute_asks() {
-        let (pace, clock) = pace(1000);
-        pace.check().unwrap();
-        pace.ask().unwrap();
-        pace.pause();
+        let (rate_limit, clock) = rate_limit(1000);
+        rate_limit.check().unwrap();
+        rate_limit.ask().unwrap();
+        rate_limit.pause();
         let assert_busy = |least: u32| {
-            for outcome in [pace.check(), pace.ask()] {
+            for outcome in [rate_limit.check(), rate_limit.ask()] {
                 match outcome {
                     // Spread, so that phones do not all come back for the one question.
                     Err(Rejection::WeChatBusy { retry_after }) => {
@@ -240,19 +240,22 @@ mod tests {
         assert_busy(1);
         clock.advance(Duration::from_millis(500));
         // Whoever may ask waits for a turn first; only the first to get one asks.
-        assert_eq!((pace.check(), pace.check()), (Ok(()), Ok(())));
-        assert_eq!(pace.ask(), Ok(()));
+        assert_eq!((rate_limit.check(), rate_limit.check()), (Ok(()), Ok(())));
+        assert_eq!(rate_limit.ask(), Ok(()));
         assert_busy(60);
-        pace.resume();
-        assert_eq!((pace.check(), pace.ask(), pace.ask()), (Ok(()), Ok(()), Ok(())));
+        rate_limit.resume();
+        assert_eq!(
+            (rate_limit.check(), rate_limit.ask(), rate_limit.ask()),
+            (Ok(()), Ok(()), Ok(()))
+        );
     }
 
     #[test]
     fn an_app_without_a_rate_is_not_limited() {
-        let pace = Pace::new(None, Clock::manual());
-        pace.slow();
+        let rate_limit = AppRateLimit::new(None, Clock::manual());
+        rate_limit.slow();
         for _ in 0..10_000 {
-            pace.check().unwrap();
+            rate_limit.check().unwrap();
         }
     }
 }

@@ -7,16 +7,16 @@
 use std::time::Duration;
 
 /// The state of one service.
-pub struct Breaker {
+pub struct CircuitBreaker {
     /// Failures in a row after which it opens; 0: never.
     most_failures: u32,
     pause: Duration,
     /// The longest that a probe may take.
     patience: Duration,
-    state: State,
+    state: CircuitState,
 }
 
-enum State {
+enum CircuitState {
     Closed {
         failures: u32,
     },
@@ -26,10 +26,10 @@ enum State {
     },
 }
 
-impl Breaker {
+impl CircuitBreaker {
     pub fn new(most_failures: u32, pause: Duration, patience: Duration) -> Self {
         let patience = patience.max(pause);
-        Self { most_failures, pause, patience, state: State::Closed { failures: 0 } }
+        Self { most_failures, pause, patience, state: CircuitState::Closed { failures: 0 } }
     }
 
     /// Whether a call may be made now.
@@ -37,7 +37,7 @@ impl Breaker {
     /// # Errors
     /// How long to wait.
     pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
-        let State::Open { until } = &mut self.state else { return Ok(()) };
+        let CircuitState::Open { until } = &mut self.state else { return Ok(()) };
         if now < *until {
             return Err(until.saturating_sub(now));
         }
@@ -49,22 +49,22 @@ impl Breaker {
     /// Says how a call went. Whether it has just opened.
     pub fn report(&mut self, is_success: bool, now: Duration) -> bool {
         match &mut self.state {
-            _ if is_success => self.state = State::Closed { failures: 0 },
-            State::Closed { failures } => {
+            _ if is_success => self.state = CircuitState::Closed { failures: 0 },
+            CircuitState::Closed { failures } => {
                 *failures += 1;
                 if *failures == self.most_failures {
-                    self.state = State::Open { until: now + self.pause };
+                    self.state = CircuitState::Open { until: now + self.pause };
                     return true;
                 }
             }
             // The probe, or a call from before.
-            State::Open { until } => *until = now + self.pause,
+            CircuitState::Open { until } => *until = now + self.pause,
         }
         false
     }
 
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Open { .. })
+        matches!(self.state, CircuitState::Open { .. })
     }
 }
 
@@ -78,8 +78,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn open() -> Breaker {
-        let mut breaker = Breaker::new(3, PAUSE, PAUSE);
+    fn open() -> CircuitBreaker {
+        let mut breaker = CircuitBreaker::new(3, PAUSE, PAUSE);
         assert!(!breaker.report(false, at(0)));
         assert!(!breaker.report(false, at(0)));
         assert!(breaker.report(false, at(0)));
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_failures_in_a_row_open_it() {
-        let mut breaker = Breaker::new(3, PAUSE, PAUSE);
+        let mut breaker = CircuitBreaker::new(3, PAUSE, PAUSE);
         for _ in 0..10 {
             breaker.report(false, at(0));
             breaker.report(false, at(0));
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn none_opens_that_may_fail_for_ever() {
-        let mut breaker = Breaker::new(0, PAUSE, PAUSE);
+        let mut breaker = CircuitBreaker::new(0, PAUSE, PAUSE);
         for _ in 0..1000 {
             assert!(!breaker.report(false, at(0)));
         }

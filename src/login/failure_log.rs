@@ -6,22 +6,22 @@
 use std::borrow::Cow;
 
 use crate::clock::Clock;
-use crate::telemetry::log_throttle::SeldomEach;
+use crate::telemetry::log_throttle::LogThrottles;
 use crate::wechat::{ErrCode, WeChatError};
 
 /// What was said of late.
-pub struct Notices {
+pub struct FailureLog {
     /// By app and kind of failure; WeChat chooses its numbers.
-    said: SeldomEach<(String, Cow<'static, str>)>,
+    said: LogThrottles<(String, Cow<'static, str>)>,
 }
 
-impl Notices {
+impl FailureLog {
     pub fn new(clock: Clock) -> Self {
-        Self { said: SeldomEach::new(clock) }
+        Self { said: LogThrottles::new(clock) }
     }
 
     /// Says why a login failed, if it was not just said.
-    pub fn say(&self, error: &WeChatError, app_id: &str, request_id: &str) {
+    pub fn log(&self, error: &WeChatError, app_id: &str, request_id: &str) {
         let meaning = error.errcode().and_then(ErrCode::meaning);
         if matches!(error, WeChatError::InvalidCode(_)) {
             tracing::debug!(request_id, app_id, %error, meaning, "login rejected");
@@ -34,14 +34,14 @@ impl Notices {
             tracing::info!(request_id, app_id, %error, meaning, suppressed, "{what}");
             return;
         }
-        let refusal = error.refusal();
+        let report = error.error_report();
         tracing::error!(
             request_id,
             app_id,
             %error,
             meaning,
-            rid = refusal.and_then(|refusal| refusal.rid.as_deref()),
-            seen_address = refusal.and_then(|r| r.seen_address).map(tracing::field::display),
+            rid = report.and_then(|report| report.rid.as_deref()),
+            seen_address = report.and_then(|r| r.seen_address).map(tracing::field::display),
             suppressed,
             "logins fail; logged once a minute"
         );

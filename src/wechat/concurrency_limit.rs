@@ -2,7 +2,7 @@
 //!
 //! Calls beyond `wechat.max_in_flight` wait, `wechat.queue` of them for
 //! `wechat.queue_timeout` at most; what is beyond that is refused at once, and everything
-//! is while the [`Breaker`] is open. What waits holds neither a connection to WeChat nor a
+//! is while the [`CircuitBreaker`] is open. What waits holds neither a connection to WeChat nor a
 //! byte of its answer.
 
 use std::sync::Arc;
@@ -13,55 +13,55 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::WeChatError;
-use super::breaker::Breaker;
+use super::circuit_breaker::CircuitBreaker;
 use crate::clock::Clock;
 use crate::config::WeChatSection;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Metrics, Raised};
 
 /// The way to WeChat.
-pub struct Gate {
+pub struct ConcurrencyLimit {
     in_flight: Semaphore,
     waiting: Semaphore,
     queue_timeout: Duration,
-    breaker: Mutex<Breaker>,
-    said_open: Seldom,
-    said_closed: Seldom,
+    breaker: Mutex<CircuitBreaker>,
+    said_open: LogThrottle,
+    said_closed: LogThrottle,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
 
-/// Nobody may ask now.
+/// Why a call is not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// As many wait as may, or this one has waited long enough.
-    Full,
-    /// WeChat is left alone for so long.
-    Open(Duration),
+pub enum NoPermit {
+    /// The queue is full, or this call has waited for too long.
+    QueueFull,
+    /// The circuit breaker is open for so long.
+    BreakerOpen(Duration),
 }
 
 /// Leave to make one call.
-pub struct Pass<'a> {
-    gate: &'a Gate,
+pub struct CallPermit<'a> {
+    limit: &'a ConcurrencyLimit,
     _permit: SemaphorePermit<'a>,
     _counted: Raised<'a>,
 }
 
-impl Gate {
+impl ConcurrencyLimit {
     pub fn new(section: &WeChatSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         metrics.wechat.breaker(false);
         Self {
             in_flight: Semaphore::new(section.max_in_flight),
             waiting: Semaphore::new(section.queue),
             queue_timeout: section.queue_timeout,
-            breaker: Mutex::new(Breaker::new(
+            breaker: Mutex::new(CircuitBreaker::new(
                 section.breaker_failures,
                 section.breaker_pause,
                 // A little more than an exchange: its report comes first.
                 section.timeout + Duration::from_secs(1),
             )),
-            said_open: Seldom::new(clock.clone()),
-            said_closed: Seldom::new(clock.clone()),
+            said_open: LogThrottle::new(clock.clone()),
+            said_closed: LogThrottle::new(clock.clone()),
             clock,
             metrics,
         }
@@ -71,42 +71,42 @@ impl Gate {
     ///
     /// # Errors
     /// When there is none to be had.
-    pub async fn enter(&self) -> Result<Pass<'_>, Closed> {
+    pub async fn acquire(&self) -> Result<CallPermit<'_>, NoPermit> {
         let permit = match self.in_flight.try_acquire() {
             Ok(permit) => permit,
             Err(_) => self.wait().await?,
         };
         // After the wait: what it waited for may have shown that nothing works.
-        self.breaker.lock().admit(self.clock.now()).map_err(Closed::Open)?;
+        self.breaker.lock().admit(self.clock.now()).map_err(NoPermit::BreakerOpen)?;
         let counted = self.metrics.wechat.in_flight();
-        Ok(Pass { gate: self, _permit: permit, _counted: counted })
+        Ok(CallPermit { limit: self, _permit: permit, _counted: counted })
     }
 
-    async fn wait(&self) -> Result<SemaphorePermit<'_>, Closed> {
-        let _place = self.waiting.try_acquire().map_err(|_| Closed::Full)?;
+    async fn wait(&self) -> Result<SemaphorePermit<'_>, NoPermit> {
+        let _place = self.waiting.try_acquire().map_err(|_| NoPermit::QueueFull)?;
         let _counted = self.metrics.wechat.queued();
         match timeout(self.queue_timeout, self.in_flight.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             // It is never closed; if it were, nobody could pass.
-            Ok(Err(_)) | Err(_) => Err(Closed::Full),
+            Ok(Err(_)) | Err(_) => Err(NoPermit::QueueFull),
         }
     }
 }
 
-impl Pass<'_> {
+impl CallPermit<'_> {
     /// Reports how WeChat failed, unless its response shows that it works.
     pub fn report(self, failure: Option<&WeChatError>) {
         let is_success = failure.is_none();
-        let now = self.gate.clock.now();
-        let mut breaker = self.gate.breaker.lock();
+        let now = self.limit.clock.now();
+        let mut breaker = self.limit.breaker.lock();
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
         // Each time, not on a change alone: one of an earlier configuration may report late.
-        self.gate.metrics.wechat.breaker(breaker.is_open());
+        self.limit.metrics.wechat.breaker(breaker.is_open());
         drop(breaker);
         if has_opened
             && let Some(error) = failure
-            && let Some(suppressed) = self.gate.said_open.suppressed()
+            && let Some(suppressed) = self.limit.said_open.suppressed()
         {
             tracing::error!(
                 %error,
@@ -117,7 +117,7 @@ impl Pass<'_> {
         }
         if was_open
             && is_success
-            && let Some(suppressed) = self.gate.said_closed.suppressed()
+            && let Some(suppressed) = self.limit.said_closed.suppressed()
         {
             tracing::info!(suppressed, "circuit breaker closed: WeChat works again");
         }

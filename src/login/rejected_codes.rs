@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::telemetry::log_throttle::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// Time without a success before a line, and between two lines.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -19,14 +19,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 const PAGES: &str = "https://servicewechat.com/";
 
 /// What WeChat did with the codes of one app.
-pub struct Refusals {
+pub struct RejectedCodes {
     clock: Clock,
-    state: Mutex<State>,
-    mock: Seldom,
+    state: Mutex<CodeCounts>,
+    mock: LogThrottle,
 }
 
 #[derive(Default)]
-struct State {
+struct CodeCounts {
     succeeded_at: Option<Duration>,
     reported_at: Option<Duration>,
     /// Since the last success or line.
@@ -34,14 +34,14 @@ struct State {
     /// How many clients named the right app id.
     named_right: u64,
     /// The other app id that most of the clients named, and by how many more than others.
-    named: Option<(Named, u64)>,
+    named: Option<(ClaimedAppId, u64)>,
 }
 
 /// An app id as a client named it: of the shape of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Named([u8; 18]);
+pub struct ClaimedAppId([u8; 18]);
 
-impl Named {
+impl ClaimedAppId {
     /// The app id in the `Referer` of a Mini Program,
     /// `https://servicewechat.com/APP_ID/VERSION/page-frame.html`.
     pub fn in_referer(referer: &str) -> Option<Self> {
@@ -59,29 +59,32 @@ impl Named {
 
 /// What to report.
 #[derive(Debug, PartialEq, Eq)]
-pub struct OnlyRefusals {
+pub struct AllRejected {
     /// Rejected codes since the last success or line.
     pub refused: u64,
     /// Another app id, which the clients named.
-    pub named: Option<Named>,
+    pub named: Option<ClaimedAppId>,
 }
 
-impl Refusals {
+impl RejectedCodes {
     pub fn new(clock: Clock) -> Self {
-        Self { state: Mutex::default(), mock: Seldom::new(clock.clone()), clock }
+        Self { state: Mutex::default(), mock: LogThrottle::new(clock.clone()), clock }
     }
 
     /// A login of the app has succeeded.
     pub fn succeeded(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        *state =
-            State { succeeded_at: Some(now), reported_at: state.reported_at, ..State::default() };
+        *state = CodeCounts {
+            succeeded_at: Some(now),
+            reported_at: state.reported_at,
+            ..CodeCounts::default()
+        };
     }
 
     /// Counts a code of `app_id` that WeChat has rejected, with the app id that its client named.
     /// Returns what to report now, if anything.
-    pub fn refused(&self, app_id: &str, named: Option<Named>) -> Option<OnlyRefusals> {
+    pub fn rejected(&self, app_id: &str, named: Option<ClaimedAppId>) -> Option<AllRejected> {
         let now = self.clock.now();
         let mut state = self.state.lock();
         state.refused += 1;
@@ -98,7 +101,7 @@ impl Refusals {
         let named_right = std::mem::take(&mut state.named_right);
         let named = state.named.take().filter(|(_, count)| *count >= named_right);
         let named = named.map(|(named, _)| named);
-        Some(OnlyRefusals { refused: std::mem::take(&mut state.refused), named })
+        Some(AllRejected { refused: std::mem::take(&mut state.refused), named })
     }
 
     /// Counts a mock code of the developer tools. If it is to be logged now: how many were
@@ -108,9 +111,9 @@ impl Refusals {
     }
 }
 
-impl State {
+impl CodeCounts {
     /// Keeps the id that most clients named, if there is a majority, in constant space.
-    fn count(&mut self, named: Named) {
+    fn count(&mut self, named: ClaimedAppId) {
         self.named = match self.named {
             Some((known, count)) if known == named => Some((known, count.saturating_add(1))),
             Some((known, count @ 2..)) => Some((known, count - 1)),
@@ -125,8 +128,8 @@ mod tests {
 
     const APP: &str = "wx0123456789abcdef";
 
-    fn named(app_id: &str) -> Option<Named> {
-        Named::in_referer(&format!("{PAGES}{app_id}/12/page-frame.html"))
+    fn named(app_id: &str) -> Option<ClaimedAppId> {
+        ClaimedAppId::in_referer(&format!("{PAGES}{app_id}/12/page-frame.html"))
     }
 
     #[test]
@@ -153,52 +156,52 @@ mod tests {
             "https://servicewechat.com.evil/wx0123456789abcdef/",
             "https://me@servicewechat.com/wx0123456789abcdef/",
         ] {
-            assert_eq!(Named::in_referer(referer), None, "{referer}");
+            assert_eq!(ClaimedAppId::in_referer(referer), None, "{referer}");
         }
     }
 
     #[test]
     fn nothing_but_refusals_is_reported_once_a_minute_with_their_number() {
         let clock = Clock::manual();
-        let refusals = Refusals::new(clock.clone());
+        let rejected_codes = RejectedCodes::new(clock.clone());
         let other = named("wxfedcba9876543210");
-        let report = |refused, named| Some(OnlyRefusals { refused, named });
-        assert_eq!(refusals.refused(APP, named(APP)), report(1, None));
+        let report = |refused, named| Some(AllRejected { refused, named });
+        assert_eq!(rejected_codes.rejected(APP, named(APP)), report(1, None));
         for _ in 0..5 {
-            assert_eq!(refusals.refused(APP, other), None);
+            assert_eq!(rejected_codes.rejected(APP, other), None);
         }
-        assert_eq!(refusals.refused(APP, named("wx1111111111111111")), None);
+        assert_eq!(rejected_codes.rejected(APP, named("wx1111111111111111")), None);
         clock.advance(MINUTE);
-        assert_eq!(refusals.refused(APP, None), report(7, other));
+        assert_eq!(rejected_codes.rejected(APP, None), report(7, other));
         clock.advance(MINUTE);
-        assert_eq!(refusals.refused(APP, None), report(1, None));
+        assert_eq!(rejected_codes.rejected(APP, None), report(1, None));
     }
 
     #[test]
     fn one_client_that_names_another_app_id_does_not_speak_for_those_that_name_the_right_one() {
         let clock = Clock::manual();
-        let refusals = Refusals::new(clock.clone());
+        let rejected_codes = RejectedCodes::new(clock.clone());
         let other = named("wxfedcba9876543210");
-        assert!(refusals.refused(APP, None).is_some());
+        assert!(rejected_codes.rejected(APP, None).is_some());
         for client in [named(APP), other, named(APP)] {
-            assert_eq!(refusals.refused(APP, client), None);
+            assert_eq!(rejected_codes.rejected(APP, client), None);
         }
         clock.advance(MINUTE);
-        let report = Some(OnlyRefusals { refused: 4, named: None });
-        assert_eq!(refusals.refused(APP, named(APP)), report);
+        let report = Some(AllRejected { refused: 4, named: None });
+        assert_eq!(rejected_codes.rejected(APP, named(APP)), report);
     }
 
     #[test]
     fn a_success_keeps_an_app_silent_for_a_minute() {
         let clock = Clock::manual();
-        let refusals = Refusals::new(clock.clone());
+        let rejected_codes = RejectedCodes::new(clock.clone());
         for _ in 0..10 {
-            refusals.succeeded();
+            rejected_codes.succeeded();
             clock.advance(Duration::from_millis(59_999));
-            assert_eq!(refusals.refused(APP, None), None);
+            assert_eq!(rejected_codes.rejected(APP, None), None);
         }
         clock.advance(Duration::from_millis(1));
-        let report = Some(OnlyRefusals { refused: 2, named: None });
-        assert_eq!(refusals.refused(APP, None), report);
+        let report = Some(AllRejected { refused: 2, named: None });
+        assert_eq!(rejected_codes.rejected(APP, None), report);
     }
 }
