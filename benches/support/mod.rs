@@ -15,7 +15,7 @@ use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::identity::secret::Secret;
 use wxgate::listener::internal::{self, response};
-use wxgate::server::{Order, Server};
+use wxgate::server::Server;
 use wxgate::telemetry::metrics::Metrics;
 use wxgate::wechat::sandbox::{DEFAULT_APP, Sandbox};
 
@@ -23,7 +23,7 @@ use wxgate::wechat::sandbox::{DEFAULT_APP, Sandbox};
 pub struct Gateway {
     pub address: SocketAddr,
     pub sandbox: Arc<Sandbox>,
-    _orders: mpsc::Sender<Order>,
+    _commands: mpsc::Sender<wxgate::server::Command>,
 }
 
 impl Gateway {
@@ -64,9 +64,9 @@ impl Gateway {
         tokio::spawn(Arc::clone(&sandbox).serve(wechat));
         let server = Server::bind(&config, Clock::system(), Metrics::new().unwrap()).unwrap();
         let address = *server.public_addresses().first().unwrap();
-        let (orders, receiver) = mpsc::channel(1);
+        let (commands, receiver) = mpsc::channel(1);
         tokio::spawn(server.run(receiver));
-        Self { address, sandbox, _orders: orders }
+        Self { address, sandbox, _commands: commands }
     }
 
     /// A client that is logged in.

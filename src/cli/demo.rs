@@ -18,7 +18,7 @@ use crate::config::{Config, Problems, Secrets};
 use crate::identity::secret::Secret;
 use crate::listener::internal::{self, Request, Response, response};
 use crate::server::signals::Signals;
-use crate::server::{Order, Server, StartError};
+use crate::server::{Command, Server, StartError};
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::sandbox::{DEFAULT_APP, Sandbox};
 
@@ -43,13 +43,13 @@ pub enum DemoError {
 }
 
 impl Demo {
-    /// Runs until an order to stop; says what to try once the gateway listens.
+    /// Runs until a command to stop; says what to try once the gateway listens.
     ///
     /// # Errors
     /// When an address is taken, or the service's address makes no sense.
     pub async fn run(
         self,
-        orders: mpsc::Receiver<Order>,
+        commands: mpsc::Receiver<Command>,
         say: impl Fn(&str),
     ) -> Result<(), DemoError> {
         let wechat = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -70,7 +70,7 @@ impl Demo {
         let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
         let sandbox = Sandbox::new(apps, Clock::system());
         tokio::select! {
-            ended = server.run(orders) => ended.map_err(DemoError::from),
+            ended = server.run(commands) => ended.map_err(DemoError::from),
             () = sandbox.serve(wechat) => Ok(()),
             never = internal::serve(echo, |request| async move { Ok(echo_answer(&request)) }) => match never {},
         }
@@ -175,8 +175,8 @@ fn echo_answer(request: &Request) -> Response {
 pub fn demo(demo: Demo) -> ExitCode {
     let _log = log_warnings();
     block_on(async {
-        let orders = Signals::catch()?.orders()?;
-        demo.run(orders, |tour| println!("{tour}")).await?;
+        let commands = Signals::catch()?.commands()?;
+        demo.run(commands, |tour| println!("{tour}")).await?;
         Ok(())
     })
 }

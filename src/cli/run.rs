@@ -43,10 +43,10 @@ pub fn run(path: &Path) -> ExitCode {
     }
     let served = harden().map_err(Failure::from).and_then(|()| {
         runtime.block_on(async {
-            let orders = signals.orders()?;
+            let commands = signals.commands()?;
             let server = Server::bind(&config, Clock::system(), metrics)?;
             let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
-            server.following(origin).run(orders).await?;
+            server.following(origin).run(commands).await?;
             Ok(())
         })
     });

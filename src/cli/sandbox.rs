@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{block_on, log_warnings};
 use crate::clock::Clock;
-use crate::server::Order;
+use crate::server::Command;
 use crate::server::signals::Signals;
 use crate::wechat::sandbox::{DEFAULT_APP, Habits, Sandbox};
 
@@ -65,7 +65,7 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
     }
     let _log = log_warnings();
     block_on(async {
-        let mut orders = Signals::catch()?.orders()?;
+        let mut commands = Signals::catch()?.commands()?;
         let listener = tokio::net::TcpListener::bind(listen)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
@@ -78,20 +78,20 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
         let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
         tokio::select! {
             () = sandbox.serve(listener) => {}
-            () = stopped(&mut orders) => {}
+            () = stopped(&mut commands) => {}
         }
         Ok(())
     })
 }
 
 /// Waits until the sandbox is to end.
-async fn stopped(orders: &mut mpsc::Receiver<Order>) {
+async fn stopped(commands: &mut mpsc::Receiver<Command>) {
     loop {
-        match orders.recv().await {
-            None | Some(Order::Drain | Order::Stop) => return,
-            Some(Order::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
-            Some(Order::HandOver) => tracing::warn!("SIGQUIT has no effect"),
-            Some(Order::ReopenLogs | Order::Ignored { .. }) => {}
+        match commands.recv().await {
+            None | Some(Command::Drain | Command::Stop) => return,
+            Some(Command::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
+            Some(Command::HandOver) => tracing::warn!("SIGQUIT has no effect"),
+            Some(Command::ReopenLogs | Command::Ignored { .. }) => {}
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct Edge {
 
 /// What a listener expects of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opening {
+pub enum ListenerKind {
     /// A handshake of TLS or a request.
     Client,
     /// A balancer that first says whose connection it is.
@@ -106,10 +106,10 @@ impl Edge {
     }
 
     /// Serves a connection to its end.
-    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, opening: Opening) {
+    pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, kind: ListenerKind) {
         let closing = self.process.lifecycle.closing();
         // Boxed, as all that is rare: an idle connection takes the room of the largest future in it.
-        let open = Box::pin(self.open(stream, peer, opening, closing.clone()));
+        let open = Box::pin(self.open(stream, peer, kind, closing.clone()));
         let Some(mut opened) = open.await else { return };
         match opened.speaks {
             Speaks::Http1 { begun } => self.gateway.serve(&mut opened.client, closing, begun).await,
@@ -125,7 +125,7 @@ impl Edge {
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,
-        opening: Opening,
+        kind: ListenerKind,
         mut closing: watch::Receiver<bool>,
     ) -> Option<Opened<'_>> {
         // Answers are flushed whole; waiting for more to send would only delay them.
@@ -135,12 +135,12 @@ impl Edge {
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MOST_UNSENT);
         let policy = self.policies.current();
         let Ok(permit) = self.permits.try_acquire() else {
-            self.turn_away(stream, peer, opening, &policy).await;
+            self.turn_away(stream, peer, kind, &policy).await;
             return None;
         };
-        let peer = match opening {
-            Opening::Client | Opening::Redirect => peer,
-            Opening::ProxyProtocol => {
+        let peer = match kind {
+            ListenerKind::Client | ListenerKind::Redirect => peer,
+            ListenerKind::ProxyProtocol => {
                 tokio::select! {
                     found = self.peer_behind(&mut stream, peer, &policy) => found.ok()?,
                     () = closed(&mut closing) => return None,
@@ -148,7 +148,7 @@ impl Edge {
             }
         };
         let Ok(share) = self.share(peer.ip().to_canonical(), &policy) else {
-            self.turn_away(stream, peer, opening, &policy).await;
+            self.turn_away(stream, peer, kind, &policy).await;
             return None;
         };
         let opened =
@@ -156,7 +156,7 @@ impl Edge {
         // No connection may hold a policy for as long as it lives.
         let (limits, tls, h2c) = (Box::new(policy.limits.clone()), policy.tls.clone(), policy.h2c);
         drop(policy);
-        if opening == Opening::Redirect {
+        if kind == ListenerKind::Redirect {
             return opened(Client::plain(stream, peer), Speaks::Redirect);
         }
         let Some(tls) = tls else {
@@ -245,10 +245,10 @@ impl Edge {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        opening: Opening,
+        kind: ListenerKind,
         policy: &Policy,
     ) {
-        if policy.tls.is_some() && opening != Opening::Redirect {
+        if policy.tls.is_some() && kind != ListenerKind::Redirect {
             // A handshake would cost more than the connection is worth.
             return;
         }

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::{Server, into_tokio};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
-use crate::edge::{Edge, Opening};
+use crate::edge::{Edge, ListenerKind};
 use crate::policy::Process;
 use crate::server::reload;
 use crate::telemetry::metrics::Metrics;
@@ -143,7 +143,7 @@ impl Bench {
             }
         });
         let (stream, peer) = self.listener.accept().await.unwrap();
-        let served = self.edge.serve(stream, peer, Opening::Client);
+        let served = self.edge.serve(stream, peer, ListenerKind::Client);
         let cut = Cut { future: Box::pin(served), polls };
         let has_ended = timeout(PATIENCE, cut).await.expect("an end in time");
         let got = timeout(PATIENCE, client).await.expect("an end of the client's").unwrap();

@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 mod cancelled;
-mod orders;
+mod commands;
 pub mod reload;
 pub mod signals;
 mod summary;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use self::orders::{Orders, keep_reopening};
+use self::commands::{Commands, keep_reopening};
 use self::reload::{Origin, Reloader};
 use self::summary::{Started, Summary};
 use self::workers::Workers;
@@ -31,7 +31,7 @@ use crate::admin;
 use crate::clock::Clock;
 use crate::config::{Config, LogDestination, LogSection, ServerSection};
 use crate::edge::forward_auth::ForwardAuth;
-use crate::edge::{Edge, Opening};
+use crate::edge::{Edge, ListenerKind};
 use crate::listener::internal::{self, Dropped};
 use crate::listener::tls;
 use crate::policy::lifecycle::Lifecycle;
@@ -49,8 +49,8 @@ const BACKLOG: i32 = 4096;
 
 /// What a running gateway is told, by signals in production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// SIGTERM: finish what is in flight, then end. A second one is [`Order::Stop`].
+pub enum Command {
+    /// SIGTERM: finish what is in flight, then end. A second one is [`Command::Stop`].
     Drain,
     /// SIGINT: end at once.
     Stop,
@@ -60,7 +60,7 @@ pub enum Order {
     HandOver,
     /// SIGUSR1.
     ReopenLogs,
-    /// A signal that orders nothing.
+    /// A signal without a command.
     Ignored { name: &'static str, number: i32 },
 }
 
@@ -83,7 +83,7 @@ pub enum StartError {
 
 /// A gateway whose listeners are bound.
 pub struct Server {
-    public: Vec<(Listener, Opening)>,
+    public: Vec<(Listener, ListenerKind)>,
     forward_auth: Vec<Listener>,
     admin: Listener,
     edge: Arc<Edge>,
@@ -110,8 +110,8 @@ impl Server {
         let (process, policy) = prepare(config, access_log, clock, metrics)?;
         let (process, policies) = (Arc::new(process), Arc::new(Policies::new(policy)));
         Ok(Self {
-            public: openings(&config.server)
-                .map(|(address, opening)| listen(address).map(|listener| (listener, opening)))
+            public: public_listeners(&config.server)
+                .map(|(address, kind)| listen(address).map(|listener| (listener, kind)))
                 .collect::<Result<_, _>>()?,
             forward_auth: config
                 .forward_auth
@@ -163,11 +163,11 @@ impl Server {
         self.admin.address
     }
 
-    /// Serves until an order to stop, or until nobody can give one any more.
+    /// Serves until a command to stop, or until nobody can give one any more.
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
-    pub async fn run(self, orders: mpsc::Receiver<Order>) -> Result<(), StartError> {
+    pub async fn run(self, commands: mpsc::Receiver<Command>) -> Result<(), StartError> {
         let started = Started::new(&self);
         let Self { public, forward_auth, admin, edge, process, policies, origin, threads, .. } =
             self;
@@ -205,12 +205,12 @@ impl Server {
         let connections = TaskTracker::new();
         let mut accepting = JoinSet::new();
         let cannot_accept = Arc::new(LogThrottle::new(process.clock.clone()));
-        for (listener, opening) in public {
+        for (listener, kind) in public {
             let socket = into_tokio(listener)?;
             let edge = edge.clone();
             let serve = move |stream, peer| {
                 let edge = edge.clone();
-                async move { edge.serve(stream, peer, opening).await }
+                async move { edge.serve(stream, peer, kind).await }
             };
             let throttle = cannot_accept.clone();
             accepting.spawn(workers.accept(socket, serve, connections.clone(), throttle));
@@ -229,8 +229,8 @@ impl Server {
         process.lifecycle.set_ready();
         started.log();
 
-        let mut orders = Orders { given: orders, reload, reopen };
-        if orders.wait_for_stop().await == Order::Stop {
+        let mut commands = Commands { given: commands, reload, reopen };
+        if commands.wait_for_stop().await == Command::Stop {
             tracing::info!("stopped");
             return Ok(());
         }
@@ -244,7 +244,7 @@ impl Server {
         process.lifecycle.drain();
         let is_stopped = tokio::select! {
             () = tokio::time::sleep(shutdown_delay) => false,
-            _ = orders.wait_for_stop() => true,
+            _ = commands.wait_for_stop() => true,
         };
         // Ends the accept loops, and with them the listeners.
         accepting.shutdown().await;
@@ -254,7 +254,7 @@ impl Server {
             tokio::select! {
                 () = connections.wait() => true,
                 () = tokio::time::sleep(drain_timeout) => false,
-                _ = orders.wait_for_stop() => false,
+                _ = commands.wait_for_stop() => false,
             }
         };
         if is_stopped || !in_time.await {
@@ -294,12 +294,15 @@ fn prepare(
 }
 
 /// The addresses of public listeners, and what is expected there.
-fn openings(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, Opening)> {
+fn public_listeners(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, ListenerKind)> {
     let own = section.listen.iter().map(|address| {
         let is_behind_balancer = section.proxy_protocol.contains(address);
-        (*address, if is_behind_balancer { Opening::ProxyProtocol } else { Opening::Client })
+        (
+            *address,
+            if is_behind_balancer { ListenerKind::ProxyProtocol } else { ListenerKind::Client },
+        )
     });
-    own.chain(section.redirect.iter().map(|address| (*address, Opening::Redirect)))
+    own.chain(section.redirect.iter().map(|address| (*address, ListenerKind::Redirect)))
 }
 
 async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {

@@ -1,4 +1,4 @@
-//! Which signals there are, and what each of them orders.
+//! Which signals there are, and what each of them stands for.
 //!
 //! Every signal that would end the process by default is caught, except those that report a fault
 //! of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that nobody can catch (SIGKILL,
@@ -11,9 +11,9 @@ use rustix::process::Signal as Raw;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::server::Order;
+use crate::server::Command;
 
-/// Orders that wait.
+/// Commands that wait.
 const QUEUE: usize = 8;
 
 /// Real-time signals, by their numbers.
@@ -21,7 +21,7 @@ const QUEUE: usize = 8;
 const REAL_TIME: std::ops::RangeInclusive<i32> = 32..=64;
 
 /// Signals that do not end the process from now on.
-pub struct Signals(Vec<(Signal, Order)>);
+pub struct Signals(Vec<(Signal, Command)>);
 
 impl Signals {
     /// Catches all but SIGTERM and SIGINT, so that what is still being started can be ended.
@@ -31,9 +31,9 @@ impl Signals {
     /// When the system does not allow a signal to be caught.
     pub fn catch() -> io::Result<Self> {
         let mut caught = Self(Vec::new());
-        caught.add(SignalKind::hangup(), Order::Reload)?;
-        caught.add(SignalKind::quit(), Order::HandOver)?;
-        caught.add(SignalKind::user_defined1(), Order::ReopenLogs)?;
+        caught.add(SignalKind::hangup(), Command::Reload)?;
+        caught.add(SignalKind::quit(), Command::HandOver)?;
+        caught.add(SignalKind::user_defined1(), Command::ReopenLogs)?;
         let ignored = [
             (Raw::USR2, "SIGUSR2"),
             (Raw::ALARM, "SIGALRM"),
@@ -50,36 +50,36 @@ impl Signals {
         ];
         for (kind, name) in ignored {
             let number = kind.as_raw();
-            caught.add(SignalKind::from_raw(number), Order::Ignored { name, number })?;
+            caught.add(SignalKind::from_raw(number), Command::Ignored { name, number })?;
         }
         #[cfg(target_os = "linux")]
         for number in REAL_TIME {
-            let order = Order::Ignored { name: "a real-time signal", number };
+            let command = Command::Ignored { name: "a real-time signal", number };
             // The C library keeps some for itself.
-            let _ = caught.add(SignalKind::from_raw(number), order);
+            let _ = caught.add(SignalKind::from_raw(number), command);
         }
         Ok(caught)
     }
 
-    /// Catches SIGTERM and SIGINT, too, and has every signal sent as an order.
+    /// Catches SIGTERM and SIGINT, too, and has every signal sent as a command.
     ///
     /// # Errors
     /// When the system does not allow a signal to be caught.
-    pub fn orders(mut self) -> io::Result<mpsc::Receiver<Order>> {
-        self.add(SignalKind::terminate(), Order::Drain)?;
-        self.add(SignalKind::interrupt(), Order::Stop)?;
+    pub fn commands(mut self) -> io::Result<mpsc::Receiver<Command>> {
+        self.add(SignalKind::terminate(), Command::Drain)?;
+        self.add(SignalKind::interrupt(), Command::Stop)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        for (mut signals, order) in self.0 {
+        for (mut signals, command) in self.0 {
             let sender = sender.clone();
             tokio::spawn(async move {
-                while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
+                while signals.recv().await.is_some() && sender.send(command).await.is_ok() {}
             });
         }
         Ok(receiver)
     }
 
-    fn add(&mut self, kind: SignalKind, order: Order) -> io::Result<()> {
-        self.0.push((signal(kind)?, order));
+    fn add(&mut self, kind: SignalKind, command: Command) -> io::Result<()> {
+        self.0.push((signal(kind)?, command));
         Ok(())
     }
 }

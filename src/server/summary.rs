@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Server;
 use crate::config::{Config, RedisServers};
-use crate::edge::Opening;
+use crate::edge::ListenerKind;
 
 /// What is configured, in numbers and words without secrets.
 #[derive(Clone, Copy)]
@@ -52,16 +52,16 @@ pub struct Started {
 impl Started {
     /// Of a server whose listeners are bound: their ports are known.
     pub fn new(server: &Server) -> Self {
-        let public = |is_meant: fn(Opening) -> bool| {
-            let meant = server.public.iter().filter(|(_, opening)| is_meant(*opening));
+        let public = |is_meant: fn(ListenerKind) -> bool| {
+            let meant = server.public.iter().filter(|(_, kind)| is_meant(*kind));
             meant.map(|(listener, _)| listener.address).collect::<Vec<_>>()
         };
         let path = server.origin.as_ref().map(|origin| &origin.path);
         Self {
             config: path.map(|path| Path::display(path).to_string()),
-            public: list(&public(|opening| opening != Opening::Redirect)).unwrap_or_default(),
-            proxy_protocol: list(&public(|opening| opening == Opening::ProxyProtocol)),
-            redirect: list(&public(|opening| opening == Opening::Redirect)),
+            public: list(&public(|kind| kind != ListenerKind::Redirect)).unwrap_or_default(),
+            proxy_protocol: list(&public(|kind| kind == ListenerKind::ProxyProtocol)),
+            redirect: list(&public(|kind| kind == ListenerKind::Redirect)),
             forward_auth: list(&server.forward_auth_addresses()),
             admin: server.admin_address(),
             threads: server.threads,

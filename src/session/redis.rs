@@ -5,7 +5,7 @@
 //! Its last use is written when the one that is written is an interval old, so an idle end is
 //! never judged early, and at most one interval late. Ending a session puts a tombstone in its
 //! place, for as long as the record would have stayed, so that nothing can bring it back. What
-//! was read is believed for a moment (`near.rs`). Whatever the store does not answer in time is
+//! was read is believed for a moment (`local_cache.rs`). Whatever the store does not answer in time is
 //! an error, never "no session" and never a session.
 //!
 //! | key | holds |
@@ -23,9 +23,9 @@
 
 mod address;
 mod blocks;
-mod link;
-mod near;
-mod notices;
+mod connection;
+mod local_cache;
+mod revocations;
 mod seal;
 mod sentinel;
 mod users;
@@ -41,8 +41,8 @@ use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::blocks::OwnBlocks;
-use self::link::{Connection, Link, Store, StoreOutcome};
-use self::near::Near;
+use self::connection::{Connection, Store, StoreConnection, StoreOutcome};
+use self::local_cache::LocalCache;
 use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
 use self::users::Users;
 use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
@@ -92,8 +92,8 @@ static REFRESH: LazyLock<Script> = LazyLock::new(|| {
 pub struct Redis(Arc<Inner>);
 
 struct Inner {
-    link: Link,
-    near: Near,
+    connection: StoreConnection,
+    local_cache: LocalCache,
     seals: Seals,
     keys: Keys,
     own_blocks: OwnBlocks,
@@ -165,8 +165,12 @@ impl Redis {
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let interval = interval(idle_timeout);
         Self(Arc::new(Inner {
-            link: Link::new(redis, clock.clone(), metrics.clone()),
-            near: Near::new(section.capacity, redis.near_cache_ttl, idle_timeout + interval),
+            connection: StoreConnection::new(redis, clock.clone(), metrics.clone()),
+            local_cache: LocalCache::new(
+                section.capacity,
+                redis.near_cache_ttl,
+                idle_timeout + interval,
+            ),
             seals: Seals::new(&shared.seal_keys),
             keys: Keys {
                 prefix: redis.key_prefix.clone(),
@@ -198,29 +202,29 @@ impl Redis {
         let heard = |notice: &[u8]| match notice.try_into() {
             Ok(digest) => {
                 let digest = TokenDigest::from_bytes(digest);
-                this.near.heard_of_end(&digest, this.clock.now_millis());
+                this.local_cache.revoked_elsewhere(&digest, this.clock.now_millis());
             }
             // No digest has the length of a name.
             Err(_) => this.heard_of_lift(notice),
         };
         let listens = || this.has_listened.store(true, Ordering::Release);
         tokio::join!(
-            this.link.run(|store| async move {
+            this.connection.run(|store| async move {
                 this.tell_of_ends(&store).await?;
                 this.tell_of_blocks(&store).await
             }),
-            notices::listen(&this.link, &this.keys.channel, listens, heard),
+            revocations::listen(&this.connection, &this.keys.channel, listens, heard),
         );
     }
 
     /// Whether the store and its channel were there since the start.
     pub fn was_reached(&self) -> bool {
-        self.0.link.was_reached() && self.0.has_listened.load(Ordering::Acquire)
+        self.0.connection.was_reached() && self.0.has_listened.load(Ordering::Acquire)
     }
 
     /// Whether the store is believed at the moment.
     pub fn check(&self) -> Result<(), StoreError> {
-        self.0.link.store().map(|_| ())
+        self.0.connection.store().map(|_| ())
     }
 
     /// Stores a new session, and ends the oldest ones of its user that are too many with it.
@@ -229,7 +233,7 @@ impl Redis {
     /// When the store does not answer in time, or the user is blocked.
     pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
         let this = &*self.0;
-        let store = this.link.store()?;
+        let store = this.connection.store()?;
         let digest = session.digest;
         let record = this.record(&session, this.clock.now_millis());
         let asked = this.clock.now_millis();
@@ -246,8 +250,8 @@ impl Redis {
             }
             Ok(Ok(()))
         };
-        this.link.within(this.timeout, stored).await??;
-        this.near.insert(session, asked);
+        this.connection.within(this.timeout, stored).await??;
+        this.local_cache.insert(session, asked);
         this.metrics.session_created();
         Ok(())
     }
@@ -256,21 +260,23 @@ impl Redis {
     pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
         let this = &*self.0;
         let now = this.clock.now_millis();
-        if let Some(session) = this.near.get(digest, now) {
+        if let Some(session) = this.local_cache.get(digest, now) {
             return Ok(Some(session));
         }
-        if this.near.has_ended(digest, now) {
+        if this.local_cache.is_revoked(digest, now) {
             return Ok(None);
         }
-        let store = this.link.store()?;
+        let store = this.connection.store()?;
         let _permit = this.permit(&this.look_ups)?;
         let read = async {
             let key = this.keys.session(digest);
             cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut store.common()).await
         };
-        let value = this.link.within(this.timeout, read).await?;
+        let value = this.connection.within(this.timeout, read).await?;
         Ok(match value.map(|value| this.seals.open(digest, &value)) {
-            Some(Value::Session(record)) => this.near.insert(this.session(*digest, record), now),
+            Some(Value::Session(record)) => {
+                this.local_cache.insert(this.session(*digest, record), now)
+            }
             Some(Value::Unreadable) => {
                 if let Some(suppressed) = this.unreadable.suppressed() {
                     tracing::warn!(
@@ -303,7 +309,7 @@ impl Redis {
     async fn refresh(&self, session: &Session, now: u64) -> Result<(), StoreError> {
         let this = &*self.0;
         let digest = &session.digest;
-        let store = this.link.store()?;
+        let store = this.connection.store()?;
         let _permit = this.permit(&this.look_ups)?;
         let record = this.record(session, now);
         let written = async {
@@ -318,8 +324,8 @@ impl Redis {
             }
             Ok(is_there)
         };
-        if !this.link.within(this.timeout, written).await? {
-            this.near.forget(digest);
+        if !this.connection.within(this.timeout, written).await? {
+            this.local_cache.forget(digest);
         }
         Ok(())
     }
@@ -327,9 +333,9 @@ impl Redis {
     /// The sessions of a user that are stored, in no order.
     pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
         let this = &*self.0;
-        let store = this.link.store()?;
+        let store = this.connection.store()?;
         let read = async { this.users().sessions(&mut store.common(), user).await };
-        let sessions = this.link.within(LISTING_PATIENCE, read).await?;
+        let sessions = this.connection.within(LISTING_PATIENCE, read).await?;
         let session = |(digest, record)| Arc::new(this.session(digest, record));
         Ok(sessions.into_iter().map(session).collect())
     }
@@ -361,21 +367,21 @@ impl Redis {
     pub async fn end(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
         let this = &*self.0;
         // Whatever the store says: here it is not believed any more.
-        this.near.forget(digest);
-        let store = this.link.store()?;
+        this.local_cache.forget(digest);
+        let store = this.connection.store()?;
         let _permit = this.permit(&this.ends)?;
         let ended = this.end(&store, digest, cause, this.timeout);
-        this.link.within(this.timeout, ended).await
+        this.connection.within(this.timeout, ended).await
     }
 
     /// Forgets a session that has ended by itself.
     pub fn forget(&self, digest: &TokenDigest) {
-        self.0.near.forget(digest);
+        self.0.local_cache.forget(digest);
     }
 
     pub fn maintain(&self) {
-        self.0.near.maintain();
-        self.0.metrics.sessions_known(self.0.near.len());
+        self.0.local_cache.maintain();
+        self.0.metrics.sessions_known(self.0.local_cache.len());
     }
 }
 
@@ -388,7 +394,7 @@ impl Inner {
     /// When as many of their kind are under way as may be: random tokens must not drown the store.
     fn permit<'a>(&self, kind: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
         kind.try_acquire().map_err(|_| {
-            self.link.count(StoreOutcome::Refused);
+            self.connection.count(StoreOutcome::Refused);
             StoreError
         })
     }
@@ -408,7 +414,7 @@ impl Inner {
         if outcome == 0 {
             return Ok(());
         }
-        self.near.end(digest, self.clock.now_millis().saturating_add(left));
+        self.local_cache.revoke(digest, self.clock.now_millis().saturating_add(left));
         if outcome == 2 {
             self.removals.count(cause as usize);
         }
@@ -445,7 +451,7 @@ impl Inner {
     /// # Errors
     /// When one of them was not written.
     async fn tell_of_ends(&self, store: &Store) -> RedisResult<()> {
-        let ends = self.near.own_ends(self.clock.now_millis());
+        let ends = self.local_cache.own_revocations(self.clock.now_millis());
         for some in ends.chunks(TOLD_AT_ONCE) {
             let written = some.iter().map(|(digest, left)| {
                 let mut connection = store.revocations();

@@ -5,7 +5,7 @@ mod peers;
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use wxgate::server::Order;
+use wxgate::server::Command;
 
 use crate::harness::client::{Answer, Connection};
 use crate::harness::{APP, OTHER_APP, PATIENCE, Stack, openid};
@@ -587,7 +587,7 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
             assert_of(&connection.answer(false).await, &openid("alice"));
         }
     }
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     while crate::harness::client::get(stack.admin, "/readyz").await.status != 503 {
         tokio::task::yield_now().await;
     }
@@ -597,7 +597,7 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
     assert_eq!(answer.header("connection"), Some("close"));
     assert!(kept.is_closed().await);
     assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     assert!(idle.is_closed().await);
     let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
     ended.expect("an end in time").unwrap().unwrap();

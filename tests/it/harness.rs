@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Loaded, Secrets};
 use wxgate::server::reload::Origin;
-use wxgate::server::{Order, Server, StartError};
+use wxgate::server::{Command, Server, StartError};
 use wxgate::telemetry::metrics::Metrics;
 use wxgate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
 
@@ -50,7 +50,7 @@ pub struct Stack {
     pub upstream: Upstream,
     pub clock: Clock,
     pub directory: tempfile::TempDir,
-    pub orders: mpsc::Sender<Order>,
+    pub commands: mpsc::Sender<Command>,
     pub ended: JoinHandle<Result<(), StartError>>,
     pub wechat_address: SocketAddr,
     wechat: JoinHandle<()>,
@@ -97,7 +97,7 @@ impl Stack {
         let gateway = public[0];
         let admin = server.admin_address();
         let forward_auth = server.forward_auth_addresses().first().copied();
-        let (orders, receiver) = mpsc::channel(4);
+        let (commands, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
         Self {
             gateway,
@@ -108,7 +108,7 @@ impl Stack {
             upstream,
             clock,
             directory,
-            orders,
+            commands,
             ended,
             wechat_address,
             wechat,
@@ -138,7 +138,7 @@ impl Stack {
         let before = self.metric(RELOAD_TIME).await;
         // A reload that fails shows only where the one before did not.
         let could_fail = self.metric(RELOAD_SUCCESSFUL).await > 0.0;
-        self.orders.send(Order::Reload).await.unwrap();
+        self.commands.send(Command::Reload).await.unwrap();
         let ended = async {
             loop {
                 if self.metric(RELOAD_TIME).await > before {

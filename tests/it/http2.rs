@@ -9,7 +9,7 @@ use http::{Method, Request};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use wxgate::server::Order;
+use wxgate::server::Command;
 
 use crate::harness::client::Connection;
 use crate::harness::upstream::{Reply, Seen};
@@ -108,8 +108,8 @@ async fn a_body_that_stops_coming_ends_its_request_and_no_other() {
     stack.until_metric("wxgate_http_requests_total{code=\"408\",route=\"/none\"}", 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 
-    let Stack { orders, ended, directory, .. } = &stack;
-    orders.send(Order::Drain).await.unwrap();
+    let Stack { commands, ended, directory, .. } = &stack;
+    commands.send(Command::Drain).await.unwrap();
     drop(client);
     while !ended.is_finished() {
         tokio::task::yield_now().await;
@@ -296,7 +296,7 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
     while stack.upstream.seen().is_empty() {
         tokio::task::yield_now().await;
     }
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     while TcpStream::connect(stack.gateway).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -345,7 +345,7 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
         let mut client = Client::open(stack.gateway).await;
         let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
         if changes.is_empty() {
-            stack.orders.send(Order::Drain).await.unwrap();
+            stack.commands.send(Command::Drain).await.unwrap();
         }
         let mut body = response.into_body();
         let mut received = 0;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wxgate::server::Order;
+use wxgate::server::Command;
 
 use crate::harness::client::{self, Connection};
 use crate::harness::upstream::Reply;
@@ -29,7 +29,7 @@ async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
     assert_eq!(idle.answer(false).await.status, 401);
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
 
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     assert!(idle.is_closed().await, "an idle connection ends");
     while tokio::net::TcpStream::connect(stack.gateway).await.is_ok() {
         tokio::task::yield_now().await;
@@ -52,7 +52,7 @@ async fn new_connections_are_served_during_the_shutdown_delay() {
     kept.send(&stack.get("/none").bytes()).await;
     assert_eq!(kept.answer(false).await.header("connection"), Some("keep-alive"));
 
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     while client::get(stack.admin, "/readyz").await.status != 503 {
         tokio::task::yield_now().await;
     }
@@ -65,7 +65,7 @@ async fn new_connections_are_served_during_the_shutdown_delay() {
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert!(kept.is_closed().await);
     // A second order to drain ends it at once.
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
 }
 
@@ -77,7 +77,7 @@ async fn a_drain_is_cut_at_its_end() {
     busy.send(&stack.get("/none").bytes()).await;
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
     let started = Instant::now();
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(busy.answer_or_end().await.is_none());
@@ -90,15 +90,15 @@ async fn an_order_to_stop_waits_for_nobody() {
     let mut busy = Connection::open(stack.gateway).await;
     busy.send(&stack.get("/none").bytes()).await;
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
-    stack.orders.send(Order::Stop).await.unwrap();
+    stack.commands.send(Command::Stop).await.unwrap();
     ended(&mut stack).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_without_effect_change_nothing() {
     let stack = Stack::start().await;
-    stack.orders.send(Order::Reload).await.unwrap();
-    stack.orders.send(Order::HandOver).await.unwrap();
+    stack.commands.send(Command::Reload).await.unwrap();
+    stack.commands.send(Command::HandOver).await.unwrap();
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
 }
@@ -110,6 +110,6 @@ async fn half_a_head_does_not_hold_up_the_end() {
     half.send(&stack.get("/none").bytes()).await;
     assert_eq!(half.answer(false).await.status, 200);
     half.send(b"GET /none HTTP/1.1\r\n").await;
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wxgate::server::Order;
+use wxgate::server::Command;
 
 use crate::harness::client::{Connection, Request};
 use crate::harness::upstream::Reply;
@@ -207,7 +207,7 @@ async fn a_websocket_has_an_idle_time_and_a_longest_life() {
 async fn a_websocket_is_in_flight_while_draining() {
     let stack = start("server.drain_timeout = \"60s\"").await;
     let mut socket = open(&stack, "/none", None).await;
-    stack.orders.send(Order::Drain).await.unwrap();
+    stack.commands.send(Command::Drain).await.unwrap();
     while tokio::net::TcpStream::connect(stack.gateway).await.is_ok() {
         tokio::task::yield_now().await;
     }

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::address::DIAL;
-use super::link::{Connection, Store};
+use super::connection::{Connection, Store};
 use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
 use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
 use crate::identity::token::TokenDigest;
@@ -93,7 +93,7 @@ impl OwnBlocks {
 impl Inner {
     /// Blocks a user until then, on the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
-        let store = self.link.store()?;
+        let store = self.connection.store()?;
         let written = async {
             let mut connection = store.revocations();
             if !self.put_block(&mut connection, user, until, Existing::Replace).await? {
@@ -102,7 +102,7 @@ impl Inner {
             self.confirm_block(&store, &mut connection, user).await?;
             Ok(true)
         };
-        let is_taken = self.link.within(LISTING_PATIENCE, written).await?;
+        let is_taken = self.connection.within(LISTING_PATIENCE, written).await?;
         if is_taken {
             self.own_blocks.set(user, until, self.clock.now_millis());
         }
@@ -111,7 +111,7 @@ impl Inner {
 
     /// Ends the block of a user.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
-        let store = self.link.store()?;
+        let store = self.connection.store()?;
         self.own_blocks.0.lock().remove(user);
         let written = async {
             let mut connection = store.revocations();
@@ -129,7 +129,7 @@ impl Inner {
             }
             self.confirm_block(&store, &mut connection, user).await
         };
-        self.link.within(LISTING_PATIENCE, written).await
+        self.connection.within(LISTING_PATIENCE, written).await
     }
 
     /// A gateway says that it has lifted the block of the user with this name.
@@ -222,13 +222,13 @@ impl Inner {
 
     /// Until when a user is blocked, on the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
-        let store = self.link.store()?;
+        let store = self.connection.store()?;
         let read = async {
             let names = self.seals.users(user).map(|name| self.keys.block(&name.name));
             let names: Vec<_> = names.collect();
             blocked_until(&mut store.common(), &names).await
         };
-        let until = self.link.within(self.timeout, read).await?;
+        let until = self.connection.within(self.timeout, read).await?;
         let now = self.clock.to_wall(self.clock.now_millis());
         Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
     }
@@ -239,14 +239,14 @@ impl Inner {
         app_id: &AppId,
         is_sought: &(impl Fn(&OpenId) -> bool + Sync),
     ) -> Result<Option<User>, StoreError> {
-        let store = self.link.store()?;
+        let store = self.connection.store()?;
         let search = async {
             let found = self.search(store.common(), app_id, is_sought).await;
             found.inspect_err(|error| {
                 tracing::warn!(%error, "the session store cannot be searched for a user");
             })
         };
-        self.link.within(SEARCH_PATIENCE, search).await
+        self.connection.within(SEARCH_PATIENCE, search).await
     }
 
     async fn search(

@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use redis::{RedisResult, Script, ScriptInvocation, cmd};
 
 use super::blocks::blocked_until;
-use super::link::Connection;
+use super::connection::Connection;
 use super::seal::{Record, SealError, Seals, TOMBSTONE, UserName, Value};
 use super::{Keys, unsealable};
 use crate::identity::User;

@@ -165,7 +165,7 @@ fn check_words(error: &WeChatError) {
         "WeChat's response cannot be understood: invalid openid",
         "WeChat's response cannot be understood: invalid unionid",
     ];
-    let rid = error.refusal().and_then(|refusal| refusal.rid.as_deref());
+    let rid = error.error_report().and_then(|report| report.rid.as_deref());
     let is_rid = |rid: &str| {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         (8..=64).contains(&rid.len()) && rid.bytes().all(legal)

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use wxgate::server::Order;
+use wxgate::server::Command;
 
 use super::start;
 use crate::attack::service::{Service, server};
@@ -257,7 +257,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Service) {
 
     // Nobody there to ask: nothing is forwarded.
     let before = stack.upstream.seen().len();
-    stack.orders.send(Order::Stop).await.unwrap();
+    stack.commands.send(Command::Stop).await.unwrap();
     let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
     ended.expect("an end in time").unwrap().unwrap();
     let front = Front { stack: &stack, port: proxy.port };

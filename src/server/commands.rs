@@ -1,11 +1,11 @@
-//! Carries out orders to a running gateway.
+//! Carries out commands for a running gateway.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Order;
+use super::Command;
 use crate::clock::Clock;
 use crate::telemetry::log_file::LogFile;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -13,43 +13,43 @@ use crate::telemetry::log_throttle::LogThrottle;
 /// Time between attempts to reopen a log file.
 const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
-/// Orders, and who carries them out.
-pub struct Orders {
-    pub given: mpsc::Receiver<Order>,
-    /// One waiting order of a kind is as good as several. `None`: there is no file.
+/// Commands, and who carries them out.
+pub struct Commands {
+    pub given: mpsc::Receiver<Command>,
+    /// One waiting command of a kind is as good as several. `None`: there is no file.
     pub reload: Option<mpsc::Sender<()>>,
     pub reopen: Option<mpsc::Sender<()>>,
 }
 
-impl Orders {
-    /// Waits for [`Order::Drain`] or [`Order::Stop`]. When nobody is left to give an order, the
+impl Commands {
+    /// Waits for [`Command::Drain`] or [`Command::Stop`]. When nobody is left to give a command, the
     /// gateway serves no purpose any more.
-    pub async fn wait_for_stop(&mut self) -> Order {
+    pub async fn wait_for_stop(&mut self) -> Command {
         loop {
             match self.given.recv().await {
-                Some(order @ (Order::Drain | Order::Stop)) => return order,
-                Some(Order::Reload) => match &self.reload {
+                Some(command @ (Command::Drain | Command::Stop)) => return command,
+                Some(Command::Reload) => match &self.reload {
                     // One that waits already will read the current files.
                     Some(reload) => drop(reload.try_send(())),
                     None => tracing::warn!("SIGHUP: there is no file to reload"),
                 },
-                Some(Order::ReopenLogs) => match &self.reopen {
+                Some(Command::ReopenLogs) => match &self.reopen {
                     Some(reopen) => drop(reopen.try_send(())),
                     None => tracing::info!("SIGUSR1: no log is a file, nothing to reopen"),
                 },
-                Some(Order::HandOver) => {
+                Some(Command::HandOver) => {
                     tracing::warn!("SIGQUIT has no effect: a restart ends connections");
                 }
-                Some(Order::Ignored { name, number }) => {
+                Some(Command::Ignored { name, number }) => {
                     tracing::info!(name, number, "a signal is ignored");
                 }
-                None => return Order::Stop,
+                None => return Command::Stop,
             }
         }
     }
 }
 
-/// Reopens a log file on each order, and retries until it can.
+/// Reopens a log file on each command, and retries until it can.
 pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
     let failed = LogThrottle::new(clock);
     while asked.recv().await.is_some() {

@@ -12,7 +12,7 @@ use redis::{RedisError, RedisResult};
 use tokio::time::{sleep, timeout};
 
 use super::address::DIAL;
-use super::link::Link;
+use super::connection::StoreConnection;
 use crate::config::{RedisAddress, RedisServers};
 
 /// Between looks at whether the channel still stands.
@@ -22,10 +22,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens for ever, wherever the link finds the store.
-pub async fn listen(link: &Link, channel: &str, listens: impl Fn(), heard: impl Fn(&[u8])) {
+pub async fn listen(
+    connection: &StoreConnection,
+    channel: &str,
+    listens: impl Fn(),
+    heard: impl Fn(&[u8]),
+) {
     loop {
-        for address in addresses(link) {
-            let error = listen_to(link, &address, channel, &listens, &heard).await;
+        for address in addresses(connection) {
+            let error = listen_to(connection, &address, channel, &listens, &heard).await;
             if let Err(error) = error {
                 tracing::debug!(%error, "the channel of the session store is cut");
             }
@@ -35,9 +40,9 @@ pub async fn listen(link: &Link, channel: &str, listens: impl Fn(), heard: impl 
 }
 
 /// Where to listen: at the primary, or at any node of a cluster, which passes on what it hears.
-fn addresses(link: &Link) -> Vec<RedisAddress> {
-    let Some(store) = link.believed() else { return Vec::new() };
-    match (&store.address, link.servers()) {
+fn addresses(connection: &StoreConnection) -> Vec<RedisAddress> {
+    let Some(store) = connection.usable() else { return Vec::new() };
+    match (&store.address, connection.servers()) {
         (Some(address), _) => vec![address.clone()],
         (None, RedisServers::Cluster { nodes }) => nodes.clone(),
         (None, _) => Vec::new(),
@@ -45,14 +50,14 @@ fn addresses(link: &Link) -> Vec<RedisAddress> {
 }
 
 async fn listen_to(
-    link: &Link,
+    connection: &StoreConnection,
     address: &RedisAddress,
     channel: &str,
     listens: &impl Fn(),
     heard: &impl Fn(&[u8]),
 ) -> RedisResult<()> {
     let subscribed = async {
-        let mut channels: PubSub = link.dialer().subscriber(address).await?;
+        let mut channels: PubSub = connection.dialer().subscriber(address).await?;
         channels.subscribe(channel).await?;
         RedisResult::Ok(channels)
     };
@@ -65,7 +70,7 @@ async fn listen_to(
             Err(_) => {
                 timeout(HEARTBEAT, sink.ping::<()>()).await.map_err(late)??;
                 // A primary that was replaced tells of nothing any more.
-                if !addresses(link).contains(address) {
+                if !addresses(connection).contains(address) {
                     return Ok(());
                 }
             }

@@ -99,7 +99,7 @@ pub struct Store {
     /// Replicas that must have a revocation, where there is one primary.
     acknowledgements: AtomicUsize,
     /// In milliseconds since the link was made.
-    believed_until: AtomicU64,
+    usable_until: AtomicU64,
 }
 
 impl Store {
@@ -173,7 +173,7 @@ impl StoreOutcome {
     }
 }
 
-pub struct Link {
+pub struct StoreConnection {
     dialer: Arc<Dialer>,
     servers: RedisServers,
     /// A key for heartbeats.
@@ -187,7 +187,7 @@ pub struct Link {
     failures: LogThrottles<String>,
 }
 
-impl Link {
+impl StoreConnection {
     pub fn new(section: &RedisSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         Self {
             dialer: Arc::new(Dialer::new(section)),
@@ -208,10 +208,10 @@ impl Link {
     }
 
     /// The store, where it is believed at the moment.
-    pub fn believed(&self) -> Option<Arc<Store>> {
+    pub fn usable(&self) -> Option<Arc<Store>> {
         self.store
             .load_full()
-            .filter(|store| self.since_made() < store.believed_until.load(Ordering::Acquire))
+            .filter(|store| self.since_made() < store.usable_until.load(Ordering::Acquire))
     }
 
     /// The store, for a request.
@@ -219,7 +219,7 @@ impl Link {
     /// # Errors
     /// When it is not believed at the moment, at once.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
-        self.believed().ok_or_else(|| {
+        self.usable().ok_or_else(|| {
             self.count(StoreOutcome::Error);
             StoreError
         })
@@ -353,7 +353,7 @@ impl Link {
             identity,
             acknowledgements: AtomicUsize::new(acknowledgements),
             // A primary of a cluster that is cut off from most of the others answers no more.
-            believed_until: AtomicU64::new(match &self.servers {
+            usable_until: AtomicU64::new(match &self.servers {
                 RedisServers::Cluster { .. } => u64::MAX,
                 _ => begun + millis(BELIEF),
             }),
@@ -389,7 +389,7 @@ impl Link {
             let beat = timeout(HEARTBEAT_PATIENCE, self.beat(store, sentinels.as_deref_mut()));
             match beat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
                 Ok(()) => {
-                    store.believed_until.fetch_max(begun + millis(BELIEF), Ordering::AcqRel);
+                    store.usable_until.fetch_max(begun + millis(BELIEF), Ordering::AcqRel);
                 }
                 Err(error) => return error,
             }
