@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use wxgate::access::authenticator::Authenticator;
-use wxgate::access::identity_headers::Injector;
+use wxgate::access::identity_headers::IdentityHeaders;
 use wxgate::access::trusted_proxies::TrustedProxies;
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
@@ -70,7 +70,7 @@ fn hot_path(criterion: &mut Criterion) {
         .collect();
     let routes = Routes::new(&config.endpoints, &config.routes);
     let authenticator = Authenticator::new(sessions, &config.session, &config.apps);
-    let injector = Injector::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config.identity, &config.session);
     let trusted = TrustedProxies::new(&config.server.trusted_proxies);
     let proto = HeaderValue::from_static("http");
     let peer = IpAddr::from([127, 0, 0, 1]);

@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use wxgate::access::identity_headers::{Forwarding, Injector};
+use wxgate::access::identity_headers::{Forwarding, IdentityHeaders};
 use wxgate::config::{Config, Secrets};
 use wxgate::message::request_header::{self, HeadLimits};
 use wxgate::route::{Asked, Routes};
@@ -63,7 +63,7 @@ fn strictness(criterion: &mut Criterion) {
     let text = include_str!("../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
     let routes = Routes::new(&config.endpoints, &config.routes);
-    let injector = Injector::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config.identity, &config.session);
     let no_headers = HeaderMap::new();
 
     // A lenient proxy judges no head at all: this is all there is to it.

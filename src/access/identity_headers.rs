@@ -30,15 +30,15 @@ pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-m
 pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 /// Strips and writes headers by one configuration.
-pub struct Injector {
+pub struct IdentityHeaders {
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
     /// Of the openid, the app id and the unionid, for those who ask for them.
     identity: [HeaderName; 3],
     /// What a proxy that asks writes or removes, and how else it could be spelled.
-    asker: Vec<HeaderName>,
-    asker_folded: FoldedNames,
+    decision_names: Vec<HeaderName>,
+    decision_names_folded: FoldedNames,
 }
 
 /// What is said of a request's way to the gateway.
@@ -55,7 +55,7 @@ pub struct Forwarding {
 
 /// Why a header of a request is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Removal {
+pub enum RemovalReason {
     #[error("reserved: only the gateway writes the identity")]
     Identity,
     #[error("the session header")]
@@ -74,7 +74,7 @@ pub enum Removal {
     MethodOverride,
 }
 
-impl Injector {
+impl IdentityHeaders {
     pub fn new(identity: &IdentitySection, session: &SessionSection) -> Self {
         let own = [
             identity.openid_header.as_str(),
@@ -89,7 +89,7 @@ impl Injector {
             identity.app_id_header.clone(),
             identity.union_id_header.clone(),
         ];
-        let asker: Vec<_> = TOLD
+        let decision_names: Vec<_> = TOLD
             .into_iter()
             .chain(CLOUD_RUN)
             .map(HeaderName::from_static)
@@ -100,8 +100,8 @@ impl Injector {
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
-            asker_folded: FoldedNames::new(asker.iter().map(HeaderName::as_str)),
-            asker,
+            decision_names_folded: FoldedNames::new(decision_names.iter().map(HeaderName::as_str)),
+            decision_names,
             identity,
         }
     }
@@ -114,7 +114,7 @@ impl Injector {
         for name in overrides {
             self.request.insert(name);
             // Another proxy would pass it on.
-            self.asker_folded.insert(name);
+            self.decision_names_folded.insert(name);
         }
         self
     }
@@ -195,7 +195,7 @@ impl Injector {
     ///
     /// # Errors
     /// When a value cannot be written; the request must then not be allowed.
-    pub fn tell(
+    pub fn write_decision(
         &self,
         headers: &mut HeaderMap,
         identity: Option<&Identity>,
@@ -218,10 +218,11 @@ impl Injector {
 
     /// Whether a header that was passed on by another proxy is one that this proxy writes or
     /// removes, but in a spelling that it would miss.
-    pub fn is_evaded(&self, passed_on: &HeaderMap) -> bool {
-        passed_on
-            .keys()
-            .any(|name| self.asker_folded.contains(name.as_str()) && !self.asker.contains(name))
+    pub fn has_lookalike(&self, passed_on: &HeaderMap) -> bool {
+        passed_on.keys().any(|name| {
+            self.decision_names_folded.contains(name.as_str())
+                && !self.decision_names.contains(name)
+        })
     }
 
     fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
@@ -231,33 +232,33 @@ impl Injector {
 
     /// Why a header line of a request is removed; `None` where it is not. For explanations:
     /// [`Self::apply`] does not ask.
-    pub fn removal(
+    pub fn removal_reason(
         &self,
         name: &HeaderName,
         value: &HeaderValue,
         is_trusted: bool,
-    ) -> Option<Removal> {
+    ) -> Option<RemovalReason> {
         if !self.is_stripped(name.as_str().as_bytes(), is_trusted) {
             let is_token = self.is_token(name.as_str().as_bytes(), value.as_bytes());
-            return is_token.then_some(Removal::Token);
+            return is_token.then_some(RemovalReason::Token);
         }
         let is_among =
             |names: &[&str]| FoldedNames::new(names.iter().copied()).contains(name.as_str());
         let [openid, app_id, union_id] = &self.identity;
         Some(if is_among(&[openid, app_id, union_id].map(HeaderName::as_str)) {
-            Removal::Identity
+            RemovalReason::Identity
         } else if is_among(&CLOUD_RUN) {
-            Removal::CloudRun
+            RemovalReason::CloudRun
         } else if is_among(&WRITTEN) {
-            Removal::Written
+            RemovalReason::Written
         } else if is_among(&FROM_TRUSTED) {
-            Removal::Untrusted
+            RemovalReason::Untrusted
         } else if is_among(&METHOD_OVERRIDES) {
-            Removal::MethodOverride
+            RemovalReason::MethodOverride
         } else if is_among(&[HTTP2_SETTINGS]) {
-            Removal::OfConnection
+            RemovalReason::OfConnection
         } else {
-            Removal::SessionHeader
+            RemovalReason::SessionHeader
         })
     }
 
@@ -306,11 +307,11 @@ mod tests {
     use crate::config::{Carriers, Config, Secrets};
     use crate::identity::{AppId, OpenId};
 
-    fn injector() -> Injector {
+    fn identity_headers() -> IdentityHeaders {
         let text = include_str!("../../config/gateway.toml");
         let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
         assert_eq!(config.session.carriers, Carriers { header: true, bearer: true });
-        Injector::new(&config.identity, &config.session)
+        IdentityHeaders::new(&config.identity, &config.session)
     }
 
     fn append(headers: &mut HeaderMap, name: &str, value: &str) {
@@ -405,7 +406,7 @@ mod tests {
                 openid: OpenId::parse("gateway").unwrap(),
                 unionid: None,
             };
-            injector().apply(&mut request, &forwarding(false), is_known.then_some(&identity)).unwrap();
+            identity_headers().apply(&mut request, &forwarding(false), is_known.then_some(&identity)).unwrap();
 
             let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}\n", value.to_str().unwrap());
             let wire: String = request.iter().map(line).collect();
@@ -434,7 +435,7 @@ mod tests {
         for name in ["X-Forwarded-Port", "X_Forwarded_Port", "Forwarded", "X_Forwarded_For"] {
             append(&mut request, name, "client");
         }
-        injector().apply(&mut request, &forwarding(true), None).unwrap();
+        identity_headers().apply(&mut request, &forwarding(true), None).unwrap();
         let mut kept: Vec<_> = request
             .iter()
             .filter(|(_, value)| *value == "client")
@@ -450,7 +451,7 @@ mod tests {
         let ours = format!("Bearer {}", "a".repeat(token::TOKEN_LENGTH));
         append(&mut request, "Authorization", "Basic abc");
         append(&mut request, "authorization", &ours);
-        injector().apply(&mut request, &forwarding(false), None).unwrap();
+        identity_headers().apply(&mut request, &forwarding(false), None).unwrap();
         let kept: Vec<_> = request.get_all("authorization").iter().collect();
         assert_eq!(kept, ["Basic abc"]);
     }
@@ -461,7 +462,7 @@ mod tests {
         for (name, value) in lines {
             append(&mut response, name, value);
         }
-        injector().clean_response(status, &mut response);
+        identity_headers().clean_response(status, &mut response);
         response
     }
 

@@ -7,19 +7,19 @@ use http::{Method, StatusCode};
 use http_body_util::Full;
 
 use crate::listener::internal::{Request, Response, response};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Answers one request of the admin listener.
-pub async fn answer(process: &Process, policy: &Policy, request: &Request) -> Response {
+pub async fn respond(process: &Process, policy: &Policy, request: &Request) -> Response {
     if let Some(token) = &policy.admin_token
         && let Some(rest) = request.uri().path().strip_prefix(sessions::PATH)
         && (rest.is_empty() || rest.starts_with('/'))
     {
         let id = rest.strip_prefix('/');
-        return sent(sessions::answer(process, policy, token, request, id).await);
+        return sent(sessions::respond(process, policy, token, request, id).await);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refused = response(405, TEXT, "GET only\n");
@@ -40,11 +40,11 @@ pub async fn answer(process: &Process, policy: &Policy, request: &Request) -> Re
     }
 }
 
-fn sent(answer: Answer) -> Response {
-    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+fn sent(own: OwnResponse) -> Response {
+    let mut response = Response::new(Full::new(Bytes::from(own.body)));
     *response.status_mut() =
-        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().extend(answer.headers);
+        StatusCode::from_u16(own.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().extend(own.headers);
     response
 }
 

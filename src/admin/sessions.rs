@@ -19,7 +19,7 @@ use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId, User};
 use crate::listener::internal::{Peer, Request};
 use crate::login::Apps;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
 use crate::session::{BlockError, MOST_BLOCKED, Session, StoreError};
 
@@ -32,21 +32,21 @@ const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Characters of a user's name in the access log.
 const NAME_LENGTH: usize = 16;
 
-/// A refusal, in the shape of those of the public listener.
-struct Refusal {
+/// An error, in the shape of those of the public listener.
+struct AdminError {
     status: u16,
     error: &'static str,
     message: &'static str,
 }
 
-const NO_SESSION: Refusal =
-    Refusal { status: 404, error: "no_session", message: "the user has no such session" };
+const NO_SESSION: AdminError =
+    AdminError { status: 404, error: "no_session", message: "the user has no such session" };
 
-fn bad_request(message: &'static str) -> Refusal {
-    Refusal { status: 400, error: "bad_request", message }
+fn bad_request(message: &'static str) -> AdminError {
+    AdminError { status: 400, error: "bad_request", message }
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for AdminError {
     fn from(_: StoreError) -> Self {
         let message =
             "the session store failed before all was done: see the log, and repeat the request";
@@ -54,7 +54,7 @@ impl From<StoreError> for Refusal {
     }
 }
 
-impl From<BlockError> for Refusal {
+impl From<BlockError> for AdminError {
     fn from(error: BlockError) -> Self {
         const { assert!(MOST_BLOCKED == 100_000, "as the message says") };
         let message = "the limit of 100000 blocked users is reached: nothing was changed";
@@ -73,7 +73,7 @@ enum Subject {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Action {
+enum SessionAction {
     List,
     End,
     Block(Duration),
@@ -98,13 +98,13 @@ struct Audit<'a> {
 }
 
 /// Answers a request for [`PATH`] or, where it names a session, for what is below it.
-pub async fn answer(
+pub async fn respond(
     process: &Process,
     policy: &Policy,
     token: &Secret,
     request: &Request,
     id: Option<&str>,
-) -> Answer {
+) -> OwnResponse {
     let client = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
     let request_id = request_id(request.headers());
     if !is_shown(token, request.headers()) {
@@ -114,29 +114,30 @@ pub async fn answer(
             tracing::info!(outcome, request_id, client, suppressed, "operator action");
         }
         let message = "Authorization: Bearer with admin.token is needed";
-        let mut refused = refused(&Refusal { status: 401, error: "unauthorized", message });
-        refused.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        return refused;
+        let mut response = rejected(&AdminError { status: 401, error: "unauthorized", message });
+        response.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        return response;
     }
     let is_look = matches!(*request.method(), Method::GET | Method::HEAD) && id.is_none();
     if !is_look && request.method() != Method::DELETE {
         let allowed = if id.is_some() { "DELETE" } else { "GET, HEAD, DELETE" };
         let message = "not by this method";
-        let mut refused = refused(&Refusal { status: 405, error: "method_not_allowed", message });
-        refused.header(ALLOW, HeaderValue::from_static(allowed));
-        return refused;
+        let mut response =
+            rejected(&AdminError { status: 405, error: "method_not_allowed", message });
+        response.header(ALLOW, HeaderValue::from_static(allowed));
+        return response;
     }
     let query = request.uri().query().unwrap_or_default();
     let mut audit = Audit::default();
     let acted = act(process, policy, query, is_look, id, &mut audit).await;
-    let (outcome, answer) = match acted {
-        Ok(answer) => ("ok", answer),
-        Err(refusal) => (refusal.error, refused(&refusal)),
+    let (outcome, response) = match acted {
+        Ok(response) => ("ok", response),
+        Err(error) => (error.error, rejected(&error)),
     };
     let Audit { app_id, user, sessions } = audit;
     let action = word(query, is_look);
     tracing::info!(action, outcome, user, app_id, sessions, request_id, client, "operator action");
-    answer
+    response
 }
 
 /// The id of the request, if it is fit for a log.
@@ -179,7 +180,7 @@ fn parse<'a>(
     query: &str,
     is_look: bool,
     is_of_one: bool,
-) -> Result<(&'a AppId, Subject, Action), Refusal> {
+) -> Result<(&'a AppId, Subject, SessionAction), AdminError> {
     let mut fields = Query::default();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let field = match &*name {
@@ -207,14 +208,14 @@ fn parse<'a>(
         _ => return Err(bad_request("exactly one of openid and user is required")),
     };
     let action = match fields.block {
-        None if is_look => Action::List,
-        None => Action::End,
+        None if is_look => SessionAction::List,
+        None => SessionAction::End,
         Some(_) if is_look || is_of_one => {
             return Err(bad_request("block is allowed with DELETE /sessions only"));
         }
         Some(time) => match block_time(&time) {
-            Some(Duration::ZERO) => Action::Unblock,
-            Some(time) => Action::Block(time),
+            Some(Duration::ZERO) => SessionAction::Unblock,
+            Some(time) => SessionAction::Block(time),
             None => {
                 return Err(bad_request("block must be a time from 1s to 365d, or 0s to lift it"));
             }
@@ -235,36 +236,36 @@ async fn act<'a>(
     is_look: bool,
     id: Option<&str>,
     audit: &mut Audit<'a>,
-) -> Result<Answer, Refusal> {
+) -> Result<OwnResponse, AdminError> {
     let (app_id, subject, action) = parse(policy.login.apps(), query, is_look, id.is_some())?;
     audit.app_id = Some(app_id.as_str());
     let Some(user) = find(process, app_id, subject, audit).await? else {
         let message = "no session and no block of this user was found: block the user by openid";
         return match action {
-            Action::Block(_) => Err(Refusal { status: 404, error: "no_user", message }),
-            Action::List => Ok(listing(process, &[], None)),
-            Action::End if id.is_some() => Err(NO_SESSION),
-            Action::End | Action::Unblock => Ok(Answer::empty(204)),
+            SessionAction::Block(_) => Err(AdminError { status: 404, error: "no_user", message }),
+            SessionAction::List => Ok(listing(process, &[], None)),
+            SessionAction::End if id.is_some() => Err(NO_SESSION),
+            SessionAction::End | SessionAction::Unblock => Ok(OwnResponse::empty(204)),
         };
     };
     let sessions = &process.sessions;
     match action {
-        Action::List => {
+        SessionAction::List => {
             let mut found = sessions.of_user(&user).await?;
             found.retain(|session| sessions.is_live(session));
             audit.sessions = found.len();
             return Ok(listing(process, &found, sessions.blocked_until(&user).await?));
         }
-        Action::Unblock => sessions.unblock(&user).await?,
-        Action::Block(time) => {
+        SessionAction::Unblock => sessions.unblock(&user).await?,
+        SessionAction::Block(time) => {
             // Blocked first: a login in flight is rejected, or its session exists and is ended
             // below.
             sessions.block(&user, time).await?;
             end(process, &user, None, &mut audit.sessions).await?;
         }
-        Action::End => end(process, &user, id, &mut audit.sessions).await?,
+        SessionAction::End => end(process, &user, id, &mut audit.sessions).await?,
     }
-    Ok(Answer::empty(204))
+    Ok(OwnResponse::empty(204))
 }
 
 /// The user with this name, if it has a session or is blocked.
@@ -273,7 +274,7 @@ async fn find(
     app_id: &AppId,
     subject: Subject,
     audit: &mut Audit<'_>,
-) -> Result<Option<User>, Refusal> {
+) -> Result<Option<User>, AdminError> {
     let names = process.access_log.user_names();
     match subject {
         Subject::OpenId(openid) => {
@@ -289,7 +290,11 @@ async fn find(
     }
 }
 
-fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u64>) -> Answer {
+fn listing(
+    process: &Process,
+    sessions: &[Arc<Session>],
+    blocked_until: Option<u64>,
+) -> OwnResponse {
     #[derive(Serialize)]
     struct Listed {
         id: String,
@@ -314,7 +319,7 @@ fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u
         client: session.client.to_string(),
     };
     let sessions = sessions.iter().map(listed).collect();
-    Answer::json(200, &Listing { sessions, blocked_until: blocked_until.map(time) })
+    OwnResponse::json(200, &Listing { sessions, blocked_until: blocked_until.map(time) })
 }
 
 /// Ends the session of this id, or all of them, and counts those that were ended.
@@ -323,7 +328,7 @@ async fn end(
     user: &User,
     id: Option<&str>,
     ended: &mut usize,
-) -> Result<(), Refusal> {
+) -> Result<(), AdminError> {
     let mut sessions = process.sessions.of_user(user).await?;
     if let Some(id) = id {
         sessions.retain(|session| session.digest().id() == id);
@@ -338,12 +343,12 @@ async fn end(
     Ok(())
 }
 
-fn refused(refusal: &Refusal) -> Answer {
+fn rejected(error: &AdminError) -> OwnResponse {
     #[derive(Serialize)]
     struct Body {
         error: &'static str,
         message: &'static str,
     }
-    let Refusal { status, error, message } = *refusal;
-    Answer::json(status, &Body { error, message })
+    let AdminError { status, error, message } = *error;
+    OwnResponse::json(status, &Body { error, message })
 }

@@ -24,7 +24,7 @@ pub use self::told::{
 };
 
 use crate::access::authenticator::{self, AuthError};
-use crate::access::identity_headers::{Forwarding, Injector};
+use crate::access::identity_headers::{Forwarding, IdentityHeaders};
 use crate::access::websocket;
 use crate::config::{
     Access, Config, EndpointsSection, HeaderEdits, Preflight, Rate, Route as RouteSection,
@@ -271,13 +271,14 @@ fn forwarded(
         headers.remove(&name);
     }
     route.request_edits.remove_from(&mut headers);
-    injector(config, routes).apply(&mut headers, &forwarding(question), identity)?;
+    identity_headers(config, routes).apply(&mut headers, &forwarding(question), identity)?;
     route.request_edits.write_to(&mut headers);
     Ok(headers)
 }
 
-fn injector(config: &Config, routes: &Routes) -> Injector {
-    Injector::new(&config.identity, &config.session).removing_overrides(routes.trust_methods())
+fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
+    IdentityHeaders::new(&config.identity, &config.session)
+        .removing_overrides(routes.trust_methods())
 }
 
 /// Headers of the client's connection, which are not forwarded. The handshake of a WebSocket is
@@ -304,7 +305,7 @@ fn removed(
     question: &Question,
     request: &HeaderMap,
 ) -> Vec<RemovedHeader> {
-    let injector = injector(config, routes);
+    let identity_headers = identity_headers(config, routes);
     let of_connection = not_forwarded(&question.headers);
     let HeaderEdits { set, remove } = &section.request_edits;
     let set = FoldedNames::new(set.iter().map(|(name, _)| name.as_str()));
@@ -319,7 +320,7 @@ fn removed(
             "the route's set_request_headers replaces it".to_owned()
         } else if remove.contains(name.as_str()) {
             "the route's remove_request_headers names it".to_owned()
-        } else if let Some(removal) = injector.removal(name, value, IS_TRUSTED) {
+        } else if let Some(removal) = identity_headers.removal_reason(name, value, IS_TRUSTED) {
             removal.to_string()
         } else {
             "the gateway does not forward it".to_owned()

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A monotonic clock. Clones show the same time.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(TimeSource);
 
 #[derive(Clone, Debug)]
-enum Source {
+enum TimeSource {
     /// Since when, and what time it was then, since 1970.
     System(Instant, Duration),
     /// What it shows, and what the wall clock shows with it at its beginning.
@@ -24,12 +24,12 @@ enum Source {
 
 impl Clock {
     pub fn system() -> Self {
-        Self(Source::System(Instant::now(), wall()))
+        Self(TimeSource::System(Instant::now(), wall()))
     }
 
     /// A clock that stands still until [`Clock::advance`] moves it.
     pub fn manual() -> Self {
-        Self(Source::Manual(Arc::new(AtomicU64::new(0)), wall()))
+        Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), wall()))
     }
 
     /// Time since 1970 by what the wall clock showed when the clock was made, in whole
@@ -42,10 +42,10 @@ impl Clock {
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
             // A process does not live for 2^64 milliseconds.
-            Source::System(start, then) => {
+            TimeSource::System(start, then) => {
                 u64::try_from((*then + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
             }
-            Source::Manual(millis, _) => millis.load(Ordering::Acquire),
+            TimeSource::Manual(millis, _) => millis.load(Ordering::Acquire),
         }
     }
 
@@ -62,15 +62,15 @@ impl Clock {
 
     fn wall_millis(&self) -> u64 {
         let wall = match &self.0 {
-            Source::System(..) => wall(),
-            Source::Manual(_, beginning) => *beginning + self.now(),
+            TimeSource::System(..) => wall(),
+            TimeSource::Manual(_, beginning) => *beginning + self.now(),
         };
         u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Moves a manual clock; the system's clock moves by itself and ignores this.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(millis, _) = &self.0 {
+        if let TimeSource::Manual(millis, _) = &self.0 {
             let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
             millis.fetch_add(by, Ordering::AcqRel);
         }

@@ -36,9 +36,9 @@ use crate::config::Preflight;
 use crate::listener::internal::{Request, Response};
 use crate::message::rejection::Rejection;
 use crate::message::request_header;
-use crate::policy::{Policies, Policy, Process, ServedRoute, Verdict, Visit};
+use crate::policy::{Policies, Policy, Process, RoutedRequest, ServedRoute, Verdict};
 use crate::route::{Asked, Endpoint, Route};
-use crate::telemetry::access_log::Line;
+use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::Metrics;
 
 /// Who may not ask has no longer to be told so, and no connection then.
@@ -77,19 +77,19 @@ impl ForwardAuth {
         let patience = if is_trusted { limits.idle_timeout } else { SHORTLY };
         let is_used = AtomicBool::new(false);
         let is_busy = AtomicBool::new(false);
-        let answer = |request: Request| async {
+        let respond = |request: Request| async {
             is_used.store(true, Ordering::Relaxed);
             is_busy.store(true, Ordering::Relaxed);
-            let answer = self.answer(request, peer).await;
+            let response = self.respond(request, peer).await;
             is_busy.store(false, Ordering::Relaxed);
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(response)
         };
         let mut connection = pin!(
             http1::Builder::new()
                 .keep_alive(is_trusted)
                 // The proxy's own headers come on top of what a client may send.
                 .max_buf_size((limits.max_header + limits.max_target).max(LEAST_BUFFER))
-                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .serve_connection(TokioIo::new(stream), service_fn(respond))
         );
         let over = async {
             let mut closing = self.process.lifecycle.closing();
@@ -117,7 +117,7 @@ impl ForwardAuth {
         let _ = timeout(left, connection).await;
     }
 
-    async fn answer(&self, request: Request, peer: IpAddr) -> Response {
+    async fn respond(&self, request: Request, peer: IpAddr) -> Response {
         let started = Instant::now();
         let policy = self.policies.current();
         let _in_flight = InFlight::new(&self.process.metrics);
@@ -128,7 +128,7 @@ impl ForwardAuth {
 
         let mut headers = HeaderMap::with_capacity(8);
         let identity = judged.verdict.identity().filter(|_| judged.outcome.is_ok());
-        if policy.injector.tell(&mut headers, identity).is_err() {
+        if policy.identity_headers.write_decision(&mut headers, identity).is_err() {
             judged.outcome = Err(Rejection::InternalError);
         }
         let mut content = Bytes::new();
@@ -138,12 +138,12 @@ impl ForwardAuth {
             Err(rejection) => {
                 code = status(rejection);
                 let request_id = request_id.to_str().unwrap_or_default();
-                let answer = rejection.answer(request_id, policy.error_body.as_ref());
-                headers.extend(answer.headers);
-                content = answer.body.into();
+                let own = rejection.response(request_id, policy.error_body.as_ref());
+                headers.extend(own.headers);
+                content = own.body.into();
             }
         }
-        self.write_down(&Seen {
+        self.write_down(&Recorded {
             policy: &policy,
             request: &request,
             client,
@@ -177,13 +177,13 @@ impl ForwardAuth {
         let asked = Asked { path, host: Some(host), method: &method, headers: &request.headers };
         // What the gateway would answer itself, the service must not have without a session.
         let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
-        let visit = Visit { asked, is_preflight, client: client.address, length: None };
-        let (verdict, outcome) = policy.admit(route, &visit).await;
+        let routed = RoutedRequest { asked, is_preflight, client: client.address, length: None };
+        let (verdict, outcome) = policy.admit(route, &routed).await;
         Judged { route: Some(&route.route), verdict, outcome }
     }
 
     /// Counts the request and writes its access line, which is about the request told of.
-    fn write_down(&self, seen: &Seen<'_>) {
+    fn write_down(&self, seen: &Recorded<'_>) {
         let metrics = &seen.policy.forward_auth_metrics;
         metrics.observe(seen.status.as_u16(), seen.took);
         let access_log = &self.process.access_log;
@@ -197,7 +197,7 @@ impl ForwardAuth {
         };
         let Judged { route, verdict, outcome } = seen.judged;
         let request_id = seen.request_id.to_str().unwrap_or_default();
-        access_log.write(&Line {
+        access_log.write(&AccessLine {
             method: told(&FORWARDED_METHOD).unwrap_or_default(),
             path: told(&FORWARDED_URI).map_or("", path_of),
             route: route.map_or(metrics.label(), |route| &route.name),
@@ -206,7 +206,7 @@ impl ForwardAuth {
             decision: verdict.decision.map(Decision::as_str),
             app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
             user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
-            ..Line::new(request_id, seen.client.address, seen.status.as_u16(), seen.took)
+            ..AccessLine::new(request_id, seen.client.address, seen.status.as_u16(), seen.took)
         });
     }
 }
@@ -242,12 +242,12 @@ fn meet<'p, 'r>(
         return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
     }
     let headers = &request.headers;
-    if policy.injector.is_evaded(headers) {
+    if policy.identity_headers.has_lookalike(headers) {
         return Err(Rejection::BadRequest(
             "a header that the proxy in front would pass on could be taken for another",
         ));
     }
-    let told = Told::read(headers)?;
+    let told = OriginalRequest::read(headers)?;
     request_header::judge_told(told.method, told.target, told.host, policy.head_limits)?;
     let method = Method::from_bytes(told.method).map_err(|_| Rejection::InternalError)?;
     let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
@@ -267,7 +267,7 @@ fn meet<'p, 'r>(
 }
 
 /// What is written down.
-struct Seen<'a> {
+struct Recorded<'a> {
     policy: &'a Policy,
     request: &'a request::Parts,
     client: Client,
@@ -279,13 +279,13 @@ struct Seen<'a> {
 }
 
 /// The request that is asked about, as a trusted proxy tells it.
-struct Told<'a> {
+struct OriginalRequest<'a> {
     method: &'a [u8],
     target: &'a [u8],
     host: &'a [u8],
 }
 
-impl<'a> Told<'a> {
+impl<'a> OriginalRequest<'a> {
     fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
         // The name is given as text too, because messages are static.
         macro_rules! once {

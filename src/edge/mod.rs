@@ -71,7 +71,7 @@ struct Opened<'a> {
     client: Client,
     speaks: Speaks,
     _permit: SemaphorePermit<'a>,
-    _share: Option<Share<'a>>,
+    _share: Option<AddressSlot<'a>>,
 }
 
 /// What a connection speaks.
@@ -225,7 +225,7 @@ impl Edge {
     }
 
     /// One more connection of an address, unless it has as many as it may.
-    fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<Share<'_>>, TooMany> {
+    fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<AddressSlot<'_>>, TooMany> {
         let Some(most) = policy.limits.max_connections_per_address else { return Ok(None) };
         if policy.trusted_proxies.contains(address) {
             return Ok(None);
@@ -237,7 +237,7 @@ impl Edge {
             return Err(TooMany);
         }
         *count += 1;
-        Ok(Some(Share { by_address: &self.by_address, address }))
+        Ok(Some(AddressSlot { by_address: &self.by_address, address }))
     }
 
     /// Answers a connection beyond the cap, quickly: it holds a descriptor.
@@ -283,12 +283,12 @@ struct Unbelievable;
 struct TooMany;
 
 /// A connection of an address, until it is dropped.
-struct Share<'a> {
+struct AddressSlot<'a> {
     by_address: &'a Mutex<HashMap<IpAddr, usize>>,
     address: IpAddr,
 }
 
-impl Drop for Share<'_> {
+impl Drop for AddressSlot<'_> {
     fn drop(&mut self) {
         let mut by_address = self.by_address.lock();
         if let Entry::Occupied(mut entry) = by_address.entry(self.address) {

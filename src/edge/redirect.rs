@@ -12,7 +12,7 @@ use http::header::LOCATION;
 use tokio::sync::watch;
 
 use super::Edge;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Asked;
 use crate::proxy::{self, Client, Plain, Wait, closed};
@@ -39,7 +39,7 @@ impl Edge {
             host: head.host.map(|host| host.text(&text)),
         };
         let is_health = policy.routes.is_health(asked.path().as_bytes());
-        let (endpoint, answer) = if is_health {
+        let (endpoint, response) = if is_health {
             let judged = Endpoint::Health.judge_method(asked.method, false);
             (Endpoint::Health, judged.map(|()| proxy::health(&self.process.lifecycle)))
         } else {
@@ -47,21 +47,21 @@ impl Edge {
         };
         let (method, path, took) = (asked.method, asked.path(), began.elapsed());
         let request = Plain { endpoint, method, path, took };
-        self.gateway.end_with(client, &request, answer).await;
+        self.gateway.end_with(client, &request, response).await;
     }
 }
 
 /// 308, unlike 301, has the client repeat its request as it was, body and all.
-fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<Answer, Rejection> {
+fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<OwnResponse, Rejection> {
     let host = asked.host.ok_or(Rejection::BadRequest("Host is missing"))?;
     let host = without_port(host);
     let port = if port == HTTPS { String::new() } else { format!(":{port}") };
     let slash = if asked.path_and_query.starts_with('/') { "" } else { "/" };
     let location = format!("https://{host}{port}{slash}{}", asked.path_and_query);
     let location = HeaderValue::try_from(location).map_err(|_| Rejection::InternalError)?;
-    let mut answer = Answer::empty(308);
-    answer.header(LOCATION, location);
-    Ok(answer)
+    let mut response = OwnResponse::empty(308);
+    response.header(LOCATION, location);
+    Ok(response)
 }
 
 /// A host as it passed: a name or an address of IPv4, or one of IPv6 in brackets.

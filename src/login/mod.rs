@@ -1,7 +1,7 @@
-//! A login, from the request's body to the answer.
+//! A login, from the request's body to the response.
 //!
 //! Takes the code in one of the accepted forms (`request`) and finds the app; logins with one code share
-//! an exchange and its answer, which holds the token and nothing of the identity. It does not
+//! an exchange and its response, which holds the token and nothing of the identity. It does not
 //! read sockets: `proxy.rs` hands it the body within its limit.
 
 mod app_rate_limit;
@@ -26,7 +26,7 @@ use self::request::{Fields, LoginRequest, parse};
 use crate::clock::Clock;
 use crate::config::{Config, LoginSection};
 use crate::identity::{AppId, OpenId};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::session::Sessions;
 use crate::telemetry::metrics::Metrics;
@@ -149,7 +149,7 @@ impl Login {
         &self,
         request: LoginRequest<'_>,
         sender: Sender<'_>,
-    ) -> (LoginFacts, Result<Answer, Rejection>) {
+    ) -> (LoginFacts, Result<OwnResponse, Rejection>) {
         let (fields, served) = match self.read(request) {
             Ok(read) => read,
             Err(rejection) => {
@@ -264,7 +264,7 @@ fn report_mock(served: &Served, sender: Sender<'_>) {
     );
 }
 
-fn granted(grant: &Grant) -> Answer {
+fn granted(grant: &Grant) -> OwnResponse {
     #[derive(Serialize)]
     struct Granted<'a> {
         token: &'a str,
@@ -273,5 +273,5 @@ fn granted(grant: &Grant) -> Answer {
     }
 
     let (token, expires_in) = (grant.token.expose(), grant.expires_in.as_secs());
-    Answer::json(200, &Granted { token, token_type: "Bearer", expires_in })
+    OwnResponse::json(200, &Granted { token, token_type: "Bearer", expires_in })
 }

@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::message::header::cache_control::decides;
 use crate::message::header::{HeadersMut, trim};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 
 /// What is added to the responses of a route.
 pub struct Caching {
@@ -45,18 +45,18 @@ impl Caching {
     }
 
     /// Marks a response of the gateway's own.
-    pub fn mark_answer(&self, answer: &mut Answer, has_session: bool) {
+    pub fn mark_own_response(&self, response: &mut OwnResponse, has_session: bool) {
         if let Some(vary) = &self.vary
-            && let Some(value) = vary.merged(|| answer.values(&VARY).map(HeaderValue::as_bytes))
+            && let Some(value) = vary.merged(|| response.values(&VARY).map(HeaderValue::as_bytes))
         {
-            answer.replace(VARY, value);
+            response.replace(VARY, value);
         }
         if self.is_private
             && has_session
             && let Some(value) =
-                with_private(|| answer.values(&CACHE_CONTROL).map(HeaderValue::as_bytes))
+                with_private(|| response.values(&CACHE_CONTROL).map(HeaderValue::as_bytes))
         {
-            answer.replace(CACHE_CONTROL, value);
+            response.replace(CACHE_CONTROL, value);
         }
     }
 }

@@ -1,21 +1,21 @@
 //! Answers that the gateway makes itself, before they meet a protocol.
 //!
-//! Login, logout, session, health and every refusal end in an [`Answer`]; `proxy` writes it as the
+//! Login, logout, session, health and every refusal end in an [`OwnResponse`]; `proxy` writes it as the
 //! response to a request, and to a connection whose request header was rejected. All of them are
 //! `Cache-Control: no-store`: none may be kept by anybody on the way.
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
 
-/// Status, headers and body of one answer. Content-Length is left to the writer.
+/// Status, headers and body of one response. Content-Length is left to the writer.
 #[derive(Clone)]
-pub struct Answer {
+pub struct OwnResponse {
     pub status: u16,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl OwnResponse {
     /// An answer without a body.
     pub fn empty(status: u16) -> Self {
         Self {
@@ -25,15 +25,15 @@ impl Answer {
         }
     }
 
-    /// A JSON answer. A value that cannot be serialized leaves the body empty; the types
+    /// A JSON response. A value that cannot be serialized leaves the body empty; the types
     /// that are passed here are plain structs of strings and numbers, which always can.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
-        let mut answer = Self::empty(status);
-        answer.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        answer.body = serde_json::to_vec(value).unwrap_or_default();
+        let mut response = Self::empty(status);
+        response.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.body = serde_json::to_vec(value).unwrap_or_default();
         // For those who read it in a terminal.
-        answer.body.push(b'\n');
-        answer
+        response.body.push(b'\n');
+        response
     }
 
     pub fn header(&mut self, name: HeaderName, value: HeaderValue) {

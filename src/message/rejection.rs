@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::message::error_body::{ErrorBody, ErrorFacts};
 use crate::message::header::reserved;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 
 /// Marks an error answer as the gateway's own; its value is the `error` word.
 pub static ERROR_HEADER: HeaderName = HeaderName::from_static(reserved::ERROR);
@@ -174,8 +174,8 @@ impl Rejection {
         }
     }
 
-    /// The answer, with a body of the gateway's own shape or of the operator's.
-    pub fn answer(&self, request_id: &str, body: Option<&ErrorBody>) -> Answer {
+    /// The response, with a body of the gateway's own shape or of the operator's.
+    pub fn response(&self, request_id: &str, body: Option<&ErrorBody>) -> OwnResponse {
         #[derive(Serialize)]
         struct Body<'a> {
             error: &'static str,
@@ -185,37 +185,37 @@ impl Rejection {
         }
 
         let (status, error, action, message) = self.row();
-        let mut answer = match body {
-            None => Answer::json(status, &Body { error, message, action, request_id }),
+        let mut response = match body {
+            None => OwnResponse::json(status, &Body { error, message, action, request_id }),
             Some(template) => {
                 let action = action.as_str();
                 let facts = ErrorFacts { status, error, message, action, request_id };
-                let mut answer = Answer::empty(status);
-                answer.header(CONTENT_TYPE, template.content_type.clone());
-                answer.body = template.render(&facts);
-                answer
+                let mut response = OwnResponse::empty(status);
+                response.header(CONTENT_TYPE, template.content_type.clone());
+                response.body = template.render(&facts);
+                response
             }
         };
-        answer.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
+        response.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
         if let Some(seconds) = self.retry_after() {
-            answer.header(RETRY_AFTER, seconds.into());
+            response.header(RETRY_AFTER, seconds.into());
         }
         match self {
             Self::MissingToken => {
-                answer.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                response.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::UpgradeRequired => {
-                answer.header(UPGRADE, HeaderValue::from_static("websocket"));
-                answer.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                response.header(UPGRADE, HeaderValue::from_static("websocket"));
+                response.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
             }
             Self::MethodNotAllowed { allow } => {
                 if let Ok(allow) = HeaderValue::from_str(allow) {
-                    answer.header(ALLOW, allow);
+                    response.header(ALLOW, allow);
                 }
             }
             _ => {}
         }
-        answer
+        response
     }
 }
 

@@ -21,7 +21,7 @@ use crate::route::Asked;
 use crate::session::Session;
 
 /// A request that has met a route.
-pub struct Visit<'a, H = http::HeaderMap> {
+pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub asked: Asked<'a, H>,
     /// Whether a browser asks if it may ask, and the route says what becomes of that.
     pub is_preflight: bool,
@@ -49,14 +49,14 @@ impl Policy {
     pub async fn admit(
         &self,
         served: &ServedRoute,
-        visit: &Visit<'_, impl Headers>,
+        routed: &RoutedRequest<'_, impl Headers>,
     ) -> (Verdict, Result<(), Rejection>) {
-        if let Err(rejection) = self.admit_any(served, visit) {
+        if let Err(rejection) = self.admit_any(served, routed) {
             return (Verdict::default(), Err(rejection));
         }
         // A browser sends no token when it asks whether it may.
-        let access = if visit.is_preflight { Access::None } else { served.route.access };
-        let (verdict, found) = self.authenticate(visit.asked.headers, access).await;
+        let access = if routed.is_preflight { Access::None } else { served.route.access };
+        let (verdict, found) = self.authenticate(routed.asked.headers, access).await;
         let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
         (verdict, admitted)
     }
@@ -65,10 +65,10 @@ impl Policy {
     fn admit_any(
         &self,
         served: &ServedRoute,
-        visit: &Visit<'_, impl Headers>,
+        routed: &RoutedRequest<'_, impl Headers>,
     ) -> Result<(), Rejection> {
         let ServedRoute { route, state } = served;
-        let Visit { asked, is_preflight, client, length } = *visit;
+        let RoutedRequest { asked, is_preflight, client, length } = *routed;
         if !is_preflight && !route.allows_method(asked.method) {
             let allow = Cow::Owned(self.routes.allow(&asked));
             return Err(Rejection::MethodNotAllowed { allow });

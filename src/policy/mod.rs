@@ -15,9 +15,11 @@ use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
-pub use self::admission::{Verdict, Visit};
+pub use self::admission::{RoutedRequest, Verdict};
 use crate::access::authenticator::{Authenticator, Decision};
-use crate::access::identity_headers::{FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, Injector};
+use crate::access::identity_headers::{
+    FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, IdentityHeaders,
+};
 use crate::access::rate_limiter::RateLimit;
 use crate::access::trusted_proxies::TrustedProxies;
 use crate::clock::Clock;
@@ -81,7 +83,7 @@ pub struct Policy {
     pub pools: Vec<Arc<Pool>>,
     pub authenticator: Authenticator,
     decisions: Counters<5>,
-    pub injector: Injector,
+    pub identity_headers: IdentityHeaders,
     pub login: Login,
     /// Of logins, by address.
     pub login_rate: Option<Arc<RateLimit>>,
@@ -212,7 +214,7 @@ impl Policy {
                 &config.apps,
             ),
             decisions: metrics.decisions(Decision::ALL.map(Decision::as_str)),
-            injector: Injector::new(&config.identity, &config.session)
+            identity_headers: IdentityHeaders::new(&config.identity, &config.session)
                 .removing_overrides(routes.trust_methods()),
             login,
             login_rate: rate_limit(

@@ -15,11 +15,11 @@ use http::header::{DATE, TRAILER, UPGRADE};
 use super::body::{BadTrailers, Target};
 use super::client::Client;
 use super::request::Request;
-use crate::access::identity_headers::{Injector, REQUEST_ID};
+use crate::access::identity_headers::{IdentityHeaders, REQUEST_ID};
 use crate::message::header::lines::{Lines, write_line};
 use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::request_header::{self, Framing, HeadLimits};
 use crate::message::response_header::ResponseHead;
 
@@ -73,7 +73,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     for (name, value) in request.lines.iter() {
         let goes = is_of_connection(name)
             || is_among(&nominated, name)
-            || policy.injector.strips(name, value, is_trusted)
+            || policy.identity_headers.strips(name, value, is_trusted)
             || edits.removes(name);
         if !goes {
             write_line(out, name, value);
@@ -96,7 +96,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
         write_line(out, b"upgrade", b"websocket");
     }
     match &told {
-        Some(told) => policy.injector.write(told, out),
+        Some(told) => policy.identity_headers.write(told, out),
         None => {
             write_line(out, b"x-request-id", request.id.as_bytes());
             let address = client.address_value.as_bytes();
@@ -109,7 +109,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
         }
     }
     if let Some(identity) = request.verdict.identity() {
-        policy.injector.write_identity(identity, out);
+        policy.identity_headers.write_identity(identity, out);
     }
     for (name, value) in edits.set() {
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
@@ -123,20 +123,25 @@ fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
     if request.head.head.framing != Framing::Chunked {
         return None;
     }
-    let injector = &request.policy.injector;
+    let identity_headers = &request.policy.identity_headers;
     let names: Vec<&[u8]> = request
         .lines
         .values_of(&TRAILER)
         .flat_map(elements)
         .filter(|name| {
-            request_header::is_name(name) && passes_to_service(injector, name, b"", false)
+            request_header::is_name(name) && passes_to_service(identity_headers, name, b"", false)
         })
         .collect();
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
 
 /// Whether a trailer may be sent to a service. Names are compared folded, as a service may do.
-fn passes_to_service(injector: &Injector, name: &[u8], value: &[u8], is_trusted: bool) -> bool {
+fn passes_to_service(
+    identity_headers: &IdentityHeaders,
+    name: &[u8],
+    value: &[u8],
+    is_trusted: bool,
+) -> bool {
     static OF_HEADERS: LazyLock<FoldedNames> = LazyLock::new(|| {
         let others = ["content-length", "host", "authorization", "cookie", "expect"];
         FoldedNames::new(HOP_BY_HOP.into_iter().chain(others))
@@ -145,7 +150,9 @@ fn passes_to_service(injector: &Injector, name: &[u8], value: &[u8], is_trusted:
     let is_of_content = name
         .get(..CONTENT.len())
         .is_some_and(|begin| begin.iter().zip(CONTENT).all(|(byte, known)| fold(*byte) == *known));
-    !(is_of_content || OF_HEADERS.contains(name) || injector.strips(name, value, is_trusted))
+    !(is_of_content
+        || OF_HEADERS.contains(name)
+        || identity_headers.strips(name, value, is_trusted))
 }
 
 /// Writes the trailers of a request for its service.
@@ -155,12 +162,12 @@ pub fn request_trailers(
     out: &mut Vec<u8>,
 ) -> Result<(), BadTrailers> {
     let limits = request.policy.head_limits;
-    let injector = &request.policy.injector;
+    let identity_headers = &request.policy.identity_headers;
     let nominated = nominations(&request.lines);
     let route = request.route();
     let used = (request.head.head.length, request.head.lines);
     each_trailer(trailers, limits, used, |name, value| {
-        let passes = passes_to_service(injector, name, value, false)
+        let passes = passes_to_service(identity_headers, name, value, false)
             && !is_among(&nominated, name)
             && !route.is_some_and(|route| route.request_edits.removes(name));
         if passes {
@@ -181,14 +188,14 @@ pub fn response_trailers(
     out: &mut Vec<u8>,
 ) -> Result<(), BadTrailers> {
     let limits = request.policy.head_limits;
-    let injector = &request.policy.injector;
+    let identity_headers = &request.policy.identity_headers;
     let route = request.route();
     each_trailer(trailers, limits, used, |name, value| {
         let passes = !(is_of_connection(name)
             || is_among(nominated, name)
             || name.eq_ignore_ascii_case(b"set-cookie")
             || name.eq_ignore_ascii_case(b"x-request-id")
-            || injector.cleans(name)
+            || identity_headers.cleans(name)
             || route.is_some_and(|route| route.response_edits.removes(name)));
         if passes {
             write_line(out, name, value);
@@ -240,7 +247,7 @@ pub fn response(
     write_status(out, head.status, head.reason.of(lines.text()));
     let announces = head.framing == Of::Chunked && request.head.takes_trailers;
     let names = announces.then(|| announced_by_service(request, lines)).flatten();
-    policy.injector.clean_response(head.status, lines);
+    policy.identity_headers.clean_response(head.status, lines);
     lines.remove_if(|name, _| is_of_connection(name) || name.eq_ignore_ascii_case(b"x-request-id"));
 
     if let Some(route) = request.route() {
@@ -279,11 +286,11 @@ pub fn response(
 }
 
 fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
-    let injector = &request.policy.injector;
+    let identity_headers = &request.policy.identity_headers;
     let passes = |name: &&[u8]| {
         request_header::is_name(name)
             && !is_of_connection(name)
-            && !injector.cleans(name)
+            && !identity_headers.cleans(name)
             && !name.eq_ignore_ascii_case(b"set-cookie")
     };
     let names: Vec<&[u8]> = lines.values_of(&TRAILER).flat_map(elements).filter(passes).collect();
@@ -293,7 +300,7 @@ fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
 /// Writes an informational response: a status of 100 to 199, except 101.
 pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
     write_status(out, head.status, head.reason.of(lines.text()));
-    request.policy.injector.clean_response(head.status, lines);
+    request.policy.identity_headers.clean_response(head.status, lines);
     lines.remove_if(|name, _| is_of_connection(name));
     lines.write_to(out);
     out.extend_from_slice(b"\r\n");
@@ -302,7 +309,7 @@ pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, 
 /// Writes the acceptance of a WebSocket.
 pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
     write_status(out, head.status, head.reason.of(lines.text()));
-    request.policy.injector.clean_response(head.status, lines);
+    request.policy.identity_headers.clean_response(head.status, lines);
     let everywhere = request.route().map(|route| &route.response_headers[..]).unwrap_or_default();
     lines.remove_if(|name, _| {
         is_of_connection(name)
@@ -324,29 +331,29 @@ pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out:
 /// Writes a response of the gateway's own, with its body.
 ///
 /// Returns the length of the header.
-pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) -> usize {
+pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<u8>) -> usize {
     let mut everywhere = &request.policy.response_headers;
     if let Some(route) = request.route() {
         if let Some(cors) = &route.cors
             && !request.is_preflight
         {
-            cors.mark_answer(&request.lines, &mut answer);
+            cors.mark_own_response(&request.lines, &mut response);
         }
-        route.caching.mark_answer(&mut answer, request.verdict.session.is_some());
+        route.caching.mark_own_response(&mut response, request.verdict.session.is_some());
         everywhere = &route.response_headers;
     }
-    answer.add_missing(everywhere);
-    let reason = http::StatusCode::from_u16(answer.status).ok();
+    response.add_missing(everywhere);
+    let reason = http::StatusCode::from_u16(response.status).ok();
     let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
-    write_status(out, answer.status, reason.as_bytes());
+    write_status(out, response.status, reason.as_bytes());
     let mut upgrades = false;
-    for (name, value) in &answer.headers {
+    for (name, value) in &response.headers {
         upgrades |= *name == UPGRADE;
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
     }
     write_date(out);
-    if answer.status != 204 {
-        write_number(out, b"content-length", answer.body.len() as u64);
+    if response.status != 204 {
+        write_number(out, b"content-length", response.body.len() as u64);
     }
     if upgrades {
         // An offer is about the connection (RFC 9110, section 7.8).
@@ -355,7 +362,7 @@ pub fn answer(request: &Request, mut answer: Answer, out: &mut Vec<u8>) -> usize
     end(request, out);
     let header = out.len();
     if !request.is_head() {
-        out.extend_from_slice(&answer.body);
+        out.extend_from_slice(&response.body);
     }
     header
 }

@@ -17,7 +17,7 @@ use crate::login::Sender;
 use crate::login::request::{ContentType, LoginRequest};
 use crate::message::chunked::Chunked;
 use crate::message::header::Headers;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
 use crate::policy::lifecycle::Lifecycle;
@@ -27,7 +27,7 @@ impl Gateway {
         &self,
         client: &mut Client,
         request: &mut Request,
-    ) -> Result<Answer, Stop> {
+    ) -> Result<OwnResponse, Stop> {
         let policy = request.policy.clone();
         let login = &policy.login;
         let address = request.client.address;
@@ -58,25 +58,25 @@ impl Gateway {
         &self,
         request: &mut Request,
         login: LoginRequest<'_>,
-    ) -> Result<Answer, Stop> {
+    ) -> Result<OwnResponse, Stop> {
         let referer = request.lines.first(&REFERER);
         let sender = Sender {
             client: request.client.address,
             request_id: request.id_text(),
             referer: referer.and_then(|value| std::str::from_utf8(value).ok()),
         };
-        let (facts, answer) = request.policy.login.serve(login, sender).await;
+        let (facts, response) = request.policy.login.serve(login, sender).await;
         request.login = Some(Box::new(facts));
-        Ok(answer?)
+        Ok(response?)
     }
 
-    pub(super) async fn logout(&self, request: &Request) -> Result<Answer, Rejection> {
+    pub(super) async fn logout(&self, request: &Request) -> Result<OwnResponse, Rejection> {
         let revoked = request.policy.authenticator.revoke(&request.lines).await;
         revoked.map_err(|error| Rejection::from(&error))?;
-        Ok(Answer::empty(204))
+        Ok(OwnResponse::empty(204))
     }
 
-    pub(super) async fn session(&self, request: &mut Request) -> Result<Answer, Rejection> {
+    pub(super) async fn session(&self, request: &mut Request) -> Result<OwnResponse, Rejection> {
         #[derive(Serialize)]
         struct Shown<'a> {
             expires_in: u64,
@@ -90,17 +90,17 @@ impl Gateway {
         let session = request.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();
         let app_id = session.identity.app_id.as_str();
-        Ok(Answer::json(200, &Shown { expires_in, app_id }))
+        Ok(OwnResponse::json(200, &Shown { expires_in, app_id }))
     }
 }
 
 /// The response of the health path to a method that it accepts.
-pub fn health(lifecycle: &Lifecycle) -> Answer {
+pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
     let (status, text) = if lifecycle.is_draining() { (503, "draining\n") } else { (200, "ok\n") };
-    let mut answer = Answer::empty(status);
-    answer.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    answer.body = text.into();
-    answer
+    let mut response = OwnResponse::empty(status);
+    response.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.body = text.into();
+    response
 }
 
 /// Reads a whole body of `limit` bytes at most, within `time`.

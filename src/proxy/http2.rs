@@ -73,9 +73,9 @@ impl Growth {
 }
 
 /// What a connection has taken of `limits.max_buffered`, until it is dropped.
-struct Share<'a>(&'a Gateway);
+struct WindowShare<'a>(&'a Gateway);
 
-impl<'a> Share<'a> {
+impl<'a> WindowShare<'a> {
     fn take(gateway: &'a Gateway) -> Option<Self> {
         let most = gateway.policies.current().limits.max_buffered;
         let more = u64::from(GROWN_CONNECTION);
@@ -87,7 +87,7 @@ impl<'a> Share<'a> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for WindowShare<'_> {
     fn drop(&mut self) {
         let less = u64::from(GROWN_CONNECTION);
         let before = self.0.buffered.fetch_sub(less, Ordering::Relaxed);
@@ -221,7 +221,7 @@ impl Gateway {
         let mut ending = None;
         let (mut sent, mut sent_at) = (0, Instant::now());
         let growth = Arc::new(Growth::default());
-        let mut grown: Option<Share<'_>> = None;
+        let mut grown: Option<WindowShare<'_>> = None;
         loop {
             if streams.is_empty() && grown.take().is_some() {
                 growth.is_wanted.store(false, Ordering::Relaxed);
@@ -247,7 +247,7 @@ impl Gateway {
                     ending = Some(Instant::now());
                 }
                 () = growth.asked.notified(), if grown.is_none() && !streams.is_empty() => {
-                    grown = Share::take(self);
+                    grown = WindowShare::take(self);
                     if grown.is_some() {
                         if connection.set_initial_window_size(GROWN).is_ok() {
                             connection.set_target_window_size(GROWN_CONNECTION);
@@ -356,7 +356,7 @@ impl Gateway {
     async fn refuse_stream(&self, client: &mut Client, rejection: Rejection) {
         let policy = self.policies.current();
         let plain = super::Plain::NONE;
-        let message = plain.answer(&self.process, &policy, client.address, Err(rejection));
+        let message = plain.respond(&self.process, &policy, client.address, Err(rejection));
         let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
         client.held.clear();
         // A client that is gone by now misses nothing.

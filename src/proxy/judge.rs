@@ -7,10 +7,10 @@ use super::failure::Stop;
 use super::request::{Request, asked};
 use crate::access::websocket;
 use crate::message::chunked::Chunked;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
-use crate::policy::Visit;
+use crate::policy::RoutedRequest;
 use crate::route::Endpoint;
 
 impl Gateway {
@@ -19,7 +19,7 @@ impl Gateway {
         &self,
         client: &mut Client,
         request: &mut Request,
-    ) -> Result<Option<Answer>, Stop> {
+    ) -> Result<Option<OwnResponse>, Stop> {
         if request.head.head.framing == Framing::Chunked
             && !request.is_http2
             && Chunked::new().follow(&client.held).is_err()
@@ -41,18 +41,19 @@ impl Gateway {
         }
         let takes_query = policy.login.accepts_query();
         request.endpoint.judge_method(request.method.as_str(), takes_query)?;
-        let answer = match request.endpoint {
+        let response = match request.endpoint {
             Endpoint::Route(index) => {
                 // Requests of such a route are forwarded by another proxy, not here.
-                let served = policy.routes.served(index).filter(|one| !one.route.is_elsewhere());
+                let served =
+                    policy.routes.served(index).filter(|one| !one.route.is_forward_auth_only());
                 let served = served.ok_or(Rejection::NoRoute)?;
                 let route = &served.route;
                 if request.is_preflight
                     && let Some(cors) = &route.cors
                 {
-                    return Ok(Some(cors.answer_preflight(&request.lines)));
+                    return Ok(Some(cors.preflight_response(&request.lines)));
                 }
-                let visit = Visit {
+                let routed = RoutedRequest {
                     asked,
                     is_preflight: request.is_preflight,
                     client: request.client.address,
@@ -61,12 +62,12 @@ impl Gateway {
                         Framing::Chunked => None,
                     },
                 };
-                let (verdict, admitted) = policy.admit(served, &visit).await;
+                let (verdict, admitted) = policy.admit(served, &routed).await;
                 request.verdict = verdict;
                 admitted?;
                 request.pool = route.pool(request.verdict.identity());
                 // Where the route's configuration gives the response.
-                return Ok(route.answer().cloned());
+                return Ok(route.own_response().cloned());
             }
             // Boxed: these requests are few, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
@@ -75,6 +76,6 @@ impl Gateway {
             Endpoint::Health => health(&self.process.lifecycle),
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };
-        Ok(Some(answer))
+        Ok(Some(response))
     }
 }

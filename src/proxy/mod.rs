@@ -45,7 +45,7 @@ pub use self::plain::Plain;
 use self::request::Request;
 use crate::message::chunked::Chunked;
 use crate::message::header::Headers;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
 use crate::policy::{Policies, Process};
@@ -150,7 +150,7 @@ impl Gateway {
     async fn exchange(&self, client: &mut Client, request: &mut Request) -> After {
         let served = match self.judge(client, request).await {
             Ok(None) => self.forward(client, request).await,
-            Ok(Some(answer)) => self.answer(client, request, answer).await,
+            Ok(Some(response)) => self.respond(client, request, response).await,
             Err(stop) => Err(stop),
         };
         match served {
@@ -169,7 +169,7 @@ impl Gateway {
                 failed.rejection()
             }
         };
-        let answer = request.refuse(&rejection);
+        let response = request.refuse(&rejection);
         request.rejection = Some(rejection);
         if request.status.is_some() {
             // A part of a response has been sent: the client can only see that it breaks off.
@@ -178,16 +178,16 @@ impl Gateway {
         // The rest of a body that was being forwarded is not read, so the connection cannot be used
         // again.
         request.closes |= request.is_begun;
-        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+        self.respond(client, request, response).await.unwrap_or(After::Closes)
     }
 
     /// Sends a response of the gateway's own. The connection is used again if the whole request has
     /// come, or comes within [`SKIP`].
-    async fn answer(
+    async fn respond(
         &self,
         client: &mut Client,
         request: &mut Request,
-        answer: Answer,
+        response: OwnResponse,
     ) -> Result<After, Stop> {
         let mut rest = rest_of_body(request);
         // The part of the body that has already come.
@@ -201,11 +201,11 @@ impl Gateway {
         // A client that waits for 100 (Continue) may never send its body.
         let waits = request.lines.first(&EXPECT).is_some();
         request.closes |= self.process.lifecycle.is_draining() || !is_whole && (is_long || waits);
-        request.status = Some(answer.status);
+        request.status = Some(response.status);
         let is_bodyless = request.is_head();
-        let body = answer.body.len();
+        let body = response.body.len();
         let mut out = buffers::take();
-        let header = compose::answer(request, answer, &mut out);
+        let header = compose::own_response(request, response, &mut out);
         let sent = client.respond(&out, header, request.policy.limits.write_timeout).await;
         buffers::give(out);
         sent.map_err(|_| Stop::Left)?;
@@ -228,10 +228,10 @@ impl Gateway {
         &self,
         client: &mut Client,
         request: &Plain<'_>,
-        answer: Result<Answer, Rejection>,
+        response: Result<OwnResponse, Rejection>,
     ) {
         let policy = self.policies.current();
-        let bytes = request.answer(&self.process, &policy, client.address, answer);
+        let bytes = request.respond(&self.process, &policy, client.address, response);
         let patience = policy.limits.write_timeout;
         drop(policy);
         let sent = client.send(&bytes, patience).await;
@@ -244,13 +244,13 @@ impl Gateway {
     async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
         tracing::error!(request_id = request.id_text(), "a request panicked");
         let rejection = Rejection::InternalError;
-        let answer = request.refuse(&rejection);
+        let response = request.refuse(&rejection);
         request.rejection = Some(rejection);
         request.closes = true;
         if request.status.is_some() {
             return After::Resets;
         }
-        self.answer(client, request, answer).await.unwrap_or(After::Closes)
+        self.respond(client, request, response).await.unwrap_or(After::Closes)
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crate::access::identity_headers::REQUEST_ID;
 use crate::access::trusted_proxies;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::policy::{Policy, Process};
 use crate::route::Endpoint;
-use crate::telemetry::access_log::Line;
+use crate::telemetry::access_log::AccessLine;
 
 /// A request that is answered without a route, as the last one of its connection.
 pub struct Plain<'a> {
@@ -25,31 +25,31 @@ impl Plain<'_> {
         Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
 
     /// Counts the request, writes its access line, and makes the bytes of the response.
-    pub fn answer(
+    pub fn respond(
         &self,
         process: &Process,
         policy: &Policy,
         client: IpAddr,
-        answer: Result<Answer, Rejection>,
+        response: Result<OwnResponse, Rejection>,
     ) -> Vec<u8> {
         let request_id_value = trusted_proxies::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
-        let error = answer.as_ref().err().map(Rejection::error);
-        let mut answer = answer
-            .unwrap_or_else(|rejection| rejection.answer(request_id, policy.error_body.as_ref()));
-        answer.header(REQUEST_ID.clone(), request_id_value.clone());
-        answer.add_missing(&policy.response_headers);
+        let error = response.as_ref().err().map(Rejection::error);
+        let mut response = response
+            .unwrap_or_else(|rejection| rejection.response(request_id, policy.error_body.as_ref()));
+        response.header(REQUEST_ID.clone(), request_id_value.clone());
+        response.add_missing(&policy.response_headers);
         let is_to_head = self.method == "HEAD";
         let metrics = policy.metrics(self.endpoint);
-        metrics.observe(answer.status, self.took);
-        process.access_log.write(&Line {
+        metrics.observe(response.status, self.took);
+        process.access_log.write(&AccessLine {
             method: self.method,
             path: self.path,
             route: metrics.label(),
             error,
-            bytes_out: if is_to_head { 0 } else { answer.body.len() },
-            ..Line::new(request_id, client, answer.status, self.took)
+            bytes_out: if is_to_head { 0 } else { response.body.len() },
+            ..AccessLine::new(request_id, client, response.status, self.took)
         });
-        answer.to_closing_http1(is_to_head)
+        response.to_closing_http1(is_to_head)
     }
 }

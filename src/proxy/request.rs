@@ -16,12 +16,12 @@ use crate::identity::AppId;
 use crate::login::LoginFacts;
 use crate::message::header::Headers;
 use crate::message::header::lines::{Lines, Span};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::RequestHead;
 use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Asked, Endpoint, Route, Routes};
-use crate::telemetry::access_log::Line;
+use crate::telemetry::access_log::AccessLine;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 
@@ -218,8 +218,8 @@ impl Request {
     }
 
     /// The response to a request that is rejected.
-    pub fn refuse(&self, rejection: &Rejection) -> Answer {
-        rejection.answer(self.id_text(), self.policy.error_body.as_ref())
+    pub fn refuse(&self, rejection: &Rejection) -> OwnResponse {
+        rejection.response(self.id_text(), self.policy.error_body.as_ref())
     }
 
     /// Gives the buffers back to the connection.
@@ -246,7 +246,7 @@ impl Request {
         let app_id = identity.map(|identity| &identity.app_id);
         let openid = identity.map(|identity| &identity.openid);
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        access_log.write(&Line {
+        access_log.write(&AccessLine {
             method: self.method.as_str(),
             path: self.path(),
             route: metrics.label(),
@@ -259,7 +259,7 @@ impl Request {
             app_id: app_id.or_else(|| login?.app_id.as_ref()).map(AppId::as_str),
             user: openid.or_else(|| login?.openid.as_ref()).map(|openid| access_log.user(openid)),
             errcode: login.and_then(|login| login.errcode).map(ErrCode::number),
-            ..Line::new(self.id_text(), self.client.address, status, took)
+            ..AccessLine::new(self.id_text(), self.client.address, status, took)
         });
     }
 }

@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue, Method};
 use crate::config;
 use crate::config::Origins;
 use crate::message::header::{Headers, HeadersMut, nominated};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 
 pub struct Cors {
     origins: Origins,
@@ -66,15 +66,15 @@ impl Cors {
 
     /// The answer to a preflight. An origin that may not ask learns nothing, and its browser
     /// takes that for a no.
-    pub fn answer_preflight(&self, headers: &impl Headers) -> Answer {
-        let mut answer = Answer::empty(204);
-        self.mark_with(&self.preflight, headers, |name, value| answer.header(name, value));
-        answer
+    pub fn preflight_response(&self, headers: &impl Headers) -> OwnResponse {
+        let mut response = OwnResponse::empty(204);
+        self.mark_with(&self.preflight, headers, |name, value| response.header(name, value));
+        response
     }
 
     /// Marks an answer of the gateway's own.
-    pub fn mark_answer(&self, headers: &impl Headers, answer: &mut Answer) {
-        self.mark_with(&self.actual, headers, |name, value| answer.header(name, value));
+    pub fn mark_own_response(&self, headers: &impl Headers, response: &mut OwnResponse) {
+        self.mark_with(&self.actual, headers, |name, value| response.header(name, value));
     }
 
     /// Marks an answer of the service.

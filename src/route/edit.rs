@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::config::HeaderEdits;
 use crate::message::header::{FoldedNames, HeadersMut};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 
 pub struct Edits {
     set: Vec<(HeaderName, HeaderValue)>,
@@ -45,8 +45,8 @@ impl Edits {
         &self.set
     }
 
-    pub fn apply_to_answer(&self, answer: &mut Answer) {
-        answer.headers.retain(|(name, _)| !self.removes(name.as_str().as_bytes()));
-        answer.headers.extend(self.set.iter().cloned());
+    pub fn apply_to_own_response(&self, response: &mut OwnResponse) {
+        response.headers.retain(|(name, _)| !self.removes(name.as_str().as_bytes()));
+        response.headers.extend(self.set.iter().cloned());
     }
 }

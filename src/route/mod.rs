@@ -23,12 +23,12 @@ use self::cors::Cors;
 use self::edit::Edits;
 use self::rewrite::Rewrite;
 use self::table::{HostName, Table, without_port};
-use self::target::{Target, pool_for};
+use self::target::{RouteTarget, pool_for};
 use crate::config::{Access, EndpointsSection, Preflight, Route as RouteSection, Timeouts};
 use crate::identity::{AppId, Identity};
 use crate::message::caching::Caching;
 use crate::message::header::{FoldedNames, Headers, nominated};
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 
 /// Where a request ends.
@@ -144,7 +144,7 @@ pub struct Route {
     methods: Vec<Method>,
     headers: Vec<(HeaderName, HeaderValue)>,
     apps: Vec<AppId>,
-    target: Target,
+    target: RouteTarget,
     rewrite: Option<Rewrite>,
     pub request_edits: Edits,
     pub response_edits: Edits,
@@ -170,7 +170,7 @@ impl Route {
             methods: methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok()).collect(),
             headers: section.headers.clone(),
             apps: section.apps.clone(),
-            target: Target::new(&section.target, &response_edits),
+            target: RouteTarget::new(&section.target, &response_edits),
             rewrite: section.rewriting.as_ref().map(Rewrite::new),
             request_edits: Edits::new(&section.request_edits),
             response_edits,
@@ -183,24 +183,26 @@ impl Route {
     }
 
     /// What the gateway answers itself, where it does.
-    pub fn answer(&self) -> Option<&Answer> {
+    pub fn own_response(&self) -> Option<&OwnResponse> {
         match &self.target {
-            Target::Answer(answer) => Some(answer),
-            Target::Service { .. } | Target::Elsewhere => None,
+            RouteTarget::OwnResponse(response) => Some(response),
+            RouteTarget::Service { .. } | RouteTarget::ForwardAuthOnly => None,
         }
     }
 
     /// Index of the pool that serves a user, in the policy.
     pub fn pool(&self, identity: Option<&Identity>) -> Option<usize> {
         match &self.target {
-            Target::Service { main, shares } => Some(pool_for(&self.name, *main, shares, identity)),
-            Target::Answer(_) | Target::Elsewhere => None,
+            RouteTarget::Service { main, shares } => {
+                Some(pool_for(&self.name, *main, shares, identity))
+            }
+            RouteTarget::OwnResponse(_) | RouteTarget::ForwardAuthOnly => None,
         }
     }
 
     /// Whether only other proxies ask about it, and nothing is served.
-    pub fn is_elsewhere(&self) -> bool {
-        matches!(self.target, Target::Elsewhere)
+    pub fn is_forward_auth_only(&self) -> bool {
+        matches!(self.target, RouteTarget::ForwardAuthOnly)
     }
 
     /// Whether the service gets another path than the client sent.

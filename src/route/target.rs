@@ -11,34 +11,34 @@ use super::edit::Edits;
 use crate::config;
 use crate::config::StaticAnswer;
 use crate::identity::Identity;
-use crate::message::own_response::Answer;
+use crate::message::own_response::OwnResponse;
 
-pub enum Target {
+pub enum RouteTarget {
     Service { main: usize, shares: Vec<config::Share> },
-    Answer(Answer),
-    Elsewhere,
+    OwnResponse(OwnResponse),
+    ForwardAuthOnly,
 }
 
-impl Target {
+impl RouteTarget {
     pub fn new(target: &config::Target, edits: &Edits) -> Self {
         match target {
             config::Target::Service { upstream, split } => {
                 Self::Service { main: *upstream, shares: split.clone() }
             }
-            config::Target::Answer(answer) => Self::Answer(prepared(answer, edits)),
-            config::Target::Elsewhere => Self::Elsewhere,
+            config::Target::Answer(response) => Self::OwnResponse(prepared(response, edits)),
+            config::Target::Elsewhere => Self::ForwardAuthOnly,
         }
     }
 }
 
-fn prepared(section: &StaticAnswer, edits: &Edits) -> Answer {
-    let mut answer = Answer::empty(section.status);
+fn prepared(section: &StaticAnswer, edits: &Edits) -> OwnResponse {
+    let mut response = OwnResponse::empty(section.status);
     if !section.body.is_empty() {
-        answer.header(CONTENT_TYPE, section.content_type.clone());
-        answer.body.clone_from(&section.body);
+        response.header(CONTENT_TYPE, section.content_type.clone());
+        response.body.clone_from(&section.body);
     }
-    edits.apply_to_answer(&mut answer);
-    answer
+    edits.apply_to_own_response(&mut response);
+    response
 }
 
 /// The pool for a user; those that are nobody go where most go.

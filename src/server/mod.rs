@@ -182,7 +182,7 @@ impl Server {
                 let (process, policy) = (admin_process.clone(), admin_policies.current());
                 // A client that leaves does not stop what it has asked for.
                 let answered =
-                    tokio::spawn(async move { admin::answer(&process, &policy, &request).await });
+                    tokio::spawn(async move { admin::respond(&process, &policy, &request).await });
                 async move { answered.await.map_err(|_| Dropped) }
             };
             match internal::serve(admin_socket, answer).await {}

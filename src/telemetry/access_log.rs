@@ -27,7 +27,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// What is written of one request. Times are milliseconds, sizes bytes of bodies.
 #[derive(Serialize)]
-pub struct Line<'a> {
+pub struct AccessLine<'a> {
     pub time: String,
     pub request_id: &'a str,
     pub client: IpAddr,
@@ -49,7 +49,7 @@ pub struct Line<'a> {
     pub errcode: Option<i64>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> AccessLine<'a> {
     /// The line of a request that ends now and `took` so long; what is not given is empty.
     pub fn new(request_id: &'a str, client: IpAddr, status: u16, took: Duration) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl<'a> Line<'a> {
 struct Marked<'a> {
     log: &'static str,
     #[serde(flatten)]
-    line: &'a Line<'a>,
+    line: &'a AccessLine<'a>,
 }
 
 /// The destination of access lines.
@@ -149,7 +149,7 @@ impl AccessLog {
         self.writer.is_some()
     }
 
-    pub fn write(&self, line: &Line<'_>) {
+    pub fn write(&self, line: &AccessLine<'_>) {
         let Some((writer, _)) = &self.writer else { return };
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &Marked { log: "access", line }).is_ok() {

@@ -1,7 +1,7 @@
 //! The names of headers that are the gateway's to write or to remove, but for those that the
 //! configuration names.
 //!
-//! The injector strips and writes by these lists, and the configuration may not name one of
+//! `access` strips and writes by these lists, and the configuration may not name one of
 //! them for anything else.
 
 /// What WeChat Cloud Run injects and services that come from there trust.

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use http::{HeaderName, HeaderValue};
-use wxgate::access::identity_headers::{Forwarding, Injector};
+use wxgate::access::identity_headers::{Forwarding, IdentityHeaders};
 use wxgate::config::{Config, Secrets};
 use wxgate::fuzzing::lines;
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
 
 /// A gateway, and its names as the file has them.
 struct Gateway {
-    injector: Injector,
+    injector: IdentityHeaders,
     openid: &'static str,
     app_id: &'static str,
     union_id: &'static str,
@@ -98,7 +98,7 @@ fn gateway(
         "#
     );
     let config = Config::parse("fuzz", &text, Secrets::Ignore).expect("the text is valid");
-    let injector = Injector::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config.identity, &config.session);
     Gateway { injector, openid, app_id, union_id, session, reads_bearer }
 }
 

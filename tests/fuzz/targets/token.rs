@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wxgate::access::authenticator::{AuthError, Authenticator};
-use wxgate::access::identity_headers::{Forwarding, Injector};
+use wxgate::access::identity_headers::{Forwarding, IdentityHeaders};
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
 use wxgate::identity::{AppId, Identity, OpenId};
@@ -24,7 +24,7 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 struct Gateway {
     authenticator: Authenticator,
-    injector: Injector,
+    injector: IdentityHeaders,
     sessions: Sessions,
     reads_header: bool,
     reads_bearer: bool,
@@ -81,7 +81,7 @@ fn gateway(reads_header: bool, reads_bearer: bool) -> Gateway {
     let tokens = Tokens { a: log_in(&sessions, "a"), b: log_in(&sessions, "b") };
     Gateway {
         authenticator: Authenticator::new(sessions.clone(), &config.session, &config.apps),
-        injector: Injector::new(&config.identity, &config.session),
+        injector: IdentityHeaders::new(&config.identity, &config.session),
         sessions,
         reads_header,
         reads_bearer,
