@@ -133,7 +133,7 @@ impl Client {
             let list = &mut self.spare;
             list.clear();
             match request_header::read(&self.held, policy.head_limits, is_health, |line| {
-                list.push(line)
+                list.push(line);
             }) {
                 Ok(Some(head)) => return Wait::Head(head, policy),
                 Ok(None) => {}

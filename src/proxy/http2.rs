@@ -336,7 +336,7 @@ impl Gateway {
         let is_health = |path: &[u8]| policy.routes.is_health(path);
         let list = &mut client.spare;
         let read = request_header::read(&client.held, policy.head_limits, is_health, |line| {
-            list.push(line)
+            list.push(line);
         });
         let mut head = match read {
             Ok(Some(head)) => head,
