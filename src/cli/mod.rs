@@ -66,6 +66,7 @@ enum Command {
         #[arg(value_name = "METHOD")]
         method: http::Method,
         /// The URL, as https://api.example.com/orders?page=2, or its path alone.
+        #[allow(rustdoc::bare_urls, reason = "it is the help text, too")]
         #[arg(value_name = "URL")]
         url: String,
         /// A header of the request, repeatable.
