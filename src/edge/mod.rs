@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::access::rate_limiter::network;
 use crate::config::LimitsSection;
-use crate::listener::proxy_protocol::{self, Source};
+use crate::listener::proxy_protocol::{self, ConnectionOrigin};
 use crate::message::rejection::Rejection;
 use crate::policy::{Policies, Policy, Process};
 use crate::proxy::{Client, Gateway, closed};
@@ -196,10 +196,10 @@ impl Edge {
         let is_trusted = policy.trusted_proxies.contains(balancer.ip().to_canonical());
         let header = async {
             match proxy_protocol::read(stream).await {
-                Ok(Source::Client(source)) => Ok(source),
-                Ok(Source::Balancer) => Ok(balancer),
+                Ok(ConnectionOrigin::Client(source)) => Ok(source),
+                Ok(ConnectionOrigin::Balancer) => Ok(balancer),
                 // Nobody's word counts less, and nobody is trusted by this address.
-                Ok(Source::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
+                Ok(ConnectionOrigin::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
                 // A probe for an open port is no mistake of anybody's.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
                 Err(_) => Err(Some("does not begin its connections with a PROXY header")),

@@ -23,7 +23,7 @@ const LOCAL: u8 = 0x20;
 
 /// Whose connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ConnectionOrigin {
     /// The balancer's own, as in its health checks.
     Balancer,
     Client(SocketAddr),
@@ -35,7 +35,7 @@ pub enum Source {
 ///
 /// # Errors
 /// When the connection does not begin with a header that can be read.
-pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Source> {
+pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<ConnectionOrigin> {
     let mut header = vec![0; SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
     if header == SIGNATURE {
@@ -51,7 +51,7 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Source> {
         header.resize(begin + length, 0);
         stream.read_exact(header.get_mut(begin..).unwrap_or_default()).await?;
         if rest.first() == Some(&LOCAL) {
-            return Ok(Source::Balancer);
+            return Ok(ConnectionOrigin::Balancer);
         }
     } else if header.starts_with(b"PROXY ") {
         while !header.ends_with(b"\r\n") {
@@ -67,7 +67,9 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Source> {
     match ProxyHeader::parse(&header, config) {
         Ok((parsed, length)) if length == header.len() => {
             let address = parsed.proxied_address();
-            Ok(address.map_or(Source::Unknown, |address| Source::Client(address.source)))
+            Ok(address.map_or(ConnectionOrigin::Unknown, |address| {
+                ConnectionOrigin::Client(address.source)
+            }))
         }
         _ => Err(malformed()),
     }
@@ -84,14 +86,14 @@ mod tests {
     use super::*;
 
     /// What is read of some bytes, and how many of them are left.
-    async fn read_all(bytes: &[u8]) -> (Option<Source>, usize) {
+    async fn read_all(bytes: &[u8]) -> (Option<ConnectionOrigin>, usize) {
         let mut left = bytes;
         let read = read(&mut left).await;
         (read.ok(), left.len())
     }
 
-    fn client(address: &str) -> Source {
-        Source::Client(address.parse().unwrap())
+    fn client(address: &str) -> ConnectionOrigin {
+        ConnectionOrigin::Client(address.parse().unwrap())
     }
 
     fn version_2(source: &str, destination: &str) -> Vec<u8> {
@@ -108,9 +110,9 @@ mod tests {
         assert_eq!(read_all(v4).await, (Some(client("192.0.2.1:56324")), 3));
         assert_eq!(read_all(v6).await, (Some(client("[2001:db8::1]:56324")), 3));
         let unknown = b"PROXY UNKNOWN\r\nGET".as_slice();
-        assert_eq!(read_all(unknown).await, (Some(Source::Unknown), 3));
+        assert_eq!(read_all(unknown).await, (Some(ConnectionOrigin::Unknown), 3));
         let long = b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\nGET".as_slice();
-        assert_eq!(read_all(long).await, (Some(Source::Unknown), 3));
+        assert_eq!(read_all(long).await, (Some(ConnectionOrigin::Unknown), 3));
 
         for (source, destination) in
             [("192.0.2.1:56324", "198.51.100.2:443"), ("[2001:db8::1]:56324", "[2001:db8::2]:443")]
@@ -121,12 +123,12 @@ mod tests {
         }
         let mut local = Vec::new();
         ProxyHeader::with_local().encode_v2(&mut local).unwrap();
-        assert_eq!(read_all(&local).await, (Some(Source::Balancer), 0));
+        assert_eq!(read_all(&local).await, (Some(ConnectionOrigin::Balancer), 0));
         // Whatever it names then does not count.
         let odd = b"\r\n\r\n\0\r\nQUIT\n\x20\x11\x00\x00GET";
-        assert_eq!(read_all(odd).await, (Some(Source::Balancer), 3));
+        assert_eq!(read_all(odd).await, (Some(ConnectionOrigin::Balancer), 3));
         let unix = [b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8".as_slice(), &[0; 216]].concat();
-        assert_eq!(read_all(&unix).await, (Some(Source::Unknown), 0));
+        assert_eq!(read_all(&unix).await, (Some(ConnectionOrigin::Unknown), 0));
     }
 
     #[tokio::test]

@@ -9,16 +9,16 @@ use crate::config::App;
 use crate::identity::AppId;
 
 /// The apps that logins are accepted for.
-pub struct Apps(Vec<Arc<Served>>);
+pub struct Apps(Vec<Arc<ServedApp>>);
 
 /// An app, and the state of its logins.
-pub struct Served {
+pub struct ServedApp {
     pub app: App,
     pub rejected_codes: Arc<RejectedCodes>,
     pub rate_limit: Arc<AppRateLimit>,
 }
 
-impl Served {
+impl ServedApp {
     pub fn app_id(&self) -> &AppId {
         &self.app.app_id
     }
@@ -30,7 +30,7 @@ impl Apps {
         let served = |app: &App| {
             let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
             let rejected_codes = known.map(|known| known.rejected_codes.clone());
-            Arc::new(Served {
+            Arc::new(ServedApp {
                 app: app.clone(),
                 rejected_codes: rejected_codes
                     .unwrap_or_else(|| Arc::new(RejectedCodes::new(clock.clone()))),
@@ -48,7 +48,7 @@ impl Apps {
     ///
     /// # Errors
     /// Why there is none, for the client.
-    pub fn find(&self, app_id: Option<&str>) -> Result<&Arc<Served>, &'static str> {
+    pub fn find(&self, app_id: Option<&str>) -> Result<&Arc<ServedApp>, &'static str> {
         match app_id {
             Some(app_id) => self.get(app_id).ok_or("this app_id is not known here"),
             None => self
@@ -64,7 +64,7 @@ impl Apps {
         self.get(app_id).is_some()
     }
 
-    fn get(&self, app_id: &str) -> Option<&Arc<Served>> {
+    fn get(&self, app_id: &str) -> Option<&Arc<ServedApp>> {
         self.0.iter().find(|served| served.app_id().as_str() == app_id)
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::apps::Served;
+use super::apps::ServedApp;
 use super::coalescing::{Failure, Grant, Outcome};
 use super::failure_log::FailureLog;
 use crate::clock::Clock;
@@ -44,12 +44,12 @@ impl Exchange {
     /// Trades a code of an app, that `client` sent, for a session.
     pub async fn trade(
         &self,
-        served: &Served,
+        served: &ServedApp,
         code: Code,
         client: IpAddr,
         request_id: &str,
     ) -> Outcome {
-        let Served { app, rate_limit, .. } = served;
+        let ServedApp { app, rate_limit, .. } = served;
         rate_limit.check()?;
         let refused = |error: WeChatError| {
             self.failure_log.log(&error, app.app_id.as_str(), request_id);

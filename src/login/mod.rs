@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use self::apps::Apps;
-use self::apps::Served;
+use self::apps::ServedApp;
 use self::coalescing::{Coalesced, Coalescing, Failure, Grant, Key};
 use self::exchange::Exchange;
 use self::rejected_codes::{AllRejected, ClaimedAppId};
@@ -174,7 +174,7 @@ impl Login {
     }
 
     /// The fields of a login, and the app that it is for.
-    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, &Arc<Served>), Rejection> {
+    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, &Arc<ServedApp>), Rejection> {
         let fields = parse(request, self.section.accept)?;
         let served = self.apps.find(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
         Ok((fields, served))
@@ -183,7 +183,7 @@ impl Login {
     async fn run(
         &self,
         fields: &Fields,
-        served: &Arc<Served>,
+        served: &Arc<ServedApp>,
         sender: Sender<'_>,
     ) -> Result<Arc<Grant>, Failure> {
         let app_id = served.app_id().as_str();
@@ -211,7 +211,7 @@ impl Login {
     }
 
     /// Notices an app whose codes are all rejected, and logs it.
-    fn observe(&self, served: &Served, outcome: &coalescing::Outcome, sender: Sender<'_>) {
+    fn observe(&self, served: &ServedApp, outcome: &coalescing::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
             Ok(_) => return served.rejected_codes.succeeded(),
             Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode), .. }) => {
@@ -248,7 +248,7 @@ impl Login {
 }
 
 /// Logs a login with the mock code of the developer tools.
-fn report_mock(served: &Served, sender: Sender<'_>) {
+fn report_mock(served: &ServedApp, sender: Sender<'_>) {
     let Some(suppressed) = served.rejected_codes.mocked() else { return };
     let app_id = served.app_id().as_str();
     let named = sender.referer.and_then(ClaimedAppId::in_referer);

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const MOST_TRAILERS: usize = 64 << 10;
 
 /// How a body is delimited as it comes.
-pub enum Source {
+pub enum BodySource {
     /// This many bytes are left.
     Length(u64),
     Chunked(Chunked),
@@ -33,7 +33,7 @@ pub enum Source {
 
 /// How a body is delimited as it is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum BodyTarget {
     /// By a length that was announced, or by the end of the connection.
     Plain,
     Chunked,
@@ -139,8 +139,8 @@ enum Stage {
 
 /// One body, from its first byte to its last.
 pub struct Relay {
-    source: Source,
-    target: Target,
+    source: BodySource,
+    target: BodyTarget,
     limits: Limits,
     /// What is to be sent, a header in front of the body included, and how much of it was.
     pub output: Vec<u8>,
@@ -151,7 +151,7 @@ pub struct Relay {
     stage: Stage,
     /// Trailers that came, each with its CR LF.
     trailers: Vec<u8>,
-    /// Trailers to be sent, for [`Target::Stream`].
+    /// Trailers to be sent, for [`BodyTarget::Stream`].
     pub tail: Vec<u8>,
     /// Bytes of the body that came, without framing.
     pub passed: u64,
@@ -167,8 +167,8 @@ pub struct Relay {
 
 impl Relay {
     /// `output` is sent first.
-    pub fn new(source: Source, target: Target, limits: Limits, output: Vec<u8>) -> Self {
-        let is_over = matches!(source, Source::Length(0));
+    pub fn new(source: BodySource, target: BodyTarget, limits: Limits, output: Vec<u8>) -> Self {
+        let is_over = matches!(source, BodySource::Length(0));
         let stage = if is_over { Stage::Come } else { Stage::Coming };
         Self {
             source,
@@ -234,26 +234,28 @@ impl Relay {
         let mut taken = 0;
         let mut is_over = false;
         match &mut self.source {
-            Source::Length(left) => {
+            BodySource::Length(left) => {
                 taken = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 *left -= taken as u64;
                 is_over = *left == 0;
                 self.passed += taken as u64;
                 move_bytes(input, taken, &mut self.output);
             }
-            Source::Close => {
+            BodySource::Close => {
                 let length = input.len();
                 self.passed += length as u64;
                 match self.target {
-                    Target::Plain | Target::Stream => move_bytes(input, length, &mut self.output),
-                    Target::Chunked if length > 0 => {
+                    BodyTarget::Plain | BodyTarget::Stream => {
+                        move_bytes(input, length, &mut self.output);
+                    }
+                    BodyTarget::Chunked if length > 0 => {
                         write_chunk(input, &mut self.output);
                         input.clear();
                     }
-                    Target::Chunked => {}
+                    BodyTarget::Chunked => {}
                 }
             }
-            Source::Chunked(chunked) => {
+            BodySource::Chunked(chunked) => {
                 if self.output.capacity() == 0 {
                     self.output = buffers::take();
                 }
@@ -268,10 +270,10 @@ impl Relay {
                         Part::Data => {
                             self.passed += length as u64;
                             match self.target {
-                                Target::Plain | Target::Stream => {
+                                BodyTarget::Plain | BodyTarget::Stream => {
                                     self.output.extend_from_slice(bytes);
                                 }
-                                Target::Chunked => write_chunk(bytes, &mut self.output),
+                                BodyTarget::Chunked => write_chunk(bytes, &mut self.output),
                             }
                         }
                         Part::Trailers => {
@@ -302,7 +304,7 @@ impl Relay {
     /// Writes the end of the body, and its trailers.
     fn end(&mut self, write: &mut impl WriteTrailers) -> Result<(), Broken> {
         let end = self.output.len();
-        if self.target == Target::Chunked {
+        if self.target == BodyTarget::Chunked {
             self.output.extend_from_slice(b"0\r\n");
         }
         let trailers = std::mem::take(&mut self.trailers);
@@ -316,9 +318,9 @@ impl Relay {
         }
         self.stage = Stage::Come;
         match self.target {
-            Target::Chunked => self.output.extend_from_slice(b"\r\n"),
-            Target::Plain => self.output.truncate(begin),
-            Target::Stream => self.tail = self.output.split_off(begin),
+            BodyTarget::Chunked => self.output.extend_from_slice(b"\r\n"),
+            BodyTarget::Plain => self.output.truncate(begin),
+            BodyTarget::Stream => self.tail = self.output.split_off(begin),
         }
         Ok(())
     }
@@ -419,7 +421,7 @@ impl Relay {
             self.waited += since.elapsed();
         }
         match read {
-            Ok(0) if matches!(self.source, Source::Close) => {
+            Ok(0) if matches!(self.source, BodySource::Close) => {
                 self.trailers = reader.take_trailers();
                 self.end(trailers)?;
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{DATE, TRAILER, UPGRADE};
 
-use super::body::{BadTrailers, Target};
+use super::body::{BadTrailers, BodyTarget};
 use super::client::Client;
 use super::request::Request;
 use crate::access::identity_headers::{IdentityHeaders, REQUEST_ID};
@@ -229,7 +229,7 @@ fn each_trailer(
 
 /// How a response is sent.
 pub struct Framed {
-    pub target: Target,
+    pub target: BodyTarget,
     /// Whether its end is the end of the connection.
     pub by_close: bool,
 }
@@ -265,13 +265,13 @@ pub fn response(
     }
     let is_old = request.is_http_10();
     let framed = match head.framing {
-        _ if request.is_http2 => Framed { target: Target::Stream, by_close: false },
-        Of::Length(_) => Framed { target: Target::Plain, by_close: false },
-        Of::Chunked | Of::Close if is_old => Framed { target: Target::Plain, by_close: true },
-        Of::Chunked | Of::Close => Framed { target: Target::Chunked, by_close: false },
+        _ if request.is_http2 => Framed { target: BodyTarget::Stream, by_close: false },
+        Of::Length(_) => Framed { target: BodyTarget::Plain, by_close: false },
+        Of::Chunked | Of::Close if is_old => Framed { target: BodyTarget::Plain, by_close: true },
+        Of::Chunked | Of::Close => Framed { target: BodyTarget::Chunked, by_close: false },
     };
     request.closes |= framed.by_close;
-    if framed.target == Target::Chunked {
+    if framed.target == BodyTarget::Chunked {
         write_line(out, b"transfer-encoding", b"chunked");
         if let Some(names) = &names {
             write_line(out, b"trailer", names);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::body::{Broken, Limits, Relay, Source, Target};
+use super::body::{BodySource, BodyTarget, Broken, Limits, Relay};
 use super::client::Client;
 use super::failure::{Stop, of_request_body};
 use super::request::{CONTINUE, Request};
@@ -114,9 +114,9 @@ async fn read_body(
         Framing::Length(length) if length > limit as u64 => {
             return Err(Rejection::BodyTooLarge.into());
         }
-        Framing::Length(length) => Source::Length(length),
-        Framing::Chunked if request.is_http2 => Source::Close,
-        Framing::Chunked => Source::Chunked(Chunked::new()),
+        Framing::Length(length) => BodySource::Length(length),
+        Framing::Chunked if request.is_http2 => BodySource::Close,
+        Framing::Chunked => BodySource::Chunked(Chunked::new()),
     };
     if request.expects_continue() {
         let patience = request.policy.limits.write_timeout;
@@ -124,7 +124,7 @@ async fn read_body(
         sent.map_err(|_| Stop::Left)?;
     }
     let limits = Limits { bytes: limit as u64, ..Limits::NONE };
-    let mut relay = Relay::new(source, Target::Plain, limits, Vec::new());
+    let mut relay = Relay::new(source, BodyTarget::Plain, limits, Vec::new());
     let end = Instant::now() + time;
     // Until the whole body has been read, the connection cannot be used again.
     let closes = std::mem::replace(&mut request.closes, true);

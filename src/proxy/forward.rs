@@ -13,7 +13,7 @@ use http::HeaderName;
 use http::header::EXPECT;
 use tokio::time::{Instant, timeout};
 
-use super::body::{Broken, Limits, Relay, Source, Target, Wait, WriteTrailers};
+use super::body::{BodySource, BodyTarget, Broken, Limits, Relay, Wait, WriteTrailers};
 use super::client::{Client, Left};
 use super::failure::{Failed, Stop, UNASKED, of_request_body, of_response_body};
 use super::request::{CONTINUE, Request};
@@ -537,11 +537,11 @@ fn idle_time(request: &Request, head: &ResponseHead, lines: &Lines) -> Option<Du
 }
 
 /// The body of a response, with its header before it.
-fn download(request: &Request, head: &ResponseHead, target: Target, header: Vec<u8>) -> Relay {
+fn download(request: &Request, head: &ResponseHead, target: BodyTarget, header: Vec<u8>) -> Relay {
     let source = match head.framing {
-        ResponseFraming::Length(length) => Source::Length(length),
-        ResponseFraming::Chunked => Source::Chunked(Chunked::new()),
-        ResponseFraming::Close => Source::Close,
+        ResponseFraming::Length(length) => BodySource::Length(length),
+        ResponseFraming::Chunked => BodySource::Chunked(Chunked::new()),
+        ResponseFraming::Close => BodySource::Close,
     };
     let limits = &request.policy.limits;
     let limits = Limits {
@@ -558,9 +558,13 @@ fn download(request: &Request, head: &ResponseHead, target: Target, header: Vec<
 /// The body of a request, with its header before it.
 fn upload(request: &Request, header: Vec<u8>) -> Relay {
     let (source, target) = match request.head.head.framing {
-        request_header::Framing::Length(length) => (Source::Length(length), Target::Plain),
-        request_header::Framing::Chunked if request.is_http2 => (Source::Close, Target::Chunked),
-        request_header::Framing::Chunked => (Source::Chunked(Chunked::new()), Target::Chunked),
+        request_header::Framing::Length(length) => (BodySource::Length(length), BodyTarget::Plain),
+        request_header::Framing::Chunked if request.is_http2 => {
+            (BodySource::Close, BodyTarget::Chunked)
+        }
+        request_header::Framing::Chunked => {
+            (BodySource::Chunked(Chunked::new()), BodyTarget::Chunked)
+        }
     };
     let limits = &request.policy.limits;
     let limits = Limits {

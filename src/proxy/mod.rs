@@ -37,7 +37,7 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::body::{Limits, Relay, Source, Target};
+use self::body::{BodySource, BodyTarget, Limits, Relay};
 pub use self::client::{Client, Wait};
 pub use self::endpoints::health;
 use self::failure::{Failures, Stop};
@@ -258,12 +258,12 @@ impl Gateway {
 fn rest_of_body(request: &Request) -> Relay {
     let source = match request.head.head.framing {
         // An endpoint has read it.
-        _ if request.is_read => Source::Length(0),
-        Framing::Length(length) => Source::Length(length),
-        Framing::Chunked => Source::Chunked(Chunked::new()),
+        _ if request.is_read => BodySource::Length(0),
+        Framing::Length(length) => BodySource::Length(length),
+        Framing::Chunked => BodySource::Chunked(Chunked::new()),
     };
     let limits = Limits { bytes: MOST_SKIPPED, ..Limits::NONE };
-    Relay::new(source, Target::Plain, limits, Vec::new())
+    Relay::new(source, BodyTarget::Plain, limits, Vec::new())
 }
 
 /// Reads and drops the rest of a body.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::body::{Limits, Relay, Source, Target};
+use super::body::{BodySource, BodyTarget, Limits, Relay};
 use super::failure::Stop;
 use super::forward::{Exchange, Response};
 use super::{After, Gateway, buffers, compose};
@@ -45,7 +45,7 @@ impl Gateway {
         let raw = || {
             // Messages are short, and there are many tunnels.
             let limits = Limits { read: buffers::SMALL, ..Limits::NONE };
-            Relay::new(Source::Close, Target::Plain, limits, Vec::new())
+            Relay::new(BodySource::Close, BodyTarget::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
         let session = request.verdict.session.clone();

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wxgate::fuzzing::Chunked;
-use wxgate::fuzzing::body::{BadTrailers, Broken, Incoming, Limits, Relay, Source, Target};
+use wxgate::fuzzing::body::{BadTrailers, BodySource, BodyTarget, Broken, Incoming, Limits, Relay};
 
 use self::chunks::{Body, End, without_chunks};
 
@@ -47,9 +47,9 @@ pub fn check(input: &[u8]) {
     let case = Case {
         framing,
         target: if is(4) && framing != From::Length(u64::from(*length)) {
-            Target::Chunked
+            BodyTarget::Chunked
         } else {
-            Target::Plain
+            BodyTarget::Plain
         },
         limit: if is(8) { LIMIT } else { u64::MAX },
         early: if is(16) { usize::from(*length).min(sent.len()) } else { 0 },
@@ -72,7 +72,7 @@ enum From {
 /// One body, and how it is sent and taken.
 struct Case<'a> {
     framing: From,
-    target: Target,
+    target: BodyTarget,
     limit: u64,
     /// Bytes that were read before.
     early: usize,
@@ -91,9 +91,9 @@ impl Case<'_> {
         let wire = Rc::new(RefCell::new(Wire::new(self)));
         let (mut reader, mut writer) = (Reader(wire.clone()), Writer(wire.clone()));
         let source = match self.framing {
-            From::Length(length) => Source::Length(length),
-            From::Chunked => Source::Chunked(Chunked::new()),
-            From::Close => Source::Close,
+            From::Length(length) => BodySource::Length(length),
+            From::Chunked => BodySource::Chunked(Chunked::new()),
+            From::Close => BodySource::Close,
         };
         let time = Duration::from_secs(1);
         let limits =
@@ -220,10 +220,10 @@ impl Case<'_> {
     fn check_whole(&self, out: &[u8], expected: &Body) {
         assert!(matches!(expected.end, End::At(_)));
         match self.target {
-            Target::Plain | Target::Stream => {
+            BodyTarget::Plain | BodyTarget::Stream => {
                 assert_eq!(out.escape_ascii().to_string(), shown(&expected.data))
             }
-            Target::Chunked => {
+            BodyTarget::Chunked => {
                 let (data, rest) = own_chunks(out);
                 assert_eq!(data, expected.data);
                 let end = [b"0\r\n", &*expected.trailers, b"\r\n"].concat();
@@ -236,7 +236,7 @@ impl Case<'_> {
     fn check_part(&self, out: &[u8], expected: &Body, may_be_cut: bool) {
         let data = self.data(out);
         assert!(expected.data.starts_with(&data), "{} was sent", shown(out));
-        if self.target == Target::Chunked && !may_be_cut {
+        if self.target == BodyTarget::Chunked && !may_be_cut {
             let (_, rest) = own_chunks(out);
             assert_eq!(shown(rest), "", "a body that breaks off has no end");
         }
@@ -245,8 +245,8 @@ impl Case<'_> {
     /// What whole chunks hold, or all of a body that has none.
     fn data(&self, out: &[u8]) -> Vec<u8> {
         match self.target {
-            Target::Plain | Target::Stream => out.to_vec(),
-            Target::Chunked => own_chunks(out).0,
+            BodyTarget::Plain | BodyTarget::Stream => out.to_vec(),
+            BodyTarget::Chunked => own_chunks(out).0,
         }
     }
 
