@@ -182,7 +182,7 @@ pub fn address_value(address: IpAddr) -> HeaderValue {
 }
 
 /// What may stand in logs and headers as it is.
-fn is_request_id(value: &[u8]) -> bool {
+pub fn is_request_id(value: &[u8]) -> bool {
     let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=128).contains(&value.len()) && value.iter().all(legal)
 }

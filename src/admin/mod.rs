@@ -1,43 +1,57 @@
 //! The admin listener: metrics, probes and the hold on users' sessions, never on a public port.
 
+mod error;
 mod sessions;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use http_body_util::Full;
 
+use self::error::AdminError;
+use crate::access::identity_headers::REQUEST_ID;
+use crate::access::trusted_proxies::{fresh_request_id, is_request_id};
 use crate::listener::internal::{Request, Response, response};
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Answers one request of the admin listener.
+/// Responds to one request of the admin listener.
 pub async fn respond(process: &Process, policy: &Policy, request: &Request) -> Response {
+    let request_id = request.headers().get(&REQUEST_ID).filter(|id| is_request_id(id.as_bytes()));
+    let request_id = request_id.cloned().unwrap_or_else(fresh_request_id);
+    match route(process, policy, request, &request_id).await {
+        Ok(response) => response,
+        Err(error) => sent(error.response(&request_id)),
+    }
+}
+
+async fn route(
+    process: &Process,
+    policy: &Policy,
+    request: &Request,
+    request_id: &HeaderValue,
+) -> Result<Response, AdminError> {
     if let Some(token) = &policy.admin_token
         && let Some(rest) = request.uri().path().strip_prefix(sessions::PATH)
         && (rest.is_empty() || rest.starts_with('/'))
     {
         let id = rest.strip_prefix('/');
-        return sent(sessions::respond(process, policy, token, request, id).await);
+        return sessions::respond(process, policy, token, request, request_id, id).await.map(sent);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refused = response(405, TEXT, "GET only\n");
-        refused
-            .headers_mut()
-            .insert(http::header::ALLOW, http::HeaderValue::from_static("GET, HEAD"));
-        return refused;
+        return Err(AdminError::MethodNotAllowed("GET, HEAD"));
     }
-    match request.uri().path() {
-        "/metrics" => metrics(process),
+    Ok(match request.uri().path() {
+        "/metrics" => metrics(process)?,
         "/healthz" => response(200, TEXT, "ok\n"),
         "/readyz" if process.lifecycle.is_ready() && process.sessions.was_reached() => {
             response(200, TEXT, "ready\n")
         }
         "/readyz" if process.lifecycle.is_draining() => response(503, TEXT, "draining\n"),
         "/readyz" => response(503, TEXT, "starting\n"),
-        _ => response(404, TEXT, "/metrics, /healthz and /readyz are here\n"),
-    }
+        _ => return Err(AdminError::NotFound),
+    })
 }
 
 fn sent(own: OwnResponse) -> Response {
@@ -48,13 +62,11 @@ fn sent(own: OwnResponse) -> Response {
     response
 }
 
-fn metrics(process: &Process) -> Response {
+fn metrics(process: &Process) -> Result<Response, AdminError> {
     process.sessions.maintain();
-    match process.metrics.render() {
-        Ok(text) => response(200, "text/plain; version=0.0.4; charset=utf-8", text),
-        Err(error) => {
-            tracing::error!(%error, "metrics cannot be rendered");
-            response(500, TEXT, "metrics cannot be rendered\n")
-        }
-    }
+    let text = process.metrics.render().map_err(|error| {
+        tracing::error!(%error, "metrics cannot be rendered");
+        AdminError::Internal
+    })?;
+    Ok(response(200, "text/plain; version=0.0.4; charset=utf-8", text))
 }

@@ -10,18 +10,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::error::AdminError;
+use super::error::AdminError::BadRequest;
 use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId, User};
 use crate::listener::internal::{Peer, Request};
 use crate::login::Apps;
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
-use crate::session::{BlockError, MOST_BLOCKED, Session, StoreError};
+use crate::session::Session;
 
 pub const PATH: &str = "/sessions";
 
@@ -31,39 +33,6 @@ const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Characters of a user's name in the access log.
 const NAME_LENGTH: usize = 16;
-
-/// An error, in the shape of those of the public listener.
-struct AdminError {
-    status: u16,
-    error: &'static str,
-    message: &'static str,
-}
-
-const NO_SESSION: AdminError =
-    AdminError { status: 404, error: "no_session", message: "the user has no such session" };
-
-fn bad_request(message: &'static str) -> AdminError {
-    AdminError { status: 400, error: "bad_request", message }
-}
-
-impl From<StoreError> for AdminError {
-    fn from(_: StoreError) -> Self {
-        let message =
-            "the session store failed before all was done: see the log, and repeat the request";
-        Self { status: 503, error: "store_unavailable", message }
-    }
-}
-
-impl From<BlockError> for AdminError {
-    fn from(error: BlockError) -> Self {
-        const { assert!(MOST_BLOCKED == 100_000, "as the message says") };
-        let message = "the limit of 100000 blocked users is reached: nothing was changed";
-        match error {
-            BlockError::Store(error) => error.into(),
-            BlockError::Full => Self { status: 503, error: "too_many_blocks", message },
-        }
-    }
-}
 
 /// Whose sessions an action is about.
 enum Subject {
@@ -103,47 +72,32 @@ pub async fn respond(
     policy: &Policy,
     token: &Secret,
     request: &Request,
+    request_id: &HeaderValue,
     id: Option<&str>,
-) -> OwnResponse {
+) -> Result<OwnResponse, AdminError> {
     let client = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
-    let request_id = request_id(request.headers());
+    let request_id = request_id.to_str().ok();
     if !is_shown(token, request.headers()) {
         // Guesses must not fill the log.
         if let Some(suppressed) = process.operator_refusals.suppressed() {
             let outcome = "unauthorized";
             tracing::info!(outcome, request_id, client, suppressed, "operator action");
         }
-        let message = "Authorization: Bearer with admin.token is needed";
-        let mut response = rejected(&AdminError { status: 401, error: "unauthorized", message });
-        response.header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        return response;
+        return Err(AdminError::Unauthorized);
     }
     let is_look = matches!(*request.method(), Method::GET | Method::HEAD) && id.is_none();
     if !is_look && request.method() != Method::DELETE {
         let allowed = if id.is_some() { "DELETE" } else { "GET, HEAD, DELETE" };
-        let message = "not by this method";
-        let mut response =
-            rejected(&AdminError { status: 405, error: "method_not_allowed", message });
-        response.header(ALLOW, HeaderValue::from_static(allowed));
-        return response;
+        return Err(AdminError::MethodNotAllowed(allowed));
     }
     let query = request.uri().query().unwrap_or_default();
     let mut audit = Audit::default();
     let acted = act(process, policy, query, is_look, id, &mut audit).await;
-    let (outcome, response) = match acted {
-        Ok(response) => ("ok", response),
-        Err(error) => (error.error, rejected(&error)),
-    };
+    let outcome = acted.as_ref().map_or_else(AdminError::error, |_| "ok");
     let Audit { app_id, user, sessions } = audit;
     let action = word(query, is_look);
     tracing::info!(action, outcome, user, app_id, sessions, request_id, client, "operator action");
-    response
-}
-
-/// The id of the request, if it is fit for a log.
-fn request_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers.get("x-request-id")?.to_str().ok()?;
-    ((1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())).then_some(id)
+    acted
 }
 
 /// Digests are compared, whose bytes tell nothing about how far a guess is right.
@@ -189,35 +143,35 @@ fn parse<'a>(
             "user" => &mut fields.user,
             "block" => &mut fields.block,
             // A word that is not understood might have meant fewer sessions.
-            _ => return Err(bad_request("a query may have app_id, openid or user, and block")),
+            _ => return Err(BadRequest("a query may have app_id, openid or user, and block")),
         };
         if field.replace(value.into_owned()).is_some() {
-            return Err(bad_request("a parameter is repeated"));
+            return Err(BadRequest("a parameter is repeated"));
         }
     }
-    let app_id = apps.find(fields.app_id.as_deref()).map_err(bad_request)?.app_id();
+    let app_id = apps.find(fields.app_id.as_deref()).map_err(BadRequest)?.app_id();
     let subject = match (fields.openid, fields.user) {
         (Some(openid), None) => {
             let openid = OpenId::parse(&openid);
-            Subject::OpenId(openid.ok_or(bad_request("openid is malformed"))?)
+            Subject::OpenId(openid.ok_or(BadRequest("openid is malformed"))?)
         }
         (None, Some(name)) if is_name(&name) => Subject::Name(name),
         (None, Some(_)) => {
-            return Err(bad_request("user must be the 16 characters of the access log"));
+            return Err(BadRequest("user must be the 16 characters of the access log"));
         }
-        _ => return Err(bad_request("exactly one of openid and user is required")),
+        _ => return Err(BadRequest("exactly one of openid and user is required")),
     };
     let action = match fields.block {
         None if is_look => SessionAction::List,
         None => SessionAction::End,
         Some(_) if is_look || is_of_one => {
-            return Err(bad_request("block is allowed with DELETE /sessions only"));
+            return Err(BadRequest("block is allowed with DELETE /sessions only"));
         }
         Some(time) => match block_time(&time) {
             Some(Duration::ZERO) => SessionAction::Unblock,
             Some(time) => SessionAction::Block(time),
             None => {
-                return Err(bad_request("block must be a time from 1s to 365d, or 0s to lift it"));
+                return Err(BadRequest("block must be a time from 1s to 365d, or 0s to lift it"));
             }
         },
     };
@@ -240,11 +194,10 @@ async fn act<'a>(
     let (app_id, subject, action) = parse(policy.login.apps(), query, is_look, id.is_some())?;
     audit.app_id = Some(app_id.as_str());
     let Some(user) = find(process, app_id, subject, audit).await? else {
-        let message = "no session and no block of this user was found: block the user by openid";
         return match action {
-            SessionAction::Block(_) => Err(AdminError { status: 404, error: "no_user", message }),
+            SessionAction::Block(_) => Err(AdminError::NoUser),
             SessionAction::List => Ok(listing(process, &[], None)),
-            SessionAction::End if id.is_some() => Err(NO_SESSION),
+            SessionAction::End if id.is_some() => Err(AdminError::NoSession),
             SessionAction::End | SessionAction::Unblock => Ok(OwnResponse::empty(204)),
         };
     };
@@ -282,7 +235,7 @@ async fn find(
             Ok(Some(User { app_id: app_id.clone(), openid }))
         }
         Subject::Name(name) => {
-            let names = names.ok_or(bad_request("user needs log.openid_key, which is not set"))?;
+            let names = names.ok_or(BadRequest("user needs log.openid_key, which is not set"))?;
             audit.user = Some(name.clone());
             let is_sought = move |openid: &OpenId| names.name(openid) == name;
             Ok(process.sessions.find_user(app_id, is_sought).await?)
@@ -333,7 +286,7 @@ async fn end(
     if let Some(id) = id {
         sessions.retain(|session| session.digest().id() == id);
         if sessions.is_empty() {
-            return Err(NO_SESSION);
+            return Err(AdminError::NoSession);
         }
     }
     for session in &sessions {
@@ -341,14 +294,4 @@ async fn end(
         *ended += 1;
     }
     Ok(())
-}
-
-fn rejected(error: &AdminError) -> OwnResponse {
-    #[derive(Serialize)]
-    struct Body {
-        error: &'static str,
-        message: &'static str,
-    }
-    let AdminError { status, error, message } = *error;
-    OwnResponse::json(status, &Body { error, message })
 }

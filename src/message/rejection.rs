@@ -176,27 +176,19 @@ impl Rejection {
 
     /// The response, with a body of the gateway's own shape or of the operator's.
     pub fn response(&self, request_id: &str, body: Option<&ErrorBody>) -> OwnResponse {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: &'static str,
-            message: &'a str,
-            action: Action,
-            request_id: &'a str,
-        }
-
         let (status, error, action, message) = self.row();
         let mut response = match body {
-            None => OwnResponse::json(status, &Body { error, message, action, request_id }),
+            None => error_response(status, error, action, message, request_id),
             Some(template) => {
                 let action = action.as_str();
                 let facts = ErrorFacts { status, error, message, action, request_id };
                 let mut response = OwnResponse::empty(status);
                 response.header(CONTENT_TYPE, template.content_type.clone());
                 response.body = template.render(&facts);
+                response.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
                 response
             }
         };
-        response.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
         if let Some(seconds) = self.retry_after() {
             response.header(RETRY_AFTER, seconds.into());
         }
@@ -217,6 +209,27 @@ impl Rejection {
         }
         response
     }
+}
+
+/// An error in the gateway's own shape, as all its listeners send them.
+pub fn error_response(
+    status: u16,
+    error: &'static str,
+    action: Action,
+    message: &str,
+    request_id: &str,
+) -> OwnResponse {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'static str,
+        message: &'a str,
+        action: Action,
+        request_id: &'a str,
+    }
+
+    let mut response = OwnResponse::json(status, &Body { error, message, action, request_id });
+    response.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
+    response
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What an operator sees.
 
 use crate::harness::client::{self, Connection};
-use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid};
+use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promised_metrics_are_there() {
@@ -280,4 +280,22 @@ async fn a_user_has_the_same_name_in_the_log_under_the_same_key() {
     let kept = name(key).await;
     assert_eq!(kept, name(key).await);
     assert_ne!(kept, name("").await, "without a key each process has its own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_the_admin_listener_have_the_shape_of_all_others() {
+    let stack = Stack::start_with("admin.token = { file = \"{dir}/operator\" }").await;
+    let of = |query: &str| format!("/sessions?{query}");
+    for (request, status, error) in [
+        (stack.get("/nothing"), 404, "not_found"),
+        (stack.post("/metrics"), 405, "method_not_allowed"),
+        (stack.get(&of("openid=o")), 401, "unauthorized"),
+        (stack.get(&of("user=short")).bearer(OPERATOR), 400, "bad_request"),
+        (stack.post(&of("openid=o")).bearer(OPERATOR), 405, "method_not_allowed"),
+        (stack.request("DELETE", "/sessions/1?openid=o").bearer(OPERATOR), 404, "no_session"),
+    ] {
+        let response = request.header("X-Request-Id", "an-id").send_to_admin().await;
+        assert_eq!(response.header("x-request-id"), Some("an-id"));
+        response.assert_error(status, error, "none");
+    }
 }
