@@ -1,58 +1,59 @@
-//! wxgate: WeChat Mini Program login in front of services that stay as they are.
+//! wxgate: WeChat Mini Program login for services, without changes to the services.
 //!
-//! The words of the project are in `README.md` beside this file.
+//! The glossary is in `README.md` beside this file.
 //!
 //! # The map
 //!
-//! A folder uses only folders of lower layers; a test holds this table against the code. What its
-//! files decide is in the header of its `mod.rs`, or in their own.
+//! A folder uses only folders of lower layers; a test compares this table with the code. The header
+//! of a folder's `mod.rs`, or of the file itself, says what each file is for.
 //!
-//! | layer | folder | what it decides |
+//! | layer | folder | what it is for |
 //! |---|---|---|
 //! | 11 | `cli` | the commands: `run`, `check`, `explain`, `demo`, `sandbox` |
-//! | 10 | `server` | listeners, workers, signals, reload: from a configuration to a running gateway, and to its end |
-//! | 9 | `edge` | which connections are accepted, whose they are, and what they speak; forward-auth |
-//! | 8 | `proxy` | the life of a request, and every byte that goes to its client and its service |
-//! | 8 | `admin` | metrics, probes, and what an operator does to sessions |
-//! | 7 | `policy` | what lives as long as the process, or as one configuration; which requests are admitted |
-//! | 6 | `login` | from the body of a login to its response |
+//! | 10 | `server` | listeners, workers, signals, reload: starts the gateway from a configuration, and stops it |
+//! | 9 | `edge` | accepts connections, finds the client's address and the protocol; forward-auth |
+//! | 8 | `proxy` | handles requests: reads and writes every byte to clients and services |
+//! | 8 | `admin` | metrics, probes, and the operator's actions on sessions |
+//! | 7 | `policy` | the state of the process, and of one configuration; which requests are admitted |
+//! | 6 | `login` | from the body of a login request to its response |
 //! | 5 | `access` | from headers to a session or a rejection; trusted proxies; identity headers; rate limits |
 //! | 5 | `wechat` | the call that turns a code into an identity; a simulated WeChat |
-//! | 4 | `session` | what a token stands for, and for how long: in memory, and in Redis |
-//! | 4 | `route` | which route or endpoint a path is for, and what a route does to a request |
-//! | 4 | `upstream` | which server is next, and how it is connected to |
+//! | 4 | `session` | sessions and when they end: in memory, and in Redis |
+//! | 4 | `route` | matches a path to a route or endpoint; how a route changes a request |
+//! | 4 | `upstream` | the servers of an upstream: which one is next, and how to connect to it |
 //! | 4 | `listener` | what comes before a request: PROXY header, TLS handshake; the server of internal listeners |
 //! | 3 | `telemetry` | metrics, access log, process log |
 //! | 2 | `config` | the configuration file, validated |
-//! | 1 | `identity` | who was proved: ids, tokens, secrets |
+//! | 1 | `identity` | verified identities: ids, tokens, secrets |
 //! | 0 | `message` | HTTP messages: headers, framing, the gateway's own responses and errors |
-//! | 0 | `clock` | the time that sessions live by, and deadlines |
+//! | 0 | `clock` | the clock for lifetimes, and deadlines |
 //!
 //! # The life of a request
 //!
-//! `edge` finds out what protocol its connection speaks. The rest is `proxy`, one async function
-//! for HTTP/1 and HTTP/2: it reads the request header, which `message::request_header` judges, and
-//! takes the current `policy`; `route` matches the path, and `access` looks the session up;
-//! `upstream` chooses a server, and `access::identity_headers` says which headers are removed and
-//! writes the gateway's own. Then both bodies are forwarded, in both directions at once, and at the
+//! `edge` finds out which protocol the client speaks. The rest happens in `proxy`, in one async
+//! function for HTTP/1 and HTTP/2. It reads the request header, which `message::request_header`
+//! validates, and takes the current `policy`. `route` matches the path, and `access` looks up the
+//! session. `upstream` chooses a server. `access::identity_headers` removes headers of the client
+//! and writes the gateway's own. Then both bodies are forwarded, in both directions at once. At the
 //! end the request is counted and logged.
 //!
-//! What a request may not do, a response may not either: the header of a service's response is
-//! judged as strictly, its framing is never copied, and what it says of its connection stays there.
+//! Responses of services are not trusted either: their headers are validated as strictly, their
+//! framing is written anew, and headers about the connection are not forwarded.
 //!
-//! # What is ours, and what is pingora's
+//! # What this crate does itself
 //!
 //! This crate parses, frames and writes every byte of HTTP/1 between clients and services: headers
-//! in `message` and `proxy::compose`, bodies in `message::chunked` and `proxy::body`. `h2` does the same for
-//! clients of HTTP/2, and rustls their TLS; sockets and timers are tokio's. pingora is used for two
-//! things: its connectors open connections to servers (`proxy`), and its service discovery updates
-//! an upstream's list of servers (`upstream`). Its proxy, its HTTP parsers, its pool of connections
-//! and its server are not used. The listeners that are not public use hyper (`listener::internal`).
+//! in `message` and `proxy::compose`, bodies in `message::chunked` and `proxy::body`. `h2` does the
+//! same for HTTP/2 clients, and rustls does TLS with clients. Sockets and timers are tokio's.
+//! pingora is used for two things: its connectors open connections to servers (`proxy`), and its
+//! service discovery updates an upstream's list of servers (`upstream`). Its proxy, its HTTP
+//! parsers, its connection pool and its server are not used. Listeners that are not public use
+//! hyper (`listener::internal`).
 //!
 //! # The life of a login
 //!
-//! `proxy` reads the body and hands it to `login`, which takes the code out of it, has
-//! `wechat` trade it for an identity, starts a session in `session`, and answers with the
+//! `proxy` reads the body and passes it to `login`. `login` takes the code out of it, `wechat`
+//! exchanges the code for an identity, and `session` creates a session. The response contains the
 //! token.
 
 pub mod access;
@@ -74,7 +75,7 @@ pub mod telemetry;
 mod upstream;
 pub mod wechat;
 
-/// What the fuzz targets of `tests/fuzz` need, and nobody outside the crate may use.
+/// What the fuzz targets of `tests/fuzz` need. Not public otherwise.
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing {
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
@@ -88,7 +89,7 @@ pub mod fuzzing {
     pub use crate::wechat::{Code, ErrCode, WeChatError};
 }
 
-// The targets name the crate as if from outside.
+// The fuzz targets use the crate's public name.
 #[cfg(test)]
 extern crate self as wxgate;
 

@@ -1,9 +1,9 @@
-//! Who may send a request, and what a service is told of it.
+//! Who may send a request, and which identity its service gets.
 //!
 //! `authenticator` gets from headers to a session, or to a rejection. `trusted_proxies` decides
-//! which peers' word counts about where a request came from, and `identity_headers` which headers
-//! only the gateway writes. `rate_limiter` limits how often somebody may send a request, and
-//! `websocket` when a request may become a WebSocket.
+//! from which peers `X-Forwarded-*` headers are used, and `identity_headers` which headers only the
+//! gateway may write. `rate_limiter` limits how often a user or an address may send requests, and
+//! `websocket` decides when a request may become a WebSocket.
 
 pub mod authenticator;
 pub mod identity_headers;

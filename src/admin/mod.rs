@@ -1,4 +1,4 @@
-//! The admin listener: metrics, probes and the hold on users' sessions, never on a public port.
+//! The admin listener: metrics, probes and control of users' sessions. Never on a public port.
 
 mod error;
 mod sessions;

@@ -1,8 +1,8 @@
-//! The time that sessions and one-time codes live by.
+//! The clock for the lifetimes of sessions and one-time codes.
 //!
-//! Monotonic: a step of the wall clock neither ends sessions nor prolongs them. The
-//! process has one clock, which tests replace by one that they advance, so that nothing
-//! that concerns a lifetime needs a sleep. Timeouts on sockets are tokio's, not this.
+//! It is monotonic: a step of the wall clock neither ends sessions nor prolongs them. The process
+//! has one clock. Tests replace it by one that they advance, so that no test of a lifetime needs to
+//! sleep. Timeouts on sockets use tokio's clock, not this one.
 
 pub(crate) mod deadline;
 

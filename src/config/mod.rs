@@ -1,17 +1,17 @@
-//! The configuration, validated: plain data whose types cannot be wrong.
+//! The configuration, validated: plain data whose types cannot hold invalid values.
 //!
-//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file, collects
-//! every problem in it and in what it includes, each with its place, and returns either a whole
-//! [`Config`] or all the problems. Other folders take their own section, never the whole. Each
-//! key, its default and its meaning are in `config/reference.toml`; a test compares it with this
-//! code.
+//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file and the files
+//! that it includes, and collects every problem with its position. It returns either a complete
+//! [`Config`] or all the problems. Other folders receive only their own section. All keys, their
+//! defaults and meanings are in `config/reference.toml`; a test compares it with this code.
 //!
 //! - `section` has one file for each section of the configuration file: its type, its keys with
 //!   defaults and checks, and which of them are restart-only.
-//! - `value` has what several sections have: paths, hosts, rates, headers, secrets, PEM files.
+//! - `value` has the types that several sections share: paths, hosts, rates, headers, secrets, PEM
+//!   files.
 //! - `document` reads TOML and reports problems. It knows none of the sections.
-//! - `read` is the order in which the sections are read, `restart_only` joins what they say a
-//!   reload cannot change, and `changes` is what a reload did change.
+//! - `read` reads the sections in order, `restart_only` collects their restart-only keys, and
+//!   `changes` lists what a reload changed.
 
 mod changes;
 mod document;

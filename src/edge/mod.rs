@@ -2,7 +2,7 @@
 //!
 //! Applies the limits on connections, reads the PROXY header where the listener expects one, does
 //! the TLS handshake, and finds out whether the client speaks HTTP/1 or HTTP/2. From then on
-//! `proxy` serves the connection. Nothing here depends on what a request asks for.
+//! `proxy` serves the connection. Nothing here depends on the content of a request.
 
 pub(crate) mod forward_auth;
 mod redirect;

@@ -1,9 +1,9 @@
-//! Who was proved.
+//! Verified identities.
 //!
-//! An identity reaches upstream services as header values, so its parts are checked here,
-//! once, when WeChat hands them over: what does not fit a header, or is longer than any
-//! real id, is refused and never becomes a session. It does not know how identity is
-//! proved, carried or written.
+//! An identity reaches services as header values, so its parts are validated here, once, when
+//! WeChat returns them. An id that does not fit in a header, or is longer than any real id, is
+//! rejected and never becomes a session. This module does not know how an identity is verified,
+//! carried or written.
 
 pub mod secret;
 pub(crate) mod token;

@@ -1,8 +1,8 @@
 //! A login, from the request's body to the response.
 //!
-//! Takes the code in one of the accepted forms (`request`) and finds the app; logins with one code share
-//! an exchange and its response, which holds the token and nothing of the identity. It does not
-//! read sockets: `proxy.rs` hands it the body within its limit.
+//! Takes the code in one of the accepted forms (`request`) and finds the app. Logins with one code
+//! share an exchange and its response, which contains the token but no identity. This module does
+//! not read from sockets: `proxy` passes it the body, which is within the limit.
 
 mod app_rate_limit;
 mod apps;

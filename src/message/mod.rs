@@ -1,10 +1,9 @@
-//! HTTP messages: what a header says, how a body is framed, and the responses that the gateway makes
-//! itself.
+//! HTTP messages: headers, the framing of bodies, and the gateway's own responses.
 //!
-//! `request_header` and `response_header` judge whether a header has only one reading, and
-//! `chunked` where a body ends. `header` is how names and values are read, `caching` the headers
-//! about caches. `own_response` is a response of the gateway's own; `rejection` is the closed list
-//! of errors, and `error_body` their body.
+//! `request_header` and `response_header` check that a header can be read in only one way, and
+//! `chunked` finds the end of a chunked body. `header` reads names and values, and `caching` writes
+//! the headers for caches. `own_response` is a response of the gateway itself; `rejection` is the
+//! closed list of errors, and `error_body` their body.
 
 pub(crate) mod caching;
 pub mod chunked;

@@ -1,8 +1,8 @@
-//! What lives as long as the process, and what lives as long as one configuration.
+//! The state of the process, and the state of one configuration.
 //!
-//! A [`Policy`] is everything that requests are judged and served by, and each request holds
-//! one from its first byte to its last. [`Process`] is what outlives it: sessions, counters,
-//! logs. Keeping the two apart is what lets a configuration be replaced.
+//! A [`Policy`] is everything that requests are judged and served by. Each request keeps the same
+//! one from its first byte to its last. [`Process`] is what outlives a configuration: sessions,
+//! counters, logs. Because the two are separate, a reload can replace the configuration.
 
 mod admission;
 pub(crate) mod lifecycle;

@@ -1,10 +1,10 @@
 //! The life of a request.
 //!
 //! [`Gateway::serve`] serves the requests of an HTTP/1 connection one after another, and
-//! [`Gateway::serve_http2`] those of an HTTP/2 connection at once. [`Gateway::exchange`] is one
-//! request: it is judged (`judge`), and then answered by the gateway or forwarded to a server
-//! (`forward`). Whatever ends it early becomes a response in one place ([`Gateway::stop`]). Each
-//! request is counted and logged exactly once, even if its code panics.
+//! [`Gateway::serve_http2`] those of an HTTP/2 connection concurrently. [`Gateway::exchange`]
+//! handles one request: it is judged (`judge`), and then either the gateway responds itself or the
+//! request is forwarded to a server (`forward`). If a request ends early, [`Gateway::stop`] decides
+//! on the response. Each request is counted and logged exactly once, even if its code panics.
 //!
 //! The other modules: `request` is the state of one request, `client` and `stream` are the client's
 //! side, `service` is the service's side, `compose` writes headers, `body` moves bodies.

@@ -1,11 +1,11 @@
-//! Which route or endpoint a request is for.
+//! Matches a request to a route or an endpoint.
 //!
-//! A path is judged once, in every way that an upstream might read it (`path`); all of
-//! the readings must meet the same [`Endpoint`], and then the bytes go on as they came.
-//! The gateway's own endpoints match exactly, come before routes, and
-//! may be limited to some hosts. Among routes the most specific wins (`table`): by host, then
-//! path, then headers, then methods; a route whose headers are not those of the request is as
-//! if it were not there, but one of the wrong method hides what is less specific.
+//! A path is checked in every way that a service might read it (`path`). All of the readings must
+//! match the same [`Endpoint`]; then the path is forwarded without being normalised. The gateway's
+//! own endpoints match exactly, come before routes, and may be limited to some hosts. Among routes
+//! the most specific wins (`table`): by host, then path, then headers, then methods. A route whose
+//! header conditions are not met is skipped. A route that matches except for its methods is not
+//! skipped: less specific routes are not tried.
 
 pub mod cors;
 mod edit;

@@ -1,8 +1,8 @@
-//! The composition root: from a configuration to a running gateway, and to its end.
+//! The composition root: starts the gateway from a configuration, and stops it.
 //!
-//! [`Server::bind`] takes everything that can fail at the start, listeners included;
-//! [`Server::run`] serves until it is told to stop. pingora's server is not used: it closes every listener
-//! at once, and then always waits for its whole grace period.
+//! [`Server::bind`] does everything that can fail at the start, including binding the listeners;
+//! [`Server::run`] serves until the process is told to stop. pingora's server is not used: it
+//! closes every listener at once, and then always waits for its whole grace period.
 
 #[cfg(test)]
 mod cancelled;

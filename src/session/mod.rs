@@ -1,13 +1,12 @@
-//! Sessions: what a token stands for, and for how long.
+//! Sessions: the identity behind a token, and when it ends.
 //!
 //! A session ends at its absolute end (`session.ttl`), when it was not used for
-//! `session.idle_timeout`, when it is revoked, when its user has as many newer ones as
-//! `session.max_per_user` says, or when the store is full and it is the one least recently used.
-//! Both ends are kept in the session itself and judged at every look, on the [`Clock`]; the
-//! store's own expiry only frees memory. Each session that was created is counted as removed
-//! exactly once, by its cause. A user can be blocked for a time: then no session is created.
-//! The key is the token's digest; the token is kept nowhere. Where
-//! sessions live is decided by the private backend.
+//! `session.idle_timeout`, when it is revoked, when its user has `session.max_per_user` newer ones,
+//! or when the store is full and it is the least recently used. Absolute and idle end are computed
+//! from the session itself at every lookup, on the [`Clock`]; the store's own expiry only frees
+//! memory. Each session that was created is counted as removed exactly once, by its cause. A user
+//! can be blocked for a time: then no session is created. The key is the token's digest; the token
+//! itself is not stored. The private backend decides where sessions are kept.
 
 mod memory;
 mod redis;

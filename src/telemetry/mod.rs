@@ -1,9 +1,9 @@
-//! What operators see of the gateway.
+//! What operators see of the gateway: metrics and logs.
 //!
-//! `metrics` are counters, one method for each event. `access_log` is one line a request, and
-//! `process_log` everything else; both are written through `log_writer`, which never makes a
-//! request wait, and the first may be a `log_file`, which can be reopened. `log_throttle` limits
-//! how often the same is logged.
+//! `metrics` has the counters, with one method for each event. `access_log` writes one line for
+//! each request, and `process_log` everything else. Both write through `log_writer`, which never
+//! makes a request wait. The access log may go to a `log_file`, which can be reopened.
+//! `log_throttle` limits how often the same message is logged.
 
 pub(crate) mod access_log;
 pub(crate) mod log_file;

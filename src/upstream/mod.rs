@@ -1,9 +1,9 @@
-//! The servers of an upstream: which one is next, and how it is connected to.
+//! The servers of an upstream: which one is next, and how to connect to it.
 //!
-//! A [`Pool`] makes the servers of the configuration into peers, which pingora's connectors connect
-//! to, and returns their addresses in turn. Host names are resolved at the start and every 30
-//! seconds; when a name cannot be resolved, the addresses known before stay. After a failed connect
-//! `proxy` takes a server that it has not tried.
+//! A [`Pool`] turns the configured servers into peers for pingora's connectors, and returns their
+//! addresses in turn. Host names are resolved at the start and every 30 seconds; when a name cannot
+//! be resolved, its last known addresses stay in use. If connecting to a server fails, `proxy`
+//! tries one that it has not tried yet.
 
 mod keep_alive;
 

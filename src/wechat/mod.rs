@@ -1,11 +1,11 @@
-//! WeChat's side of a login: a one-time code traded for an identity.
+//! WeChat's side of a login: exchanges a one-time code for an identity.
 //!
 //! [`ExchangePermit::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
-//! once, within the concurrency limit: after a byte may have been sent the code may be spent, so
-//! nothing is ever repeated. The request's URL holds the app secret; no URL, and
-//! nothing that WeChat said, gets into a log or an error, but for its number and its trace
-//! id. WeChat responds with HTTP 200 and `text/plain`, also to report errors, so the body
-//! decides; an error that a relay gives another status is read as well.
+//! once, within the concurrency limit. Once a byte may have been sent, the code may be spent, so a
+//! call is never repeated. The URL contains the app secret. No URL and no text from WeChat gets
+//! into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP 200
+//! and `text/plain`, also to report errors, so the body decides; errors to which a relay gives
+//! another status are read as well.
 
 mod addresses;
 mod circuit_breaker;

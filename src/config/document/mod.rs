@@ -1,9 +1,9 @@
-//! From the text of the files to tables, values, and problems with their places.
+//! From the text of the files to tables, values, and problems with their positions.
 //!
-//! Knows TOML and how a value is written, but none of the sections. `include` finds the files,
-//! `table` hands out tables and keys and remembers which were asked for, `from_value` turns one
-//! value into a type, and `problems` is what is shown of all that is wrong. `not_toml` recognises
-//! what was never TOML, and `redact_line` decides what of a line may be shown.
+//! Knows TOML and how values are written, but none of the sections. `include` finds the files.
+//! `table` returns tables and keys, and remembers which keys were read. `from_value` converts one
+//! value into a type, and `problems` collects and shows the problems. `not_toml` recognises files
+//! that are not TOML at all, and `redact_line` decides what may be shown of a line.
 
 pub mod file;
 pub mod from_value;

@@ -1,7 +1,7 @@
 //! One file for each section of the configuration file: its type, and `read`, which has its keys,
-//! their defaults and what is checked, with the keys that a reload cannot change.
+//! their defaults and checks, and the keys that a reload cannot change.
 //!
-//! A new key is a field of the type and a line in `read`; tests ask for it in
+//! To add a key, add a field to the type and a line to `read`. A test requires the key in
 //! `config/reference.toml`, too.
 
 pub mod admin;

@@ -1,4 +1,4 @@
-//! Values that several sections have, each with how it is written and what is wrong with it.
+//! Types of values that several sections share: how each is written and what is checked.
 
 pub mod headers;
 pub mod host;
