@@ -1,10 +1,9 @@
-//! From headers to a verdict: who is asking.
+//! Looks up the session of a request from its headers.
 //!
-//! Finds the one token of a request in the carriers of the configuration, looks its session
-//! up, and says whose it is, or why there is nobody. Every way that does not end in a live
-//! session is a refusal, but for a request without a token where anonymous is allowed. A token
-//! that is malformed, unknown, expired or revoked gets the same answer, so that nothing is
-//! learned from it. It does not know what the route does with the identity.
+//! Finds the one token of a request in the configured carriers and looks up its session. A request
+//! without a live session is rejected, unless it has no token and the route allows anonymous
+//! requests. A malformed, unknown, expired or revoked token gets the same response, which therefore
+//! gives nothing away. This module does not know what the route does with the identity.
 
 use std::sync::Arc;
 
@@ -17,17 +16,17 @@ use crate::message::header::{self, Headers};
 use crate::message::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
 
-/// Judges requests by one configuration.
+/// Authenticates requests by one configuration.
 pub struct Authenticator {
     sessions: Sessions,
-    /// Those of the configuration; a session of any other is no good.
+    /// The configured apps; sessions of other apps are invalid.
     apps: Vec<AppId>,
-    /// `None` when the header is no carrier.
+    /// `None` if the header is not a carrier.
     header: Option<HeaderName>,
     reads_bearer: bool,
 }
 
-/// How a request was judged; routes with `auth = "none"` make no decision.
+/// The result for a request; routes with `auth = "none"` have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Ok,
@@ -65,7 +64,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// The word for it in metrics and logs.
+    /// Its label in metrics and logs.
     pub fn decision(&self) -> Decision {
         match self {
             Self::MissingToken => Decision::Missing,
@@ -86,11 +85,11 @@ impl From<&AuthError> for Rejection {
     }
 }
 
-/// What a request carries.
+/// The token of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Presented<'a> {
     Nothing,
-    /// Not of a token's shape, where only a token can stand.
+    /// Not a token, in a header that holds nothing else.
     Malformed,
     Token(&'a [u8]),
 }
@@ -105,10 +104,11 @@ impl Authenticator {
         }
     }
 
-    /// The session of a request. `None`: nobody, where that is allowed, or not looked up.
+    /// The session of a request. `None` if the request may be anonymous and has no token, or if the
+    /// route needs no lookup.
     ///
     /// # Errors
-    /// Every [`AuthError`] is a refusal, whatever the access.
+    /// With an [`AuthError`] the request is rejected, on `optional` routes too.
     pub async fn authenticate(
         &self,
         headers: &impl Headers,
@@ -127,7 +127,7 @@ impl Authenticator {
         }
     }
 
-    /// Ends the session of a request, if it carries one.
+    /// Ends the session of a request, if it has a token.
     ///
     /// # Errors
     /// When tokens conflict or the store cannot be reached.
@@ -153,7 +153,7 @@ impl Authenticator {
     }
 }
 
-/// Whether a request has tokens that conflict, for explanations.
+/// Whether a request has conflicting tokens, for `wxgate explain`.
 pub fn has_conflict(headers: &impl Headers, section: &SessionSection) -> bool {
     let header = Some(&section.header).filter(|_| section.carriers.header);
     presented(headers, header, section.carriers.bearer).is_err()
@@ -173,7 +173,7 @@ fn presented<'a>(
     }
     let mut presented = from_header;
     for value in headers.values_of(&AUTHORIZATION) {
-        // Any other value belongs to the service behind.
+        // Any other value is meant for the service.
         let Some(bearer) = token::bearer_token(value) else { continue };
         match presented {
             Presented::Nothing => presented = Presented::Token(bearer),

@@ -1,11 +1,11 @@
-//! Identity headers sent upstream, and the headers that are the gateway's to write.
+//! The identity headers for services, and the headers that only the gateway may write.
 //!
-//! Upstream services trust these headers blindly, so this is the only code that may write them, and
-//! it removes whatever the client sent under the same names first, on every route, `auth = "none"`
-//! included. CGI-like upstreams fold `X_OpenId`, `X.OpenId` and `X-OpenId` into one variable, so
-//! names are compared folded: every byte that is no letter or digit counts as `_`, and case does
-//! not matter. It is called only where nothing is removed afterwards (`proxy::compose`), and does
-//! not know how an identity was proved.
+//! Services trust these headers blindly, so only this code may write them. It first removes what
+//! the client sent under the same names, on every route, including those with `auth = "none"`.
+//! CGI-like services fold `X_OpenId`, `X.OpenId` and `X-OpenId` into one variable, so names are
+//! compared folded: every byte that is not a letter or digit counts as `_`, and case is ignored. It
+//! must run after everything else that removes headers (`proxy::compose`). It does not know how an
+//! identity was verified.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{HeaderMap, StatusCode};
@@ -29,22 +29,22 @@ static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
-/// Strips and writes headers by one configuration.
+/// Removes and writes headers as one configuration says.
 pub struct IdentityHeaders {
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
-    /// Of the openid, the app id and the unionid, for those who ask for them.
+    /// The names for the openid, the app id and the unionid.
     identity: [HeaderName; 3],
-    /// What a proxy that asks writes or removes, and how else it could be spelled.
+    /// Headers that a forward-auth proxy writes or removes; folded, to recognise other spellings.
     decision_names: Vec<HeaderName>,
     decision_names_folded: FoldedNames,
 }
 
-/// What is said of a request's way to the gateway.
+/// The values of the forwarding headers.
 pub struct Forwarding {
     pub request_id: HeaderValue,
-    /// The whole `X-Forwarded-For`.
+    /// The whole value of `X-Forwarded-For`.
     pub forwarded_for: HeaderValue,
     pub proto: HeaderValue,
     pub host: Option<HeaderValue>,
@@ -106,21 +106,21 @@ impl IdentityHeaders {
         }
     }
 
-    /// Also removes, where routes trust methods, what gives a request another method than the
-    /// one that it was routed by.
+    /// Also removes headers that override the method, if routes match by method: otherwise the
+    /// service could see another method than the one that was matched.
     #[must_use]
     pub fn removing_overrides(mut self, routes_trust_methods: bool) -> Self {
         let overrides = METHOD_OVERRIDES.into_iter().filter(|_| routes_trust_methods);
         for name in overrides {
             self.request.insert(name);
-            // Another proxy would pass it on.
+            // Another proxy would forward it.
             self.decision_names_folded.insert(name);
         }
         self
     }
 
-    /// Leaves of the gateway's headers only what the gateway writes: exactly one line of
-    /// each, and identity only where there is one.
+    /// Removes the client's lines of the gateway's headers, and writes exactly one line of each.
+    /// The identity headers are written only if there is an identity.
     ///
     /// # Errors
     /// When a value cannot be written; the request must then not be forwarded.
@@ -153,8 +153,8 @@ impl IdentityHeaders {
         Ok(())
     }
 
-    /// Writes the forwarding headers and the request id, after every line has been removed that
-    /// [`Self::strips`] names.
+    /// Writes the forwarding headers and the request id. Every line that [`Self::strips`] selects
+    /// must have been removed before.
     pub fn write(&self, forwarding: &Forwarding, out: &mut Vec<u8>) {
         for (name, value) in [
             (&REQUEST_ID, Some(&forwarding.request_id)),
@@ -169,7 +169,7 @@ impl IdentityHeaders {
         }
     }
 
-    /// Writes the identity headers, after the same removal.
+    /// Writes the identity headers. The same lines must have been removed before.
     pub fn write_identity(&self, identity: &Identity, out: &mut Vec<u8>) {
         let [openid, app_id, unionid] = &self.identity;
         write_line(out, openid.as_str().as_bytes(), identity.openid.as_str().as_bytes());
@@ -190,8 +190,8 @@ impl IdentityHeaders {
             && token::bearer_token(value).is_some()
     }
 
-    /// Tells another proxy whose a request is. Each header is there once, and empty where there
-    /// is nothing to say, so that it takes the place of what the client sent.
+    /// Writes the identity into the response to another proxy. Each header is written once, and is
+    /// empty if it has no value, so that it replaces what the client sent.
     ///
     /// # Errors
     /// When a value cannot be written; the request must then not be allowed.
@@ -216,8 +216,8 @@ impl IdentityHeaders {
         Ok(())
     }
 
-    /// Whether a header that was passed on by another proxy is one that this proxy writes or
-    /// removes, but in a spelling that it would miss.
+    /// Whether another proxy forwarded a header that it should have written or removed, in a
+    /// spelling that it does not recognise.
     pub fn has_lookalike(&self, passed_on: &HeaderMap) -> bool {
         passed_on.keys().any(|name| {
             self.decision_names_folded.contains(name.as_str())
@@ -230,8 +230,7 @@ impl IdentityHeaders {
         self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(one)))
     }
 
-    /// Why a header line of a request is removed; `None` where it is not. For explanations:
-    /// [`Self::apply`] does not ask.
+    /// Why a header line of a request is removed; `None` if it is not. Only for `wxgate explain`.
     pub fn removal_reason(
         &self,
         name: &HeaderName,
@@ -262,18 +261,18 @@ impl IdentityHeaders {
         })
     }
 
-    /// Keeps an upstream's identity and session headers, error marks that are not the
-    /// gateway's, and what concerns only its connection from the client.
+    /// Removes from a service's response the identity and session headers, error marks (only the
+    /// gateway may set them), and headers about the service's connection.
     pub fn clean_response(&self, status: u16, response: &mut impl HeadersMut) {
         let is_kept = |name: &[u8]| {
-            // Not for the service to take away, or no header.
+            // A service must not remove framing; the others are connection options.
             is_framing(name) || is_any(name, &["upgrade", "keep-alive", "close"])
         };
         let nominated = nominated(response).filter(|name| !is_kept(name));
         let nominated: Vec<Box<[u8]>> = nominated.map(Box::from).collect();
-        // An offer of the service, as Apache's of HTTP/2, is one to the gateway.
+        // A service's offer to upgrade, such as Apache's of HTTP/2, is meant for the gateway.
         let declines = status != StatusCode::SWITCHING_PROTOCOLS.as_u16();
-        // It has no body, and must not say that it has (RFC 9110, section 8.6, and RFC 9112,
+        // These have no body, and must not announce one (RFC 9110, section 8.6, and RFC 9112,
         // section 6.1).
         let has_no_body = status < 200 || status == StatusCode::NO_CONTENT.as_u16();
         response.remove_if(|name, _| {
@@ -284,7 +283,7 @@ impl IdentityHeaders {
         });
     }
 
-    /// Whether a header of a service is kept from clients, whatever the status.
+    /// Whether a header of a service's response is removed, whatever the status.
     pub fn cleans(&self, name: &[u8]) -> bool {
         self.response.contains(name)
     }
@@ -330,7 +329,7 @@ mod tests {
         }
     }
 
-    /// Written out apart from the code under test.
+    /// Listed here again, independently of the code under test.
     const GATEWAYS_OWN: [&str; 27] = [
         "x_openid",
         "x_appid",
@@ -367,7 +366,7 @@ mod tests {
             .collect()
     }
 
-    /// A name that folds to one of the gateway's own, in some spelling.
+    /// A name that folds to one of the gateway's own, in any spelling.
     fn spelling() -> impl Strategy<Value = String> {
         let separators = prop::sample::select("!#$%&'*+-.^_`|~".chars().collect::<Vec<_>>());
         (
@@ -391,7 +390,7 @@ mod tests {
     }
 
     proptest! {
-        /// No header list whatever gets a second spelling through.
+        /// No list of headers gets another spelling through.
         #[test]
         fn upstream_sees_of_the_gateways_names_only_what_the_gateway_wrote(
             names in prop::collection::vec(any_name(), 0..24),
@@ -456,7 +455,7 @@ mod tests {
         assert_eq!(kept, ["Basic abc"]);
     }
 
-    /// The lines that are left of a response's.
+    /// The header lines of a response that remain.
     fn cleaned(status: u16, lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut response = HeaderMap::new();
         for (name, value) in lines {

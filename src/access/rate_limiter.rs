@@ -1,9 +1,9 @@
-//! How often somebody may ask.
+//! How often a user or an address may send requests.
 //!
-//! A [`RateLimit`] gives each user or address a bucket of its own (GCRA, by `governor`). A
-//! client chooses its address, and users are many, so the buckets are bounded: when there
-//! are as many as there may be, the one that was least recently used is forgotten. What is
-//! forgotten is full again, and so is what was not used for a whole period.
+//! A [`RateLimit`] has one bucket for each user or address (GCRA, by `governor`). Clients can
+//! choose their addresses, and there may be many users, so the number of buckets is limited: at the
+//! limit the least recently used bucket is dropped. A dropped bucket is full again, and so is one
+//! that was not used for a whole period.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::Rate;
 use crate::message::rejection::Rejection;
 
-/// Buckets of one rate, by user or by address.
+/// The buckets of one rate, by user or by address.
 pub struct RateLimit {
     rate: Rate,
     capacity: u64,
@@ -34,7 +34,7 @@ pub struct RateLimit {
 
 type Bucket = RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Nanos>>;
 
-/// The process's clock, as the limiter reads it.
+/// The process's clock, as `governor` reads it.
 #[derive(Clone)]
 struct Ticks(Clock);
 
@@ -47,9 +47,9 @@ impl clock::Clock for Ticks {
 }
 
 impl RateLimit {
-    /// Remembers `capacity` keys at most.
+    /// Keeps at most `capacity` buckets.
     pub fn new(rate: Rate, capacity: u64, clock: Clock) -> Self {
-        // A period is a millisecond at least, so that no number of requests makes it none.
+        // At least a nanosecond: a large count must not make the step zero.
         let step = (rate.period / rate.count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(step).unwrap_or(Quota::per_second(rate.count));
         Self {
@@ -66,7 +66,7 @@ impl RateLimit {
         }
     }
 
-    /// The limit from before a reload where nothing has changed, else a new one.
+    /// The limit from before a reload if nothing has changed, else a new one.
     pub fn carried_over(
         previous: Option<&Arc<Self>>,
         rate: Rate,
@@ -77,10 +77,10 @@ impl RateLimit {
         same.cloned().unwrap_or_else(|| Arc::new(Self::new(rate, capacity, clock.clone())))
     }
 
-    /// Takes one of what `key` may have.
+    /// Counts one request of `key`.
     ///
     /// # Errors
-    /// [`Rejection::RateLimited`], with the time until there is another, when there is none.
+    /// [`Rejection::RateLimited`] if the limit is reached, with the time until the next request.
     pub fn check(&self, key: &impl Hash) -> Result<(), Rejection> {
         let key = self.hasher.hash_one(key);
         let bucket = self.buckets.get_with(key, || {
@@ -95,14 +95,14 @@ impl RateLimit {
         })
     }
 
-    /// [`RateLimit::check`] by address. One client has a whole /64 of IPv6 (RFC 6177), so
-    /// that is what counts there.
+    /// [`RateLimit::check`] by address. For IPv6 the /64 counts, because one client has a whole /64
+    /// (RFC 6177).
     pub fn check_address(&self, address: IpAddr) -> Result<(), Rejection> {
         self.check(&network(address))
     }
 }
 
-/// What of an address is one client's: of IPv6 its /64.
+/// The part of an address that identifies a client: for IPv6 its /64.
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

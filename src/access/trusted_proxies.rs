@@ -1,9 +1,9 @@
-//! Whose word counts about where a request came from.
+//! From which peers `X-Forwarded-*` headers are used.
 //!
-//! A peer of `server.trusted_proxies` may say who its client is, how it was reached and
-//! what the request's id is; from anybody else these headers are noise. `X-Forwarded-For`
-//! is read from the right, past trusted addresses only, so what a client put at its left
-//! end is never believed. What is found here is written by `inject.rs`.
+//! Client address, protocol, host and request id are taken from the headers of peers in
+//! `server.trusted_proxies`; the headers of all other peers are ignored. `X-Forwarded-For` is read
+//! from the right, past trusted addresses only, so what a client put at its left end is never used.
+//! `identity_headers` writes what is found here.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,19 +18,19 @@ use crate::access::identity_headers::{
 };
 use crate::message::header::Headers;
 
-/// The networks whose word counts.
+/// The networks of the trusted proxies.
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
-    /// Whether it was said that somebody else's did not.
+    /// Whether the warning about an untrusted peer was logged.
     has_warned: AtomicBool,
 }
 
-/// The two ends of a request's way here.
+/// The peer of a connection and the client behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Who connected to the gateway.
+    /// The address that connected to the gateway.
     pub peer: IpAddr,
-    /// Who asks, as far as it is known.
+    /// The client's address, as far as it is known.
     pub address: IpAddr,
     pub is_trusted: bool,
 }
@@ -40,7 +40,7 @@ impl TrustedProxies {
         Self { networks: networks.to_vec(), has_warned: AtomicBool::new(false) }
     }
 
-    /// Whether an address, in its canonical form, is one of them.
+    /// Whether an address, in its canonical form, is a trusted proxy's.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))
     }
@@ -56,7 +56,7 @@ impl TrustedProxies {
         Client { peer, address, is_trusted }
     }
 
-    /// A forgotten setting shows in this; said every time, it would fill the log for anybody.
+    /// Logged once: it shows a forgotten setting, but any client can cause it.
     fn warn_once(&self, peer: IpAddr, headers: &impl Headers) {
         let is_news = !self.has_warned.load(Ordering::Relaxed)
             && headers.first(&FORWARDED_FOR).is_some()
@@ -70,8 +70,8 @@ impl TrustedProxies {
         }
     }
 
-    /// The nearest address that is not a trusted proxy's, or the farthest trusted one. What
-    /// cannot be read ends the search: nothing left of it can be trusted.
+    /// The nearest address that is not a trusted proxy's, or the farthest trusted one. An element
+    /// that is not an address ends the search: nothing to the left of it can be trusted.
     fn forwarded_client(&self, headers: &impl Headers) -> Option<IpAddr> {
         let lines: Vec<_> = headers.values_of(&FORWARDED_FOR).collect();
         let hops = lines.iter().rev().flat_map(|line| line.rsplit(|b| *b == b','));
@@ -99,12 +99,12 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
 }
 
 impl Client {
-    /// A trusted proxy's id for the request, or a fresh one.
+    /// The request id of a trusted proxy, or a new one.
     pub fn request_id(&self, headers: &impl Headers) -> HeaderValue {
         self.claimed(headers, &REQUEST_ID, is_request_id).unwrap_or_else(fresh_request_id)
     }
 
-    /// What upstream is told; `own_proto` is how this gateway was reached.
+    /// The forwarding headers for the service; `own_proto` is the scheme of the gateway's listener.
     pub fn forwarding(
         &self,
         headers: &impl Headers,
@@ -118,7 +118,7 @@ impl Client {
         let client = if self.is_trusted {
             address_value(self.address)
         } else {
-            // The only hop that there is.
+            // There is no other hop.
             forwarded_for.clone()
         };
         Forwarding {
@@ -145,7 +145,7 @@ impl Client {
         HeaderValue::from_bytes(&hops.join(&b", "[..])).unwrap_or_else(|_| address_value(self.peer))
     }
 
-    /// The one value of a header, if the peer's word counts and it makes sense.
+    /// The only value of a header, if the peer is trusted and the value is valid.
     fn claimed(
         &self,
         headers: &impl Headers,
@@ -160,11 +160,11 @@ impl Client {
     }
 }
 
-/// An address, as it is written to services.
+/// An address as a header value for services.
 pub fn address_value(address: IpAddr) -> HeaderValue {
-    // An address is digits, letters, dots and colons.
+    // Digits, letters, dots and colons are always legal.
     let value = match address {
-        // Most are of this kind, and the standard library's way is a long one.
+        // Most addresses are of this kind, and the standard library formats them slowly.
         IpAddr::V4(address) => {
             let mut text = Vec::with_capacity("255.255.255.255".len());
             for octet in address.octets() {
@@ -181,13 +181,13 @@ pub fn address_value(address: IpAddr) -> HeaderValue {
     value.unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// What may stand in logs and headers as it is.
+/// Whether it can be written to logs and headers without escaping.
 pub fn is_request_id(value: &[u8]) -> bool {
     let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=128).contains(&value.len()) && value.iter().all(legal)
 }
 
-/// 128 random bits in hex, as nginx's `$request_id`.
+/// 128 random bits in hex, like nginx's `$request_id`.
 pub fn fresh_request_id() -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut random = [0u8; 32];

@@ -1,9 +1,9 @@
-//! WebSocket: when a request may become one, and how long it may stay one.
+//! WebSocket: when a request may become one.
 //!
-//! All protocols in `Upgrade` but a WebSocket are ignored, and the request is served like any other
-//! (RFC 9110, section 7.8). A handshake is judged strictly (RFC 6455, section 4): until the service
-//! has answered it with a proper `101`, what follows the request on its connection is a request
-//! like any other, and never taken for raw bytes.
+//! `Upgrade` to any other protocol is ignored, and the request is served normally (RFC 9110,
+//! section 7.8). A handshake is validated strictly (RFC 6455, section 4). Until the service has
+//! responded with a valid `101`, the bytes after the request are read as the next request, never as
+//! raw data.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,22 +17,22 @@ use sha1::{Digest, Sha1};
 use crate::message::header::{Headers, nominated, offers_websocket, trim};
 use crate::message::rejection::Rejection;
 
-/// Appended to the client's key before it is digested (RFC 6455, section 1.3).
+/// Appended to the client's key before it is hashed (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Whether a request of HTTP/1.1 asks to become a WebSocket.
+/// Whether an HTTP/1.1 request asks for a WebSocket.
 pub fn is_asked_for(headers: &impl Headers) -> bool {
     headers.values_of(&UPGRADE).any(offers_websocket)
 }
 
-/// The rejection of a WebSocket where none is allowed.
+/// The rejection where no WebSocket is allowed.
 pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowed on this path");
 
-/// Judges the handshake of a request that asks to become a WebSocket.
+/// Validates the handshake of a request for a WebSocket.
 ///
 /// # Errors
-/// [`Rejection::BadRequest`] when it is malformed, and [`Rejection::UpgradeRequired`] when it is
-/// one of another version than 13. Such a version may have another key, so it comes first.
+/// [`Rejection::BadRequest`] if it is malformed, and [`Rejection::UpgradeRequired`] if its version
+/// is not 13. The version is checked before the key, because another version may have another key.
 pub fn judge_handshake(method: &Method, headers: &impl Headers) -> Result<(), Rejection> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
         return Err(Rejection::BadRequest("Upgrade must be one \"websocket\" and nothing else"));
@@ -64,7 +64,7 @@ fn is_version(value: &[u8]) -> bool {
     is_number && std::str::from_utf8(value).is_ok_and(|text| text.parse::<u8>().is_ok())
 }
 
-/// Why a `101` does not accept the handshake of a request; the header line at fault comes first.
+/// Why a `101` does not accept the handshake of a request; begins with the header at fault.
 pub fn fault(request: &impl Headers, headers: &impl Headers) -> Option<&'static str> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
         return Some("Upgrade (not websocket alone)");
@@ -144,7 +144,7 @@ mod tests {
         let of_version = |version: &str| {
             let mut lines = SOUND;
             lines[3] = ("Sec-WebSocket-Version", version);
-            // A later version may have a key of another shape, or none.
+            // A later version may have another kind of key, or none.
             let lines = &lines[..4];
             judge(&Method::GET, lines)
         };
