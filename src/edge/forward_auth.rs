@@ -1,12 +1,12 @@
-//! Forward-auth: the decision alone, for those who keep another proxy in front.
+//! Forward-auth: decisions for another proxy in front of the services.
 //!
-//! nginx, Caddy, Traefik, Envoy and their like ask here before they forward a request: may it
-//! go on, and whose is it? Only `server.trusted_proxies` may ask, on a listener of its own.
-//! The request is told of in `X-Forwarded-Method`, `-Uri` and `-Host`, each exactly once; the
-//! decision is the public listener's ([`Policy::admit`]). The answer is 200, 401 or 403, and
-//! 503 when sessions cannot be looked up; each has every identity header, empty where there is
-//! no identity, so that it overwrites the client's. What the asking request itself is, but for
-//! its headers, decides nothing. Bodies, sizes and upgrades are the proxy's affair.
+//! nginx, Caddy, Traefik, Envoy and similar proxies call this before they forward a request: is it
+//! allowed, and whose is it? Only `server.trusted_proxies` may call, on a separate listener. The
+//! original request is described by `X-Forwarded-Method`, `-Uri` and `-Host`, each exactly once.
+//! The decision is the same as on the public listener ([`Policy::admit`]). The response is 200, 401
+//! or 403, and 503 when sessions cannot be looked up. It has every identity header, empty if there
+//! is no identity, so that it overwrites the client's. Of the proxy's own request, only the headers
+//! affect the decision. Bodies, sizes and upgrades are left to the proxy.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -41,13 +41,14 @@ use crate::route::{Asked, Endpoint, Route};
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::Metrics;
 
-/// Who may not ask has no longer to be told so, and no connection then.
+/// How long an untrusted peer's connection may last, and how long an idle connection may take to
+/// close.
 const SHORTLY: Duration = Duration::from_secs(1);
 
-/// The least that hyper reads a head into.
+/// The smallest buffer that hyper accepts for a request header.
 const LEAST_BUFFER: usize = 8 << 10;
 
-/// Answers the connections of other proxies.
+/// Serves the connections of other proxies.
 pub struct ForwardAuth {
     process: Arc<Process>,
     policies: Arc<Policies>,
@@ -57,22 +58,22 @@ pub struct ForwardAuth {
 
 impl ForwardAuth {
     pub fn new(process: Arc<Process>, policies: Arc<Policies>) -> Self {
-        // Descriptors are shared with the public listeners.
+        // File descriptors are shared with the public listeners.
         let connections = (policies.current().limits.max_connections / 2).max(1);
         Self { process, policies, permits: Semaphore::new(connections) }
     }
 
-    /// Serves a connection to its end. One that asks nothing for `limits.idle_timeout` ends,
-    /// within twice that time.
+    /// Serves a connection to its end. A connection without requests for `limits.idle_timeout` is
+    /// closed within twice that time.
     pub async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         let Ok(_permit) = self.permits.try_acquire() else { return };
-        // Answers are flushed whole; waiting for more to send would only delay them.
+        // Responses are flushed whole: waiting for more data would only delay them.
         let _ = stream.set_nodelay(true);
         let peer = peer.ip().to_canonical();
         let policy = self.policies.current();
         let limits = policy.limits.clone();
         let is_trusted = policy.trusted_proxies.contains(peer);
-        // No connection may hold a policy for as long as it lives.
+        // A connection must not keep a policy for its whole life.
         drop(policy);
         let patience = if is_trusted { limits.idle_timeout } else { SHORTLY };
         let is_used = AtomicBool::new(false);
@@ -87,7 +88,7 @@ impl ForwardAuth {
         let mut connection = pin!(
             http1::Builder::new()
                 .keep_alive(is_trusted)
-                // The proxy's own headers come on top of what a client may send.
+                // The proxy adds its own headers to those of the client.
                 .max_buf_size((limits.max_header + limits.max_target).max(LEAST_BUFFER))
                 .serve_connection(TokioIo::new(stream), service_fn(respond))
         );
@@ -100,19 +101,19 @@ impl ForwardAuth {
                 }
             };
             tokio::select! {
-                // The sender lives as long as the process.
+                // Cannot fail: the sender lives as long as the process.
                 _ = closing.wait_for(|closing| *closing) => {}
                 () = idle => {}
             }
         };
         tokio::select! {
             biased;
-            // A connection that breaks is its proxy's affair.
+            // A broken connection is the proxy's problem.
             _ = connection.as_mut() => return,
             () = over => {}
         }
         connection.as_mut().graceful_shutdown();
-        // Half a head does not hold up the end.
+        // An incomplete request header must not delay the end.
         let left = if is_busy.load(Ordering::Relaxed) { limits.header_timeout } else { SHORTLY };
         let _ = timeout(left, connection).await;
     }
@@ -154,7 +155,7 @@ impl ForwardAuth {
             took: started.elapsed(),
         });
         headers.insert(&REQUEST_ID, request_id);
-        // What is left of a body could be taken for the next request.
+        // The rest of a body could be read as the next request.
         if self.process.lifecycle.is_draining() || !body.is_end_stream() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -164,7 +165,7 @@ impl ForwardAuth {
         response
     }
 
-    /// Whether the request that is told of may go on, and whose it is.
+    /// Whether the original request is allowed, and whose it is.
     async fn judge<'a>(policy: &'a Policy, request: &request::Parts, client: Client) -> Judged<'a> {
         let met = match meet(policy, request, client) {
             Ok(met) => met,
@@ -175,14 +176,14 @@ impl ForwardAuth {
         };
         let Met { route, method, path, host, is_preflight } = met;
         let asked = Asked { path, host: Some(host), method: &method, headers: &request.headers };
-        // What the gateway would answer itself, the service must not have without a session.
+        // A preflight that the gateway responds to must not reach the service without a session.
         let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
         let routed = RoutedRequest { asked, is_preflight, client: client.address, length: None };
         let (verdict, outcome) = policy.admit(route, &routed).await;
         Judged { route: Some(&route.route), verdict, outcome }
     }
 
-    /// Counts the request and writes its access line, which is about the request told of.
+    /// Counts the request and writes its access log line, which describes the original request.
     fn write_down(&self, seen: &Recorded<'_>) {
         let metrics = &seen.policy.forward_auth_metrics;
         metrics.observe(seen.status.as_u16(), seen.took);
@@ -190,7 +191,7 @@ impl ForwardAuth {
         if !access_log.is_on() {
             return;
         }
-        // From a stranger it is no more than noise.
+        // Headers of untrusted peers are not logged.
         let told = |name| {
             let value = only(&seen.request.headers, name, "", "").ok()?.to_str().ok()?;
             seen.client.is_trusted.then_some(value)
@@ -211,14 +212,14 @@ impl ForwardAuth {
     }
 }
 
-/// The decision on the request that is told of.
+/// The decision on the original request.
 struct Judged<'a> {
     route: Option<&'a Route>,
     verdict: Verdict,
     outcome: Result<(), Rejection>,
 }
 
-/// The request that is told of, and the route that it met.
+/// The original request, and the route that it matched.
 struct Met<'p, 'r> {
     route: &'p ServedRoute,
     method: Method,
@@ -227,7 +228,7 @@ struct Met<'p, 'r> {
     is_preflight: bool,
 }
 
-/// Reads the request that is told of, and finds its route.
+/// Reads the original request, and finds its route.
 fn meet<'p, 'r>(
     policy: &'p Policy,
     request: &'r request::Parts,
@@ -236,7 +237,7 @@ fn meet<'p, 'r>(
     if !client.is_trusted {
         return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
     }
-    // Envoy and Higress append the path of the request.
+    // Envoy and Higress append the path of the original request.
     let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
     if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
@@ -266,7 +267,7 @@ fn meet<'p, 'r>(
     Ok(Met { route, method, path, host, is_preflight })
 }
 
-/// What is written down.
+/// What is counted and logged.
 struct Recorded<'a> {
     policy: &'a Policy,
     request: &'a request::Parts,
@@ -278,7 +279,7 @@ struct Recorded<'a> {
     took: Duration,
 }
 
-/// The request that is asked about, as a trusted proxy tells it.
+/// The original request, as a trusted proxy describes it.
 struct OriginalRequest<'a> {
     method: &'a [u8],
     target: &'a [u8],
@@ -287,7 +288,7 @@ struct OriginalRequest<'a> {
 
 impl<'a> OriginalRequest<'a> {
     fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
-        // The name is given as text too, because messages are static.
+        // The name is passed as text too, because messages are static.
         macro_rules! once {
             ($name:ident, $text:literal) => {{
                 let missing = concat!($text, " is missing");
@@ -310,7 +311,7 @@ impl<'a> OriginalRequest<'a> {
     }
 }
 
-/// The value of a header that must be there exactly once.
+/// The value of a header that must occur exactly once.
 fn only<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -326,7 +327,7 @@ fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }
 
-/// Proxies know these only: of any other nginx makes a 500 of its own.
+/// Proxies expect only these: nginx turns any other into a 500.
 fn status(rejection: &Rejection) -> StatusCode {
     match rejection {
         Rejection::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -335,7 +336,7 @@ fn status(rejection: &Rejection) -> StatusCode {
     }
 }
 
-/// A request in flight, until it is dropped.
+/// Counts a request as in flight until it is dropped.
 struct InFlight<'a>(&'a Metrics);
 
 impl<'a> InFlight<'a> {

@@ -29,13 +29,13 @@ use crate::proxy::{Client, Gateway, closed};
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Idle connections to services that each worker keeps, at most. All workers together keep no more
-/// than half of `limits.max_connections`, because descriptors are shared. If there were fewer than
-/// requests at once, connections would be opened and closed with each request.
+/// The most idle connections to services for each worker. All workers together keep no more than
+/// half of `limits.max_connections`, because file descriptors are shared. With fewer than there are
+/// concurrent requests, connections would be opened and closed for every request.
 const MOST_IDLE: usize = 1024;
 
-/// Bytes for a client that the system holds before it sends them. It would hold megabytes, and tell
-/// only after a third of them that the client takes anything.
+/// The most bytes for a client that the system holds unsent. By default it would hold megabytes,
+/// and report only after a third of them that the client reads.
 #[cfg(target_os = "linux")]
 const MOST_UNSENT: u32 = 64 << 10;
 
@@ -49,24 +49,24 @@ pub struct Edge {
     process: Arc<Process>,
     /// One for each connection that is served.
     permits: Semaphore,
-    /// Connections by address, where that is limited. Never more than there are permits.
+    /// Connections by address, if they are limited. Never more than there are permits.
     by_address: Mutex<HashMap<IpAddr, usize>>,
-    /// Whether it was said that a balancer is not what the configuration takes it for.
+    /// Whether the warning about an unexpected peer of a PROXY listener was logged.
     odd_balancer: Once,
 }
 
-/// What a listener expects of a connection.
+/// What the connections of a listener begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
-    /// A handshake of TLS or a request.
+    /// A TLS handshake or a request.
     Client,
-    /// A balancer that first says whose connection it is.
+    /// The PROXY header of a load balancer.
     ProxyProtocol,
-    /// A request that is not encrypted, and should be.
+    /// An unencrypted request, which is redirected to HTTPS.
     Redirect,
 }
 
-/// A connection on which requests can come.
+/// A connection that is ready for requests.
 struct Opened<'a> {
     client: Client,
     speaks: Speaks,
@@ -74,14 +74,14 @@ struct Opened<'a> {
     _share: Option<AddressSlot<'a>>,
 }
 
-/// What a connection speaks.
+/// The protocol of a connection.
 enum Speaks {
-    /// `begun` is the deadline of a header of which a part has come.
+    /// `begun` is the deadline of a request header that has been received in part.
     Http1 {
         begun: Option<Instant>,
     },
     Http2(Box<LimitsSection>),
-    /// A request that gets a redirect to HTTPS.
+    /// The request is redirected to HTTPS.
     Redirect,
 }
 
@@ -99,7 +99,7 @@ impl Edge {
         }
     }
 
-    /// Permits that are free, and addresses that have connections.
+    /// The free permits, and the addresses that have connections.
     #[cfg(test)]
     pub fn held(&self) -> (usize, usize) {
         (self.permits.available_permits(), self.by_address.lock().len())
@@ -108,7 +108,7 @@ impl Edge {
     /// Serves a connection to its end.
     pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, kind: ListenerKind) {
         let closing = self.process.lifecycle.closing();
-        // Boxed, as all that is rare: an idle connection takes the room of the largest future in it.
+        // Boxed, because it is rare: an idle connection takes as much memory as its largest future.
         let open = Box::pin(self.open(stream, peer, kind, closing.clone()));
         let Some(mut opened) = open.await else { return };
         match opened.speaks {
@@ -120,7 +120,7 @@ impl Edge {
         }
     }
 
-    /// Takes a connection to the point where requests come. `None`: it has ended.
+    /// Prepares a connection for requests. `None`: it has ended.
     async fn open(
         &self,
         mut stream: TcpStream,
@@ -128,9 +128,9 @@ impl Edge {
         kind: ListenerKind,
         mut closing: watch::Receiver<bool>,
     ) -> Option<Opened<'_>> {
-        // Answers are flushed whole; waiting for more to send would only delay them.
+        // Responses are flushed whole: waiting for more data would only delay them.
         let _ = stream.set_nodelay(true);
-        // Without it, more is held than has to be.
+        // Without this, the system holds more data than necessary.
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MOST_UNSENT);
         let policy = self.policies.current();
@@ -153,7 +153,7 @@ impl Edge {
         };
         let opened =
             |client, speaks| Some(Opened { client, speaks, _permit: permit, _share: share });
-        // No connection may hold a policy for as long as it lives.
+        // A connection must not keep a policy for its whole life.
         let (limits, tls, h2c) = (Box::new(policy.limits.clone()), policy.tls.clone(), policy.h2c);
         drop(policy);
         if kind == ListenerKind::Redirect {
@@ -186,7 +186,7 @@ impl Edge {
         opened(Client::tls(shaken, peer), speaks)
     }
 
-    /// Whose connection it is by the word of a balancer, if that may be believed.
+    /// The client's address from the PROXY header, if the load balancer is trusted.
     async fn peer_behind(
         &self,
         stream: &mut TcpStream,
@@ -198,9 +198,9 @@ impl Edge {
             match proxy_protocol::read(stream).await {
                 Ok(ConnectionOrigin::Client(source)) => Ok(source),
                 Ok(ConnectionOrigin::Balancer) => Ok(balancer),
-                // Nobody's word counts less, and nobody is trusted by this address.
+                // The client is unknown. This address belongs to no client and to no trusted proxy.
                 Ok(ConnectionOrigin::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
-                // A probe for an open port is no mistake of anybody's.
+                // A port probe is not a mistake.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
                 Err(_) => Err(Some("does not begin its connections with a PROXY header")),
             }
@@ -224,7 +224,7 @@ impl Edge {
         })
     }
 
-    /// One more connection of an address, unless it has as many as it may.
+    /// Counts one more connection of an address, unless it has reached its limit.
     fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<AddressSlot<'_>>, TooMany> {
         let Some(most) = policy.limits.max_connections_per_address else { return Ok(None) };
         if policy.trusted_proxies.contains(address) {
@@ -240,7 +240,7 @@ impl Edge {
         Ok(Some(AddressSlot { by_address: &self.by_address, address }))
     }
 
-    /// Answers a connection beyond the cap, quickly: it holds a descriptor.
+    /// Rejects a connection beyond a limit, quickly: it holds a file descriptor.
     async fn turn_away(
         &self,
         stream: TcpStream,
@@ -253,14 +253,14 @@ impl Edge {
             return;
         }
         let mut client = Client::plain(stream, peer);
-        // A request that has come already and is not read would reset the connection.
+        // Closing with unread data would reset the connection.
         let _ = timeout(TURN_AWAY, client.read_more()).await;
         let _ = timeout(TURN_AWAY, self.gateway.refuse(&mut client, &Rejection::Overloaded)).await;
     }
 }
 
-/// Whether a plain connection begins as HTTP/2 (RFC 9113, section 3.3); `None` at the deadline. The
-/// bytes that were read are held.
+/// Whether an unencrypted connection begins as HTTP/2 (RFC 9113, section 3.3); `None` at the
+/// deadline. The bytes that were read stay in the client's buffer.
 async fn begins_as_http2(client: &mut Client) -> Option<bool> {
     loop {
         if client.held.starts_with(PREFACE) {
@@ -276,13 +276,13 @@ async fn begins_as_http2(client: &mut Client) -> Option<bool> {
     }
 }
 
-/// A connection begins as none may.
+/// The connection has no acceptable PROXY header.
 struct Unbelievable;
 
-/// An address has as many connections as it may.
+/// The address has reached its limit of connections.
 struct TooMany;
 
-/// A connection of an address, until it is dropped.
+/// Counts a connection of an address until it is dropped.
 struct AddressSlot<'a> {
     by_address: &'a Mutex<HashMap<IpAddr, usize>>,
     address: IpAddr,

@@ -1,9 +1,10 @@
-//! Listeners that send every client on to HTTPS.
+//! Listeners that redirect every client to HTTPS.
 //!
-//! Request headers have the same deadlines and limits as on other listeners, and are judged in the
-//! same way. Then the request is answered here: nothing that comes unencrypted is forwarded, or
-//! searched for a token. The Location is made of the judged host and target, in which no byte can
-//! end a line. A connection is closed after one request, because the next one belongs elsewhere.
+//! Request headers have the same deadlines and limits as on other listeners, and are validated in
+//! the same way. Then the gateway responds itself: nothing that is received unencrypted is
+//! forwarded, or searched for a token. The Location consists of the validated host and target, in
+//! which no byte can end a line. A connection is closed after one request, because the next one
+//! belongs on HTTPS.
 
 use std::time::Instant;
 
@@ -51,7 +52,7 @@ impl Edge {
     }
 }
 
-/// 308, unlike 301, has the client repeat its request as it was, body and all.
+/// 308, because with 301 clients may change the method and drop the body.
 fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<OwnResponse, Rejection> {
     let host = asked.host.ok_or(Rejection::BadRequest("Host is missing"))?;
     let host = without_port(host);
@@ -64,7 +65,7 @@ fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<OwnResponse, Rejection> {
     Ok(response)
 }
 
-/// A host as it passed: a name or an address of IPv4, or one of IPv6 in brackets.
+/// A validated host without its port: a name, an IPv4 address, or an IPv6 address in brackets.
 fn without_port(host: &str) -> &str {
     let end = match host.find(']') {
         Some(bracket) => bracket + 1,

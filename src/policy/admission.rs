@@ -1,10 +1,9 @@
-//! Whether a route takes a request, and whose it is.
+//! Whether a route accepts a request, and whose it is.
 //!
-//! The one decision that is asked for in two ways: `proxy` forwards what is admitted,
-//! `forward_auth` only says so to another proxy. Method, rates, session and app are judged
-//! here, in this order, and nowhere else. A rejection comes with the [`Verdict`] up to it, for
-//! the log. It does not know which path led to the route, or what is
-//! answered.
+//! Two callers need this decision: `proxy` forwards what is admitted, and `edge::forward_auth` only
+//! reports the decision to another proxy. Method, rates, session and app are checked here and
+//! nowhere else. A rejection comes with the [`Verdict`] up to that point, for the log. This module
+//! does not know which path led to the route, or what the response looks like.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -20,18 +19,18 @@ use crate::message::rejection::Rejection;
 use crate::route::Asked;
 use crate::session::Session;
 
-/// A request that has met a route.
+/// A request that has matched a route.
 pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub asked: Asked<'a, H>,
-    /// Whether a browser asks if it may ask, and the route says what becomes of that.
+    /// Whether it is a preflight, and the route says how preflights are handled.
     pub is_preflight: bool,
-    /// Who asks, as far as it is known.
+    /// The client's address, as far as it is known.
     pub client: IpAddr,
-    /// The length that its body is announced with.
+    /// The announced length of its body.
     pub length: Option<u64>,
 }
 
-/// Whose a request is. Others than `required` routes may take it without a session.
+/// The session of a request. Only `required` routes need one.
 #[derive(Default)]
 pub struct Verdict {
     pub session: Option<Arc<Session>>,
@@ -45,7 +44,7 @@ impl Verdict {
 }
 
 impl Policy {
-    /// Whose the request is, and why the route does not take it, if it does not.
+    /// The verdict on a request, and the rejection if the route does not accept it.
     pub async fn admit(
         &self,
         served: &ServedRoute,
@@ -54,14 +53,14 @@ impl Policy {
         if let Err(rejection) = self.admit_any(served, routed) {
             return (Verdict::default(), Err(rejection));
         }
-        // A browser sends no token when it asks whether it may.
+        // Browsers send no token with a preflight.
         let access = if routed.is_preflight { Access::None } else { served.route.access };
         let (verdict, found) = self.authenticate(routed.asked.headers, access).await;
         let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
         (verdict, admitted)
     }
 
-    /// Judges what does not depend on the session.
+    /// Checks what does not depend on the session.
     fn admit_any(
         &self,
         served: &ServedRoute,
@@ -80,8 +79,8 @@ impl Policy {
         Ok(())
     }
 
-    /// Finds the session of a request, and counts how that went. An error is why there is none
-    /// where one is needed.
+    /// Looks up the session of a request, and counts the decision. The error says why there is no
+    /// session where one is needed.
     pub async fn authenticate(
         &self,
         headers: &impl Headers,
@@ -103,11 +102,11 @@ impl Policy {
         }
     }
 
-    /// Counts a request of its client's address. Behind the address of a trusted proxy stands
-    /// anybody, so it counts for nobody.
+    /// Counts a request of a client's address. The address of a trusted proxy is not limited: any
+    /// number of clients may be behind it.
     ///
     /// # Errors
-    /// When the address has asked too often.
+    /// When the address has reached its rate limit.
     pub fn check_address(&self, client: IpAddr, rate: Option<&RateLimit>) -> Result<(), Rejection> {
         match rate {
             Some(rate) if !self.trusted_proxies.contains(client) => rate.check_address(client),
@@ -116,7 +115,7 @@ impl Policy {
     }
 }
 
-/// Judges the user of a session, if there is one.
+/// Checks the user of a session, if there is one.
 fn admit_user(served: &ServedRoute, identity: Option<&Identity>) -> Result<(), Rejection> {
     let Some(identity) = identity else { return Ok(()) };
     if !served.route.accepts_app(&identity.app_id) {

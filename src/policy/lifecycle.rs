@@ -1,15 +1,15 @@
 //! Whether the process is serving, draining or closing.
 //!
-//! Draining begins with the signal to stop: readiness is gone and answers carry
+//! Draining begins with the signal to stop: the gateway is no longer ready and responses have
 //! `Connection: close`, but new connections are still served. Closing begins after
-//! `server.shutdown_delay`: the public listeners are shut and idle connections end.
-//! `server.rs` moves the state, everybody else only looks.
+//! `server.shutdown_delay`: the public listeners and idle connections are closed. `server` changes
+//! the state; everything else only reads it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-/// The life of one gateway.
+/// The state of one gateway.
 #[derive(Default)]
 pub struct Lifecycle {
     is_ready: AtomicBool,
@@ -18,7 +18,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// The listeners are bound.
+    /// Called when the listeners are bound.
     pub fn set_ready(&self) {
         self.is_ready.store(true, Ordering::Release);
     }
@@ -40,7 +40,7 @@ impl Lifecycle {
         self.closing.send_replace(true);
     }
 
-    /// Turns `true` when idle connections must end.
+    /// Becomes `true` when idle connections must be closed.
     pub fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }

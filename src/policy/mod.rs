@@ -39,8 +39,8 @@ use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
-/// The configuration that is served by, which a reload replaces. Whoever has taken one keeps
-/// it to its end.
+/// The current policy, which a reload replaces. Requests and connections that have taken a policy
+/// keep it to their end.
 pub struct Policies(ArcSwap<Policy>);
 
 impl Policies {
@@ -48,17 +48,17 @@ impl Policies {
         Self(ArcSwap::from_pointee(policy))
     }
 
-    /// The policy for what begins at this moment.
+    /// The policy for what begins now.
     pub fn current(&self) -> Arc<Policy> {
         self.0.load_full()
     }
 
-    /// What is of interest of that policy at this moment.
+    /// Reads from the current policy without taking it.
     pub fn look<T>(&self, at: impl FnOnce(&Policy) -> T) -> T {
         at(&self.0.load())
     }
 
-    /// Lets everything that begins from now on be served by another.
+    /// Everything that begins from now on is served by another policy.
     pub fn replace(&self, policy: Arc<Policy>) {
         self.0.store(policy);
     }
@@ -71,9 +71,9 @@ pub struct Process {
     pub sessions: Sessions,
     pub clock: Clock,
     pub lifecycle: Lifecycle,
-    /// Whether to log the next request of an operator with a wrong token.
+    /// Whether to log the next operator's request with a wrong token.
     pub operator_refusals: LogThrottle,
-    /// Keys for the tickets of TLS.
+    /// Keys for TLS session tickets.
     pub tickets: Arc<dyn ProducesTickets>,
 }
 
@@ -85,32 +85,33 @@ pub struct Policy {
     decisions: Counters<5>,
     pub identity_headers: IdentityHeaders,
     pub login: Login,
-    /// Of logins, by address.
+    /// For logins, by address.
     pub login_rate: Option<Arc<RateLimit>>,
     pub trusted_proxies: TrustedProxies,
-    /// The operator's shape of error bodies.
+    /// The operator's template of error bodies.
     pub error_body: Option<ErrorBody>,
     pub limits: LimitsSection,
-    /// How long new connections are still served after SIGTERM, and how long what is in flight
-    /// may take after that.
+    /// How long new connections are still served after SIGTERM, and how long requests in flight may
+    /// take after that.
     pub shutdown_delay: Duration,
     pub drain_timeout: Duration,
     pub head_limits: HeadLimits,
-    /// Whether plain connections may begin as HTTP/2.
+    /// Whether unencrypted connections may begin as HTTP/2.
     pub h2c: bool,
-    /// Where the public listeners are HTTPS.
+    /// Set if the public listeners use HTTPS.
     pub tls: Option<Tls>,
-    /// Where those listeners send clients that are not.
+    /// The HTTPS port to which redirect listeners send clients.
     pub redirect_port: u16,
-    /// How the public listeners are reached: `http` or `https`.
+    /// The scheme of the public listeners: `http` or `https`.
     pub proto: HeaderValue,
-    /// What an operator shows to see and end sessions.
+    /// The token that operators need to list and end sessions.
     pub admin_token: Option<Secret>,
-    /// Added to every response of the public listeners without a route; routes have their own.
+    /// Added to every response of the public listeners that belongs to no route; routes have their
+    /// own.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Cache headers of a decision to let a request pass.
+    /// Cache headers of a decision that lets a request pass.
     pub decision_caching: Vec<(HeaderName, HeaderValue)>,
-    /// The path of forward-auth, without a slash at its end.
+    /// The path of forward-auth, without a trailing slash.
     pub forward_auth_path: String,
     pub forward_auth_metrics: RouteMetrics,
     login_metrics: RouteMetrics,
@@ -129,8 +130,8 @@ pub enum PolicyError {
     Tls(#[from] rustls::Error),
 }
 
-/// Cache headers of a decision to let a request pass. All requests for decisions have one URL, so
-/// the decision varies on the headers that describe the original request.
+/// Cache headers of a decision that lets a request pass. All calls for decisions have one URL, so
+/// the decision varies by the headers that describe the original request.
 fn decision_caching(
     config: &Config,
     routes: &Routes<RouteState>,
@@ -142,29 +143,29 @@ fn decision_caching(
     let about = [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST].into_iter().cloned();
     let carriers = config.session.carrier_headers().into_iter();
     let vary = Vary::new(carriers.chain(about).chain(routes.deciding_headers()));
-    // `*` if the value is no legal header.
+    // `*` if the value is not a legal header value.
     let vary = vary.map_or(HeaderValue::from_static("*"), |vary| vary.value().clone());
     let control = HeaderValue::try_from(format!("private, max-age={seconds}"));
     let control = control.unwrap_or(HeaderValue::from_static("no-store"));
     vec![(CACHE_CONTROL, control), (VARY, vary)]
 }
 
-/// What is limited and counted of a route.
+/// The rate limits and counters of a route.
 pub struct RouteState {
     rate_per_user: Option<Arc<RateLimit>>,
     rate_per_address: Option<Arc<RateLimit>>,
     metrics: RouteMetrics,
 }
 
-/// A route that requests are served by.
+/// A route with its state.
 pub type ServedRoute = Served<RouteState>;
 
 impl Policy {
-    /// What is configured as it is in `previous` goes on as it was there: servers that were
-    /// found, logins under way, and who has asked how often.
+    /// What is configured as in `previous` continues from there: addresses of servers, logins in
+    /// flight, rate limits.
     ///
     /// # Errors
-    /// When the client for WeChat or what TLS needs cannot be built.
+    /// When the client for WeChat or the TLS configuration cannot be built.
     pub fn new(
         config: &Config,
         process: &Process,
@@ -182,7 +183,7 @@ impl Policy {
             &process.clock,
             metrics.clone(),
         )?;
-        // Nothing can fail any more.
+        // Nothing can fail from here on.
         metrics.set_certificates(
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
