@@ -1,10 +1,10 @@
-//! How fast the codes of one app are traded.
+//! The login rate of one app.
 //!
-//! By its configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
-//! about one user's calls in a minute, but says that the app asks a lot: it halves the rate,
-//! which is whole again after a minute. It is never less than half: whose calls they were
-//! WeChat does not say, and one user must not stop the others. When the quota of the day is
-//! used up (45009) nothing is asked but once a minute.
+//! This is the configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
+//! about the calls of one user in a minute, but it also shows that the app calls often. It halves
+//! the rate, which is back to the full rate after a minute. The rate is never less than half:
+//! WeChat does not say whose calls they were, and one user must not stop the others. When the quota
+//! of the day is used up (45009), WeChat is called only once a minute.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::clock::Clock;
 use crate::config::Rate;
 use crate::message::rejection::{Rejection, jittered};
 
-/// A slowed rate is whole again after so long.
+/// How long a slowed rate takes to recover.
 const RECOVERY: Duration = Duration::from_secs(60);
 
-/// How often WeChat is asked whether there is quota again.
+/// How often WeChat is called while the quota is used up.
 const QUOTA_PROBE: Duration = Duration::from_secs(60);
 
-/// What part of the rate a complaint leaves.
+/// The part of the rate that is left after errcode 45011.
 const LEFT: f64 = 1.0 / 2.0;
 
 /// The rate limit of one app.
@@ -32,17 +32,17 @@ pub struct AppRateLimit {
 }
 
 struct RateState {
-    /// Logins that may pass at once, as it was then.
+    /// Logins that could pass at once at `filled_at`.
     bucket: f64,
     filled_at: Duration,
-    /// The last complaint.
+    /// When the last 45011 was received.
     slowed_at: Option<Duration>,
-    /// The next question where there is no quota.
+    /// When WeChat may be called next. `None` while there is quota.
     next_probe: Option<Duration>,
 }
 
 impl AppRateLimit {
-    /// That from before a reload where the rate has not changed, else a new one.
+    /// The limit from before a reload if the rate has not changed, else a new one.
     pub fn carried_over(
         previous: Option<&Arc<Self>>,
         rate: Option<Rate>,
@@ -62,11 +62,11 @@ impl AppRateLimit {
         Self { rate, clock, state: Mutex::new(state) }
     }
 
-    /// Takes one login out of the rate.
+    /// Takes one login from the rate.
     ///
     /// # Errors
-    /// The refusal to answer with. Those who are refused together are strangers, and must not
-    /// come back together: its time is spread.
+    /// The rejection. Its retry time is random, because clients that are rejected at the same time
+    /// must not come back at the same time.
     pub fn check(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -78,8 +78,8 @@ impl AppRateLimit {
         })
     }
 
-    /// Takes leave to ask WeChat, right before it is asked: the quota may have ended while the
-    /// login waited for its turn.
+    /// Checks the quota again right before WeChat is called: it may have been used up while the
+    /// login was in the queue.
     ///
     /// # Errors
     /// As [`AppRateLimit::check`].
@@ -87,12 +87,12 @@ impl AppRateLimit {
         let now = self.clock.now();
         let mut state = self.state.lock();
         state.has_quota(now)?;
-        // Where there was none this is the one question of the minute.
+        // While the quota is used up, this is the one call of the minute.
         state.next_probe = state.next_probe.map(|_| now + QUOTA_PROBE);
         Ok(())
     }
 
-    /// WeChat has had enough of a user for a while (45011).
+    /// WeChat limits a user for a while (45011).
     pub fn slow(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -102,7 +102,7 @@ impl AppRateLimit {
         state.slowed_at = Some(now);
     }
 
-    /// There is no quota left today (45009).
+    /// The quota of the day is used up (45009).
     pub fn pause(&self) {
         let now = self.clock.now();
         self.state.lock().next_probe = Some(now + QUOTA_PROBE);
@@ -126,15 +126,15 @@ impl RateState {
         }
     }
 
-    /// What part of the rate there is now.
+    /// The part of the rate that applies at `now`.
     fn left_at(&self, now: Duration) -> f64 {
         let Some(at) = self.slowed_at else { return 1.0 };
         let recovered = now.saturating_sub(at).div_duration_f64(RECOVERY);
         (LEFT + (1.0 - LEFT) * recovered).min(1.0)
     }
 
-    /// Puts into the bucket what came in since. A slowed rate has a smaller bucket, which holds
-    /// one login at least.
+    /// Adds what has accumulated since the last time. A slowed rate has a smaller bucket, but one
+    /// that holds at least one login.
     fn fill(&mut self, rate: Rate, now: Duration) {
         let in_a_period = f64::from(rate.count.get()) * self.left_at(now);
         let periods = now.saturating_sub(self.filled_at).div_duration_f64(rate.period);
@@ -142,7 +142,7 @@ impl RateState {
         self.filled_at = now;
     }
 
-    /// Takes one login out of the bucket.
+    /// Takes one login from the bucket.
     ///
     /// # Errors
     /// The time until there is one.
@@ -173,7 +173,7 @@ mod tests {
         (AppRateLimit::new(Some(rate), clock.clone()), clock)
     }
 
-    /// Logins that pass in a second, after one in which everything was used up.
+    /// Logins that pass in one second, after the bucket was emptied.
     fn passes(rate_limit: &AppRateLimit, clock: &Clock) -> usize {
         while rate_limit.check().is_ok() {}
         let mut passed = 0;
@@ -227,7 +227,7 @@ mod tests {
         let assert_busy = |least: u32| {
             for outcome in [rate_limit.check(), rate_limit.ask()] {
                 match outcome {
-                    // Spread, so that phones do not all come back for the one question.
+                    // Random, so that phones do not all come back for the one call.
                     Err(Rejection::WeChatBusy { retry_after }) => {
                         assert!((least..=least + 30).contains(&retry_after), "{retry_after}");
                     }
@@ -239,7 +239,7 @@ mod tests {
         clock.advance(Duration::from_millis(59_500));
         assert_busy(1);
         clock.advance(Duration::from_millis(500));
-        // Whoever may ask waits for a turn first; only the first to get one asks.
+        // Several logins may pass the check, but only the first to leave the queue calls WeChat.
         assert_eq!((rate_limit.check(), rate_limit.check()), (Ok(()), Ok(())));
         assert_eq!(rate_limit.ask(), Ok(()));
         assert_busy(60);

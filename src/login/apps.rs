@@ -1,4 +1,4 @@
-//! The apps of a configuration, and the state of each one's logins.
+//! The apps of a configuration, and the state of their logins.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::config::App;
 use crate::identity::AppId;
 
-/// The apps that logins are accepted for.
+/// The apps for which logins are accepted.
 pub struct Apps(Vec<Arc<ServedApp>>);
 
 /// An app, and the state of its logins.
@@ -25,7 +25,7 @@ impl ServedApp {
 }
 
 impl Apps {
-    /// Continues the state of apps that `previous` had, and their rates where they are the same.
+    /// Apps that `previous` had keep their state, and their rate limit if the rate is the same.
     pub fn new(apps: &[App], previous: Option<&Self>, clock: &Clock) -> Self {
         let served = |app: &App| {
             let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
@@ -44,7 +44,7 @@ impl Apps {
         Self(apps.iter().map(served).collect())
     }
 
-    /// The app that a request names, or the default one if it names none.
+    /// The app that a request names, or the default app if it names none.
     ///
     /// # Errors
     /// Why there is none, for the client.

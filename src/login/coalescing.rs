@@ -1,10 +1,10 @@
-//! One code, one exchange, one answer.
+//! Coalesces logins with one code into one exchange and one response.
 //!
-//! A code is good once, and phones send it again: two pages log in at once, or an answer is
-//! lost on the way. Logins with the same code share one exchange, which nobody's leaving
-//! ends, and for `login.replay_window` after it a repeat gets the very same answer. What may
-//! come out otherwise when it is tried again is not remembered. Kept in memory only, under
-//! the digest of app and code; tokens are wiped when they are dropped.
+//! A code can be used once, but phones send it again: two pages log in at once, or a response is
+//! lost. Logins with the same code share one exchange, which continues when a client disconnects.
+//! For `login.replay_window` after it, a login with the code gets the same response. Outcomes that
+//! may differ on the next try are not kept. Outcomes are kept in memory only, under the digest of
+//! app and code; tokens are wiped when they are dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,15 +23,15 @@ use crate::identity::token::SessionToken;
 use crate::message::rejection::Rejection;
 use crate::wechat::{ErrCode, WeChatError};
 
-/// Codes remembered. When there are as many, the least recently used is forgotten, and a
-/// repeat of it is an exchange of its own.
+/// How many codes are kept. Beyond that the least recently used one is dropped, and a repeat of it
+/// is exchanged again.
 const CAPACITY: u64 = 100_000;
 
-/// What a login gives.
+/// The result of a successful login.
 pub struct Grant {
     pub token: SessionToken,
     pub expires_in: Duration,
-    /// Whose session it is, for the log.
+    /// The user, for the log.
     pub openid: OpenId,
 }
 
@@ -39,9 +39,9 @@ pub struct Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub rejection: Rejection,
-    /// What WeChat reported, if it did.
+    /// The errcode that WeChat reported, if any.
     pub errcode: Option<ErrCode>,
-    /// Whose login it was, if WeChat said so.
+    /// The user, if WeChat returned one.
     pub openid: Option<OpenId>,
 }
 
@@ -66,7 +66,7 @@ pub struct Key([u8; 32]);
 impl Key {
     pub fn of(app_id: &str, code: &str) -> Self {
         let mut digest = Sha256::new();
-        // No app id holds a zero byte.
+        // App ids contain no zero byte.
         digest.update(app_id);
         digest.update([0]);
         digest.update(code);
@@ -74,7 +74,7 @@ impl Key {
     }
 }
 
-/// What became of the codes of late.
+/// The exchanges in flight, and the recent outcomes.
 #[derive(Clone)]
 pub struct Coalescing {
     exchanges: Cache<Key, Arc<CoalescedExchange>>,
@@ -83,26 +83,26 @@ pub struct Coalescing {
     clock: Clock,
 }
 
-/// An exchange, under way or over.
+/// An exchange, in flight or completed.
 struct CoalescedExchange {
     outcome: watch::Sender<Option<Outcome>>,
-    /// On the clock, in milliseconds; beyond it the outcome is nobody's any more.
+    /// In milliseconds of the clock. After that the outcome has expired.
     kept_until: AtomicU64,
 }
 
 /// Whether a login shared the exchange of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coalesced {
-    /// It had an exchange of its own.
+    /// It had its own exchange.
     No,
-    /// It waited for one that was under way.
+    /// It waited for an exchange in flight.
     InFlight,
-    /// It got the outcome of one that is over.
+    /// It got the outcome of a completed exchange.
     Cached,
 }
 
 impl Coalescing {
-    /// `longest` is how long an exchange may take.
+    /// `longest` is the longest time that an exchange may take.
     fn new(window: Duration, longest: Duration, clock: Clock) -> Self {
         Self::with_capacity(CAPACITY, window, longest, clock)
     }
@@ -116,7 +116,7 @@ impl Coalescing {
         Self { exchanges, window, longest, clock }
     }
 
-    /// Those from before a reload where the times have not changed, else new ones.
+    /// The one from before a reload if the times have not changed, else a new one.
     pub fn carried_over(
         previous: Option<&Self>,
         window: Duration,
@@ -127,8 +127,8 @@ impl Coalescing {
         same.cloned().unwrap_or_else(|| Self::new(window, longest, clock.clone()))
     }
 
-    /// The outcome for a code; `exchange` is run where there is none yet. It runs to its end
-    /// whoever still waits for it.
+    /// The outcome for a code. Runs `exchange` if there is none yet; the exchange runs to its end
+    /// even if all clients disconnect.
     pub async fn share<F>(&self, key: Key, exchange: impl FnOnce() -> F) -> (Outcome, Coalesced)
     where
         F: Future<Output = Outcome> + Send + 'static,
@@ -171,13 +171,13 @@ impl Coalescing {
         coalesced
     }
 
-    /// Frees what is over. Called every second.
+    /// Frees expired outcomes. Called every second.
     pub fn maintain(&self) {
         self.exchanges.run_pending_tasks();
     }
 }
 
-/// The end of an exchange; there is one even if it panics.
+/// Completes an exchange, even if it panics.
 struct Completion {
     key: Key,
     exchange: Arc<CoalescedExchange>,
@@ -199,7 +199,7 @@ impl Completion {
         self.exchange.kept_until.store(kept_until, Ordering::Release);
         self.exchange.outcome.send_replace(Some(outcome));
         self.coalescing.exchanges.entry(self.key).and_compute_with(|entry| match entry {
-            // Another may have taken its place.
+            // Another exchange may have replaced it.
             Some(entry) if !Arc::ptr_eq(entry.value(), &self.exchange) => Op::Nop,
             _ if kept.is_zero() => Op::Remove,
             _ => Op::Put(self.exchange.clone()),

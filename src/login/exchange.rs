@@ -1,4 +1,4 @@
-//! From a code to a session, once.
+//! Exchanges a code for a session, once.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
-/// Trades the codes of every app.
+/// Exchanges the codes of every app.
 pub struct Exchange {
     wechat: Arc<WeChat>,
     sessions: Sessions,
@@ -23,7 +23,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// What is known of WeChat in `previous` goes on where its section is the same.
+    /// Keeps the WeChat client of `previous`, and its state, if its section has not changed.
     ///
     /// # Errors
     /// When the client for WeChat cannot be built.
@@ -41,7 +41,7 @@ impl Exchange {
         Ok(Self { wechat, sessions, failure_log, unkept })
     }
 
-    /// Trades a code of an app, that `client` sent, for a session.
+    /// Exchanges a code of an app, sent by `client`, for a session.
     pub async fn trade(
         &self,
         served: &ServedApp,
@@ -61,7 +61,7 @@ impl Exchange {
             }
             Rejection::StoreUnavailable
         };
-        // Before the code is spent.
+        // Checked before the code is spent.
         self.sessions.check().map_err(unkept)?;
         let permit = self.wechat.permit().await.map_err(refused)?;
         rate_limit.ask()?;

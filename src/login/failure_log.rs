@@ -1,7 +1,7 @@
-//! Why logins fail at WeChat, logged once a minute.
+//! Logs why logins fail at WeChat, once a minute.
 //!
-//! When WeChat refuses an app, or cannot be reached, every login fails for the same reason;
-//! one line a minute says so, and how many were suppressed since the last.
+//! When WeChat rejects an app, or cannot be reached, every login fails for the same reason. It is
+//! logged once a minute, with the number of suppressed lines.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,9 @@ use crate::clock::Clock;
 use crate::telemetry::log_throttle::LogThrottles;
 use crate::wechat::{ErrCode, WeChatError};
 
-/// What was said of late.
+/// Limits how often the same failure is logged.
 pub struct FailureLog {
-    /// By app and kind of failure; WeChat chooses its numbers.
+    /// By app and kind of failure. WeChat decides how many errcodes there are.
     said: LogThrottles<(String, Cow<'static, str>)>,
 }
 
@@ -20,7 +20,7 @@ impl FailureLog {
         Self { said: LogThrottles::new(clock) }
     }
 
-    /// Says why a login failed, if it was not just said.
+    /// Logs why a login failed, unless the same was logged less than a minute ago.
     pub fn log(&self, error: &WeChatError, app_id: &str, request_id: &str) {
         let meaning = error.errcode().and_then(ErrCode::meaning);
         if matches!(error, WeChatError::InvalidCode(_)) {

@@ -32,13 +32,13 @@ use crate::session::Sessions;
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::{self, ClientError, Code, ErrCode};
 
-/// Counts logins whose app is not known.
+/// The label of logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
 
-/// Apps whose series are there from the start: each has some twenty.
+/// Apps whose metrics exist from the start: each app has about twenty series.
 const MOST_APPS_FROM_START: usize = 50;
 
-/// How a login can end.
+/// The outcomes of a login.
 const OUTCOMES: [&str; 11] = [
     "ok",
     "bad_request",
@@ -53,7 +53,7 @@ const OUTCOMES: [&str; 11] = [
     "wechat_timeout",
 ];
 
-/// How one can end before its app is known.
+/// The outcomes of a login before its app is known.
 const UNKNOWN_OUTCOMES: [&str; 4] =
     ["bad_request", "rate_limited", "body_too_large", "request_timeout"];
 
@@ -67,28 +67,28 @@ pub struct Login {
     metrics: Arc<Metrics>,
 }
 
-/// Who sent a login.
+/// The client that sent a login.
 #[derive(Clone, Copy)]
 pub struct Sender<'a> {
     pub client: IpAddr,
     pub request_id: &'a str,
-    /// `Referer`, as it was sent.
+    /// `Referer`, as sent.
     pub referer: Option<&'a str>,
 }
 
-/// What the access log says of a login.
+/// What the access log says about a login.
 #[derive(Default)]
 pub struct LoginFacts {
     pub app_id: Option<AppId>,
-    /// Of a login that WeChat accepted.
+    /// If WeChat accepted the code.
     pub openid: Option<OpenId>,
-    /// WeChat's number, for a code that it did not accept.
+    /// WeChat's errcode, if it rejected the code.
     pub errcode: Option<ErrCode>,
 }
 
 impl Login {
-    /// Goes on where `previous` was with whatever is configured as it was there: a code that is
-    /// under way stays one, an app that is slowed stays slow.
+    /// Whatever is configured as in `previous` continues from there: codes in flight stay in
+    /// flight, and slowed apps stay slow.
     ///
     /// # Errors
     /// When the client for WeChat cannot be built.
@@ -124,27 +124,27 @@ impl Login {
         &self.apps
     }
 
-    /// Frees what is over. Called every second.
+    /// Frees expired outcomes. Called every second.
     pub fn maintain(&self) {
         self.coalescing.maintain();
     }
 
-    /// Bytes of body that a login may have.
+    /// The largest body of a login, in bytes.
     pub fn max_body(&self) -> usize {
         self.section.max_body
     }
 
-    /// Whether `GET` with a query is taken.
+    /// Whether `GET` with a query is accepted.
     pub fn accepts_query(&self) -> bool {
         self.section.accept.query
     }
 
-    /// Counts a login that was refused before it could be read.
+    /// Counts a login that was rejected before it could be read.
     pub fn refused(&self, rejection: &Rejection) {
         self.metrics.login(UNKNOWN_APP, rejection.error());
     }
 
-    /// Serves one login, and counts what comes of it. The cause of a rejection is in the log.
+    /// Serves one login, and counts its outcome. The cause of a rejection is logged.
     pub async fn serve(
         &self,
         request: LoginRequest<'_>,
@@ -173,7 +173,7 @@ impl Login {
         }
     }
 
-    /// The fields of a login, and the app that it is for.
+    /// The fields of a login, and its app.
     fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, &Arc<ServedApp>), Rejection> {
         let fields = parse(request, self.section.accept)?;
         let served = self.apps.find(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
@@ -210,7 +210,7 @@ impl Login {
         Ok(grant)
     }
 
-    /// Notices an app whose codes are all rejected, and logs it.
+    /// Logs it if all codes of an app are rejected.
     fn observe(&self, served: &ServedApp, outcome: &coalescing::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
             Ok(_) => return served.rejected_codes.succeeded(),
@@ -240,7 +240,7 @@ impl Login {
         tracing::warn!(request_id, app_id, refused, errcode, meaning, referer_app_id, "{what}");
     }
 
-    /// Whether nobody has ended the session since.
+    /// Whether the session is still live.
     async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
         let known = self.sessions.knows(&grant.token.digest()).await;
         known.map_err(|_| Rejection::StoreUnavailable)

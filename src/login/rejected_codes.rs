@@ -1,9 +1,10 @@
-//! An app whose logins all fail because WeChat accepts none of its codes.
+//! Detects an app whose codes are all rejected by WeChat.
 //!
 //! A single rejected code is normal: it was used twice, or has expired. When all codes of an app
 //! have been rejected for a minute, its clients most often have another app id than the gateway,
-//! which nothing else shows. This is logged once a minute. It is driven by logins alone and keeps a
-//! fixed state for each app. What a client says of itself is logged, and never trusted.
+//! and nothing else shows that. It is logged once a minute. The check runs only when a login is
+//! served, and the state for each app has a fixed size. What clients send about themselves is
+//! logged but never trusted.
 
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Time without a success before a line, and between two lines.
+/// The time without a success before a line is logged, and the time between two lines.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Where the pages of Mini Programs are.
 const PAGES: &str = "https://servicewechat.com/";
 
-/// What WeChat did with the codes of one app.
+/// The results for the codes of one app.
 pub struct RejectedCodes {
     clock: Clock,
     state: Mutex<CodeCounts>,
@@ -29,15 +30,15 @@ pub struct RejectedCodes {
 struct CodeCounts {
     succeeded_at: Option<Duration>,
     reported_at: Option<Duration>,
-    /// Since the last success or line.
+    /// Since the last success or log line.
     refused: u64,
     /// How many clients named the right app id.
     named_right: u64,
-    /// The other app id that most of the clients named, and by how many more than others.
+    /// The other app id that most clients named, and its lead over all others.
     named: Option<(ClaimedAppId, u64)>,
 }
 
-/// An app id as a client named it: of the shape of one.
+/// An app id as a client named it; only its format has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimedAppId([u8; 18]);
 
@@ -57,12 +58,12 @@ impl ClaimedAppId {
     }
 }
 
-/// What to report.
+/// What to log.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AllRejected {
-    /// Rejected codes since the last success or line.
+    /// Rejected codes since the last success or log line.
     pub refused: u64,
-    /// Another app id, which the clients named.
+    /// Another app id that the clients named.
     pub named: Option<ClaimedAppId>,
 }
 
@@ -83,7 +84,7 @@ impl RejectedCodes {
     }
 
     /// Counts a code of `app_id` that WeChat has rejected, with the app id that its client named.
-    /// Returns what to report now, if anything.
+    /// Returns what to log now, if anything.
     pub fn rejected(&self, app_id: &str, named: Option<ClaimedAppId>) -> Option<AllRejected> {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -104,7 +105,7 @@ impl RejectedCodes {
         Some(AllRejected { refused: std::mem::take(&mut state.refused), named })
     }
 
-    /// Counts a mock code of the developer tools. If it is to be logged now: how many were
+    /// Counts a mock code of the developer tools. If it is to be logged now, returns how many were
     /// suppressed since the last line.
     pub fn mocked(&self) -> Option<u64> {
         self.mock.suppressed()
@@ -112,7 +113,7 @@ impl RejectedCodes {
 }
 
 impl CodeCounts {
-    /// Keeps the id that most clients named, if there is a majority, in constant space.
+    /// Keeps the id that a majority of clients named, if there is one, in constant space.
     fn count(&mut self, named: ClaimedAppId) {
         self.named = match self.named {
             Some((known, count)) if known == named => Some((known, count.saturating_add(1))),

@@ -1,7 +1,7 @@
 //! Reads the fields of a login from its body or query.
 //!
-//! A login is read as its Content-Type says, and in no other way. Where that does not fit the body,
-//! the message says how it was read: tools such as `curl -d` declare a form, whatever they send.
+//! A login is read as its Content-Type says, and in no other way. If the body does not fit, the
+//! message says how it was read: tools such as `curl -d` declare a form for every body.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,7 +18,7 @@ pub enum LoginRequest<'a> {
     Query(&'a str),
 }
 
-/// What a login says.
+/// The fields of a login.
 #[derive(Deserialize)]
 pub struct Fields {
     pub code: Secret,
@@ -26,10 +26,10 @@ pub struct Fields {
     pub app_id: Option<String>,
 }
 
-/// What the Content-Type of a login says that its body is.
+/// The format of a login's body, by its Content-Type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
-    /// Also where nothing is said, and of `text/plain`.
+    /// Also without a Content-Type, and for `text/plain`.
     Json,
     Form,
     Other,
@@ -38,9 +38,9 @@ pub enum ContentType {
 }
 
 impl ContentType {
-    /// Reads all lines of a Content-Type, each of which may be a list: some clients and proxies
-    /// write it twice. Parameters decide nothing: JSON is UTF-8, whatever its `charset`, and so
-    /// are the escapes of a form (RFC 8259, section 8.1; URL standard, section 5.1).
+    /// Reads all Content-Type lines, each of which may be a list: some clients and proxies send it
+    /// twice. Parameters are ignored: JSON is UTF-8 whatever its `charset`, and so are the escapes
+    /// of a form (RFC 8259, section 8.1; URL standard, section 5.1).
     pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Self {
         let media_type =
             |element: &'a [u8]| trim(element.split(|b| *b == b';').next().unwrap_or(element));
@@ -62,8 +62,8 @@ impl ContentType {
     }
 }
 
-/// A byte order mark, as some editors and shells write it: JSON may be read without it (RFC
-/// 8259, section 8.1).
+/// A byte order mark, which some editors and shells write. A JSON parser may ignore it (RFC 8259,
+/// section 8.1).
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
 const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is repeated");
@@ -76,13 +76,13 @@ const NO_CODE_IN_FORM: Rejection = Rejection::BadRequest(
 
 const EMPTY: Rejection = Rejection::BadRequest("the body is empty: \"code\" is missing");
 
-/// Takes the fields of a login out of what was sent.
+/// Reads the fields of a login.
 ///
 /// # Errors
-/// When it is in no form that is accepted, or says something twice.
+/// When its form is not accepted, or it is malformed.
 pub fn parse(request: LoginRequest<'_>, accept: LoginForms) -> Result<Fields, Rejection> {
     let fields = match request {
-        // Whether it is accepted was judged with the method.
+        // The method check has already rejected queries that are not accepted.
         LoginRequest::Query(query) => parse_form(query.as_bytes(), NO_CODE),
         LoginRequest::Body { content_type, body } => {
             let body = body.strip_prefix(MARK).unwrap_or(body);
@@ -126,19 +126,19 @@ fn json_as_form(accept: LoginForms) -> Rejection {
     })
 }
 
-/// Whether a text can be no other JSON than an object.
+/// Whether a text, if it is JSON at all, is an object.
 fn is_object(text: &[u8]) -> bool {
     text.trim_ascii_start().starts_with(b"{")
 }
 
-/// A repeated field is an error: two readers could take two codes from it.
+/// A repeated field is an error: two parsers could read two different codes.
 fn parse_json(body: &[u8], accept: LoginForms) -> Result<Fields, Rejection> {
-    // serde would read the fields from an array too.
+    // serde would also read the fields from an array.
     let fields = is_object(body).then(|| serde_json::from_slice(body).ok()).flatten();
     fields.ok_or_else(|| json_fault(body, accept))
 }
 
-/// Why a body is no login in JSON.
+/// Why a body is not a login in JSON.
 fn json_fault(body: &[u8], accept: LoginForms) -> Rejection {
     if body.trim_ascii().is_empty() {
         return EMPTY;
