@@ -1,8 +1,7 @@
-//! A small HTTP/1 server for what is not the public listener.
+//! A small HTTP/1 server for listeners that are not public.
 //!
-//! The admin listener, the sandbox and the demo's echo service answer a few requests from
-//! people and scrapers who are trusted; they share this loop around hyper. Public traffic
-//! never comes here.
+//! The admin listener, the sandbox and the demo's echo service serve a few requests from trusted
+//! people and scrapers. They share this loop around hyper. Public traffic never reaches it.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,17 +21,17 @@ use tokio::net::TcpListener;
 pub type Request = http::Request<Incoming>;
 pub type Response = http::Response<Full<Bytes>>;
 
-/// Where a request came from, among its extensions.
+/// The address of the peer, in the extensions of a request.
 #[derive(Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
-/// For a whole request head.
+/// Time to receive a complete request header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// When the system has no descriptor left, so long passes before the next try.
+/// Time until the next try when no file descriptor is left.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An answer that is none: the connection is dropped.
+/// The handler's signal to drop the connection.
 #[derive(Debug)]
 pub struct Dropped;
 
@@ -44,7 +43,7 @@ impl fmt::Display for Dropped {
 
 impl std::error::Error for Dropped {}
 
-/// Serves connections until it is dropped.
+/// Serves connections until the future is dropped.
 pub async fn serve<H, F>(listener: TcpListener, handler: H) -> Infallible
 where
     H: Fn(Request) -> F + Send + Sync + 'static,
@@ -67,12 +66,12 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        // A connection that breaks is its client's affair.
+        // A broken connection is the client's problem.
         connections.spawn(async move { drop(connection.await) });
     }
 }
 
-/// An answer of one piece.
+/// A response with a complete body.
 pub fn response(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() =

@@ -1,7 +1,7 @@
-//! The header by which a balancer that passes bytes on says whose they are.
+//! The PROXY header, with which a layer-4 load balancer sends the client's address.
 //!
-//! PROXY protocol, versions 1 and 2. Reads not a byte more than the header: what follows is
-//! a handshake of TLS or a request.
+//! PROXY protocol, versions 1 and 2. Reads not a byte more than the header: a TLS handshake or a
+//! request follows it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,32 +9,32 @@ use std::net::SocketAddr;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// How version 2 begins, and as many bytes as version 1 has at least.
+/// How version 2 begins. A header of version 1 is at least as long.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Longest header of version 1, line end included.
+/// The longest header of version 1, line end included.
 const LONGEST_V1: usize = 107;
 
-/// Longest rest of a header of version 2: addresses, and what is said besides.
+/// The longest rest of a version 2 header: addresses and extensions.
 const LONGEST_V2: usize = 4 << 10;
 
-/// The first byte after the signature where a balancer speaks for itself.
+/// The byte after the signature for a connection of the load balancer itself.
 const LOCAL: u8 = 0x20;
 
 /// Whose connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionOrigin {
-    /// The balancer's own, as in its health checks.
+    /// The load balancer's own, as in its health checks.
     Balancer,
     Client(SocketAddr),
-    /// Somebody's, who is not named.
+    /// A client's, without an address.
     Unknown,
 }
 
 /// Reads a header.
 ///
 /// # Errors
-/// When the connection does not begin with a header that can be read.
+/// When the connection does not begin with a valid header.
 pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<ConnectionOrigin> {
     let mut header = vec![0; SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of some bytes, and how many of them are left.
+    /// The result for some bytes, and how many of them are left.
     async fn read_all(bytes: &[u8]) -> (Option<ConnectionOrigin>, usize) {
         let mut left = bytes;
         let read = read(&mut left).await;
@@ -124,7 +124,7 @@ mod tests {
         let mut local = Vec::new();
         ProxyHeader::with_local().encode_v2(&mut local).unwrap();
         assert_eq!(read_all(&local).await, (Some(ConnectionOrigin::Balancer), 0));
-        // Whatever it names then does not count.
+        // Addresses are ignored then.
         let odd = b"\r\n\r\n\0\r\nQUIT\n\x20\x11\x00\x00GET";
         assert_eq!(read_all(odd).await, (Some(ConnectionOrigin::Balancer), 3));
         let unix = [b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8".as_slice(), &[0; 216]].concat();

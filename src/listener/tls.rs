@@ -1,10 +1,9 @@
-//! TLS of the public listeners, as one configuration has it.
+//! TLS of the public listeners, for one configuration.
 //!
-//! Made of what the configuration has read and verified, and of nothing else, so that a new
-//! configuration brings a new one. What must outlive it is given: the keys that the tickets
-//! of clients are sealed with, so that a phone resumes its session with the next
-//! configuration too. TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN. `edge` has it shake
-//! hands; it does not know what is said on a connection after that.
+//! It is built from what the configuration has read and verified, and from nothing else, so that a
+//! reload builds a new one. The keys for session tickets must outlive it, so they are passed in: a
+//! phone can resume its session after a reload. TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
+//! `edge` calls it for the handshake; it does not know what is sent afterwards.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::config::{Certificate, TlsSection};
 use crate::telemetry::metrics::Metrics;
 
-/// The ends of handshakes with clients. Clones are one.
+/// Does the handshakes with clients. Clones share one configuration.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -34,19 +33,19 @@ pub struct Tls {
     metrics: Arc<Metrics>,
 }
 
-/// Keys for the tickets of clients, which live as long as the process. A ticket is what a
-/// session needs to be resumed, and with the client: rustls would by default remember the
-/// last 256 sessions of all. It is good for twelve hours at most.
+/// Keys for the session tickets of clients, which live as long as the process. A ticket is what is
+/// needed to resume a session, and the client keeps it: by default rustls would keep the last 256
+/// sessions of all clients. A ticket is valid for twelve hours at most.
 ///
 /// # Errors
-/// When the system gives no random bytes.
+/// When the system provides no random bytes.
 pub fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
     ring::Ticketer::new()
 }
 
 impl Tls {
     /// # Errors
-    /// Only if the versions and ciphers of this code did not go together.
+    /// Only if the versions and ciphers in this code did not fit together.
     pub fn new(
         section: &TlsSection,
         tickets: Arc<dyn ProducesTickets>,
@@ -63,8 +62,8 @@ impl Tls {
         if section.client_verifier.is_none() {
             config.ticketer = tickets;
         } else {
-            // Who resumes a session shows no certificate: it may have begun under another
-            // configuration, that asked for none or believed others.
+            // A client that resumes a session shows no certificate. The session may have begun
+            // under another configuration, which required none or trusted other issuers.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
@@ -75,30 +74,30 @@ impl Tls {
         })
     }
 
-    /// Shakes hands. `None`: that failed, the client was told as far as it may be, and there is
-    /// nothing left to do.
+    /// Does the handshake. `None`: it failed, the client was notified if possible, and nothing is
+    /// left to do.
     pub async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         let reason = match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
-            // Who just leaves may be a balancer that looks for an open port.
+            // A client that disconnects may be a load balancer's port probe.
             Ok(Err(_)) => return None,
             Err(_) => "it was not over in time".to_owned(),
         };
-        // Whose fault it is cannot be told, and most are somebody's scan.
+        // It is unknown whose fault it is, and most failures come from scans.
         tracing::debug!(reason, "a handshake failed");
         self.metrics.handshake_failed();
         None
     }
 }
 
-/// The certificate for the name that a client asks for.
+/// Chooses the certificate for the name that a client requests.
 #[derive(Debug)]
 struct ByName {
     exact: HashMap<Box<str>, Arc<CertifiedKey>>,
-    /// By what stands behind `*.`.
+    /// By what follows `*.`.
     wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
-    /// Without one no handshake without a known name comes to an end.
+    /// Without a default, handshakes without a known name fail.
     default: Option<Arc<CertifiedKey>>,
 }
 
@@ -127,7 +126,7 @@ impl ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // rustls has put it in lower case.
+        // rustls has converted it to lower case.
         let named = hello.server_name().and_then(|name| self.get(name));
         named.or(self.default.as_ref()).cloned()
     }

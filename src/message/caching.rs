@@ -1,10 +1,10 @@
 //! Cache headers of responses, for caches between the gateway and its clients.
 //!
-//! HTTP keeps shared caches from reusing a response to a request with `Authorization` (RFC 9111,
-//! section 3.5), but they do not know the session header. So a response that depends on a session
-//! names the carriers in `Vary`, for caches that tell requests apart by it, and one to a user is
-//! `private`, for caches that do not. Where the service's own `Cache-Control` already decides this,
-//! as HTTP allows, it is left as it is.
+//! HTTP does not allow shared caches to reuse a response to a request with `Authorization` (RFC
+//! 9111, section 3.5), but caches do not know the session header. So a response that depends on a
+//! session lists the carriers in `Vary`, and a response to a user is `private`, for caches that
+//! ignore `Vary`. If the service's own `Cache-Control` already decides this, as HTTP allows, it is
+//! not changed.
 //!
 //! Each of the two headers is sent as one line: some caches read only the last of several.
 
@@ -22,14 +22,14 @@ pub struct Caching {
 }
 
 impl Caching {
-    /// For responses that depend on the `carriers`, which are empty where no session is looked
-    /// up or the service decides alone, and on `others`.
+    /// For responses that depend on the `carriers` and on `others`. There are no carriers if no
+    /// session is looked up or the service decides alone.
     pub fn new(carriers: &[HeaderName], others: &[HeaderName]) -> Self {
         let vary = Vary::new(others.iter().chain(carriers).cloned());
         Self { vary, is_private: !carriers.is_empty() }
     }
 
-    /// Marks a response of the service; `has_session` when its request had one.
+    /// Marks a response of the service; `has_session` says whether its request had one.
     pub fn mark(&self, response: &mut impl HeadersMut, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values_of(&VARY))
@@ -44,7 +44,7 @@ impl Caching {
         }
     }
 
-    /// Marks a response of the gateway's own.
+    /// Marks a response of the gateway itself.
     pub fn mark_own_response(&self, response: &mut OwnResponse, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values(&VARY).map(HeaderValue::as_bytes))
@@ -68,7 +68,7 @@ pub struct Vary {
 }
 
 impl Vary {
-    /// `None` without names.
+    /// `None` if there are no names.
     pub fn new(names: impl Iterator<Item = HeaderName>) -> Option<Self> {
         let names: Vec<_> = names.collect();
         let shown: Vec<_> = names.iter().map(title_case).collect();
@@ -76,12 +76,12 @@ impl Vary {
         (!names.is_empty()).then_some(Self { names, value })
     }
 
-    /// The whole header, where nothing else adds to it.
+    /// The whole header value, if nothing else is added to it.
     pub fn value(&self) -> &HeaderValue {
         &self.value
     }
 
-    /// The line that takes the place of those that are there; `None` when they already say it.
+    /// The line that replaces the existing ones; `None` if they already list all names.
     fn merged<'a, I>(&self, lines: impl Fn() -> I) -> Option<HeaderValue>
     where
         I: Iterator<Item = &'a [u8]>,
@@ -94,7 +94,7 @@ impl Vary {
             members.map(trim)
         };
         if members().any(|member| member == b"*") {
-            // Caches recognise it only if it is alone.
+            // Caches recognise `*` only if it is alone.
             let is_alone = is_one_line && trim(first) == b"*";
             return (!is_alone).then(|| HeaderValue::from_static("*"));
         }
@@ -110,13 +110,13 @@ impl Vary {
         let lines = lines().map(trim).filter(|line| !line.is_empty());
         let missing = missing.iter().map(String::as_bytes);
         let parts: Vec<&[u8]> = lines.map(|line: &[u8]| line).chain(missing).collect();
-        // `*` if the value is no legal header.
+        // `*` if the value is not a legal header value.
         let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
         Some(joined.unwrap_or(HeaderValue::from_static("*")))
     }
 }
 
-/// Replaces all lines of a header by one.
+/// Replaces all lines of a header with one.
 fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
     if response.first(name).is_some() {
         response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
@@ -124,7 +124,7 @@ fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValu
     response.add(name, value);
 }
 
-/// The spelling that people use: `X-3rd-Session`.
+/// The usual spelling: `X-3rd-Session`.
 fn title_case(name: &HeaderName) -> String {
     let mut is_first = true;
     let spelled = name.as_str().chars().map(|letter| {
@@ -135,7 +135,7 @@ fn title_case(name: &HeaderName) -> String {
     spelled.collect()
 }
 
-/// The `Cache-Control` with `private` in it; `None` when the given one already decides.
+/// The `Cache-Control` with `private` added; `None` if the existing one already decides.
 fn with_private<'a, I>(lines: impl Fn() -> I) -> Option<HeaderValue>
 where
     I: Iterator<Item = &'a [u8]>,
@@ -148,7 +148,7 @@ where
         return None;
     }
     let lines = lines().map(trim).filter(|line| !line.is_empty());
-    // In front: after an unclosed quote it would be part of the quoted string.
+    // First, because after an unclosed quote it would be part of the quoted string.
     let parts: Vec<_> = std::iter::once(PRIVATE.as_bytes()).chain(lines).collect();
     let joined = HeaderValue::from_bytes(&parts.join(&b", "[..]));
     Some(joined.unwrap_or(HeaderValue::from_static(PRIVATE)))

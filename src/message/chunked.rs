@@ -1,38 +1,38 @@
-//! Where a chunked body ends.
+//! Finds the end of a chunked body.
 //!
-//! Follows the framing of a body as its bytes pass (RFC 9112, section 7.1), strictly: sizes
-//! are hexadecimal digits and nothing else, lines end with CR LF, extensions and trailers
-//! are short and hold no control bytes. What two parsers could read differently is an
-//! error, and the first byte after the body is known, so that the next request is not taken
-//! for a part of this one.
+//! Follows the framing of a body while its bytes pass (RFC 9112, section 7.1). It is strict: sizes
+//! are hexadecimal digits and nothing else, lines end with CR LF, extensions and trailers are short
+//! and contain no control bytes. Whatever two parsers could read differently is an error. The first
+//! byte after the body is known exactly, so that the next request is not read as a part of this
+//! one.
 
-/// Hexadecimal digits of a size: enough for 2^60 bytes.
+/// The most hexadecimal digits of a size: enough for 2^60 bytes.
 const MOST_DIGITS: u8 = 15;
 
-/// Bytes of an extension.
+/// The most bytes of an extension.
 const LONGEST_EXTENSION: u32 = 4 << 10;
 
-/// Bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
+/// The most bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
 const LONGEST_TRAILERS: u32 = 1 << 20;
 
-/// How far a body has come.
+/// The position in a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunked {
     place: Place,
     /// Bytes left of the current chunk.
     left: u64,
     digits: u8,
-    /// Bytes so far of the current extension, or of the trailers.
+    /// Bytes of the current extension so far, or of the trailers.
     extra: u32,
 }
 
-/// What a run of bytes is.
+/// The kind of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Sizes, extensions and line ends.
     Framing,
     Data,
-    /// Trailer lines with their ends, and the empty line after them.
+    /// Trailer lines with their line ends, and the empty line after them.
     Trailers,
 }
 
@@ -52,7 +52,7 @@ enum Place {
     End,
 }
 
-/// The body is not framed as it must be.
+/// The framing of the body is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
@@ -74,7 +74,7 @@ impl Chunked {
     /// Follows more bytes of a connection; returns how many of them belong to the body.
     ///
     /// # Errors
-    /// At the first byte that makes the framing doubtful.
+    /// At the first byte that makes the framing invalid.
     pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
         while let Some((_, length)) = self.next(bytes.get(at..).unwrap_or_default())? {
@@ -83,8 +83,8 @@ impl Chunked {
         Ok(at)
     }
 
-    /// What the next of these bytes are, and how many of them; `None` at the end of the body or
-    /// of the bytes.
+    /// The kind of the next bytes, and how many there are; `None` at the end of the body or of the
+    /// bytes.
     ///
     /// # Errors
     /// As [`Chunked::follow`].
@@ -145,7 +145,7 @@ impl Chunked {
                 Place::Size
             }
             (Place::TrailerStart, b'\r') => Place::EndLineFeed,
-            // A name; a blank would continue the line before (obsolete folding).
+            // A name. A blank would continue the previous line (obsolete folding).
             (Place::TrailerStart, 0x21..=0x7e) => {
                 self.place = Place::Trailer;
                 self.extend()?
@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes of the body, or the error.
+    /// The length of the body if it is complete, or the error.
     fn end(text: &str) -> Result<Option<usize>, Malformed> {
         let mut body = Chunked::new();
         let passed = body.follow(text.as_bytes())?;

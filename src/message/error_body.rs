@@ -1,12 +1,12 @@
-//! The body of an error answer, for clients that expect another shape than the gateway's own.
+//! The body of an error response, for clients that expect another format than the gateway's own.
 //!
-//! A template is read once, with the configuration, and is then sure to give what its
-//! content type says; what is put into it is escaped for JSON. Status and headers of an
-//! error are not its affair: they stay as they are.
+//! A template is parsed once, with the configuration, and then always produces what its content
+//! type declares. Inserted values are escaped for JSON. The status and the headers of an error are
+//! not changed.
 
 use http::HeaderValue;
 
-/// Every error that the gateway makes, by its word.
+/// All errors of the gateway, by name.
 pub const ERRORS: [&str; 23] = [
     "bad_request",
     "missing_token",
@@ -33,7 +33,7 @@ pub const ERRORS: [&str; 23] = [
     "gateway_timeout",
 ];
 
-/// What there is to say of an error.
+/// The values that a template can contain.
 #[derive(Clone, Copy)]
 pub struct ErrorFacts<'a> {
     pub status: u16,
@@ -48,7 +48,7 @@ pub struct ErrorFacts<'a> {
 pub struct ErrorBody {
     pub content_type: HeaderValue,
     pieces: Vec<Piece>,
-    /// The `${code}` of an error; without one it is the status.
+    /// The `${code}` of an error; the default is the status.
     codes: Vec<(String, i64)>,
 }
 
@@ -94,7 +94,7 @@ impl ErrorBody {
             let text = "a text";
             let (error, message, action, request_id) = (text, text, text, text);
             let facts = ErrorFacts { status: 500, error, message, action, request_id };
-            // A code may be less than nothing.
+            // A code may be negative.
             for code in [500, -1] {
                 serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
                     .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
@@ -135,7 +135,7 @@ impl ErrorBody {
     }
 }
 
-/// As JSON has it between the quotes of a string.
+/// Escaped as in a JSON string, without the quotes.
 fn push_escaped(body: &mut String, text: &str) {
     let quoted = serde_json::Value::from(text).to_string();
     body.push_str(quoted.get(1..quoted.len() - 1).unwrap_or_default());
@@ -179,7 +179,7 @@ mod tests {
             assert!(parse(template, "application/problem+json").is_err(), "{template}");
             assert!(parse(template, "text/plain").is_ok(), "{template}");
         }
-        // A code may be less than nothing.
+        // A code may be negative.
         for template in ["{\"c\":-${code}}", "{\"c\":1${code}}"] {
             assert!(parse(template, "application/json").is_err(), "{template}");
         }

@@ -1,4 +1,4 @@
-//! How header names and values are read by everybody else.
+//! Reads header names and values as other HTTP software does.
 
 pub mod cache_control;
 pub mod lines;
@@ -7,12 +7,12 @@ pub mod reserved;
 use http::header::{CONNECTION, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-/// The header lines of a message, in whatever form they are kept.
+/// The header lines of a message, in any representation.
 pub trait Headers {
     /// The values of a header, one for each of its lines.
     fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]>;
 
-    /// The name of every line; of a header with several lines it may come once.
+    /// The name of every line; a name with several lines may be returned only once.
     fn names(&self) -> impl Iterator<Item = &[u8]>;
 
     /// The value of the header's first line.
@@ -30,10 +30,10 @@ pub trait Headers {
 
 /// Header lines that can be changed before they are sent.
 pub trait HeadersMut: Headers {
-    /// Removes every line for which it holds, by name and value.
+    /// Removes every line for which `holds` is true, by name and value.
     fn remove_if(&mut self, holds: impl FnMut(&[u8], &[u8]) -> bool);
 
-    /// Adds a line after those that are there.
+    /// Adds a line after the existing ones.
     fn add(&mut self, name: &HeaderName, value: &HeaderValue);
 }
 
@@ -80,19 +80,19 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// The elements of a list, without blanks and without those that are empty (RFC 9110, section
-/// 5.6.1). Not for lists whose elements may hold quoted strings.
+/// The elements of a list, without blanks at their ends and without empty elements (RFC 9110,
+/// section 5.6.1). Not for lists whose elements may contain quoted strings.
 pub fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|b| *b == b',').map(trim).filter(|element| !element.is_empty())
 }
 
-/// What the `Connection` lines nominate: headers that go no further than this hop.
+/// The names that the `Connection` lines nominate: these headers are not forwarded.
 pub fn nominated<H: Headers>(headers: &H) -> impl Iterator<Item = &[u8]> {
     headers.values_of(&CONNECTION).flat_map(elements)
 }
 
-/// The elements of a list whose quoted strings may hold commas, without blanks (RFC 9110, sections
-/// 5.6.1 and 5.6.4). Empty ones are among them.
+/// The elements of a list whose quoted strings may contain commas, without blanks at their ends
+/// (RFC 9110, sections 5.6.1 and 5.6.4). Empty elements are included.
 pub fn quoted_elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let split = list.split(move |byte| {
@@ -115,7 +115,8 @@ pub fn offers_websocket(upgrade: &[u8]) -> bool {
         .any(|name| trim(name).eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Whether it holds for every byte. Looks at all of them, many at once: what is refused is rare.
+/// Whether `holds` is true for every byte. It tests all bytes, many at once: stopping early would
+/// rarely help, because few inputs are rejected.
 pub fn all(bytes: &[u8], holds: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(true, |so_far, byte| so_far & holds(*byte))
 }
@@ -124,8 +125,8 @@ pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-/// A set of header names, compared folded. Folding keeps the length, so a name is compared
-/// with those of its own length only: the index is the length.
+/// A set of header names, compared folded. Folding does not change the length, so a name is
+/// compared only with names of the same length, which is the index.
 #[derive(Default)]
 pub struct FoldedNames(Vec<Vec<Box<[u8]>>>);
 

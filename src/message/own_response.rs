@@ -1,13 +1,13 @@
-//! Answers that the gateway makes itself, before they meet a protocol.
+//! Responses of the gateway itself, independent of the protocol.
 //!
-//! Login, logout, session, health and every refusal end in an [`OwnResponse`]; `proxy` writes it as the
-//! response to a request, and to a connection whose request header was rejected. All of them are
-//! `Cache-Control: no-store`: none may be kept by anybody on the way.
+//! Login, logout, session, health and every rejection produce an [`OwnResponse`]. `proxy` writes it
+//! as the response to a request, or to a connection whose request header was rejected. All of them
+//! are `Cache-Control: no-store`, so that no cache keeps them.
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
 
-/// Status, headers and body of one response. Content-Length is left to the writer.
+/// Status, headers and body of one response. The writer adds Content-Length.
 #[derive(Clone)]
 pub struct OwnResponse {
     pub status: u16,
@@ -16,7 +16,7 @@ pub struct OwnResponse {
 }
 
 impl OwnResponse {
-    /// An answer without a body.
+    /// A response without a body.
     pub fn empty(status: u16) -> Self {
         Self {
             status,
@@ -25,13 +25,13 @@ impl OwnResponse {
         }
     }
 
-    /// A JSON response. A value that cannot be serialized leaves the body empty; the types
-    /// that are passed here are plain structs of strings and numbers, which always can.
+    /// A JSON response. If a value cannot be serialized, the body is empty. The types that are
+    /// passed here are plain structs of strings and numbers, which can always be serialized.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
         let mut response = Self::empty(status);
         response.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response.body = serde_json::to_vec(value).unwrap_or_default();
-        // For those who read it in a terminal.
+        // For terminals.
         response.body.push(b'\n');
         response
     }
@@ -40,7 +40,7 @@ impl OwnResponse {
         self.headers.push((name, value));
     }
 
-    /// The values of a header, one for each line of it.
+    /// The values of a header, one for each of its lines.
     pub fn values<'a>(
         &'a self,
         name: &'a HeaderName,
@@ -63,8 +63,8 @@ impl OwnResponse {
         }
     }
 
-    /// The answer in the wire form of HTTP/1.1, for a connection that ends with it. One that
-    /// `is_to_head` says how long its body is, and leaves it out.
+    /// The response as HTTP/1.1, for a connection that is closed after it. If it `is_to_head`, it
+    /// declares the length of its body but omits the body.
     pub fn to_closing_http1(&self, is_to_head: bool) -> Vec<u8> {
         let reason = http::StatusCode::from_u16(self.status)
             .ok()

@@ -1,9 +1,9 @@
-//! The closed list of error answers.
+//! The closed list of error responses.
 //!
-//! Every refusal that the gateway makes is one of these; each has one status, one `error`
-//! word and one `action`, which clients and dashboards rely on. An answer never holds
-//! WeChat's words, a secret, a code or a cause: causes go to the log with the request id.
-//! Each error of a module below becomes one of them by a `From`.
+//! Every rejection of the gateway is one of these. Each has one status, one `error` word and one
+//! `action`, on which clients and dashboards rely. A response never contains WeChat's text, a
+//! secret, a code or a cause: causes are logged with the request id. The errors of other modules
+//! are converted to rejections by `From`.
 
 use std::borrow::Cow;
 
@@ -18,10 +18,10 @@ use crate::message::error_body::{ErrorBody, ErrorFacts};
 use crate::message::header::reserved;
 use crate::message::own_response::OwnResponse;
 
-/// Marks an error answer as the gateway's own; its value is the `error` word.
+/// Marks an error response as the gateway's own; its value is the `error` word.
 pub static ERROR_HEADER: HeaderName = HeaderName::from_static(reserved::ERROR);
 
-/// A refusal. `retry_after` is in seconds.
+/// A rejection. `retry_after` is in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
     BadRequest(&'static str),
@@ -49,7 +49,7 @@ pub enum Rejection {
     GatewayTimeout,
 }
 
-/// What the client is asked to do.
+/// What the client should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -71,7 +71,7 @@ impl Action {
     }
 }
 
-/// Seconds, spread so that phones that failed together do not come back together.
+/// Seconds, random so that phones that failed at the same time do not come back at the same time.
 pub fn jittered(least: u32, most: u32) -> u32 {
     rand::rng().random_range(least..=most)
 }
@@ -86,7 +86,7 @@ impl Rejection {
         self.row().1
     }
 
-    /// The message to the client.
+    /// The message for the client.
     pub fn message(&self) -> &'static str {
         self.row().3
     }
@@ -174,7 +174,7 @@ impl Rejection {
         }
     }
 
-    /// The response, with a body of the gateway's own shape or of the operator's.
+    /// The response, with a body in the gateway's own format or in the operator's.
     pub fn response(&self, request_id: &str, body: Option<&ErrorBody>) -> OwnResponse {
         let (status, error, action, message) = self.row();
         let mut response = match body {
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::message::error_body::ERRORS;
 
-    /// The configuration knows errors by their words.
+    /// The configuration refers to errors by these words.
     #[test]
     fn every_error_is_in_the_list() {
         let retry_after = 1;

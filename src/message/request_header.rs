@@ -1,11 +1,11 @@
-//! Whether a request header has only one reading.
+//! Checks that a request header can be read in only one way.
 //!
-//! Servers are lenient in different ways: a request header that two parsers could read differently
-//! is rejected here (RFC 9112, sections 2.2, 3 and 6; the attacks are known as request smuggling).
-//! On HTTP/1 its raw bytes are judged, in one pass that also finds its parts and lines: nothing
-//! parses them again. HTTP/2 has framing of its own, and what is judged is the header that HTTP/1
-//! would have, which is what the service gets. A header that passes has one reading, and its body
-//! one length. `response` judges the headers of services as strictly.
+//! Servers are lenient in different ways. A request header that two parsers could read differently
+//! is rejected here (RFC 9112, sections 2.2, 3 and 6; such attacks are known as request smuggling).
+//! With HTTP/1 the raw bytes are checked, in one pass that also finds the parts and lines; nothing
+//! parses them again. HTTP/2 has its own framing. There the header that HTTP/1 would have is
+//! checked, because that is what the service gets. A header that passes has one reading, and its
+//! body has one length. `response_header` checks the headers of services as strictly.
 
 use std::net::Ipv6Addr;
 use std::ops::Range;
@@ -18,62 +18,62 @@ use crate::message::header::lines::{Line, Span};
 use crate::message::header::{all, elements, is_blank, offers_websocket, trim};
 use crate::message::rejection::Rejection;
 
-/// Limits of a head.
+/// Limits of a request header.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// Bytes in all.
+    /// In total.
     pub bytes: usize,
     pub lines: usize,
     pub target: usize,
 }
 
-/// A head that passed, and where its parts are in what was read.
+/// A request header that passed, and the positions of its parts.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestHead {
     pub head: Head,
     pub method: Span,
-    /// What follows scheme and authority of the target: empty, or it begins with `/` or `?`.
+    /// The target without scheme and authority: empty, or begins with `/` or `?`.
     pub path_and_query: Span,
-    /// The same without its query.
+    /// The same without the query.
     pub path: Span,
-    /// The authority of a target in absolute form, which is that of the Host line.
+    /// The authority of a target in absolute form; it equals the Host line.
     pub authority: Option<Span>,
     /// The value of the Host line.
     pub host: Option<Span>,
     pub version: Version,
-    /// Header lines.
+    /// The number of header lines.
     pub lines: usize,
     pub content_length: Option<u64>,
     /// Whether the connection may serve another request after this one (RFC 9112, section 9.3).
     pub persists: bool,
     /// Whether `Connection` nominates headers.
     pub nominates: bool,
-    /// Whether `TE` says that trailers are taken.
+    /// Whether `TE` says that trailers are accepted.
     pub takes_trailers: bool,
 }
 
-/// How a request whose header passed is handled.
+/// How to handle a request whose header passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes up to and with the empty line.
+    /// Bytes up to and including the empty line.
     pub length: usize,
     pub framing: Framing,
-    /// Whether the request asks to become a WebSocket.
+    /// Whether the request asks for a WebSocket.
     pub asks_websocket: bool,
 }
 
-/// What a head that passed asks for.
+/// What a request header that passed asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked<'a> {
     pub method: &'a str,
-    /// Begins with `/`, or is the query alone, or nothing.
+    /// Begins with `/`, or is only the query, or is empty.
     pub path_and_query: &'a str,
-    /// As in the head, with its port; absent only where that is allowed.
+    /// As in the request header, with its port; absent only where that is allowed.
     pub host: Option<&'a str>,
 }
 
 impl<'a> Asked<'a> {
-    /// Reads a head that [`judge`] has let pass; `None` for another.
+    /// Reads a request header that [`judge`] accepts; `None` for others.
     pub fn read(head: &'a [u8]) -> Option<Self> {
         let limits = HeadLimits { bytes: usize::MAX, lines: usize::MAX, target: usize::MAX };
         let read = self::read(head, limits, |_| true, |_| {}).ok()??;
@@ -89,20 +89,20 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What follows a head.
+/// What follows a request header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes of body; often none.
+    /// This many bytes of body; often none.
     Length(u64),
     Chunked,
 }
 
-/// Judges what has been read so far; `None`: it is fine as far as it goes.
+/// Checks what has been read so far. `None`: it is incomplete, and valid so far.
 ///
-/// `is_health` says whether a path may be asked for without a Host.
+/// `is_health` says whether a path may be requested without a Host.
 ///
 /// # Errors
-/// The refusal to answer with. The connection cannot be used further.
+/// The rejection. The connection cannot be used after it.
 pub fn judge(
     read: &[u8],
     limits: HeadLimits,
@@ -122,7 +122,7 @@ pub fn read(
     is_health: impl Fn(&[u8]) -> bool,
     each: impl FnMut(Line),
 ) -> Result<Option<RequestHead>, Rejection> {
-    // One empty line before a request is an old client's habit (RFC 9112, section 2.2).
+    // Some old clients send one empty line before a request (RFC 9112, section 2.2).
     let begin = if read.starts_with(b"\r\n") { 2 } else { 0 };
     let Some(end) = end_of_head(read, begin) else {
         if has_bare_line_feed(read.get(begin..).unwrap_or_default()) {
@@ -139,11 +139,11 @@ pub fn read(
     judge_fields(lines, &request, end, limits, is_health, each).map(Some)
 }
 
-/// Judges the request that a trusted proxy describes in `X-Forwarded-Method`, `-Uri` and `-Host`.
+/// Checks the request that a trusted proxy describes in `X-Forwarded-Method`, `-Uri` and `-Host`.
 /// What passes is ASCII.
 ///
 /// # Errors
-/// The refusal to answer with.
+/// The rejection.
 pub fn judge_told(
     method: &[u8],
     target: &[u8],
@@ -158,7 +158,7 @@ pub fn judge_told(
     judge_host(host, &TOLD)
 }
 
-/// Messages of rejections, which name the place of the part at fault.
+/// Messages of rejections, which say where the invalid part is.
 struct Messages {
     method: &'static str,
     host: &'static str,
@@ -183,7 +183,7 @@ const TOLD: Messages = Messages {
     backtick: "X-Forwarded-Uri: ` must be percent-encoded in a path",
 };
 
-/// From this number of elements on, `Connection` is rejected.
+/// With this number of elements or more, `Connection` is rejected.
 const MOST_NOMINATED: usize = 10;
 
 const BARE_LINE_FEED: Rejection = Rejection::BadRequest("a line does not end with CR LF");
@@ -192,7 +192,7 @@ const SECOND_LENGTH: Rejection = Rejection::BadRequest("more than one Content-Le
 
 const MALFORMED_REQUEST_LINE: Rejection = Rejection::BadRequest("the request line is malformed");
 
-/// The end of a head that begins at `begin`, its empty line included.
+/// The end of a header that begins at `begin`, its empty line included.
 pub(super) fn end_of_head(read: &[u8], begin: usize) -> Option<usize> {
     static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
     EMPTY_LINE.find(read.get(begin..)?).map(|at| begin + at + 4)
@@ -203,8 +203,8 @@ fn has_bare_line_feed(text: &[u8]) -> bool {
         .any(|at| at.checked_sub(1).and_then(|at| text.get(at)) != Some(&b'\r'))
 }
 
-/// The lines of a head, without their CR LF, up to the empty one. An error is a line that ends
-/// with LF alone.
+/// The lines of a header, without their CR LF, up to the empty line. A line that ends with LF alone
+/// is an error.
 struct LineSpans<'a> {
     text: &'a [u8],
     at: usize,
@@ -235,7 +235,7 @@ struct RequestLine {
 }
 
 impl RequestLine {
-    /// Reads the line at `place` of a head.
+    /// Reads the request line at `place`.
     fn parse(head: &[u8], place: Range<usize>, limits: HeadLimits) -> Result<Self, Rejection> {
         let begin = place.start;
         let line = head.get(place).unwrap_or_default();
@@ -293,7 +293,7 @@ fn judge_target(target: &[u8], limits: HeadLimits, messages: &Messages) -> Resul
         let message = if is_ascii { messages.target_byte } else { messages.not_ascii };
         return Err(Rejection::BadRequest(message));
     }
-    // No URI may hold a backtick in its path (RFC 3986, section 3.3).
+    // The path of a URI may not contain a backtick (RFC 3986, section 3.3).
     if path_of(target).contains(&b'`') {
         return Err(Rejection::BadRequest(messages.backtick));
     }
@@ -305,13 +305,13 @@ fn path_of(path_and_query: &[u8]) -> &[u8] {
     path_and_query.get(..end).unwrap_or_default()
 }
 
-/// Printable ASCII, but for what servers cut off, rewrite or take for `/`.
+/// Printable ASCII, except what servers cut off, rewrite or treat as `/`.
 fn is_target_byte(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>')
 }
 
-/// What follows the scheme of a target in absolute form. A scheme has no case (RFC 3986, section
-/// 3.1).
+/// What follows the scheme of a target in absolute form. Schemes are case-insensitive (RFC 3986,
+/// section 3.1).
 fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = target.split_at_checked(memchr::memchr(b':', target)?)?;
     let is_http = [&b"http"[..], b"https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
@@ -392,7 +392,7 @@ fn judge_fields(
         Some(host) => {
             let host = host.of(text);
             judge_host(host, &REQUEST)?;
-            // Byte by byte: a service may compare them so.
+            // Byte by byte, because a service may compare them like that.
             if request.authority.is_some_and(|authority| authority.of(text) != host) {
                 return Err(Rejection::BadRequest("Host and target name different hosts"));
             }
@@ -411,12 +411,12 @@ fn judge_fields(
     Ok(found)
 }
 
-/// Name and value of the field line at `place`, the value without blanks at its ends.
+/// Name and value of the header line at `place`; the value has no blanks at its ends.
 fn split_field(text: &[u8], place: Range<usize>) -> Result<Line, Rejection> {
     const MALFORMED: Rejection = Rejection::BadRequest("a header line is malformed");
     let Range { start, end } = place;
     let line = text.get(place).unwrap_or_default();
-    // A line that begins with a blank, obsolete folding, has no token before its colon.
+    // A line that begins with a blank (obsolete folding) has no valid name before its colon.
     let colon = memchr::memchr(b':', line).ok_or(MALFORMED)?;
     let (name, rest) = line.split_at(colon);
     let value = rest.get(1..).unwrap_or_default();
@@ -429,14 +429,14 @@ fn split_field(text: &[u8], place: Range<usize>) -> Result<Line, Rejection> {
     Ok(Line { name: Span::new(start..start + colon), value })
 }
 
-/// Name and value of a line without its end, the value without blanks at its ends; `None` where it
-/// is malformed.
+/// Name and value of a line without its line end; the value has no blanks at its ends. `None` if
+/// the line is malformed.
 pub fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let found = split_field(line, 0..line.len()).ok()?;
     Some((found.name.of(line), found.value.of(line)))
 }
 
-/// Whether it is a token (RFC 9110, section 5.6.2).
+/// Whether a name is a token (RFC 9110, section 5.6.2).
 pub fn is_name(name: &[u8]) -> bool {
     static IS_TOKEN: LazyLock<[bool; 256]> =
         LazyLock::new(|| std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(is_token_byte)));
@@ -445,12 +445,12 @@ pub fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && all(name, is_legal)
 }
 
-/// Whether a value holds no control bytes but tabs (RFC 9110, section 5.5).
+/// Whether a value has no control bytes except tabs (RFC 9110, section 5.5).
 pub fn is_value(value: &[u8]) -> bool {
     all(value, |byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
 }
 
-/// RFC 9110, section 5.6.2: printable ASCII, but for its delimiters.
+/// RFC 9110, section 5.6.2: printable ASCII without delimiters.
 fn is_token_byte(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e)
         && !matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'['..=b']' | b'{' | b'}')
@@ -462,10 +462,10 @@ pub(super) fn parse_length(value: &[u8]) -> Result<u64, Rejection> {
     number.ok_or(Rejection::BadRequest("Content-Length is not a number"))
 }
 
-/// A name or an address, with or without a port.
+/// A host name or address, with or without a port.
 fn judge_host(host: &[u8], messages: &Messages) -> Result<(), Rejection> {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    // Most are a name without a port.
+    // Most hosts are a name without a port.
     let is_host =
         !host.is_empty() && all(host, is_plain) || std::str::from_utf8(host).is_ok_and(is_host);
     if is_host { Ok(()) } else { Err(Rejection::BadRequest(messages.host)) }
@@ -485,19 +485,19 @@ fn is_host(host: &str) -> bool {
     };
     let is_number =
         |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    // An empty one is the default (RFC 3986, section 3.2.3).
+    // An empty port means the default (RFC 3986, section 3.2.3).
     let is_port = |port: &str| port.is_empty() || is_number(port);
     is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Judges a `Connection` line. `nominated` counts the elements of all such lines. Returns whether
-/// it has `close`.
+/// Checks a `Connection` line. `nominated` counts the elements of all such lines. Returns whether
+/// the line contains `close`.
 fn judge_connection(
     value: &[u8],
     nominated: &mut usize,
     found: &mut RequestHead,
 ) -> Result<bool, Rejection> {
-    /// Headers that no client may keep from a service.
+    /// Headers that no client may withhold from a service.
     const KEPT: [&[u8]; 4] =
         [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
     let mut closes = false;
@@ -512,7 +512,7 @@ fn judge_connection(
         }
         match name.len() {
             5 if is(b"close") => closes = true,
-            // Of HTTP/1.0 (RFC 9112, appendix C.2.2).
+            // From HTTP/1.0 (RFC 9112, appendix C.2.2).
             10 if is(b"keep-alive") => found.persists = true,
             _ => found.nominates = true,
         }

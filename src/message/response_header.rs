@@ -1,9 +1,9 @@
-//! Whether the header of a service's response has only one reading.
+//! Checks that the header of a service's response can be read in only one way.
 //!
-//! It is judged as strictly as a request header, for the same reason: if two parsers could read it
-//! differently, whoever controls a part of it could end one response and begin another (response
-//! splitting). A header that passes has one status, one list of lines and one way in which its body
-//! ends.
+//! It is checked as strictly as a request header, for the same reason: if two parsers could read it
+//! differently, an attacker who controls a part of it could end one response and begin another
+//! (response splitting). A header that passes has one status, one list of lines and one way in
+//! which its body ends.
 
 use std::fmt::Write as _;
 
@@ -11,38 +11,38 @@ use super::request_header::{end_of_head, is_name, is_value};
 use crate::message::header::lines::{Line, Span};
 use crate::message::header::{elements, is_blank, trim};
 
-/// Bytes of a response header.
+/// The most bytes of a response header.
 pub const LONGEST: usize = 64 << 10;
 
-/// Lines of a response header.
+/// The most lines of a response header.
 const MOST_LINES: usize = 256;
 
-/// Bytes of a header's name that a [`Fault`] shows.
+/// The most bytes of a header name that a [`Fault`] shows.
 const LONGEST_NAME: usize = 64;
 
 /// A response header that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// Bytes up to and with the empty line.
+    /// Bytes up to and including the empty line.
     pub length: usize,
     /// 100 to 999.
     pub status: u16,
     /// The reason phrase, without the blank before it.
     pub reason: Span,
     pub framing: Framing,
-    /// The value of `Content-Length`, also where no body follows.
+    /// The value of `Content-Length`, even if there is no body.
     pub content_length: Option<u64>,
     /// Whether the connection may serve another request after this one.
     pub persists: bool,
     /// Whether `Connection` nominates headers.
     pub nominates: bool,
-    /// Header lines.
+    /// The number of header lines.
     pub lines: usize,
     /// Whether there is a `Keep-Alive` line.
     pub has_keep_alive: bool,
 }
 
-/// How the body of a response is delimited.
+/// How the end of a response's body is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     Length(u64),
@@ -51,8 +51,8 @@ pub enum Framing {
     Close,
 }
 
-/// What is wrong with a response header, in words for the log. Of the header's text only names are
-/// shown.
+/// What is wrong with a response header, in words for the log. Only names of headers are shown, not
+/// their values.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("response header malformed: {0}")]
@@ -66,8 +66,8 @@ pub enum Fault {
 const LENGTH: Fault = Fault::Rejected("Content-Length is invalid or has several values");
 const CODING: Fault = Fault::Rejected("Transfer-Encoding is not \"chunked\"");
 
-/// Judges what has been read so far of a response header, and calls `each` with every header line
-/// in order. `None`: it is not whole, and valid so far. `is_to_head`: it is the response to a HEAD
+/// Checks what has been read so far of a response header, and calls `each` with every header line
+/// in order. `None`: it is incomplete, and valid so far. `is_to_head`: it responds to a HEAD
 /// request.
 ///
 /// # Errors
@@ -120,7 +120,7 @@ pub fn read(
         judge_line(line.name.of(text), line.value.of(text), &mut found, &mut is_chunked)?;
     }
     if is_chunked && (is_http_10 || found.content_length.is_some()) {
-        // Another reader may have gone by the length (RFC 9112, section 6.3).
+        // Another parser may have used the length (RFC 9112, section 6.3).
         found.persists = false;
         found.content_length = None;
     }
@@ -166,7 +166,7 @@ fn judge_line(
                 if coding.eq_ignore_ascii_case(b"identity") {
                     continue;
                 }
-                // Another coding would have to be decoded here: it belongs to this connection only.
+                // Another coding would have to be decoded here: it is for this connection only.
                 if *is_chunked || !coding.eq_ignore_ascii_case(b"chunked") {
                     return Err(CODING);
                 }
@@ -181,7 +181,7 @@ fn judge_line(
 /// Bytes before the reason phrase.
 const STATUS: usize = b"HTTP/1.1 200 ".len();
 
-/// Whether the version is 1.0, and the status, of a status line.
+/// Whether the version of a status line is 1.0, and its status.
 fn status_line(line: &[u8]) -> Option<(bool, u16)> {
     let (version, rest) = line.split_at_checked(b"HTTP/1.1 ".len())?;
     let is_http_10 = match version {
@@ -199,7 +199,7 @@ fn status_line(line: &[u8]) -> Option<(bool, u16)> {
     Some((is_http_10, digits.fold(0, |number, digit| number * 10 + digit)))
 }
 
-/// Whether the bytes that have come can be the beginning of a response.
+/// Whether the bytes received so far can be the beginning of a response.
 fn judge_beginning(read: &[u8]) -> Result<(), Fault> {
     let first = read.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let is_whole = first.len() < read.len();
@@ -228,7 +228,7 @@ fn split(at: usize, line: &[u8]) -> Option<Line> {
 
 const STATUS_LINE: &str = "status line";
 
-/// What is wrong with these lines, without their values.
+/// What is wrong with a response header, without showing values.
 pub fn fault(header: &[u8]) -> String {
     let mut lines = header.split(|byte| *byte == b'\n');
     let first = lines.next().unwrap_or_default();

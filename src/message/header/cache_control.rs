@@ -2,26 +2,26 @@
 
 use super::quoted_elements;
 
-/// Whether a line of `Cache-Control` says whether shared caches may reuse the response although
-/// its request was authorized (RFC 9111, section 3.5), or keeps them from it.
+/// Whether a `Cache-Control` line either allows or forbids shared caches to reuse a response
+/// although its request was authorized (RFC 9111, section 3.5).
 pub fn decides(line: &[u8]) -> bool {
     quoted_elements(line).any(|directive| KEEPING.is(directive) || SHARING.is(directive))
 }
 
-/// Whether a line of `Cache-Control` lets shared caches reuse a response to a request that was
-/// authorized.
+/// Whether a `Cache-Control` line allows shared caches to reuse a response to an authorized
+/// request.
 pub fn is_shared(line: &[u8]) -> bool {
     quoted_elements(line).any(|directive| SHARING.is(directive))
 }
 
-/// Directives by name: those that stand alone, and those that have seconds.
+/// Directives by name: those without an argument, and those with seconds.
 struct Directives(&'static [&'static str], &'static [&'static str]);
 
 const KEEPING: Directives = Directives(&["private", "no-store", "no-cache"], &[]);
 const SHARING: Directives = Directives(&["public", "must-revalidate"], &["s-maxage"]);
 
 impl Directives {
-    /// With an argument, `private` and `no-cache` are about some headers of the response only.
+    /// With an argument, `private` and `no-cache` apply only to some headers of the response.
     fn is(&self, directive: &[u8]) -> bool {
         let mut parts = directive.splitn(2, |byte| *byte == b'=');
         let name = parts.next().unwrap_or_default();

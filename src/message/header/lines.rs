@@ -1,8 +1,7 @@
-//! Header lines as bytes: one text, and where in it each name and value is.
+//! Header lines as bytes: one text, and the positions of the names and values in it.
 //!
-//! A line that is removed stays in the text: only the list of lines gets shorter. What is sent is
-//! written anew from the list, as `name: value`, so that no unusual spelling of a line is
-//! forwarded.
+//! A removed line stays in the text: only the list of lines gets shorter. Headers are written from
+//! the list, as `name: value`, so that no unusual spelling of a line is forwarded.
 
 use std::ops::Range;
 
@@ -24,7 +23,7 @@ impl Span {
         Self { begin: short(range.start), end: short(range.end) }
     }
 
-    /// The part of the text that it was made for.
+    /// The part of the text for which the span was made.
     pub fn of(self, text: &[u8]) -> &[u8] {
         text.get(self.begin as usize..self.end as usize).unwrap_or_default()
     }
@@ -39,7 +38,7 @@ impl Span {
     }
 }
 
-/// A header line, its value without blanks at its ends.
+/// A header line; the value has no blanks at its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     pub name: Span,
@@ -54,12 +53,12 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// A text, and the lines that were found in it.
+    /// A text, and the lines in it.
     pub fn new(text: Vec<u8>, list: Vec<Line>) -> Self {
         Self { text, list }
     }
 
-    /// The text and the list, for another message.
+    /// The text and the list, to be reused for another message.
     pub fn into_parts(self) -> (Vec<u8>, Vec<Line>) {
         (self.text, self.list)
     }
@@ -73,7 +72,7 @@ impl Lines {
         self.list.iter().map(|line| (line.name.of(&self.text), line.value.of(&self.text)))
     }
 
-    /// Writes what is left of them.
+    /// Writes the lines that were not removed.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         for (name, value) in self.iter() {
             write_line(out, name, value);
@@ -81,7 +80,7 @@ impl Lines {
     }
 }
 
-/// Writes one header line, as HTTP/1 has it.
+/// Writes one header line in the format of HTTP/1.
 pub fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);
@@ -93,7 +92,7 @@ pub fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 impl Headers for Lines {
     fn values_of<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
         let name = name.as_str().as_bytes();
-        // Most lines are told apart by the length of their names.
+        // The length of the name already rules out most lines.
         let is_it = move |line: &&Line| {
             line.name.length() == name.len() && line.name.of(&self.text).eq_ignore_ascii_case(name)
         };

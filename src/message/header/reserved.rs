@@ -1,10 +1,9 @@
-//! The names of headers that are the gateway's to write or to remove, but for those that the
-//! configuration names.
+//! The names of reserved headers, except those that are configured.
 //!
-//! `access` strips and writes by these lists, and the configuration may not name one of
-//! them for anything else.
+//! `access` removes and writes headers by these lists, and the configuration may not use their
+//! names for anything else.
 
-/// What WeChat Cloud Run injects and services that come from there trust.
+/// Injected by WeChat Cloud Run, and trusted by services that were written for it.
 pub const CLOUD_RUN: [&str; 8] = [
     "x-wx-openid",
     "x-wx-appid",
@@ -16,11 +15,11 @@ pub const CLOUD_RUN: [&str; 8] = [
     "x-wx-env",
 ];
 
-/// Written by the gateway on every request.
+/// Written by the gateway into every request.
 pub const WRITTEN: [&str; 5] =
     ["x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"];
 
-/// What a proxy that asks for a decision says of the request.
+/// In which a forward-auth proxy describes the original request.
 pub const TOLD: [&str; 5] = [
     "x-forwarded-method",
     "x-forwarded-uri",
@@ -29,8 +28,9 @@ pub const TOLD: [&str; 5] = [
     "x-forwarded-for",
 ];
 
-/// Never written by the gateway; they pass from a trusted proxy, spelled just so. Some servers
-/// take another path than the request's from them, or (`Proxy`) another way out.
+/// Never written by the gateway. Trusted proxies may send them, in exactly this spelling. Some
+/// servers read another path from them than the request's, or (`Proxy`) the proxy for their own
+/// requests.
 pub const FROM_TRUSTED: [&str; 10] = [
     "forwarded",
     "x-forwarded-port",
@@ -44,16 +44,16 @@ pub const FROM_TRUSTED: [&str; 10] = [
     "proxy",
 ];
 
-/// What an upstream may say of its connection without nominating it.
+/// Headers about its connection that a service may send without nominating them.
 pub const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
 /// Belongs to an upgrade to HTTP/2, which the gateway ignores: removed from requests.
 pub const HTTP2_SETTINGS: &str = "http2-settings";
 
-/// Marks an error answer as the gateway's own.
+/// Marks an error response as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
-/// Headers that concern one connection, besides those that `Connection` names: never forwarded.
+/// Headers about one connection, besides those that `Connection` nominates: never forwarded.
 pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",
@@ -67,11 +67,11 @@ pub const HOP_BY_HOP: [&str; 10] = [
     "upgrade",
 ];
 
-/// By which some services take another method than the request's.
+/// With which some services override the method of the request.
 pub const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method-override", "x-http-method", "x-method-override"];
 
-/// Headers that differ from response to response, so that none can be set for all.
+/// Headers that differ between responses, so that one value cannot be set for all.
 pub const OF_ONE_RESPONSE: [&str; 24] = [
     "accept-ranges",
     "age",
@@ -99,7 +99,7 @@ pub const OF_ONE_RESPONSE: [&str; 24] = [
     "www-authenticate",
 ];
 
-/// How a message is framed, and what concerns its connection alone.
+/// The framing of a message, and headers about its connection only.
 pub const OF_FRAMING: [&str; 8] = [
     "connection",
     "content-length",
