@@ -1,11 +1,11 @@
 //! Sessions of a user, for operators: list them, end one or all, block the user.
 //!
-//! There for whoever shows `admin.token`, and not there where none is configured. A session is
-//! named by the first digits of its token's digest, which open nothing; a user by the openid, or by
-//! the name that the access log gives it. When the 204 is sent, every session that was granted
-//! before the call has ended; with a shared store, on other gateways as after a logout. A block is
-//! set before the sessions are ended, so that no login in flight escapes both. Each action is one
-//! line of the log.
+//! Requires `admin.token`; without a configured token the path does not exist. A session is
+//! identified by the first digits of its token's digest, which cannot be used as a token, and a
+//! user by the openid or by the name in the access log. When the 204 is sent, every session that
+//! was created before the call has ended; with a shared store, other gateways learn of it as they
+//! learn of a logout. A block is set before the sessions are ended, so that no login in flight
+//! escapes both. Each action is logged in one line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Characters of a user's name in the access log.
 const NAME_LENGTH: usize = 16;
 
-/// Whose sessions an action is about.
+/// The user whose sessions an action is about.
 enum Subject {
     OpenId(OpenId),
     /// The name in the access log.
@@ -49,7 +49,7 @@ enum SessionAction {
     Unblock,
 }
 
-/// The fields of a query, as they are.
+/// The fields of a query, not validated.
 #[derive(Default)]
 struct Query {
     app_id: Option<String>,
@@ -58,7 +58,7 @@ struct Query {
     block: Option<String>,
 }
 
-/// What the log line of an action says.
+/// What is logged about an action.
 #[derive(Default)]
 struct Audit<'a> {
     app_id: Option<&'a str>,
@@ -66,7 +66,7 @@ struct Audit<'a> {
     sessions: usize,
 }
 
-/// Answers a request for [`PATH`] or, where it names a session, for what is below it.
+/// Responds to a request for [`PATH`], or for a session below it.
 pub async fn respond(
     process: &Process,
     policy: &Policy,
@@ -100,7 +100,7 @@ pub async fn respond(
     acted
 }
 
-/// Digests are compared, whose bytes tell nothing about how far a guess is right.
+/// Compares digests: their bytes do not reveal how much of a guess is right.
 fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -109,7 +109,7 @@ fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
         && Sha256::digest(shown.trim_ascii()) == Sha256::digest(token.expose())
 }
 
-/// The name of an action in the log, also of a rejected one.
+/// The name of an action in the log, even of a rejected one.
 fn word(query: &str, is_look: bool) -> &'static str {
     let mut fields = form_urlencoded::parse(query.as_bytes());
     let block = fields.find(|(name, _)| name == "block");
@@ -121,14 +121,14 @@ fn word(query: &str, is_look: bool) -> &'static str {
     }
 }
 
-/// The duration of a block; zero lifts it.
+/// The duration of a block; zero removes the block.
 fn block_time(text: &str) -> Option<Duration> {
     // humantime reads `M` as months, but an operator would mean minutes.
     let time = humantime::parse_duration(text).ok().filter(|_| !text.contains('M'))?;
     (time.is_zero() || (SHORTEST_BLOCK..=LONGEST_BLOCK).contains(&time)).then_some(time)
 }
 
-/// The user and the app that a query names.
+/// The app, the user and the action of a query.
 fn parse<'a>(
     apps: &'a Apps,
     query: &str,
@@ -142,7 +142,7 @@ fn parse<'a>(
             "openid" => &mut fields.openid,
             "user" => &mut fields.user,
             "block" => &mut fields.block,
-            // A word that is not understood might have meant fewer sessions.
+            // An unknown parameter might have meant fewer sessions.
             _ => return Err(BadRequest("a query may have app_id, openid or user, and block")),
         };
         if field.replace(value.into_owned()).is_some() {
@@ -211,8 +211,8 @@ async fn act<'a>(
         }
         SessionAction::Unblock => sessions.unblock(&user).await?,
         SessionAction::Block(time) => {
-            // Blocked first: a login in flight is rejected, or its session exists and is ended
-            // below.
+            // The block comes first: a login in flight is rejected, or its session exists and is
+            // ended below.
             sessions.block(&user, time).await?;
             end(process, &user, None, &mut audit.sessions).await?;
         }
@@ -275,7 +275,7 @@ fn listing(
     OwnResponse::json(200, &Listing { sessions, blocked_until: blocked_until.map(time) })
 }
 
-/// Ends the session of this id, or all of them, and counts those that were ended.
+/// Ends the session with this id, or all sessions, and counts those that were ended.
 async fn end(
     process: &Process,
     user: &User,

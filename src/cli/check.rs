@@ -1,4 +1,4 @@
-//! `wxgate check`: what is wrong with a configuration.
+//! `wxgate check`: finds problems in a configuration.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ pub fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
             }
-            // Without secrets there is nothing that it could be started with.
+            // Without secrets the gateway cannot be started.
             let outcome = match secrets {
                 Secrets::Load => rehearse(&config),
                 Secrets::Ignore => Ok(()),
@@ -34,14 +34,14 @@ pub fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
     }
 }
 
-/// Does what a start does before it listens.
+/// Does everything that a start does before it listens.
 fn rehearse(config: &Config) -> Result<(), Failure> {
     refuse_key_log()?;
     Server::rehearse(config, Metrics::new()?)?;
     Ok(())
 }
 
-/// Says of each app whether WeChat takes it, at each of its addresses.
+/// Reports for each app, at each of WeChat's addresses, whether WeChat accepts it.
 async fn check_live(config: &Config) -> Result<(), Failure> {
     let wechat = WeChat::new(&config.wechat, Clock::system(), Metrics::new()?)?;
     let mut failed = 0;

@@ -1,7 +1,7 @@
-//! `wxgate demo`: a whole gateway to play with, in one process.
+//! `wxgate demo`: a complete gateway to try, in one process.
 //!
-//! A simulated WeChat, an echo service (or one of the reader's own) and the gateway between
-//! them, on loopback; no account and no file is needed. Prints lines to paste and what each
+//! It runs a simulated WeChat, an echo service (or the user's own service) and the gateway between
+//! them, on loopback. It needs no account and no file. It prints lines to paste, and says what each
 //! of them shows.
 
 use std::fmt::Write as _;
@@ -22,11 +22,11 @@ use crate::server::{Command, Server, StartError};
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::sandbox::{DEFAULT_APP, Sandbox};
 
-/// What the demo can be told.
+/// The options of the demo.
 pub struct Demo {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
-    /// Host and port of a service to stand in front of, instead of the echo.
+    /// Host and port of a service to use instead of the echo service.
     pub upstream: Option<String>,
 }
 
@@ -43,10 +43,10 @@ pub enum DemoError {
 }
 
 impl Demo {
-    /// Runs until a command to stop; says what to try once the gateway listens.
+    /// Runs until a command to stop; `say` prints the tour when the gateway listens.
     ///
     /// # Errors
-    /// When an address is taken, or the service's address makes no sense.
+    /// When an address is in use, or the service's address is invalid.
     pub async fn run(
         self,
         commands: mpsc::Receiver<Command>,
@@ -156,7 +156,7 @@ impl Demo {
     }
 }
 
-/// Shows a request as its service got it.
+/// Returns the request as the service received it.
 fn echo_answer(request: &Request) -> Response {
     let mut headers = Map::new();
     for (name, value) in request.headers() {

@@ -1,10 +1,10 @@
-//! What becomes of a request, without one: `wxgate explain`.
+//! Shows how a request would be handled, without sending one: `wxgate explain`.
 //!
-//! Calls the functions that judge real requests, with a request that an operator describes. Why a
-//! route does not match is found by trying it alone, and what is removed from a request by
-//! comparing it with what its service would get. Nothing is resolved, bound or called; the user is
-//! shown by placeholders, and values that may be secrets are not shown. The result is plain data,
-//! written as JSON or, by `text.rs`, as text.
+//! Runs the functions that judge real requests on a request that an operator describes. To find out
+//! why a route does not match, the route is tried alone. To find out what is removed from a
+//! request, the request is compared with what its service would get. Nothing is resolved, bound or
+//! called. Placeholders replace the identity, and values that may be secrets are not shown. The
+//! result is plain data, written as JSON or, by `text.rs`, as text.
 
 pub mod command;
 mod question;
@@ -38,7 +38,7 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::{self, HeadLimits};
 use crate::route::{Asked, Endpoint, Route, Routes};
 
-/// Says what becomes of a request.
+/// Explains how a request would be handled.
 pub fn explain(config: &Config, question: &Question) -> Explanation {
     let routes = Routes::new(&config.endpoints, &config.routes);
     let mut told = Explanation {
@@ -116,7 +116,7 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
     told
 }
 
-/// Whether a request may become a WebSocket, where it asks for that.
+/// Whether a request may become a WebSocket, if it asks for one.
 fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rejection> {
     let headers = &question.headers;
     if websocket::is_asked_for(headers) {
@@ -128,8 +128,8 @@ fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rej
     Ok(())
 }
 
-/// Judges what a request has for its route, as the admission of a request does. No session is
-/// looked up.
+/// Checks the body length and the tokens of a request, as its admission would. No session is looked
+/// up.
 fn judge_content(
     config: &Config,
     section: &RouteSection,
@@ -281,7 +281,7 @@ fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
         .removing_overrides(routes.trust_methods())
 }
 
-/// Headers of the client's connection, which are not forwarded. The handshake of a WebSocket is
+/// Headers about the client's connection, which are not forwarded. The handshake of a WebSocket is
 /// rewritten.
 fn not_forwarded(request: &HeaderMap) -> Vec<HeaderName> {
     let is_websocket = websocket::is_asked_for(request);
@@ -340,7 +340,7 @@ fn header((name, value): (&HeaderName, &HeaderValue)) -> Header {
     Header { name: name.to_string(), value }
 }
 
-/// Who is asking; that is what nobody knows here.
+/// Placeholders for the identity, which is not known here.
 fn placeholder() -> Option<Identity> {
     Some(Identity {
         app_id: AppId::parse("APP_ID")?,
@@ -364,8 +364,8 @@ fn forwarding(question: &Question) -> Forwarding {
     }
 }
 
-/// What keeps a request from a route. The route is asked alone, each time with all that is not
-/// in question made its own.
+/// Why a request does not match a route. The route is tried alone, each time with all other
+/// conditions made to match.
 fn why_not(section: &RouteSection, asked: &Asked<'_>) -> String {
     let route_path = Asked { path: section.path.as_str(), ..*asked };
     let mut any_headers = RouteSection { rewriting: None, ..section.clone() };

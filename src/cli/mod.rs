@@ -102,7 +102,7 @@ enum Command {
     },
 }
 
-/// The exit code is 0, 1 for what fails, and 2 for wrong usage.
+/// The exit code is 0 for success, 1 for a failure, and 2 for wrong usage.
 pub fn main() -> ExitCode {
     // reqwest and redis use the process's TLS provider.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -122,7 +122,7 @@ pub fn main() -> ExitCode {
 /// Why a command fails.
 type Failure = Box<dyn std::error::Error>;
 
-/// Runs on this thread until it is over.
+/// Runs a future on this thread until it completes.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let outcome = runtime().map_err(Failure::from).and_then(|runtime| runtime.block_on(future));
     match outcome {
@@ -140,13 +140,13 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Problems name their file and place themselves.
+/// Problems already contain their file and position.
 fn refuse_config(problems: &Problems) -> ExitCode {
     eprint!("{problems}");
     ExitCode::FAILURE
 }
 
-/// What is worth a line beside what the demo and the sandbox print.
+/// Logs warnings beside what the demo and the sandbox print.
 fn log_warnings() -> Option<Flush> {
     let log = LogSection {
         level: LogLevel::Warn,

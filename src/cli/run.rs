@@ -36,7 +36,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(metrics) => metrics,
         Err(error) => return refuse(&error),
     };
-    // Dropped last: it writes what is queued.
+    // Dropped last, because it writes queued lines.
     let (_log, level) = process_log::install(&config.log, &metrics);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -59,7 +59,7 @@ pub fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// Keeps what is in memory, secrets and tokens among it, in memory.
+/// Keeps memory, which contains secrets and tokens, out of core dumps and key logs.
 fn harden() -> Result<(), String> {
     refuse_key_log()?;
     let no_core = Rlimit { current: Some(0), maximum: Some(0) };

@@ -70,7 +70,7 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
         let mut out = std::io::stdout();
-        // A reader such as `head` may have closed it.
+        // A reader such as `head` may have closed stdout.
         let _ = writeln!(out, "simulated WeChat at http://{}", listener.local_addr()?);
         for (app_id, secret) in &apps {
             let _ = writeln!(out, "app {app_id} with secret {secret}");
@@ -84,7 +84,7 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
     })
 }
 
-/// Waits until the sandbox is to end.
+/// Waits for a command to stop.
 async fn stopped(commands: &mut mpsc::Receiver<Command>) {
     loop {
         match commands.recv().await {

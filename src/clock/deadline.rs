@@ -1,7 +1,7 @@
-//! A deadline that is moved with every request and seldom met.
+//! A deadline that is moved with every request and rarely reached.
 //!
-//! A timer of tokio's is entered into a list under a lock each time it is set. This one is
-//! entered once, and when it goes off looks at where the deadline is by then.
+//! A tokio timer is inserted into a list, under a lock, each time it is set. This one is inserted
+//! once. When it fires, it checks where the deadline is by then.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// The deadline of whatever a connection waits for.
+/// The deadline of what a connection waits for.
 pub struct Deadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -24,7 +24,7 @@ impl Deadline {
         self.at = at;
     }
 
-    /// What comes of `future`, if it comes in time.
+    /// The output of `future`, if it completes in time.
     pub async fn limit<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {

@@ -16,9 +16,9 @@ pub struct Clock(TimeSource);
 
 #[derive(Clone, Debug)]
 enum TimeSource {
-    /// Since when, and what time it was then, since 1970.
+    /// When the clock was made, and the time since 1970 at that moment.
     System(Instant, Duration),
-    /// What it shows, and what the wall clock shows with it at its beginning.
+    /// Its time in milliseconds, and the wall clock's time when the clock was made.
     Manual(Arc<AtomicU64>, Duration),
 }
 
@@ -32,8 +32,8 @@ impl Clock {
         Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), wall()))
     }
 
-    /// Time since 1970 by what the wall clock showed when the clock was made, in whole
-    /// milliseconds.
+    /// Time since 1970 in whole milliseconds, counted from the wall clock's time when the clock was
+    /// made.
     pub fn now(&self) -> Duration {
         Duration::from_millis(self.now_millis())
     }
@@ -41,7 +41,7 @@ impl Clock {
     /// [`Clock::now`] in milliseconds.
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
-            // A process does not live for 2^64 milliseconds.
+            // A process does not run for 2^64 milliseconds.
             TimeSource::System(start, then) => {
                 u64::try_from((*then + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
             }
@@ -49,13 +49,13 @@ impl Clock {
         }
     }
 
-    /// What the wall clock shows at a time of this one, in milliseconds since 1970. A manual
-    /// clock moves the wall's along.
+    /// The wall clock's time at a time of this clock, in milliseconds since 1970. A manual clock
+    /// has a wall clock that moves with it.
     pub fn to_wall(&self, millis: u64) -> u64 {
         self.wall_millis().saturating_add(millis).saturating_sub(self.now_millis())
     }
 
-    /// The reverse. What was before this clock was made is its beginning.
+    /// The reverse. Times before a manual clock was made become its beginning.
     pub fn from_wall(&self, millis: u64) -> u64 {
         self.now_millis().saturating_add(millis).saturating_sub(self.wall_millis())
     }
@@ -77,7 +77,7 @@ impl Clock {
     }
 }
 
-/// Since 1970.
+/// The wall clock's time since 1970.
 fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

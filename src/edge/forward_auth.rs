@@ -1,7 +1,7 @@
 //! Forward-auth: decisions for another proxy in front of the services.
 //!
-//! nginx, Caddy, Traefik, Envoy and similar proxies call this before they forward a request: is it
-//! allowed, and whose is it? Only `server.trusted_proxies` may call, on a separate listener. The
+//! nginx, Caddy, Traefik, Envoy and similar proxies call this before they forward a request, to get
+//! a decision and the identity. Only `server.trusted_proxies` may call, on a separate listener. The
 //! original request is described by `X-Forwarded-Method`, `-Uri` and `-Host`, each exactly once.
 //! The decision is the same as on the public listener ([`Policy::admit`]). The response is 200, 401
 //! or 403, and 503 when sessions cannot be looked up. It has every identity header, empty if there
@@ -165,7 +165,7 @@ impl ForwardAuth {
         response
     }
 
-    /// Whether the original request is allowed, and whose it is.
+    /// The decision on the original request, and its session.
     async fn judge<'a>(policy: &'a Policy, request: &request::Parts, client: Client) -> Judged<'a> {
         let met = match meet(policy, request, client) {
             Ok(met) => met,

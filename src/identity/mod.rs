@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// Longest id accepted. WeChat's have 28 characters.
 const LONGEST: usize = 128;
 
-/// The id of a Mini Program. Cheap to clone: sessions share one with the configuration.
+/// The id of a Mini Program. Cheap to clone: sessions share it with the configuration.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct AppId(Arc<str>);
 
@@ -27,7 +27,7 @@ pub struct OpenId(Text);
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UnionId(Text);
 
-/// What a session stands for.
+/// The identity of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub app_id: AppId,
@@ -41,15 +41,15 @@ impl Identity {
     }
 }
 
-/// Whose sessions are counted together.
+/// A user, whose sessions are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct User {
     pub app_id: AppId,
     pub openid: OpenId,
 }
 
-/// The text of a user's id. Of a length that WeChat gives out it stands where the id stands, so
-/// that a session is one piece of memory.
+/// The text of a user's id. An id of WeChat's usual length is stored inline, so that a session is
+/// one allocation.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Text {
     Short { length: u8, bytes: [u8; 30] },
@@ -74,7 +74,7 @@ impl Deref for Text {
 
     fn deref(&self) -> &str {
         match self {
-            // It was text when it was put there.
+            // Valid UTF-8 by construction.
             Self::Short { length, bytes } => bytes
                 .get(..usize::from(*length))
                 .and_then(|bytes| std::str::from_utf8(bytes).ok())
@@ -114,7 +114,7 @@ impl fmt::Debug for AppId {
     }
 }
 
-// Openids and unionids are personal data: they do not slip into logs through `Debug`.
+// Openids and unionids are personal data: `Debug` must not write them to logs.
 impl fmt::Debug for OpenId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("OpenId(..)")

@@ -1,9 +1,9 @@
 //! Secrets that cannot be printed.
 //!
-//! Holds what must never reach a log, an error, a metric or an answer: app secrets, keys,
-//! tokens, login codes. `Debug` is redacted, memory is wiped on drop, and the text comes out
-//! only through [`Secret::expose`], so that every use can be found and reviewed. What is
-//! copied from it, into a socket's buffer or a client library, is not wiped.
+//! Holds what must never appear in a log, an error, a metric or a response: app secrets, keys,
+//! tokens, login codes. `Debug` is redacted, memory is wiped on drop, and only [`Secret::expose`]
+//! returns the text, so that every use can be found and reviewed. Copies, in a socket's buffer or a
+//! client library, are not wiped.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ impl Secret {
         Self(Zeroizing::new(text))
     }
 
-    /// The secret itself. Every call is a place to review.
+    /// The secret itself. Every call must be reviewed.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -33,12 +33,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A key that seals what is kept outside: 256 bits.
+/// A 256-bit key that seals data which is stored outside the process.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
 impl SealKey {
-    /// From 32 bytes as base64, of either alphabet, padded or not, or as hexadecimal digits.
+    /// From 32 bytes in base64, of either alphabet, padded or not, or in hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let mut key = Zeroizing::new([0; 32]);
         if text.len() == 64 {
@@ -55,7 +55,7 @@ impl SealKey {
         Some(Self(key))
     }
 
-    /// The key itself. Every call is a place to review.
+    /// The key itself. Every call must be reviewed.
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }

@@ -1,9 +1,9 @@
 //! The session token, the `3rd_session` of WeChat's documentation.
 //!
-//! Decides what a token looks like, how one is made and where one can stand in a header.
-//! `auth.rs` reads tokens with it and `inject.rs` removes them with the very same
-//! functions, so that what is read and what is removed cannot differ. Only the
-//! [`TokenDigest`] is kept: a session store that is read by somebody holds no usable token.
+//! Decides what a token looks like, how it is generated and where in a header it may be.
+//! `access::authenticator` reads tokens and `access::identity_headers` removes them with the same
+//! functions, so that what is read and what is removed cannot differ. Only the [`TokenDigest`] is
+//! stored: whoever reads the session store finds no usable token.
 
 use std::hash::{Hash, Hasher};
 
@@ -18,8 +18,8 @@ use crate::message::header::{all, is_blank, trim};
 /// Length of a token in characters: 32 bytes in base64url without padding.
 pub const TOKEN_LENGTH: usize = 43;
 
-/// A fresh token: 32 bytes of the thread's cryptographic generator, seeded by the system.
-/// It is derived from nothing.
+/// A new token: 32 bytes from the thread's cryptographic generator, which is seeded by the system.
+/// It is derived from nothing else.
 pub struct SessionToken(Secret);
 
 impl SessionToken {
@@ -39,12 +39,12 @@ impl SessionToken {
     }
 }
 
-/// SHA-256 of a token's text: the key under which its session is kept.
+/// SHA-256 of a token's text: the key under which its session is stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
-    /// Digests `text` if it has a token's shape.
+    /// The digest of `text` if it has the format of a token.
     pub fn parse(text: &[u8]) -> Option<Self> {
         has_token_shape(text).then(|| Self::of(text))
     }
@@ -53,12 +53,12 @@ impl TokenDigest {
         &self.0
     }
 
-    /// A digest that was kept elsewhere.
+    /// A digest that was stored elsewhere.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Its first 16 hexadecimal digits: what operators call a session by.
+    /// The first 16 hexadecimal digits, by which operators identify a session.
     pub fn id(&self) -> String {
         let first = self.0.first_chunk().copied().unwrap_or_default();
         format!("{:016x}", u64::from_be_bytes(first))
@@ -78,8 +78,8 @@ impl Hash for TokenDigest {
     }
 }
 
-/// The token in an `Authorization` value, if it is a Bearer of our shape. Any other value
-/// belongs to the service. The scheme's case does not matter (RFC 9110, section 11.1).
+/// The token in an `Authorization` value, if it is a Bearer token in the gateway's format. Any
+/// other value is meant for the service. The scheme is case-insensitive (RFC 9110, section 11.1).
 pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = authorization.split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"bearer") || !rest.first().is_some_and(|b| is_blank(*b)) {
@@ -89,7 +89,7 @@ pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     has_token_shape(token).then_some(token)
 }
 
-/// 43 characters of base64url, as every token of ours.
+/// 43 characters of base64url, like every token of the gateway.
 pub fn has_token_shape(text: &[u8]) -> bool {
     text.len() == TOKEN_LENGTH
         && all(text, |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))

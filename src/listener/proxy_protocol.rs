@@ -21,13 +21,13 @@ const LONGEST_V2: usize = 4 << 10;
 /// The byte after the signature for a connection of the load balancer itself.
 const LOCAL: u8 = 0x20;
 
-/// Whose connection it is.
+/// The client of a connection, by its PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionOrigin {
-    /// The load balancer's own, as in its health checks.
+    /// The load balancer itself, as in its health checks.
     Balancer,
     Client(SocketAddr),
-    /// A client's, without an address.
+    /// A client whose address is not given.
     Unknown,
 }
 

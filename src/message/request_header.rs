@@ -62,7 +62,7 @@ pub struct Head {
     pub asks_websocket: bool,
 }
 
-/// What a request header that passed asks for.
+/// Method, path and host of a request header that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked<'a> {
     pub method: &'a str,

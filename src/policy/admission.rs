@@ -1,4 +1,4 @@
-//! Whether a route accepts a request, and whose it is.
+//! Whether a route accepts a request, and which session it has.
 //!
 //! Two callers need this decision: `proxy` forwards what is admitted, and `edge::forward_auth` only
 //! reports the decision to another proxy. Method, rates, session and app are checked here and

@@ -1,4 +1,4 @@
-//! The command: its arguments, and what it prints.
+//! The command: what it does with its arguments, and what it prints.
 
 use std::io::Write;
 use std::path::Path;
@@ -52,7 +52,7 @@ pub fn explain(
                 Ok(json) if is_json => json + "\n",
                 _ => explanation.to_string(),
             };
-            // A reader such as `head` may have closed it.
+            // A reader such as `head` may have closed stdout.
             let _ = std::io::stdout().write_all(text.as_bytes());
             if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }

@@ -1,10 +1,10 @@
-//! What an operator asks about, in place of a request.
+//! The request that an operator asks about.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::route::Asked;
 
-/// What an operator asks about.
+/// The request that an operator asks about.
 pub struct Question {
     pub(super) method: Method,
     pub(super) host: Option<String>,
@@ -14,7 +14,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// `url` may be a path alone, for a request that names no host.
+    /// `url` may be only a path, for a request that names no host.
     ///
     /// # Errors
     /// What is wrong with the URL.
@@ -61,7 +61,7 @@ impl Question {
         format!("{}{query}", self.path)
     }
 
-    /// The request header as it would come by HTTP/1.1. Without a host it has any.
+    /// The request header as HTTP/1.1 would send it. If there is no host, any host will do.
     pub(super) fn head(&self) -> Vec<u8> {
         let host = self.host.as_deref().unwrap_or("localhost");
         let (method, target) = (self.method.as_str(), self.target());

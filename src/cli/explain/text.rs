@@ -1,4 +1,4 @@
-//! An explanation in words, a line for each thing.
+//! An explanation as text, with one line for each fact.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -130,7 +130,7 @@ impl Explanation {
     }
 }
 
-/// As the configuration would have it.
+/// As it is written in the configuration.
 fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));

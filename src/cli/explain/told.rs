@@ -4,37 +4,37 @@ use serde::Serialize;
 
 use crate::message::rejection::Rejection;
 
-/// What becomes of a request.
+/// How a request is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is forwarded, with a session where one is needed.
+    /// It is forwarded, with a session if one is required.
     Forwarded,
     /// The gateway responds itself.
     Answered,
     /// The gateway rejects it.
     Rejected,
-    /// Only forward-auth serves the route; on public listeners it is 404.
+    /// Only forward-auth serves the route; public listeners respond 404.
     ForwardAuth,
 }
 
-/// An explanation. The names of the fields are those of `--json`, and must not change.
+/// An explanation. The field names are those of `--json`, and must not change.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     pub method: String,
     pub host: Option<String>,
     pub path: String,
     pub outcome: Outcome,
-    /// Of the gateway's own response, where it is known.
+    /// The status of the gateway's own response, if it is known.
     pub status: Option<u16>,
     pub error: Option<&'static str>,
     pub reason: Option<String>,
-    /// Methods that are served, after a 405.
+    /// The allowed methods, after a 405.
     pub allow: Option<String>,
     pub endpoint: Option<&'static str>,
     pub route: Option<MatchedRoute>,
     pub upstreams: Vec<ChosenUpstream>,
-    /// As the service gets it.
+    /// The request as the service gets it.
     pub request: Option<ForwardedRequest>,
     /// Headers of the client that the service does not get.
     pub removed: Vec<RemovedHeader>,
@@ -49,18 +49,18 @@ pub struct MatchedRoute {
     pub name: String,
     pub file: String,
     pub line: usize,
-    /// What is looked up for this very request: a preflight has no session.
+    /// What applies to this very request: a preflight has no session.
     pub auth: &'static str,
     pub preflight: bool,
-    /// Empty: every app.
+    /// If empty, every app is accepted.
     pub apps: Vec<String>,
-    /// Bytes.
+    /// In bytes.
     pub max_body: u64,
     pub rate_per_user: Option<String>,
     pub rate_per_address: Option<String>,
     pub websocket: bool,
     pub cors: bool,
-    /// Who answers preflights: `answer` for the gateway, where it has CORS, or `pass`.
+    /// Who responds to preflights: `answer` for the gateway, if it has CORS, or `pass`.
     pub preflights: &'static str,
 }
 
@@ -69,7 +69,7 @@ pub struct MatchedRoute {
 pub struct ChosenUpstream {
     pub name: String,
     pub servers: Vec<String>,
-    /// Of the users that have a session.
+    /// The part of the users with a session.
     pub percent: f64,
     pub connect_timeout: String,
     pub read_timeout: String,
@@ -95,13 +95,13 @@ pub struct RemovedHeader {
     pub reason: String,
 }
 
-/// What the route does to responses.
+/// How the route changes responses.
 #[derive(Debug, Default, Serialize)]
 pub struct ResponseHeaders {
     pub set: Vec<Header>,
     pub removed: Vec<String>,
-    /// What is added to `Vary`. With it a response to a user is private, unless the service's own
-    /// `Cache-Control` decides.
+    /// What is added to `Vary`. If it is set, a response to a user is private, unless the service's
+    /// own `Cache-Control` decides.
     pub vary: Option<String>,
 }
 
@@ -116,7 +116,7 @@ pub struct OtherRoute {
 }
 
 impl Explanation {
-    /// Whether it is not rejected.
+    /// Whether the request is not rejected.
     pub fn is_served(&self) -> bool {
         self.outcome != Outcome::Rejected
     }
