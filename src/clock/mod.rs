@@ -49,7 +49,7 @@ impl Clock {
         }
     }
 
-    /// The wall clock's time at a time of this clock, in milliseconds since 1970. A manual clock
+    /// The wall clock's time, in milliseconds since 1970, for a time of this clock. A manual clock
     /// has a wall clock that moves with it.
     pub fn to_wall(&self, millis: u64) -> u64 {
         self.wall_millis().saturating_add(millis).saturating_sub(self.now_millis())

@@ -113,7 +113,7 @@ impl ForwardAuth {
             () = over => {}
         }
         connection.as_mut().graceful_shutdown();
-        // An incomplete request header must not delay the end.
+        // An incomplete request header must not delay closing.
         let left = if is_busy.load(Ordering::Relaxed) { limits.header_timeout } else { SHORTLY };
         let _ = timeout(left, connection).await;
     }

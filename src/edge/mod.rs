@@ -29,13 +29,13 @@ use crate::proxy::{Client, Gateway, closed};
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The most idle connections to services for each worker. All workers together keep no more than
-/// half of `limits.max_connections`, because file descriptors are shared. With fewer than there are
-/// concurrent requests, connections would be opened and closed for every request.
+/// The most idle connections to services that each worker keeps. All workers together keep no more
+/// than half of `limits.max_connections`, because file descriptors are shared. With fewer idle
+/// connections than concurrent requests, connections would be opened and closed for every request.
 const MOST_IDLE: usize = 1024;
 
-/// The most bytes for a client that the system holds unsent. By default it would hold megabytes,
-/// and report only after a third of them that the client reads.
+/// The most unsent bytes that the system buffers for a client. By default it would buffer
+/// megabytes, and report only after a third of them that the client reads.
 #[cfg(target_os = "linux")]
 const MOST_UNSENT: u32 = 64 << 10;
 
@@ -108,7 +108,7 @@ impl Edge {
     /// Serves a connection to its end.
     pub async fn serve(&self, stream: TcpStream, peer: SocketAddr, kind: ListenerKind) {
         let closing = self.process.lifecycle.closing();
-        // Boxed, because it is rare: an idle connection takes as much memory as its largest future.
+        // Rare futures are boxed: an idle connection takes as much memory as its largest future.
         let open = Box::pin(self.open(stream, peer, kind, closing.clone()));
         let Some(mut opened) = open.await else { return };
         match opened.speaks {

@@ -4,7 +4,7 @@
 //! the same way. Then the gateway responds itself: nothing that is received unencrypted is
 //! forwarded, or searched for a token. The Location consists of the validated host and target, in
 //! which no byte can end a line. A connection is closed after one request, because the next one
-//! belongs on HTTPS.
+//! belongs on an HTTPS listener.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Exchanges a code for a session, once.
+//! Turns a code into a session, with one exchange.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::{ClientError, Code, WeChat, WeChatError};
 
-/// Exchanges the codes of every app.
+/// Makes the exchanges for every app.
 pub struct Exchange {
     wechat: Arc<WeChat>,
     sessions: Sessions,
@@ -41,7 +41,7 @@ impl Exchange {
         Ok(Self { wechat, sessions, failure_log, unkept })
     }
 
-    /// Exchanges a code of an app, sent by `client`, for a session.
+    /// Turns a code of an app, sent by `client`, into a session.
     pub async fn trade(
         &self,
         served: &ServedApp,

@@ -210,7 +210,7 @@ impl Login {
         Ok(grant)
     }
 
-    /// Logs it if all codes of an app are rejected.
+    /// Detects and logs that all codes of an app are rejected.
     fn observe(&self, served: &ServedApp, outcome: &coalescing::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
             Ok(_) => return served.rejected_codes.succeeded(),

@@ -16,7 +16,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 /// The time without a success before a line is logged, and the time between two lines.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Where the pages of Mini Programs are.
+/// The start of the URLs of the pages of Mini Programs.
 const PAGES: &str = "https://servicewechat.com/";
 
 /// The results for the codes of one app.

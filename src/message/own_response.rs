@@ -31,7 +31,7 @@ impl OwnResponse {
         let mut response = Self::empty(status);
         response.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response.body = serde_json::to_vec(value).unwrap_or_default();
-        // For terminals.
+        // A line end, for terminals.
         response.body.push(b'\n');
         response
     }

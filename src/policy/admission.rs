@@ -22,7 +22,7 @@ use crate::session::Session;
 /// A request that has matched a route.
 pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub asked: Asked<'a, H>,
-    /// Whether it is a preflight, and the route says how preflights are handled.
+    /// Whether it is a preflight that is handled as the route says.
     pub is_preflight: bool,
     /// The client's address, as far as it is known.
     pub client: IpAddr,

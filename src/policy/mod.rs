@@ -71,7 +71,7 @@ pub struct Process {
     pub sessions: Sessions,
     pub clock: Clock,
     pub lifecycle: Lifecycle,
-    /// Whether to log the next operator's request with a wrong token.
+    /// Limits how often operators' requests with a wrong token are logged.
     pub operator_refusals: LogThrottle,
     /// Keys for TLS session tickets.
     pub tickets: Arc<dyn ProducesTickets>,

@@ -19,7 +19,7 @@ pub const CLOUD_RUN: [&str; 8] = [
 pub const WRITTEN: [&str; 5] =
     ["x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"];
 
-/// In which a forward-auth proxy describes the original request.
+/// Headers in which a forward-auth proxy describes the original request.
 pub const TOLD: [&str; 5] = [
     "x-forwarded-method",
     "x-forwarded-uri",
@@ -67,7 +67,7 @@ pub const HOP_BY_HOP: [&str; 10] = [
     "upgrade",
 ];
 
-/// With which some services override the method of the request.
+/// Headers from which some services take the method, instead of from the request line.
 pub const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method-override", "x-http-method", "x-method-override"];
 
