@@ -1,9 +1,9 @@
-//! A body on its way from one connection to another.
+//! Forwards a body from one connection to another.
 //!
-//! A body is taken out of the sender's framing and framed anew: chunk sizes, extensions and line
-//! ends are never copied. The end of the body is written once, and only after all of it has come,
-//! so that the receiver sees when a body breaks off. At most one read is held at a time: while the
-//! receiver takes nothing, nothing is read.
+//! The sender's framing is removed, and the body is framed anew: chunk sizes, extensions and line
+//! ends are never copied. The end of the body is written once, and only after all of it was
+//! received, so that the receiver can see when a body breaks off. At most one read is buffered:
+//! while the receiver accepts nothing, nothing is read.
 
 use std::io::{self, Write as _};
 use std::pin::Pin;
@@ -16,35 +16,35 @@ use tokio::time::Instant;
 use super::buffers;
 use crate::message::chunked::{Chunked, Part};
 
-/// Waiting time before a minimum rate applies: connections are slow to start.
+/// Waiting time before a minimum rate applies, because connections start slowly.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Trailers that are held until they can be sent, in bytes.
+/// The most bytes of trailers that are held until they can be sent.
 const MOST_TRAILERS: usize = 64 << 10;
 
-/// How a body is delimited as it comes.
+/// How the end of a received body is marked.
 pub enum BodySource {
-    /// This many bytes are left.
+    /// The number of bytes left.
     Length(u64),
     Chunked(Chunked),
     /// By the end of the connection.
     Close,
 }
 
-/// How a body is delimited as it is sent.
+/// How the end of a sent body is marked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum BodyTarget {
-    /// By a length that was announced, or by the end of the connection.
+    /// By the announced length, or by the end of the connection.
     Plain,
     Chunked,
-    /// By HTTP/2, which sends the trailers apart.
+    /// By HTTP/2, which sends the trailers separately.
     Stream,
 }
 
 /// Where a body comes from.
 pub trait Incoming: AsyncRead + Unpin {
-    /// The trailers of a body that has ended, as HTTP/1 has them, where they are not part of what
-    /// is read.
+    /// The trailers of a body that has ended, in HTTP/1 form. Empty if trailers are part of the
+    /// bytes that are read.
     fn take_trailers(&mut self) -> Vec<u8> {
         Vec::new()
     }
@@ -52,24 +52,24 @@ pub trait Incoming: AsyncRead + Unpin {
 
 impl Incoming for pingora::protocols::Stream {}
 
-/// Why a body does not arrive.
+/// Why a body was not forwarded completely.
 #[derive(Debug)]
 pub enum Broken {
     /// The sender's connection failed.
     Read(io::Error),
-    /// The sender closed before the end of the body.
+    /// The sender closed its connection before the end of the body.
     Ended,
     /// The sender's framing or a trailer is malformed.
     Malformed,
     /// The body is longer than allowed.
     TooLarge,
-    /// Its trailers are.
+    /// The trailers are longer than allowed.
     TrailersTooLarge,
     /// The sender is too slow.
     TooSlow,
     /// The receiver's connection failed.
     Write(io::Error),
-    /// The receiver takes too little.
+    /// The receiver is too slow.
     ReceiverTooSlow,
 }
 
@@ -80,14 +80,14 @@ pub enum Wait {
     Receiver,
 }
 
-/// Writes the trailers of a chunked body, given as they came: each line with its CR LF.
+/// Writes the trailers of a chunked body, which are given as received: each line with its CR LF.
 pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers> {}
 impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers>> WriteTrailers for F {}
 
 /// Trailers that cannot be forwarded.
 pub enum BadTrailers {
     Malformed,
-    /// Together with the header they exceed the limits of a header.
+    /// Together with the header, they exceed the limits for a header.
     TooLarge,
 }
 
@@ -100,20 +100,20 @@ impl From<BadTrailers> for Broken {
     }
 }
 
-/// Limits of a body.
+/// Limits on a body.
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// Bytes in all.
+    /// The most bytes of the whole body.
     pub bytes: u64,
-    /// The longest wait for bytes of the sender.
+    /// The longest wait for bytes from the sender.
     pub read_timeout: Duration,
-    /// The longest time for which the receiver takes nothing.
+    /// The longest time in which the receiver may accept nothing.
     pub write_timeout: Duration,
-    /// Bytes a second that the sender must send, after [`GRACE`]; 0: any.
+    /// Bytes per second that the sender must send, after [`GRACE`]; 0: no minimum.
     pub min_rate: u64,
-    /// Bytes a second that the receiver must take, after [`GRACE`]; 0: any.
+    /// Bytes per second that the receiver must accept, after [`GRACE`]; 0: no minimum.
     pub min_taken: u64,
-    /// Bytes of one read, at most [`buffers::LARGE`].
+    /// The most bytes of one read; at most [`buffers::LARGE`].
     pub read: usize,
 }
 
@@ -128,11 +128,11 @@ impl Limits {
     };
 }
 
-/// How far a body is.
+/// How far a body has been forwarded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Coming,
-    /// All has come, and `output` has its end.
+    /// All of it was received, and its end is in `output`.
     Come,
     Sent,
 }
@@ -142,31 +142,31 @@ pub struct Relay {
     source: BodySource,
     target: BodyTarget,
     limits: Limits,
-    /// What is to be sent, a header in front of the body included, and how much of it was.
+    /// Bytes to be sent, including a header before the body, and how many of them were sent.
     pub output: Vec<u8>,
     sent: usize,
     is_flushed: bool,
-    /// Whether `output` holds everything from the first byte on, so that it can be sent again.
+    /// Whether `output` still has everything from the first byte, so that it can be sent again.
     is_held: bool,
     stage: Stage,
-    /// Trailers that came, each with its CR LF.
+    /// Received trailers, each with its CR LF.
     trailers: Vec<u8>,
     /// Trailers to be sent, for [`BodyTarget::Stream`].
     pub tail: Vec<u8>,
-    /// Bytes of the body that came, without framing.
+    /// Bytes of the body received, without framing.
     pub passed: u64,
     waits_for: Wait,
-    /// Since when it waits; `None` while it does not.
+    /// When the current wait began; `None` while there is none.
     waiting_since: Option<Instant>,
     /// Time spent waiting for the sender.
     waited: Duration,
-    /// Time spent waiting for the receiver, and bytes that it took.
+    /// Time spent waiting for the receiver, and bytes that it accepted.
     waited_to_send: Duration,
     taken: u64,
 }
 
 impl Relay {
-    /// `output` is sent first.
+    /// `output` is sent before the body.
     pub fn new(source: BodySource, target: BodyTarget, limits: Limits, output: Vec<u8>) -> Self {
         let is_over = matches!(source, BodySource::Length(0));
         let stage = if is_over { Stage::Come } else { Stage::Coming };
@@ -190,29 +190,29 @@ impl Relay {
         }
     }
 
-    /// Whether all has come.
+    /// Whether the whole body was received.
     pub fn has_come(&self) -> bool {
         self.stage != Stage::Coming
     }
 
-    /// Whether all of it was sent.
+    /// Whether the whole body was sent.
     pub fn is_sent(&self) -> bool {
         self.stage == Stage::Sent
     }
 
-    /// Whether all that is sent of it is still held, so that it can be sent again.
+    /// Whether everything sent is still held, so that it can be sent again.
     pub fn can_repeat(&self) -> bool {
         self.has_come() && self.is_held
     }
 
-    /// Begins again with what is held.
+    /// Starts again with the held bytes.
     pub fn repeat(&mut self) {
         self.sent = 0;
         self.stage = Stage::Come;
         self.waiting_since = None;
     }
 
-    /// Which side is waited for, and until when.
+    /// Which side is waited for, and the deadline.
     pub fn due(&self) -> Option<(Wait, Instant)> {
         let limit = match self.waits_for {
             Wait::Sender => self.limits.read_timeout,
@@ -221,7 +221,7 @@ impl Relay {
         Some((self.waits_for, self.waiting_since?.checked_add(limit)?))
     }
 
-    /// Moves what belongs to the body from `input` to what is to be sent.
+    /// Moves the bytes of the body from `input` to `output`, with the new framing.
     ///
     /// # Errors
     /// [`Broken::Malformed`] and [`Broken::TooLarge`].
@@ -286,7 +286,7 @@ impl Relay {
                 }
                 is_over = chunked.is_over();
                 if is_over {
-                    // The empty line after the trailers is not one of them.
+                    // The empty line after the trailers is not a trailer.
                     self.trailers.truncate(self.trailers.len().saturating_sub(2));
                 }
                 input.drain(..taken);
@@ -301,14 +301,14 @@ impl Relay {
         Ok(())
     }
 
-    /// Writes the end of the body, and its trailers.
+    /// Writes the end of the body and its trailers.
     fn end(&mut self, write: &mut impl WriteTrailers) -> Result<(), Broken> {
         let end = self.output.len();
         if self.target == BodyTarget::Chunked {
             self.output.extend_from_slice(b"0\r\n");
         }
         let trailers = std::mem::take(&mut self.trailers);
-        // Trailers are checked even where they cannot be sent.
+        // Trailers are checked even if they cannot be sent.
         let begin = self.output.len();
         if !trailers.is_empty()
             && let Err(bad) = write(&trailers, &mut self.output)
@@ -325,8 +325,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Moves the body as far as possible without waiting. `input` is what was read of the sender's
-    /// connection; what follows the body is left in it.
+    /// Forwards as much of the body as possible without waiting. `input` has the bytes read from
+    /// the sender's connection; those after the end of the body are left in it.
     pub fn poll<R: Incoming, W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -382,7 +382,7 @@ impl Relay {
             self.sent = 0;
             if !input.is_empty() {
                 self.take(input, trailers)?;
-                // What was sent before is flushed, too, before more is waited for.
+                // Everything sent so far is flushed before waiting for more.
                 if self.has_come() || !self.output.is_empty() || !self.is_flushed {
                     continue;
                 }
@@ -399,7 +399,7 @@ impl Relay {
         trailers: &mut impl WriteTrailers,
     ) -> Poll<Result<(), Broken>> {
         if input.capacity() == 0 {
-            // All of `output` was sent: one buffer is enough for both.
+            // All of `output` was sent, so one buffer is enough for both.
             let is_enough = self.output.capacity() >= self.limits.read;
             *input = if is_enough && self.output.is_empty() {
                 std::mem::take(&mut self.output)
@@ -447,7 +447,7 @@ impl Relay {
     }
 }
 
-/// Whether `bytes` are too few for the time that was `waited`.
+/// Whether `bytes` are too few after waiting for `waited`.
 fn is_too_slow(bytes: u64, waited: Duration, least_a_second: u64) -> bool {
     waited > GRACE && bytes < least_a_second.saturating_mul(waited.as_secs())
 }

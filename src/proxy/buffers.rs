@@ -1,8 +1,8 @@
-//! Buffers that are reused between connections. An idle connection holds none.
+//! Buffers that are shared by connections. An idle connection holds none.
 //!
-//! Small ones are for headers and what comes with them, large ones for bodies. One read fills no
-//! more than the size of its kind, whatever the buffer has grown to: otherwise each use would let
-//! it grow further.
+//! Small buffers are for headers and the bytes after them, large ones for bodies. One read is
+//! limited to the size of the buffer's kind, even if the buffer has grown: otherwise each use could
+//! make it grow further.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use bytes::BufMut;
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// Bytes of a small buffer: a header and often its body.
+/// Bytes of a small buffer: enough for a header, and often for its body.
 pub const SMALL: usize = 4 << 10;
 
 /// Bytes of a large buffer: one read of a body.
@@ -21,7 +21,7 @@ pub const LARGE: usize = 32 << 10;
 /// A small buffer that has grown beyond this is not kept.
 const GROWN: usize = 8 << 10;
 
-/// Buffers of each kind that a worker keeps.
+/// The most buffers of each kind that a worker keeps.
 const MOST_SMALL: usize = 256;
 const MOST_LARGE: usize = 32;
 
@@ -51,7 +51,7 @@ pub fn take_for(size: usize) -> Vec<u8> {
     }
 }
 
-/// Gives a buffer back.
+/// Returns a buffer.
 pub fn give(mut buffer: Vec<u8>) {
     let size = buffer.capacity();
     buffer.clear();
@@ -67,7 +67,7 @@ pub fn give(mut buffer: Vec<u8>) {
     });
 }
 
-/// Reads up to `size` bytes, and adds them to `buffer`.
+/// Reads up to `size` bytes, and appends them to `buffer`.
 pub fn poll_read<R: AsyncRead + Unpin>(
     reader: &mut R,
     cx: &mut Context<'_>,

@@ -1,9 +1,9 @@
 //! The connection of a client, or one of its HTTP/2 streams.
 //!
 //! Reads request headers and sends responses, always with a deadline. Bytes of later requests that
-//! come early are held, up to a limit, and never become part of the current one. Before a
-//! connection closes, a client that may still be sending gets a moment to finish: closing at once
-//! would reset the connection, and the response could be lost.
+//! arrive early are held, up to a limit, and never become part of the current request. Before a
+//! connection is closed, a client that may still be sending gets a moment to finish: closing at
+//! once would reset the connection, and the response could be lost.
 
 use std::future::poll_fn;
 use std::io;
@@ -33,10 +33,10 @@ use crate::policy::{Policies, Policy};
 /// A connection, plain or TLS.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Bytes of later requests that are held while one is served, at most.
+/// The most bytes of later requests that are held while one is served.
 const MOST_HELD: usize = 64 << 10;
 
-/// Time that a client gets to finish sending after its response.
+/// How long a client may continue sending after its response.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Where bytes are read from and written to.
@@ -48,24 +48,24 @@ pub enum Io {
 /// A client's connection, or its stream.
 pub struct Client {
     pub io: Io,
-    /// What was read and belongs to no request yet.
+    /// Bytes that were read and belong to no request yet.
     pub held: Vec<u8>,
     pub deadline: Deadline,
     pub peer: SocketAddr,
     pub address: IpAddr,
-    /// The address, as it is written to services.
+    /// The client's address, as it is written to services.
     pub address_value: HeaderValue,
     /// The lists of header lines of the last request and response, reused for the next.
     pub spare: Vec<Line>,
     pub spare_of_response: Vec<Line>,
 }
 
-/// How the wait for a request header ended.
+/// The result of waiting for a request header.
 pub enum Wait {
-    /// With the policy that it was judged by, which its request keeps.
+    /// The policy is the one the header was judged by; the request keeps it.
     Head(RequestHead, Arc<Policy>),
     Refused(Rejection),
-    /// The client left, or was idle for too long.
+    /// The client disconnected, or was idle for too long.
     Over,
 }
 
@@ -81,7 +81,7 @@ impl Client {
         Self::new(Io::Http1(Either::Right(Box::new(stream))), Vec::new(), peer)
     }
 
-    /// `held` is what was read of it.
+    /// `held` are the bytes already read from it.
     pub(super) fn new(io: Io, held: Vec<u8>, peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
         Self {
@@ -96,10 +96,11 @@ impl Client {
         }
     }
 
-    /// Waits for a whole, valid request header. An idle connection has `limits.idle_timeout`. From
-    /// its first byte on a header has `limits.header_timeout`, and so has the first header of a
-    /// connection from the start. `begun` is the deadline of a header of which a part has already
-    /// come. Afterwards the header is at the start of `held`, and its lines are in `spare`.
+    /// Waits for a whole, valid request header. An idle connection may wait for
+    /// `limits.idle_timeout`. A header must be complete `limits.header_timeout` after its first
+    /// byte; for the first header of a connection that time begins with the connection. `begun` is
+    /// the deadline of a header whose first bytes have already been received. Afterwards the header
+    /// is at the start of `held`, and its lines are in `spare`.
     pub async fn next_head(
         &mut self,
         policies: &Policies,
@@ -108,7 +109,8 @@ impl Client {
     ) -> Wait {
         let mut policy = None;
         for _ in 0..2 {
-            // Some old clients send an empty line after a request. It does not begin the next one.
+            // Some old clients send an empty line after a request. It is not the start of the next
+            // one.
             if self.held == b"\r\n" {
                 self.held.clear();
             }
@@ -161,7 +163,7 @@ impl Client {
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.capacity() == 0 {
-            // Most often nothing has come: then no buffer is needed.
+            // Usually nothing has arrived, and then no buffer is needed.
             if let Io::Http1(Either::Left(stream)) = &self.io {
                 ready!(stream.poll_read_ready(cx))?;
             }
@@ -174,7 +176,7 @@ impl Client {
         read
     }
 
-    /// Ready when the client has closed its connection. What it sends early is held.
+    /// Ready when the client has closed its connection. Bytes that it sends early are held.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Left> {
         if let Io::Http2(stream) = &mut self.io {
             return stream.poll_left(cx).map(|()| Left);
@@ -189,10 +191,10 @@ impl Client {
         Poll::Pending
     }
 
-    /// Sends all of `bytes`, and gives up when the client takes nothing for `patience`.
+    /// Sends all of `bytes`. Gives up when the client accepts nothing for `patience`.
     ///
     /// # Errors
-    /// When the client is gone, or takes nothing.
+    /// When the client has disconnected, or accepts nothing.
     pub async fn send(&mut self, bytes: &[u8], patience: Duration) -> io::Result<()> {
         let mut sent = 0;
         let mut is_late = Some(Instant::now() + patience);
@@ -223,7 +225,7 @@ impl Client {
         self.deadline.poll_over(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Sends a whole response. `header` is the length of its header.
+    /// Sends a whole response; `header` is the length of its header.
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -255,8 +257,8 @@ impl Client {
         }
     }
 
-    /// Closes the connection. A client that may still be sending has until it closes its side, at
-    /// most [`LINGER`].
+    /// Closes the connection. A client that may still be sending gets at most [`LINGER`] to close
+    /// its side.
     pub async fn close(&mut self, may_be_sending: bool) {
         let end = Instant::now() + LINGER;
         self.deadline.set(end);
@@ -265,21 +267,22 @@ impl Client {
             return;
         }
         self.held.clear();
-        // Looked at here as well: while there is something to read, the deadline is not.
+        // The time is also checked here, because `read_more` checks the deadline only when there is
+        // nothing to read.
         while Instant::now() < end && matches!(self.read_more().await, Some(Ok(1..))) {
             self.held.clear();
         }
     }
 
-    /// Has the connection reset when it is dropped, so that the client does not take an incomplete response for a whole
-    /// one.
+    /// Makes the connection end with a reset when it is dropped, so that the client does not take
+    /// an incomplete response for a complete one.
     pub fn reset(&self) {
         let stream = match &self.io {
             Io::Http1(Either::Left(stream)) => stream,
             Io::Http1(Either::Right(tls)) => tls.get_ref().0,
             Io::Http2(_) => return,
         };
-        // Where that fails, the connection is closed like any other.
+        // If this fails, the connection is closed normally.
         let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     }
 }
@@ -289,11 +292,11 @@ impl Io {
         matches!(self, Self::Http2(_))
     }
 
-    /// Begins a response on an HTTP/2 stream, and empties `header`. On HTTP/1 the header is left,
-    /// and sent with the body.
+    /// Begins a response on an HTTP/2 stream, and empties `header`. On HTTP/1 the header is kept,
+    /// and sent together with the body.
     ///
     /// # Errors
-    /// When the stream of HTTP/2 is gone.
+    /// When the HTTP/2 stream is closed.
     pub fn begin(&mut self, header: &mut Vec<u8>, is_bodyless: bool) -> io::Result<()> {
         if let Self::Http2(stream) = self {
             stream.send_header(header, is_bodyless)?;
@@ -302,10 +305,10 @@ impl Io {
         Ok(())
     }
 
-    /// Ends a response whose body was sent.
+    /// Ends a response after its body.
     ///
     /// # Errors
-    /// When the stream of HTTP/2 is gone.
+    /// When the HTTP/2 stream is closed.
     pub fn finish(&mut self, trailers: &[u8]) -> io::Result<()> {
         match self {
             Self::Http1(_) => Ok(()),

@@ -1,9 +1,9 @@
-//! The headers that the gateway sends: the request to the service, and the response to the client.
+//! Writes the headers that the gateway sends: of requests to services, and of responses to clients.
 //!
-//! Lines that pass are written anew as `name: value`. Framing lines are never copied: they are
-//! written from the framing that was judged. The gateway's own lines come last, and nothing is
-//! removed after them. No other code writes these headers; requests that are answered without a
-//! route (`plain`) have responses of their own.
+//! Forwarded lines are rewritten as `name: value`. Framing lines are never copied, but written from
+//! the framing that was judged. The gateway's own lines come last, and nothing is removed after
+//! them. No other code writes these headers; requests without a route (`plain`) have their own
+//! responses.
 
 use std::cell::RefCell;
 use std::io::Write as _;
@@ -23,7 +23,7 @@ use crate::message::own_response::OwnResponse;
 use crate::message::request_header::{self, Framing, HeadLimits};
 use crate::message::response_header::ResponseHead;
 
-/// Whether a header frames a message or concerns its connection: such lines are never copied.
+/// Whether a header concerns the framing or the connection. Such lines are never copied.
 fn is_of_connection(name: &[u8]) -> bool {
     let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
@@ -33,7 +33,7 @@ fn is_of_connection(name: &[u8]) -> bool {
     }
 }
 
-/// Names that `Connection` nominates.
+/// The names listed in `Connection`.
 pub fn nominations(lines: &Lines) -> Vec<Box<[u8]>> {
     nominated(lines).map(Box::from).collect()
 }
@@ -42,12 +42,12 @@ fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Writes the header of a request for its service. `None` is an internal error.
+/// Writes a request header for the service. `None` is an internal error.
 pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Option<()> {
     let policy = request.policy.clone();
     let route = request.route()?;
     let is_trusted = request.client.is_trusted;
-    // Read before anything is removed.
+    // Read before any line is removed.
     let told = is_trusted.then(|| {
         let id = request.id.clone();
         request.client.forwarding(&request.lines, id, &policy.proto, None)
@@ -118,7 +118,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     Some(())
 }
 
-/// The names of trailers that a client announces and that may be sent to the service.
+/// The trailer names that the client announced and that may be forwarded to the service.
 fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
     if request.head.head.framing != Framing::Chunked {
         return None;
@@ -135,7 +135,8 @@ fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
 
-/// Whether a trailer may be sent to a service. Names are compared folded, as a service may do.
+/// Whether a trailer may be forwarded to a service. Names are compared folded, because a service
+/// may fold them.
 fn passes_to_service(
     identity_headers: &IdentityHeaders,
     name: &[u8],
@@ -155,7 +156,7 @@ fn passes_to_service(
         || identity_headers.strips(name, value, is_trusted))
 }
 
-/// Writes the trailers of a request for its service.
+/// Writes the trailers of a request for the service.
 pub fn request_trailers(
     request: &Request,
     trailers: &[u8],
@@ -176,9 +177,9 @@ pub fn request_trailers(
     })
 }
 
-/// Writes the trailers of a response for its client.
+/// Writes the trailers of a response for the client.
 ///
-/// `used` are bytes and lines of the response's header, and `nominated` the names in its
+/// `used` are the bytes and lines of the response header, and `nominated` the names in its
 /// `Connection`.
 pub fn response_trailers(
     request: &Request,
@@ -203,7 +204,7 @@ pub fn response_trailers(
     })
 }
 
-/// Calls `each` with every trailer. `used` are the bytes and lines of the message's header:
+/// Calls `each` with every trailer. `used` are the bytes and lines of the message's header, because
 /// trailers count towards the same limits.
 fn each_trailer(
     trailers: &[u8],
@@ -227,14 +228,15 @@ fn each_trailer(
     Ok(())
 }
 
-/// How a response is sent.
+/// How a response is framed.
 pub struct Framed {
     pub target: BodyTarget,
-    /// Whether its end is the end of the connection.
+    /// Whether the end of the connection marks the end of the body.
     pub by_close: bool,
 }
 
-/// Writes the header of a service's response for the client. `lines` are those of the service.
+/// Writes the header of a service's response for the client. `lines` are the service's header
+/// lines.
 pub fn response(
     request: &mut Request,
     head: &ResponseHead,
@@ -256,7 +258,7 @@ pub fn response(
         if let Some(cors) = &route.cors {
             cors.mark(&request.lines, lines);
         }
-        // Last, so that no edit removes it.
+        // Comes last, so that no edit can remove it.
         route.caching.mark(lines, request.verdict.session.is_some());
     }
     lines.write_to(out);
@@ -306,7 +308,7 @@ pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, 
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes the acceptance of a WebSocket.
+/// Writes the 101 that accepts a WebSocket.
 pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
     write_status(out, head.status, head.reason.of(lines.text()));
     request.policy.identity_headers.clean_response(head.status, lines);
@@ -328,7 +330,7 @@ pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out:
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes a response of the gateway's own, with its body.
+/// Writes one of the gateway's own responses, with its body.
 ///
 /// Returns the length of the header.
 pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<u8>) -> usize {
@@ -356,7 +358,8 @@ pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<
         write_number(out, b"content-length", response.body.len() as u64);
     }
     if upgrades {
-        // An offer is about the connection (RFC 9110, section 7.8).
+        // `Upgrade` concerns the connection, and must be listed in `Connection` (RFC 9110, section
+        // 7.8).
         write_line(out, b"connection", b"Upgrade");
     }
     end(request, out);
@@ -390,8 +393,8 @@ fn write_number(out: &mut Vec<u8>, name: &[u8], number: u64) {
     let _ = write!(out, ": {number}\r\n");
 }
 
-/// Writes the current `Date`, for a message that has none (RFC 9110, section 6.6.1). Its text is
-/// made once a second.
+/// Writes the current `Date`, for a message without one (RFC 9110, section 6.6.1). The text is
+/// formatted once a second.
 fn write_date(out: &mut Vec<u8>) {
     thread_local! {
         static LAST: RefCell<(Duration, String)> = const { RefCell::new((Duration::ZERO, String::new())) };

@@ -53,7 +53,7 @@ impl Gateway {
         self.serve_login(request, LoginRequest::Body { content_type, body: &body }).await
     }
 
-    /// Serves a login, and keeps what goes into the access log.
+    /// Serves a login, and keeps the facts for the access log.
     async fn serve_login(
         &self,
         request: &mut Request,
@@ -94,7 +94,7 @@ impl Gateway {
     }
 }
 
-/// The response of the health path to a method that it accepts.
+/// The response of the health endpoint to a method that it allows.
 pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
     let (status, text) = if lifecycle.is_draining() { (503, "draining\n") } else { (200, "ok\n") };
     let mut response = OwnResponse::empty(status);
@@ -103,7 +103,7 @@ pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
     response
 }
 
-/// Reads a whole body of `limit` bytes at most, within `time`.
+/// Reads a whole body of at most `limit` bytes, within `time`.
 async fn read_body(
     client: &mut Client,
     request: &mut Request,
@@ -126,7 +126,7 @@ async fn read_body(
     let limits = Limits { bytes: limit as u64, ..Limits::NONE };
     let mut relay = Relay::new(source, BodyTarget::Plain, limits, Vec::new());
     let end = Instant::now() + time;
-    // Until the whole body has been read, the connection cannot be used again.
+    // The connection cannot be reused until the whole body has been read.
     let closes = std::mem::replace(&mut request.closes, true);
     request.is_read = true;
     loop {

@@ -1,4 +1,4 @@
-//! Why a request ends early: the response to the client, and the line in the log.
+//! Why a request ends early: the response to the client, and the log line.
 
 use std::borrow::Cow;
 use std::io;
@@ -15,22 +15,22 @@ use crate::message::response_header::Fault;
 use crate::route::PathError;
 use crate::telemetry::log_throttle::LogThrottles;
 
-/// How the cause begins where a response header cannot be read.
+/// Prefix of the cause when a response header is malformed.
 const MALFORMED: &str = "response header malformed: ";
 
-/// Kinds of such causes that are logged apart.
+/// The number of groups in which causes of this kind are throttled.
 const KINDS_MALFORMED: usize = 16;
 
-/// The fault of a `101` to a request that did not ask for it.
+/// The fault of a `101` to a request that was not a WebSocket handshake.
 pub const UNASKED: &str = "Upgrade (101 to a request that is no WebSocket handshake)";
 
-/// Why a request ends.
+/// Why a request ends early.
 pub enum Stop {
-    /// It is not served, or its client does something wrong.
+    /// It is rejected, or its client made an error.
     Rejected(Rejection),
-    /// The service, or the way to it, failed: this is logged.
+    /// The service failed, or could not be reached. This is logged.
     Failed(Failed),
-    /// The client is gone, or takes nothing any more.
+    /// The client disconnected, or stopped reading.
     Left,
 }
 
@@ -60,10 +60,10 @@ impl From<Fault> for Stop {
 
 /// How a service failed.
 pub enum Failed {
-    /// There is no server, or none is left to try.
+    /// No server exists, or all were tried.
     NoServer,
     Connect(Box<Error>),
-    /// The connection closed before the first byte of a response.
+    /// The connection was closed before the first byte of a response.
     Closed,
     ClosedInHeader,
     ClosedInBody,
@@ -73,11 +73,11 @@ pub enum Failed {
     BodyStalled,
     RequestNotTaken,
     Header(Fault),
-    /// The chunks of a body, or its trailers.
+    /// The chunks of a body, or its trailers, are malformed.
     Chunks,
 }
 
-/// The timeouts of a request's service.
+/// The timeouts of a request's upstream.
 #[derive(Default)]
 pub struct Patience {
     pub connect: Duration,
@@ -102,7 +102,8 @@ impl Failed {
         }
     }
 
-    /// In words, without any text of the client or the service except names of headers.
+    /// The cause as text. It contains nothing sent by the client or the service except header
+    /// names.
     pub fn cause(&self, patience: &Patience) -> Cow<'static, str> {
         match self {
             Self::NoServer => "no server is left to try".into(),
@@ -137,8 +138,8 @@ fn of_io(what: &'static str, error: &io::Error) -> Cow<'static, str> {
     }
 }
 
-/// Why no connection could be made. Only the kind of pingora's error and the system's reason are
-/// logged, not its text.
+/// Why no connection could be opened. Only the kind of pingora's error and the system's reason are
+/// logged, not pingora's text.
 fn of_connect(error: &Error, limit: Duration) -> Cow<'static, str> {
     match innermost(error).etype() {
         ErrorType::ConnectRefused => "connection refused".into(),
@@ -157,13 +158,13 @@ fn of_connect(error: &Error, limit: Duration) -> Cow<'static, str> {
     }
 }
 
-/// The error at the root of the others.
+/// The innermost cause of an error.
 fn innermost(error: &Error) -> &Error {
     let inner = error.cause.as_deref().and_then(|cause| cause.downcast_ref::<Box<Error>>());
     inner.map_or(error, |inner| innermost(inner))
 }
 
-/// How a request ends whose body did not reach the service.
+/// How a request ends if its body could not be forwarded to the service.
 pub fn of_request_body(broken: Broken) -> Stop {
     match broken {
         Broken::Read(_) | Broken::Ended => Stop::Left,
@@ -176,7 +177,7 @@ pub fn of_request_body(broken: Broken) -> Stop {
     }
 }
 
-/// How a request ends whose response did not reach the client.
+/// How a request ends if its response could not be forwarded to the client.
 pub fn of_response_body(broken: Broken) -> Stop {
     match broken {
         Broken::Read(error) => Failed::Read(error).into(),
@@ -188,7 +189,7 @@ pub fn of_response_body(broken: Broken) -> Stop {
     }
 }
 
-/// A failure, as it is logged.
+/// A failure to be logged.
 pub struct Failure<'a> {
     pub request_id: &'a str,
     pub route: Option<&'a str>,
@@ -200,7 +201,7 @@ pub struct Failure<'a> {
     pub is_reused: bool,
 }
 
-/// The log of failures, each upstream's by the kinds of their causes.
+/// The log of failures, throttled per upstream and kind of cause.
 pub struct Failures(LogThrottles<(String, Cow<'static, str>)>);
 
 impl Failures {
@@ -208,7 +209,7 @@ impl Failures {
         Self(LogThrottles::new(clock))
     }
 
-    /// A valid request has failed.
+    /// Logs that a valid request has failed.
     pub fn log(&self, failure: &Failure<'_>) {
         let upstream = failure.upstream.unwrap_or_default().to_owned();
         let Some(suppressed) = self.0.suppressed((upstream, kind(failure.cause.clone()))) else {
@@ -226,7 +227,7 @@ impl Failures {
         );
     }
 
-    /// A connection to a server failed; another server may still serve the request.
+    /// Logs that a connection to a server failed; another server may still serve the request.
     pub fn log_passed_over(&self, failure: &Failure<'_>) {
         let server = failure.server.map(|server| server.to_string()).unwrap_or_default();
         let Some(suppressed) = self.0.suppressed((server, kind(failure.cause.clone()))) else {
@@ -243,8 +244,8 @@ impl Failures {
     }
 }
 
-/// The cause, or the kind that it shares with others: the service chooses the names of header
-/// lines, and they must neither fill the log nor displace other kinds.
+/// The cause, or the group it shares with others. The service chooses header names, and they must
+/// neither fill the log nor displace other kinds.
 fn kind(cause: Cow<'static, str>) -> Cow<'static, str> {
     let Some(fault) = cause.strip_prefix(MALFORMED) else { return cause };
     let sum: usize = fault.bytes().map(usize::from).sum();

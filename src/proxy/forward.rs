@@ -1,8 +1,8 @@
-//! A request on its way to a server, and the response on its way back.
+//! Forwards a request to a server, and the response to the client.
 //!
-//! The request's body and the response move independently of each other: a server may respond
-//! before it has read the body. A connection to a server is used again only after a whole response
-//! to a whole request, with nothing after it.
+//! The request body and the response are forwarded independently: a server may respond before it
+//! has read the body. A connection to a server is reused only after a complete response to a
+//! complete request, with nothing after it.
 
 use std::future::poll_fn;
 use std::io;
@@ -27,30 +27,30 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header;
 use crate::message::response_header::{self, Fault, Framing as ResponseFraming, ResponseHead};
 
-/// Servers that are tried for one request, at most.
+/// The most servers that are tried for one request.
 const MOST_TRIES: usize = 8;
 
-/// Informational responses (1xx) to one request, at most.
+/// The most informational responses (1xx) to one request.
 const MOST_INFORMATIONAL: usize = 100;
 
-/// How long a service has to ask for a body that its client holds back.
+/// How long a service may take to ask for a body that the client holds back.
 const EXPECTATION: Duration = Duration::from_secs(1);
 
-/// Bytes of a frame of HTTP/2, unless its receiver takes larger ones (RFC 9113, section 4.2).
+/// Maximum size of an HTTP/2 frame, unless the receiver allows more (RFC 9113, section 4.2).
 const FRAME: usize = 16 << 10;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// A response whose header has come.
+/// A response whose header has been received.
 pub(super) struct Response {
     pub head: ResponseHead,
     pub lines: Lines,
-    /// What followed the header.
+    /// Bytes received after the header.
     pub rest: Vec<u8>,
 }
 
 impl Gateway {
-    /// Forwards a request, and its response.
+    /// Forwards a request and its response.
     pub(super) async fn forward(
         &self,
         client: &mut Client,
@@ -84,7 +84,7 @@ impl Gateway {
         self.relay(exchange, response).await
     }
 
-    /// A connection to the next server, or to another one where that fails.
+    /// Connects to the next server, and to another one if that fails.
     async fn connect(&self, request: &mut Request, is_second: bool) -> Result<Service, Stop> {
         loop {
             let Some(pool) = request.pool().cloned() else {
@@ -101,7 +101,7 @@ impl Gateway {
             }
             let timeouts = request.route().map(|route| route.timeouts).unwrap_or_default();
             let Some(peer) = pool.peer_at(address, &timeouts) else {
-                // It was removed from the upstream a moment ago.
+                // It was just removed from the upstream.
                 request.tried.push(address);
                 continue;
             };
@@ -120,14 +120,14 @@ impl Gateway {
         }
     }
 
-    /// Sends a response to the client, while the rest of the request goes to the server.
+    /// Sends a response to the client while the rest of the request is sent to the server.
     async fn relay(&self, exchange: Exchange<'_>, response: Response) -> Result<After, Stop> {
         let (mut relaying, taken) = self.begin(exchange, response)?;
         let ended = match taken {
             Ok(()) => poll_fn(|cx| relaying.poll(cx)).await,
             Err(broken) => {
-                // What came before the fault is sent, so that the client sees the response break
-                // off.
+                // What was received before the fault is sent, so that the client sees the response
+                // break off.
                 let Exchange { client, request, .. } = &mut relaying.exchange;
                 let patience = request.policy.limits.write_timeout;
                 let _ = client.send(&relaying.download.output, patience).await;
@@ -137,8 +137,8 @@ impl Gateway {
         self.end(relaying, ended)
     }
 
-    /// Begins a response with its header, and takes what came with it of its body. Not `async`:
-    /// what only this needs takes no room in the future of every connection.
+    /// Begins a response with its header and the first bytes of its body. Not `async`: its
+    /// variables would make the future of every connection larger.
     fn begin<'a>(
         &self,
         exchange: Exchange<'a>,
@@ -147,15 +147,15 @@ impl Gateway {
         let Response { head, mut lines, rest: mut input } = response;
         let Exchange { client, request, upload, service, mut is_taking, has_continued } = exchange;
         request.upstream_status = Some(head.status);
-        // A client that waits for 100 (Continue) may never send its body, and even after one it
-        // need not, now that it has a response.
+        // A client that waits for 100 (Continue) may never send its body. Even after a 100 it does
+        // not have to, because it now has a response.
         let is_body_awaited = !upload.has_come() && upload.passed == 0;
         let may_wait = is_body_awaited && request.lines.first(&EXPECT).is_some();
         is_taking &= !may_wait || has_continued;
         request.closes |= may_wait || self.process.lifecycle.is_draining();
         request.closes |= !is_taking && !upload.is_sent();
         if upload.is_sent() {
-            // It was held for a second try.
+            // It was kept for a second try.
             buffers::give(std::mem::take(&mut upload.output));
         }
         let idle_time = idle_time(request, &head, &lines);
@@ -178,7 +178,7 @@ impl Gateway {
         Ok((relaying, taken))
     }
 
-    /// Keeps the server's connection if it can serve another request, and gives the buffers back.
+    /// Keeps the connection to the server if it can serve another request, and returns the buffers.
     fn end(&self, relaying: Relaying<'_>, ended: Result<(), Stop>) -> Result<After, Stop> {
         let Relaying { exchange, download, input, idle_time, is_by_close, .. } = relaying;
         let Exchange { client, request, upload, service, is_taking, .. } = exchange;
@@ -193,7 +193,7 @@ impl Gateway {
             if !is_by_close {
                 return Err(stop);
             }
-            // Only a reset shows that there should have been more.
+            // Only a reset shows that the response is incomplete.
             request.rejection = match stop {
                 Stop::Failed(failed) => {
                     self.failures.log(&request.failure(&failed));
@@ -215,21 +215,21 @@ impl Gateway {
     }
 }
 
-/// A request on its way to a server.
+/// A request that is being forwarded, until its response begins.
 pub(super) struct Exchange<'a> {
     pub client: &'a mut Client,
     pub request: &'a mut Request,
     upload: &'a mut Relay,
     pub service: Service,
-    /// Whether the server still takes the body. One that does not may already have responded.
+    /// Whether the server still reads the body. If not, it may already have responded.
     is_taking: bool,
-    /// Whether the client was asked for the body.
+    /// Whether the client has been sent a 100 (Continue).
     has_continued: bool,
 }
 
 impl Exchange<'_> {
-    /// Whether the request is sent once more, on a new connection: the server closed an idle one
-    /// while the request was on its way, as it may (RFC 9112, section 9.3.1).
+    /// Whether to repeat the request on a new connection. A server may close an idle connection
+    /// while the request is on its way (RFC 9112, section 9.3.1).
     fn can_repeat(&self, stop: &Stop) -> bool {
         matches!(stop, Stop::Failed(Failed::Closed | Failed::Write(_)))
             && self.service.is_reused
@@ -238,8 +238,8 @@ impl Exchange<'_> {
             && self.upload.can_repeat()
     }
 
-    /// Reads the header of the response, or of a 101 that accepts a WebSocket. Informational
-    /// responses before it are forwarded.
+    /// Reads the header of the response, or of the 101 that accepts a WebSocket. Earlier
+    /// informational responses are forwarded.
     async fn response(&mut self) -> Result<Response, Stop> {
         let mut read: Vec<u8> = Vec::new();
         let mut list = std::mem::take(&mut self.client.spare_of_response);
@@ -251,8 +251,8 @@ impl Exchange<'_> {
             let got = if is_expecting {
                 match Box::pin(timeout(EXPECTATION, head)).await {
                     Ok(got) => got,
-                    // Some services never do, and some clients wait for ever
-                    // (RFC 9110, section 10.1.1).
+                    // Some services never send a 100, and some clients wait for it forever (RFC
+                    // 9110, section 10.1.1).
                     Err(_) => {
                         is_expecting = false;
                         self.send_continue().await?;
@@ -291,7 +291,7 @@ impl Exchange<'_> {
             }
             if head.status == 100 {
                 is_expecting = false;
-                // Some clients take a second one for the response.
+                // Some clients take a second 100 for the response.
                 if !std::mem::replace(&mut self.has_continued, true) {
                     self.announce(&head, lines).await?;
                 }
@@ -302,8 +302,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Reads the header of a response, while the body of the request is sent. `since` is when the
-    /// server had the whole request, or last sent something.
+    /// Reads a response header while the request body is sent. `since` is the time when the server
+    /// had the whole request, or last sent something.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -366,7 +366,8 @@ impl Exchange<'_> {
         !self.upload.has_come() && self.upload.passed == 0 && self.request.expects_continue()
     }
 
-    /// Asks the client for the body in the service's place, unless it comes already.
+    /// Asks the client for the body in place of the service, unless the client is already sending
+    /// it.
     async fn send_continue(&mut self) -> Result<(), Stop> {
         if self.upload.has_come() || self.upload.passed > 0 || !self.is_taking {
             return Ok(());
@@ -391,23 +392,23 @@ impl Exchange<'_> {
     }
 }
 
-/// A response on its way to the client.
+/// A response that is being forwarded to the client.
 struct Relaying<'a> {
     exchange: Exchange<'a>,
     download: Relay,
-    /// What was read of the server's connection and not yet taken.
+    /// Read from the server's connection, but not yet processed.
     input: Vec<u8>,
     trailers: Trailers,
-    /// How long the server's connection is kept afterwards; `None`: not at all.
+    /// How long the server's connection is kept afterwards; `None`: it is closed.
     idle_time: Option<Duration>,
-    /// Whether its end is the end of the client's connection.
+    /// Whether the end of the response is the end of the client's connection.
     is_by_close: bool,
-    /// Whether the client has all of it.
+    /// Whether the client has received all of it.
     is_over: bool,
 }
 
 impl Relaying<'_> {
-    /// Moves both bodies on. Ready when the response is over, and so is the request.
+    /// Forwards both bodies. Ready when the response and the request are complete.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         let Self { exchange, download, input, trailers, is_over, .. } = self;
         let Exchange { client, request, upload, service, is_taking, .. } = exchange;
@@ -424,7 +425,7 @@ impl Relaying<'_> {
             return Poll::Ready(Ok(()));
         }
         match poll_upload(cx, client, request, upload, service, is_taking) {
-            // The client has its response.
+            // The client already has its response.
             Poll::Ready(_) if *is_over => {
                 *is_taking = false;
                 return Poll::Ready(Ok(()));
@@ -458,8 +459,8 @@ impl Relaying<'_> {
     }
 }
 
-/// Sends more of a request's body. Once all of it has been sent, or the server takes no more,
-/// watches whether the client is still connected. Ready when the request must end.
+/// Sends more of the request body. Once it is sent, or the server reads no more of it, watches
+/// whether the client is still connected. Ready when the request must end.
 fn poll_upload(
     cx: &mut Context<'_>,
     client: &mut Client,
@@ -480,8 +481,8 @@ fn poll_upload(
     client.poll_left(cx).map(|Left| Stop::Left)
 }
 
-/// The failure when a server's connection ends before a response. `has_nothing`: no byte of it has
-/// come.
+/// The failure when a server's connection ends before a response. `has_nothing`: not one byte of
+/// the response was received.
 fn ended(end: io::Result<usize>, has_nothing: bool) -> Failed {
     match end {
         Ok(_) if has_nothing => Failed::Closed,
@@ -496,9 +497,9 @@ fn to_service(request: &Request) -> impl WriteTrailers {
     |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out)
 }
 
-/// What the trailers of a response are judged by.
+/// What is needed to check the trailers of a response.
 struct Trailers {
-    /// Bytes and lines of its header.
+    /// Bytes and header lines that the response header has used of the limits.
     used: (usize, usize),
     nominated: Vec<Box<[u8]>>,
     is_taken: bool,
@@ -514,7 +515,7 @@ impl Trailers {
         }
     }
 
-    /// Writes the trailers for the client. They are checked even if the client takes none.
+    /// Writes the trailers for the client. They are checked even if the client does not accept any.
     fn to_client(&self, request: &Request) -> impl WriteTrailers {
         |lines: &[u8], out: &mut Vec<u8>| {
             let begin = out.len();
@@ -527,7 +528,7 @@ impl Trailers {
     }
 }
 
-/// How long the connection of a response is kept; `None` when it is not.
+/// How long to keep the connection after a response; `None`: it is closed.
 fn idle_time(request: &Request, head: &ResponseHead, lines: &Lines) -> Option<Duration> {
     let pool = request.pool().filter(|_| head.persists)?;
     if head.has_keep_alive {
@@ -536,7 +537,7 @@ fn idle_time(request: &Request, head: &ResponseHead, lines: &Lines) -> Option<Du
     pool.idle_time(std::iter::empty())
 }
 
-/// The body of a response, with its header before it.
+/// The body of a response, preceded by its header.
 fn download(request: &Request, head: &ResponseHead, target: BodyTarget, header: Vec<u8>) -> Relay {
     let source = match head.framing {
         ResponseFraming::Length(length) => BodySource::Length(length),
@@ -548,14 +549,14 @@ fn download(request: &Request, head: &ResponseHead, target: BodyTarget, header: 
         read_timeout: request.patience().read,
         write_timeout: limits.write_timeout,
         min_taken: limits.min_response_rate,
-        // `h2` holds a frame as well.
+        // `h2` buffers one frame as well.
         read: if request.is_http2 { FRAME } else { buffers::LARGE },
         ..Limits::NONE
     };
     Relay::new(source, target, limits, header)
 }
 
-/// The body of a request, with its header before it.
+/// The body of a request, preceded by its header.
 fn upload(request: &Request, header: Vec<u8>) -> Relay {
     let (source, target) = match request.head.head.framing {
         request_header::Framing::Length(length) => (BodySource::Length(length), BodyTarget::Plain),

@@ -1,8 +1,8 @@
 //! One HTTP/2 connection, from its preface to its end.
 //!
-//! `h2` does the framing, and each request is served like one of HTTP/1. This module decides how
-//! long the connection may be idle, how its end is announced, how much of a body a client may send
-//! ahead (its windows), and when a client that resets its requests loses its connection.
+//! `h2` does the framing, and each request is served like an HTTP/1 request. This module decides
+//! how long the connection may be idle, how its end is announced, how much of a body a client may
+//! send ahead (its windows), and when a client that resets its requests is disconnected.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,34 +30,33 @@ use crate::config::LimitsSection;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::{self, Framing};
 
-/// A request that its client resets sooner than this counts towards `limits.max_early_resets`.
+/// A request that the client resets within this time counts towards `limits.max_early_resets`.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// Time for a client to read what is left, and to close, when its connection ends.
+/// How long a client may take to read what is left, and to close, when its connection ends.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether everything has been sent.
+/// How often to check whether everything has been sent.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Bytes of a response that are held for a client whose window is full.
+/// Bytes of a response that are buffered while the client's window is full.
 const SEND_BUFFER: usize = 16 << 10;
 
-/// What frames of a body may take that nobody has read yet, of a connection. `h2` counts 256 bytes
-/// for each small one.
+/// Memory for unread frames of bodies, per connection. `h2` counts 256 bytes for each small frame.
 const DATA_FRAMES: usize = 1 << 20;
 
-/// Bytes that are read before streams get a turn to take what came. As frames of one byte these are
-/// fewer than half of what [`DATA_FRAMES`] allows.
+/// Bytes that are read before streams get a turn to process them. Even as frames of one byte, they
+/// need less than half of [`DATA_FRAMES`].
 const TURN: usize = 16 << 10;
 
-/// Bytes that a client may send ahead, of a request and of all requests of its connection.
+/// Bytes that a client may send ahead, for one request and for all requests of its connection.
 const WINDOW: u32 = 64 << 10;
 
-/// The same once services take the bytes as fast as they come.
+/// The same, while services read the bytes as fast as they arrive.
 const GROWN: u32 = 1 << 20;
 const GROWN_CONNECTION: u32 = 2 << 20;
 
-/// How streams ask their connection for larger windows.
+/// The request of streams for larger windows on their connection.
 #[derive(Default)]
 pub struct Growth {
     is_wanted: AtomicBool,
@@ -72,7 +71,7 @@ impl Growth {
     }
 }
 
-/// What a connection has taken of `limits.max_buffered`, until it is dropped.
+/// A connection's share of `limits.max_buffered`, released when it is dropped.
 struct WindowShare<'a>(&'a Gateway);
 
 impl<'a> WindowShare<'a> {
@@ -95,19 +94,19 @@ impl Drop for WindowShare<'_> {
     }
 }
 
-/// A connection that `h2` reads and writes.
+/// The connection that `h2` reads from and writes to.
 struct Wire {
     transport: Transport,
-    /// What was read before.
+    /// Bytes that were read before HTTP/2 began.
     held: Bytes,
-    /// Bytes that were read in a row, and whether it was enough.
+    /// Bytes read in a row, and whether it is the streams' turn.
     read_at_once: usize,
     is_others_turn: bool,
-    /// Ends a write of which the client takes nothing.
+    /// The deadline of a write of which the client accepts nothing.
     stall: Deadline,
     is_stalled: bool,
     patience: Duration,
-    /// Number of writes that have ended. While it grows, the client takes something.
+    /// Number of completed writes. While it increases, the client is reading.
     sent: Arc<AtomicU64>,
 }
 
@@ -226,10 +225,10 @@ impl Gateway {
             if streams.is_empty() && grown.take().is_some() {
                 growth.is_wanted.store(false, Ordering::Relaxed);
                 connection.set_target_window_size(WINDOW);
-                // If the connection has failed, `accept` reports it.
+                // If the connection has failed, `accept` reports the error.
                 let _ = connection.set_initial_window_size(WINDOW);
             }
-            // What was served may still be on its way to the client.
+            // Completed responses may still be on their way to the client.
             let is_sending = streams.is_empty() && connection.has_streams();
             let now_sent = traffic.load(Ordering::Relaxed);
             if !is_sending || now_sent > sent {
@@ -252,7 +251,7 @@ impl Gateway {
                         if connection.set_initial_window_size(GROWN).is_ok() {
                             connection.set_target_window_size(GROWN_CONNECTION);
                         } else {
-                            // The client has not confirmed the last change yet.
+                            // The client has not acknowledged the last change yet.
                             grown = None;
                             growth.is_wanted.store(false, Ordering::Relaxed);
                         }
@@ -266,14 +265,15 @@ impl Gateway {
                 }
                 accepted = connection.accept() => {
                     let Some(Ok((request, respond))) = accepted else { break };
-                    // Dropped, and so reset: the client was told long ago that the connection ends.
+                    // Dropped, which resets it: the client was notified long ago that the
+                    // connection ends.
                     if ending.is_some_and(|since: Instant| since.elapsed() > GOODBYE) {
                         continue;
                     }
                     patience = limits.idle_timeout;
                     total += 1;
                     if grown.is_none() {
-                        // There may have been no room before.
+                        // The request may have come too early, while there was no room.
                         growth.is_wanted.store(false, Ordering::Relaxed);
                     }
                     streams.spawn(self.clone().serve_stream(request, respond, peer, growth.clone()));
@@ -290,7 +290,7 @@ impl Gateway {
                 }
             }
         }
-        // Closed before the wait, so that requests in flight see that their client is gone.
+        // Closed before waiting, so that requests in flight see that their client has disconnected.
         drop(connection);
         while streams.join_next().await.is_some() {}
     }
@@ -317,8 +317,8 @@ impl Gateway {
         }
     }
 
-    /// Reads the header of a request. Not `async`: what only this needs takes no room in the
-    /// future of every stream.
+    /// Parses the header of a request. Not `async`: its variables would make the future of every
+    /// stream larger.
     fn read_stream(
         &self,
         request: Http2Request<RecvStream>,
@@ -344,7 +344,7 @@ impl Gateway {
             Err(rejection) => return (client, Err(rejection)),
         };
         if !is_bodyless && head.content_length.is_none() {
-            // Its length is not known.
+            // The length of the body is unknown.
             head.head.framing = Framing::Chunked;
         }
         head.nominates = false;
@@ -352,19 +352,19 @@ impl Gateway {
         (client, Ok(request))
     }
 
-    /// Rejects a request header that cannot be read. Other streams go on.
+    /// Rejects a request header that cannot be parsed. Other streams continue.
     async fn refuse_stream(&self, client: &mut Client, rejection: Rejection) {
         let policy = self.policies.current();
         let plain = super::Plain::NONE;
         let message = plain.respond(&self.process, &policy, client.address, Err(rejection));
         let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
         client.held.clear();
-        // A client that is gone by now misses nothing.
+        // An error means that the client has disconnected.
         let _ = client.respond(&message, header, policy.limits.write_timeout).await;
     }
 }
 
-/// A fresh builder has none of our bounds, so each is set here.
+/// A new builder has none of our limits, so all of them are set here.
 fn options(limits: &LimitsSection) -> Builder {
     let mut builder = Builder::new();
     builder
@@ -372,7 +372,7 @@ fn options(limits: &LimitsSection) -> Builder {
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(limits.max_streams)
         .data_frame_budget(DATA_FRAMES)
-        // For each stream of a client that takes nothing.
+        // For each stream whose client does not read.
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(limits.max_early_resets)
         .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX));

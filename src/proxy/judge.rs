@@ -1,4 +1,4 @@
-//! Whether a request is served, and by whom: the gateway itself, or the service of a route.
+//! Decides whether a request is served, and by whom: the gateway itself, or the service of a route.
 
 use super::Gateway;
 use super::client::Client;
@@ -14,7 +14,8 @@ use crate::policy::RoutedRequest;
 use crate::route::Endpoint;
 
 impl Gateway {
-    /// Judges a request. `Some` is the gateway's own response; `None`: it is forwarded.
+    /// Judges a request. `Some` is the gateway's own response; with `None` the request is
+    /// forwarded.
     pub(super) async fn judge(
         &self,
         client: &mut Client,
@@ -24,7 +25,7 @@ impl Gateway {
             && !request.is_http2
             && Chunked::new().follow(&client.held).is_err()
         {
-            // Rejected on every path: it is not known where the body ends.
+            // Rejected on every path, because the end of the body is unknown.
             request.closes = true;
             return Err(Rejection::BadRequest("the body is malformed").into());
         }
@@ -32,7 +33,7 @@ impl Gateway {
         let asked = asked(&request.head, &request.lines, &request.method, &policy.routes);
         (request.endpoint, request.is_preflight) = policy.routes.meet(&asked)?;
         if request.head.head.asks_websocket {
-            // Before the session is looked up, which a rejected handshake does not need.
+            // Checked before the session is looked up: a rejected handshake needs no session.
             if !request.route().is_some_and(|route| route.websocket) {
                 return Err(websocket::NOT_ALLOWED.into());
             }
@@ -43,7 +44,7 @@ impl Gateway {
         request.endpoint.judge_method(request.method.as_str(), takes_query)?;
         let response = match request.endpoint {
             Endpoint::Route(index) => {
-                // Requests of such a route are forwarded by another proxy, not here.
+                // Requests of a forward-auth-only route are forwarded by another proxy.
                 let served =
                     policy.routes.served(index).filter(|one| !one.route.is_forward_auth_only());
                 let served = served.ok_or(Rejection::NoRoute)?;
@@ -66,10 +67,10 @@ impl Gateway {
                 request.verdict = verdict;
                 admitted?;
                 request.pool = route.pool(request.verdict.identity());
-                // Where the route's configuration gives the response.
+                // The route has a response in the configuration.
                 return Ok(route.own_response().cloned());
             }
-            // Boxed: these requests are few, and would make the future of every request larger.
+            // Boxed: these requests are rare, and would make the future of every request larger.
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
             Endpoint::Logout => Box::pin(self.logout(request)).await?,
             Endpoint::Session => Box::pin(self.session(request)).await?,

@@ -50,33 +50,33 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
 use crate::policy::{Policies, Process};
 
-/// Bytes of a body that are read and dropped, at most, so that the connection can be used again.
+/// The most bytes of a body that are read and discarded so that the connection can be reused.
 const MOST_SKIPPED: u64 = 64 << 10;
 
-/// The longest time for that.
+/// The longest time for reading and discarding them.
 const SKIP: Duration = Duration::from_secs(5);
 
-/// Serves connections.
+/// Serves client connections.
 pub struct Gateway {
     process: Arc<Process>,
     policies: Arc<Policies>,
     failures: Failures,
     connector: TransportConnector,
-    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows take.
+    /// Bytes of `limits.max_buffered` that are taken by grown HTTP/2 windows.
     buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,
 }
 
-/// What becomes of a connection after a request.
+/// What happens to a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
     GoesOn,
-    /// It ends; the client has sent all of its request.
+    /// It is closed; the client has sent its whole request.
     Closes,
-    /// It ends; the client may still be sending.
+    /// It is closed; the client may still be sending.
     Lingers,
-    /// It is reset, because the response is not complete and nothing else would show that.
+    /// It is reset: the response is incomplete, and nothing else would show that.
     Resets,
 }
 
@@ -99,15 +99,15 @@ impl Gateway {
         }
     }
 
-    /// Serves the requests of a connection. `begun` is the deadline of a request header of which a
-    /// part has already come.
+    /// Serves the requests of a connection. `begun` is the deadline of a request header whose first
+    /// bytes have already been received.
     pub async fn serve(
         &self,
         client: &mut Client,
         mut closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
-        // Made once for all requests of the connection: each waits for it.
+        // Created once for all requests of the connection, since each of them waits for it.
         let mut closed = pin!(closed(&mut closing));
         for number in 1.. {
             let wait = client.next_head(&self.policies, number == 1, begun.take());
@@ -135,7 +135,7 @@ impl Gateway {
         }
     }
 
-    /// Serves one request, and counts and logs it. A panic fails this request and no other.
+    /// Serves one request, then counts and logs it. A panic fails only this request.
     async fn serve_request(&self, client: &mut Client, request: &mut Request) -> After {
         let exchange = AssertUnwindSafe(self.exchange(client, request)).catch_unwind().await;
         let after = match exchange {
@@ -146,7 +146,7 @@ impl Gateway {
         after
     }
 
-    /// One request, from its head to the end of its response.
+    /// Serves one request, from its header to the end of its response.
     async fn exchange(&self, client: &mut Client, request: &mut Request) -> After {
         let served = match self.judge(client, request).await {
             Ok(None) => self.forward(client, request).await,
@@ -159,7 +159,7 @@ impl Gateway {
         }
     }
 
-    /// Sends the client the reason why its request ends, unless a response has begun.
+    /// Sends the client the reason why its request failed, unless a response has begun.
     async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
         let rejection = match stop {
             Stop::Left => return After::Closes,
@@ -172,17 +172,17 @@ impl Gateway {
         let response = request.refuse(&rejection);
         request.rejection = Some(rejection);
         if request.status.is_some() {
-            // A part of a response has been sent: the client can only see that it breaks off.
+            // Part of a response has been sent: the client can only see that it breaks off.
             return After::Lingers;
         }
-        // The rest of a body that was being forwarded is not read, so the connection cannot be used
-        // again.
+        // The rest of a body that was being forwarded is not read, so the connection cannot be
+        // reused.
         request.closes |= request.is_begun;
         self.respond(client, request, response).await.unwrap_or(After::Closes)
     }
 
-    /// Sends a response of the gateway's own. The connection is used again if the whole request has
-    /// come, or comes within [`SKIP`].
+    /// Sends one of the gateway's own responses. The connection is reused if the whole request has
+    /// been received, or is received within [`SKIP`].
     async fn respond(
         &self,
         client: &mut Client,
@@ -190,13 +190,13 @@ impl Gateway {
         response: OwnResponse,
     ) -> Result<After, Stop> {
         let mut rest = rest_of_body(request);
-        // The part of the body that has already come.
+        // The part of the body that has already been received.
         if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
             request.closes = true;
         }
         rest.output.clear();
         let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
-        // On HTTP/2 the next request does not wait for it.
+        // On HTTP/2 the next request does not have to wait for the rest.
         let is_whole = rest.has_come() || request.is_http2;
         // A client that waits for 100 (Continue) may never send its body.
         let waits = request.lines.first(&EXPECT).is_some();
@@ -218,12 +218,12 @@ impl Gateway {
         }
     }
 
-    /// Rejects a request header that cannot be read, and closes the connection.
+    /// Rejects a request header that cannot be parsed, and closes the connection.
     pub async fn refuse(&self, client: &mut Client, rejection: &Rejection) {
         self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
     }
 
-    /// Answers a request without a route, and closes the connection.
+    /// Responds to a request without a route, and closes the connection.
     pub async fn end_with(
         &self,
         client: &mut Client,
@@ -254,7 +254,7 @@ impl Gateway {
     }
 }
 
-/// The part of a request's body that the gateway has not read.
+/// The part of a request's body that has not been read.
 fn rest_of_body(request: &Request) -> Relay {
     let source = match request.head.head.framing {
         // An endpoint has read it.
@@ -266,7 +266,7 @@ fn rest_of_body(request: &Request) -> Relay {
     Relay::new(source, BodyTarget::Plain, limits, Vec::new())
 }
 
-/// Reads and drops the rest of a body.
+/// Reads and discards the rest of a body.
 async fn skip(client: &mut Client, mut rest: Relay) -> After {
     client.deadline.set(Instant::now() + SKIP);
     while !rest.has_come() {

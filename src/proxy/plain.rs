@@ -1,4 +1,4 @@
-//! Requests that are answered without a route: redirects, and request headers that cannot be read.
+//! Responses to requests without a route: redirects, and request headers that cannot be parsed.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::policy::{Policy, Process};
 use crate::route::Endpoint;
 use crate::telemetry::access_log::AccessLine;
 
-/// A request that is answered without a route, as the last one of its connection.
+/// A request without a route, the last one of its connection.
 pub struct Plain<'a> {
     pub endpoint: Endpoint,
     pub method: &'a str,
@@ -24,7 +24,7 @@ impl Plain<'_> {
     pub const NONE: Self =
         Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
 
-    /// Counts the request, writes its access line, and makes the bytes of the response.
+    /// Counts the request, writes its access log line, and returns the bytes of the response.
     pub fn respond(
         &self,
         process: &Process,

@@ -1,4 +1,4 @@
-//! One request: what is known of it, and what is counted and logged at its end.
+//! The state of one request, and what is counted and logged at its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::telemetry::access_log::AccessLine;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 
-/// What of a request says which route it is for.
+/// The parts of a request that select its route.
 pub fn asked<'a>(
     head: &RequestHead,
     lines: &'a Lines,
@@ -33,7 +33,7 @@ pub fn asked<'a>(
     routes: &Routes<RouteState>,
 ) -> Asked<'a, Lines> {
     let path = match head.path.text(lines.text()) {
-        // A target in absolute form may have none (RFC 9110, section 4.2.3).
+        // A target in absolute form may have no path (RFC 9110, section 4.2.3).
         "" => "/",
         path => path,
     };
@@ -42,16 +42,16 @@ pub fn asked<'a>(
     Asked { path, host, method, headers: lines }
 }
 
-/// Asks a client for the body that it holds back.
+/// Asks a client to send the body that it holds back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What nginx logs for a client that left before its response.
+/// The status that nginx logs for a client that disconnected before its response.
 const CLIENT_LEFT: u16 = 499;
 
 /// The state of one request.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Request {
-    /// The configuration that this request sees from its first byte to its last.
+    /// The configuration for this request; a reload does not change it.
     pub policy: Arc<Policy>,
     process: Arc<Process>,
     pub started: Instant,
@@ -63,30 +63,30 @@ pub struct Request {
     pub client: trusted_proxies::Client,
     pub endpoint: Endpoint,
     pub verdict: Verdict,
-    /// Of a request that was a login.
+    /// Set if the request was a login.
     pub login: Option<Box<LoginFacts>>,
     /// Index of the upstream, once the request is admitted.
     pub pool: Option<usize>,
-    /// Whether it is a preflight that its route answers or forwards without a session.
+    /// Whether it is a preflight that its route responds to, or forwards without a session.
     pub is_preflight: bool,
-    /// Whether it may become a WebSocket.
+    /// Whether it may be upgraded to a WebSocket.
     pub is_websocket: bool,
     /// Whether an endpoint has read its body.
     pub is_read: bool,
-    /// Whether a part of its body may have been sent to a server.
+    /// Whether part of its body may have been sent to a server.
     pub is_begun: bool,
     pub is_http2: bool,
-    /// Whether the connection ends with its response.
+    /// Whether the connection is closed after its response.
     pub closes: bool,
     /// The error that was sent, or would have been sent if no response had begun.
     pub rejection: Option<Rejection>,
-    /// Servers to which no connection could be made.
+    /// Servers that could not be connected to.
     pub tried: Vec<SocketAddr>,
     pub server: Option<SocketAddr>,
-    /// Whether the connection to it has served a request before.
+    /// Whether the connection to that server has served a request before.
     pub is_reused: bool,
     pub upstream_status: Option<u16>,
-    /// The status of the response that was begun.
+    /// The status of the response, once that has begun.
     pub status: Option<u16>,
     /// Bytes of body, without framing.
     pub bytes_in: u64,
@@ -94,7 +94,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The request whose header is at the start of what `client` holds.
+    /// Creates the request whose header is at the start of `client.held`.
     pub fn new(
         policy: Arc<Policy>,
         process: Arc<Process>,
@@ -103,8 +103,7 @@ impl Request {
     ) -> Self {
         process.metrics.request_started();
         let is_http2 = client.io.is_http2();
-        // The header keeps the buffer: what follows it is short, if there is anything, and cheap to
-        // copy.
+        // The header keeps the buffer: what follows it, if anything, is short and cheap to copy.
         let rest = client.held.get(head.head.length..).unwrap_or_default();
         let mut early = if rest.is_empty() { Vec::new() } else { super::buffers::take() };
         early.extend_from_slice(rest);
@@ -163,8 +162,8 @@ impl Request {
         self.head.version == Version::HTTP_10
     }
 
-    /// Whether its client may wait for [`CONTINUE`] before it sends the body
-    /// (RFC 9110, section 10.1.1).
+    /// Whether the client may wait for [`CONTINUE`] before it sends the body (RFC 9110, section
+    /// 10.1.1).
     pub fn expects_continue(&self) -> bool {
         let is_it = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
         !self.is_http_10() && self.lines.values_of(&EXPECT).into_iter().any(is_it)
@@ -174,7 +173,7 @@ impl Request {
         self.method == Method::HEAD
     }
 
-    /// The route of the request, if it is for one.
+    /// The route of the request, if it matched one.
     pub fn route(&self) -> Option<&Route> {
         let Endpoint::Route(index) = self.endpoint else { return None };
         self.policy.routes.get(index)
@@ -199,7 +198,7 @@ impl Request {
         }
     }
 
-    /// The log entry of a failure that ends this request, or one try of it.
+    /// The log entry of a failure: of the whole request, or of one try.
     pub fn failure(&self, failed: &Failed) -> Failure<'_> {
         let cause = match self.pool() {
             Some(pool) if self.server.is_none() && pool.is_empty() => {
@@ -217,12 +216,12 @@ impl Request {
         }
     }
 
-    /// The response to a request that is rejected.
+    /// The response to a rejected request.
     pub fn refuse(&self, rejection: &Rejection) -> OwnResponse {
         rejection.response(self.id_text(), self.policy.error_body.as_ref())
     }
 
-    /// Gives the buffers back to the connection.
+    /// Returns the buffers to the connection.
     pub fn recycle(mut self, client: &mut Client) {
         let (text, mut list) = std::mem::take(&mut self.lines).into_parts();
         super::buffers::give(text);
@@ -264,8 +263,8 @@ impl Request {
     }
 }
 
-/// A request that is dropped before its end, as when the gateway stops, must leave the gauge of
-/// requests in flight, too.
+/// A request that is dropped early, for example when the gateway stops, must also be subtracted
+/// from the gauge of requests in flight.
 impl Drop for Request {
     fn drop(&mut self) {
         self.process.metrics.request_ended();

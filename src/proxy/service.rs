@@ -1,8 +1,8 @@
-//! Connections to services: made by pingora's connector, kept by the worker that made them.
+//! Connections to services: opened by pingora's connector, and kept by the worker that opened them.
 //!
-//! A connection is kept only by its own worker, so that no request waits for a lock. It is used
-//! again only if it is silent: whatever a service sends between two responses would be taken for
-//! the next one.
+//! Each worker keeps its own connections, so that no request waits for a lock. A connection is
+//! reused only if nothing was received on it: bytes that a service sends between two responses
+//! would be taken for the next response.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -16,7 +16,7 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-/// How often connections that a service has closed are looked for.
+/// How often to check for connections that a service has closed.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A connection to a service.
@@ -25,7 +25,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// Whether it has served a request before.
     pub is_reused: bool,
-    /// Whether anything has come since the current request was sent.
+    /// Whether anything was received since the current request was sent.
     pub has_spoken: bool,
 }
 
@@ -43,7 +43,7 @@ struct Idle {
 
 #[derive(Default)]
 struct Kept {
-    /// The ones that were used last are at the end.
+    /// The most recently used are at the end.
     idle: Vec<Idle>,
     is_swept: bool,
 }
@@ -52,7 +52,7 @@ thread_local! {
     static KEPT: RefCell<Kept> = RefCell::default();
 }
 
-/// Takes an idle connection to a server that can serve a request.
+/// Takes an idle connection to a server, one that can serve a request.
 pub fn take_idle(address: SocketAddr) -> Option<Service> {
     KEPT.with_borrow_mut(|kept| {
         let mut at = kept.idle.len();
@@ -66,8 +66,8 @@ pub fn take_idle(address: SocketAddr) -> Option<Service> {
     })
 }
 
-/// Keeps a connection for the next request, for `time`. If the worker has `most` idle connections
-/// already, the one whose time ends first is closed.
+/// Keeps a connection for `time` for the next request. If the worker already has `most` idle
+/// connections, the one that expires first is closed.
 pub fn keep_idle(service: Service, time: Duration, most: usize) {
     let Service { io, address, .. } = service;
     let until = Instant::now() + time;
@@ -87,7 +87,7 @@ pub fn keep_idle(service: Service, time: Duration, most: usize) {
 }
 
 /// Closes connections that were idle for too long or that the service has closed, until none is
-/// left. Runs on the thread of its worker.
+/// left. Runs on the worker's own thread.
 async fn keep_sweeping() {
     loop {
         let now = Instant::now();
@@ -102,14 +102,14 @@ async fn keep_sweeping() {
     }
 }
 
-/// Whether nothing was sent, not even the end of the connection.
+/// Whether nothing was received, not even the end of the connection.
 fn is_silent(io: &mut Stream) -> bool {
     let mut byte = [0];
-    // No system call is made as long as nothing has come.
+    // There is no system call unless something has arrived.
     let read = poll_fn(|cx| {
         let read = Pin::new(&mut *io).poll_read(cx, &mut ReadBuf::new(&mut byte));
         Poll::Ready(read.is_pending())
     });
-    // tokio tells a task that has used up its budget that nothing has come, even if something has.
+    // tokio reports `Pending` to a task that has used up its budget, even if bytes have arrived.
     tokio::task::unconstrained(read).now_or_never().unwrap_or(false)
 }

@@ -1,7 +1,7 @@
-//! One stream of an HTTP/2 connection: a request's body to read, and a response to write.
+//! One stream of an HTTP/2 connection: a request body to read, and a response to write.
 //!
-//! The request header is written as HTTP/1 has it and judged like any other, because that is what a
-//! service gets. `h2` does the framing.
+//! The request header is converted to HTTP/1 and judged like any other, because services get
+//! HTTP/1. `h2` does the framing.
 
 use std::io;
 use std::sync::Arc;
@@ -21,36 +21,38 @@ use crate::clock::deadline::Deadline;
 use crate::message::header::lines::write_line;
 use crate::message::request_header;
 
-/// Bytes of a body after which larger windows are asked for, if all that came has been read.
+/// Once this many bytes of a body have been received, and all of them read, larger windows are
+/// requested.
 const KEEPS_UP: u64 = 48 << 10;
 
-/// Bytes of a frame that is always sent at once, as is one of half the largest before it. What is
-/// left of a client's window is often less: if the client frees its window in the pieces that it
-/// got, such frames would stay small for ever.
+/// A frame of this many bytes is always sent at once, and so is one of at least half the size of
+/// the largest frame before it. The client's window often has room for less. If such small frames
+/// were sent, and the client freed its window in pieces of the same size, all later frames would
+/// stay small.
 const WORTH_SENDING: usize = 8 << 10;
 
-/// How long a smaller frame waits for more room. One in as many bytes as the largest frame has is
-/// sent at once: a client may free its window only when all of it is used.
+/// How long a smaller frame waits for more room. After every `largest` bytes, one small frame is
+/// sent at once, because a client may free its window only when it is used up.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// A stream of HTTP/2.
+/// An HTTP/2 stream.
 pub struct Stream {
     body: RecvStream,
-    /// What came and was not read yet.
+    /// Received, but not yet read.
     unread: Bytes,
     has_ended: bool,
-    /// Trailers as HTTP/1 has them.
+    /// Trailers in HTTP/1 form.
     trailers: Vec<u8>,
-    /// Bytes of the body that came.
+    /// Bytes of the body received so far.
     received: u64,
     growth: Arc<Growth>,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
-    /// Bytes of the largest frame, and of all frames from the last small one on.
+    /// Size of the largest frame, and bytes of all frames since the last small one.
     largest: usize,
     since_small: usize,
-    /// Whether the client's window is too small for a frame that is worth sending, and how long
-    /// that is borne.
+    /// Whether the client's window is too small for a frame worth sending, and how long to wait in
+    /// that case.
     is_short: bool,
     patience: Deadline,
     is_finished: bool,
@@ -81,7 +83,7 @@ impl Stream {
         self.has_ended
     }
 
-    /// Reads what has come of the body, small frames together.
+    /// Reads what has been received of the body, several small frames at once.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -89,7 +91,7 @@ impl Stream {
     ) -> Poll<io::Result<()>> {
         let Poll::Ready(first) = self.poll_frame(cx) else {
             if self.received >= KEEPS_UP {
-                // All that came has been read: the window holds the client up.
+                // All received bytes have been read: the window is what limits the client.
                 self.growth.ask();
             }
             return Poll::Pending;
@@ -99,17 +101,17 @@ impl Stream {
             let length = self.unread.len().min(buffer.remaining());
             buffer.put_slice(self.unread.get(..length).unwrap_or_default());
             self.unread.advance(length);
-            // The client may send as much again.
+            // Allows the client to send this many bytes more.
             let _ = self.body.flow_control().release_capacity(length);
             let is_done = self.has_ended || buffer.remaining() == 0;
-            // What goes wrong is seen by the next read.
+            // An error is reported by the next read.
             if is_done || !matches!(self.poll_frame(cx), Poll::Ready(Ok(()))) {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
-    /// Ready when something is unread, or the body has ended.
+    /// Ready when there are unread bytes, or the body has ended.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.has_ended {
             match ready!(self.body.poll_data(cx)) {
@@ -134,7 +136,7 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// The trailers of the body, which has ended.
+    /// The trailers, after the end of the body.
     pub fn take_trailers(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.trailers)
     }
@@ -153,7 +155,7 @@ impl Stream {
                 Poll::Ready(None) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 Poll::Pending if send.capacity() == 0 => return Poll::Pending,
                 Poll::Pending => {
-                    // A client may wait for these few bytes before it takes more.
+                    // A client may wait for these few bytes before it opens its window.
                     if !std::mem::replace(&mut self.is_short, true) {
                         self.patience.set(Instant::now() + PATIENCE);
                     }
@@ -166,7 +168,7 @@ impl Stream {
         let length = send.capacity().min(bytes.len());
         let since = if length < worth { 0 } else { self.since_small };
         self.since_small = since.saturating_add(length);
-        // The window of a client may have become smaller for good.
+        // The client's window may have become permanently smaller.
         let largest = if has_waited { self.largest / 2 } else { self.largest };
         self.largest = largest.max(length);
         let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
@@ -181,10 +183,10 @@ impl Stream {
         }
     }
 
-    /// Sends the header of a response, given as HTTP/1 has it.
+    /// Sends a response header, given in HTTP/1 form.
     ///
     /// # Errors
-    /// When the stream is gone, or the header cannot be sent over HTTP/2.
+    /// When the stream is closed, or the header cannot be sent over HTTP/2.
     pub fn send_header(&mut self, header: &[u8], is_bodyless: bool) -> io::Result<()> {
         let response = response(header).ok_or(io::ErrorKind::InvalidData)?;
         if response.status().is_informational() {
@@ -196,10 +198,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends the response, with trailers as HTTP/1 has them.
+    /// Ends the response, with trailers in HTTP/1 form.
     ///
     /// # Errors
-    /// When the stream is gone.
+    /// When the stream is closed.
     pub fn finish(&mut self, trailers: &[u8]) -> io::Result<()> {
         let Some(send) = self.send.as_mut().filter(|_| !self.is_finished) else { return Ok(()) };
         self.is_finished = true;
@@ -213,7 +215,7 @@ impl Stream {
         send.send_trailers(map).map_err(io::Error::other)
     }
 
-    /// Resets the stream, so that the client sees that its response is not complete.
+    /// Resets the stream, so that the client sees that its response is incomplete.
     pub fn reset(&mut self) {
         match self.send.as_mut() {
             Some(send) if !self.is_finished => send.send_reset(Reason::INTERNAL_ERROR),
@@ -223,8 +225,8 @@ impl Stream {
     }
 }
 
-/// Writes the header of a request as HTTP/1 has it, except that a body of unknown length gets no
-/// `Transfer-Encoding`.
+/// Writes a request header in HTTP/1 form, but without `Transfer-Encoding` for a body of unknown
+/// length.
 pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
@@ -241,7 +243,7 @@ pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
         let is_repeated = *name == HOST && authority == Some(value.as_bytes());
         if *name == COOKIE {
             if !std::mem::replace(&mut has_cookie, true) {
-                // HTTP/1 has it in one line (RFC 9113, section 8.2.3).
+                // HTTP/1 needs them in one line (RFC 9113, section 8.2.3).
                 let crumbs = request.headers.get_all(COOKIE);
                 let crumbs: Vec<&[u8]> = crumbs.iter().map(HeaderValue::as_bytes).collect();
                 write_line(out, b"cookie", &crumbs.join(&b"; "[..]));
@@ -253,7 +255,7 @@ pub fn header_text(request: &request::Parts, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Reads a response header that the gateway has written; `None` if HTTP/2 cannot carry it.
+/// Parses a response header that the gateway wrote; `None` if HTTP/2 cannot carry it.
 fn response(header: &[u8]) -> Option<Response<()>> {
     let first = memchr::memchr(b'\n', header)? + 1;
     let status = StatusCode::from_bytes(header.get(b"HTTP/1.1 ".len()..)?.get(..3)?).ok()?;
@@ -261,7 +263,7 @@ fn response(header: &[u8]) -> Option<Response<()>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     lines(header.get(first..)?.strip_suffix(b"\r\n")?, |name, value| {
-        // They are about a connection of HTTP/1 (RFC 9113, section 8.2.2).
+        // They are only for HTTP/1 connections (RFC 9113, section 8.2.2).
         if name != CONNECTION && name != TRANSFER_ENCODING {
             headers.append(name, value);
         }
@@ -269,7 +271,7 @@ fn response(header: &[u8]) -> Option<Response<()>> {
     Some(response)
 }
 
-/// Calls `each` with every line of a text that the gateway has written.
+/// Calls `each` with every header line of a text that the gateway wrote.
 fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r\n").and_then(request_header::name_and_value);

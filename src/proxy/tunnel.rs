@@ -1,5 +1,5 @@
-//! A request that has become a WebSocket: bytes both ways, until one side closes, or until its time
-//! or its session ends.
+//! A request that was upgraded to a WebSocket: bytes are forwarded both ways until one side closes,
+//! or until the time limit or the session ends.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -14,14 +14,14 @@ use super::failure::Stop;
 use super::forward::{Exchange, Response};
 use super::{After, Gateway, buffers, compose};
 
-/// How often it is checked that the session has not ended.
+/// How often to check that the session has not ended.
 const WATCH: Duration = Duration::from_millis(500);
 
-/// Time for both sides to close in order after a WebSocket was cut.
+/// How long both sides may take to close properly after a WebSocket was ended.
 const ORDERLY_END: Duration = Duration::from_millis(250);
 
 impl Gateway {
-    /// Lets bytes pass both ways until one side closes, or until the session or the time of the
+    /// Forwards bytes both ways until one side closes, or until the session or the time of the
     /// tunnel ends.
     pub(super) async fn tunnel(
         &self,
@@ -43,13 +43,13 @@ impl Gateway {
             request.policy.limits.websocket_lifetime,
         );
         let raw = || {
-            // Messages are short, and there are many tunnels.
+            // Messages are short, and there may be many tunnels.
             let limits = Limits { read: buffers::SMALL, ..Limits::NONE };
             Relay::new(BodySource::Close, BodyTarget::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
         let session = request.verdict.session.clone();
-        // Runs beside the bytes, so that a slow store does not delay them.
+        // Runs concurrently, so that a slow store does not delay the bytes.
         let watch = async {
             let started = Instant::now();
             while started.elapsed() < lifetime {
@@ -70,7 +70,7 @@ impl Gateway {
             let sent = up.poll(cx, io, &mut client.held, &mut service.io, &mut none);
             let read = down.poll(cx, &mut service.io, &mut from_service, io, &mut none);
             if let Some(session) = session.as_ref().filter(|_| up.passed > before.0) {
-                // What a client sends through a tunnel is a use of its session.
+                // Bytes from the client count as a use of the session.
                 self.process.sessions.touch(session);
             }
             if sent.is_ready() || read.is_ready() {
@@ -85,7 +85,7 @@ impl Gateway {
             watch.as_mut().poll(cx)
         })
         .await;
-        // The service is told of the end, and what it still sends is forwarded.
+        // The service is notified of the end, and what it still sends is forwarded.
         let end = async {
             let _ = service.io.shutdown().await;
             let io = &mut client.io;
