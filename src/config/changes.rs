@@ -1,14 +1,14 @@
-//! What differs between two configurations, by name and without any value.
+//! The differences between two configurations, by name and without values.
 
 use std::collections::BTreeMap;
 
 use super::{Config, Route, Target};
 
-/// Names that a line of the log lists.
+/// The most names that one log line lists.
 const MOST: usize = 20;
 
-/// Sections of the file, as `[limits]`, and its routes, upstreams and apps by name. Changed
-/// certificates of `server.tls.client_ca_file` are not noticed.
+/// Names of sections, such as `[limits]`, and of routes, upstreams and apps. Changes of the
+/// certificates in `server.tls.client_ca_file` are not detected.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub added: Vec<String>,
@@ -42,7 +42,7 @@ impl Changes {
         changes.compare("upstream", &before.upstreams, &after.upstreams, upstream, PartialEq::eq);
         let route = |route: &Route| route.name.clone();
         changes.compare("route", &before.routes, &after.routes, route, |a, b| {
-            // A route may move within its file.
+            // Moving a route within its file is not a change.
             let rest = |route: &Route| Route {
                 target: Target::Elsewhere,
                 place: b.place.clone(),
@@ -53,7 +53,7 @@ impl Changes {
         changes
     }
 
-    /// Items may share a name: all must be equal, in the same order.
+    /// Items may have the same name: then all must be equal, in the same order.
     fn compare<T>(
         &mut self,
         kind: &str,
@@ -62,7 +62,7 @@ impl Changes {
         name: impl Fn(&T) -> String,
         is_same: impl Fn(&T, &T) -> bool,
     ) {
-        // One pass over each: a file may have thousands of routes.
+        // One pass over each list, because a file may have thousands of routes.
         let mut names: BTreeMap<String, (Vec<&T>, Vec<&T>)> = BTreeMap::new();
         for item in before {
             names.entry(name(item)).or_default().0.push(item);
@@ -91,7 +91,7 @@ impl Changes {
     }
 }
 
-/// Some names, in one text; `None` for none.
+/// Some of the names, as one text; `None` if there are none.
 pub fn listed(names: &[String]) -> Option<String> {
     let shown = names.get(..MOST).unwrap_or(names).join(", ");
     match names.len() {
@@ -101,7 +101,7 @@ pub fn listed(names: &[String]) -> Option<String> {
     }
 }
 
-/// Upstreams are the same where their names are.
+/// Two upstreams are the same if their names are.
 fn is_same_target(before: &Config, a: &Target, after: &Config, b: &Target) -> bool {
     let named = |config: &Config, index: usize| {
         config.upstreams.get(index).map(|upstream| upstream.name.clone())
@@ -150,9 +150,9 @@ mod tests {
     fn what_differs_is_named() {
         let before = upstream("a") + &route("/", "a") + &route("/gone", "a");
         assert_eq!(changes(&before, &before), "+  -  ~ ");
-        // A line above it is no change of a route.
+        // A new line above a route is not a change of the route.
         assert_eq!(changes(&before, &format!("# a comment\n{before}")), "+  -  ~ ");
-        // Another order of upstreams is no change of the routes.
+        // A different order of upstreams is not a change of the routes.
         let after = upstream("b") + &upstream("a") + &route("/", "a") + &route("/new", "b");
         assert_eq!(changes(&before, &after), "+ upstream b, route /new - route /gone ~ ");
         let after = upstream("b") + &upstream("a") + &route("/", "b") + &route("/gone", "a");

@@ -67,44 +67,44 @@ pub struct Config {
     pub log: LogSection,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
-    /// `None`: errors have the gateway's own shape.
+    /// `None`: errors have the gateway's own format.
     pub errors: Option<ErrorBody>,
-    /// What works, but should not be left so. Shown at the start and by `check`.
+    /// Warnings, shown at the start and by `check`.
     pub warnings: Vec<String>,
 }
 
-/// Whether secrets are read, or may be absent as in CI.
+/// Whether secrets are read, or may be missing, as in CI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     Load,
-    /// Secrets, keys and certificates are neither read nor missed; what comes out has none.
+    /// Secrets, keys and certificates are not read, and may be missing; the result has none.
     Ignore,
 }
 
-/// A configuration, or why there is none, and what it was made from.
+/// A configuration, or the problems in it, and the files it was read from.
 pub struct Loaded {
-    /// The error is every problem found, each with its place.
+    /// The error has every problem found, each with its place.
     pub config: Result<Config, Problems>,
     pub files: Files,
 }
 
-/// The files that a configuration is made from: when one of them changes, it may be another.
+/// The files of a configuration. When one of them changes, the configuration may have changed.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
-    /// Those that were read, or could not be.
+    /// Files that were read, or could not be read.
     listed: BTreeSet<PathBuf>,
-    /// Where others are looked for.
+    /// Patterns by which more files are found.
     patterns: BTreeSet<String>,
 }
 
 impl Files {
-    /// Has those of another load, too.
+    /// Adds the files of another load.
     pub fn add(&mut self, other: &Self) {
         self.listed.extend(other.listed.iter().cloned());
         self.patterns.extend(other.patterns.iter().cloned());
     }
 
-    /// All files there are at the moment.
+    /// All files that exist at present.
     pub fn find(&self) -> Vec<PathBuf> {
         let found = self.patterns.iter().flat_map(|pattern| include::find(pattern));
         self.listed.iter().cloned().chain(found.flatten()).collect()
@@ -112,7 +112,7 @@ impl Files {
 }
 
 impl Config {
-    /// Reads and validates a file, what it includes, and the secrets and certificates that it
+    /// Reads and validates a file, its included files, and the secrets and certificates that it
     /// names.
     ///
     /// # Errors
@@ -121,12 +121,12 @@ impl Config {
         Self::read(path, secrets, None).config
     }
 
-    /// [`Config::load`], and from which files. Where the configuration is to take the place of
-    /// one that is `running`, what it cannot change there is a problem too.
+    /// Like [`Config::load`], and also returns the files that were read. If the configuration is to
+    /// replace the one that is `running`, changes of restart-only keys are problems too.
     pub fn read(path: &Path, secrets: Secrets, running: Option<&Self>) -> Loaded {
         let name = path.display().to_string();
         let read = match running {
-            // It may be a pipe.
+            // At the start, the file may be a pipe.
             None => std::fs::read(path).and_then(file::decode),
             Some(_) => file::read_text(path),
         };
@@ -139,7 +139,7 @@ impl Config {
         }
     }
 
-    /// [`Config::load`] on a text; `name` stands for the file in problems. Relative paths
+    /// Like [`Config::load`], for a text; `name` is the file name shown in problems. Relative paths
     /// in the text are relative to the working directory.
     ///
     /// # Errors
@@ -149,13 +149,13 @@ impl Config {
         read::read(source, secrets, None).config
     }
 
-    /// A summary in one line, such as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in
-    /// memory`. Listeners are all of them: public, redirect, forward-auth and admin.
+    /// A one-line summary, such as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in memory`.
+    /// It counts all listeners: public, redirect, forward-auth and admin.
     pub fn summary(&self) -> String {
         let listeners =
             self.server.listen.len() + self.server.redirect.len() + self.forward_auth.listen.len();
         let counts = [
-            // The admin listener is always there.
+            // There is always an admin listener.
             (listeners + 1, "listener"),
             (self.apps.len(), "app"),
             (self.upstreams.len(), "upstream"),

@@ -1,8 +1,7 @@
-//! From the text of a file to a [`Config`]: the order in which it is parsed and its sections are
-//! read.
+//! Reads the text of a file into a [`Config`]: the order of parsing, and of reading the sections.
 //!
-//! Goes on after a problem, so that all of them are found at once. Pure but for the files that
-//! the document includes or names: secrets, certificates.
+//! Continues after a problem, so that all problems are found at once. Has no side effects, but
+//! reads the files that the document includes or names: secrets, certificates.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -22,8 +21,8 @@ use super::section::{
 use super::value::headers::ReservedHeaders;
 use super::{Config, Files, Loaded, Secrets, restart_only};
 
-/// Reads a file with all that it includes. Where it is to take the place of what runs, that
-/// is given.
+/// Reads a file and its included files. `running` is the configuration to be replaced, if there is
+/// one.
 pub fn read(main: SourceFile, secrets: Secrets, running: Option<&Config>) -> Loaded {
     let mut files = Files { listed: [PathBuf::from(&main.name)].into(), ..Files::default() };
     let mut sources = vec![main];
@@ -67,7 +66,7 @@ fn parse(
     diagnostics.is_empty().then_some(Config { warnings, ..config })
 }
 
-/// Every key that reading asks for, as `section.key` or `section[].key`.
+/// Every key that the configuration can have, as `section.key` or `section[].key`.
 pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
@@ -99,7 +98,7 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
     };
     Diagnostic {
         source,
-        // The parser does not say where a key has too many parts.
+        // For a key with too many parts, the parser gives no place.
         span: Some(span),
         key: String::new(),
         message: format!("not TOML: {message}"),
@@ -108,8 +107,8 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
     }
 }
 
-/// Reads the sections in an order in which each has what it refers to. Warnings come in it, too.
-/// `None` means that a problem was reported.
+/// Reads the sections, each after those that it refers to. Warnings are in this order, too. `None`
+/// means that a problem was reported.
 fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
     let (session, session_header) = session::read(root.table("session"), secrets);
     let identity = identity::read(root.table("identity"), &session, session_header);
@@ -152,7 +151,7 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
         app::warn_of_unused(&root, &app_ids, routes);
     }
     let errors = errors::read(&root);
-    // What it finds has been read.
+    // The included files have already been read. This marks `include` as a known key.
     root.list::<String>("include");
     root.finish();
     Some(Config {

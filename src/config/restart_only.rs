@@ -1,8 +1,8 @@
-//! Keys that a reload cannot change. Each section names its own.
+//! Keys that a reload cannot change. Each section lists its own.
 //!
-//! Listeners, worker threads, the session store and the log's destination are made once, at
-//! the start. A reload that would change one of them is refused as a whole, by the key's name:
-//! half a change would be worse than none. `config/reference.toml` says so at each of these
+//! Listeners, worker threads, the session store and the log's destination are created once, at the
+//! start. A reload that would change one of them is rejected as a whole, with the name of the key,
+//! because half of a change would be worse than none. `config/reference.toml` marks each of these
 //! keys, and a test compares the two.
 
 use std::ops::Range;
@@ -28,12 +28,12 @@ fn all() -> impl Iterator<Item = &'static RestartOnly> {
     sections.into_iter().flatten()
 }
 
-/// As `section.key`.
+/// The keys, as `section.key`.
 pub fn keys() -> impl Iterator<Item = &'static str> {
     all().map(|(key, _)| *key)
 }
 
-/// What `next`, read from a document, would change.
+/// Restart-only keys that `next`, read from `document`, would change.
 pub fn problems(
     running: &Config,
     next: &Config,
@@ -50,7 +50,7 @@ pub fn problems(
     })
 }
 
-/// Where a key stands, or else what it would stand in.
+/// The place of a key, or else of the table it belongs to.
 fn place(key: &str, document: &Spanned<DeTable<'_>>) -> Range<usize> {
     let mut span = 0..0;
     let mut table = Some(document.get_ref());

@@ -20,7 +20,7 @@ pub struct Plain<'a> {
 }
 
 impl Plain<'_> {
-    /// A request header that cannot be read. It took no time.
+    /// A request header that cannot be parsed. Its duration is zero.
     pub const NONE: Self =
         Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
 

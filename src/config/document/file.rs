@@ -1,9 +1,8 @@
-//! Reading the files that a configuration names.
+//! Reads the files that a configuration names.
 //!
-//! Secrets, certificates, answers and included files are regular files of a modest size: a
-//! pipe in the place of one would be waited for, and whatever comes after it too, and a device
-//! may have no end. A reload reads the configuration itself so, too; at the start it may come
-//! from a pipe.
+//! Secrets, certificates, responses and included files must be regular files of limited size.
+//! Reading a pipe could block forever, and a device may have no end. On a reload this also applies
+//! to the configuration itself; at the start it may come from a pipe.
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -12,15 +11,15 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Longer than any configuration or chain of certificates.
+/// More bytes than any configuration or certificate chain has.
 pub const LONGEST: u64 = 1 << 20;
 
 /// The bytes of a regular file.
 ///
 /// # Errors
-/// When it cannot be read, is no regular file, or has more than `most` bytes.
+/// When it cannot be read, is not a regular file, or has more than `most` bytes.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    // Opening a pipe waits for its other end, unless it is told not to.
+    // Opening a pipe blocks until its other end is opened, unless the open is non-blocking.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     let kind = file.metadata()?.file_type();
@@ -51,8 +50,8 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// # Errors
 /// When they are not UTF-8.
 pub fn decode(bytes: Vec<u8>) -> Result<String> {
-    // With a byte order mark, or with the zero bytes of ASCII in UTF-16: some editors on Windows
-    // write it.
+    // Recognised by a byte order mark, or by the zero bytes of ASCII in UTF-16. Some editors on
+    // Windows write UTF-16.
     if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] = *bytes {
         return Err(Error::other("is UTF-16: save it as UTF-8"));
     }

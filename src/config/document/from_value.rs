@@ -1,8 +1,8 @@
-//! What a single value of the file may be: text, numbers, durations, sizes, addresses.
+//! Types of single values: text, numbers, durations, sizes, addresses.
 //!
-//! Each type says in its own words what it expects, so that a problem can be mended without
-//! the documentation. Durations and sizes are strings with a unit: a bare number is refused
-//! rather than guessed at.
+//! Each type says what it expects, so that a problem can be fixed without the documentation.
+//! Durations and sizes are strings with a unit: a number without a unit is rejected, because the
+//! unit would be a guess.
 
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
 
-/// A value that can stand in the file.
+/// A type of values in the file.
 pub trait FromValue: Sized {
     /// # Errors
-    /// What was expected, and what was found.
+    /// A message with the expected and the found value.
     fn from_value(value: &DeValue<'_>) -> Result<Self, String>;
 }
 
@@ -22,8 +22,8 @@ pub trait FromValue: Sized {
 #[derive(Clone, Copy, Debug)]
 pub struct Size(pub u64);
 
-/// Never of several lines: no key takes that, and what was drawn in by quotes that are not
-/// closed is not repeated in a message, for it may hold a secret.
+/// Text of one line. No key takes several lines. Text that is part of the value only because quotes
+/// are not closed is not repeated in messages, as it may contain a secret.
 pub fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
     match value.as_str() {
         Some(given) if given.contains('\n') => {
@@ -34,7 +34,7 @@ pub fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, Strin
     }
 }
 
-/// What a value is, for a message about it.
+/// The kind of a value, for messages.
 pub fn kind(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Integer(number) => {
@@ -96,7 +96,7 @@ impl FromValue for Duration {
         const EXPECTED: &str = "a duration with its unit, as \"500ms\", \"30s\" or \"2h\"";
         const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
         let given = text(value, EXPECTED)?;
-        // humantime reads `M` as months, but an operator would mean minutes.
+        // humantime reads `M` as months, but operators mean minutes.
         match humantime::parse_duration(given) {
             Ok(duration) if duration > LONGEST => {
                 Err(format!("\"{given}\" is longer than 100 years"))
@@ -170,7 +170,7 @@ impl FromValue for HeaderValue {
     }
 }
 
-/// One of a few words.
+/// One word of a list.
 pub fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
     let list = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let given = text(value, &format!("one of {list}"))?;

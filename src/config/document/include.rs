@@ -1,9 +1,9 @@
-//! Files that a configuration includes, so that each service may have one of its own.
+//! Files that a configuration includes, so that each service can have its own.
 //!
-//! `include` holds paths or patterns, relative to the file that includes. What a pattern finds
-//! comes in the order of its names; one that finds nothing is fine, for a folder may be empty,
-//! but a path without a pattern must be there. Hidden files are left alone: editors and
-//! Kubernetes keep what is not meant to be read under such names.
+//! `include` has paths or patterns, relative to the including file. Files found by a pattern are
+//! sorted by name. A pattern may find nothing, because a folder may be empty, but a path without a
+//! pattern must exist. Hidden files are ignored: editors and Kubernetes use such names for files
+//! that are not meant to be read.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,15 @@ const OPTIONS: MatchOptions = MatchOptions {
     require_literal_leading_dot: true,
 };
 
-/// Reads what the first source includes, and tells what is wrong with that.
+/// Reads the files that the first source includes, and returns the problems with them.
 pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic> {
     let Some(main) = sources.first() else { return Vec::new() };
     let path = PathBuf::from(&main.name);
     let documents = [DeTable::parse_recoverable(&main.text).0];
     let (report, unheard) = (RefCell::default(), RefCell::default());
     let root = Table::root(&documents, &report);
-    // What is no text there, or no TOML, is a problem of the whole file's.
+    // A value that is not text, or a file that is not TOML, is reported when the whole file is
+    // read.
     let given = Table::root(&documents, &unheard).list::<String>("include");
     let mut included: Vec<SourceFile> = Vec::new();
     for given in given.unwrap_or_default() {
@@ -60,16 +61,16 @@ pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic>
     report.diagnostics
 }
 
-/// What `include` of the file `from` stands for, whole.
+/// The full path or pattern of an `include` in the file `from`.
 fn whole(given: &str, from: &Path) -> String {
     let folder = from.parent().unwrap_or(Path::new("")).display().to_string();
     Path::new(&Pattern::escape(&folder)).join(given).display().to_string()
 }
 
-/// The files that a whole pattern finds, in the order of their names.
+/// The files that a full pattern matches, sorted by name.
 ///
 /// # Errors
-/// When it is no pattern, or is a path under which nothing is.
+/// When the pattern is invalid, or is a path that does not exist.
 pub fn find(pattern: &str) -> Result<Vec<PathBuf>, String> {
     let found = glob::glob_with(pattern, OPTIONS)
         .map_err(|error| format!("is not a pattern of paths: {}", error.msg))?;

@@ -1,8 +1,9 @@
-//! Recognises text that is not TOML: other formats, and characters that only look like TOML's.
+//! Recognises text that is not TOML: other formats, and characters that look like TOML's but are
+//! not.
 
 use std::ops::Range;
 
-/// The format of a text that is not TOML, and the place that shows it.
+/// The format of a text that is not TOML, and the place where that shows.
 pub fn format(text: &str) -> Option<(&'static str, Range<usize>)> {
     let text_start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let mut at = text_start;
@@ -37,7 +38,7 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(legal)
 }
 
-/// What to do about a character that only looks like one of TOML's, in the line at `at`.
+/// Help for a character that looks like one of TOML's but is not, in the line at `at`.
 pub fn lookalike_in_line(text: &str, at: usize) -> Option<String> {
     let before = text.get(..at)?;
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -48,7 +49,7 @@ pub fn lookalike_in_line(text: &str, at: usize) -> Option<String> {
     let mut is_escaped = false;
     for c in line.chars() {
         match quote {
-            // Everything is allowed within quotes, unless they are never closed.
+            // Every character is allowed within quotes, unless they are not closed.
             Some(open) => {
                 let is_end = c == open && !is_escaped;
                 is_escaped = open == '"' && c == '\\' && !is_escaped;
@@ -68,7 +69,7 @@ pub fn lookalike_in_line(text: &str, at: usize) -> Option<String> {
     in_quotes.and_then(help)
 }
 
-/// What to do about a character of a value that only looks like one of ASCII.
+/// Help for a character of a value that looks like an ASCII character but is not.
 pub fn lookalike_in_value(value: &str) -> Option<String> {
     value.chars().find(|c| lookalike(*c).is_some()).and_then(help)
 }
@@ -83,11 +84,11 @@ fn help(c: char) -> Option<String> {
     })
 }
 
-/// What a character that is not ASCII is taken for.
+/// What a character outside ASCII is mistaken for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lookalike {
     Ascii(char),
-    /// For nothing at all.
+    /// It is not visible.
     Invisible,
 }
 
@@ -101,7 +102,7 @@ fn lookalike(c: char) -> Option<Lookalike> {
         '】' => ']',
         '–' | '—' | '−' | '‐' | '‑' => '-',
         '\u{a0}' | '\u{3000}' | '\u{2000}'..='\u{200a}' => ' ',
-        // The full-width forms of ASCII, in its order.
+        // The full-width forms, in the order of ASCII.
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0)?,
         c if is_invisible(c) => return Some(Lookalike::Invisible),
         _ => return None,
@@ -109,7 +110,7 @@ fn lookalike(c: char) -> Option<Lookalike> {
     Some(Lookalike::Ascii(ascii))
 }
 
-/// Has no width on a screen.
+/// Whether a character has no width on a screen.
 pub fn is_invisible(c: char) -> bool {
     matches!(
         c,

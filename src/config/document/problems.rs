@@ -1,8 +1,8 @@
 //! Problems of a configuration file, and how they are shown.
 //!
-//! A problem has a place, the key it is about, what is wrong, and help. Its first line is
-//! `FILE:LINE:COL: key: message`, which editors and CI understand; the line of the file and
-//! a caret follow. What of the line may be shown is decided in `redact_line.rs`.
+//! A problem has a place, a key, a message and help. Its first line is `FILE:LINE:COL: key:
+//! message`, a format that editors and CI understand; the line of the file and a caret follow.
+//! `redact_line.rs` decides which parts of the line are shown.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use super::redact_line::Redaction;
 pub struct Diagnostic {
     /// Index of the file in [`Problems`].
     pub source: usize,
-    /// Byte range in the text, where there is one.
+    /// Byte range in the text, if there is one.
     pub span: Option<Range<usize>>,
     /// The key, as `route[1].upstream`. Empty for the file as a whole.
     pub key: String,
@@ -27,7 +27,7 @@ pub struct Diagnostic {
     pub redaction: Redaction,
 }
 
-/// A problem, in parts. `key` and `help` may be empty; lines and columns count from 1.
+/// A problem in parts. `key` and `help` may be empty; lines and columns count from 1.
 pub struct Problem<'a> {
     pub file: &'a str,
     pub line: Option<usize>,
@@ -37,20 +37,20 @@ pub struct Problem<'a> {
     pub help: String,
 }
 
-/// A file, as it is called and as it was read.
+/// A file: its name and its text.
 pub struct SourceFile {
     pub name: String,
     pub text: String,
 }
 
-/// All problems of one file and those that it includes.
+/// All problems of a file and its included files.
 pub struct Problems {
     sources: Vec<SourceFile>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl Problems {
-    /// Problems of files, in the order of their places.
+    /// The problems of files, sorted by their places.
     pub fn new(sources: Vec<SourceFile>, mut diagnostics: Vec<Diagnostic>) -> Self {
         let start = |d: &Diagnostic| d.span.as_ref().map_or(usize::MAX, |span| span.start);
         diagnostics.sort_by_key(|diagnostic| (diagnostic.source, start(diagnostic)));
@@ -79,7 +79,7 @@ impl Problems {
         self.diagnostics.is_empty()
     }
 
-    /// Each problem in parts, for a log of fields. Nothing of the file's text is in them.
+    /// Each problem in parts, for structured logs. They contain nothing of the file's text.
     pub fn iter(&self) -> impl Iterator<Item = Problem<'_>> {
         self.diagnostics.iter().filter_map(|diagnostic| {
             let Diagnostic { source, span, key, message, help, redaction } = diagnostic;
@@ -108,7 +108,7 @@ impl Problems {
         };
         writeln!(out, "{name}:{}:{}: {what}", place.line, place.column)?;
         if *span == Some(0..0) {
-            // It is about no line of the file, but editors want one.
+            // The problem concerns no particular line, but editors expect one.
             return if help.is_empty() { Ok(()) } else { writeln!(out, "      | {help}") };
         }
         writeln!(out, "{:>5} | {}", place.line, place.shown)?;
@@ -123,7 +123,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// As shown: the text of the file may hold a secret.
+/// Same as `Display`, because the text of the file may contain a secret.
 impl fmt::Debug for Problems {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, out)
@@ -132,8 +132,8 @@ impl fmt::Debug for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A span as a reader sees it. Line and column count from 1, the column in characters;
-/// indent and width are in columns of a terminal, where a Chinese character takes two.
+/// A span as shown to the reader. Line and column count from 1, the column in characters; indent
+/// and width are in terminal columns, of which a Chinese character takes two.
 struct Excerpt {
     line: usize,
     column: usize,
@@ -144,7 +144,7 @@ struct Excerpt {
 
 impl Excerpt {
     fn find(text: &str, span: &Range<usize>, how: Redaction) -> Option<Self> {
-        // What an editor shows of a byte order mark is nothing.
+        // Editors do not show a byte order mark.
         let mark = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
         let before = text.get(..span.start.max(mark))?;
         let line_start = before.rfind('\n').map_or(mark, |newline| newline + 1);
@@ -152,7 +152,7 @@ impl Excerpt {
         let line = rest.split('\n').next()?.trim_end_matches('\r');
         let offset = span.start.saturating_sub(line_start).min(line.len());
         let lead = line.get(..offset)?;
-        // A span that goes on in later lines is marked to the end of its first.
+        // A span of several lines is marked up to the end of the first.
         let end = span.end.saturating_sub(line_start).clamp(offset, line.len());
         let marked = line.get(offset..end)?;
         Some(Self {
@@ -165,8 +165,8 @@ impl Excerpt {
     }
 }
 
-/// One column a tab or another control character, so that carets stand where they should and
-/// nothing is told to the terminal.
+/// Replaces tabs and other control characters by one column each, so that carets are in the right
+/// place and the terminal receives no control sequences.
 fn printable(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }

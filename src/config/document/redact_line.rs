@@ -1,39 +1,39 @@
-//! What of a line of the file may be shown.
+//! Redacts lines of the file that are shown.
 //!
-//! Problems show the line that they are about, and an operator may have put a secret there
-//! by mistake: as a literal, without quotes, under a misspelled name, in text that is no
-//! TOML. Such a line is shown with stars for its values. When in doubt it is redacted; the
-//! place of a problem is told all the same.
+//! Problems show the line that they are about, and an operator may have written a secret there by
+//! mistake: as a literal, without quotes, under a misspelled name, or in text that is not TOML. The
+//! values of such a line are replaced by stars. In case of doubt the line is redacted; the place of
+//! the problem is always shown.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Words that tell of a secret.
+/// Words that indicate a secret.
 const SENSITIVE: [&str; 6] = ["secret", "_key", "token", "password", "passwd", "private key"];
 
-/// Headers whose values are secrets; what else is called after a key is one.
+/// Headers whose values are secrets; so are other names that end in `-key`.
 const SENSITIVE_HEADERS: [&str; 3] = ["authorization", "cookie", "-key"];
 
 /// How the line of a problem is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redaction {
-    /// With its value redacted if it looks as if it held a secret.
+    /// The value is redacted if it may be a secret.
     IfSecret,
-    /// With its value redacted.
+    /// The value is always redacted.
     Always,
-    /// Like `IfSecret`, but with the value that the problem is about, which is no secret. Another
-    /// value on its line may be one.
+    /// Like `IfSecret`, but the value that the problem is about is shown, because it is not secret.
+    /// Another value on the line may be.
     ExceptMarked,
 }
 
 impl Redaction {
-    /// `line` as it may be shown; `before` is the text above it, and `marked` the part that the
+    /// Returns `line`, redacted. `before` is the text above it, and `marked` the part that the
     /// problem is about.
     pub fn show<'a>(self, before: &str, line: &'a str, marked: Range<usize>) -> Cow<'a, str> {
         match self {
             Self::ExceptMarked => {
                 let redacted = Self::IfSecret.show(before, line, marked.clone());
-                // One character for each.
+                // Redacting keeps the number of characters.
                 let pairs = line.char_indices().zip(redacted.chars());
                 let pick =
                     |((at, own), redacted)| if marked.contains(&at) { own } else { redacted };
@@ -50,12 +50,12 @@ impl Redaction {
 fn is_sensitive(line: &str) -> bool {
     let lower = line.to_ascii_lowercase();
     SENSITIVE.iter().any(|word| lower.contains(word))
-        // A URL may hold the password of a proxy, as user:password@host.
+        // A URL may contain the password of a proxy, as user:password@host.
         || lower.split_once(':').is_some_and(|(_, rest)| rest.contains('@'))
         || SENSITIVE_HEADERS.iter().any(|name| is_given(&lower, name))
 }
 
-/// Whether a header, quoted or not, stands before a value.
+/// Whether a header, quoted or not, is followed by a value.
 fn is_given(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
         let rest = line.get(at + name.len()..).unwrap_or_default();
@@ -63,9 +63,9 @@ fn is_given(line: &str, name: &str) -> bool {
     })
 }
 
-/// Whether a value that began on an earlier line and may be a secret goes on.
+/// Whether the line continues a value of an earlier line that may be a secret.
 fn ends_in_secret(before: &str) -> bool {
-    // No key takes a text of several lines; one that is given may be a pasted key.
+    // No key takes multi-line text; one that is given may be a pasted key.
     if ["\"\"\"", "'''"].iter().any(|quotes| before.matches(quotes).count() % 2 == 1) {
         return true;
     }
@@ -73,14 +73,14 @@ fn ends_in_secret(before: &str) -> bool {
     let Some(at) = SENSITIVE.iter().filter_map(|word| lower.rfind(word)).max() else {
         return false;
     };
-    // A header ends whatever stood above it.
+    // A `[section]` line ends every value above it.
     let since = lower.get(at..).and_then(|since| since.split("\n[").next()).unwrap_or_default();
     let count = |signs: &[char]| since.matches(signs).count();
     count(&['{', '[']) > count(&['}', ']'])
 }
 
-/// Stars for what stands in quotes or follows a key. Characters keep their number and, as
-/// secrets are ASCII, their width. The line may be no TOML: a key ends at a blank too.
+/// Replaces text in quotes and after a key by stars. The number of characters stays the same and,
+/// as secrets are ASCII, so does their width. The line may not be TOML: a key also ends at a blank.
 fn redact(line: &str, begins_in_value: bool) -> String {
     let mut quote = None;
     let mut braces = 0usize;

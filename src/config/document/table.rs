@@ -1,10 +1,10 @@
-//! Reading a TOML document key by key without giving up at the first problem.
+//! Reads a TOML document key by key, and continues after a problem.
 //!
-//! serde stops at the first error, and operators want all of them, so each section asks a
-//! [`Table`] for each key it knows, with a default. A key that is absent gives the
-//! default; one of the wrong type gives the default and a problem; a key that nobody asked
-//! for is an unknown key. What was asked for is also the list of keys that exist. A document
-//! may include others, which add to its arrays of tables and say nothing else.
+//! serde stops at the first error, but operators want all errors at once. So each section reads its
+//! keys from a [`Table`], with defaults. A missing key gives the default; a value of the wrong type
+//! gives the default and a problem; a key that no section reads is an unknown key. The keys that
+//! are read are also the list of all keys. A document can include others, which may only add to its
+//! arrays of tables.
 
 mod bounds;
 mod report;
@@ -26,24 +26,24 @@ use super::redact_line::Redaction;
 pub struct Located<T> {
     pub value: T,
     pub key: String,
-    /// Index of its document.
+    /// Index of the document.
     pub source: usize,
     pub span: Range<usize>,
 }
 
-/// One table of the document; an absent one reads as empty.
+/// One table of the document; a missing table reads as empty.
 pub struct Table<'a> {
     report: &'a RefCell<Report>,
     keys: Option<&'a DeTable<'a>>,
-    /// As shown, with indexes.
+    /// The path as shown, with indexes.
     path: String,
-    /// As documented, without.
+    /// The path as documented, without indexes.
     pattern: String,
     pub source: usize,
     pub span: Range<usize>,
-    /// Of a root, the roots of what it includes.
+    /// For a root: the roots of the included documents.
     included: Vec<Table<'a>>,
-    /// It is no table, and that is problem enough.
+    /// The value is not a table, and that was reported. No other problem is reported for it.
     is_reported: bool,
     asked: RefCell<Vec<&'static str>>,
 }
@@ -73,7 +73,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A table of this one.
+    /// A table in this table.
     pub fn table(&self, name: &'static str) -> Table<'a> {
         let found = self.find(name);
         let table = found.as_ref().and_then(|(_, value)| match value.get_ref() {
@@ -87,13 +87,13 @@ impl<'a> Table<'a> {
         self.child(name, format!("{}{name}", prefix(&self.path)), name, table, found)
     }
 
-    /// A table of this one that may be absent.
+    /// An optional table in this table.
     pub fn optional_table(&self, name: &'static str) -> Option<Table<'a>> {
         let table = self.table(name);
         (table.keys.is_some() || self.report.borrow().is_listing).then_some(table)
     }
 
-    /// An array of tables, with what included documents add to it.
+    /// An array of tables, together with those of included documents.
     pub fn tables(&self, name: &'static str) -> Vec<Table<'a>> {
         let mut tables = self.own_tables(name);
         tables.extend(self.included.iter().flat_map(|included| included.own_tables(name)));
@@ -145,7 +145,7 @@ impl<'a> Table<'a> {
         self.asked.borrow_mut().push(name);
         let is_reported = found.is_some() && table.is_none();
         let span = match found {
-            // `[section]` and `[[section]]` have an own span that covers the header.
+            // The span of `[section]` and `[[section]]` is that of the header line.
             Some((key, value)) if value.span().is_empty() => key,
             Some((_, value)) => value.span(),
             None => self.span.clone(),
@@ -163,7 +163,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The value of a key, or `None` when it is absent or was reported.
+    /// The value of a key. `None`: it is missing, or a problem was reported.
     pub fn get<T: FromValue>(&self, name: &'static str) -> Option<Located<T>> {
         self.ask(name);
         let (_, value) = self.find(name)?;
@@ -185,13 +185,13 @@ impl<'a> Table<'a> {
         self.get(name).map_or(default, |located| located.value)
     }
 
-    /// The value of a key that must be there.
+    /// The value of a required key.
     pub fn require<T: FromValue>(&self, name: &'static str) -> Option<Located<T>> {
         self.report_missing(name, "");
         self.get(name)
     }
 
-    /// One value or a list of them. `None` when absent; what is wrong is reported.
+    /// One value or a list of values. `None` if the key is missing; problems are reported.
     pub fn list<T: FromValue>(&self, name: &'static str) -> Option<Vec<Located<T>>> {
         self.ask(name);
         let (_, value) = self.find(name)?;
@@ -211,7 +211,7 @@ impl<'a> Table<'a> {
         Some(located)
     }
 
-    /// A list that is not empty where it is given.
+    /// An optional list, which must not be empty.
     pub fn some<T: FromValue>(&self, name: &'static str, help: &str) -> Option<Vec<Located<T>>> {
         let array = self.raw(name).and_then(|raw| raw.get_ref().as_array());
         if array.is_some_and(|array| array.is_empty()) {
@@ -221,14 +221,14 @@ impl<'a> Table<'a> {
         self.list(name)
     }
 
-    /// A list that must be there and not be empty.
+    /// A required list, which must not be empty.
     pub fn require_some<T: FromValue>(&self, name: &'static str, help: &str) -> Vec<Located<T>> {
         self.report_missing(name, help);
         self.some(name, help).unwrap_or_default()
     }
 
-    /// The entries of a table whose keys are the operator's to choose. What is wrong with one
-    /// is reported and leaves it out.
+    /// The entries of a table with keys of the operator's choice. Entries with problems are
+    /// reported and left out.
     pub fn entries<K: FromValue, V: FromValue>(
         &self,
         name: &'static str,
@@ -266,7 +266,7 @@ impl<'a> Table<'a> {
         self.find(name).is_some() || self.included.iter().any(|included| included.has(name))
     }
 
-    /// The raw value of a key, for questions about its type.
+    /// The raw value of a key, to check its type.
     pub fn raw(&self, name: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.find(name).map(|(_, value)| value)
     }
@@ -275,7 +275,7 @@ impl<'a> Table<'a> {
         format!("{}{name}", prefix(&self.path))
     }
 
-    /// Reports the keys that nobody asked for.
+    /// Reports the keys that were not read.
     pub fn finish(self) {
         let asked = self.asked.borrow();
         for (key, _) in self.keys.into_iter().flatten() {
@@ -284,7 +284,7 @@ impl<'a> Table<'a> {
                 continue;
             }
             let help = suggestion(&asked, name);
-            // It may be the misspelled name of a secret.
+            // It may be a secret under a misspelled name.
             let place = (self.key(name), key.span());
             self.report(self.source, place.0, place.1, "unknown key", help, Redaction::Always);
         }
@@ -326,7 +326,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Known keys that may have been meant.
+/// Known keys that may have been intended.
 fn suggestion(known: &[&str], name: &str) -> String {
     let mut meant: Vec<&str> =
         known.iter().copied().filter(|known| known.split('_').any(|word| word == name)).collect();
@@ -345,7 +345,7 @@ fn suggestion(known: &[&str], name: &str) -> String {
     }
 }
 
-/// Help for a value that looks right, but has other characters.
+/// Help for a value that looks right, but has different characters.
 fn help_for(value: &DeValue<'_>) -> String {
     value.as_str().and_then(lookalike_in_value).unwrap_or_default()
 }

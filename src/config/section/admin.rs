@@ -13,7 +13,7 @@ use crate::identity::secret::Secret;
 #[derive(Debug, PartialEq, Eq)]
 pub struct AdminSection {
     pub listen: SocketAddr,
-    /// Without it users' sessions are nobody's to see or end.
+    /// Without it, sessions of users can be neither listed nor revoked.
     pub token: Option<Secret>,
 }
 
@@ -24,7 +24,8 @@ pub const RESTART_ONLY: &[RestartOnly] =
 /// In characters.
 const SHORTEST_TOKEN: usize = 32;
 
-/// Reads the section. `public` are the listeners of `[server]`, which must be others.
+/// Reads the section. `public` are the listeners of `[server]`; the admin listener must not be one
+/// of them.
 pub fn read(section: Table<'_>, public: &[Located<SocketAddr>], secrets: Secrets) -> AdminSection {
     const HELP: &str = "metrics never stand on a public listener: choose another port";
     let default = SocketAddr::from(([127, 0, 0, 1], 9464));

@@ -1,9 +1,9 @@
 //! `[[app]]`: the WeChat apps whose users log in.
 //!
-//! Ids and secrets come from WeChat's console, by copy and paste, through editors, shells and
-//! orchestrators that add to them. WeChat promises no shape, so what looks wrong is a warning. A
-//! message never contains a part of a secret, only its length and the kind of an unexpected
-//! character.
+//! Ids and secrets are copied from WeChat's console through editors, shells and orchestrators,
+//! which may add characters. WeChat does not document their form, so an unusual form is only a
+//! warning. Messages never contain a part of a secret, only its length and the kind of an
+//! unexpected character.
 
 use std::collections::HashMap;
 
@@ -28,11 +28,11 @@ pub struct App {
     pub secret: Secret,
     /// Whether logins that name no app are for this one. At most one app is the default.
     pub is_default: bool,
-    /// Logins; `None`: as many as come.
+    /// Rate limit of logins; `None`: no limit.
     pub login_rate: Option<Rate>,
 }
 
-/// The apps, `None` where a problem was reported, and the places of their ids.
+/// The apps, and the places of their ids. The apps are `None` if a problem was reported.
 pub fn read(
     root: &Table<'_>,
     secrets: Secrets,
@@ -123,7 +123,7 @@ fn warn_of_app_id(section: &Table<'_>, app_id: &Located<AppId>) {
     section.warn(app_id, &message);
 }
 
-/// Warns of a secret that does not look like one of WeChat's.
+/// Warns of a secret that does not look like WeChat's.
 fn warn_of_app_secret<T>(
     section: &Table<'_>,
     place: &Located<T>,
@@ -144,12 +144,12 @@ fn warn_of_app_secret<T>(
     section.warn(place, &message);
 }
 
-/// 32 lower-case hexadecimal digits, as WeChat gives them out.
+/// 32 lower-case hexadecimal digits, like the secrets that WeChat issues.
 fn is_secret(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
 }
 
-/// What is wrong with an app secret, in words that do not give it away.
+/// What is wrong with an app secret, without showing any part of it.
 fn describe(text: &str) -> String {
     if let Some(oddity) = oddity(text) {
         return oddity;
@@ -169,7 +169,7 @@ fn describe(text: &str) -> String {
     }
 }
 
-/// Warns of apps whose sessions no route accepts.
+/// Warns of apps whose sessions are not accepted by any route.
 pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route]) {
     for app_id in apps {
         let is_used = routes.iter().any(|route| {

@@ -5,18 +5,18 @@ use crate::config::document::table::{Located, Table};
 use crate::config::value::host::HostPattern;
 use crate::config::value::path::RoutePath;
 
-/// The section `[endpoints]`. No path is in two lists.
+/// The section `[endpoints]`. No path occurs in two lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointsSection {
     pub login: Vec<RoutePath>,
     pub logout: Vec<RoutePath>,
     pub session: Vec<RoutePath>,
     pub health: Vec<RoutePath>,
-    /// Lower-case host names without port; empty: on every host.
+    /// Lower-case host names without port; empty: all hosts.
     pub hosts: Vec<String>,
 }
 
-/// Reads the section. Hosts without a certificate are warned of.
+/// Reads the section. Warns of hosts without a certificate.
 pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
     let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
     let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
@@ -34,7 +34,7 @@ pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
                 seen.push((path.clone(), name, place.clone()));
                 continue;
             };
-            // Of two, the one that stands in the file is to change.
+            // If one of the two is a default, the one in the file has to change.
             let (place, other) = if place.is_some() { (place, *other) } else { (first, name) };
             if let Some(place) = place {
                 section.problem(
@@ -64,7 +64,7 @@ pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
     EndpointsSection { login, logout, session, health, hosts }
 }
 
-/// Warns of an endpoint that is not where it seems to be.
+/// Warns of an endpoint path with a trailing slash: the path without the slash is not the endpoint.
 fn warn_of_trailing_slash(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let without = text.trim_end_matches('/');

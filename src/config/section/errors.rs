@@ -1,11 +1,11 @@
-//! `[errors]`: the shape of error bodies.
+//! `[errors]`: the format of error bodies.
 
 use http::HeaderValue;
 
 use crate::config::document::table::Table;
 use crate::message::error_body::{ERRORS, ErrorBody};
 
-/// `None` where the section is absent, or was reported.
+/// `None`: the section is missing, or a problem was reported.
 pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
     let section = root.optional_table("errors")?;
     let template = section.require::<String>("template");

@@ -12,10 +12,10 @@ use crate::config::value::path::RoutePath;
 /// The section `[forward_auth]`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ForwardAuthSection {
-    /// Empty: nobody is answered.
+    /// Empty: forward-auth is off.
     pub listen: Vec<SocketAddr>,
     pub path: RoutePath,
-    /// How long the proxy may reuse a 200, in whole seconds; zero: not at all.
+    /// How long the proxy may cache a 200, in whole seconds; zero: not at all.
     pub cache: Duration,
 }
 
@@ -23,7 +23,7 @@ pub struct ForwardAuthSection {
 pub const RESTART_ONLY: &[RestartOnly] =
     &[("forward_auth.listen", |a, b| a.forward_auth.listen == b.forward_auth.listen)];
 
-/// Off without `listen`.
+/// Reads the section. Forward-auth is off without `listen`.
 pub fn read(
     section: Table<'_>,
     public: &[Located<SocketAddr>],
@@ -55,7 +55,7 @@ pub fn read(
     ForwardAuthSection { listen: values(listen), path, cache }
 }
 
-/// How long a proxy may reuse a decision.
+/// How long a proxy may cache a decision.
 fn read_cache(section: &Table<'_>, idle_timeout: Duration) -> Duration {
     let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
     if given.value.subsec_nanos() != 0 {

@@ -1,4 +1,4 @@
-//! `[identity]`: the headers in which services get who a user is.
+//! `[identity]`: the headers with which services receive the identity of a user.
 
 use http::HeaderName;
 
@@ -6,7 +6,7 @@ use super::session::SessionSection;
 use crate::config::document::table::{Located, Table};
 use crate::config::value::headers::{folded, report_taken};
 
-/// The section `[identity]`. No two names look alike to a service.
+/// The section `[identity]`. Services can tell all of its names apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,
@@ -15,13 +15,13 @@ pub struct IdentitySection {
 }
 
 impl IdentitySection {
-    /// All of the headers.
+    /// All headers of the section.
     pub fn headers(&self) -> [&HeaderName; 3] {
         [&self.openid_header, &self.app_id_header, &self.union_id_header]
     }
 }
 
-/// Reads the section. `session_header` is the place of `session.header`, where it is in the file.
+/// Reads the section. `session_header` is the place of `session.header`, if it is in the file.
 pub fn read(
     section: Table<'_>,
     session: &SessionSection,
@@ -40,7 +40,7 @@ pub fn read(
             let message = |other: &str| format!("an upstream could not tell it from {other}");
             match (&given, place) {
                 (Some(given), _) => section.problem(given, message(other), ""),
-                // The one that stands in the file collides with a default.
+                // The header in the file collides with a default.
                 (None, Some(place)) => section.problem(place, message(path), ""),
                 (None, None) => {}
             }

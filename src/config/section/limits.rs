@@ -1,4 +1,4 @@
-//! `[limits]`: how much of everything a client may have.
+//! `[limits]`: limits per client, per connection and in all.
 
 use std::time::Duration;
 
@@ -9,45 +9,45 @@ use crate::config::document::table::Table;
 /// The section `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsSection {
-    /// For a whole request head, from its first byte.
+    /// Time for a whole request header, from its first byte.
     pub header_timeout: Duration,
-    /// Between two reads of a body.
+    /// Time between two reads of a body.
     pub body_timeout: Duration,
-    /// Between two requests of a connection.
+    /// Time between two requests of a connection.
     pub idle_timeout: Duration,
-    /// Bytes of a request body, where a route says nothing else.
+    /// Bytes of a request body; a route may set another limit.
     pub max_body: u64,
-    /// Bytes of a request head.
+    /// Bytes of a request header.
     pub max_header: usize,
     /// Header lines of a request.
     pub max_header_count: usize,
     /// Bytes of a request target.
     pub max_target: usize,
-    /// How long nothing may pass on a WebSocket, either way.
+    /// How long a WebSocket may be idle in both directions.
     pub websocket_idle_timeout: Duration,
-    /// The longest life of a WebSocket; the end of its session may come first.
+    /// The maximum lifetime of a WebSocket; it ends earlier with its session.
     pub websocket_lifetime: Duration,
-    /// How long a client may take nothing of what is sent to it.
+    /// How long a client may accept none of the bytes sent to it.
     pub write_timeout: Duration,
-    /// Bytes of body a second that a client must send, after a moment's grace; 0: any.
+    /// Bytes of body per second that a client must send, after a grace period; 0: no minimum.
     pub min_body_rate: u64,
-    /// Bytes a second that a client must take while some wait to be sent to it, after a moment's
-    /// grace; 0: any.
+    /// Bytes per second that a client must accept while there are bytes to be sent to it, after a
+    /// grace period; 0: no minimum.
     pub min_response_rate: u64,
-    /// Bytes that grown HTTP/2 windows may take, for all connections together.
+    /// Bytes for grown HTTP/2 windows of all connections together.
     pub max_buffered: u64,
     /// Requests of one HTTP/1 connection.
     pub max_requests_per_connection: usize,
-    /// Requests at once of one HTTP/2 connection.
+    /// Concurrent requests of one HTTP/2 connection.
     pub max_streams: u32,
-    /// Requests of one HTTP/2 connection that the client may give up at once, unless most
-    /// are not.
+    /// Requests of one HTTP/2 connection that the client may reset early. More are allowed while
+    /// they are at most half of its requests.
     pub max_early_resets: usize,
-    /// Public connections at once.
+    /// Concurrent public connections.
     pub max_connections: usize,
-    /// Of one address; `None`: as many as there may be in all.
+    /// Concurrent connections of one address; `None`: no limit of its own.
     pub max_connections_per_address: Option<usize>,
-    /// Users or addresses that one rate limit remembers.
+    /// Users or addresses that one rate limit keeps track of.
     pub max_rate_clients: u64,
 }
 
@@ -61,7 +61,7 @@ impl From<&LimitsSection> for crate::message::request_header::HeadLimits {
 pub const RESTART_ONLY: &[RestartOnly] =
     &[("limits.max_connections", |a, b| a.limits.max_connections == b.limits.max_connections)];
 
-/// Approximate memory of a client of a rate limit, in bytes.
+/// Approximate memory per client of a rate limit, in bytes.
 const RATE_CLIENT_BYTES: u64 = 400;
 
 /// Reads the section.
@@ -90,7 +90,7 @@ pub fn read(section: Table<'_>) -> LimitsSection {
         max_early_resets: section.number("max_early_resets", 200, 1..=1 << 30),
         max_connections: match section.get_or("max_connections", 0usize) {
             0 => default_connections(),
-            // A semaphore counts no further.
+            // The maximum of a semaphore.
             connections => connections.min(1 << 24),
         },
         max_connections_per_address: match section.get_or("max_connections_per_address", 0) {
@@ -110,20 +110,20 @@ pub fn read(section: Table<'_>) -> LimitsSection {
     limits
 }
 
-/// The key `max_body` of a section.
+/// Reads the key `max_body` of a section.
 pub fn max_body(section: &Table<'_>, default: u64) -> u64 {
     let given = section.get::<Size>("max_body");
     if let Some(given) = &given
         && given.value.0 == 0
     {
-        // Elsewhere 0 stands for no limit; here it would refuse every body.
+        // For other keys 0 means no limit; here it would reject every body.
         section.problem(given, "must be more than 0B", "");
     }
     given.map_or(default, |given| given.value.0)
 }
 
-/// Half of the descriptors that the process may open: the other half is for the connections
-/// to upstreams and for what is not a connection.
+/// Half of the file descriptors that the process may open. The other half is for connections to
+/// upstreams and for everything else.
 fn default_connections() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20) / 2

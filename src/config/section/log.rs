@@ -1,4 +1,4 @@
-//! `[log]`: what is logged, how, and where the access log goes.
+//! `[log]`: what is logged, in which format, and the destination of the access log.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ pub struct LogSection {
     pub level: LogLevel,
     pub format: LogFormat,
     pub access: LogDestination,
-    /// Keys the hash under which a user appears in the access log.
+    /// The key of the hash that stands for a user in the access log.
     pub openid_key: Option<Secret>,
 }
 
-/// The least of what the process log has.
+/// The lowest level that the process log has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
     Error,
@@ -34,14 +34,14 @@ pub enum LogLevel {
     Debug,
 }
 
-/// How the process log is written.
+/// The format of the process log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Json,
     Text,
 }
 
-/// Where the access log is written.
+/// The destination of the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogDestination {
     Stderr,
@@ -57,10 +57,10 @@ pub const RESTART_ONLY: &[RestartOnly] = &[
     ("log.openid_key", |a, b| a.log.openid_key == b.log.openid_key),
 ];
 
-/// Below this many characters a key can be guessed.
+/// A key with fewer characters can be guessed.
 const SHORTEST_KEY: usize = 16;
 
-/// What only a start needs is not checked again for a reload.
+/// Reads the section. A reload does not repeat checks that only the start needs.
 pub fn read(section: Table<'_>, secrets: Secrets, is_start: bool) -> LogSection {
     let openid_key = read_any_secret(&section, "openid_key", secrets);
     if let Some(key) = openid_key.as_ref().filter(|_| secrets == Secrets::Load) {
@@ -85,7 +85,7 @@ pub fn read(section: Table<'_>, secrets: Secrets, is_start: bool) -> LogSection 
     log
 }
 
-/// Warns of a key that is short enough to be guessed.
+/// Warns of a key that is so short that it can be guessed.
 fn warn_of_short_key<T>(section: &Table<'_>, place: &Located<T>, key: &Secret) {
     let length = key.expose().chars().count();
     if length < SHORTEST_KEY {
@@ -95,14 +95,14 @@ fn warn_of_short_key<T>(section: &Table<'_>, place: &Located<T>, key: &Secret) {
     }
 }
 
-/// Whether a file can be opened for appending. It is not created.
+/// Whether a file can be opened for appending. The file is not created.
 ///
 /// # Errors
-/// Why not.
+/// The reason.
 fn judge_append(path: &Path) -> Result<(), String> {
     let may_write = |path: &Path, access: Access| {
         let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
-        // If the system cannot tell, the start will.
+        // If the system does not know, the start will find out.
         let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
         if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
     };

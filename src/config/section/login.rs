@@ -1,4 +1,4 @@
-//! `[login]`: what a login may look like, and how often it may come.
+//! `[login]`: which logins are accepted, and how many.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::config::value::rate::{self, Rate};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginSection {
     pub accept: LoginForms,
-    /// Bytes of a login's body.
+    /// Bytes of a login's request body.
     pub max_body: usize,
-    /// How long a code gets the same answer again; zero: never.
+    /// How long a repeated code gets the same response; zero: never.
     pub replay_window: Duration,
-    /// Logins from each address.
+    /// Rate limit of logins per address.
     pub rate_per_address: Option<Rate>,
 }
 
-/// Forms of a login request that are taken; at least one is set.
+/// Accepted forms of a login request; at least one is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoginForms {
     pub json: bool,
@@ -29,14 +29,14 @@ pub struct LoginForms {
     pub query: bool,
 }
 
-/// Far more than a Mini Program's users are, and far less than floods a gateway.
+/// More than the users of a Mini Program need, and less than would overload a gateway.
 const LOGINS_PER_APP: Rate =
     Rate { count: NonZeroU32::new(1000).unwrap(), period: Duration::from_secs(1) };
 
-/// Of a code of `wx.login`.
+/// Lifetime of a code of `wx.login`.
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
-/// The section, and the rate of apps that have none of their own.
+/// The section, and the default rate limit of apps.
 pub fn read(section: Table<'_>) -> (LoginSection, Option<Rate>) {
     let accept =
         section.some::<LoginForm>("accept", "at least one of \"json\", \"form\", \"query\"");

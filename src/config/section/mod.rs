@@ -21,5 +21,5 @@ pub mod wechat;
 
 use super::Config;
 
-/// A key that a reload cannot change, and whether two configurations agree on it.
+/// A restart-only key, and whether two configurations agree on it.
 pub type RestartOnly = (&'static str, fn(&Config, &Config) -> bool);

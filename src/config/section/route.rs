@@ -34,56 +34,57 @@ use crate::identity::AppId;
 /// One `[[route]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where its section begins.
+    /// The place where its section begins.
     pub place: Place,
     /// Label in metrics and logs.
     pub name: String,
-    /// Empty: every host.
+    /// Empty: all hosts.
     pub hosts: Vec<HostPattern>,
     pub path: RoutePath,
-    /// Whether only the path itself matches, not what is below it.
+    /// Whether only the path itself matches, and not the paths below it.
     pub is_exact: bool,
-    /// Headers that must stand once and have these values.
+    /// Headers that must occur once and have these values.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub target: Target,
     pub access: Access,
-    /// Upper-case; empty: every method.
+    /// In upper case; empty: all methods.
     pub methods: Vec<String>,
-    /// Empty: sessions of every app.
+    /// Empty: sessions of all apps.
     pub apps: Vec<AppId>,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
     /// Bytes of a request body.
     pub max_body: u64,
-    /// Requests of each user; `None`: as many as come.
+    /// Rate limit of requests per user; `None`: no limit.
     pub rate_per_user: Option<Rate>,
-    /// Requests from each address.
+    /// Rate limit of requests per address.
     pub rate_per_address: Option<Rate>,
     pub rewriting: Option<Rewriting>,
     pub request_edits: HeaderEdits,
-    /// Of the service's responses and of [`Target::Answer`], `server.response_headers` included.
+    /// Edits of the service's responses and of [`Target::Answer`], including
+    /// `server.response_headers`.
     pub response_edits: HeaderEdits,
-    /// Of the gateway's own responses on this route.
+    /// Headers of the gateway's own responses on this route.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers that can carry a token, for `Vary`; empty where it is not sent.
+    /// Headers that can carry a token, for `Vary`; empty if no `Vary` is sent.
     pub vary: Vec<HeaderName>,
     pub timeouts: Timeouts,
     pub cors: Option<Cors>,
     pub preflight: Preflight,
 }
 
-/// What a route asks of a session.
+/// Which session a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// No valid session, no upstream.
+    /// A valid session is required.
     Required,
-    /// No token means anonymous; a token that is not valid is refused.
+    /// Without a token the request is anonymous; an invalid token is rejected.
     Optional,
     /// Tokens are not looked up.
     None,
 }
 
-/// What a route says instead of its upstream.
+/// Timeouts that a route sets instead of its upstream's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Option<Duration>,
@@ -169,7 +170,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
         if let (Some(path), Some(default)) = (path, default_name) {
             matched.push(Matched { path: path.clone(), matching });
             let is_duplicate = report_duplicate(&section, &matched);
-            // One problem is enough for a route that is there twice.
+            // For a duplicate route, one problem is enough.
             if name.is_some() || !is_duplicate {
                 let called = name.as_ref().map_or(default, |name| name.value.clone());
                 names.push(RouteName { name: called, given: name, path });
@@ -204,7 +205,7 @@ fn route_apps(section: &Table<'_>, apps: Option<&[App]>) -> Vec<AppId> {
     listed.into_iter().map(|app_id| app_id.value).collect()
 }
 
-/// Warns of a path that looks like a pattern, but is compared literally.
+/// Warns of a path that looks like a pattern, because paths are compared literally.
 fn warn_of_pattern(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
@@ -218,11 +219,11 @@ fn warn_of_pattern(section: &Table<'_>, path: &Located<RoutePath>) {
     section.warn(path, &format!("\"{text}\" is compared literally: {why}"));
 }
 
-/// How a route is called in metrics and logs.
+/// The name of a route in metrics and logs.
 struct RouteName {
     name: String,
     given: Option<Located<String>>,
-    /// The route's path, which is its name by default, after its first host.
+    /// The route's path. It is the default name, with the first host in front.
     path: Located<RoutePath>,
 }
 
@@ -237,7 +238,7 @@ fn report_repeated_names(root: &Table<'_>, names: &[RouteName]) {
             continue;
         };
         let is_other = |(at, other): &(usize, &RouteName)| {
-            // Of two names in the file, the second is the one to change.
+            // If both names are in the file, the second has to change.
             other.name == one.name && (*at < index || (*at > index && other.given.is_none()))
         };
         if let Some((_, other)) = names.iter().enumerate().find(is_other) {

@@ -26,22 +26,22 @@ pub struct ServerSection {
     /// Worker threads; never 0.
     pub threads: usize,
     pub tls: Option<TlsSection>,
-    /// Whether plain connections may be HTTP/2, by prior knowledge.
+    /// Whether plain connections may use HTTP/2 with prior knowledge.
     pub h2c: bool,
-    /// Of `listen`, those where a balancer first says whose connection it is.
+    /// Those of `listen` that expect a PROXY header from a load balancer.
     pub proxy_protocol: Vec<SocketAddr>,
-    /// Listeners that only send clients to HTTPS. Empty without `tls`.
+    /// Listeners that redirect to HTTPS. Empty without `tls`.
     pub redirect: Vec<SocketAddr>,
-    /// Port that they send clients to.
+    /// The port they redirect to.
     pub redirect_port: u16,
     pub trusted_proxies: Vec<IpNet>,
     /// Added to every response of the public listeners.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// How often the configuration's files are looked at for changes; zero: never.
+    /// How often the configuration files are checked for changes; zero: never.
     pub watch_interval: Duration,
-    /// How long new connections are still served after SIGTERM.
+    /// How long new connections are still accepted after SIGTERM.
     pub shutdown_delay: Duration,
-    /// How long what is in flight may take after that.
+    /// How long requests in flight may take after that.
     pub drain_timeout: Duration,
 }
 
@@ -139,7 +139,7 @@ fn proxy_protocol(
     values(given)
 }
 
-/// The headers of every response.
+/// Reads the headers of every response.
 fn response_headers(
     section: &Table<'_>,
     reserved: ReservedHeaders<'_>,
@@ -156,9 +156,9 @@ fn response_headers(
     check_edits(section, given, &[], &reserved)
 }
 
-/// Warns where everybody is a trusted proxy.
+/// Warns if every address is a trusted proxy.
 fn warn_of_trust(section: &Table<'_>, trusted: &[Located<IpNet>]) {
-    // Two halves of all addresses count as well.
+    // Two networks that together are all addresses count as well.
     let networks: Vec<IpNet> = trusted.iter().map(|one| one.value.trunc()).collect();
     let is_all = |network: &IpNet| network.prefix_len() == 0;
     if IpNet::aggregate(&networks).iter().any(is_all) {

@@ -25,18 +25,18 @@ use crate::identity::secret::SealKey;
 /// The section `[session]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSection {
-    /// Absolute life of a session.
+    /// Absolute lifetime of a session.
     pub ttl: Duration,
-    /// A session that is not used for so long ends.
+    /// A session expires when it is not used for this time.
     pub idle_timeout: Duration,
-    /// Most sessions held.
+    /// The most sessions that are kept.
     pub capacity: u64,
     pub carriers: Carriers,
     /// Name of the session header.
     pub header: HeaderName,
-    /// Most sessions of one user, of one app; `None`: as many as come.
+    /// The most sessions of one user of one app; `None`: no limit.
     pub max_per_user: Option<NonZeroUsize>,
-    /// `None`: sessions are this process's own.
+    /// `None`: sessions are kept in this process.
     pub shared: Option<SharedSection>,
 }
 
@@ -53,11 +53,11 @@ impl SessionSection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSection {
     pub redis: RedisSection,
-    /// The first seals what is stored, all of them open it. Empty only when secrets are ignored.
+    /// The first seals records; all of them can open records. Empty only if secrets are ignored.
     pub seal_keys: Vec<SealKey>,
 }
 
-/// Where a token is looked for; at least one is set.
+/// Where the gateway looks for a token; at least one is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carriers {
     pub header: bool,
@@ -87,7 +87,7 @@ const HOUR: u64 = 3600;
 /// Approximate memory of a session, in bytes.
 const SESSION_BYTES: u64 = 500;
 
-/// The section, and where its header is named.
+/// The section, and the place where its header is named.
 pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
@@ -133,7 +133,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Loc
     (session, named)
 }
 
-/// Warns of lifetimes of sessions that are beyond reason.
+/// Warns of unreasonable lifetimes of sessions.
 fn warn_of_life(section: &Table<'_>, ttl: Duration, idle_timeout: Duration) {
     const DAY: u64 = 24 * 3600;
     if ttl.as_secs() > 366 * DAY {
@@ -147,8 +147,8 @@ fn warn_of_life(section: &Table<'_>, ttl: Duration, idle_timeout: Duration) {
     }
 }
 
-/// What `[session]` says of a store elsewhere. `None` where sessions are kept in the process, or
-/// a problem was reported.
+/// The shared store of `[session]`. `None`: sessions are kept in the process, or a problem was
+/// reported.
 fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<SharedSection> {
     let section = session.optional_table("redis");
     let seal_keys = read_seal_keys(session, secrets);
@@ -168,7 +168,7 @@ fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
     Some(SharedSection { redis, seal_keys })
 }
 
-/// The key that seals first, then those that only open.
+/// The key for sealing comes first, then the keys that can only open.
 fn read_seal_keys(session: &Table<'_>, secrets: Secrets) -> Vec<SealKey> {
     let current = read_secret(session, "seal_key", secrets);
     let previous = read_secrets(session, "previous_seal_keys", secrets);
@@ -191,13 +191,13 @@ fn read_seal_keys(session: &Table<'_>, secrets: Secrets) -> Vec<SealKey> {
     keys
 }
 
-/// What is wrong with a key that is not 32 bytes, in words that do not give it away.
+/// What is wrong with a key that is not 32 bytes, without showing any part of it.
 fn describe_key(text: &str) -> String {
     let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
     let is_text = |bytes: &[u8]| bytes.trim_ascii().iter().all(u8::is_ascii_graphic);
     match (oddity(text), decoded) {
         (Some(oddity), _) => oddity,
-        // Longer than any 32 bytes: a key that was encoded twice.
+        // At least 43 characters, like the base64 of 32 bytes: a key that was encoded twice.
         (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
             "it is base64 of a text: decode it".to_owned()
         }
@@ -206,7 +206,7 @@ fn describe_key(text: &str) -> String {
     }
 }
 
-/// Where tokens are looked for.
+/// Where the gateway looks for tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Carrier {
     Header,

@@ -10,23 +10,23 @@ use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::table::{Located, Table, values};
 use crate::config::value::name::report_odd_name;
 
-/// A pool of servers.
+/// A group of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: String,
     /// Never empty.
     pub servers: Vec<ServerAddress>,
     pub connect_timeout: Duration,
-    /// Between two reads of an answer.
+    /// Time between two reads of a response.
     pub read_timeout: Duration,
-    /// Between two writes of a request.
+    /// Time between two writes of a request.
     pub write_timeout: Duration,
-    /// The longest time that an idle connection is kept for the next request. Where it is not
-    /// set, 4 seconds, or what the service says.
+    /// How long an idle connection is kept for the next request. If not set, as long as the service
+    /// says, or else 4 seconds.
     pub idle_timeout: Option<Duration>,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerAddress {
     Socket(SocketAddr),
@@ -37,8 +37,8 @@ pub enum ServerAddress {
     },
 }
 
-/// Where another proxy forwards, there may be none. `listeners` are the gateway's own, with
-/// their keys.
+/// Reads all upstreams. There may be none if forward-auth is on. `listeners` are the gateway's own,
+/// with their keys.
 pub fn read(
     root: &Table<'_>,
     may_be_absent: bool,
@@ -92,7 +92,7 @@ pub fn read(
 /// `localhost` are not resolved.
 fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
     let (addresses, port) = match server {
-        // A connection to the unspecified address reaches loopback.
+        // A connection to the unspecified address reaches the loopback address.
         ServerAddress::Socket(server) => {
             let address = match server.ip().to_canonical() {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -116,10 +116,10 @@ fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
     port == listener.port() && addresses.iter().any(is_own)
 }
 
-/// Whether an address is one of this machine's.
+/// Whether this machine has an address.
 fn is_of_this_machine(address: IpAddr) -> bool {
-    // Connecting a datagram socket sends nothing. To one of its own addresses the system connects
-    // from that same address.
+    // Connecting a datagram socket sends nothing. The source address of a connection to one of the
+    // machine's own addresses is that same address.
     let probe = || {
         let there = std::net::SocketAddr::new(address, 9);
         let domain = socket2::Domain::for_address(there);
@@ -131,7 +131,7 @@ fn is_of_this_machine(address: IpAddr) -> bool {
     address.is_loopback() || here.is_some_and(|here| here.ip() == address)
 }
 
-/// Warns of upstreams that nothing is forwarded to.
+/// Warns of upstreams without a route.
 pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes: &[Route]) {
     let is_used = |index: usize| {
         routes.iter().any(|route| match &route.target {
@@ -178,7 +178,7 @@ impl FromValue for ServerAddress {
         }
         let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        // A name of digits and dots alone is a mistyped address, not a host.
+        // Only digits and dots: a mistyped address, not a host name.
         let is_name = (1..=253).contains(&host.len())
             && host.bytes().all(legal)
             && host.bytes().any(|b| b.is_ascii_alphabetic());

@@ -1,4 +1,4 @@
-//! `[wechat]`: how WeChat is reached.
+//! `[wechat]`: how to connect to WeChat.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,31 +14,31 @@ use crate::identity::secret::Secret;
 /// The section `[wechat]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeChatSection {
-    /// Scheme, host, port and a path prefix or none, without a trailing slash.
+    /// Scheme, host, port, and optionally a path prefix, without a trailing slash.
     pub base_url: String,
-    /// URL of an egress proxy; it may hold a password.
+    /// URL of an egress proxy; it may contain a password.
     pub proxy: Option<Secret>,
-    /// Roots to trust instead of the system's, from `ca_file`.
+    /// Root certificates to trust instead of the system's, from `ca_file`.
     pub roots: Option<Vec<CertificateDer<'static>>>,
-    /// Of a whole exchange.
+    /// Time for a whole exchange.
     pub timeout: Duration,
-    /// Until the connection stands, TLS included. Shorter than `timeout`.
+    /// Time to connect, including TLS. Shorter than `timeout`.
     pub connect_timeout: Duration,
-    /// Asked where `base_url` cannot be reached.
+    /// Called if `base_url` cannot be reached.
     pub fallback_base_url: Option<String>,
-    /// Exchanges at once.
+    /// Concurrent exchanges.
     pub max_in_flight: usize,
-    /// Exchanges that wait until others are over.
+    /// Exchanges that wait in the queue.
     pub queue: usize,
-    /// How long one waits.
+    /// The longest time in the queue.
     pub queue_timeout: Duration,
-    /// Failures in a row after which WeChat is left alone; 0: never.
+    /// Consecutive failures after which the circuit breaker opens; 0: never.
     pub breaker_failures: u32,
     pub breaker_pause: Duration,
 }
 
 impl WeChatSection {
-    /// Whether certificates are needed.
+    /// Whether any of the URLs needs TLS.
     pub fn is_https(&self) -> bool {
         let urls = [Some(&self.base_url), self.fallback_base_url.as_ref()];
         urls.into_iter().flatten().any(|url| url.starts_with("https:"))
@@ -49,7 +49,7 @@ impl WeChatSection {
 pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
     let allow_plain_http = section.get_or("allow_plain_http", false);
     let proxy = section.get::<String>("proxy");
-    // A loopback address that a proxy is asked for is the proxy's own.
+    // Through a proxy, a loopback address is on the proxy's machine.
     let is_direct = proxy.as_ref().is_none_or(|proxy| is_loopback(&proxy.value));
     let base_url = match section.get::<String>("base_url") {
         Some(given) => check_base_url(&section, &given, allow_plain_http, is_direct),
@@ -75,7 +75,8 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
     {
         section.problem(given, "is base_url itself", "as \"https://api2.weixin.qq.com\"");
     }
-    // Where no connection stood in time nothing was sent, and only then.
+    // Only a connect timeout shows that nothing was sent, so it must come before `timeout`, for
+    // each address.
     let connections = 1 + u32::from(fallback.is_some());
     let default_connect = Duration::from_secs(2).min(timeout / (connections + 1));
     let connect_timeout = section.positive("connect_timeout", default_connect);
@@ -129,7 +130,7 @@ fn check_base_url(
     } else if path.ends_with("/jscode2session") || path.ends_with("/sns") {
         ("must end before /sns/jscode2session, which is added to it", HELP)
     } else if path.contains("//") || path_of(&given.value) != path {
-        // Dot segments, backslashes, spaces and the like, which parsing a URL changes.
+        // Dot segments, backslashes, spaces and other characters that URL parsing changes.
         ("its path is not in normal form", HELP_PREFIX)
     } else {
         ("", "")
@@ -151,13 +152,13 @@ fn check_base_url(
     Some(url.origin().ascii_serialization() + path)
 }
 
-/// The path of a URL as it is written, without slashes at its end.
+/// The path of a URL as written, without trailing slashes.
 fn path_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default().trim_end_matches('/')
 }
 
-/// Whether a URL leads to this machine.
+/// Whether a URL points to this machine.
 fn is_loopback(text: &str) -> bool {
     match http_url(text).as_ref().and_then(reqwest::Url::host_str) {
         Some("localhost") => true,
@@ -174,7 +175,7 @@ fn http_url(text: &str) -> Option<reqwest::Url> {
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
-/// Warns of addresses of WeChat that are not WeChat's API.
+/// Warns of addresses that are not WeChat's API.
 fn warn_of_base_url(section: &Table<'_>, given: &Located<String>, is_loopback: bool) {
     let url = reqwest::Url::parse(&given.value).ok();
     let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Headers that the configuration names: which are reserved, and for whom.
+//! Header names in the configuration: which of them are reserved.
 //!
-//! Identity is the gateway's alone to write, and so is what frames a message: nothing else may
-//! name such a header, in any spelling that a service could take for it.
+//! Only the gateway may write identity headers and headers for framing. Nothing else may be
+//! configured to use such a header, in any spelling that a service could take for it.
 
 use http::{HeaderName, HeaderValue};
 
@@ -9,7 +9,7 @@ use crate::config::document::table::{Located, Table};
 use crate::message::header::reserved::{ERROR, OF_CONNECTION, OF_FRAMING};
 use crate::message::header::{FoldedNames, fold};
 
-/// Headers that the configuration makes the gateway's own: those of a session and of an identity.
+/// Headers that the configuration reserves: for tokens and for identities.
 #[derive(Clone, Copy)]
 pub struct ReservedHeaders<'a> {
     pub session: &'a HeaderName,
@@ -27,7 +27,7 @@ impl<'a> ReservedHeaders<'a> {
     }
 }
 
-/// Reports a header for a session or an identity that carries something else already.
+/// Reports a session or identity header whose name already has another meaning.
 pub fn report_taken(section: &Table<'_>, header: &Located<HeaderName>) {
     const TAKEN: [&str; 19] = [
         "authorization",
@@ -57,12 +57,12 @@ pub fn report_taken(section: &Table<'_>, header: &Located<HeaderName>) {
     }
 }
 
-/// A name as a CGI-like upstream reads it.
+/// A header name as a CGI-like service reads it.
 pub fn folded(name: &str) -> String {
     name.bytes().map(|byte| char::from(fold(byte))).collect()
 }
 
-/// The headers to set. Reports those that are reserved, repeated, or removed as well.
+/// The headers to set. Reports those that are reserved, repeated, or also removed.
 pub fn check_edits(
     section: &Table<'_>,
     set: Vec<(Located<HeaderName>, Located<HeaderValue>)>,
@@ -87,7 +87,7 @@ pub fn check_edits(
     set.collect()
 }
 
-/// Whether the value of such a header is better not shown.
+/// Whether the value of such a header may be secret, and must not be shown.
 fn may_be_secret(name: &str) -> bool {
     ["auth", "cookie", "key", "secret", "token", "password"].iter().any(|word| name.contains(word))
 }

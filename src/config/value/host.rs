@@ -4,11 +4,11 @@ use toml::de::DeValue;
 
 use crate::config::document::from_value::{FromValue, text};
 
-/// Hosts that a route is for, in lower case and without port.
+/// Hosts of a route, in lower case and without port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     Exact(String),
-    /// What follows the `*`, as `.example.com`: one label or more stand before it.
+    /// The part after the `*`, such as `.example.com`; one or more labels come before it.
     Wildcard(String),
 }
 

@@ -1,10 +1,10 @@
-//! Addresses to listen on, and whether two of them can be listened on at once.
+//! Listener addresses, and whether two of them overlap.
 
 use std::net::SocketAddr;
 
 use crate::config::document::table::{Located, Table};
 
-/// Reports listeners of one list that want the same address.
+/// Reports listeners of one list whose addresses overlap.
 pub fn report_overlaps(section: &Table<'_>, listed: &[Located<SocketAddr>]) {
     for (index, one) in listed.iter().enumerate() {
         for earlier in listed.iter().take(index) {
@@ -18,9 +18,10 @@ pub fn report_overlaps(section: &Table<'_>, listed: &[Located<SocketAddr>]) {
     }
 }
 
-/// Whether two listeners would want the same address. Port 0 is another one each time.
+/// Whether two listeners need the same address. Port 0 is a different port each time.
 pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    // All of IPv6 is all of IPv4 too, unless the system is told otherwise.
+    // The IPv6 wildcard address includes all IPv4 addresses, unless the system is configured
+    // otherwise.
     let covers = |a: SocketAddr, b: SocketAddr| {
         a.ip().is_unspecified() && (a.is_ipv6() || a.is_ipv4() == b.is_ipv4())
     };

@@ -2,7 +2,7 @@
 
 use crate::config::document::table::{Located, Table};
 
-/// Names become labels of metrics; `@` marks the gateway's own.
+/// Names become metric labels; `@` marks the gateway's own.
 pub fn report_odd_name(section: &Table<'_>, name: &Located<String>) {
     let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
     if name.value.is_empty()

@@ -4,7 +4,7 @@ use toml::de::DeValue;
 
 use crate::config::document::from_value::{FromValue, text};
 
-/// A path of a route or endpoint: begins with `/`, and reads the same to everybody.
+/// The path of a route or endpoint. It begins with `/`, and every server reads it the same way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RoutePath(pub(in crate::config) String);
 
@@ -17,7 +17,7 @@ impl RoutePath {
 impl FromValue for RoutePath {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         let given = text(value, "a path, as \"/api\"")?;
-        // What no path needs and most regular expressions have.
+        // These occur in most regular expressions, but not in paths.
         let is_pattern = given.starts_with(['^', '~'])
             || given.contains(".*")
             || given.contains(['\\', '|', '['].as_slice())

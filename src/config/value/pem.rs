@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM files that the configuration names.
+//! Certificates and keys in PEM files.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::config::document::table::{Located, Table};
 const CERTIFICATE: &str = "certificate";
 const PRIVATE_KEY: &str = "private key";
 
-/// The certificates of a file. `None` when there are none and that was reported.
+/// The certificates of a file. `None`: there are none, and that was reported.
 pub fn certificates(
     section: &Table<'_>,
     file: &Located<PathBuf>,
@@ -32,7 +32,7 @@ pub fn certificates(
     }
 }
 
-/// The private key of a file. `None` when there is none and that was reported.
+/// The private key of a file. `None`: there is none, and that was reported.
 pub fn private_key(section: &Table<'_>, file: &Located<PathBuf>) -> Option<PrivateKeyDer<'static>> {
     let pem = read(section, file)?;
     match PrivateKeyDer::from_pem_slice(&pem) {
@@ -41,7 +41,7 @@ pub fn private_key(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Priva
             report(section, file, &pem, PRIVATE_KEY, "");
             None
         }
-        // The older form of encryption is announced by lines within the block.
+        // The older form of encryption is marked by lines inside the block.
         Err(_) if memchr::memmem::find(&pem, b"ENCRYPTED").is_some() => {
             section.reference_problem(file, ENCRYPTED, DECRYPT);
             None
@@ -53,7 +53,8 @@ pub fn private_key(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Priva
     }
 }
 
-/// The bytes of a file, without a byte order mark. `None` when that was reported.
+/// The bytes of a file, without a byte order mark. `None`: it cannot be read, and that was
+/// reported.
 pub fn read(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Vec<u8>>> {
     section.reads(&file.value);
     match file::read(&file.value, LONGEST) {
@@ -73,7 +74,7 @@ pub fn read(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Ve
 const ENCRYPTED: &str = "holds a private key with a passphrase";
 const DECRYPT: &str = "openssl pkey -in FILE -out NEW_FILE removes it";
 
-/// Reports what a file contains instead of what is wanted.
+/// Reports what a file contains instead of the expected PEM blocks.
 fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
     let problem = |found: &str, help: &str| {
         let found = if found.is_empty() { String::new() } else { format!(": {found}") };
@@ -81,7 +82,7 @@ fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str
     };
     match pem {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return problem("it is UTF-16", "save it as UTF-8"),
-        // A sequence of ASN.1, of more than 127 bytes.
+        // An ASN.1 sequence of more than 127 bytes.
         [0x30, 0x81..=0x83, ..] => {
             let help = match wanted {
                 CERTIFICATE => "openssl x509 -inform der -in FILE makes PEM of DER",

@@ -8,15 +8,15 @@ use toml::de::DeValue;
 use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::table::Table;
 
-/// So much, on average, in so long; as much may come at once.
+/// `count` per `period` on average, with bursts of up to `count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub count: NonZeroU32,
-    /// At least a millisecond, at most a day.
+    /// At least one millisecond, at most one day.
     pub period: Duration,
 }
 
-/// A rate limit; `None` where it is off.
+/// A rate limit; `None`: it is off.
 pub fn read(section: &Table<'_>, name: &'static str, default: Option<Rate>) -> Option<Rate> {
     section.get_or(name, RateLimit(default)).0
 }

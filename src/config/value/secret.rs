@@ -1,4 +1,4 @@
-//! Secrets by reference: from the environment or from a file, never in the configuration.
+//! Secrets by reference: in the environment or in a file, never in the configuration itself.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::identity::secret::Secret;
 /// How to write a secret.
 pub const REFERENCE_HELP: &str = "write { env = \"NAME\" } or { file = \"/path\" }";
 
-/// Where a secret stands.
+/// Where a secret is kept.
 enum Reference {
     Variable(String),
     File(String),
@@ -41,14 +41,14 @@ impl FromValue for Reference {
     }
 }
 
-/// The 32 hexadecimal digits that WeChat gives out as an app's secret, where only its name
-/// may stand.
+/// Whether a reference looks like WeChat's app secrets (32 hexadecimal digits) rather than like a
+/// name.
 fn looks_like_secret(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// A secret by reference, which is empty when secrets are ignored. `None` when it is absent or
-/// was reported.
+/// A secret by reference; empty if secrets are ignored. `None`: it is missing, or a problem was
+/// reported.
 pub fn read_secret(
     section: &Table<'_>,
     name: &'static str,
@@ -58,7 +58,7 @@ pub fn read_secret(
     resolve(section, reference, secrets)
 }
 
-/// Secrets by reference, in a list, those without that were reported.
+/// A list of secrets by reference, without those that a problem was reported for.
 pub fn read_secrets(
     section: &Table<'_>,
     name: &'static str,
@@ -68,7 +68,7 @@ pub fn read_secrets(
     references.into_iter().filter_map(|reference| resolve(section, reference, secrets)).collect()
 }
 
-/// A secret that may be anything, with a warning where it looks like a mistake.
+/// A secret of any form, with a warning if it looks like a mistake.
 pub fn read_any_secret(
     section: &Table<'_>,
     name: &'static str,
@@ -111,8 +111,8 @@ fn resolve(
     }
 }
 
-/// A secret without line breaks and control characters, which a header, a URL or a line of a
-/// protocol cannot hold.
+/// A secret without line breaks and control characters, which are not possible in a header, a URL
+/// or a line of a protocol.
 fn one_line(reference: &Reference, text: String) -> Result<Secret, String> {
     let secret = Secret::new(text);
     let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
@@ -150,22 +150,21 @@ fn is_open_to_all(file: &str) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
-/// Editors and shells end what they write with a newline, and some editors begin it with a byte
-/// order mark.
+/// Editors and shells add a newline at the end, and some editors a byte order mark at the start.
 fn trimmed(text: String) -> Option<String> {
     let text = Zeroizing::new(text);
     let trimmed = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }
 
-/// Warns of a secret that anything may be, where it looks like a mistake.
+/// Warns of a secret of any form if it looks like a mistake.
 fn warn_of_oddity<T>(section: &Table<'_>, place: &Located<T>, secret: &Secret) {
     if let Some(oddity) = oddity(secret.expose()) {
         section.warn(place, &oddity);
     }
 }
 
-/// What no secret has on purpose.
+/// Signs of a mistake, which no secret has on purpose.
 pub fn oddity(text: &str) -> Option<String> {
     let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
     if is_quoted {

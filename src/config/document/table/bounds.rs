@@ -7,7 +7,7 @@ use super::Table;
 use crate::config::document::from_value::Size;
 
 impl Table<'_> {
-    /// A duration that is longer than nothing, on clocks that count milliseconds.
+    /// A duration of at least one millisecond, the resolution of the clocks.
     pub fn positive(&self, name: &'static str, default: Duration) -> Duration {
         let Some(given) = self.get::<Duration>(name) else { return default };
         if given.value < Duration::from_millis(1) {
@@ -17,7 +17,7 @@ impl Table<'_> {
         given.value
     }
 
-    /// The same where it may be absent.
+    /// The same for an optional key.
     pub fn optional_positive(&self, name: &'static str) -> Option<Duration> {
         Some(self.positive(name, Duration::ZERO)).filter(|given| !given.is_zero())
     }

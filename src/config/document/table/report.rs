@@ -1,4 +1,4 @@
-//! What reading finds: problems, warnings, and the files and keys it met.
+//! The results of reading: problems, warnings, and the files and keys found.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,23 +14,23 @@ use crate::config::document::from_value::kind;
 use crate::config::document::problems::{Diagnostic, SourceFile};
 use crate::config::document::redact_line::Redaction;
 
-/// What reading has found so far.
+/// The results so far.
 #[derive(Default)]
 pub struct Report {
     pub diagnostics: Vec<Diagnostic>,
-    /// What works, but should not be left so.
+    /// Values that work, but should be changed.
     pub warnings: Vec<String>,
     /// Files that were read because a value names them.
     pub files: Vec<PathBuf>,
     /// Names and lines of the documents, in the order of reading.
     pub sources: Vec<LineBreaks>,
-    /// Keys asked for, as documented.
+    /// Keys that were read, as documented.
     pub known: BTreeSet<String>,
-    /// Reading is only for `known`: sections that may be absent are walked through too.
+    /// Only `known` is wanted: optional sections are read even if they are missing.
     pub is_listing: bool,
 }
 
-/// A file and its line breaks, by which places are found.
+/// A file and its line breaks, from which places are computed.
 pub struct LineBreaks {
     file: Arc<str>,
     breaks: Vec<usize>,
@@ -48,14 +48,14 @@ impl LineBreaks {
     }
 }
 
-/// Where something is written: a file, as it was named, and a line of it, from 1.
+/// A place: the name of a file, and a line of it, counted from 1.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Place {
     pub file: Arc<str>,
     pub line: usize,
 }
 
-/// Hides the place, so that files that mean the same look the same.
+/// Hides the place, so that files with the same meaning have the same output.
 impl fmt::Debug for Place {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("..")
@@ -63,20 +63,20 @@ impl fmt::Debug for Place {
 }
 
 impl Table<'_> {
-    /// Reports a key that must be there and is not.
+    /// Reports a required key that is missing.
     pub fn report_missing(&self, name: &str, help: &str) {
         if !self.has(name) && !self.is_reported {
             self.push(self.key(name), self.span.clone(), "is missing", help);
         }
     }
 
-    /// Reports a problem of a value.
+    /// Reports a problem with a value.
     pub fn problem<T>(&self, at: &Located<T>, message: impl Into<String>, help: impl Into<String>) {
         self.report(at.source, at.key.clone(), at.span.clone(), message, help, Redaction::IfSecret);
     }
 
-    /// Reports a problem of what a value refers to. The name of a variable or a file is no
-    /// secret, whatever words it is made of.
+    /// Reports a problem with the target of a reference. The name of a variable or a file is not
+    /// secret, whatever words it contains.
     pub fn reference_problem<T>(
         &self,
         at: &Located<T>,
@@ -93,17 +93,17 @@ impl Table<'_> {
         );
     }
 
-    /// Takes down that a file was read.
+    /// Records that a file was read.
     pub fn reads(&self, file: &Path) {
         self.report.borrow_mut().files.push(file.to_owned());
     }
 
-    /// Warns of a value that is used nevertheless.
+    /// Warns about a value, which is used nevertheless.
     pub fn warn<T>(&self, at: &Located<T>, message: &str) {
         self.push_warning(at.source, at.span.start, &at.key, message);
     }
 
-    /// Warns of the value of a key that is used nevertheless.
+    /// Warns about the value of a key, which is used nevertheless.
     pub fn warn_of(&self, name: &str, message: &str) {
         let at = self.raw(name).map_or(self.span.start, |value| value.span().start);
         self.push_warning(self.source, at, &self.key(name), message);
@@ -115,7 +115,7 @@ impl Table<'_> {
         report.warnings.push(format!("{}:{}: {key}: {message}", place.file, place.line));
     }
 
-    /// Where this table begins.
+    /// The place where this table begins.
     pub fn place(&self) -> Place {
         let report = self.report.borrow();
         report
@@ -125,7 +125,7 @@ impl Table<'_> {
             .unwrap_or_default()
     }
 
-    /// Reports a problem of a place.
+    /// Reports a problem at a place.
     pub fn push(
         &self,
         key: String,

@@ -16,11 +16,11 @@ use crate::message::header::cache_control::is_shared;
 enum Cache {
     /// `Vary`, and `private` on responses to users.
     Private,
-    /// Only what the service sends.
+    /// Cache headers stay as the service sent them.
     AsSent,
 }
 
-/// The headers that `Vary` of a route's responses names.
+/// The headers that `Vary` of a route's responses lists.
 pub fn vary(
     section: &Table<'_>,
     references: &References<'_>,

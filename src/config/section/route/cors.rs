@@ -1,4 +1,4 @@
-//! `[route.cors]`: which pages of other origins may ask a route.
+//! `[route.cors]`: which origins may use a route from a browser.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::table::{Located, Table, values};
 use crate::message::header::reserved::ERROR;
 
-/// Which pages of other origins may ask a route, and how.
+/// Which origins may use a route from a browser, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
     pub origins: Origins,
@@ -23,28 +23,28 @@ pub struct Cors {
     pub max_age: Duration,
 }
 
-/// Origins whose pages may read responses.
+/// Origins that may read responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
     Any,
-    /// As browsers send them.
+    /// Spelled as browsers send them.
     Listed(Vec<HeaderValue>),
 }
 
-/// What becomes of a browser's question whether it may ask.
+/// How CORS preflights are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preflight {
-    /// Answered here where [`Cors`] says how; else it is a request like any other.
+    /// The gateway responds as configured in [`Cors`]; without it, a preflight is an ordinary
+    /// request.
     Answer,
-    /// Forwarded, without identity.
+    /// Forwarded without identity.
     Pass,
 }
 
-/// Of a route that takes every method.
+/// The methods of a route that accepts every method.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
-/// Reads `cors` and `preflight` of a route, which takes these methods and has these edits of
-/// responses.
+/// Reads `cors` and `preflight` of a route. `methods` and the edits of responses are the route's.
 pub fn read(
     section: &Table<'_>,
     references: &References<'_>,
@@ -149,7 +149,7 @@ fn origins(section: &Table<'_>, listed: Vec<Located<String>>) -> Origins {
     Origins::Listed(origins)
 }
 
-/// An origin just as browsers write it (RFC 6454, section 6.1).
+/// An origin exactly as browsers write it (RFC 6454, section 6.1).
 fn parse(origin: &str) -> Option<HeaderValue> {
     let (scheme, rest) = origin.split_once("://")?;
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
@@ -163,7 +163,7 @@ fn parse(origin: &str) -> Option<HeaderValue> {
 }
 
 impl References<'_> {
-    /// Headers that a client of the gateway sends with every request.
+    /// Headers that clients send with every request to carry the token.
     fn carriers(&self) -> Vec<HeaderName> {
         let carriers = self.session.carriers;
         let bearer = carriers.bearer.then_some(AUTHORIZATION);

@@ -1,4 +1,4 @@
-//! Headers that a route sets and removes, and what every response gets.
+//! Headers that a route sets and removes, and the headers of every response.
 
 use http::{HeaderName, HeaderValue};
 
@@ -10,28 +10,28 @@ use crate::message::header::reserved::{
     CLOUD_RUN, ERROR, FROM_TRUSTED, OF_CONNECTION, OF_FRAMING, WRITTEN,
 };
 
-/// Headers to remove and to write; none of them is the gateway's own.
+/// Headers to remove and to set; none of them is reserved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     pub set: Vec<(HeaderName, HeaderValue)>,
     pub remove: Vec<HeaderName>,
 }
 
-/// Reads what a route edits of requests.
+/// Reads the edits of requests.
 pub fn request_edits(section: &Table<'_>, references: &References<'_>) -> HeaderEdits {
     let own = references.reserved.names().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
     let own = FoldedNames::new(own.chain(OF_CONNECTION).chain(OF_FRAMING).chain(["host", ERROR]));
     edits(section, "set_request_headers", "remove_request_headers", &own)
 }
 
-/// Reads what a route edits of responses.
+/// Reads the edits of responses.
 pub fn response_edits(section: &Table<'_>, references: &References<'_>) -> HeaderEdits {
     let own = FoldedNames::new(references.reserved.of_responses());
     edits(section, "set_response_headers", "remove_response_headers", &own)
 }
 
-/// What every response gets, as a route has it: the edits of its service's responses, and the
-/// headers of the gateway's own.
+/// The headers of every response, merged into a route: the edits of its service's responses, and
+/// the headers of the gateway's own responses.
 pub fn on_route(
     shared: &[(HeaderName, HeaderValue)],
     edits: HeaderEdits,

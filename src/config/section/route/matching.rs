@@ -1,4 +1,4 @@
-//! Which requests a route is for, and that no two routes are for the same.
+//! Which requests a route matches, and a check that no two routes match the same.
 
 use http::{HeaderName, HeaderValue};
 use toml::de::DeValue;
@@ -12,7 +12,7 @@ use crate::config::value::path::RoutePath;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
-/// What a route says of the requests that it is for.
+/// The conditions of a route.
 pub struct Matching {
     pub hosts: Vec<HostPattern>,
     pub is_exact: bool,
@@ -20,14 +20,14 @@ pub struct Matching {
     pub methods: Vec<String>,
 }
 
-/// What of a path a route matches.
+/// How a route matches paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PathMatch {
     Prefix,
     Exact,
 }
 
-/// Reads what a route matches besides its path.
+/// Reads the conditions of a route, except for its path.
 pub fn read(section: &Table<'_>, references: &References<'_>) -> Matching {
     let hosts = section.some::<HostPattern>("host", "leave it out for every host");
     let hosts = hosts.unwrap_or_default();
@@ -80,14 +80,14 @@ fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName,
     headers
 }
 
-/// Where a route is in the file, and what it matches.
+/// The place of a route in the file, and its conditions.
 pub struct Matched {
     pub path: Located<RoutePath>,
     pub matching: Matching,
 }
 
 impl Matched {
-    /// Whether some request would be for both, and nothing says for which.
+    /// Whether some request matches both, and neither is more specific.
     fn is_like(&self, other: &Self) -> bool {
         let (one, two) = (&self.matching, &other.matching);
         let share = |one: &[String], two: &[String]| one.iter().any(|method| two.contains(method));
@@ -100,12 +100,12 @@ impl Matched {
     }
 }
 
-/// A trailing slash makes no difference to what a prefix matches.
+/// For a prefix, a trailing slash makes no difference.
 fn trimmed(path: &RoutePath, is_exact: bool) -> &str {
     if is_exact { path.as_str() } else { path.as_str().trim_end_matches('/') }
 }
 
-/// Reports the last route if it cannot be told from an earlier one, and tells so.
+/// Reports the last route if it is a duplicate of an earlier one. Returns whether it is.
 pub fn report_duplicate(section: &Table<'_>, routes: &[Matched]) -> bool {
     let Some((last, earlier)) = routes.split_last() else { return false };
     let first = earlier.iter().find(|first| first.is_like(last));

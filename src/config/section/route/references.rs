@@ -1,6 +1,6 @@
-//! What routes refer to: upstreams, apps, certificates, and the names that are reserved.
+//! What routes refer to: upstreams, apps, certificates, and reserved headers.
 //!
-//! Read before the routes, and looked up by each part of a route that names one of them.
+//! Read before the routes, so that they can look up what they name.
 
 use http::{HeaderName, HeaderValue};
 
@@ -15,28 +15,28 @@ use crate::config::value::headers::ReservedHeaders;
 /// What routes refer to.
 pub struct References<'a> {
     pub upstreams: &'a [Located<Upstream>],
-    /// Whether routes may be only for other proxies to ask about.
+    /// Whether routes may be forward-auth-only.
     pub upstream_may_be_absent: bool,
-    /// `None`: that was reported.
+    /// `None`: a problem was reported.
     pub apps: Option<&'a [App]>,
     pub max_body: u64,
     pub session: &'a SessionSection,
     pub reserved: ReservedHeaders<'a>,
-    /// Of every response, where a route says nothing else.
+    /// The headers of every response, unless a route sets them.
     pub response_headers: &'a [(HeaderName, HeaderValue)],
     pub tls: Option<&'a TlsSection>,
     pub secrets: Secrets,
 }
 
 impl References<'_> {
-    /// The index of an upstream by its name, or a problem.
+    /// The index of an upstream by its name; reports an unknown name.
     pub fn upstream(&self, section: &Table<'_>, given: &Located<String>) -> Option<usize> {
         let upstreams = self.upstreams;
         let index = upstreams.iter().position(|upstream| upstream.value.name == given.value);
         let names = upstreams.iter().map(|upstream| &upstream.value.name);
         let defined: Vec<_> =
             names.filter(|name| !name.is_empty()).map(|name| format!("\"{name}\"")).collect();
-        // Without any where one is needed, that is the problem to report.
+        // If there are no upstreams although one is needed, that is reported instead.
         if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
             let help = match &defined[..] {
                 [] => "write [[upstream]], or leave it out".to_owned(),

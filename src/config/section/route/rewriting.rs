@@ -1,17 +1,17 @@
-//! What becomes of a request's path on its way to a service.
+//! How a request's path is rewritten for the service.
 
 use crate::config::document::table::{Located, Table};
 use crate::config::value::path::RoutePath;
 
-/// What becomes of a request's path: `strip` is where it begins, and `add` takes its place.
-/// Both are without trailing slash.
+/// How a request's path is rewritten: the prefix `strip` is replaced by `add`. Both have no
+/// trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewriting {
     pub strip: String,
     pub add: String,
 }
 
-/// Reads what a route, of this path, rewrites. `None`: nothing.
+/// Reads the rewriting of a route with this path. `None`: no rewriting.
 pub fn read(section: &Table<'_>, path: Option<&Located<RoutePath>>) -> Option<Rewriting> {
     let strip = section.get::<RoutePath>("strip_prefix");
     let add = section.get::<RoutePath>("add_prefix");

@@ -1,4 +1,5 @@
-//! Who answers a route: a service, several by parts of the users, or the gateway itself.
+//! What responds to the requests of a route: a service, several services that share the users, or
+//! the gateway itself.
 
 use std::path::PathBuf;
 
@@ -12,31 +13,31 @@ use crate::config::document::file::{self, io_reason};
 use crate::config::document::from_value::{FromValue, kind};
 use crate::config::document::table::{Located, Table};
 
-/// Who answers a route.
+/// What responds to the requests of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Service {
         /// Index into [`crate::config::Config::upstreams`].
         upstream: usize,
-        /// Parts of the users that go elsewhere; together they are not more than all.
+        /// Shares of the users that go to other upstreams; at most all users together.
         split: Vec<Share>,
     },
-    /// The gateway, always the same.
+    /// The gateway, always with the same response.
     Answer(StaticAnswer),
-    /// Another proxy, which only asks.
+    /// Another proxy: the route is forward-auth-only.
     Elsewhere,
 }
 
-/// A part of a route's users.
+/// A share of a route's users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Index into [`crate::config::Config::upstreams`].
     pub upstream: usize,
-    /// Of 10,000 users.
+    /// Out of 10,000 users.
     pub users: u16,
 }
 
-/// What is answered without a service.
+/// A response that is given without a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticAnswer {
     pub status: u16,
@@ -44,10 +45,10 @@ pub struct StaticAnswer {
     pub body: Vec<u8>,
 }
 
-/// Longest file that is answered with: it is kept in memory, and copied for each answer.
+/// Maximum size of a response file: it is kept in memory, and copied for each response.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
-/// What says how a service is spoken to.
+/// Keys that say how to connect to a service.
 const FOR_SERVICES: [&str; 12] = [
     "upstream",
     "split",
@@ -159,7 +160,7 @@ fn read_file(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
     read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()
 }
 
-/// A part of all, in hundredths of a percent.
+/// A percentage, in hundredths of a percent.
 #[derive(Clone, Copy, Debug)]
 struct Percent(u16);
 

@@ -1,9 +1,9 @@
-//! Whether phones accept a certificate file: order, key, dates, completeness.
+//! Checks whether phones accept a certificate file: order, key, dates, completeness.
 //!
-//! Browsers complete a chain that lacks a certificate, put one of a wrong order right and
-//! let their user pass over a date; Mini Programs do none of it, and fail without saying
-//! why. So what a file holds is judged here as they would, when the configuration is read,
-//! and each verdict says what was found. It does not know what the certificate is for.
+//! Browsers complete an incomplete chain, reorder one in the wrong order, and let the user ignore a
+//! date. Mini Programs do none of this, and fail without a reason. So certificates are checked here
+//! with the same rules, when the configuration is read, and each problem says what was found. This
+//! module does not know what the certificate is used for.
 
 use std::cell::OnceCell;
 use std::collections::HashSet;
@@ -15,35 +15,35 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::error::X509Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 
-/// Time to renew a certificate.
+/// How early to warn of a certificate that expires.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Of a name in a certificate, so much is shown.
+/// The most characters that are shown of a name in a certificate.
 const MOST_SHOWN: usize = 64;
 
-/// What makes a chain unusable, and what to do about it.
+/// Why a chain cannot be used, and how to fix it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Flaw {
     pub message: String,
     pub help: String,
 }
 
-/// Why a key and a chain are no pair.
+/// Why a key and a chain do not match.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mismatch {
-    /// The key is of none of the certificates.
+    /// The key belongs to none of the certificates.
     ForeignKey,
     Order(Flaw),
 }
 
-/// Subjects of the roots that this machine knows, read when they are first asked for.
+/// Subjects of the root certificates of this machine, read on first use.
 #[derive(Default)]
 pub struct Roots(OnceCell<HashSet<Vec<u8>>>);
 
 impl Roots {
     fn know(&self, subject: &X509Name<'_>) -> bool {
         let load = || {
-            // What cannot be read is not known.
+            // Roots that cannot be read count as unknown.
             let found = rustls_native_certs::load_native_certs().certs;
             let subject = |root: &CertificateDer<'_>| {
                 let (_, root) = X509Certificate::from_der(root).ok()?;
@@ -55,12 +55,12 @@ impl Roots {
     }
 }
 
-/// The certificates of a file, as they stand there.
+/// The certificates of a file, in its order.
 pub struct Chain<'a>(Vec<X509Certificate<'a>>);
 
 impl<'a> Chain<'a> {
     /// # Errors
-    /// When one of them is none.
+    /// When one of them is not a certificate.
     pub fn parse(certificates: &'a [CertificateDer<'_>]) -> Result<Self, Flaw> {
         let parse = |(index, der): (usize, &'a CertificateDer<'_>)| {
             X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|_| Flaw {
@@ -71,7 +71,7 @@ impl<'a> Chain<'a> {
         certificates.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Hosts that the first certificate is for, in lower case.
+    /// Hosts of the first certificate, in lower case.
     pub fn names(&self) -> Vec<String> {
         let leaf = self.0.first();
         let names = leaf.and_then(|leaf| leaf.subject_alternative_name().ok().flatten());
@@ -88,16 +88,16 @@ impl<'a> Chain<'a> {
             .collect()
     }
 
-    /// When the first of them expires.
+    /// When the first of the certificates expires.
     pub fn expires(&self) -> SystemTime {
         let ends = self.0.iter().map(|certificate| time(certificate.validity().not_after));
         ends.min().unwrap_or(UNIX_EPOCH)
     }
 
-    /// The certificate of the key comes first, then the one that issued it, and so on.
+    /// Checks that the certificate of the key comes first, then its issuer, and so on.
     ///
     /// # Errors
-    /// When that is not so.
+    /// When the order is different.
     pub fn judge_order(&self, public_key: Option<&[u8]>) -> Result<(), Mismatch> {
         let is_of_key = |certificate: &X509Certificate<'_>| {
             public_key.is_none_or(|key| key == certificate.public_key().raw)
@@ -116,7 +116,8 @@ impl<'a> Chain<'a> {
                 let what = format!("number {next_number} is not the issuer of number {number}");
                 return Err(self.out_of_order(&what));
             }
-            // What cannot be computed here is not held against anybody.
+            // A signature that cannot be verified here, for example of an unknown algorithm, is
+            // accepted.
             if one.verify_signature(Some(next.public_key()))
                 == Err(X509Error::SignatureVerificationError)
             {
@@ -139,7 +140,7 @@ impl<'a> Chain<'a> {
         for (index, certificate) in self.0.iter().enumerate() {
             let (subject, issuer) = (shown(certificate.subject()), shown(certificate.issuer()));
             let comma = if index == 0 { "" } else { "," };
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(help, "{comma} {}: {subject} issued by {issuer}", index + 1);
         }
         Mismatch::Order(Flaw {
@@ -148,10 +149,10 @@ impl<'a> Chain<'a> {
         })
     }
 
-    /// Says of the one that expires first if that is soon.
+    /// Checks the dates; returns a warning if the earliest expiry is near.
     ///
     /// # Errors
-    /// When one is not valid at the time.
+    /// When a certificate is not valid at `now`.
     pub fn judge_dates(&self, now: SystemTime) -> Result<Option<String>, Flaw> {
         for (index, certificate) in self.0.iter().enumerate() {
             let validity = certificate.validity();
@@ -183,7 +184,7 @@ impl<'a> Chain<'a> {
         }))
     }
 
-    /// What a client has to know already to trust the chain, if that is not to be expected.
+    /// The certificate that clients would need to know to trust the chain, if they probably do not.
     pub fn gap(&self, roots: &Roots) -> Option<String> {
         let last = self.0.last()?;
         if last.subject().as_raw() == last.issuer().as_raw() {
@@ -205,7 +206,7 @@ fn numbered(index: usize, certificate: &X509Certificate<'_>) -> String {
     format!("certificate {}, {},", index + 1, shown(certificate.subject()))
 }
 
-/// The common name, or all there is.
+/// The common name, or else the whole name.
 fn shown(name: &X509Name<'_>) -> String {
     let common = name.iter_common_name().next().and_then(|name| name.as_str().ok());
     let text = common.map_or_else(|| name.to_string(), str::to_owned);
@@ -214,7 +215,7 @@ fn shown(name: &X509Name<'_>) -> String {
     format!("\"{text}\"")
 }
 
-/// Never before 1970, which is long over too.
+/// Dates before 1970 count as 1970, which is expired as well.
 fn time(time: x509_parser::time::ASN1Time) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! `[server.tls]`: which certificates there are, and for whom.
+//! `[server.tls]`: the certificates, and the hosts they are for.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,17 +21,17 @@ use crate::config::value::pem;
 /// TLS of the public listeners.
 #[derive(Clone, Debug)]
 pub struct TlsSection {
-    /// Where none of the others fits. `None` only when secrets are ignored.
+    /// Used if no other certificate matches. `None` only if secrets are ignored.
     pub default: Option<Certificate>,
-    /// For clients that ask for one of their names. Of two with one name the first is it.
+    /// Selected by the requested host name. If two have the same name, the first is used.
     pub certificates: Vec<Certificate>,
     pub handshake_timeout: Duration,
-    /// Looks at the certificates of clients; `None`: none is asked for, or secrets are ignored.
+    /// Checks client certificates. `None`: none is requested, or secrets are ignored.
     pub client_verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl TlsSection {
-    /// Whether a client that asks for a lower-case host finds it in the certificate it gets.
+    /// Whether a client that requests this lower-case host gets a certificate that is valid for it.
     pub fn is_for(&self, host: &str) -> bool {
         self.all().any(|certificate| certificate.is_for(host))
     }
@@ -50,14 +50,14 @@ impl PartialEq for TlsSection {
     }
 }
 
-/// A certificate, verified, with its chain and its key.
+/// A validated certificate, with its chain and key.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    /// As the configuration calls it.
+    /// The path in the configuration.
     pub file: PathBuf,
-    /// Hosts that it is for: lower-case names, `*.` in front of some, and addresses.
+    /// Hosts that it is for: lower-case names, some with `*.` in front, and addresses.
     pub names: Vec<String>,
-    /// When the first of the chain expires.
+    /// When the first certificate of the chain expires.
     pub expires: SystemTime,
     pub chain_and_key: Arc<CertifiedKey>,
 }
@@ -71,18 +71,18 @@ impl Certificate {
     }
 }
 
-/// A key belongs to its certificate.
+/// The key is not compared, because it belongs to the certificate.
 impl PartialEq for Certificate {
     fn eq(&self, other: &Self) -> bool {
         self.file == other.file && self.chain_and_key.cert == other.chain_and_key.cert
     }
 }
 
-/// Whether a client must show a certificate.
+/// Whether a client must present a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClientCertificate {
     Required,
-    /// One that is shown must be good.
+    /// A certificate that is presented must be valid.
     Optional,
 }
 
@@ -146,7 +146,7 @@ fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn Clie
     builder.build().map_err(refuse).ok()
 }
 
-/// Says which hosts no certificate is for. Nothing is known of them where secrets are ignored.
+/// Warns of hosts without a certificate. Nothing is known of them if secrets are ignored.
 pub fn warn_of_uncovered<T: fmt::Display>(
     section: &Table<'_>,
     hosts: &[Located<T>],
@@ -162,18 +162,17 @@ pub fn warn_of_uncovered<T: fmt::Display>(
     }
 }
 
-/// A certificate, and where its file is named.
+/// A certificate, and the place where its file is named.
 type Placed = (Located<PathBuf>, Certificate);
 
-/// The certificate of a section. `None` where secrets are ignored, or something
-/// was reported.
+/// The certificate of a section. `None`: secrets are ignored, or a problem was reported.
 fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<Placed> {
     let cert_file = section.require::<PathBuf>("cert_file");
     let key_file = section.require::<PathBuf>("key_file");
     if secrets == Secrets::Ignore {
         return None;
     }
-    // Each is read whatever is wrong with the other.
+    // Both files are read, even if there is a problem with one.
     let certificates = cert_file
         .as_ref()
         .and_then(|file| pem::certificates(section, file, "a PEM file with the full chain"));

@@ -1,4 +1,4 @@
-//! `[session.redis]`: where a shared session store is, and how it is reached.
+//! `[session.redis]`: the address of a shared session store, and how to connect to it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,48 +9,48 @@ use crate::config::value::pem;
 use crate::config::value::secret::read_any_secret;
 use crate::identity::secret::Secret;
 
-/// The section `session.redis`: a Redis or a Valkey.
+/// The section `session.redis`: a Redis or Valkey store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSection {
     pub servers: RedisServers,
     /// `None`: plain connections.
     pub tls: Option<RedisTls>,
-    /// Of an ACL; `None`: the default user.
+    /// The ACL user; `None`: the default user.
     pub username: Option<String>,
     pub password: Option<Secret>,
-    /// For the Sentinels, which have users of their own.
+    /// For the Sentinels, which have their own users.
     pub sentinel_username: Option<String>,
     pub sentinel_password: Option<Secret>,
-    /// In front of every key and channel.
+    /// Prefix of every key and channel.
     pub key_prefix: String,
-    /// Of one request's dealings with the store.
+    /// Time for the store operations of one request.
     pub timeout: Duration,
-    /// How long a session that was read is believed without asking again.
+    /// How long a session is cached after it was read.
     pub near_cache_ttl: Duration,
-    /// Look-ups under way at once.
+    /// Concurrent look-ups.
     pub max_lookups: usize,
 }
 
-/// How the store is made up.
+/// The topology of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisServers {
     Single {
         address: RedisAddress,
         database: i64,
     },
-    /// Sentinels, never none, that know where the primary called `primary` is.
+    /// At least one Sentinel; they know the address of the primary named `primary`.
     Sentinel {
         sentinels: Vec<RedisAddress>,
         primary: String,
         database: i64,
     },
-    /// Some nodes of a cluster, never none; they know the others.
+    /// At least one node of a cluster; nodes know each other.
     Cluster {
         nodes: Vec<RedisAddress>,
     },
 }
 
-/// Where a server of the store is.
+/// The address of a server of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisAddress {
     /// A name or an address; IPv6 without brackets.
@@ -58,10 +58,10 @@ pub struct RedisAddress {
     pub port: u16,
 }
 
-/// How the certificates of the store are checked.
+/// How the certificates of the store are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisTls {
-    /// Roots to trust instead of the system's, from `ca_file`, as PEM.
+    /// Root certificates to trust instead of the system's, from `ca_file`, in PEM.
     pub roots: Option<Vec<u8>>,
 }
 
@@ -155,7 +155,7 @@ fn is_prefix(prefix: &str) -> bool {
         && prefix.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'{' | b'}'))
 }
 
-/// The servers of a URL, and whether they are spoken to with TLS.
+/// The servers of a URL, and whether to connect with TLS.
 fn servers(url: &str) -> Result<(RedisServers, bool), String> {
     let (scheme, rest) = url.split_once("://").ok_or("is not a URL")?;
     if rest.contains('@') {
