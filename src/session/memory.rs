@@ -1,11 +1,11 @@
 //! Sessions in this process, in a moka cache.
 //!
-//! moka is told to be a plain LRU: its default admission policy (`TinyLFU`) refuses keys
-//! that it has rarely seen when it is full, so that a new login would get a token that is
-//! already gone. It drops what was not looked up for the idle timeout, by a clock of its own,
-//! and so only frees memory: whether a session has ended is judged by its owner. What has come
-//! to its absolute end and is not asked for again is held for an idle timeout more; an expiry of
-//! each entry would free it at once, for 40 bytes a session and a timer moved by every look-up.
+//! moka is configured as a plain LRU cache. When full, its default admission policy (`TinyLFU`)
+//! rejects keys that it has rarely seen, so that the token of a new login would be invalid at once.
+//! moka drops sessions that were not looked up for the idle timeout, by its own clock. That only
+//! frees memory: `Sessions` judges whether a session has ended. A session past its absolute end
+//! that is not looked up again is kept for one more idle timeout; an expiry for each entry would
+//! free it at once, but needs 40 bytes per session and moves a timer at every look-up.
 
 mod blocks;
 mod users;
@@ -37,7 +37,7 @@ pub struct Memory {
     removals: Removals,
 }
 
-/// Is as good as the session's digest, and smaller.
+/// Has the same hash and equality as the session's digest, and is smaller.
 struct Key(Arc<Session>);
 
 impl Memory {
@@ -58,7 +58,7 @@ impl Memory {
                 let removal = match cause {
                     RemovalCause::Size => Removal::Evicted,
                     RemovalCause::Expired => Removal::Expired,
-                    // Ours, and counted where we decided it. A token never repeats.
+                    // Removed by us, and counted there. A token never occurs twice.
                     RemovalCause::Explicit | RemovalCause::Replaced => return,
                 };
                 if session.mark_removed() {
@@ -70,10 +70,10 @@ impl Memory {
         Self { cache, users, blocks: Arc::default(), max_per_user, metrics, removals }
     }
 
-    /// Keeps a new session, and ends the oldest ones of its user that are too many with it.
+    /// Adds a new session, and removes the oldest sessions of its user above the limit.
     ///
     /// # Errors
-    /// When its user is blocked.
+    /// When the user is blocked.
     pub fn insert(&self, session: Session) -> Result<(), Blocked> {
         let (user, now) = (session.identity.user(), session.created_at_millis);
         let is_blocked = || self.blocks.until(&user, now).is_some();
@@ -85,7 +85,7 @@ impl Memory {
         self.metrics.session_created();
         let held = self.users.add(session.clone());
         if session.is_removed() {
-            // It was pushed out before it was listed.
+            // It was evicted before it was listed.
             self.users.remove(&session);
         }
         if let Some(most) = self.max_per_user.map(NonZeroUsize::get)
@@ -99,8 +99,8 @@ impl Memory {
                 self.remove(&other.digest, Removal::Replaced);
             }
         }
-        // Sessions of a blocked user are ended after the block is set: either they include this
-        // one, or the block is seen here.
+        // An operator sets the block before revoking the sessions: either this session is among
+        // those, or the block is seen here.
         if is_blocked() {
             self.remove(&session.digest, Removal::Revoked);
             return Err(Blocked);
@@ -108,13 +108,13 @@ impl Memory {
         Ok(())
     }
 
-    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
-    /// Takes about a second for a million sessions.
+    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// block. Takes about a second for a million sessions.
     pub fn find_user(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.blocks.find(app_id, is_sought).or_else(|| self.users.find(app_id, is_sought))
     }
 
-    /// In no order.
+    /// The sessions of a user, unordered.
     pub fn of_user(&self, user: &User) -> Vec<Arc<Session>> {
         self.users.sessions(user)
     }
@@ -163,7 +163,7 @@ impl Hash for Key {
     }
 }
 
-/// A digest is as good as random, so a part of it is its hash.
+/// A digest is effectively random, so a part of it is its hash.
 #[derive(Clone, Copy)]
 pub struct DigestHash;
 
@@ -178,7 +178,7 @@ impl BuildHasher for DigestHash {
 pub struct DigestHasher(u64);
 
 impl Hasher for DigestHasher {
-    /// Digests write one word; this is here because the trait asks for it.
+    /// Digests write one word; the trait requires this method.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);

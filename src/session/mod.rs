@@ -25,10 +25,10 @@ use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity, OpenId, User};
 use crate::telemetry::metrics::{Counters, Metrics};
 
-/// Uses that come in a stream are counted so often.
+/// How often a continuous stream of uses is recorded.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Users that can be blocked at once, of all apps together.
+/// The most users that can be blocked at once, of all apps together.
 pub const MOST_BLOCKED: usize = 100_000;
 
 /// The session store of a process. Clones share it.
@@ -37,30 +37,30 @@ pub struct Sessions {
     backend: Backend,
     ttl_millis: Arc<AtomicU64>,
     idle_timeout: Duration,
-    /// How much later an idle end may be judged, where uses are not all known here.
+    /// How much later idle sessions expire if not all of their uses are known here.
     slack: Duration,
-    /// One search through all sessions at a time.
+    /// Limits searches through all sessions to one at a time.
     searches: Arc<Semaphore>,
     clock: Clock,
 }
 
-/// A closed set.
+/// Where sessions are kept.
 #[derive(Clone)]
 enum Backend {
     Memory(memory::Memory),
     Redis(redis::Redis),
 }
 
-/// The store cannot be asked at the moment. Never taken for "no session".
+/// The store is unavailable. Never treated as "no session".
 #[derive(Debug, thiserror::Error)]
 #[error("the session store is not available")]
 pub struct StoreError;
 
-/// No session is created, because its user is blocked.
+/// The session was not created, because its user is blocked.
 #[derive(Debug)]
 pub struct Blocked;
 
-/// Why a session is not created.
+/// Why a session was not created.
 #[derive(Debug)]
 pub enum CreateError {
     Store(StoreError),
@@ -79,11 +79,11 @@ impl From<Blocked> for CreateError {
     }
 }
 
-/// Why a user is not blocked.
+/// Why a user was not blocked.
 #[derive(Debug)]
 pub enum BlockError {
     Store(StoreError),
-    /// The limit, [`MOST_BLOCKED`], is reached.
+    /// The limit [`MOST_BLOCKED`] is reached.
     Full,
 }
 
@@ -93,11 +93,11 @@ impl From<StoreError> for BlockError {
     }
 }
 
-/// One login's session. Times are the clock's, in milliseconds.
+/// The session of one login. Times are the clock's, in milliseconds.
 pub struct Session {
     pub identity: Identity,
     digest: TokenDigest,
-    /// Where its login came from.
+    /// The address that the login came from.
     pub client: IpAddr,
     pub created_at_millis: u64,
     pub ends_at_millis: u64,
@@ -105,13 +105,13 @@ pub struct Session {
     is_removed: AtomicBool,
 }
 
-/// Why a session is gone.
+/// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     Expired,
     Revoked,
     Evicted,
-    /// Pushed out by newer ones of its user.
+    /// Replaced by newer sessions of its user.
     Replaced,
 }
 
@@ -127,7 +127,7 @@ impl Removal {
         }
     }
 
-    /// Counters of sessions by why they are gone.
+    /// Counters of removed sessions by cause.
     fn counters(metrics: &Metrics) -> Removals {
         metrics.removals(Self::ALL.map(Self::as_str))
     }
@@ -137,10 +137,10 @@ impl Removal {
 type Removals = Counters<4>;
 
 impl Sessions {
-    /// Sessions where the configuration says: in this process, or in a store that is shared. One
-    /// that is elsewhere is reached once [`Sessions::run`] runs.
+    /// Sessions in memory or in a shared store, by the configuration. A shared store is connected
+    /// to once [`Sessions::run`] runs.
     pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        // Whoever was not used for its whole life is at its end, too.
+        // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let (backend, slack) = match &section.shared {
             None => {
@@ -165,7 +165,8 @@ impl Sessions {
         }
     }
 
-    /// Does what a store elsewhere needs to be done, for ever; without one there is nothing.
+    /// Keeps the connection to a shared store, and never returns; without such a store, returns at
+    /// once.
     pub async fn run(&self) {
         match &self.backend {
             Backend::Memory(_) => {}
@@ -173,7 +174,7 @@ impl Sessions {
         }
     }
 
-    /// Whether the store was reached since the start.
+    /// Whether the store has been reached since the start.
     pub fn was_reached(&self) -> bool {
         match &self.backend {
             Backend::Memory(_) => true,
@@ -181,10 +182,10 @@ impl Sessions {
         }
     }
 
-    /// Whether a session could be kept at the moment, as far as is known.
+    /// Whether a session could be stored at present, as far as is known.
     ///
     /// # Errors
-    /// When the store is known to be out of reach.
+    /// When the store is known to be unavailable.
     pub fn check(&self) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),
@@ -192,17 +193,16 @@ impl Sessions {
         }
     }
 
-    /// Gives the sessions that are created from now on another life. Those that are there keep
-    /// theirs.
+    /// Sets the lifetime of sessions that are created from now on. Existing sessions keep theirs.
     pub fn set_ttl(&self, ttl: Duration) {
         self.ttl_millis.store(millis(ttl), Ordering::Relaxed);
     }
 
-    /// Starts a session; the token is in nobody's hands but the caller's. Also returns the
-    /// time until the session ends if it is not used.
+    /// Creates a session; only the caller has its token. Also returns the time until the session
+    /// expires if it is not used.
     ///
     /// # Errors
-    /// When the store cannot be reached, or the user is blocked.
+    /// When the store is unavailable, or the user is blocked.
     pub async fn create(
         &self,
         identity: Identity,
@@ -227,10 +227,10 @@ impl Sessions {
         Ok((token, expires_in))
     }
 
-    /// The live session of a token; looking it up is a use and moves its idle end.
+    /// Looks up the live session of a token. This is a use, and restarts its idle timeout.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn get(&self, digest: &TokenDigest) -> Result<Option<Arc<Session>>, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
@@ -250,10 +250,10 @@ impl Sessions {
         Ok(Some(session))
     }
 
-    /// Whether a token stands for a live session. Asking is no use of it.
+    /// Whether a token has a live session. This is not a use of the session.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
@@ -262,10 +262,10 @@ impl Sessions {
         Ok(found.is_some_and(|session| self.is_live(&session)))
     }
 
-    /// Ends the session of a token, if there is one.
+    /// Revokes the session of a token, if there is one.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
@@ -286,20 +286,20 @@ impl Sessions {
         Duration::from_millis(session.ends_at_millis.min(idle_end).saturating_sub(now_millis))
     }
 
-    /// Time until a session that is used at this moment ends if it is not used again.
+    /// Time until a session expires if it is used now and not again.
     pub fn expires_in(&self, session: &Session) -> Duration {
         let now = self.clock.now_millis();
         let left = Duration::from_millis(session.ends_at_millis.saturating_sub(now));
         left.min(self.idle_timeout)
     }
 
-    /// Whether a session has not ended, as far as is known here. Asking is no use of it.
+    /// Whether a session is live, as far as is known here. This is not a use of the session.
     pub fn is_live(&self, session: &Session) -> bool {
         !session.is_removed() && !self.remaining(session, self.clock.now_millis()).is_zero()
     }
 
-    /// Whether a session found earlier has not ended since. Asking is no use of it. A store that
-    /// cannot be asked any more is as good as an end.
+    /// Whether a session found earlier is still live. This is not a use of the session. It counts
+    /// as ended if the store is unavailable.
     pub async fn lives_on(&self, session: &Session) -> bool {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
@@ -307,8 +307,7 @@ impl Sessions {
         }
     }
 
-    /// Counts something that was done under a session found earlier as a use of it, once a
-    /// minute at most.
+    /// Counts activity under a session found earlier as a use of it, at most once a minute.
     pub fn touch(&self, session: &Arc<Session>) {
         let now = self.clock.now_millis();
         match &self.backend {
@@ -317,7 +316,7 @@ impl Sessions {
                 let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
                 if is_due && self.is_live(session) {
                     session.last_used_millis.store(now, Ordering::Relaxed);
-                    // The store, too, counts what is looked up as used.
+                    // A look-up also restarts moka's idle time.
                     drop(memory.get(&session.digest));
                 }
             }
@@ -325,11 +324,11 @@ impl Sessions {
         }
     }
 
-    /// The sessions of a user, the oldest first. Where the store is shared, uses of them may be
-    /// known an interval late, and some may have ended by this gateway's clock but not by others'.
+    /// The sessions of a user, oldest first. With a shared store, uses may be known one interval
+    /// late, and some sessions may have expired by this gateway's clock but not by others'.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
         let mut sessions = match &self.backend {
             Backend::Memory(memory) => {
@@ -343,11 +342,11 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Rejects the logins of a user for a time, also those that are in flight; with a shared store
-    /// on all gateways. The sessions that the user has are not ended by it.
+    /// Rejects the logins of a user for a time, including logins in flight; with a shared store, on
+    /// all gateways. Existing sessions of the user are not revoked.
     ///
     /// # Errors
-    /// When the store cannot be reached, or too many users are blocked.
+    /// When the store is unavailable, or too many users are blocked.
     pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
         let now = self.clock.now_millis();
         let until = now.saturating_add(millis(time));
@@ -358,10 +357,10 @@ impl Sessions {
         if is_taken { Ok(()) } else { Err(BlockError::Full) }
     }
 
-    /// Ends the block of a user, if there is one.
+    /// Removes the block of a user, if there is one.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(memory) => memory.blocks.lift(user),
@@ -370,10 +369,10 @@ impl Sessions {
         Ok(())
     }
 
-    /// Until when a user is blocked, on the clock, in milliseconds.
+    /// When the block of a user ends, on the clock, in milliseconds.
     ///
     /// # Errors
-    /// When the store cannot be reached.
+    /// When the store is unavailable.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         let now = self.clock.now_millis();
         match &self.backend {
@@ -382,24 +381,24 @@ impl Sessions {
         }
     }
 
-    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
-    /// Searches all sessions in the background, which takes about a second for a million, with a
-    /// shared store about 15, and a minute at most; one search at a time.
+    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// block. Searches all sessions in the background, one search at a time. A million sessions
+    /// take about a second, in a shared store about 15; the limit is a minute.
     ///
     /// # Errors
-    /// When the store cannot be reached or searched.
+    /// When the store is unavailable or cannot be searched.
     pub async fn find_user(
         &self,
         app_id: &AppId,
         is_sought: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
     ) -> Result<Option<User>, StoreError> {
-        // It is never closed.
+        // The semaphore is never closed.
         let turn = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
         match &self.backend {
             Backend::Memory(memory) => {
                 let (memory, app_id) = (memory.clone(), app_id.clone());
                 let search = move || {
-                    // The caller may be gone.
+                    // Held by the task, because the caller may have disconnected.
                     let _turn = turn;
                     memory.find_user(&app_id, &is_sought)
                 };
@@ -409,7 +408,7 @@ impl Sessions {
         }
     }
 
-    /// Frees what has ended. Called every second and before metrics are read.
+    /// Frees ended sessions. Called every second and before metrics are read.
     pub fn maintain(&self) {
         match &self.backend {
             Backend::Memory(memory) => memory.maintain(),
@@ -419,7 +418,7 @@ impl Sessions {
 }
 
 impl Session {
-    /// Under which it is kept.
+    /// The key under which it is stored.
     pub fn digest(&self) -> &TokenDigest {
         &self.digest
     }
@@ -429,7 +428,7 @@ impl Session {
         self.last_used_millis.load(Ordering::Relaxed)
     }
 
-    /// Whether this call is the one that moved the last use.
+    /// Returns whether this call has changed the last use.
     fn set_used(&self, from: u64, to: u64) -> bool {
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
         self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
@@ -439,7 +438,7 @@ impl Session {
         self.is_removed.load(Ordering::Acquire)
     }
 
-    /// Whether this call is the one that removed it: later ones must not count it again.
+    /// Returns whether this call has removed it: later calls must not count it again.
     fn mark_removed(&self) -> bool {
         !self.is_removed.swap(true, Ordering::AcqRel)
     }
@@ -544,7 +543,7 @@ mod tests {
             others.push(store.login().await);
         }
         store.sessions.maintain();
-        // Used again, so that the second oldest is the one to go.
+        // Used again, so that the second oldest is evicted.
         assert!(store.is_live(&first).await);
         store.sessions.maintain();
         let newest = store.login().await;
@@ -580,7 +579,7 @@ mod tests {
         assert_eq!(created - removed, memory.len());
     }
 
-    /// Blocks a user and ends its sessions, as an operator does.
+    /// Blocks a user and revokes its sessions, as an operator does.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         let store = Arc::new(Store::new(1_000_000));
@@ -611,14 +610,14 @@ mod tests {
         }
     }
 
-    /// As the frames of a WebSocket do.
+    /// As for frames of a WebSocket.
     #[tokio::test]
     async fn what_is_done_under_a_session_keeps_it_like_a_look_up() {
         let store = Store::new(3);
         let held = store.login().await;
         let session = store.sessions.get(&held).await.unwrap().unwrap();
         for _ in 0..8 {
-            // Ten seconds without a use would end it.
+            // After ten seconds without a use it would expire.
             store.clock.advance(Duration::from_secs(4));
             store.sessions.touch(&session);
             store.login().await;

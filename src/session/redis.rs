@@ -1,25 +1,25 @@
-//! Sessions in a Redis or Valkey that several gateways share.
+//! Sessions in a Redis or Valkey store that several gateways share.
 //!
-//! Decides how a session is laid out there and what is asked when. A session is a sealed record
-//! under the digest of its token, and expires on the server one refresh interval after its end.
-//! Its last use is written when the one that is written is an interval old, so an idle end is
-//! never judged early, and at most one interval late. Ending a session puts a tombstone in its
-//! place, for as long as the record would have stayed, so that nothing can bring it back. What
-//! was read is believed for a moment (`local_cache.rs`). Whatever the store does not answer in time is
-//! an error, never "no session" and never a session.
+//! Decides the layout of sessions in the store, and when it is called. A session is a sealed record
+//! under the digest of its token, and expires on the server one refresh interval after its end. Its
+//! last use is written when the stored one is an interval old: an idle session never expires early,
+//! and at most one interval late. Ending a session replaces it by a tombstone for the rest of the
+//! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
+//! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
+//! session" and never a session.
 //!
-//! | key | holds |
+//! | key | value |
 //! |---|---|
 //! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
 //! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
 //! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
-//! | `{prefix}revoked` | the channel on which digests of ended sessions, and names of unblocked
-//! users, are published |
-//! | `{prefix}lease` | nothing: written to see whether replicas follow |
+//! | `{prefix}revoked` | channel for digests of ended sessions, and names of unblocked users |
+//! | `{prefix}lease` | empty: written to check whether replicas follow |
 //!
-//! A login stores its session and lists it, in a cluster one after the other (`users.rs`), then is
-//! answered. An end is effective with its tombstone, and taken off the list after it.
+//! A login stores its session and lists it, in a cluster one after the other (`users.rs`), before
+//! its response is sent. A session has ended once its tombstone is written; it is removed from the
+//! list afterwards.
 
 mod address;
 mod blocks;
@@ -56,14 +56,14 @@ use crate::telemetry::metrics::Metrics;
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// For all the sessions of a user, when an operator asks.
+/// Time to list the sessions of a user for an operator.
 const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Own revocations, or blocks, that are written again in one command.
+/// Revocations or blocks of this gateway that are written again in one command.
 const TOLD_AT_ONCE: usize = 1000;
 
-/// KEYS: the session. ARGV: channel, digest. Returns what became of it, what was left of its
-/// life, and the record.
+/// KEYS: the session. ARGV: channel, digest. Returns the outcome, the rest of the session's
+/// lifetime, and the record.
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local value = redis.call('GET', KEYS[1])
@@ -76,7 +76,7 @@ static END: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: the session. ARGV: time of last use, record, life. Returns whether the session is there.
+/// KEYS: the session. ARGV: time of last use, record, lifetime. Returns whether the session exists.
 static REFRESH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local value = redis.call('GET', KEYS[1])
@@ -97,7 +97,7 @@ struct Inner {
     seals: Seals,
     keys: Keys,
     own_blocks: OwnBlocks,
-    /// Look-ups and ends that may be under way, each kind by itself.
+    /// Limits concurrent look-ups and ends, each kind separately.
     look_ups: Semaphore,
     ends: Semaphore,
     max_per_user: Option<NonZeroUsize>,
@@ -134,7 +134,7 @@ impl Keys {
         format!("{}blocked", self.prefix)
     }
 
-    /// Matches the keys of sessions and blocks, as `SCAN` reads it.
+    /// A `SCAN` pattern for the keys of sessions and blocks.
     fn pattern(&self) -> String {
         let mut pattern = String::new();
         for c in self.prefix.chars() {
@@ -191,12 +191,12 @@ impl Redis {
         }))
     }
 
-    /// How much later than its idle end a session may be judged to have ended.
+    /// How much later than its idle end a session may expire.
     pub fn slack(&self) -> Duration {
         self.0.interval
     }
 
-    /// Keeps the store within reach and hears of ends elsewhere, for ever.
+    /// Keeps the connection to the store, and receives notices from other gateways. Never returns.
     pub async fn run(&self) {
         let this = &*self.0;
         let heard = |notice: &[u8]| match notice.try_into() {
@@ -204,7 +204,7 @@ impl Redis {
                 let digest = TokenDigest::from_bytes(digest);
                 this.local_cache.revoked_elsewhere(&digest, this.clock.now_millis());
             }
-            // No digest has the length of a name.
+            // A digest never has the length of a name.
             Err(_) => this.heard_of_lift(notice),
         };
         let listens = || this.has_listened.store(true, Ordering::Release);
@@ -217,20 +217,20 @@ impl Redis {
         );
     }
 
-    /// Whether the store and its channel were there since the start.
+    /// Whether the store and its channel have been reached since the start.
     pub fn was_reached(&self) -> bool {
         self.0.connection.was_reached() && self.0.has_listened.load(Ordering::Acquire)
     }
 
-    /// Whether the store is believed at the moment.
+    /// Whether the store is available at present.
     pub fn check(&self) -> Result<(), StoreError> {
         self.0.connection.store().map(|_| ())
     }
 
-    /// Stores a new session, and ends the oldest ones of its user that are too many with it.
+    /// Stores a new session, and ends the oldest sessions of its user above the limit.
     ///
     /// # Errors
-    /// When the store does not answer in time, or the user is blocked.
+    /// When the store does not respond in time, or the user is blocked.
     pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
         let this = &*self.0;
         let store = this.connection.store()?;
@@ -290,7 +290,7 @@ impl Redis {
         })
     }
 
-    /// A session is used at the moment: its store learns of it when that is due.
+    /// Records a use of a session; writes it to the store if that is due.
     pub fn used(&self, session: &Arc<Session>, now: u64) {
         let written = session.last_used();
         if now.saturating_sub(written) < millis(self.0.interval) || !session.set_used(written, now)
@@ -300,7 +300,7 @@ impl Redis {
         let (this, session) = (self.clone(), session.clone());
         tokio::spawn(async move {
             if this.refresh(&session, now).await.is_err() {
-                // The next use tries again.
+                // The next use retries.
                 session.set_used(now, written);
             }
         });
@@ -330,7 +330,7 @@ impl Redis {
         Ok(())
     }
 
-    /// The sessions of a user that are stored, in no order.
+    /// The stored sessions of a user, unordered.
     pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
         let this = &*self.0;
         let store = this.connection.store()?;
@@ -340,7 +340,7 @@ impl Redis {
         Ok(sessions.into_iter().map(session).collect())
     }
 
-    /// Blocks a user until then, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, on the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         self.0.block(user, until).await
     }
@@ -349,12 +349,13 @@ impl Redis {
         self.0.unblock(user).await
     }
 
-    /// Until when a user is blocked, on the clock.
+    /// When the block of a user ends, on the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         self.0.blocked_until(user).await
     }
 
-    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
+    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// block.
     pub async fn find_user(
         &self,
         app_id: &AppId,
@@ -363,10 +364,10 @@ impl Redis {
         self.0.find_user(app_id, is_sought).await
     }
 
-    /// Ends a session. Where `cause` is new to the store it is counted.
+    /// Ends a session. It is counted under `cause` if the store still had it.
     pub async fn end(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
         let this = &*self.0;
-        // Whatever the store says: here it is not believed any more.
+        // Whatever the store responds: here it is no longer cached.
         this.local_cache.forget(digest);
         let store = this.connection.store()?;
         let _permit = this.permit(&this.ends)?;
@@ -374,7 +375,7 @@ impl Redis {
         this.connection.within(this.timeout, ended).await
     }
 
-    /// Forgets a session that has ended by itself.
+    /// Removes an expired session from the cache.
     pub fn forget(&self, digest: &TokenDigest) {
         self.0.local_cache.forget(digest);
     }
@@ -391,7 +392,8 @@ impl Inner {
     }
 
     /// # Errors
-    /// When as many of their kind are under way as may be: random tokens must not drown the store.
+    /// When the limit of concurrent operations of this kind is reached: random tokens must not
+    /// overload the store.
     fn permit<'a>(&self, kind: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
         kind.try_acquire().map_err(|_| {
             self.connection.count(StoreOutcome::Refused);
@@ -421,14 +423,14 @@ impl Inner {
         store.confirm(&mut connection, key.as_bytes(), patience).await?;
         if let Value::Session(record) = self.seals.open(digest, &value) {
             let user = record.identity.user();
-            // Else it is taken off when somebody looks.
+            // If this fails, the next listing removes it.
             let _ = self.users().remove(&mut store.common(), digest, &user).await;
         }
         Ok(())
     }
 
-    /// Ends the oldest of a user's sessions until there are `most`. The one of `newest` stays:
-    /// clocks of gateways may differ.
+    /// Ends the oldest sessions of a user until `most` are left. The session of `newest` is kept,
+    /// because the clocks of gateways may differ.
     async fn trim(
         &self,
         store: &Store,
@@ -446,7 +448,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends again what this gateway has ended: the store may have lost it.
+    /// Writes this gateway's revocations again, because the store may have lost them.
     ///
     /// # Errors
     /// When one of them was not written.
@@ -473,7 +475,7 @@ impl Inner {
         Ok(())
     }
 
-    /// How long a record is stored, in milliseconds: until it ends, and an interval more.
+    /// How long a record is stored, in milliseconds: until its end, plus one interval.
     fn life(&self, record: &Record) -> u64 {
         let now = self.clock.to_wall(self.clock.now_millis());
         (self.end_of(record) + millis(self.interval)).saturating_sub(now).max(1)
@@ -488,8 +490,8 @@ impl Inner {
         now < record.ends && now < self.end_of(record) + millis(self.interval)
     }
 
-    /// A session as it is stored when it was last used at `used`. Gateways compare its times:
-    /// their wall clocks must agree.
+    /// The record of a session that was last used at `used`. Gateways compare its times, so their
+    /// wall clocks must agree.
     fn record(&self, session: &Session, used: u64) -> Record {
         Record {
             identity: session.identity.clone(),
@@ -514,7 +516,7 @@ impl Inner {
     }
 }
 
-/// Between two writes of a session's last use.
+/// The time between two writes of a session's last use.
 fn interval(idle_timeout: Duration) -> Duration {
     LONGEST_INTERVAL.min(idle_timeout / 10)
 }

@@ -29,14 +29,14 @@ impl Blocks {
         self.0.lock().remove(user);
     }
 
-    /// Until when a user is blocked at the moment.
+    /// The end of a user's current block.
     pub fn until(&self, user: &User, now: u64) -> Option<u64> {
         self.0.lock().get(user).copied().filter(|until| now < *until)
     }
 
-    /// Finds the blocked user of an app that `is_sought` recognises.
+    /// Finds the blocked user of an app for whom `is_sought` is true.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        // `is_sought` takes a while, and logins wait for the lock.
+        // `is_sought` is slow, and logins wait for the lock.
         let users: Vec<User> =
             self.0.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
         users.into_iter().find(|user| is_sought(&user.openid))
@@ -62,7 +62,7 @@ mod tests {
         }
         assert!(!blocks.set(user(MOST_BLOCKED), 1000, 99));
         assert_eq!(blocks.until(&user(0), 99), Some(100));
-        // An existing block can be changed, and a lifted one makes room.
+        // An existing block can be changed, and a removed one makes room.
         assert!(blocks.set(user(0), 1000, 99));
         blocks.lift(&user(1));
         assert!(blocks.set(user(MOST_BLOCKED), 1000, 99));

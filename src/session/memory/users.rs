@@ -1,9 +1,9 @@
 //! Which sessions a user has.
 //!
-//! A table that finds sessions by their users, at nine bytes of memory or two times as many for
-//! each. It is cut into parts with a lock each, so that one that grows holds up few. No part is
-//! locked while moka is called: moka tells of what it drops from within its calls, and that ends
-//! here.
+//! A table that finds sessions by user, with about 9 to 18 bytes of memory for each. It is divided
+//! into parts, each with its own lock, so that a part that grows delays few requests. No part is
+//! locked while moka is called: moka reports the sessions it drops from within its calls, and these
+//! reports lock a part.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Users {
         Self { parts, hashing: RandomState::new() }
     }
 
-    /// Returns how many sessions the user has with this one.
+    /// Adds a session. Returns how many sessions the user now has.
     pub fn add(&self, session: Arc<Session>) -> usize {
         let user = session.identity.user();
         let hash = self.hash(&user.app_id, &user.openid);
@@ -45,14 +45,14 @@ impl Users {
             if let Ok(entry) = part.find_entry(hash, |other| Arc::ptr_eq(other, session)) {
                 entry.remove();
             }
-            // What a flood of logins took is given back.
+            // Frees the memory after a flood of logins.
             if part.len() < part.capacity() / 8 {
                 part.shrink_to(part.capacity() / 4, |session| self.hash_of(session));
             }
         });
     }
 
-    /// In no order.
+    /// The sessions of a user, unordered.
     pub fn sessions(&self, user: &User) -> Vec<Arc<Session>> {
         let hash = self.hash(&user.app_id, &user.openid);
         self.in_part(hash, |part| {
@@ -60,8 +60,8 @@ impl Users {
         })
     }
 
-    /// Finds the user of an app that `is_sought` recognises among those with a session. Searches
-    /// all sessions, a part at a time, and calls `is_sought` without a lock: it may take a while.
+    /// Finds the user of an app for whom `is_sought` is true, among those with a session. Searches
+    /// all sessions, one part at a time, and calls `is_sought` without a lock because it is slow.
     pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.parts.iter().find_map(|part| {
             let part = part.lock();
@@ -82,7 +82,7 @@ impl Users {
     }
 
     fn in_part<T: Default>(&self, hash: u64, act: impl FnOnce(&mut Part) -> T) -> T {
-        // The table itself goes by the lower bits, and by some of the upper ones.
+        // The table itself uses the lower bits, and some of the upper ones.
         let index = usize::try_from((hash >> 32) % PARTS).unwrap_or_default();
         let Some(part) = self.parts.get(index) else { return T::default() };
         act(&mut part.lock())

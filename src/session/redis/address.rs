@@ -1,4 +1,4 @@
-//! How the servers of a shared store are called on: addresses, users, TLS.
+//! How to connect to the servers of a shared store: addresses, users, TLS.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use redis::{
 
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 
-/// Until a connection stands, TLS and log-in included.
+/// Time to connect, including TLS and authentication.
 pub const DIAL: Duration = Duration::from_secs(1);
 
-/// The same for each node of a cluster: whoever is silent holds up those that are not.
+/// The same for each node of a cluster: a silent node delays the others.
 const DIAL_NODE: Duration = Duration::from_millis(500);
 
-/// Whose password is shown.
+/// The kind of a server, which determines the user and password.
 #[derive(Clone, Copy)]
 pub enum Role {
     Server,
     Sentinel,
 }
 
-/// Makes connections as the configuration says.
+/// Opens connections as configured.
 pub struct Dialer {
     section: RedisSection,
 }
@@ -36,7 +36,8 @@ impl Dialer {
         Self { section: section.clone() }
     }
 
-    /// Commands of all tasks, in one pipeline. How long an answer may take is the caller's matter.
+    /// A connection for the commands of all tasks, in one pipeline. The caller limits the response
+    /// time.
     pub async fn node(
         &self,
         address: &RedisAddress,
@@ -52,13 +53,13 @@ impl Dialer {
         self.client(address, Role::Server)?.get_async_pubsub().await
     }
 
-    /// To every primary of the cluster that some nodes belong to.
+    /// Connects to every primary of the cluster that the nodes belong to.
     pub async fn cluster(&self, nodes: &[RedisAddress]) -> RedisResult<ClusterConnection> {
         let nodes: RedisResult<Vec<_>> =
             nodes.iter().map(|node| self.info(node, Role::Server)).collect();
         let mut builder = ClusterClient::builder(nodes?)
             .connection_timeout(DIAL_NODE)
-            // The caller's patience ends first.
+            // The caller's timeout ends first.
             .response_timeout(DIAL)
             .retries(3)
             .min_retry_wait(10)

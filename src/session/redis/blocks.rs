@@ -1,8 +1,9 @@
-//! Users whose logins are rejected for a time, and finding users.
+//! Users whose logins are rejected for a time, and a search for users.
 //!
-//! A block is kept as a session is: its end, and a record of the user, sealed for the key it is
-//! stored under. It has a key for each seal key, and all are read, so that gateways whose keys
-//! are being changed see it. The ends of all blocks are listed, only to be counted.
+//! A block is stored like a session: its end, and a record of the user, sealed for the key it is
+//! stored under. It has one key per seal key, and all of them are read, so that gateways see it
+//! while their seal keys are being changed. The ends of all blocks are listed, only in order to
+//! count them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,14 +25,14 @@ use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, User};
 use crate::session::{MOST_BLOCKED, StoreError};
 
-/// For going through all that is stored.
+/// Time for a search through all stored sessions.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Keys looked at together.
+/// Keys that are read together.
 const CHUNK: usize = 500;
 
-/// KEYS: the list of blocks. ARGV: the user, the block's end, now, its life, how many there may
-/// be. Returns whether there was room.
+/// KEYS: the list of blocks. ARGV: the user, the block's end, now, its lifetime, the limit of
+/// blocks. Returns whether there was room.
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
@@ -47,8 +48,8 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: a block. ARGV: its value, its life, its end. Keeps one that ends later, or that cannot be
-/// read and so has no end.
+/// KEYS: a block. ARGV: its value, its lifetime, its end. Keeps an existing block that ends later,
+/// or that cannot be read and so has no end.
 static LENGTHEN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local block = redis.call('GET', KEYS[1])
@@ -60,15 +61,15 @@ static LENGTHEN: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// What happens to a block of the same user that is stored already.
+/// What happens to an existing block of the same user.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Existing {
     Replace,
-    /// Unless it ends later.
+    /// Replaced, unless it ends later.
     Lengthen,
 }
 
-/// The blocks that this gateway has set, and when they end, on the clock: they are written to a
+/// The blocks that this gateway has set, and their ends on the clock. They are written again to a
 /// store that replaces another.
 #[derive(Default)]
 pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
@@ -76,7 +77,7 @@ pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
 impl OwnBlocks {
     fn set(&self, user: &User, until: u64, now: u64) {
         let mut blocks = self.0.lock();
-        // The store does not hold more of them.
+        // The store does not keep more of them either.
         if blocks.len() >= MOST_BLOCKED {
             blocks.retain(|_, until| now < *until);
         }
@@ -91,7 +92,7 @@ impl OwnBlocks {
 }
 
 impl Inner {
-    /// Blocks a user until then, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, on the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         let store = self.connection.store()?;
         let written = async {
@@ -109,7 +110,7 @@ impl Inner {
         Ok(is_taken)
     }
 
-    /// Ends the block of a user.
+    /// Removes the block of a user.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         let store = self.connection.store()?;
         self.own_blocks.0.lock().remove(user);
@@ -119,7 +120,7 @@ impl Inner {
                 let mut publish = cmd("PUBLISH");
                 publish.arg(&self.keys.channel).arg(&name.name);
                 publish.exec_async(&mut connection).await?;
-                // Expiry needs no right to delete.
+                // Expiry works without permission to delete.
                 let mut set = cmd("SET");
                 set.arg(self.keys.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
                 set.exec_async(&mut connection).await?;
@@ -132,13 +133,13 @@ impl Inner {
         self.connection.within(LISTING_PATIENCE, written).await
     }
 
-    /// A gateway says that it has lifted the block of the user with this name.
+    /// Another gateway reports that it has removed the block of the user with this name.
     pub fn heard_of_lift(&self, name: &[u8]) {
         let is_meant = |user: &User| self.seals.users(user).any(|own| own.name.as_bytes() == name);
         self.own_blocks.0.lock().retain(|user, _| !is_meant(user));
     }
 
-    /// Writes the blocks set by this gateway again: the store may have lost them.
+    /// Writes this gateway's blocks again, because the store may have lost them.
     ///
     /// # Errors
     /// When one of them was not written.
@@ -147,7 +148,7 @@ impl Inner {
         for some in blocks.chunks(TOLD_AT_ONCE) {
             let written = some.iter().map(|(user, until)| {
                 let mut connection = store.revocations();
-                // Another gateway may have set a longer one since.
+                // Another gateway may have set a longer one in the meantime.
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
@@ -183,7 +184,8 @@ impl Inner {
             ends,
             used: ends,
         };
-        // By one of its names, so that it counts once, and is not half written where none is left.
+        // Counted under only one of its names, so that it counts once. Nothing is written if there
+        // is no room.
         let Some(name) = self.seals.users(user).next() else { return Err(unsealable(SealError)) };
         let mut count = COUNT.key(self.keys.blocks());
         count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
@@ -206,7 +208,7 @@ impl Inner {
         Ok(true)
     }
 
-    /// Waits until replicas have what was written of a user's block.
+    /// Waits until replicas have received a user's block.
     async fn confirm_block(
         &self,
         store: &Store,
@@ -220,7 +222,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Until when a user is blocked, on the clock.
+    /// When the block of a user ends, on the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         let store = self.connection.store()?;
         let read = async {
@@ -233,7 +235,8 @@ impl Inner {
         Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
     }
 
-    /// Finds the user of an app that `is_sought` recognises among those with a session or a block.
+    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// block.
     pub async fn find_user(
         &self,
         app_id: &AppId,
@@ -283,7 +286,7 @@ impl Inner {
         Ok(None)
     }
 
-    /// Keys of sessions and blocks from a cursor on, and the cursor after them.
+    /// Keys of sessions and blocks from a cursor on, and the next cursor.
     async fn scan(
         &self,
         connection: &mut Connection,
@@ -310,7 +313,7 @@ struct Node {
     port: u16,
 }
 
-/// The primaries of a cluster; of anything else the one server that there is.
+/// The primaries of a cluster; otherwise the only server.
 async fn nodes(connection: &mut Connection) -> RedisResult<Vec<Option<Node>>> {
     let Connection::Cluster(cluster) = connection else { return Ok(vec![None]) };
     let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
@@ -323,7 +326,7 @@ async fn nodes(connection: &mut Connection) -> RedisResult<Vec<Option<Node>>> {
     Ok(addresses.into_keys().map(node).collect())
 }
 
-/// The latest end of blocks under keys, on the wall clock, whether it is over or not.
+/// The latest end of the blocks under these keys, on the wall clock, even if it has passed.
 pub async fn blocked_until(
     connection: &mut Connection,
     keys: &[String],
@@ -332,11 +335,11 @@ pub async fn blocked_until(
         return Ok(None);
     }
     let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
-    // Any other value was written there to block.
+    // Any other value was written there to block the user.
     Ok(values.into_iter().flatten().map(|value| ends_of(&value).unwrap_or(NO_END)).max())
 }
 
-/// What the record of a block is sealed for: no token has such a digest.
+/// A block's record is sealed for this digest, which no token has.
 fn place(key: &str) -> TokenDigest {
     TokenDigest::from_bytes(Sha256::digest(key).into())
 }

@@ -1,15 +1,15 @@
-//! The connections to a shared store, and whether what they say may be believed.
+//! The connections to a shared store, and whether its responses can be trusted.
 //!
-//! A task of its own dials, looks twice a second whether the store is well, and dials again when
-//! it is not; requests take the connections that are there or fail at once. A primary that was
-//! replaced behind our back still answers, with what used to be: one that Sentinels look after is
-//! believed only as long as most of them name it, or, where they cannot be reached, all of its
-//! replicas that were up still follow it. What is written on the connection for revocations is
-//! confirmed by replicas (`WAIT`): one where a server or a primary of a cluster has any; where
-//! Sentinels may make any of them the primary, all that they see up.
+//! A separate task connects, checks the store twice a second, and reconnects when a check fails.
+//! Requests use the existing connections, or fail at once. A primary that was replaced without our
+//! knowledge still responds, with outdated data. So a primary with Sentinels is trusted only while
+//! most of them name it or, if the Sentinels cannot be reached, while all of its replicas that were
+//! up still follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`):
+//! by one, if a server or a primary of a cluster has any; with Sentinels by all replicas that they
+//! see up, because any of these may become the primary.
 //!
-//! Before a primary that was not there before is used, what this gateway has ended is ended there
-//! again. One that does not take it is not used.
+//! Before a new primary is used, this gateway's revocations are written to it again. If that fails,
+//! it is not used.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,16 +38,16 @@ use crate::telemetry::metrics::{Counters, Metrics};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// For one heartbeat.
+/// Time for one heartbeat.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(450);
 
-/// Since the begin of the last heartbeat that went well; after it nobody believes the store.
+/// How long the store is trusted after the beginning of the last successful heartbeat.
 const BELIEF: Duration = Duration::from_millis(1500);
 
-/// Until the store is reached.
+/// Time to reach the store.
 const REACH: Duration = Duration::from_secs(3);
 
-/// Between two attempts to reach the store.
+/// Pause between two attempts to reach the store.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// One pipeline to a server, or one to each primary of a cluster. Clones share it.
@@ -87,18 +87,18 @@ impl ConnectionLike for Connection {
 
 /// A store that was reached.
 pub struct Store {
-    /// Everything but what is waited for.
+    /// For everything except writes that are confirmed.
     common: Connection,
-    /// `WAIT` holds up what is behind it.
+    /// For writes that are confirmed: `WAIT` delays the commands after it.
     revocations: Connection,
-    /// Where there is one primary.
+    /// `None` for a cluster, which has several primaries.
     pub address: Option<RedisAddress>,
-    /// Of the process of the server, or of all primaries: another one may not know what this one
-    /// did.
+    /// Identifies the process of the server, or of all primaries: a new process may have lost
+    /// revocations.
     identity: String,
-    /// Replicas that must have a revocation, where there is one primary.
+    /// Replicas that must confirm a revocation, if there is one primary.
     acknowledgements: AtomicUsize,
-    /// In milliseconds since the link was made.
+    /// In milliseconds since the `StoreConnection` was created.
     usable_until: AtomicU64,
 }
 
@@ -111,7 +111,7 @@ impl Store {
         self.revocations.clone()
     }
 
-    /// Waits until as many replicas as need be have what was written for a key on `connection`,
+    /// Waits until the required replicas have received what was written for a key on `connection`,
     /// one of the [`Store::revocations`].
     pub async fn confirm(
         &self,
@@ -119,7 +119,7 @@ impl Store {
         key: &[u8],
         patience: Duration,
     ) -> RedisResult<()> {
-        // None would be for ever.
+        // Zero would mean no timeout.
         let patience = millis(patience).max(1);
         let wait = |needed: usize| cmd("WAIT").arg(needed).arg(patience).to_owned();
         let (needed, confirmed): (usize, usize) = match connection {
@@ -150,13 +150,13 @@ impl Store {
     }
 }
 
-/// How dealing with a shared store ended.
+/// The outcome of an operation on a shared store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreOutcome {
     Ok,
     Error,
     Timeout,
-    /// Too many were under way.
+    /// The limit of concurrent operations was reached.
     Refused,
 }
 
@@ -176,14 +176,14 @@ impl StoreOutcome {
 pub struct StoreConnection {
     dialer: Arc<Dialer>,
     servers: RedisServers,
-    /// A key for heartbeats.
+    /// The key for heartbeats.
     lease: String,
     store: ArcSwapOption<Store>,
     was_reached: AtomicBool,
     made: Instant,
     metrics: Arc<Metrics>,
     outcomes: Counters<4>,
-    /// By what is wrong.
+    /// Throttled by cause.
     failures: LogThrottles<String>,
 }
 
@@ -202,12 +202,12 @@ impl StoreConnection {
         }
     }
 
-    /// Whether the store was ever there.
+    /// Whether the store has ever been reached.
     pub fn was_reached(&self) -> bool {
         self.was_reached.load(Ordering::Acquire)
     }
 
-    /// The store, where it is believed at the moment.
+    /// The store, if it is trusted at present.
     pub fn usable(&self) -> Option<Arc<Store>> {
         self.store
             .load_full()
@@ -217,7 +217,7 @@ impl StoreConnection {
     /// The store, for a request.
     ///
     /// # Errors
-    /// When it is not believed at the moment, at once.
+    /// At once, when it is not trusted at present.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
         self.usable().ok_or_else(|| {
             self.count(StoreOutcome::Error);
@@ -225,7 +225,7 @@ impl StoreConnection {
         })
     }
 
-    /// Deals with the store for so long at most.
+    /// Runs an operation on the store, with a time limit.
     pub async fn within<T>(
         &self,
         patience: Duration,
@@ -257,8 +257,8 @@ impl StoreConnection {
         &self.servers
     }
 
-    /// Keeps the store within reach, for ever. A store that may not know what this gateway has
-    /// ended is used once it was told by `tell`.
+    /// Keeps the connection to the store, and never returns. If a store may have lost this
+    /// gateway's revocations, `tell` writes them again before the store is used.
     pub async fn run<F>(&self, tell: impl Fn(Arc<Store>) -> F)
     where
         F: Future<Output = RedisResult<()>>,
@@ -270,7 +270,7 @@ impl StoreConnection {
             _ => None,
         };
         let mut told = None;
-        // Whether the last line says that it is not there.
+        // Whether the last log line says that the store is unavailable.
         let mut is_logged = true;
         loop {
             match self.reach(sentinels.as_mut(), told.as_deref(), &tell).await {
@@ -287,7 +287,7 @@ impl StoreConnection {
                         is_logged = true;
                         tracing::warn!(reason, suppressed, "the session store is lost");
                     }
-                    // Of a cluster the rest may still be there.
+                    // In a cluster, the other primaries may still be available.
                     if store.address.is_some() {
                         self.store.store(None);
                     }
@@ -305,7 +305,7 @@ impl StoreConnection {
         }
     }
 
-    /// Reaches a store that knows what was ended here.
+    /// Connects to a store, and makes sure that it has this gateway's revocations.
     async fn reach<F>(
         &self,
         sentinels: Option<&mut Sentinels>,
@@ -352,7 +352,7 @@ impl StoreConnection {
             address,
             identity,
             acknowledgements: AtomicUsize::new(acknowledgements),
-            // A primary of a cluster that is cut off from most of the others answers no more.
+            // A cluster's primary stops responding when it is cut off from most of the others.
             usable_until: AtomicU64::new(match &self.servers {
                 RedisServers::Cluster { .. } => u64::MAX,
                 _ => begun + millis(BELIEF),
@@ -381,7 +381,7 @@ impl StoreConnection {
         ))
     }
 
-    /// Looks after a store until it is not well, and says why.
+    /// Checks a store until a check fails, and returns the reason.
     async fn watch(&self, store: &Store, mut sentinels: Option<&mut Sentinels>) -> RedisError {
         loop {
             sleep(HEARTBEAT).await;
@@ -421,7 +421,8 @@ impl StoreConnection {
         }
     }
 
-    /// Whether all replicas that were up still follow, so that none has taken the primary's place.
+    /// Checks that all replicas that were up still follow, so that none of them has become the
+    /// primary.
     async fn hold_lease(&self, store: &Store) -> RedisResult<()> {
         let mut connection = store.revocations();
         let life = millis(10 * BELIEF);
@@ -435,10 +436,10 @@ impl StoreConnection {
     }
 }
 
-/// How many replicas follow, by the answer to `ROLE`.
+/// The number of replicas in the response to `ROLE`.
 ///
 /// # Errors
-/// When it is not a primary's.
+/// When it is not the response of a primary.
 fn replicas(role: Value) -> RedisResult<usize> {
     type Primary = (String, u64, Vec<Value>);
     match Primary::from_redis_value(role) {
@@ -447,21 +448,21 @@ fn replicas(role: Value) -> RedisResult<usize> {
     }
 }
 
-/// How many replicas follow a primary that is ready to serve.
+/// The number of replicas of a primary that is ready to serve.
 async fn followers(node: &mut MultiplexedConnection) -> RedisResult<usize> {
-    // One that is still loading refuses the first.
+    // A server that is still loading rejects the first command.
     let (_, role): (Value, Value) = pipe().cmd("PING").cmd("ROLE").query_async(node).await?;
     replicas(role)
 }
 
-/// What a process of a server calls itself, by its answer to `INFO server`.
+/// The id of a server's process, from the response to `INFO server`.
 fn run_id(info: &str) -> RedisResult<&str> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
     id.ok_or_else(|| failure("a server without an id"))
 }
 
-/// The ids of a cluster's primaries and of their processes, as one text, where all of them are
-/// ready to serve.
+/// The ids of a cluster's primaries and of their processes, as one text, if all of them are ready
+/// to serve.
 async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
     let all = |policy| RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
     cluster.route_command(cmd("PING"), all(Some(ResponsePolicy::AllSucceeded))).await?;

@@ -1,9 +1,9 @@
-//! What is believed of sessions without asking the store.
+//! Sessions that are cached, so that they need not be looked up in the store.
 //!
-//! A session that was read is believed for `session.redis.near_cache_ttl`, whatever happens: that
-//! is the bound on how long a logout elsewhere can go unseen. One that is known to have ended is
-//! believed to have ended, until it would have ended by itself. Both are bounded, and the least
-//! recently used goes.
+//! A session that was read is cached for at most `session.redis.near_cache_ttl`: this limits how
+//! long a logout on another gateway can go unnoticed. A session that is known to be revoked stays
+//! so until it would have expired. The size of both caches is limited; the least recently used
+//! entries are evicted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use moka::sync::Cache;
 use crate::identity::token::TokenDigest;
 use crate::session::{DigestHash, Session};
 
-/// Ends remembered of this gateway's own, and again as many of the others'.
+/// The most remembered revocations of this gateway, and as many of the others.
 const REVOCATIONS: u64 = 100_000;
 
 pub struct LocalCache {
     sessions: Cache<TokenDigest, CachedSession, DigestHash>,
-    /// Of this gateway's own, until when they have to be remembered, on the clock.
+    /// Revocations by this gateway, and until when they must be remembered, on the clock.
     own_revocations: Cache<TokenDigest, u64, DigestHash>,
-    /// Of others, for as long as a question from before may still be under way.
+    /// Revocations by other gateways, remembered while an earlier look-up may still be in flight.
     other_revocations: Cache<TokenDigest, u64, DigestHash>,
     ttl: u64,
 }
@@ -34,7 +34,7 @@ struct CachedSession {
 }
 
 impl LocalCache {
-    /// `longest` is how long a session can still have after it was ended.
+    /// `longest` is the longest remaining lifetime of a revoked session.
     pub fn new(capacity: u64, ttl: Duration, longest: Duration) -> Self {
         let sessions = Cache::builder()
             .max_capacity(capacity)
@@ -56,27 +56,28 @@ impl LocalCache {
         }
     }
 
-    /// A session that is still believed.
+    /// A session that is still cached.
     pub fn get(&self, digest: &TokenDigest, now: u64) -> Option<Arc<Session>> {
         let known = self.sessions.get(digest)?;
         (now < known.cached_until).then_some(known.session)
     }
 
-    /// Whether a token's session is known to have ended.
+    /// Whether a token's session is known to be revoked.
     pub fn is_revoked(&self, digest: &TokenDigest, now: u64) -> bool {
         let is_in =
             |known: &Cache<_, _, _>| known.get(digest).is_some_and(|until: u64| now < until);
         is_in(&self.own_revocations) || is_in(&self.other_revocations)
     }
 
-    /// Takes in what the store said to a question of the time `asked`. `None` where word of its
-    /// end has come meanwhile.
+    /// Caches the store's response to a look-up that began at `asked`. `None` if the session was
+    /// revoked in the meantime.
     pub fn insert(&self, session: Session, asked: u64) -> Option<Arc<Session>> {
         let session = Arc::new(session);
         let digest = session.digest();
         let cached_until = asked.saturating_add(self.ttl);
         self.sessions.insert(*digest, CachedSession { session: session.clone(), cached_until });
-        // In this order, as `end` has the other: one of the two sees what the other did.
+        // Inserted before it is checked, while `revoke` records before it removes: one of the two
+        // sees the other's change.
         if self.is_revoked(digest, asked) {
             self.sessions.invalidate(digest);
             return None;
@@ -84,26 +85,26 @@ impl LocalCache {
         Some(session)
     }
 
-    /// Forgets a session. What was known is returned.
+    /// Removes a session from the cache, and returns it.
     pub fn forget(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
         let known = self.sessions.remove(digest)?;
         known.session.mark_removed();
         Some(known.session)
     }
 
-    /// This gateway has ended a session, that could have lived until then.
+    /// Records a revocation by this gateway, until `until`: the session could have lived so long.
     pub fn revoke(&self, digest: &TokenDigest, until: u64) {
         self.own_revocations.insert(*digest, until);
         self.forget(digest);
     }
 
-    /// Some gateway says that it has ended a session.
+    /// Records a revocation by some gateway.
     pub fn revoked_elsewhere(&self, digest: &TokenDigest, now: u64) {
         self.other_revocations.insert(*digest, now.saturating_add(self.ttl));
         self.forget(digest);
     }
 
-    /// The sessions that this gateway has ended itself, and what was left of their lives.
+    /// The revocations by this gateway, and the rest of each session's lifetime.
     pub fn own_revocations(&self, now: u64) -> Vec<(TokenDigest, u64)> {
         let own = self.own_revocations.iter().filter(|(_, until)| now < *until);
         own.map(|(digest, until)| (*digest, until - now)).collect()

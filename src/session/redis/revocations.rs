@@ -1,8 +1,8 @@
-//! Notices from other gateways: sessions that were ended, and blocks that were lifted.
+//! Notices from other gateways: ended sessions, and removed blocks.
 //!
-//! Whoever ends a session says so on a channel of the store, and all gateways listen. It is only
-//! what makes an end known at once: where word is lost, sessions that were read before are
-//! believed no longer than `session.redis.near_cache_ttl`.
+//! A gateway that ends a session publishes that on a channel of the store, and all gateways listen.
+//! This only makes an end known at once. If a notice is lost, sessions that were read before are
+//! cached for at most `session.redis.near_cache_ttl`.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use super::address::DIAL;
 use super::connection::StoreConnection;
 use crate::config::{RedisAddress, RedisServers};
 
-/// Between looks at whether the channel still stands.
+/// Time between two checks of the channel's connection.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Between two attempts to listen.
+/// Pause between two attempts to listen.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Listens for ever, wherever the link finds the store.
+/// Listens on the store that the connection has at the time. Never returns.
 pub async fn listen(
     connection: &StoreConnection,
     channel: &str,
@@ -39,7 +39,7 @@ pub async fn listen(
     }
 }
 
-/// Where to listen: at the primary, or at any node of a cluster, which passes on what it hears.
+/// Where to listen: at the primary, or at any node of a cluster, because nodes forward messages.
 fn addresses(connection: &StoreConnection) -> Vec<RedisAddress> {
     let Some(store) = connection.usable() else { return Vec::new() };
     match (&store.address, connection.servers()) {
@@ -69,7 +69,7 @@ async fn listen_to(
             Ok(None) => return Ok(()),
             Err(_) => {
                 timeout(HEARTBEAT, sink.ping::<()>()).await.map_err(late)??;
-                // A primary that was replaced tells of nothing any more.
+                // A primary that was replaced sends no more notices.
                 if !addresses(connection).contains(address) {
                     return Ok(());
                 }

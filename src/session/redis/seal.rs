@@ -1,11 +1,11 @@
-//! What a shared store gets to see: nothing that can be read or forged.
+//! Seals what a shared store receives, so that it can be neither read nor forged.
 //!
-//! A session's record is sealed with AES-256-GCM-SIV (RFC 8452) for the very key it is stored
-//! under, so that a record cannot be moved to another token. A user's index is stored under a
-//! keyed hash of app and openid, and its entries, digests of tokens, are sealed so that the same
-//! digest gives the same entry: they can be removed without being looked for. That needs a seal
-//! that survives a repeated nonce, which is why it is SIV. Keys for records and for users are
-//! derived from the seal key by HMAC-SHA-256. What the first key seals, any of the keys opens.
+//! The record of a session is sealed with AES-256-GCM-SIV (RFC 8452) for the key it is stored
+//! under, so that it cannot be moved to another token. A user's index is stored under a keyed hash
+//! of app and openid. Its entries, digests of tokens, are sealed so that equal digests give equal
+//! entries, which can be removed without a search. This needs a cipher that is safe with a repeated
+//! nonce, which is why it is SIV. Keys for records and for users are derived from the seal key by
+//! HMAC-SHA-256. The first key seals; all keys can open.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -22,19 +22,19 @@ use crate::identity::secret::SealKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, UnionId, User};
 
-/// Of the form of records. Others are not read.
+/// Format version of records. Records of other versions are not read.
 const VERSION: u8 = 1;
 
-/// A record begins so; what follows is when it was last used and what is sealed.
+/// First byte of a record. The time of last use and the sealed part follow.
 const SESSION: u8 = b'S';
 
-/// Stands where a session was ended.
+/// The value of an ended session.
 pub const TOMBSTONE: &[u8] = b"T";
 
-/// Digits of the time of last use that stand in front of what is sealed: the store compares them.
+/// Digits of the time of last use before the sealed part: the store compares them.
 const DIGITS: usize = 13;
 
-/// The latest time that its digits can express.
+/// The latest time that these digits can express.
 pub const NO_END: u64 = 9_999_999_999_999;
 
 const NONCE: usize = 12;
@@ -43,7 +43,7 @@ const NONCE: usize = 12;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub identity: Identity,
-    /// Where its login came from.
+    /// The address that the login came from.
     pub client: IpAddr,
     pub created: u64,
     /// Its absolute end.
@@ -51,17 +51,17 @@ pub struct Record {
     pub used: u64,
 }
 
-/// What a value of the store turned out to be.
+/// The kind of a value in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Value {
     Session(Record),
     Tombstone,
-    /// Not sealed by any key that is known here, or for another token.
+    /// Not sealed with any known key, or sealed for another token.
     Unreadable,
 }
 
 pub struct Seals {
-    /// The first seals.
+    /// The first key seals.
     keys: Vec<Keys>,
 }
 
@@ -71,7 +71,8 @@ struct Keys {
     users: Hmac<Sha256>,
 }
 
-/// The gateway has no key to seal with, as when its configuration was read without secrets.
+/// The gateway has no key to seal with, for example because its configuration was read without
+/// secrets.
 #[derive(Debug)]
 pub struct SealError;
 
@@ -80,7 +81,7 @@ impl Seals {
         Self { keys: keys.iter().filter_map(Keys::derive).collect() }
     }
 
-    /// A record as it is stored for a token.
+    /// Seals a record for the token it is stored under.
     pub fn seal(&self, digest: &TokenDigest, record: &Record) -> Result<Vec<u8>, SealError> {
         let mut value = stamp(record.used).into_bytes();
         let associated = associated(digest, &value);
@@ -115,7 +116,7 @@ impl Seals {
         decode(&Zeroizing::new(plain?), used)
     }
 
-    /// Under which names a user's sessions are listed; the first is for new ones.
+    /// The names under which a user's sessions are listed; new sessions are listed under the first.
     pub fn users<'a>(&'a self, user: &'a User) -> impl Iterator<Item = UserName<'a>> {
         self.keys.iter().map(move |keys| UserName { name: keys.name(user), keys })
     }
@@ -128,7 +129,7 @@ pub struct UserName<'a> {
 }
 
 impl UserName<'_> {
-    /// A token's entry among the user's.
+    /// The entry of a token in the user's list.
     pub fn member(&self, digest: &TokenDigest) -> Result<Vec<u8>, SealError> {
         let payload = Payload { msg: digest.as_bytes(), aad: self.name.as_bytes() };
         self.keys.members.encrypt(&Nonce::default(), payload).map_err(|_| SealError)
@@ -159,13 +160,13 @@ impl Keys {
 
     fn name(&self, user: &User) -> String {
         let hmac = self.users.clone().chain_update(user.app_id.as_str());
-        // No app id holds a zero byte.
+        // An app id contains no zero byte.
         let hmac = hmac.chain_update([0]).chain_update(user.openid.as_str());
         URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes())
     }
 }
 
-/// The time in front of a value: of a session its last use, of a block its end.
+/// The time at the start of a value: the last use of a session, or the end of a block.
 pub fn ends_of(value: &[u8]) -> Option<u64> {
     let (&[SESSION], digits) = value.get(..1 + DIGITS)?.split_first_chunk()? else { return None };
     std::str::from_utf8(digits).ok()?.parse().ok()
@@ -187,7 +188,7 @@ fn encode(record: &Record) -> Vec<u8> {
     let Identity { app_id, openid, unionid } = &record.identity;
     let unionid = unionid.as_ref().map_or("", UnionId::as_str);
     for text in [app_id.as_str(), openid.as_str(), unionid] {
-        // An id is no longer than 128 bytes.
+        // An id has at most 128 bytes.
         plain.push(u8::try_from(text.len()).unwrap_or_default());
         plain.extend(text.as_bytes());
     }

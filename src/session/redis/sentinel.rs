@@ -1,7 +1,7 @@
-//! Where the primary is, as most of the Sentinels see it.
+//! The address of the primary, as most of the Sentinels see it.
 //!
-//! One Sentinel may be cut off from the others and tell of a primary that no longer is one, so
-//! only what more than half of those in the configuration say counts.
+//! A Sentinel that is cut off from the others may name a former primary, so more than half of the
+//! configured Sentinels must agree.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use tokio::time::timeout;
 use super::address::{Dialer, Role};
 use crate::config::RedisAddress;
 
-/// For the answers of all of them.
+/// Time for the responses of all Sentinels.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 pub struct Sentinels {
     dialer: Arc<Dialer>,
     addresses: Vec<RedisAddress>,
-    /// The name that the primary goes by.
+    /// The name of the primary.
     primary: String,
-    /// In the order of the addresses, where there is one.
+    /// In the order of the addresses; `None` if not connected.
     connections: Vec<Option<MultiplexedConnection>>,
 }
 
 /// What most of the Sentinels agree on.
 pub struct Agreed {
     pub primary: RedisAddress,
-    /// Replicas that are up and follow, by the Sentinel that sees most of them.
+    /// Replicas that are up and follow, as counted by the Sentinel that sees most of them.
     pub replicas: usize,
 }
 
@@ -44,7 +44,7 @@ impl Sentinels {
         }
     }
 
-    /// `None` when fewer than most answer, or they do not agree.
+    /// `None` if most do not respond, or do not agree.
     pub async fn ask(&mut self) -> Option<Agreed> {
         let mut asking = JoinSet::new();
         for (index, (address, known)) in
@@ -81,7 +81,7 @@ impl Sentinels {
     }
 }
 
-/// What a Sentinel says of a replica.
+/// A Sentinel's information about a replica.
 type Fields = HashMap<String, String>;
 
 type Answer = (Option<(String, u16)>, usize);

@@ -1,11 +1,11 @@
 //! Which sessions a user has.
 //!
-//! Each user has a sorted set of sealed digests, by the absolute end of the sessions. A server
-//! that has it all stores and lists a session at once, so that no failover parts them. In a
-//! cluster the two lie in different slots: a session is listed after it is stored and before its
-//! login is answered, and again whenever its use is written, for the node that has the list may
-//! have lost it. What was ended or has expired may still be listed, and is taken off when somebody
-//! looks; what has come to its absolute end goes with the next login.
+//! Each user has a sorted set of sealed digests, by the absolute ends of the sessions. A single
+//! server stores and lists a session in one step, so that a failover cannot separate the two. In a
+//! cluster they are in different slots: a session is listed after it is stored and before the
+//! login's response is sent. It is listed again whenever its use is written, because the node with
+//! the list may have lost it. Ended sessions may still be listed; they are removed when the list is
+//! read, and sessions past their absolute end by the next login.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -19,11 +19,11 @@ use super::{Keys, unsealable};
 use crate::identity::User;
 use crate::identity::token::TokenDigest;
 
-/// Entries looked at together.
+/// Entries that are read together.
 const CHUNK: usize = 500;
 
-/// KEYS: the user's set. ARGV: the entry, its end, now, the set's life at least. Returns how many
-/// there are.
+/// KEYS: the user's set. ARGV: the entry, its end, now, the minimum lifetime of the set. Returns
+/// the number of entries.
 const LIST: &str = r"
     redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
@@ -34,8 +34,9 @@ const LIST: &str = r"
 
 static LIST_ONLY: LazyLock<Script> = LazyLock::new(|| Script::new(LIST));
 
-/// KEYS and ARGV: besides, the session, its value and its life. A user that is blocked under the
-/// third key gets nothing and -1. A value that cannot be read was written there to block.
+/// KEYS and ARGV as above, followed by the session, its value and its lifetime. If the user is
+/// blocked under the third key, nothing is stored, and the result is -1. A block that cannot be
+/// read blocks.
 static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         r"local block = redis.call('GET', KEYS[3])
@@ -48,15 +49,16 @@ static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// The index of users' sessions, for one dealing with the store.
+/// The index of users' sessions, for one operation on the store.
 pub struct Users<'a> {
     pub seals: &'a Seals,
     pub keys: &'a Keys,
 }
 
 impl Users<'_> {
-    /// Stores a new session for `life` milliseconds, unless it is used, and lists it. Returns how
-    /// many its user may have; `None` where the user is blocked, and nothing is kept then.
+    /// Stores a new session for `life` milliseconds, which later uses extend, and lists it. Returns
+    /// how many sessions of its user are listed, some of which may have ended; `None` if the user
+    /// is blocked, and then nothing is stored.
     pub async fn insert(
         &self,
         connection: &mut Connection,
@@ -90,8 +92,8 @@ impl Users<'_> {
         self.unless_blocked(connection, others, digest, record, listed).await
     }
 
-    /// Removes a session again if its user is blocked under one of these names. Listed sessions are
-    /// ended after the block is set, so that neither misses the other.
+    /// Removes a session again if its user is blocked under one of these names. A block is set
+    /// before the listed sessions are revoked, so one of the two sees the other.
     async fn unless_blocked(
         &self,
         connection: &mut Connection,
@@ -105,7 +107,7 @@ impl Users<'_> {
         if until.is_none_or(|until| until <= record.used) {
             return Ok(Some(listed));
         }
-        // Nobody has its token.
+        // Nobody has received its token.
         let mut end = cmd("SET");
         end.arg(self.keys.session(digest)).arg(TOMBSTONE).arg("PX").arg(1);
         end.exec_async(connection).await?;
@@ -113,7 +115,7 @@ impl Users<'_> {
         Ok(None)
     }
 
-    /// Lists a session. Returns how many its user may have.
+    /// Lists a session. Returns how many sessions of its user are listed; some may have ended.
     pub async fn list(
         &self,
         connection: &mut Connection,
@@ -139,14 +141,14 @@ impl Users<'_> {
         interval: u64,
     ) -> RedisResult<ScriptInvocation<'a>> {
         let member = name.member(digest).map_err(unsealable)?;
-        // As long as the session can be stored.
+        // As long as the session may be stored.
         let longest = record.ends.saturating_sub(record.used) + interval;
         let mut listing = script.key(self.keys.user(&name.name));
         listing.arg(member).arg(record.ends).arg(record.used).arg(longest);
         Ok(listing)
     }
 
-    /// How many are listed under other keys.
+    /// The number of entries under other keys.
     async fn count(
         &self,
         connection: &mut Connection,
@@ -160,7 +162,7 @@ impl Users<'_> {
         Ok(count)
     }
 
-    /// A user's sessions that are stored, oldest first, each once.
+    /// A user's stored sessions, oldest first, without duplicates.
     pub async fn sessions(
         &self,
         connection: &mut Connection,
@@ -178,7 +180,7 @@ impl Users<'_> {
                 self.read(connection, &name, chunk, &mut live).await?;
             }
         }
-        // Where keys were changed it may be listed under each of them.
+        // After a change of keys, a session may be listed under several keys.
         let mut seen = HashSet::new();
         live.retain(|(digest, _): &(TokenDigest, Record)| seen.insert(*digest));
         live.sort_by_key(|(_, record)| record.created);
@@ -214,7 +216,7 @@ impl Users<'_> {
         Ok(())
     }
 
-    /// Takes a session off the list.
+    /// Removes a session from the list.
     pub async fn remove(
         &self,
         connection: &mut Connection,
