@@ -1,9 +1,9 @@
-//! What browsers are told about who may ask a route (CORS).
+//! CORS: which origins may use a route from a browser.
 //!
-//! A preflight is answered without a session and before one is asked for: browsers send none
-//! with it. The answers that follow are marked, errors of the gateway too, or a page could not
-//! tell an expired session from a broken network. What the service says of the matter is
-//! replaced: two such headers are one too many for a browser.
+//! A preflight gets its response before a session is looked up, because browsers send no
+//! credentials with it. All later responses get the CORS headers, including errors of the gateway:
+//! otherwise a page could not tell an expired session from a network failure. CORS headers of the
+//! service are replaced, because browsers reject duplicates.
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -19,20 +19,20 @@ use crate::message::own_response::OwnResponse;
 
 pub struct Cors {
     origins: Origins,
-    /// Of the answer to a preflight, but for the origin.
+    /// Headers of the response to a preflight, except for the origin.
     preflight: Vec<(HeaderName, HeaderValue)>,
-    /// Of other answers, but for the origin.
+    /// Headers of other responses, except for the origin.
     actual: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// The method that a browser asks about, if a request is such a question.
+/// The method that a preflight asks for; `None` if the request is not a preflight.
 pub fn preflight_method(method: &Method, headers: &impl Headers) -> Option<Method> {
     if method != Method::OPTIONS || headers.first(&ORIGIN).is_none() {
         return None;
     }
     let asked = headers.only(&ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = Method::from_bytes(asked).ok()?;
-    // The service would not see that it is one.
+    // These headers are removed before forwarding, so the service would not see a preflight.
     let is_of_one = |name: &[u8]| {
         [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD]
             .iter()
@@ -59,25 +59,26 @@ impl Cors {
         Self { origins: section.origins.clone(), preflight, actual }
     }
 
-    /// A response stored for one origin must not be served to another, unless all are allowed.
+    /// Whether a response stored for one origin must not be served to another: always, unless all
+    /// origins are allowed.
     pub fn varies_by_origin(section: &config::Cors) -> bool {
         matches!(section.origins, Origins::Listed(_))
     }
 
-    /// The answer to a preflight. An origin that may not ask learns nothing, and its browser
-    /// takes that for a no.
+    /// The response to a preflight. For an origin that is not allowed it has no CORS headers, which
+    /// browsers treat as a denial.
     pub fn preflight_response(&self, headers: &impl Headers) -> OwnResponse {
         let mut response = OwnResponse::empty(204);
         self.mark_with(&self.preflight, headers, |name, value| response.header(name, value));
         response
     }
 
-    /// Marks an answer of the gateway's own.
+    /// Adds the CORS headers to one of the gateway's own responses.
     pub fn mark_own_response(&self, headers: &impl Headers, response: &mut OwnResponse) {
         self.mark_with(&self.actual, headers, |name, value| response.header(name, value));
     }
 
-    /// Marks an answer of the service.
+    /// Adds the CORS headers to a response of the service.
     pub fn mark(&self, headers: &impl Headers, response: &mut impl HeadersMut) {
         const OF_CORS: &[u8] = b"access-control-";
         response.remove_if(|name, _| {
@@ -101,7 +102,7 @@ impl Cors {
         }
     }
 
-    /// What the origin of a request is told that it may be; `None` when it may not ask.
+    /// The value of `Access-Control-Allow-Origin`; `None` if the origin is not allowed.
     fn allowed(&self, headers: &impl Headers) -> Option<HeaderValue> {
         let origin = headers.only(&ORIGIN)?;
         match &self.origins {
@@ -111,7 +112,7 @@ impl Cors {
     }
 }
 
-/// `None` when it is empty: a header that lists nothing is left out.
+/// `None` if the list is empty: the header is left out.
 fn list(names: &[&str]) -> Option<HeaderValue> {
     HeaderValue::from_str(&names.join(", ")).ok().filter(|_| !names.is_empty())
 }

@@ -1,8 +1,8 @@
-//! Headers that a route removes and writes.
+//! Headers that a route removes and sets.
 //!
-//! The configuration has seen to it that none of them is the gateway's own. What is removed
-//! goes before the gateway writes its headers, in every spelling that a CGI-like service
-//! would take for it; what is written comes after that.
+//! The configuration ensures that none of them is reserved. Headers are removed before the gateway
+//! writes its own, in every spelling that a CGI-like service could take for them; headers are set
+//! after that.
 
 use http::{HeaderName, HeaderValue};
 
@@ -12,7 +12,7 @@ use crate::message::own_response::OwnResponse;
 
 pub struct Edits {
     set: Vec<(HeaderName, HeaderValue)>,
-    /// With those that are set: what was there is replaced.
+    /// Includes the headers that are set, because they replace existing lines.
     removed: FoldedNames,
 }
 
@@ -22,7 +22,7 @@ impl Edits {
         Self { set: edits.set.clone(), removed: FoldedNames::new(removed.map(HeaderName::as_str)) }
     }
 
-    /// Whether lines of this name are removed, in whatever spelling.
+    /// Whether lines of this name are removed, in any spelling.
     pub fn removes(&self, name: &[u8]) -> bool {
         self.removed.contains(name)
     }
@@ -33,14 +33,15 @@ impl Edits {
         }
     }
 
-    /// Writes what is set. To be called after [`Self::remove_from`], on the same message.
+    /// Writes the headers that are set. Must be called after [`Self::remove_from`], on the same
+    /// message.
     pub fn write_to(&self, message: &mut impl HeadersMut) {
         for (name, value) in &self.set {
             message.add(name, value);
         }
     }
 
-    /// The lines that are set.
+    /// The headers that are set.
     pub fn set(&self) -> &[(HeaderName, HeaderValue)] {
         &self.set
     }

@@ -31,7 +31,7 @@ use crate::message::header::{FoldedNames, Headers, nominated};
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 
-/// Where a request ends.
+/// What a request matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Login,
@@ -40,12 +40,12 @@ pub enum Endpoint {
     Health,
     /// Index of the route in [`Routes`].
     Route(usize),
-    /// Nothing is served here.
+    /// Nothing is served under this path.
     None,
 }
 
 impl Endpoint {
-    /// What the configuration calls it; `None` where it is not an endpoint.
+    /// The name in the configuration; `None` if it is not an endpoint.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Login => Some("login"),
@@ -56,10 +56,10 @@ impl Endpoint {
         }
     }
 
-    /// Judges the method of a request to an endpoint. Routes have methods of their own.
+    /// Checks the method of a request to an endpoint. Routes check their own.
     ///
     /// # Errors
-    /// 405, with the methods. `login.accept` decides whether a login `takes_query`.
+    /// 405, with the allowed methods. `login.accept` decides whether a login `takes_query`.
     pub fn judge_method(self, method: &str, takes_query: bool) -> Result<(), Rejection> {
         let allow = match self {
             Self::Login if takes_query => "GET, POST",
@@ -74,7 +74,7 @@ impl Endpoint {
     }
 }
 
-/// Why a path is refused.
+/// Why a path is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     #[error("the path holds bytes or escapes that no path may hold")]
@@ -97,7 +97,7 @@ impl From<PathError> for Rejection {
     }
 }
 
-/// A route, and what its user keeps with it.
+/// A route, and the state that the caller keeps with it.
 pub struct Served<T> {
     pub route: Route,
     pub state: T,
@@ -110,22 +110,22 @@ pub struct Routes<T = ()> {
     hosts: Vec<String>,
     health: Vec<String>,
     table: Table,
-    /// Headers that routes ask for.
+    /// Headers that routes match on.
     asked_for: Vec<HeaderName>,
     asked_for_folded: FoldedNames,
     all: Vec<Served<T>>,
 }
 
-/// What of a request says which route it is for.
+/// The parts of a request that select its route.
 pub struct Asked<'a, H = HeaderMap> {
-    /// As it came, without its query.
+    /// As received, without the query.
     pub path: &'a str,
     pub host: Option<&'a str>,
     pub method: &'a Method,
     pub headers: &'a H,
 }
 
-// Not derived: that would require the same traits of `H`.
+// Not derived, because that would require `H` to have the same traits.
 impl<H> Clone for Asked<'_, H> {
     fn clone(&self) -> Self {
         *self
@@ -134,7 +134,7 @@ impl<H> Clone for Asked<'_, H> {
 
 impl<H> Copy for Asked<'_, H> {}
 
-/// A route, ready to be asked.
+/// A route, prepared for requests.
 pub struct Route {
     pub name: String,
     pub access: Access,
@@ -148,7 +148,7 @@ pub struct Route {
     rewrite: Option<Rewrite>,
     pub request_edits: Edits,
     pub response_edits: Edits,
-    /// Of the gateway's own responses, besides what they have.
+    /// Headers that are added to the gateway's own responses.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     pub caching: Caching,
     pub timeouts: Timeouts,
@@ -182,7 +182,7 @@ impl Route {
         }
     }
 
-    /// What the gateway answers itself, where it does.
+    /// The response that the gateway gives itself, if the route has one.
     pub fn own_response(&self) -> Option<&OwnResponse> {
         match &self.target {
             RouteTarget::OwnResponse(response) => Some(response),
@@ -190,7 +190,7 @@ impl Route {
         }
     }
 
-    /// Index of the pool that serves a user, in the policy.
+    /// Index of the pool for a user, in the policy.
     pub fn pool(&self, identity: Option<&Identity>) -> Option<usize> {
         match &self.target {
             RouteTarget::Service { main, shares } => {
@@ -200,17 +200,17 @@ impl Route {
         }
     }
 
-    /// Whether only other proxies ask about it, and nothing is served.
+    /// Whether the route is only for forward-auth: the gateway itself serves nothing.
     pub fn is_forward_auth_only(&self) -> bool {
         matches!(self.target, RouteTarget::ForwardAuthOnly)
     }
 
-    /// Whether the service gets another path than the client sent.
+    /// Whether the path is rewritten for the service.
     pub fn rewrites(&self) -> bool {
         self.rewrite.is_some()
     }
 
-    /// The path and query that the service gets, where the route gives it others.
+    /// The path and query for the service, if the route rewrites them.
     pub fn rewritten(&self, path_and_query: &str) -> Option<String> {
         let rewrite = self.rewrite.as_ref()?;
         let (path, query) =
@@ -222,7 +222,7 @@ impl Route {
         self.methods.is_empty() || self.methods.contains(method)
     }
 
-    /// Whether a request has the headers that the route asks for, each once.
+    /// Whether a request has the headers that the route matches on, each once.
     fn accepts_headers(&self, headers: &impl Headers) -> bool {
         self.headers.iter().all(|(name, expected)| headers.only(name) == Some(expected.as_bytes()))
     }
@@ -239,7 +239,7 @@ impl Routes {
 }
 
 impl<T> Routes<T> {
-    /// `state` makes what is kept with a route.
+    /// `state` creates the state that is kept with each route.
     pub fn with_state(
         endpoints: &EndpointsSection,
         routes: &[RouteSection],
@@ -278,7 +278,7 @@ impl<T> Routes<T> {
         self.all.get(index)
     }
 
-    /// The route that the configuration calls `name`, with its state.
+    /// The route with this name in the configuration, with its state.
     pub fn named(&self, name: &str) -> Option<&Served<T>> {
         self.all.iter().find(|served| served.route.name == name)
     }
@@ -287,17 +287,17 @@ impl<T> Routes<T> {
         self.all.iter().map(|served| &served.route)
     }
 
-    /// Judges what a request asks for. The route may still not take its method, when none of
-    /// those that are as specific does.
+    /// Finds the endpoint or route of a request. A route may still not allow the method, if none of
+    /// the equally specific routes does.
     ///
     /// # Errors
-    /// When the path is malformed, or its readings meet different endpoints.
+    /// When the path is malformed, or its readings match different endpoints.
     pub fn resolve<H: Headers>(&self, asked: &Asked<'_, H>) -> Result<Endpoint, PathError> {
         let host = asked.host;
         let serves_own = self.hosts.is_empty() || host.is_some_and(|host| self.is_own_host(host));
         let host = self.host(asked);
         if path::is_plain(asked.path) {
-            // And rewritable.
+            // A plain path is also rewritable.
             return Ok(self.find(asked.path.as_bytes(), asked, host.as_ref(), serves_own));
         }
         let mut met = None;
@@ -317,26 +317,25 @@ impl<T> Routes<T> {
         Ok(endpoint)
     }
 
-    /// Whether the host of a request decides anything.
+    /// Whether the host of a request affects routing.
     pub fn have_hosts(&self) -> bool {
         self.table.has_hosts() || !self.hosts.is_empty()
     }
 
-    /// Whether a health path is asked for, by the very bytes of the target's path. Load
-    /// balancers may ask without a Host, so this is answered before heads are judged.
+    /// Whether the path of the target is a health path, byte for byte. Load balancers may send no
+    /// Host, so the response is given before request headers are judged.
     pub fn is_health(&self, path: &[u8]) -> bool {
         self.health.iter().any(|health| health.as_bytes() == path)
     }
 
-    /// Whether what a request may do depends on its method somewhere: services must then take
-    /// it for the same.
+    /// Whether any decision depends on the method: then services must see the same method.
     pub fn trust_methods(&self) -> bool {
         let trusts =
             |route: &Route| !route.methods.is_empty() || route.preflight == Preflight::Pass;
         self.iter().any(trusts)
     }
 
-    /// Headers that decide which route a request is for, besides its host.
+    /// Headers that select the route of a request, besides its host.
     pub fn deciding_headers(&self) -> impl Iterator<Item = HeaderName> {
         let passes = self.iter().any(|route| route.preflight == Preflight::Pass);
         let of_preflights =
@@ -344,8 +343,8 @@ impl<T> Routes<T> {
         self.asked_for.iter().cloned().chain(of_preflights)
     }
 
-    /// Judges what a request asks for, and whether it is a browser's question, before it asks,
-    /// to a route that says what becomes of that.
+    /// Finds the endpoint or route of a request, and whether it is a preflight that the route
+    /// handles.
     ///
     /// # Errors
     /// As [`Self::resolve`].
@@ -359,9 +358,9 @@ impl<T> Routes<T> {
         }
     }
 
-    /// Whether a service could read a header that routes ask for otherwise than they do: another
-    /// line of it, another spelling that it takes for the same, or none, for it is taken away
-    /// on the way.
+    /// Whether a service could read a header that routes match on in a different way: another line
+    /// of it, another spelling that the service takes for it, or none because it is removed before
+    /// forwarding.
     fn is_ambiguous(&self, headers: &impl Headers) -> bool {
         if nominated(headers).any(|name| self.asked_for_folded.contains(name)) {
             return true;
@@ -388,7 +387,7 @@ impl<T> Routes<T> {
         Ok(self.get(index).is_some_and(says).then_some(index))
     }
 
-    /// The methods that are served where a request met a route that does not take its own.
+    /// The methods to list if the matched route does not allow the request's method.
     pub fn allow<H: Headers>(&self, asked: &Asked<'_, H>) -> String {
         let host = self.host(asked);
         let mut methods: Vec<&str> = Vec::new();
@@ -402,13 +401,13 @@ impl<T> Routes<T> {
         methods.join(", ")
     }
 
-    /// The host of a request, where routes care for it.
+    /// The host of a request, if any route depends on it.
     fn host<H>(&self, asked: &Asked<'_, H>) -> Option<HostName> {
         asked.host.filter(|_| self.table.has_hosts()).and_then(HostName::new)
     }
 
-    /// The routes that a path may be for, all equally specific but for headers and methods,
-    /// the more specific first.
+    /// The routes that match, equally specific except for headers and methods, the more specific
+    /// first.
     fn candidates<'a, H: Headers>(
         &'a self,
         path: &[u8],
@@ -456,7 +455,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Secrets};
 
-    /// What a GET without headers is for.
+    /// What a GET without headers matches.
     fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
         routes.resolve(&Asked { path, host, method: &Method::GET, headers: &HeaderMap::new() })
     }
@@ -503,7 +502,7 @@ mod tests {
         ] {
             assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
         }
-        // Nobody decodes three times.
+        // No server decodes three times.
         let thrice = "/public/%25252e%25252e/x";
         assert_eq!(resolve(&routes, thrice, None), Ok(Endpoint::Route(1)));
         assert_eq!(resolve(&routes, "/login", None), Ok(Endpoint::Login));
@@ -539,7 +538,7 @@ mod tests {
             "/public/a%5cb/%2e%2e/%2e%2e/x",
             "/public/a%252fb/%252e%252e/%252e%252e/x",
             "/..;/public/..;/..;",
-            // Servers that keep escaped slashes and read the rest.
+            // Servers that keep escaped slashes, but decode the rest.
             "/public/a%2fb/..%3bx/..%3bx/y",
             "/public/a%2fb/%2e%2e%3bx/%2e%2e%3bx/y",
             "/public/a%2f%5cb/..%3bx/..%3bx/y",

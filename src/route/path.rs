@@ -1,28 +1,26 @@
 //! The ways in which servers read a path.
 //!
-//! Some decode escapes, once or, behind another proxy, twice, and some of these leave
-//! escaped slashes as they are; some drop `;parameters`, take `\` for `/`, merge `//`, resolve
-//! dot segments, take what follows `//` for a host, or cut at a decoded `?`, each in an
-//! order of its own. The readings of a path
-//! are all that can be had from it by any of these steps in any order, with two decodings at
-//! most. They are few for any path that is not built to confuse; one that has very many is
-//! refused.
+//! Some servers decode escapes once or, behind another proxy, twice, and some of them keep escaped
+//! slashes. Some drop `;parameters`, treat `\` as `/`, merge `//`, resolve dot segments, treat the
+//! text after `//` as a host, or cut at a decoded `?`, each in its own order. The readings of a
+//! path are the results of all of these steps in any order, with at most two decodings. A normal
+//! path has few readings; one with very many is rejected.
 
 use memchr::memmem;
 
 use super::PathError;
 
-/// More readings than this, and nobody can say what the path means.
+/// A path with more readings has no clear meaning.
 const MOST_READINGS: usize = 64;
 
-/// Whether every server reads the path in the one way it is written. Agrees with
-/// [`readings`]: a plain path has one reading, itself.
+/// Whether every server reads the path exactly as it is written. Agrees with [`readings`]: a plain
+/// path has one reading, itself.
 pub fn is_plain(path: &str) -> bool {
     let mut previous = 0;
     for byte in path.bytes() {
         match byte {
             b'%' | b';' | b'\\' | b'#' | b'?' | 0..=0x20 | 0x7f.. => return false,
-            // A segment that begins with a dot may be one of dots alone: left to the readings.
+            // A segment that begins with a dot may be a dot segment: left to `readings`.
             b'/' | b'.' if previous == b'/' => return false,
             _ => previous = byte,
         }
@@ -30,9 +28,9 @@ pub fn is_plain(path: &str) -> bool {
     path.starts_with('/')
 }
 
-/// Whether what is left of a path means what it meant, to every server, when another beginning
-/// takes the place of its own: no step to its reading looks beyond a segment, and what is
-/// decoded is no sign that one looks for. Plain paths are rewritable.
+/// Whether the rest of a path keeps its meaning for every server when its prefix is replaced: no
+/// step looks beyond a segment, and no escape decodes to a character that a step depends on. Plain
+/// paths are rewritable.
 pub fn is_rewritable(path: &str) -> bool {
     let harmless = |meant: u8| !matches!(meant, b'/' | b'\\' | b'.' | b'%' | b';' | b'?' | b'#');
     let bytes = path.as_bytes();
@@ -46,10 +44,10 @@ pub fn is_rewritable(path: &str) -> bool {
         && !segments(bytes).any(|segment| matches!(segment, b"." | b".."))
 }
 
-/// All readings of a path, itself first.
+/// All readings of a path; the path itself comes first.
 ///
 /// # Errors
-/// When it is no path, or has too many readings.
+/// When it is not a path, or has too many readings.
 pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
     check_raw(path)?;
     let mut readings: Vec<(u8, Vec<u8>)> = vec![(0, path.as_bytes().to_vec())];
@@ -69,7 +67,7 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
             }
         }
         for (decoded, reading) in found {
-            // What has been decoded less often can still become all that this can.
+            // A known reading with fewer decodings leads to all readings that this one leads to.
             if !readings.iter().any(|(other, known)| *other <= decoded && *known == reading) {
                 readings.push((decoded, reading));
             }
@@ -82,8 +80,8 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
     Ok(readings.into_iter().map(|(_, reading)| reading).collect())
 }
 
-/// What no path holds: no leading slash, bytes outside printable ASCII, a fragment, escapes
-/// that are none.
+/// Rejects what no path has: no leading slash, bytes outside printable ASCII, a fragment, malformed
+/// escapes.
 fn check_raw(path: &str) -> Result<(), PathError> {
     let bytes = path.as_bytes();
     let is_legal = bytes.first() == Some(&b'/')
@@ -96,16 +94,16 @@ fn check_raw(path: &str) -> Result<(), PathError> {
     if is_legal && are_escapes { Ok(()) } else { Err(PathError::Malformed) }
 }
 
-/// The byte that an escape at `at` stands for.
+/// The byte for which the escape at `at` stands.
 fn escape(text: &[u8], at: usize) -> Option<u8> {
     let digit = |offset| char::from(*text.get(at + offset)?).to_digit(16);
     u8::try_from(digit(1)? * 16 + digit(2)?).ok()
 }
 
-/// What makes another reading of one.
+/// Makes one reading from another.
 type Step = fn(&[u8]) -> Vec<u8>;
 
-/// The steps but for decoding, each with what must stand in a path for it to change anything.
+/// All steps except decoding, each with the bytes without which it changes nothing.
 const STEPS: [(&[&[u8]], Step); 7] = [
     (&[b";"], without_parameters),
     (&[b";"], without_last_parameters),
@@ -116,7 +114,7 @@ const STEPS: [(&[&[u8]], Step); 7] = [
     (&[b"?", b"#"], cut),
 ];
 
-/// Kinds of bytes that an escape can stand for.
+/// Kinds of bytes for which an escape can stand.
 mod kind {
     pub const SLASH: u8 = 1;
     pub const BACKSLASH: u8 = 2;
@@ -135,10 +133,9 @@ mod kind {
     }
 }
 
-/// The kinds that servers decode. Some leave escaped slashes in a segment, or backslashes too,
-/// but read the dots beside them (Apache's `AllowEncodedSlashes NoDecode`, Tomcat); some decode
-/// only what needs no escape (RFC 3986, section 6.2.2.2), as every parser of URLs does with
-/// dot segments.
+/// Which kinds servers decode. Some keep escaped slashes in a segment, or backslashes too, but
+/// decode the dots beside them (Apache's `AllowEncodedSlashes NoDecode`, Tomcat); some decode only
+/// what needs no escape (RFC 3986, section 6.2.2.2), as every URL parser does for dot segments.
 const DECODINGS: [u8; 4] = [
     kind::ALL,
     kind::BACKSLASH | kind::UNRESERVED | kind::OTHER,
@@ -146,14 +143,14 @@ const DECODINGS: [u8; 4] = [
     kind::UNRESERVED,
 ];
 
-/// The kinds of all bytes that are escaped.
+/// The kinds of all escaped bytes.
 fn escaped_kinds(text: &[u8]) -> u8 {
     memchr::memchr_iter(b'%', text)
         .filter_map(|at| escape(text, at))
         .fold(0, |kinds, byte| kinds | kind::of(byte))
 }
 
-/// Decodes once. What is no escape stays as it is: `100%25` is a fair name for a file.
+/// Decodes once. A `%` that begins no escape is kept: `100%25` is a valid name for a file.
 fn decode(text: &[u8], kinds: u8) -> Result<Vec<u8>, PathError> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut at = 0;
@@ -175,9 +172,9 @@ fn decode(text: &[u8], kinds: u8) -> Result<Vec<u8>, PathError> {
     Ok(decoded)
 }
 
-/// Whether a character stands in more bytes of UTF-8 than it takes (RFC 3629, section 3; with
-/// the longer sequences of RFC 2279), which some decoders fold back to `/` or `.`. Other
-/// encodings, such as GBK, may pass.
+/// Whether a character is encoded in more bytes of UTF-8 than necessary (RFC 3629, section 3;
+/// including the longer sequences of RFC 2279), which some decoders turn into `/` or `.`. Other
+/// encodings, such as GBK, are allowed.
 fn has_overlong(text: &[u8]) -> bool {
     text.windows(2).any(|pair| {
         matches!(
@@ -202,7 +199,7 @@ fn without_parameters(path: &[u8]) -> Vec<u8> {
     kept.join(&b'/')
 }
 
-/// Of the last segment alone, as Python's `urlparse` has it (RFC 1808, section 2.1).
+/// Parameters of the last segment only, as in Python's `urlparse` (RFC 1808, section 2.1).
 fn without_last_parameters(path: &[u8]) -> Vec<u8> {
     let last = path.iter().rposition(|b| *b == b'/').unwrap_or_default();
     let (before, last) = path.split_at(last);
@@ -219,8 +216,8 @@ fn merged(path: &[u8]) -> Vec<u8> {
     merged
 }
 
-/// What begins with two slashes is a reference to another host (RFC 3986, section 4.2) for a
-/// service that parses the target as a URL; more slashes make no difference to browsers' rules.
+/// To a service that parses the target as a URL, a path with two leading slashes is a reference to
+/// another host (RFC 3986, section 4.2). By the rules of browsers, more slashes mean the same.
 fn without_authority(path: &[u8]) -> Vec<u8> {
     let Some(rest) = path.strip_prefix(b"//") else { return path.to_vec() };
     let begin = rest.iter().position(|b| *b != b'/').unwrap_or(rest.len());
@@ -231,13 +228,13 @@ fn without_authority(path: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What an escaped `?` or `#` leaves of a path, once it is decoded, to a server that splits
-/// off query and fragment after it.
+/// Cuts at a decoded `?` or `#`, as a server does that splits off query and fragment after
+/// decoding.
 fn cut(path: &[u8]) -> Vec<u8> {
     path.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or(path).to_vec()
 }
 
-/// Dot segments resolved (RFC 3986, section 5.2.4).
+/// Resolves dot segments (RFC 3986, section 5.2.4).
 fn resolved(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut ends_open = false;
@@ -295,7 +292,7 @@ mod tests {
             }
         }
 
-        /// Whatever sequence of steps a server takes, its reading is among those judged.
+        /// For every sequence of steps that a server takes, its reading is among those judged.
         #[test]
         fn every_order_of_steps_is_among_the_readings(
             path in "/([a-b.;/\\\\]|%2e|%2f|%5c|%3b|%3f|%25){0,8}",
@@ -324,7 +321,7 @@ mod tests {
         }
     }
 
-    /// They are served without a look at their readings.
+    /// They are served without computing their readings.
     #[test]
     fn everyday_paths_are_plain() {
         for path in

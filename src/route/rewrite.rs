@@ -1,8 +1,8 @@
-//! Another path for a request than the one it came with.
+//! Rewrites the path of a request.
 //!
-//! What a route strips is the beginning of its own path, so it is at the beginning of every
-//! path that the route is for. That the rest means to every server what it meant before is
-//! seen to by [`super::path::is_rewritable`]: it is asked before a request comes here.
+//! The stripped prefix is a prefix of the route's own path, so every path of the route begins with
+//! it. [`super::path::is_rewritable`] has already made sure that the rest keeps its meaning for
+//! every server.
 
 use crate::config::Rewriting;
 
@@ -16,7 +16,7 @@ impl Rewrite {
         Self { strip: rewriting.strip.as_str().into(), add: rewriting.add.as_str().into() }
     }
 
-    /// The path in the place of `path`.
+    /// The rewritten `path`.
     pub fn path(&self, path: &str) -> String {
         let rest = path.strip_prefix(&*self.strip).unwrap_or(path);
         let path = format!("{}{rest}", self.add);
@@ -37,7 +37,8 @@ mod tests {
         Rewrite::new(&Rewriting { strip: strip.to_owned(), add: add.to_owned() })
     }
 
-    /// A path under `/api`, of all that servers read in different ways and much that they do not.
+    /// A path under `/api`, from characters that servers read differently and many that they do
+    /// not.
     fn path() -> impl Strategy<Value = String> {
         "/api(/([a-c.~:@!$&'()*+,=;\\\\]|%2e|%2f|%5c|%3b|%3f|%23|%25|%41|%E5%95%86|%2C|//|\\.\\.){0,4}){0,4}"
     }
@@ -45,7 +46,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 
-        /// However a server reads it, what is rewritten means what the path meant.
+        /// For every server, the rewritten path has the same meaning as the path.
         #[test]
         fn readings_of_the_rewritten_path_are_the_rewritten_readings(
             path in path(),

@@ -1,11 +1,11 @@
 //! The index of routes: by host, then by path.
 //!
-//! Of hosts the exact name comes first, then the wildcard with the longest rest, then the
-//! routes for every host; of paths the exact one comes first, then the longest prefix, which
-//! ends at a segment's border. What is left are the routes of one place, and their order:
-//! those with more headers first, then those with methods, then as they stand in the file.
-//! A look-up takes no memory, and as long as the path has segments and the host labels, but
-//! not as there are routes.
+//! For hosts, the exact name comes first, then the wildcard with the longest suffix, then the
+//! routes for every host. For paths, the exact one comes first, then the longest prefix that ends
+//! at the end of a segment. The remaining routes have the same host and path: those with more
+//! headers come first, then those with methods, then the order of the file. A look-up allocates
+//! nothing; its time depends on the segments of the path and the labels of the host, and not on the
+//! number of routes.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::config::{HostPattern, Route};
 
 pub struct Table {
     exact_hosts: BTreeMap<Box<[u8]>, Paths>,
-    /// By what follows the `*`, as `.example.com`.
+    /// By the part after the `*`, such as `.example.com`.
     wildcards: BTreeMap<Box<[u8]>, Paths>,
     every_host: Paths,
 }
@@ -22,7 +22,7 @@ pub struct Table {
 #[derive(Default)]
 struct Paths {
     exact: BTreeMap<Box<[u8]>, Vec<usize>>,
-    /// Without their trailing slashes.
+    /// Without trailing slashes.
     prefixes: BTreeMap<Box<[u8]>, Vec<usize>>,
     longest_prefix: usize,
 }
@@ -34,10 +34,10 @@ pub struct HostName {
 }
 
 impl HostName {
-    /// No name is longer (RFC 1035, section 2.3.4).
+    /// The maximum length of a name (RFC 1035, section 2.3.4).
     const LONGEST: usize = 255;
 
-    /// `None` when it is longer than any host's name.
+    /// `None` if it is longer than any host name.
     pub fn new(host: &str) -> Option<Self> {
         let name = without_port(host);
         let mut bytes = [0; Self::LONGEST];
@@ -88,7 +88,7 @@ impl Table {
         !(self.exact_hosts.is_empty() && self.wildcards.is_empty())
     }
 
-    /// The routes of the most specific place where some route `accepts` the request.
+    /// The most specific routes for the path and host of which at least one `accepts` the request.
     pub fn find(
         &self,
         path: &[u8],
@@ -98,7 +98,8 @@ impl Table {
         let host = host.map(HostName::as_bytes);
         let exact = host.and_then(|host| self.exact_hosts.get(host));
         let wildcards = host.into_iter().flat_map(|host| {
-            // A label must stand before the rest; from the left, so that the longest is first.
+            // A label must come before the suffix. Searched from the left, so that the longest
+            // suffix is first.
             let dots = memchr::memchr_iter(b'.', host).filter(|dot| *dot > 0);
             dots.filter_map(|dot| self.wildcards.get(host.get(dot..)?))
         });
@@ -133,7 +134,7 @@ impl Paths {
     }
 }
 
-/// What of a path ends at a segment's border, the longest first, up to a length.
+/// The prefixes of a path that end at the end of a segment, the longest first, up to a length.
 fn borders(path: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
     let whole = Some(path).filter(|path| path.len() <= longest);
     let rest = path.get(..=longest).unwrap_or(path);
@@ -205,7 +206,7 @@ mod tests {
         (rest.is_empty() || rest.starts_with('/')).then_some(prefix.len())
     }
 
-    /// The rules, read one after the other over all routes.
+    /// The rules, applied one after the other to all routes.
     fn by_the_rules(routes: &[Route], asked: &Asked<'_>) -> Endpoint {
         let value = asked.headers.get("v");
         let mut places: Vec<_> = routes
@@ -234,7 +235,7 @@ mod tests {
     }
 
     proptest! {
-        /// The index finds what the rules say.
+        /// The index and the rules give the same result.
         #[test]
         fn the_most_specific_route_is_found(
             routes in prop::collection::vec((0..6usize, 0..6usize, any::<bool>(), 0..3usize, 0..3usize), 1..9),

@@ -1,8 +1,8 @@
-//! Who answers a route: which pool of servers, or the gateway itself.
+//! What responds to the requests of a route: a pool of servers, or the gateway itself.
 //!
-//! Where parts of the users go elsewhere, the same user always goes to the same: by a digest
-//! of who he is, which is neither kept nor changed by a restart. A part that grows keeps
-//! those that it had.
+//! If shares of the users go to other upstreams, a user always goes to the same one. It is chosen
+//! by a digest of the identity, which is not stored and does not change with a restart. A share
+//! that grows keeps the users that it had.
 
 use http::header::CONTENT_TYPE;
 use sha2::{Digest, Sha256};
@@ -41,7 +41,7 @@ fn prepared(section: &StaticAnswer, edits: &Edits) -> OwnResponse {
     response
 }
 
-/// The pool for a user; those that are nobody go where most go.
+/// The pool for a user; requests without a user go to the main pool.
 pub fn pool_for(
     route: &str,
     main: usize,
@@ -59,12 +59,12 @@ pub fn pool_for(
     main
 }
 
-/// Where a user stands among 10,000. Routes differ, so that it is not always the same users
-/// who go first.
+/// The position of a user among 10,000. It depends on the route, so that it is not always the same
+/// users who are moved first.
 fn place(route: &str, identity: &Identity) -> u16 {
     let mut digest = Sha256::new();
     for part in [route, identity.app_id.as_str(), identity.openid.as_str()] {
-        // No part holds the sign that ends it.
+        // The separator occurs in none of the parts.
         digest.update(part);
         digest.update([0]);
     }
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(users_of(1, &[Share { upstream: 1, users: 0 }]), [0; 0]);
     }
 
-    /// A change here would move users of running gateways.
+    /// A change here would move users of running gateways to other upstreams.
     #[test]
     fn a_users_place_is_always_the_same() {
         assert_eq!([1, 2, 3].map(|number| place("shop", &user(number))), [4101, 6649, 2711]);
