@@ -1,8 +1,8 @@
-//! Which of WeChat's addresses is asked first.
+//! Which of WeChat's addresses is called first.
 //!
-//! `wechat.base_url`, as long as a connection to it can be made. Where none could, and there
-//! is a fallback, that one goes first, and once a minute one login tries the base: not all of
-//! them wait in vain.
+//! `wechat.base_url`, as long as it can be connected to. If that fails and there is a fallback, the
+//! fallback is called first, and once a minute one login tries the base, so that not every login
+//! waits for the failing connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::clock::Clock;
 use crate::config::WeChatSection;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Between two tries of a base that was lost.
+/// Time between two tries of a base that cannot be connected to.
 const HOLD: Duration = Duration::from_secs(60);
 
 /// A base URL of WeChat's API.
 pub struct Address {
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     pub url: String,
     pub place: Arc<Place>,
 }
@@ -30,7 +30,7 @@ pub struct Addresses {
     base: Address,
     fallback: Option<Address>,
     clock: Clock,
-    /// When the base is tried again; `None`: it is asked first.
+    /// When the base is tried again; `None`: it is called first.
     next_try: Mutex<Option<Duration>>,
     said: LogThrottle,
 }
@@ -50,19 +50,19 @@ impl Addresses {
         }
     }
 
-    /// All of them.
+    /// All base URLs.
     pub fn all(&self) -> impl Iterator<Item = &Address> {
         [Some(&self.base), self.fallback.as_ref()].into_iter().flatten()
     }
 
-    /// The one to ask, and the one for when it cannot be connected to.
+    /// The address to call, and the one to call if it cannot be connected to.
     pub fn in_order(&self) -> (&Address, Option<&Address>) {
         let Some(fallback) = &self.fallback else { return (&self.base, None) };
         let now = self.clock.now();
         match &mut *self.next_try.lock() {
             None => (&self.base, Some(fallback)),
             Some(next_try) if now >= *next_try => {
-                // This one tries it.
+                // This login tries the base.
                 *next_try = now + HOLD;
                 (&self.base, Some(fallback))
             }
@@ -70,7 +70,7 @@ impl Addresses {
         }
     }
 
-    /// Why no connection to this one could be made, if none could.
+    /// Reports whether an address could be connected to; `trouble` is the reason if not.
     pub fn report(&self, address: &Address, trouble: Option<&Trouble>) {
         if self.fallback.is_none() || address.url != self.base.url {
             return;

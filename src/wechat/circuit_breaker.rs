@@ -1,17 +1,17 @@
-//! When to leave WeChat alone: a circuit breaker.
+//! A circuit breaker for calls to WeChat.
 //!
-//! After so many failures in a row it opens, and calls are refused without being made. When
-//! the pause is over one call at a time is let through as a probe; a success closes it, a
-//! failure opens it again. It knows neither clocks nor calls: the time is passed in.
+//! It opens after a number of consecutive failures, and then rejects calls. After the pause it
+//! admits one call at a time as a probe; a success closes it, a failure opens it again. It has no
+//! clock and makes no calls: the caller passes the time.
 
 use std::time::Duration;
 
-/// The state of one service.
+/// The circuit breaker of one service.
 pub struct CircuitBreaker {
-    /// Failures in a row after which it opens; 0: never.
+    /// Consecutive failures after which it opens; 0: never.
     most_failures: u32,
     pause: Duration,
-    /// The longest that a probe may take.
+    /// The longest time that a probe may take.
     patience: Duration,
     state: CircuitState,
 }
@@ -20,7 +20,7 @@ enum CircuitState {
     Closed {
         failures: u32,
     },
-    /// Until then nothing passes; after it, a probe.
+    /// Rejects calls until this time; then admits a probe.
     Open {
         until: Duration,
     },
@@ -32,7 +32,7 @@ impl CircuitBreaker {
         Self { most_failures, pause, patience, state: CircuitState::Closed { failures: 0 } }
     }
 
-    /// Whether a call may be made now.
+    /// Whether a call is allowed now.
     ///
     /// # Errors
     /// How long to wait.
@@ -41,12 +41,12 @@ impl CircuitBreaker {
         if now < *until {
             return Err(until.saturating_sub(now));
         }
-        // This one is the probe. Should it never report, there is another in time.
+        // This call is the probe. If it never reports, another call becomes the probe later.
         *until = now + self.patience;
         Ok(())
     }
 
-    /// Says how a call went. Whether it has just opened.
+    /// Reports the outcome of a call. Returns whether the breaker has just opened.
     pub fn report(&mut self, is_success: bool, now: Duration) -> bool {
         match &mut self.state {
             _ if is_success => self.state = CircuitState::Closed { failures: 0 },
@@ -57,7 +57,7 @@ impl CircuitBreaker {
                     return true;
                 }
             }
-            // The probe, or a call from before.
+            // The probe, or a call that began before the breaker opened.
             CircuitState::Open { until } => *until = now + self.pause,
         }
         false
@@ -103,7 +103,7 @@ mod tests {
         let mut breaker = open();
         assert_eq!(breaker.admit(at(5)), Ok(()));
         assert_eq!(breaker.admit(at(5)), Err(PAUSE));
-        // It never reported.
+        // The probe never reported.
         assert_eq!(breaker.admit(at(10)), Ok(()));
         assert_eq!(breaker.admit(at(10)), Err(PAUSE));
     }

@@ -1,9 +1,9 @@
-//! How many may ask WeChat at once, and whether anybody may.
+//! Limits how many calls to WeChat run at once, and whether any are allowed.
 //!
-//! Calls beyond `wechat.max_in_flight` wait, `wechat.queue` of them for
-//! `wechat.queue_timeout` at most; what is beyond that is refused at once, and everything
-//! is while the [`CircuitBreaker`] is open. What waits holds neither a connection to WeChat nor a
-//! byte of its answer.
+//! Calls beyond `wechat.max_in_flight` wait in a queue of `wechat.queue` calls, for at most
+//! `wechat.queue_timeout`. Further calls are rejected at once, and so are all calls while the
+//! [`CircuitBreaker`] is open. A waiting call holds neither a connection to WeChat nor any part of
+//! a response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::config::WeChatSection;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Metrics, Raised};
 
-/// The way to WeChat.
+/// The limit on calls to WeChat.
 pub struct ConcurrencyLimit {
     in_flight: Semaphore,
     waiting: Semaphore,
@@ -31,16 +31,16 @@ pub struct ConcurrencyLimit {
     metrics: Arc<Metrics>,
 }
 
-/// Why a call is not made.
+/// Why a call is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPermit {
-    /// The queue is full, or this call has waited for too long.
+    /// The queue is full, or this call has waited too long.
     QueueFull,
-    /// The circuit breaker is open for so long.
+    /// The circuit breaker stays open for this time.
     BreakerOpen(Duration),
 }
 
-/// Leave to make one call.
+/// Permission to make one call.
 pub struct CallPermit<'a> {
     limit: &'a ConcurrencyLimit,
     _permit: SemaphorePermit<'a>,
@@ -57,7 +57,7 @@ impl ConcurrencyLimit {
             breaker: Mutex::new(CircuitBreaker::new(
                 section.breaker_failures,
                 section.breaker_pause,
-                // A little more than an exchange: its report comes first.
+                // Slightly more than an exchange, so that its report comes first.
                 section.timeout + Duration::from_secs(1),
             )),
             said_open: LogThrottle::new(clock.clone()),
@@ -67,16 +67,16 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Waits for leave to make a call.
+    /// Waits for permission to make a call.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// When none is given.
     pub async fn acquire(&self) -> Result<CallPermit<'_>, NoPermit> {
         let permit = match self.in_flight.try_acquire() {
             Ok(permit) => permit,
             Err(_) => self.wait().await?,
         };
-        // After the wait: what it waited for may have shown that nothing works.
+        // Checked after the wait, because calls may have failed meanwhile.
         self.breaker.lock().admit(self.clock.now()).map_err(NoPermit::BreakerOpen)?;
         let counted = self.metrics.wechat.in_flight();
         Ok(CallPermit { limit: self, _permit: permit, _counted: counted })
@@ -87,21 +87,21 @@ impl ConcurrencyLimit {
         let _counted = self.metrics.wechat.queued();
         match timeout(self.queue_timeout, self.in_flight.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
-            // It is never closed; if it were, nobody could pass.
+            // The semaphore is never closed; if it were, no call would be allowed.
             Ok(Err(_)) | Err(_) => Err(NoPermit::QueueFull),
         }
     }
 }
 
 impl CallPermit<'_> {
-    /// Reports how WeChat failed, unless its response shows that it works.
+    /// Reports how WeChat failed; `None` if its response shows that it works.
     pub fn report(self, failure: Option<&WeChatError>) {
         let is_success = failure.is_none();
         let now = self.limit.clock.now();
         let mut breaker = self.limit.breaker.lock();
         let was_open = breaker.is_open();
         let has_opened = breaker.report(is_success, now);
-        // Each time, not on a change alone: one of an earlier configuration may report late.
+        // Set each time, not only on a change: a call of an earlier configuration may report late.
         self.limit.metrics.wechat.breaker(breaker.is_open());
         drop(breaker);
         if has_opened

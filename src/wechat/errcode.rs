@@ -1,14 +1,13 @@
-//! WeChat's error numbers, and what they mean to operators.
+//! WeChat's errcodes, and what they mean to operators.
 
 use std::fmt;
 
-/// A number that WeChat gave for a failure.
+/// The number with which WeChat reports an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrCode(pub(super) i64);
 
 impl ErrCode {
-    /// The label in metrics: numbers that are known, or `other`, so that no response can make new
-    /// series.
+    /// The label in metrics: a known number, or `other`, so that no response can create new series.
     pub fn label(self) -> &'static str {
         self.known().map_or("other", |known| known.label)
     }
@@ -34,7 +33,7 @@ impl fmt::Display for ErrCode {
     }
 }
 
-/// What is known of one errcode.
+/// A known errcode.
 struct KnownErrcode {
     code: i64,
     label: &'static str,
@@ -46,7 +45,7 @@ const fn known(code: i64, label: &'static str, meaning: &'static str) -> KnownEr
     KnownErrcode { code, label, meaning }
 }
 
-/// The codes of code2Session's page and those seen in practice.
+/// The errcodes of code2Session's page, and those seen in practice.
 const KNOWN: [KnownErrcode; 21] = [
     known(-1, "-1", "WeChat is overloaded: try again later"),
     known(40001, "40001", "the AppSecret is wrong: copy it from mp.weixin.qq.com"),

@@ -1,4 +1,4 @@
-//! Why a code was not exchanged.
+//! Why an exchange failed.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use super::concurrency_limit::NoPermit;
 use super::trouble::{Cause, Place, Trouble};
 use crate::message::rejection::{Rejection, jittered};
 
-/// The longest `Retry-After` of a relay that is passed on, in seconds.
+/// The longest `Retry-After` of a relay that is forwarded, in seconds.
 const LONGEST_PAUSE: u32 = 300;
 
-/// Why there is no identity, by what the client or the operator can do.
+/// Why there is no identity, grouped by what the client or the operator can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeChatError {
     #[error("WeChat does not accept the code ({0})")]
@@ -32,7 +32,7 @@ pub enum WeChatError {
     Malformed(Trouble),
     #[error("WeChat's address responded with {0}")]
     Status(Trouble),
-    /// With the seconds of its `Retry-After`.
+    /// With the seconds of the response's `Retry-After`.
     #[error("WeChat's address responded with {0}")]
     TooManyRequests(Trouble, Option<u32>),
     #[error("WeChat's certificate is not accepted: {0}")]
@@ -50,12 +50,12 @@ pub enum WeChatError {
 }
 
 impl WeChatError {
-    /// A response that is not WeChat's, wherever it came from.
+    /// A response that is not WeChat's, without the address that it came from.
     pub(super) fn malformed(how: &'static str) -> Self {
         Self::Malformed(Trouble::new(None, Cause::Nonsense(how)))
     }
 
-    /// The same, with the address that was called.
+    /// Adds the address that was called.
     pub(super) fn at(mut self, place: &Arc<Place>) -> Self {
         if let Self::Malformed(trouble) = &mut self {
             trouble.place = Some(place.clone());
@@ -83,7 +83,7 @@ impl WeChatError {
         }
     }
 
-    /// What WeChat reported, if it reported something.
+    /// The errcode that WeChat reported, if any.
     pub fn errcode(&self) -> Option<ErrCode> {
         match self {
             Self::InvalidCode(errcode) | Self::UserBlocked(errcode) => Some(*errcode),
@@ -91,8 +91,8 @@ impl WeChatError {
         }
     }
 
-    /// The kind of the error: equal kinds have the same cause. There are few, except for WeChat's
-    /// numbers.
+    /// The kind of the error: equal kinds have the same cause. There are few kinds, except for
+    /// errcodes.
     pub fn kind(&self) -> Cow<'static, str> {
         if let Some(errcode) = self.errcode() {
             return Cow::Owned(errcode.to_string());
@@ -119,7 +119,7 @@ impl WeChatError {
         }
     }
 
-    /// Whether WeChat itself said so: its service works.
+    /// Whether WeChat itself reported the error: then its service works.
     pub fn is_answer(&self) -> bool {
         matches!(
             self,
@@ -131,7 +131,7 @@ impl WeChatError {
         )
     }
 
-    /// Details for operators and WeChat's support, as the end of a line.
+    /// Details for operators and WeChat's support, to be appended to a log line.
     pub fn details(&self) -> String {
         let report = self.error_report();
         let meaning = self.errcode().and_then(ErrCode::meaning);
@@ -147,7 +147,7 @@ impl WeChatError {
         .collect()
     }
 
-    /// What WeChat said besides the number.
+    /// WeChat's report besides the errcode, if any.
     pub fn error_report(&self) -> Option<&ErrorReport> {
         match self {
             Self::RateLimited(report)
@@ -164,7 +164,7 @@ impl From<&WeChatError> for Rejection {
         match error {
             WeChatError::InvalidCode(_) => Self::InvalidCode,
             WeChatError::UserBlocked(_) => Self::UserBlocked,
-            // The limit is per user and minute.
+            // WeChat's limit is per user and minute.
             WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
             WeChatError::TooManyRequests(_, Some(pause)) => {
                 let least = (*pause).clamp(1, LONGEST_PAUSE);
@@ -199,12 +199,12 @@ impl From<NoPermit> for WeChatError {
     }
 }
 
-/// A rejection by WeChat on which somebody must act.
+/// An error reported by WeChat that an operator must act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorReport {
     pub errcode: ErrCode,
-    /// WeChat's trace id: its support asks for it.
+    /// WeChat's trace id, which its support asks for.
     pub rid: Option<Box<str>>,
-    /// The gateway's address, as WeChat saw it: it must be on WeChat's whitelist.
+    /// The gateway's address as WeChat saw it: it must be on WeChat's whitelist.
     pub seen_address: Option<IpAddr>,
 }

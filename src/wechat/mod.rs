@@ -35,10 +35,10 @@ use crate::identity::Identity;
 use crate::identity::secret::Secret;
 use crate::telemetry::metrics::Metrics;
 
-/// Bytes of an answer that are read; real ones have under 300.
+/// The most bytes of a response that are read; WeChat's have less than 300.
 const LONGEST_REPLY: usize = 64 << 10;
 
-/// Labels of exchanges that are there from the start.
+/// Labels of exchanges whose series exist from the start.
 pub const WATCHED_ERRCODES: [&str; 12] = [
     "ok",
     "timeout",
@@ -54,15 +54,15 @@ pub const WATCHED_ERRCODES: [&str; 12] = [
     "40164",
 ];
 
-/// Idle connections are given up before WeChat's end does, so that no code is written to a
-/// connection that is about to be closed.
+/// Idle connections are closed before WeChat closes them, so that no code is sent on a connection
+/// that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(10);
 
-/// A one-time code of `wx.login`, of a shape that is worth asking WeChat about.
+/// A one-time code of `wx.login`, in a form that WeChat might accept.
 pub struct Code(Secret);
 
 impl Code {
-    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; codes seen have 32
+    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; the codes seen have 32
     /// letters and digits.
     pub fn parse(text: &str) -> Option<Self> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
@@ -70,13 +70,14 @@ impl Code {
         is_code.then(|| Self(Secret::new(text.to_owned())))
     }
 
-    /// What the developer tools give without an app id (observed, not documented).
+    /// Whether it is the text that the developer tools give without an app id (observed, not
+    /// documented).
     pub fn is_mock(text: &str) -> bool {
         text == "the code is a mock one"
     }
 }
 
-/// The client cannot be built.
+/// The client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
@@ -97,7 +98,7 @@ pub struct WeChat {
     metrics: Arc<Metrics>,
 }
 
-/// Leave to exchange one code.
+/// Permission to exchange one code.
 pub struct ExchangePermit<'a> {
     wechat: &'a WeChat,
     permit: CallPermit<'a>,
@@ -105,7 +106,7 @@ pub struct ExchangePermit<'a> {
 
 impl WeChat {
     /// # Errors
-    /// When there are no roots to verify WeChat with, or the client cannot be built.
+    /// When there are no root certificates to verify WeChat with, or the client cannot be created.
     pub fn new(
         section: &WeChatSection,
         clock: Clock,
@@ -136,7 +137,7 @@ impl WeChat {
         })
     }
 
-    /// The client from before a reload where its section has not changed, else a new one.
+    /// The client from before a reload if its section has not changed, else a new one.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -152,24 +153,24 @@ impl WeChat {
         }
     }
 
-    /// Waits for leave to exchange one code.
+    /// Waits for permission to exchange one code.
     ///
     /// # Errors
-    /// When WeChat is not to be asked now.
+    /// When no call to WeChat is allowed at present.
     pub async fn permit(&self) -> Result<ExchangePermit<'_>, WeChatError> {
         Ok(ExchangePermit { wechat: self, permit: self.limit.acquire().await? })
     }
 
-    /// Asks each address of WeChat whether it can be reached and takes the app, with a code
-    /// that is none. Says of each why a login of the app would fail there, whatever its code.
-    /// An address is shown without its path, which may be a secret of a relay.
+    /// Checks whether each address of WeChat can be reached and accepts the app, with an invalid
+    /// code. Returns for each why logins of the app would fail there, whatever their code. An
+    /// address is shown without its path, which may be a secret of a relay.
     pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
         let mut found = Vec::new();
         for address in self.addresses.all() {
             let deadline = Instant::now() + self.section.timeout;
             let outcome = match self.ask(address, app, &no_code, deadline).await {
-                // Who looks at the code has taken the app.
+                // An address that rejects the code has accepted the app.
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -188,13 +189,13 @@ impl WeChat {
         };
         self.addresses.report(first, trouble);
         match second {
-            // Nothing was sent, so that this is no repetition.
+            // Nothing was sent, so this is not a repeated exchange.
             Some(second) if trouble.is_some() => self.ask(second, app, code, deadline).await,
             _ => outcome,
         }
     }
 
-    /// Trades a code at one address.
+    /// Exchanges a code at one address.
     async fn ask(
         &self,
         address: &Address,
@@ -211,8 +212,8 @@ impl WeChat {
             let identity = reply.and_then(|reply| reply.into_identity(&app.app_id));
             return identity.map_err(|error| error.at(place));
         }
-        // WeChat has no status but 200, yet a relay may turn its errors into others. It never
-        // turns a user into one.
+        // WeChat's only status is 200, but a relay may change the status of errors. It never
+        // changes the status of a successful exchange.
         let reported = reply.and_then(|reply| reply.failure()).ok().flatten();
         if let Some(error) = reported.filter(|_| status.is_client_error()) {
             return Err(error);
@@ -265,13 +266,13 @@ impl WeChat {
 /// A response from an address of WeChat.
 struct Response {
     status: StatusCode,
-    /// In seconds. Dates are not read.
+    /// In seconds. A date is ignored.
     retry_after: Option<u32>,
     body: Zeroizing<Vec<u8>>,
 }
 
 impl ExchangePermit<'_> {
-    /// Trades a code. It is sent at most once, whatever comes of it.
+    /// Exchanges a code. It is sent at most once, whatever the outcome.
     ///
     /// # Errors
     /// See [`WeChatError`].
@@ -285,11 +286,11 @@ impl ExchangePermit<'_> {
     }
 }
 
-/// Tells what happened before anything was sent from what happened after.
+/// Distinguishes errors before anything was sent from errors after.
 fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
     let after = |cause| Trouble::new(Some(place.clone()), cause);
-    // All connections together may take less time than the whole, so that the latter ends
-    // only after the request was written, or began to be.
+    // All connect timeouts together are shorter than the total timeout, so when the total timeout
+    // ends, the request has been sent, at least in part.
     if let Some(trouble) = Trouble::of_certificate(place, error) {
         WeChatError::Certificate(trouble)
     } else if is_nonsense(error) {
@@ -303,7 +304,7 @@ fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
     }
 }
 
-/// Whether something came that is no HTTP.
+/// Whether something was received that is not HTTP.
 fn is_nonsense(error: &reqwest::Error) -> bool {
     trouble::chain(error)
         .any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
@@ -317,6 +318,6 @@ fn roots(section: &WeChatSection) -> Result<Vec<reqwest::Certificate>, ClientErr
     if roots.is_empty() && section.is_https() {
         return Err(ClientError::NoRoots);
     }
-    // A system's store may hold certificates that cannot be read; the others still count.
+    // The system's store may contain unreadable certificates; the others are used.
     Ok(roots.iter().filter_map(|root| reqwest::Certificate::from_der(root).ok()).collect())
 }

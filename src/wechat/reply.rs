@@ -1,11 +1,13 @@
-//! The wire format of WeChat's answers, with its habits.
+//! The wire format of WeChat's responses.
 //!
-//! Success is: the required fields are there, and `errcode` is absent or 0. `errcode` may
-//! be a number or a string; unknown fields come and go; the content type says nothing.
-//! `session_key` must be there, as in any true answer, and is wiped unread: nothing needs it.
+//! An exchange succeeds if the required fields exist, and `errcode` is missing or 0. `errcode` may
+//! be a number or a string; unknown fields are ignored; the content type is not reliable.
+//! `session_key` must exist, as in every genuine response, and is wiped unread, because nothing
+//! needs it.
 //!
-//! `errcode`, `openid`, `unionid` and `session_key` decide, and are read strictly. No other
-//! field may change the verdict, whatever it holds: not `errmsg`, and not what a relay adds.
+//! Only `errcode`, `openid`, `unionid` and `session_key` affect the result, and they are read
+//! strictly. No other field may affect it, whatever its value: not `errmsg`, and not what a relay
+//! adds.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,41 +18,42 @@ use zeroize::Zeroizing;
 use super::{ErrCode, ErrorReport, WeChatError};
 use crate::identity::{AppId, Identity, OpenId, UnionId};
 
-/// Stands for every byte of a string that JSON or UTF-8 does not allow. No field that decides
-/// can hold it.
+/// Replaces every byte of a string that JSON or UTF-8 does not allow. Invalid in each of the fields
+/// that affect the result.
 const UNREADABLE: u8 = 0x7f;
 
-/// A response of code2Session. Only the fields that decide are read.
+/// A response of code2Session. Only the fields that affect the result are read.
 #[derive(Default)]
 pub struct Reply {
     errcode: Option<Field>,
     openid: Option<Field>,
     unionid: Option<Field>,
     session_key: Option<Field>,
-    /// Trace id and address, where an `errmsg` names them.
+    /// Trace id and address, if `errmsg` contains them.
     rid: Option<Box<str>>,
     seen_address: Option<IpAddr>,
 }
 
-/// The value of a field that decides.
+/// The value of a field that affects the result.
 enum Field {
     Null,
     Number(i64),
     Text(Zeroizing<String>),
-    /// Of a type that it never has, or holding what no text may hold.
+    /// It has a type that it should never have, or contains characters that are not allowed in
+    /// text.
     Wrong,
 }
 
 impl Reply {
-    /// Reads the body of a response. What is in fields that decide nothing does not matter, as
-    /// long as it can be told where they end.
+    /// Parses the body of a response. Values of other fields do not matter, as long as it is clear
+    /// where they end.
     ///
     /// # Errors
-    /// When it is not one whole JSON object, or has a field that decides twice.
+    /// When it is not exactly one JSON object, or has a field that affects the result twice.
     pub fn parse(body: &[u8]) -> Result<Self, WeChatError> {
         let wrong = || WeChatError::malformed("not the JSON expected");
         let text = readable(body);
-        // serde would read the fields from an array too.
+        // serde would also read the fields from an array.
         if !text.starts_with(b"{") {
             return Err(wrong());
         }
@@ -63,10 +66,10 @@ impl Reply {
         Ok(reply)
     }
 
-    /// What WeChat reports, if it reports a failure.
+    /// The error that WeChat reports, if any.
     ///
     /// # Errors
-    /// When there is an `errcode` that is no number.
+    /// When there is an `errcode` that is not a number.
     pub fn failure(&self) -> Result<Option<WeChatError>, WeChatError> {
         let code = match &self.errcode {
             None | Some(Field::Null) => 0,
@@ -79,7 +82,7 @@ impl Reply {
         Ok((code != 0).then(|| self.error(ErrCode(code))))
     }
 
-    /// A trace id that holds one of these, or is a part of one, is none.
+    /// Removes a trace id that contains one of these secrets, or is a part of one.
     #[must_use]
     pub fn without(mut self, secrets: [&str; 2]) -> Self {
         let shows = |rid: &str, secret: &str| rid.contains(secret) || secret.contains(rid);
@@ -87,10 +90,10 @@ impl Reply {
         self
     }
 
-    /// The user that WeChat names.
+    /// The identity of the user.
     ///
     /// # Errors
-    /// What it reports instead, or what is wrong with its response.
+    /// The error that WeChat reports, or what is wrong with its response.
     pub fn into_identity(self, app_id: &AppId) -> Result<Identity, WeChatError> {
         if let Some(error) = self.failure()? {
             return Err(error);
@@ -100,7 +103,7 @@ impl Reply {
         }
         let openid = text(self.openid.as_ref()).and_then(OpenId::parse);
         let openid = openid.ok_or(WeChatError::malformed("invalid openid"))?;
-        // WeChat leaves the field out, or empty, for apps that are not bound.
+        // For apps that are not bound to an Open Platform account, the field is missing or empty.
         let unionid = match &self.unionid {
             None | Some(Field::Null) => None,
             Some(Field::Text(text)) if text.is_empty() => None,
@@ -123,7 +126,7 @@ impl Reply {
         }
     }
 
-    /// WeChat's words are not repeated; what support and operators need of them is taken out.
+    /// WeChat's text is not repeated; only what support and operators need is extracted.
     fn error_report(&self, errcode: ErrCode) -> ErrorReport {
         ErrorReport { errcode, rid: self.rid.clone(), seen_address: self.seen_address }
     }
@@ -149,7 +152,7 @@ fn trace_id(errmsg: &str) -> Option<&str> {
     })
 }
 
-/// The text of a field that is there and not empty.
+/// The text of a field, unless it is missing or empty.
 fn text(field: Option<&Field>) -> Option<&str> {
     match field {
         Some(Field::Text(text)) => Some(text.as_str()).filter(|text| !text.is_empty()),
@@ -157,9 +160,9 @@ fn text(field: Option<&Field>) -> Option<&str> {
     }
 }
 
-/// The JSON in a body: without BOM and blanks around it, and with [`UNREADABLE`] for what its
-/// strings may not hold, such as line breaks and bytes of GBK. It is never longer than the
-/// body, so that no copy of it is left behind.
+/// The JSON of a body: without a BOM and blanks around it, and with [`UNREADABLE`] for bytes that
+/// are not allowed in its strings, such as line breaks and bytes of GBK. It is never longer than
+/// the body, so that the buffer does not grow and leave a copy behind.
 fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut body = body.trim_ascii();
     while let Some(rest) = body.strip_prefix(b"\xef\xbb\xbf") {
@@ -186,7 +189,7 @@ fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
             },
             0..0x20 if is_in_string => readable.push(UNREADABLE),
             0x80.. if !is_utf8 => {
-                // The second byte of a character of GBK may look like a backslash.
+                // The second byte of a GBK character may be a backslash.
                 if let [0x40..=0x7e | 0x80..=0xfe, after @ ..] = rest {
                     rest = after;
                 }
@@ -198,7 +201,7 @@ fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
     readable
 }
 
-/// The length of what may follow a backslash, without it; 0 where it begins no escape.
+/// The length of an escape after its backslash; 0 if it is not a valid escape.
 fn escape_length(after: &[u8]) -> usize {
     match after {
         [b'u', digits @ ..] => {
@@ -276,7 +279,7 @@ impl<'de> Deserialize<'de> for Name {
             }
         }
 
-        // Half a surrogate pair is no text, but a name all the same.
+        // Half of a surrogate pair is not valid text, but allowed as a name.
         input.deserialize_bytes(Reader)
     }
 }
@@ -429,7 +432,7 @@ mod tests {
         assert_eq!(trace_id("invalid code"), None);
     }
 
-    /// A value of a field, often one that decides.
+    /// A value of a field, often one that affects the result.
     fn value() -> impl Strategy<Value = Value> {
         prop_oneof![
             Just(Value::Null),
@@ -451,7 +454,7 @@ mod tests {
         (name, value(), any::<bool>())
     }
 
-    /// The openid by a plain reading of the fields.
+    /// The openid, by a simple parser.
     fn plainly(fields: &[(String, Value, bool)]) -> Option<String> {
         let one = |name: &str| {
             let mut all = fields.iter().filter(|(known, ..)| known == name).map(|(_, v, _)| v);
@@ -475,7 +478,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 
-        /// Names may be written with escapes, fields be repeated and hold what looks like others.
+        /// Names may have escapes, and fields may be repeated or contain what looks like other
+        /// fields.
         #[test]
         fn valid_json_is_read_as_a_plain_reader_does(
             user in prop::collection::vec("o[a-z]{0,3}", 0..2),
@@ -498,7 +502,7 @@ mod tests {
             prop_assert_eq!(found, plainly(&fields), "{}", body);
         }
 
-        /// No bytes of a text that decides nothing become a field, or hide one.
+        /// No bytes in the text of another field can become a field, or hide one.
         #[test]
         fn the_bytes_of_a_text_never_change_the_verdict(
             mut text in prop::collection::vec(any::<u8>(), 0..12),

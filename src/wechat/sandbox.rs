@@ -1,9 +1,9 @@
 //! A simulated WeChat for development and tests.
 //!
-//! Speaks code2Session with WeChat's semantics and habits: codes are good once and for five
-//! minutes, app id and secret are checked, errors come as HTTP 200 and everything as
-//! `text/plain`. It is started by its own command, by the demo and by tests only; nothing
-//! in a gateway's configuration can start it.
+//! It implements code2Session with WeChat's behaviour: a code works once and for five minutes, app
+//! id and secret are checked, errors come with HTTP 200, and every response is `text/plain`. It is
+//! only started by its own command, by the demo and by tests; no gateway configuration can start
+//! it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,25 +25,25 @@ use tokio::net::TcpListener;
 use crate::clock::Clock;
 use crate::listener::internal::{self, Dropped, Request, Response, response};
 
-/// The app that is there when none is named.
+/// The app that exists if none is configured.
 pub const DEFAULT_APP: (&str, &str) = ("wx0123456789abcdef", "sandbox-secret");
 
-/// How every session key of the sandbox begins, so that it is known where it should not be.
+/// The prefix of every session key of the sandbox, so that tests recognise it where it must not be.
 pub const SESSION_KEY: &str = "c2FuZGJve";
 
-/// WeChat's codes live for five minutes (wx.login).
+/// Lifetime of WeChat's codes (wx.login).
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
-/// Bytes of an answer that nobody should read to its end.
+/// Bytes of a response that is too long to be read to its end.
 const HUGE: usize = 100 << 20;
 
-/// An exchange at the beginning of a slow start.
+/// Duration of an exchange at the beginning of a slow start.
 const SLOWEST: Duration = Duration::from_secs(2);
 
-/// Codes remembered, both given out and used; the oldest are forgotten.
+/// The most codes that are remembered, both issued and used; the oldest are forgotten.
 const CODES_KEPT: u64 = 100_000;
 
-/// Longest body of a request for a code.
+/// The most bytes of a request for a code.
 const LONGEST_BODY: usize = 4 << 10;
 
 /// A simulated WeChat.
@@ -51,14 +51,14 @@ pub struct Sandbox {
     /// App ids and secrets.
     apps: Vec<(String, String)>,
     clock: Clock,
-    /// Given out by `POST /sandbox/codes`.
+    /// Issued by `POST /sandbox/codes`.
     given: Cache<String, Given>,
     used: Cache<String, ()>,
     habits: Habits,
     began: Duration,
-    /// The one good `session_key` of each user, by openid.
+    /// The current `session_key` of each user, by openid.
     keys: Cache<String, [u8; 16]>,
-    /// Logins of each user in the minute at hand.
+    /// Logins of each user in the current minute.
     minutes: Cache<String, (u64, u32)>,
     logins: AtomicU64,
     exchanges: AtomicU64,
@@ -66,18 +66,19 @@ pub struct Sandbox {
     most_at_once: AtomicU64,
 }
 
-/// How WeChat behaves that day.
+/// How the simulated WeChat behaves.
 #[derive(Clone, Debug)]
 pub struct Habits {
-    /// Time that an exchange takes.
+    /// Duration of an exchange.
     pub latency: Duration,
-    /// So long after the start exchanges take longer: two seconds at first, less and less.
+    /// For this time after the start, exchanges take longer: two seconds at first, then less and
+    /// less.
     pub slow_start: Duration,
-    /// Logins of one user in a minute; those beyond get 45011.
+    /// Logins per user and minute; further ones get 45011.
     pub user_quota: u32,
-    /// Logins in all; those beyond get 45009.
+    /// Logins in total; further ones get 45009.
     pub quota: Option<u64>,
-    /// Whether the caller's address is not on the whitelist: everything gets 40164.
+    /// Whether the caller's address is missing from the whitelist: every call gets 40164.
     pub refuses_address: bool,
 }
 
@@ -86,7 +87,7 @@ impl Default for Habits {
         Self {
             latency: Duration::ZERO,
             slow_start: Duration::ZERO,
-            // As WeChat's documentation had it.
+            // The value that WeChat's documentation gave.
             user_quota: 100,
             quota: None,
             refuses_address: false,
@@ -135,7 +136,7 @@ impl Sandbox {
         })
     }
 
-    /// Serves until it is dropped.
+    /// Serves until the future is dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let handler = move |request| {
             let sandbox = self.clone();
@@ -149,7 +150,7 @@ impl Sandbox {
         self.exchanges.load(Ordering::Relaxed)
     }
 
-    /// The most calls of code2Session that were under way together.
+    /// The most concurrent calls of code2Session.
     pub fn most_at_once(&self) -> u64 {
         self.most_at_once.load(Ordering::Relaxed)
     }
@@ -176,7 +177,7 @@ impl Sandbox {
         tokio::time::sleep(self.delay()).await;
         let query = match *request.method() {
             Method::GET => request.uri().query().unwrap_or_default(),
-            // WeChat overlooks the parameters of anything but GET.
+            // WeChat reads the parameters of GET requests only.
             _ => "",
         };
         let parameter = |name: &str| parameter(query, name);
@@ -215,12 +216,13 @@ impl Sandbox {
         Ok(text(&self.grant(&app_id, &user)))
     }
 
-    /// Takes a code, whether or not its answer ever arrives; of two at once, one.
+    /// Marks a code as used, even if its response never arrives. Of two concurrent calls, one
+    /// succeeds.
     fn take(&self, code: &str) -> bool {
         self.used.entry_by_ref(code).or_insert(()).is_fresh()
     }
 
-    /// How long the answer takes.
+    /// How long the response takes.
     fn delay(&self) -> Duration {
         let left = (self.began + self.habits.slow_start).saturating_sub(self.clock.now());
         if left.is_zero() {
@@ -244,7 +246,7 @@ impl Sandbox {
         (self.logins.fetch_add(1, Ordering::Relaxed) >= quota).then_some(45009)
     }
 
-    /// Who logs in gets a new `session_key`, and the one before is worth nothing.
+    /// Each login gives the user a new `session_key`, and invalidates the one before.
     fn grant(&self, app_id: &str, user: &str) -> Value {
         let mut key = *b"sandbox-xxxxxxxx";
         rand::rng().fill_bytes(key.get_mut(8..).unwrap_or_default());
@@ -258,7 +260,7 @@ impl Sandbox {
     }
 
     /// auth.checkSessionKey: whether a signature was made with the user's `session_key`. Any
-    /// `access_token` is taken.
+    /// `access_token` is accepted.
     fn check_session(&self, request: &Request) -> Response {
         let query = request.uri().query().unwrap_or_default();
         let key = self.keys.get(&parameter(query, "openid")).unwrap_or_default();
@@ -271,7 +273,7 @@ impl Sandbox {
         if is_right { text(&json!({ "errcode": 0, "errmsg": "ok" })) } else { failure(87009) }
     }
 
-    /// The checks that WeChat makes before it looks at a code.
+    /// The checks that WeChat makes before it checks the code.
     fn refusal(&self, app_id: &str, secret: &str, code: &str, grant_type: &str) -> Option<i64> {
         if app_id.is_empty() {
             return Some(41002);
@@ -339,7 +341,7 @@ fn parameter(query: &str, name: &str) -> String {
         .unwrap_or_default()
 }
 
-/// A call that is counted until it is dropped.
+/// A call in flight, counted until it is dropped.
 struct UnderWay<'a>(&'a Sandbox);
 
 impl<'a> UnderWay<'a> {
@@ -394,14 +396,14 @@ fn is_user(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'))
 }
 
-/// The openid of a user for an app: 28 characters, as WeChat's. It shows the name, so that
-/// a reader knows it again, and differs from app to app.
+/// The openid of a user in an app: 28 characters, as WeChat's. It contains the name, so that
+/// readers recognise it, and differs between apps.
 pub fn openid(app_id: &str, user: &str) -> String {
     id('o', &format!("{app_id} {user}"), user)
 }
 
-/// The unionid of a user, the same for all apps. Users whose names begin with `union` have
-/// one; the others stand for apps that are not bound to an Open Platform account.
+/// The unionid of a user, the same in all apps. Users whose names begin with `union` have one; the
+/// others are as in apps that are not bound to an Open Platform account.
 pub fn unionid(user: &str) -> Option<String> {
     user.starts_with("union").then(|| id('u', user, user))
 }

@@ -1,8 +1,8 @@
 //! Failures of calls to WeChat, described for operators.
 //!
-//! An address is shown as scheme, host and port: its query has the app secret, and the path of
-//! a relay or the password of a proxy may be secrets too. Causes are a closed set, so that they
-//! can be keys.
+//! An address is shown as scheme, host and port only: its query contains the app secret, and the
+//! path of a relay or the password of a proxy may be secret too. Causes are a closed set, so that
+//! they can be used as keys.
 
 use std::error::Error;
 use std::fmt;
@@ -14,17 +14,17 @@ use rustls::CertificateError;
 
 use crate::identity::secret::Secret;
 
-/// What went wrong, and where.
+/// A failure and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// The address that was called, if any was.
+    /// The address that was called, if any.
     pub place: Option<Arc<Place>>,
     pub cause: Cause,
-    /// Whether it is the egress proxy's, not WeChat's.
+    /// Whether the egress proxy failed, not WeChat.
     is_of_proxy: bool,
 }
 
-/// An address of WeChat, and the way to it.
+/// An address of WeChat, and the proxy to it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Place {
     address: String,
@@ -58,7 +58,7 @@ fn origin(url: &str) -> String {
     origin.unwrap_or_default()
 }
 
-/// Why.
+/// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     ConnectionRefused,
@@ -82,7 +82,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Of an error before the request was sent.
+    /// The cause of an error before the request was sent.
     fn of_connection(error: &reqwest::Error) -> Self {
         if error.is_timeout() {
             return Self::ConnectTimeout;
@@ -90,7 +90,7 @@ impl Cause {
         chain(error).find_map(Self::of_link).unwrap_or(Self::NoConnection)
     }
 
-    /// Of a certificate that is not accepted, if it is that.
+    /// The cause of a rejected certificate; `None` for other errors.
     fn of_certificate(error: &reqwest::Error) -> Option<Self> {
         chain(error).find_map(|link| match link.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(error)) => Some(match error {
@@ -110,8 +110,8 @@ impl Cause {
         })
     }
 
-    /// The cause in one error of a chain. Some types have no other names than their texts, which
-    /// tests on the wire hold.
+    /// The cause in one error of a chain. Some error types can be recognised only by their texts;
+    /// tests with real connections check these.
     fn of_link(link: &(dyn Error + 'static)) -> Option<Self> {
         if link.is::<rustls::Error>() {
             return Some(Self::Handshake);
@@ -131,21 +131,21 @@ impl Cause {
                 _ => None,
             };
         }
-        // It holds the URL.
+        // Its text contains the URL.
         if link.is::<reqwest::Error>() {
             return None;
         }
         match link.to_string().as_str() {
             "dns error" => Some(Self::Dns),
             "tunnel error: proxy authorization required" => Some(Self::ProxyPassword),
-            // What comes after it says more.
+            // The next error of the chain says more.
             "tunnel error: failed to create underlying connection" => None,
             text if text.starts_with("tunnel error: ") => Some(Self::NoTunnel),
             _ => None,
         }
     }
 
-    /// The description, without numbers that others choose: equal for equal causes.
+    /// The description, without numbers from outside: equal for equal causes.
     pub fn words(self) -> &'static str {
         match self {
             Self::ConnectionRefused => "connection refused",
@@ -190,15 +190,15 @@ impl Trouble {
         Self { place, cause, is_of_proxy: false }
     }
 
-    /// Of a certificate that is not accepted, if it is that.
+    /// For a rejected certificate; `None` for other errors.
     pub fn of_certificate(place: &Arc<Place>, error: &reqwest::Error) -> Option<Self> {
         Cause::of_certificate(error).map(|cause| Self::new(Some(place.clone()), cause))
     }
 
-    /// Of an error before the request was sent.
+    /// For an error before the request was sent.
     pub fn of_connection(place: &Arc<Place>, error: &reqwest::Error) -> Self {
         let cause = Cause::of_connection(error);
-        // Names are looked up and connections made on the way to the proxy only, if there is one.
+        // With a proxy, the gateway looks up and connects to the proxy only.
         let is_of_proxy = place.proxy.is_some()
             && matches!(
                 cause,
@@ -229,8 +229,8 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// An error and what caused it, outermost first. An `io::Error` does not show the error that
-/// it wraps as its source.
+/// An error and its causes, outermost first. An `io::Error` does not return the error that it wraps
+/// as its source.
 pub fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     successors(Some(error as &(dyn Error + 'static)), |&error| {
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
