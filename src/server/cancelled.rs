@@ -1,7 +1,7 @@
-//! Whenever a connection is dropped, nothing is left of its requests.
+//! Tests that nothing is left of a request when its connection is dropped.
 //!
-//! Each exchange is served again and again, and dropped at its first poll, at its second, and so
-//! on, until it ends by itself.
+//! Each request is served repeatedly, and dropped at its first poll, at its second poll, and so on,
+//! until it completes.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -26,13 +26,13 @@ use crate::telemetry::metrics::Metrics;
 
 const MOST_CONNECTIONS: usize = 16;
 
-/// Longer than anything takes that works, on a busy machine.
+/// Longer than any working operation takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A part of an exchange by itself.
+/// Separates the parts of a request.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A future that is dropped after so many polls. `true`: it ended before.
+/// A future that is dropped after this many polls. `true`: it completed before.
 struct Cut<F> {
     future: Pin<Box<F>>,
     polls: usize,
@@ -50,7 +50,7 @@ impl<F: Future<Output = ()>> Future for Cut<F> {
     }
 }
 
-/// What the service has seen.
+/// What the service has received.
 #[derive(Default)]
 struct Records {
     /// The connection number and the target of each request.
@@ -58,13 +58,13 @@ struct Records {
     faults: Vec<String>,
 }
 
-/// A gateway that serves a connection when the test says so, and a service.
+/// A gateway that serves a connection on request of the test, and a service.
 struct Bench {
     listener: TcpListener,
     edge: Arc<Edge>,
     process: Arc<Process>,
     records: Arc<Mutex<Records>>,
-    /// Looks up the servers.
+    /// Keeps resolving the servers.
     _resolving: JoinSet<()>,
     _directory: tempfile::TempDir,
 }
@@ -130,8 +130,8 @@ impl Bench {
         Self { listener, edge, process, records, _resolving: resolving, _directory: directory }
     }
 
-    /// Serves the connection of this client, and drops it after so many polls. Tells whether it
-    /// ended before, and what the client got.
+    /// Serves the connection of this client, and drops it after this many polls. Returns whether it
+    /// completed before, and what the client received.
     async fn serve(&self, client: Script, polls: usize) -> (bool, Vec<u8>) {
         let address = self.listener.local_addr().unwrap();
         let client: JoinHandle<Vec<u8>> = tokio::spawn(async move {
@@ -150,9 +150,9 @@ impl Bench {
         (has_ended, got)
     }
 
-    /// Holds that nothing is left of a connection.
+    /// Asserts that nothing is left of a connection.
     async fn assert_nothing_is_left(&self, what: &str) {
-        // The streams of HTTP/2 are tasks of their own, and end a moment later.
+        // HTTP/2 streams are separate tasks, and end a moment later.
         for _ in 0..1000 {
             if self.process.metrics.requests_in_flight() == 0 {
                 break;
@@ -182,7 +182,7 @@ enum Script {
     Http2(usize),
 }
 
-/// Sends these parts each by itself, and reads until the end.
+/// Sends each of the parts separately, and reads until the end.
 async fn send(stream: TcpStream, parts: &[String]) -> Vec<u8> {
     let (mut from, mut to) = stream.into_split();
     let sending = async {
@@ -232,7 +232,7 @@ async fn upload(stream: TcpStream, length: usize) -> Vec<u8> {
     got
 }
 
-/// The service: takes requests strictly, and says in each response what it is for.
+/// The service: parses requests strictly, and repeats the target in each response.
 async fn converse(mut stream: TcpStream, number: usize, records: Arc<Mutex<Records>>) {
     stream.set_nodelay(true).unwrap();
     let mut read = Vec::new();
@@ -324,7 +324,7 @@ async fn converse(mut stream: TcpStream, number: usize, records: Arc<Mutex<Recor
     }
 }
 
-/// Reads up to and with these bytes; `None` at the end of the connection.
+/// Reads up to and including these bytes; `None` at the end of the connection.
 async fn until(stream: &mut TcpStream, read: &mut Vec<u8>, end: &[u8]) -> Option<Vec<u8>> {
     loop {
         if let Some(at) = memchr::memmem::find(read, end) {
@@ -336,7 +336,7 @@ async fn until(stream: &mut TcpStream, read: &mut Vec<u8>, end: &[u8]) -> Option
     }
 }
 
-/// Drops an exchange at each of its polls. What its client gets at last must end so.
+/// Drops a request at each of its polls. The response of the completed one must end with `end`.
 async fn drop_at_each_poll(name: &str, script: Script, end: &str) {
     let bench = Bench::start().await;
     for polls in 1.. {
@@ -356,7 +356,7 @@ async fn drop_at_each_poll(name: &str, script: Script, end: &str) {
             let got = String::from_utf8(got).unwrap();
             assert!(got.ends_with(end), "{what}: {got}");
             assert!(polls > 2, "{name} is over after {polls} polls");
-            // Connections are used again, or it would say nothing that responses are right.
+            // Connections are reused; otherwise correct responses would prove nothing.
             let connections: BTreeSet<usize> = served.iter().map(|(number, _)| *number).collect();
             assert!(connections.len() < served.len(), "{name}: {connections:?}");
             return;
@@ -365,7 +365,7 @@ async fn drop_at_each_poll(name: &str, script: Script, end: &str) {
     }
 }
 
-/// Parts of HTTP/1.
+/// Parts of an HTTP/1 request.
 fn parts(parts: &[&str]) -> Script {
     Script::Http1(parts.iter().map(|part| (*part).to_owned()).collect())
 }

@@ -13,23 +13,23 @@ use crate::telemetry::log_throttle::LogThrottle;
 /// Time between attempts to reopen a log file.
 const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
-/// Commands, and who carries them out.
+/// Commands, and the tasks that carry them out.
 pub struct Commands {
     pub given: mpsc::Receiver<Command>,
-    /// One waiting command of a kind is as good as several. `None`: there is no file.
+    /// One waiting command of a kind is enough. `None`: there is no file.
     pub reload: Option<mpsc::Sender<()>>,
     pub reopen: Option<mpsc::Sender<()>>,
 }
 
 impl Commands {
-    /// Waits for [`Command::Drain`] or [`Command::Stop`]. When nobody is left to give a command, the
-    /// gateway serves no purpose any more.
+    /// Waits for [`Command::Drain`] or [`Command::Stop`]. Stops, too, when no more commands can be
+    /// given.
     pub async fn wait_for_stop(&mut self) -> Command {
         loop {
             match self.given.recv().await {
                 Some(command @ (Command::Drain | Command::Stop)) => return command,
                 Some(Command::Reload) => match &self.reload {
-                    // One that waits already will read the current files.
+                    // A reload that is already waiting will read the current files.
                     Some(reload) => drop(reload.try_send(())),
                     None => tracing::warn!("SIGHUP: there is no file to reload"),
                 },
@@ -49,15 +49,15 @@ impl Commands {
     }
 }
 
-/// Reopens a log file on each command, and retries until it can.
+/// Reopens a log file on each command, and retries until it succeeds.
 pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
     let failed = LogThrottle::new(clock);
     while asked.recv().await.is_some() {
         loop {
             let (done, reopened) = oneshot::channel();
             let opened = file.clone();
-            // Not one of the runtime's threads, whose end it would wait for: a file system may
-            // never answer.
+            // Not a thread of the runtime, which would wait for it at its end: a file system may
+            // never respond.
             std::thread::spawn(move || drop(done.send(opened.reopen())));
             let Ok(outcome) = reopened.await else { break };
             let path = file.path().display();

@@ -44,13 +44,13 @@ use crate::telemetry::metrics::Metrics;
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
 
-/// Connections that wait to be accepted, as far as the system allows (`somaxconn`).
+/// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// What a running gateway is told, by signals in production.
+/// A command to a running gateway; in production, a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// SIGTERM: finish what is in flight, then end. A second one is [`Command::Stop`].
+    /// SIGTERM: finish requests in flight, then end. A second one is [`Command::Stop`].
     Drain,
     /// SIGINT: end at once.
     Stop,
@@ -81,7 +81,7 @@ pub enum StartError {
     Workers(io::Error),
 }
 
-/// A gateway whose listeners are bound.
+/// A gateway with bound listeners.
 pub struct Server {
     public: Vec<(Listener, ListenerKind)>,
     forward_auth: Vec<Listener>,
@@ -100,7 +100,7 @@ struct Listener {
 }
 
 impl Server {
-    /// Takes everything that may be missing or taken on this machine.
+    /// Acquires everything that may be missing or in use on this machine.
     ///
     /// # Errors
     /// The first thing that is unavailable, by name.
@@ -130,7 +130,7 @@ impl Server {
     }
 
     /// Does what [`Server::bind`] does, except for the listeners and the access log's file, and
-    /// drops the result. Calls nothing.
+    /// drops the result. Opens no connections.
     ///
     /// # Errors
     /// The first thing that is unavailable, by name.
@@ -141,20 +141,20 @@ impl Server {
         prepare(config, access_log, clock, metrics).map(drop)
     }
 
-    /// Lets the gateway follow the file that its configuration came from.
+    /// Makes the gateway reload the file that its configuration came from.
     #[must_use]
     pub fn following(mut self, origin: Origin) -> Self {
         self.origin = Some(origin);
         self
     }
 
-    /// Where the public listeners are, in the order of the configuration, those of
+    /// The addresses of the public listeners, in the order of the configuration, those of
     /// `server.redirect` last.
     pub fn public_addresses(&self) -> Vec<SocketAddr> {
         self.public.iter().map(|(listener, _)| listener.address).collect()
     }
 
-    /// Where other proxies ask, in the order of the configuration.
+    /// The addresses of the forward-auth listeners, in the order of the configuration.
     pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
         self.forward_auth.iter().map(|listener| listener.address).collect()
     }
@@ -163,7 +163,7 @@ impl Server {
         self.admin.address
     }
 
-    /// Serves until a command to stop, or until nobody can give one any more.
+    /// Serves until a command to stop, or until no more commands can be given.
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
@@ -180,7 +180,7 @@ impl Server {
         background.spawn(async move {
             let answer = move |request| {
                 let (process, policy) = (admin_process.clone(), admin_policies.current());
-                // A client that leaves does not stop what it has asked for.
+                // A client that disconnects does not cancel its operation.
                 let answered =
                     tokio::spawn(async move { admin::respond(&process, &policy, &request).await });
                 async move { answered.await.map_err(|_| Dropped) }
@@ -246,7 +246,7 @@ impl Server {
             () = tokio::time::sleep(shutdown_delay) => false,
             _ = commands.wait_for_stop() => true,
         };
-        // Ends the accept loops, and with them the listeners.
+        // Ends the accept loops, and thereby the listeners.
         accepting.shutdown().await;
         process.lifecycle.close();
         connections.close();
@@ -267,7 +267,7 @@ impl Server {
     }
 }
 
-/// All that is needed to serve, except the listeners.
+/// Everything needed to serve, except the listeners.
 fn prepare(
     config: &Config,
     access_log: AccessLog,
@@ -293,7 +293,7 @@ fn prepare(
     Ok((process, policy))
 }
 
-/// The addresses of public listeners, and what is expected there.
+/// The addresses of the public listeners, with the kind of each.
 fn public_listeners(section: &ServerSection) -> impl Iterator<Item = (SocketAddr, ListenerKind)> {
     let own = section.listen.iter().map(|address| {
         let is_behind_balancer = section.proxy_protocol.contains(address);
@@ -331,7 +331,7 @@ fn listen(address: SocketAddr) -> Result<Listener, StartError> {
             socket2::Type::STREAM.nonblocking(),
             Some(socket2::Protocol::TCP),
         )?;
-        // A restart need not wait for the connections of the process before it.
+        // A restart does not have to wait for the connections of the previous process.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

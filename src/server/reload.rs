@@ -1,14 +1,14 @@
-//! Taking a changed configuration into service.
+//! Reloads the configuration.
 //!
-//! On SIGHUP, and when one of the files that make up the configuration has changed, the whole
-//! of it is read and checked as at the start, made into a policy beside the one that serves,
-//! and put in its place at one stroke: whatever has begun ends under the configuration it
-//! began with. If anything is wrong nothing changes; the log says what, as `wxgate check`
-//! would, and a metric stands at 0 until a later reload succeeds.
+//! On SIGHUP, and when a file of the configuration has changed, the whole configuration is read and
+//! checked as at the start, and made into a new policy, which replaces the current one atomically:
+//! requests that have begun keep the configuration they began with. If there is any problem,
+//! nothing changes; the log says what is wrong, as `wxgate check` does, and a metric is 0 until a
+//! reload succeeds.
 //!
-//! Files are watched by looking at them: what the system tells of changes it tells of one
-//! file system and one name, and Kubernetes swaps a link beside it, network file systems tell
-//! nothing. A change is taken when two looks in a row see the same.
+//! Files are checked periodically. Notifications of the system are not enough: they cover one name
+//! on one file system, while Kubernetes replaces a link beside it, and network file systems send
+//! none. A change is loaded when two checks in a row see the same files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,22 +26,22 @@ use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::telemetry::process_log::LogControl;
 use crate::upstream::Pool;
 
-/// A new policy waits no longer than this for host names to be resolved.
+/// A new policy waits at most this long for host names to be resolved.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 
-/// Problems of one configuration that are logged.
+/// The most problems of one configuration that are logged.
 const MOST_PROBLEMS: usize = 100;
 
-/// Where a running configuration came from.
+/// The origin of the running configuration.
 pub struct Origin {
     pub path: PathBuf,
     pub config: Arc<Config>,
     pub files: Files,
-    /// Of the process's log, where it has one.
+    /// Control of the process log, if there is one.
     pub log: Option<LogControl>,
 }
 
-/// Keeps a gateway at what its files say.
+/// Keeps a gateway's configuration up to date with its files.
 pub struct Reloader {
     origin: Origin,
     process: Arc<Process>,
@@ -50,13 +50,13 @@ pub struct Reloader {
     resolving: JoinSet<()>,
 }
 
-/// What a look at a file shows of it: device, inode, length, and when it last changed.
+/// The state of a file: device, inode, length, and times of the last changes.
 type Look = (u64, u64, u64, (i64, i64), (i64, i64));
 
-/// `None` for a file that is not there.
+/// `None`: the file does not exist.
 type Looks = BTreeMap<PathBuf, Option<Look>>;
 
-/// Why a configuration is not taken.
+/// Why a configuration was rejected.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
     #[error("the configuration has {} problems", .0.len())]
@@ -73,7 +73,7 @@ impl Reloader {
         Self { origin, process, policies, seen, resolving: JoinSet::new() }
     }
 
-    /// Reloads whenever it is asked to or a file has changed, until nobody can ask any more.
+    /// Reloads on each command and when a file has changed, until no more commands can be given.
     pub async fn run(mut self, mut asked: mpsc::Receiver<()>) {
         loop {
             tokio::select! {
@@ -87,7 +87,8 @@ impl Reloader {
         }
     }
 
-    /// Waits until the files are others than those last read, and stay so for a moment.
+    /// Waits until the files differ from those last read, and have stayed the same for one
+    /// interval.
     async fn change(&self) {
         let interval = self.origin.config.server.watch_interval;
         if interval.is_zero() {
@@ -108,7 +109,8 @@ impl Reloader {
         let before = self.look().await;
         let files = self.changed_files(&before);
         let outcome = self.try_reload().await;
-        // What changed meanwhile may have been read as it was or as it is: it is news either way.
+        // A file that changed during the reload may have been read before or after the change, so
+        // it must count as changed.
         self.seen = self.look().await;
         for (file, known) in before {
             self.seen.entry(file).and_modify(|look| *look = known);
@@ -136,11 +138,11 @@ impl Reloader {
                 );
             }
         }
-        // Whoever sees this finds the rest in the log.
+        // An operator who sees this metric finds the reason in the log.
         self.process.metrics.reloaded(outcome.is_ok());
     }
 
-    /// Files that have changed since they were last read, are new, or are gone.
+    /// Files that have changed since they were last read, and new and removed files.
     fn changed_files(&self, now: &Looks) -> Vec<String> {
         let of = |looks: &Looks, file: &PathBuf| looks.get(file).copied().flatten();
         let mut files: Vec<_> = now.keys().chain(self.seen.keys()).collect();
@@ -156,7 +158,8 @@ impl Reloader {
         let Loaded { config, files } =
             read.await.map_err(|error| ReloadError::Read(error.into()))?;
         let config = config.inspect_err(|_| {
-            // What was good before may be what is mended.
+            // Files of a rejected configuration are watched as well: the problem may be fixed in
+            // any of them.
             self.origin.files.add(&files);
         })?;
         let current = self.policies.current();
@@ -181,7 +184,7 @@ impl Reloader {
         Ok(changes)
     }
 
-    /// Ends the series of apps and routes that a new configuration does not have.
+    /// Removes the metric series of apps and routes that the new configuration does not have.
     fn forget_series(&self, config: &Config) {
         let metrics = &self.process.metrics;
         for old in &self.origin.config.apps {
@@ -198,14 +201,14 @@ impl Reloader {
 
     async fn look(&self) -> Looks {
         let files = self.origin.files.clone();
-        // A file system may make it wait.
+        // A file system may be slow.
         spawn_blocking(move || look(&files)).await.unwrap_or_default()
     }
 }
 
 fn look(files: &Files) -> Looks {
     let look = |file: PathBuf| {
-        // Through links, so that another target is another file.
+        // Follows links, so that a new target counts as a change.
         let metadata = std::fs::metadata(&file).ok();
         let look = metadata.map(|of| {
             let modified = (of.mtime(), of.mtime_nsec());
@@ -216,7 +219,7 @@ fn look(files: &Files) -> Looks {
     files.find().into_iter().map(look).collect()
 }
 
-/// One line for each problem, of the first hundred.
+/// Logs one line for each problem, up to [`MOST_PROBLEMS`].
 fn log_problems(problems: &Problems) {
     for problem in problems.iter().take(MOST_PROBLEMS) {
         tracing::error!(
@@ -231,10 +234,10 @@ fn log_problems(problems: &Problems) {
     }
 }
 
-/// Looks up the servers of pools, for a moment before they are needed and then again and again
-/// for as long as anybody has them.
+/// Resolves the servers of pools: waits for the first results for a moment, and then continues for
+/// as long as a pool is in use.
 pub async fn resolve(pools: &[Arc<Pool>], resolving: &mut JoinSet<()>) {
-    // Of those that nobody has any more.
+    // Removes the tasks of pools that are no longer in use.
     while resolving.try_join_next().is_some() {}
     let first: JoinSet<()> =
         pools.iter().cloned().map(|pool| async move { pool.resolve().await }).collect();

@@ -1,9 +1,9 @@
-//! Which signals there are, and what each of them stands for.
+//! The signals, and the command for each.
 //!
 //! Every signal that would end the process by default is caught, except those that report a fault
-//! of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that nobody can catch (SIGKILL,
-//! and 32 and 33, which the C library keeps for itself). Signals that stop a process until SIGCONT
-//! are left as they are.
+//! of the program (such as SIGSEGV, SIGABRT or SIGSYS) and those that cannot be caught (SIGKILL,
+//! and 32 and 33, which the C library reserves). Signals that stop a process until SIGCONT are left
+//! as they are.
 
 use std::io;
 
@@ -13,19 +13,19 @@ use tokio::sync::mpsc;
 
 use crate::server::Command;
 
-/// Commands that wait.
+/// The most commands that can wait.
 const QUEUE: usize = 8;
 
 /// Real-time signals, by their numbers.
 #[cfg(target_os = "linux")]
 const REAL_TIME: std::ops::RangeInclusive<i32> = 32..=64;
 
-/// Signals that do not end the process from now on.
+/// Signals that no longer end the process.
 pub struct Signals(Vec<(Signal, Command)>);
 
 impl Signals {
-    /// Catches all but SIGTERM and SIGINT, so that what is still being started can be ended.
-    /// Needs a runtime.
+    /// Catches all signals except SIGTERM and SIGINT, so that the process can still be ended during
+    /// the start. Needs a runtime.
     ///
     /// # Errors
     /// When the system does not allow a signal to be caught.
@@ -39,7 +39,7 @@ impl Signals {
             (Raw::ALARM, "SIGALRM"),
             (Raw::VTALARM, "SIGVTALRM"),
             (Raw::PROF, "SIGPROF"),
-            // Limits of CPU time and file size: what exceeds them fails by itself.
+            // Limits of CPU time and file size: an operation beyond the limit fails by itself.
             (Raw::XCPU, "SIGXCPU"),
             (Raw::XFSZ, "SIGXFSZ"),
             (Raw::IO, "SIGIO"),
@@ -55,13 +55,13 @@ impl Signals {
         #[cfg(target_os = "linux")]
         for number in REAL_TIME {
             let command = Command::Ignored { name: "a real-time signal", number };
-            // The C library keeps some for itself.
+            // The C library reserves some of them.
             let _ = caught.add(SignalKind::from_raw(number), command);
         }
         Ok(caught)
     }
 
-    /// Catches SIGTERM and SIGINT, too, and has every signal sent as a command.
+    /// Also catches SIGTERM and SIGINT, and sends every signal as a command.
     ///
     /// # Errors
     /// When the system does not allow a signal to be caught.

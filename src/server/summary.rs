@@ -7,7 +7,7 @@ use super::Server;
 use crate::config::{Config, RedisServers};
 use crate::edge::ListenerKind;
 
-/// What is configured, in numbers and words without secrets.
+/// A summary of the configuration, without secrets.
 #[derive(Clone, Copy)]
 pub struct Summary {
     is_https: bool,
@@ -37,7 +37,7 @@ impl Summary {
     }
 }
 
-/// The line at the start.
+/// The log line at the start.
 pub struct Started {
     summary: Summary,
     config: Option<String>,
@@ -50,7 +50,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// Of a server whose listeners are bound: their ports are known.
+    /// Needs a server with bound listeners, whose ports are known.
     pub fn new(server: &Server) -> Self {
         let public = |is_meant: fn(ListenerKind) -> bool| {
             let meant = server.public.iter().filter(|(_, kind)| is_meant(*kind));

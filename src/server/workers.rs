@@ -1,10 +1,10 @@
-//! Worker threads, and which of them serves a connection.
+//! Worker threads, and the choice of a worker for each connection.
 //!
-//! Each worker has a runtime of its own, and a connection stays on its worker: a request's work
-//! never moves between cores, and nothing on its way is locked. Connections are accepted in one
-//! place and given to the worker that has the fewest, in turn among equals, so that none idles
-//! while another has a queue. The kernel, with a socket for each worker, would spread them by
-//! chance, and leave those of a busy worker waiting.
+//! Each worker has its own runtime, and a connection stays on its worker: requests do not move
+//! between cores, and need no locks. Connections are accepted in one place and given to the worker
+//! with the fewest connections, in turn among equals, so that no worker is idle while another has a
+//! queue. With one socket per worker, the kernel would distribute them at random, and those of a
+//! busy worker would wait.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,15 +29,15 @@ pub struct Workers {
 
 struct Worker {
     runtime: Handle,
-    /// Connections that it serves.
+    /// The number of its connections.
     connections: AtomicUsize,
 }
 
-/// A connection of a worker, until it is dropped.
+/// A connection of a worker, counted until it is dropped.
 struct Held(Arc<[Worker]>, usize);
 
 impl Held {
-    /// On the worker with the fewest connections, the first of them from `turn` on.
+    /// Chooses the worker with the fewest connections, the first of them from `turn` on.
     fn new(workers: &Arc<[Worker]>, turn: usize) -> Option<Self> {
         let count = workers.len();
         let order = (turn..turn + count).map(|place| place % count);
@@ -63,7 +63,7 @@ impl Drop for Held {
 
 impl Workers {
     /// # Errors
-    /// When a thread or its runtime cannot be made.
+    /// When a thread or its runtime cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = watch::Sender::new(false);
         let mut all = Vec::new();
@@ -73,7 +73,7 @@ impl Workers {
             all.push(Worker { runtime: runtime.handle().clone(), connections: 0.into() });
             let mut stopped = workers.stop.subscribe();
             let run = move || {
-                // The sender is gone only when its owner is.
+                // The sender is dropped only together with its owner.
                 let _ = runtime.block_on(stopped.wait_for(|stop| *stop));
                 runtime.shutdown_background();
             };
@@ -84,8 +84,8 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Accepts connections for as long as it is polled. `connections` tracks them; `failed` limits
-    /// what is logged of failures.
+    /// Accepts connections for as long as it is polled. `connections` tracks them; `failed`
+    /// throttles the log lines about failures.
     pub fn accept<F: Future<Output = ()> + Send + 'static>(
         &self,
         listener: TcpListener,
@@ -97,7 +97,8 @@ impl Workers {
         async move {
             for turn in (0..workers.len()).cycle() {
                 let (stream, peer) = next(&listener, &failed).await;
-                // The connection leaves this thread's reactor for its worker's.
+                // Deregisters the connection from this thread's reactor, so that its worker can
+                // register it.
                 let Ok(stream) = stream.into_std() else { continue };
                 let Some(held) = Held::new(&workers, turn) else { continue };
                 let serve = serve.clone();
@@ -121,7 +122,7 @@ async fn next(listener: &TcpListener, failed: &LogThrottle) -> (TcpStream, Socke
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            // No descriptor is left, or no memory.
+            // There are no descriptors left, or there is no memory.
             Err(error) => {
                 if let Some(suppressed) = failed.suppressed() {
                     tracing::error!(%error, suppressed, "cannot accept connections");
@@ -136,7 +137,7 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.send_replace(true);
         for thread in self.threads.drain(..) {
-            // A worker that panicked is over too.
+            // An error means that the worker has panicked.
             drop(thread.join());
         }
     }
@@ -177,7 +178,7 @@ mod tests {
         }
         assert!(open.values().all(|clients| clients.len() == 4), "{open:?}");
 
-        // All clients of one worker leave. The next connections are its own.
+        // All clients of one worker disconnect. The next connections go to this worker.
         open.get_mut("worker-1").unwrap().clear();
         while connections.len() > 8 {
             yield_now().await;
