@@ -1,8 +1,8 @@
-//! One JSON line a request.
+//! The access log: one JSON line per request.
 //!
-//! The fields are an allow-list: no token, code, secret, query or header can get in, and
-//! a user appears only as a keyed hash of the openid. When their destination is full, lines
-//! are given up and counted (`wxgate_log_lines_dropped_total`).
+//! The fields are an allow-list: no token, code, secret, query or header can appear, and a user
+//! only as a keyed hash of the openid. When the destination is too slow, lines are dropped and
+//! counted (`wxgate_log_lines_dropped_total`).
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ use crate::telemetry::log_file::LogFile;
 use crate::telemetry::log_writer::{Flush, queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
-/// What is written of one request. Times are milliseconds, sizes bytes of bodies.
+/// The fields of one request. Times are in milliseconds, sizes are bytes of bodies.
 #[derive(Serialize)]
 pub struct AccessLine<'a> {
     pub time: String,
@@ -45,12 +45,12 @@ pub struct AccessLine<'a> {
     pub decision: Option<&'a str>,
     pub app_id: Option<&'a str>,
     pub user: Option<String>,
-    /// What WeChat reported of a login that it did not accept.
+    /// The errcode of a login that WeChat did not accept.
     pub errcode: Option<i64>,
 }
 
 impl<'a> AccessLine<'a> {
-    /// The line of a request that ends now and `took` so long; what is not given is empty.
+    /// The line of a request that ends now and `took` this long; all other fields are empty.
     pub fn new(request_id: &'a str, client: IpAddr, status: u16, took: Duration) -> Self {
         Self {
             time: timestamp(),
@@ -74,7 +74,7 @@ impl<'a> AccessLine<'a> {
     }
 }
 
-/// A line that shares its stream with those of the process's own log.
+/// A line on the same stream as the process log.
 #[derive(Serialize)]
 struct Marked<'a> {
     log: &'static str,
@@ -82,18 +82,18 @@ struct Marked<'a> {
     line: &'a AccessLine<'a>,
 }
 
-/// The destination of access lines.
+/// The destination of the access log.
 pub struct AccessLog {
     writer: Option<(NonBlocking, Flush)>,
     file: Option<Arc<LogFile>>,
     user_names: UserNames,
-    /// Whether the key is from the configuration, so that names survive a restart.
+    /// Whether the key is from the configuration: then names stay the same after a restart.
     has_key: bool,
 }
 
-/// What users are called in the log.
+/// The names of users in the log.
 ///
-/// Keyed once; each name is made with a copy.
+/// The key is set up once; each name is made with a copy.
 #[derive(Clone)]
 pub struct UserNames(Hmac<Sha256>);
 
@@ -108,7 +108,7 @@ impl UserNames {
 }
 
 impl AccessLog {
-    /// Opens the destination of the configuration.
+    /// Opens the configured destination.
     ///
     /// # Errors
     /// When `log.access` names a file that cannot be opened for appending.
@@ -139,12 +139,12 @@ impl AccessLog {
         })
     }
 
-    /// The file that lines go to, where it is one.
+    /// The file that lines are written to, if it is a file.
     pub fn file(&self) -> Option<&Arc<LogFile>> {
         self.file.as_ref()
     }
 
-    /// Whether anything is written: a line need not be built otherwise.
+    /// Whether lines are written: if not, they need not be built.
     pub fn is_on(&self) -> bool {
         self.writer.is_some()
     }
@@ -154,7 +154,7 @@ impl AccessLog {
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &Marked { log: "access", line }).is_ok() {
             text.push(b'\n');
-            // A full queue is counted by the writer itself.
+            // The writer itself counts lines dropped because of a full queue.
             let _ = writer.clone().write_all(&text);
         }
     }
@@ -164,8 +164,7 @@ impl AccessLog {
         self.user_names.name(openid)
     }
 
-    /// How names are made, where `log.openid_key` is set: without it they differ from process to
-    /// process.
+    /// How names are made, if `log.openid_key` is set: without it they differ between processes.
     pub fn user_names(&self) -> Option<UserNames> {
         self.has_key.then(|| self.user_names.clone())
     }

@@ -1,8 +1,8 @@
 //! A log file that can be reopened while lines are written.
 //!
-//! Rotation renames the file and sends SIGUSR1: lines go to the renamed file until the path is open
-//! again, and then to the new one. If it cannot be opened, because its folder is gone or read-only,
-//! lines still go to the old file. A line that cannot be written is dropped and counted.
+//! Rotation renames the file and sends SIGUSR1: lines go to the renamed file until the path is
+//! reopened, and then to the new file. If it cannot be opened, because its folder is missing or
+//! read-only, lines still go to the old file. A line that cannot be written is dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,10 +25,10 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens a file for appending, and makes it where there is none.
+    /// Opens a file for appending, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Those of the system; a pipe that nobody reads is one.
+    /// Errors of the system, for example for a pipe without a reader.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let file = append_to(path)?;
         Ok(Arc::new(Self { path: path.to_owned(), file: ArcSwap::from_pointee(file) }))
@@ -38,16 +38,16 @@ impl LogFile {
         &self.path
     }
 
-    /// Reopens the path. Waits while the file system does not respond.
+    /// Reopens the path. Blocks while the file system does not respond.
     ///
     /// # Errors
-    /// Those of the system; lines go on to the file before then.
+    /// Errors of the system; lines then still go to the old file.
     pub fn reopen(&self) -> io::Result<()> {
         self.file.store(Arc::new(append_to(&self.path)?));
         Ok(())
     }
 
-    /// Writes lines to it, for one thread. Counts those that cannot be written.
+    /// A writer to the file, for one thread. Counts lines that cannot be written.
     pub fn writer(self: &Arc<Self>, clock: Clock, metrics: &Metrics) -> impl Write + Send + use<> {
         let lost = Arc::new(AtomicUsize::new(0));
         let counted = lost.clone();
@@ -57,7 +57,7 @@ impl LogFile {
 }
 
 fn append_to(path: &Path) -> io::Result<File> {
-    // A pipe that nobody reads is an error then, instead of a wait for a reader.
+    // Without this flag, opening a pipe without a reader would block; with it, that is an error.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().create(true).append(true).custom_flags(flags).open(path)?;
     fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
@@ -68,7 +68,7 @@ struct Lines {
     file: Arc<LogFile>,
     lost: Arc<AtomicUsize>,
     failed: LogThrottle,
-    /// Whether only a part of the last line was written.
+    /// Whether the last line was written only in part.
     is_broken: bool,
 }
 
@@ -77,7 +77,7 @@ impl Write for Lines {
         self.write_all(line).map(|()| line.len())
     }
 
-    /// All of a line goes to one file.
+    /// A line is never split between two files.
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
         let file = self.file.file.load_full();
         let mut file = &*file;

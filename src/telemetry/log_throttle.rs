@@ -1,4 +1,4 @@
-//! Events that may be frequent, and are logged at most once a minute.
+//! Logs frequent events at most once a minute.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 
 use crate::clock::Clock;
 
-/// Between two lines about the same.
+/// Time between two lines about the same event.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Kinds of events that one [`LogThrottles`] tells apart.
+/// The most kinds of events that one [`LogThrottles`] distinguishes.
 const MOST: usize = 1000;
 
 /// When an event was last logged, and how often it has happened since.
@@ -45,15 +45,16 @@ impl LogThrottle {
         Self { clock, last: Mutex::default() }
     }
 
-    /// Counts an event. If it is to be logged now: how many were suppressed since the last line.
+    /// Counts an event. If it is to be logged now, returns how many were suppressed since the last
+    /// line.
     pub fn suppressed(&self) -> Option<u64> {
         let mut last = self.last.lock();
         last.suppressed(self.clock.now())
     }
 }
 
-/// [`LogThrottle`] for each of several kinds of events. Beyond a thousand kinds in a minute, all new
-/// ones count as one kind.
+/// A [`LogThrottle`] for each kind of event. Beyond a thousand kinds in a minute, all new ones
+/// count as one kind.
 pub struct LogThrottles<K> {
     clock: Clock,
     each: Mutex<HashMap<K, Logged>>,

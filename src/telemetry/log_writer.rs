@@ -1,8 +1,8 @@
-//! Writing logs without waiting for them.
+//! Writes logs without making requests wait.
 //!
-//! Lines go through a bounded queue to a thread of their own. When too many wait, because
-//! nobody reads or the disk is full, lines are given up and counted; no request and no exit
-//! of the process ever waits for long.
+//! Lines go through a bounded queue to a separate thread. When the queue is full, because nobody
+//! reads or the disk is full, lines are dropped and counted; no request and no exit of the process
+//! waits for long.
 
 use std::io::Write;
 use std::sync::mpsc;
@@ -12,18 +12,18 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 
 use crate::telemetry::metrics::Metrics;
 
-/// Lines that wait for a slow destination; about 4 MiB.
+/// The most lines that wait for a slow destination; about 4 MiB.
 const QUEUED_LINES: usize = 8 << 10;
 
-/// How long the end of the process waits for them.
+/// How long the exit of the process waits for them.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The time of a line: the wall clock in RFC 3339, UTC, with milliseconds.
+/// The time of a line: the wall clock in RFC 3339 format, UTC, with milliseconds.
 pub fn timestamp() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-/// A writer that gives lines up, and counts them, when too many wait.
+/// A writer that drops and counts lines when the queue is full.
 pub fn queued<W: Write + Send + 'static>(
     destination: W,
     metrics: &Metrics,
@@ -35,15 +35,15 @@ pub fn queued<W: Write + Send + 'static>(
     (writer, Flush(Some(guard)))
 }
 
-/// Writes what is queued when it is dropped, as far as that is done in time.
+/// Writes the queued lines when it is dropped, up to a time limit.
 pub struct Flush(Option<WorkerGuard>);
 
 impl Drop for Flush {
     fn drop(&mut self) {
         let guard = self.0.take();
         let (done, waited) = mpsc::channel();
-        // The guard itself prints when its time is up, and would wait for ever where nobody
-        // reads what is printed.
+        // After its own time limit the guard prints a message, which would block forever if nobody
+        // reads it.
         std::thread::spawn(move || {
             drop(guard);
             let _ = done.send(());

@@ -1,9 +1,9 @@
 //! The metrics of the gateway, one method per event.
 //!
-//! Names and labels are promised to dashboards. Labels come from closed sets only: routes
-//! and apps of the configuration, the words of this code. What a request needs is resolved
-//! once per route into a [`RouteMetrics`], so the hot path looks up no label. The registry
-//! is the gateway's own: several gateways live in one process without sharing a number.
+//! Names and labels are stable, because dashboards depend on them. Label values come from closed
+//! sets: routes and apps of the configuration, and words in this code. The labels of a route are
+//! resolved once, into a [`RouteMetrics`], so that requests need no look-up. The registry belongs
+//! to the gateway: several gateways in one process share no metric.
 
 mod wechat;
 
@@ -28,7 +28,7 @@ const DURATION_BUCKETS: [f64; 13] =
 /// Codes whose series exist from the start for every configured route.
 const WATCHED_CODES: [u16; 9] = [200, 401, 403, 429, 500, 501, 502, 503, 504];
 
-/// Counters of one metric, one for each value of its label: no look-up is needed to count.
+/// Counters of one metric, one for each value of its label: counting needs no look-up.
 #[derive(Clone)]
 pub struct Counters<const N: usize>([IntCounter; N]);
 
@@ -37,7 +37,7 @@ impl<const N: usize> Counters<N> {
         Self(values.map(|value| series.with_label_values(&[value])))
     }
 
-    /// Counts the value at this index of those that the counters were made for.
+    /// Counts the value at this index of the values given to [`Counters::new`].
     pub fn count(&self, index: usize) {
         if let Some(counter) = self.0.get(index) {
             counter.inc();
@@ -45,12 +45,12 @@ impl<const N: usize> Counters<N> {
     }
 }
 
-/// What concerns a shared store; not exported where sessions are the process's own.
+/// Metrics of a shared store; exported only if there is one.
 struct StoreMetrics {
     up: IntGauge,
     outcomes: IntCounterVec,
     duration: Histogram,
-    /// Sessions known here; [`NO_STORE`] where there is no store.
+    /// Sessions known here; [`NO_STORE`] without a shared store.
     sessions: AtomicU64,
 }
 
@@ -82,10 +82,10 @@ impl StoreMetrics {
     }
 }
 
-/// How many lines a log writer has given up so far.
+/// The number of lines that a log writer has dropped so far.
 type LinesLost = Box<dyn Fn() -> usize + Send>;
 
-/// All counters of one gateway process.
+/// All metrics of one gateway process.
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
@@ -101,13 +101,13 @@ pub struct Metrics {
     sessions: IntGauge,
     sessions_created: IntCounter,
     sessions_removed: IntCounterVec,
-    /// Those of the causes in use.
+    /// The counters of the causes in use.
     removals: OnceLock<Vec<IntCounter>>,
     store: StoreMetrics,
     reload_successful: IntGauge,
     reload_success_time: Gauge,
     certificate_expiry: IntGaugeVec,
-    /// The labels of what is in use.
+    /// The labels in use.
     certificates: Mutex<Vec<String>>,
     handshakes_failed: IntCounter,
     log_lines_dropped: IntCounter,
@@ -115,10 +115,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every metric, so that each is there, as zero, from the first scrape.
+    /// Registers every metric, so that each exists, as zero, at the first scrape.
     ///
     /// # Errors
-    /// Only if two metrics had one name, which the first start of any build would show.
+    /// Only if two metrics had the same name, which the first start of any build would show.
     pub fn new() -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str, labels: &[&str]| {
@@ -133,7 +133,7 @@ impl Metrics {
 
         let build = gauges("wxgate_build_info", "Version of wxgate, always 1", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        // Reload is successful as long as nothing was reloaded: alerts read 0 as a failure.
+        // 1 before the first reload, because alerts treat 0 as a failure.
         let reload_successful =
             gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?;
         reload_successful.set(1);
@@ -234,8 +234,8 @@ impl Metrics {
         }
     }
 
-    /// The same, with the codes that operators watch created as 0, so that `rate()` sees their
-    /// first increase.
+    /// The same, but series of the codes that operators watch are created as 0, so that `rate()`
+    /// sees their first increase.
     pub fn route_from_start(&self, label: &str) -> RouteMetrics {
         let route = self.route(label);
         for code in WATCHED_CODES {
@@ -254,8 +254,8 @@ impl Metrics {
         }
     }
 
-    /// Ends the series of an app that is not configured any more. What is in flight may begin some
-    /// of them anew.
+    /// Removes the series of an app that is no longer configured. Requests in flight may create
+    /// some of them again.
     pub fn forget_app(&self, app_id: &str) {
         for counters in [&self.logins, &self.exchanges] {
             forget(counters, "app_id", app_id);
@@ -268,7 +268,7 @@ impl Metrics {
         forget(&self.request_duration, "route", label);
     }
 
-    /// Tells how the last reload ended.
+    /// Records the outcome of the last reload.
     pub fn reloaded(&self, is_successful: bool) {
         self.reload_successful.set(i64::from(is_successful));
         if is_successful {
@@ -276,7 +276,7 @@ impl Metrics {
         }
     }
 
-    /// Counts one request in flight, until [`Metrics::request_ended`].
+    /// Counts a request in flight, until [`Metrics::request_ended`].
     pub fn request_started(&self) {
         self.in_flight.inc();
     }
@@ -285,7 +285,7 @@ impl Metrics {
         self.in_flight.dec();
     }
 
-    /// Sets what of `limits.max_buffered` is taken, in bytes.
+    /// Sets how many bytes of `limits.max_buffered` are in use.
     pub fn set_buffered(&self, bytes: u64) {
         self.buffered.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
@@ -294,17 +294,17 @@ impl Metrics {
         self.in_flight.get()
     }
 
-    /// The counters of decisions on requests, as 0 from the start.
+    /// The counters of decisions, starting at 0.
     pub fn decisions<const N: usize>(&self, values: [&str; N]) -> Counters<N> {
         Counters::new(&self.decisions, values)
     }
 
-    /// `app_id` is one of the file, or `unknown`; `outcome` is `ok` or a rejection's word.
+    /// `app_id` is from the configuration, or `unknown`; `outcome` is `ok` or a rejection's word.
     pub fn login(&self, app_id: &str, outcome: &'static str) {
         self.logins.with_label_values(&[app_id, outcome]).inc();
     }
 
-    /// Counts a login that got the answer of another.
+    /// Counts a login that got the outcome of another.
     pub fn login_coalesced(&self) {
         self.logins_coalesced.inc();
     }
@@ -318,10 +318,10 @@ impl Metrics {
         self.sessions_created.inc();
     }
 
-    /// Has what concerns a shared store exported, too. Called once, before it is used.
+    /// Also exports the metrics of a shared store. Called once, before they are used.
     ///
     /// # Errors
-    /// Only if two metrics had one name.
+    /// Only if two metrics had the same name.
     pub fn with_store(&self) -> Result<(), prometheus::Error> {
         self.store.register(&self.registry)
     }
@@ -330,31 +330,30 @@ impl Metrics {
         self.store.up.set(i64::from(is_up));
     }
 
-    /// The counters of requests to the store, by outcome, as 0 from the start.
+    /// The counters of requests to the store, by outcome, starting at 0.
     pub fn store_outcomes<const N: usize>(&self, values: [&str; N]) -> Counters<N> {
         Counters::new(&self.store.outcomes, values)
     }
 
-    /// How long a request to the store took.
+    /// Records how long a request to the store took.
     pub fn store_took(&self, took: Duration) {
         self.store.duration.observe(took.as_secs_f64());
     }
 
-    /// Sessions of a shared store that are known here at the moment. What was created here may
-    /// have ended elsewhere, so that the difference says nothing.
+    /// Sets the number of sessions of a shared store that are known here. It cannot be computed
+    /// from counters, because sessions created here may end elsewhere.
     pub fn sessions_known(&self, known: u64) {
         self.store.sessions.store(known, Ordering::Relaxed);
     }
 
-    /// The counters of sessions that ended, by cause, as 0 from the start. All that ask for them
-    /// have the same causes.
+    /// The counters of ended sessions, by cause, starting at 0. All callers use the same causes.
     pub fn removals<const N: usize>(&self, causes: [&str; N]) -> Counters<N> {
         let counters = Counters::new(&self.sessions_removed, causes);
         self.removals.get_or_init(|| counters.0.to_vec());
         counters
     }
 
-    /// Files of certificates and when they expire; those of before are forgotten.
+    /// Sets the certificate files and when they expire; files that are no longer used are removed.
     pub fn set_certificates(&self, in_use: impl Iterator<Item = (String, SystemTime)>) {
         let mut certificates = self.certificates.lock();
         let before = std::mem::take(&mut *certificates);
@@ -365,7 +364,7 @@ impl Metrics {
             certificates.push(file);
         }
         for gone in before.iter().filter(|file| !certificates.contains(file)) {
-            // Twice in a list, it is gone already.
+            // A file that was listed twice is already removed.
             let _ = self.certificate_expiry.remove_label_values(&[gone]);
         }
     }
@@ -374,7 +373,7 @@ impl Metrics {
         self.handshakes_failed.inc();
     }
 
-    /// Counts the lines that a log writer has dropped, as of each scrape.
+    /// Counts the lines that a log writer has dropped, at each scrape.
     pub fn watch_log(&self, lost: impl Fn() -> usize + Send + 'static) {
         self.log_writers.lock().push(Box::new(lost));
     }
@@ -402,12 +401,12 @@ impl Metrics {
     }
 }
 
-/// Handles for the requests of one route.
+/// The metrics of one route.
 pub struct RouteMetrics {
     label: Box<str>,
     requests: IntCounterVec,
-    /// Index 0 is status 100. Others than the watched ones are filled on first use, so that
-    /// unused codes make no series.
+    /// Index 0 is status 100. Except for the watched codes, a counter is created on first use, so
+    /// that unused codes have no series.
     by_code: [OnceLock<IntCounter>; 500],
     duration: Histogram,
 }
@@ -420,7 +419,7 @@ impl RouteMetrics {
     pub fn observe(&self, code: u16, took: Duration) {
         match self.counter(code) {
             Some(counter) => counter.inc(),
-            // What no status may be, an upstream may still send; three digits end at 999.
+            // Services may send codes outside 100 to 599; with three digits they end at 999.
             None => self.series(code).inc(),
         }
         self.duration.observe(took.as_secs_f64());
@@ -451,7 +450,7 @@ fn forget<B: MetricVecBuilder>(series: &MetricVec<B>, label: &str, value: &str) 
             let labels = metric.get_label().iter().map(|pair| (pair.name(), pair.value()));
             let labels: HashMap<_, _> = labels.collect();
             if labels.get(label) == Some(&value) {
-                // Another caller that removes it meanwhile has the same effect.
+                // An error means that another caller has just removed it.
                 let _ = series.remove(&labels);
             }
         }

@@ -1,7 +1,7 @@
-//! The process's own log, on stderr.
+//! The process log, on stderr.
 //!
-//! Only this crate's events are written: libraries below would log paths and queries. A line of
-//! JSON has `time` as in the access log, and `"log":"process"` to tell it apart.
+//! Only events of this crate are written: libraries would log paths and queries. A JSON line has
+//! `time` as in the access log, and `"log":"process"` to distinguish it.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -23,18 +23,18 @@ pub use crate::telemetry::log_writer::Flush;
 use crate::telemetry::log_writer::{queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
-/// The level of an installed log.
+/// Control of the level of an installed log.
 pub struct LogControl(reload::Handle<Targets, Registry>);
 
 impl LogControl {
     pub fn set(&self, level: LogLevel) {
-        // Only a log that is gone could refuse.
+        // This fails only if the log no longer exists.
         drop(self.0.reload(targets(level)));
     }
 }
 
-/// Installs the log of this process; called once, by `main`. What is queued is written when
-/// the guard is dropped.
+/// Installs the log of this process; called once, by `main`. Queued lines are written when the
+/// guard is dropped.
 pub fn install(log: &LogSection, metrics: &Metrics) -> (Flush, LogControl) {
     let (writer, guard) = queued(std::io::stderr(), metrics);
     let (level, control) = reload::Layer::new(targets(log.level));
@@ -47,7 +47,7 @@ pub fn install(log: &LogSection, metrics: &Metrics) -> (Flush, LogControl) {
             registry.with(lines.with_timer(Millis).with_ansi(is_terminal)).try_init()
         }
     };
-    // Only a second call could fail, and then the first log goes on.
+    // Only a second call fails; then the first log stays installed.
     drop(installed);
     (guard, LogControl(control))
 }
@@ -70,7 +70,7 @@ impl FormatTime for Millis {
     }
 }
 
-/// One object a line: time, which log, level and message first.
+/// One object per line: time, log, level and message come first.
 struct Json;
 
 impl<S, N> FormatEvent<S, N> for Json
@@ -95,13 +95,13 @@ where
         end.add("target", metadata.target());
         let Fields { message, others } = fields;
         let (head, end) = (head.others, end.others);
-        // Each begins with a comma.
+        // Each member begins with a comma.
         let head = head.get(1..).unwrap_or_default();
         writeln!(out, "{{{head}{message}{others}{end}}}")
     }
 }
 
-/// Members of a JSON object, each with a comma before it.
+/// Members of a JSON object, each preceded by a comma.
 #[derive(Default)]
 struct Fields {
     message: String,

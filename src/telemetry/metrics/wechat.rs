@@ -1,18 +1,18 @@
-//! How busy the way to WeChat is.
+//! Metrics of the calls to WeChat.
 
 use prometheus::{IntGauge, Registry};
 
 use super::register;
 
-/// Gauges of the exchanges with WeChat. After a reload they count those of the configuration
-/// before as well, until they end.
+/// Gauges of exchanges. After a reload they include exchanges of the previous configuration until
+/// these end.
 pub struct WeChatMetrics {
     queue: IntGauge,
     in_flight: IntGauge,
     breaker_open: IntGauge,
 }
 
-/// One more in a gauge, until it is dropped.
+/// Increments a gauge until it is dropped.
 pub struct Raised<'a>(&'a IntGauge);
 
 impl Drop for Raised<'_> {
@@ -34,13 +34,13 @@ impl WeChatMetrics {
         })
     }
 
-    /// Counts a login that waits, until the end of what is returned.
+    /// Counts a waiting login until the result is dropped.
     pub fn queued(&self) -> Raised<'_> {
         self.queue.inc();
         Raised(&self.queue)
     }
 
-    /// Counts an exchange, until the end of what is returned.
+    /// Counts an exchange until the result is dropped.
     pub fn in_flight(&self) -> Raised<'_> {
         self.in_flight.inc();
         Raised(&self.in_flight)
