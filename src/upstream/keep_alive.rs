@@ -1,23 +1,24 @@
 //! How long an idle connection to a server is kept.
 //!
-//! Servers close idle connections, too. A request that is sent at that moment may be lost: one that
-//! is not idempotent is not sent again. So the gateway closes first.
+//! Servers also close idle connections. A request that is sent at that moment may be lost, and one
+//! that is not idempotent is not sent again. So the gateway closes the connection first.
 
 use std::time::Duration;
 
 use crate::message::header::{elements, trim};
 
-/// Without a setting or a `Keep-Alive`. uvicorn, Node and Apache close after 5 seconds.
+/// Used without a configured limit or a `Keep-Alive` header. uvicorn, Node and Apache close after 5
+/// seconds.
 const DEFAULT: Duration = Duration::from_secs(4);
 
-/// The longest time that a server can ask for.
+/// The longest time that a server can request.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Time for a request on its way to the server.
+/// The time that a request needs to reach the server.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long a connection is kept whose last response had these lines; `None`: it is closed. `set`
-/// is the limit of the configuration.
+/// How long to keep a connection whose last response had these `Keep-Alive` lines; `None`: it is
+/// closed. `set` is the configured limit.
 pub fn time<'a>(set: Option<Duration>, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
     let Some(seconds) = said.filter_map(timeout).min() else {
         return Some(set.unwrap_or(DEFAULT));
@@ -26,7 +27,7 @@ pub fn time<'a>(set: Option<Duration>, said: impl Iterator<Item = &'a [u8]>) -> 
     Some(set.map_or(time, |set| set.min(time))).filter(|time| !time.is_zero())
 }
 
-/// The smallest `timeout` of a line, in seconds. Malformed ones are ignored.
+/// The smallest `timeout` of a line, in seconds. Malformed values are ignored.
 fn timeout(line: &[u8]) -> Option<u32> {
     let seconds = |parameter: &[u8]| {
         let equals = memchr::memchr(b'=', parameter)?;

@@ -24,17 +24,17 @@ use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Between two look-ups of host names.
+/// Time between two look-ups of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// For one look-up; the system's own patience may be longer.
+/// Time for one look-up; the system's own timeout may be longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Between two look-ups while a pool has no address at all.
+/// Time between two look-ups while a pool has no address.
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes for a server that the system holds before it sends them. It would hold megabytes, and a
-/// server that takes nothing would seem to take them.
+/// Bytes for a server that the system buffers before it sends them. By default it would buffer
+/// megabytes, and a server that reads nothing would seem to read.
 #[cfg(target_os = "linux")]
 const MOST_UNSENT: u32 = 16 << 10;
 
@@ -46,7 +46,7 @@ pub struct Pool {
     section: Upstream,
 }
 
-/// A server that can be spoken to.
+/// A server that can be connected to.
 struct Peer {
     address: SocketAddr,
     template: HttpPeer,
@@ -64,13 +64,13 @@ impl Pool {
         }
     }
 
-    /// The pool from before a reload where its section has not changed, else a new one.
+    /// The pool from before a reload if its section has not changed, else a new one.
     pub fn carried_over(previous: &[Arc<Self>], section: &Upstream, clock: &Clock) -> Arc<Self> {
         let same = previous.iter().find(|pool| pool.section == *section);
         same.cloned().unwrap_or_else(|| Arc::new(Self::new(section.clone(), clock.clone())))
     }
 
-    /// What it was made from.
+    /// The configuration of the pool.
     pub fn section(&self) -> &Upstream {
         &self.section
     }
@@ -85,8 +85,8 @@ impl Pool {
             .find(|address| !tried.contains(address))
     }
 
-    /// How to connect to a server, with the route's own timeouts where it has some. `None` if it is
-    /// no longer a server of the upstream.
+    /// How to connect to a server, with the timeouts that the route sets. `None` if it is no longer
+    /// a server of the upstream.
     pub fn peer_at(&self, address: SocketAddr, timeouts: &Timeouts) -> Option<Box<HttpPeer>> {
         let peers = self.peers.load();
         let peer = peers.iter().find(|peer| peer.address == address)?;
@@ -97,8 +97,8 @@ impl Pool {
         Some(peer)
     }
 
-    /// How long the connection of a response with these `Keep-Alive` lines is kept while it is
-    /// idle; `None`: it is closed.
+    /// How long to keep an idle connection after a response with these `Keep-Alive` lines; `None`:
+    /// it is closed.
     pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
         keep_alive::time(self.section.idle_timeout, said)
     }
@@ -108,23 +108,23 @@ impl Pool {
         self.peers.load().is_empty()
     }
 
-    /// Whether some server has not been tried.
+    /// Whether there is a server that has not been tried.
     pub fn has_untried(&self, tried: &[SocketAddr]) -> bool {
         self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
     }
 
-    /// Looks up the host names, and takes over what was found.
+    /// Looks up the host names, and uses the addresses found.
     pub async fn resolve(&self) {
         let taken = self.backends.update(|backends| {
             let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
             let peers = addresses.map(|address| self.peer(*address)).collect();
             self.peers.store(Arc::new(peers));
         });
-        // Our discovery reports failures itself and keeps what it knew.
+        // `Names` itself logs failures and keeps the known addresses.
         let _ = taken.await;
     }
 
-    /// Looks the host names of a pool up again and again, for as long as anybody has it.
+    /// Looks up the host names of a pool repeatedly, for as long as the pool is in use.
     pub async fn keep_resolving(pool: Weak<Self>) {
         let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
         let interval = |pool: &Self| {
@@ -145,7 +145,7 @@ impl Pool {
         options.total_connection_timeout = Some(self.section.connect_timeout);
         #[cfg(target_os = "linux")]
         let hold_back = |socket: &tokio::net::TcpSocket| {
-            // Without it, more is held than has to be.
+            // If this fails, the system buffers more than necessary.
             let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(MOST_UNSENT);
             Ok(())
         };
@@ -163,12 +163,12 @@ struct Names {
     known: Mutex<HashMap<String, Name>>,
 }
 
-/// What is known of a host name with a port.
+/// The known addresses of a host name with a port.
 struct Name {
-    /// Its addresses when it could last be resolved.
+    /// The addresses found by the last successful look-up.
     addresses: Vec<SocketAddr>,
     failed: LogThrottle,
-    /// Whether the last line about it says that it cannot be resolved.
+    /// Whether the last log line about it says that it cannot be resolved.
     is_logged: bool,
 }
 
@@ -201,7 +201,8 @@ impl Names {
         self.learn(&name, found)
     }
 
-    /// Takes the result of a look-up, or that of an earlier one.
+    /// Stores the result of a look-up. Returns the addresses, or those of an earlier look-up if it
+    /// failed.
     fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         let mut known = self.known.lock();
         let name = known.entry(host.to_owned()).or_insert_with(|| Name {
@@ -239,7 +240,7 @@ impl Names {
 mod tests {
     use super::*;
 
-    /// What is logged while something is done.
+    /// Returns what is logged by `done`.
     fn logged(done: impl FnOnce()) -> String {
         let path = tempfile::NamedTempFile::new().unwrap();
         let lines = tracing_subscriber::fmt().with_writer(Arc::new(path.reopen().unwrap()));
