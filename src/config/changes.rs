@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Config, Route, Target};
 
-/// The most names that one log line lists.
+/// Maximum number of names that one log line lists.
 const MOST: usize = 20;
 
 /// Names of sections, such as `[limits]`, and of routes, upstreams and apps. Changes of the

@@ -19,7 +19,7 @@ use crate::message::chunked::{Chunked, Part};
 /// Waiting time before a minimum rate applies, because connections start slowly.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The most bytes of trailers that are held until they can be sent.
+/// Maximum bytes of trailers that are held until they can be sent.
 const MOST_TRAILERS: usize = 64 << 10;
 
 /// How the end of a received body is marked.
@@ -103,7 +103,7 @@ impl From<BadTrailers> for Broken {
 /// Limits on a body.
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// The most bytes of the whole body.
+    /// Maximum bytes of the whole body.
     pub bytes: u64,
     /// The longest wait for bytes from the sender.
     pub read_timeout: Duration,
@@ -113,7 +113,7 @@ pub struct Limits {
     pub min_rate: u64,
     /// Bytes per second that the receiver must accept, after [`GRACE`]; 0: no minimum.
     pub min_taken: u64,
-    /// The most bytes of one read; at most [`buffers::LARGE`].
+    /// Maximum bytes of one read; not more than [`buffers::LARGE`].
     pub read: usize,
 }
 

@@ -21,7 +21,7 @@ pub const LARGE: usize = 32 << 10;
 /// A small buffer that has grown beyond this is not kept.
 const GROWN: usize = 8 << 10;
 
-/// The most buffers of each kind that a worker keeps.
+/// Maximum number of buffers of each kind that a worker keeps.
 const MOST_SMALL: usize = 256;
 const MOST_LARGE: usize = 32;
 

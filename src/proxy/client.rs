@@ -33,7 +33,7 @@ use crate::policy::{Policies, Policy};
 /// A connection, plain or TLS.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// The most bytes of later requests that are held while one is served.
+/// Maximum bytes of later requests that are held while one is served.
 const MOST_HELD: usize = 64 << 10;
 
 /// How long a client may continue sending after its response.

@@ -27,10 +27,10 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header;
 use crate::message::response_header::{self, Fault, Framing as ResponseFraming, ResponseHead};
 
-/// The most servers that are tried for one request.
+/// Maximum number of servers that are tried for one request.
 const MOST_TRIES: usize = 8;
 
-/// The most informational responses (1xx) to one request.
+/// Maximum number of informational responses (1xx) to one request.
 const MOST_INFORMATIONAL: usize = 100;
 
 /// How long a service may take to ask for a body that the client holds back.

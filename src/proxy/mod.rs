@@ -50,7 +50,7 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
 use crate::policy::{Policies, Process};
 
-/// The most bytes of a body that are read and discarded so that the connection can be reused.
+/// Maximum bytes of a body that are read and discarded so that the connection can be reused.
 const MOST_SKIPPED: u64 = 64 << 10;
 
 /// The longest time for reading and discarding them.

@@ -29,7 +29,7 @@ use crate::upstream::Pool;
 /// A new policy waits at most this long for host names to be resolved.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 
-/// The most problems of one configuration that are logged.
+/// Maximum number of problems of one configuration that are logged.
 const MOST_PROBLEMS: usize = 100;
 
 /// The origin of the running configuration.

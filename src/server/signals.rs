@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::server::Command;
 
-/// The most commands that can wait.
+/// Maximum number of waiting commands.
 const QUEUE: usize = 8;
 
 /// Real-time signals, by their numbers.

@@ -28,7 +28,7 @@ use crate::telemetry::metrics::{Counters, Metrics};
 /// How often a continuous stream of uses is recorded.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The most users that can be blocked at once, of all apps together.
+/// Maximum number of blocked users, of all apps together.
 pub const MOST_BLOCKED: usize = 100_000;
 
 /// The session store of a process. Clones share it.

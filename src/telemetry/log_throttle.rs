@@ -11,7 +11,7 @@ use crate::clock::Clock;
 /// Time between two lines about the same event.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The most kinds of events that one [`LogThrottles`] distinguishes.
+/// Maximum number of kinds of events that one [`LogThrottles`] distinguishes.
 const MOST: usize = 1000;
 
 /// When an event was last logged, and how often it has happened since.

@@ -12,7 +12,7 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 
 use crate::telemetry::metrics::Metrics;
 
-/// The most lines that wait for a slow destination; about 4 MiB.
+/// Maximum number of lines that wait for a slow destination; about 4 MiB.
 const QUEUED_LINES: usize = 8 << 10;
 
 /// How long the exit of the process waits for them.

@@ -37,7 +37,7 @@ impl<const N: usize> Counters<N> {
         Self(values.map(|value| series.with_label_values(&[value])))
     }
 
-    /// Counts the value at this index of the values given to [`Counters::new`].
+    /// Counts the value at this index of the values given to `Counters::new`.
     pub fn count(&self, index: usize) {
         if let Some(counter) = self.0.get(index) {
             counter.inc();

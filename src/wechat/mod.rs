@@ -35,7 +35,7 @@ use crate::identity::Identity;
 use crate::identity::secret::Secret;
 use crate::telemetry::metrics::Metrics;
 
-/// The most bytes of a response that are read; WeChat's have less than 300.
+/// Maximum bytes of a response that are read; WeChat's have less than 300.
 const LONGEST_REPLY: usize = 64 << 10;
 
 /// Labels of exchanges whose series exist from the start.

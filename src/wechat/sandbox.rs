@@ -40,10 +40,10 @@ const HUGE: usize = 100 << 20;
 /// Duration of an exchange at the beginning of a slow start.
 const SLOWEST: Duration = Duration::from_secs(2);
 
-/// The most codes that are remembered, both issued and used; the oldest are forgotten.
+/// Maximum number of codes that are remembered, issued or used; the oldest are forgotten.
 const CODES_KEPT: u64 = 100_000;
 
-/// The most bytes of a request for a code.
+/// Maximum bytes of a request for a code.
 const LONGEST_BODY: usize = 4 << 10;
 
 /// A simulated WeChat.
@@ -150,7 +150,7 @@ impl Sandbox {
         self.exchanges.load(Ordering::Relaxed)
     }
 
-    /// The most concurrent calls of code2Session.
+    /// Maximum number of concurrent calls of code2Session so far.
     pub fn most_at_once(&self) -> u64 {
         self.most_at_once.load(Ordering::Relaxed)
     }

@@ -29,12 +29,12 @@ pub struct SessionSection {
     pub ttl: Duration,
     /// A session expires when it is not used for this time.
     pub idle_timeout: Duration,
-    /// The most sessions that are kept.
+    /// Maximum number of sessions that are kept.
     pub capacity: u64,
     pub carriers: Carriers,
     /// Name of the session header.
     pub header: HeaderName,
-    /// The most sessions of one user of one app; `None`: no limit.
+    /// Maximum number of sessions of one user of one app; `None`: no limit.
     pub max_per_user: Option<NonZeroUsize>,
     /// `None`: sessions are kept in this process.
     pub shared: Option<SharedSection>,

@@ -21,8 +21,8 @@ pub struct Upstream {
     pub read_timeout: Duration,
     /// Time between two writes of a request.
     pub write_timeout: Duration,
-    /// How long an idle connection is kept for the next request. If not set, as long as the service
-    /// says, or else 4 seconds.
+    /// The longest time that an idle connection is kept for the next request. If not set: 4
+    /// seconds, or the time that the service requests.
     pub idle_timeout: Option<Duration>,
 }
 

@@ -75,8 +75,8 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
     {
         section.problem(given, "is base_url itself", "as \"https://api2.weixin.qq.com\"");
     }
-    // Only a connect timeout shows that nothing was sent, so it must come before `timeout`, for
-    // each address.
+    // After the total timeout it is unknown whether anything was sent. So all connect timeouts
+    // together must be shorter.
     let connections = 1 + u32::from(fallback.is_some());
     let default_connect = Duration::from_secs(2).min(timeout / (connections + 1));
     let connect_timeout = section.positive("connect_timeout", default_connect);

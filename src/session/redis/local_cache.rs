@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use crate::identity::token::TokenDigest;
 use crate::session::{DigestHash, Session};
 
-/// The most remembered revocations of this gateway, and as many of the others.
+/// Maximum number of remembered revocations by this gateway, and again of those by other gateways.
 const REVOCATIONS: u64 = 100_000;
 
 pub struct LocalCache {

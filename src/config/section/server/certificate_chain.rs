@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 /// How early to warn of a certificate that expires.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The most characters that are shown of a name in a certificate.
+/// Maximum number of characters shown of a name in a certificate.
 const MOST_SHOWN: usize = 64;
 
 /// Why a chain cannot be used, and how to fix it.
