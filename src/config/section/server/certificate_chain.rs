@@ -184,7 +184,7 @@ impl<'a> Chain<'a> {
         }))
     }
 
-    /// The certificate that clients would need to know to trust the chain, if they probably do not.
+    /// Returns a warning if phones probably lack a certificate that they need to trust the chain.
     pub fn gap(&self, roots: &Roots) -> Option<String> {
         let last = self.0.last()?;
         if last.subject().as_raw() == last.issuer().as_raw() {
