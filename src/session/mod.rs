@@ -589,15 +589,15 @@ mod tests {
             unionid: None,
         };
         for number in 0..5000 {
-            let start = Arc::new(std::sync::Barrier::new(2));
+            let start = Arc::new(tokio::sync::Barrier::new(2));
             let (sessions, begin) = (store.sessions.clone(), start.clone());
             let login = tokio::spawn(async move {
-                begin.wait();
+                begin.wait().await;
                 drop(sessions.create(identity(number), IpAddr::from([192, 0, 2, 1])).await);
             });
             let (sessions, user) = (store.sessions.clone(), identity(number).user());
             let block = tokio::spawn(async move {
-                start.wait();
+                start.wait().await;
                 sessions.block(&user, Duration::from_secs(1)).await.unwrap();
                 for session in sessions.of_user(&user).await.unwrap() {
                     sessions.revoke(session.digest()).await.unwrap();
