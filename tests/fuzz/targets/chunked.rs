@@ -10,7 +10,8 @@ use wxgate::fuzzing::{Chunked, Malformed};
 type End = Result<Option<usize>, Malformed>;
 
 const MOST_DIGITS: usize = 15;
-const LONGEST_EXTRA: usize = 4 << 10;
+const LONGEST_EXTENSION: usize = 4 << 10;
+const LONGEST_TRAILERS: usize = 1 << 20;
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
@@ -71,7 +72,7 @@ fn plain(input: &[u8]) -> End {
             Some(_) if digits == 0 => return Err(Malformed),
             Some(b';') => {
                 let extension = input[at + 1..].iter().take_while(|b| is_text(**b)).count();
-                if extension > LONGEST_EXTRA {
+                if extension > LONGEST_EXTENSION {
                     return Err(Malformed);
                 }
                 at += 1 + extension;
@@ -100,7 +101,7 @@ fn trailers(input: &[u8], mut at: usize) -> End {
             return Err(Malformed);
         }
         total += line;
-        if total > LONGEST_EXTRA {
+        if total > LONGEST_TRAILERS {
             return Err(Malformed);
         }
         let Some(after) = line_end(input, at + line)? else { return Ok(None) };

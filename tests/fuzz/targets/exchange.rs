@@ -260,12 +260,12 @@ fn compare(
     mut seen: HashMap<String, Vec<Seen>>,
 ) {
     let mut rest = got;
-    let mut requests = expected.iter();
+    let mut requests = expected.iter().peekable();
     let mut is_over = false;
     let mut answered = 0;
     while !rest.is_empty() {
         assert!(!is_over, "after the last response: {}", rest.escape_ascii());
-        let request = requests.next();
+        let request = requests.peek().copied();
         let (response, after) = read_response(rest, request);
         rest = after;
         is_over = !response.is_whole
@@ -276,6 +276,7 @@ fn compare(
             assert!(tail == Tail::Incomplete, "nothing follows {response:?}");
             break;
         }
+        requests.next();
         let Some(request) = request else {
             assert!(tail == Tail::Malformed, "a response to no request: {response:?}");
             assert!((400..500).contains(&response.status));

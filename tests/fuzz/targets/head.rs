@@ -182,8 +182,9 @@ fn compare_target(read: &[u8]) {
     let target = std::str::from_utf8(target).expect("ASCII");
     let path_and_query = match target.split_once("://") {
         // The proxy refuses what does not begin with a slash.
-        Some((_, rest)) if !target.starts_with('/') => match rest.split_once('/') {
-            Some((_, path)) => format!("/{path}"),
+        Some((_, rest)) if !target.starts_with('/') => match rest.find(['/', '?']) {
+            Some(at) if rest[at..].starts_with('/') => rest[at..].to_owned(),
+            Some(at) => format!("/{}", &rest[at..]),
             None => return,
         },
         _ => target.to_owned(),
