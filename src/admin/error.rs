@@ -30,8 +30,9 @@ impl AdminError {
     }
 
     fn row(&self) -> (u16, &'static str, Action, &'static str) {
-        const { assert!(MOST_BLOCKED == 100_000, "as a message says") };
         use Action::{None, Retry};
+
+        const { assert!(MOST_BLOCKED == 100_000, "as a message says") };
         match self {
             Self::BadRequest(message) => (400, "bad_request", None, message),
             Self::Unauthorized => {
