@@ -128,7 +128,7 @@ fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rej
     Ok(())
 }
 
-/// Checks the body length and the tokens of a request, as its admission would. No session is looked
+/// Checks the body length and the tokens of a request, as the route would. No session is looked
 /// up.
 fn judge_content(
     config: &Config,

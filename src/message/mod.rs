@@ -12,4 +12,5 @@ pub mod header;
 pub(crate) mod own_response;
 pub(crate) mod rejection;
 pub mod request_header;
+mod request_target;
 pub mod response_header;

@@ -14,6 +14,7 @@ use std::sync::LazyLock;
 use http::Version;
 use memchr::memmem::Finder;
 
+use super::request_target::{judge_target, path_of, strip_scheme};
 use crate::message::header::lines::{Line, Span};
 use crate::message::header::{all, elements, is_blank, offers_websocket, trim};
 use crate::message::rejection::Rejection;
@@ -159,12 +160,12 @@ pub fn judge_told(
 }
 
 /// Messages of rejections, which say where the invalid part is.
-struct Messages {
-    method: &'static str,
-    host: &'static str,
-    not_ascii: &'static str,
-    target_byte: &'static str,
-    backtick: &'static str,
+pub(super) struct Messages {
+    pub(super) method: &'static str,
+    pub(super) host: &'static str,
+    pub(super) not_ascii: &'static str,
+    pub(super) target_byte: &'static str,
+    pub(super) backtick: &'static str,
 }
 
 const REQUEST: Messages = Messages {
@@ -282,40 +283,6 @@ fn judge_method(method: &[u8], messages: &Messages) -> Result<(), Rejection> {
         return Err(Rejection::BadRequest(messages.method));
     }
     Ok(())
-}
-
-fn judge_target(target: &[u8], limits: HeadLimits, messages: &Messages) -> Result<(), Rejection> {
-    if target.len() > limits.target {
-        return Err(Rejection::HeadersTooLarge);
-    }
-    if !all(target, is_target_byte) {
-        let is_ascii = target.is_ascii();
-        let message = if is_ascii { messages.target_byte } else { messages.not_ascii };
-        return Err(Rejection::BadRequest(message));
-    }
-    // The path of a URI may not contain a backtick (RFC 3986, section 3.3).
-    if path_of(target).contains(&b'`') {
-        return Err(Rejection::BadRequest(messages.backtick));
-    }
-    Ok(())
-}
-
-fn path_of(path_and_query: &[u8]) -> &[u8] {
-    let end = memchr::memchr(b'?', path_and_query).unwrap_or(path_and_query.len());
-    path_and_query.get(..end).unwrap_or_default()
-}
-
-/// Printable ASCII, except what servers cut off, rewrite or treat as `/`.
-fn is_target_byte(byte: u8) -> bool {
-    matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>')
-}
-
-/// What follows the scheme of a target in absolute form. Schemes are case-insensitive (RFC 3986,
-/// section 3.1).
-fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = target.split_at_checked(memchr::memchr(b':', target)?)?;
-    let is_http = [&b"http"[..], b"https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
-    rest.strip_prefix(b"://").filter(|_| is_http)
 }
 
 fn judge_fields(
@@ -521,228 +488,4 @@ fn judge_connection(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 8, target: 100 };
-
-    fn verdict(text: &str) -> Result<Option<Head>, Rejection> {
-        judge(text.as_bytes(), LIMITS, |path| path == b"/healthz")
-    }
-
-    fn is_bad(text: &str) -> bool {
-        matches!(verdict(text), Err(Rejection::BadRequest(_)))
-    }
-
-    #[test]
-    fn a_plain_head_passes_with_its_length_and_framing() {
-        let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
-        let passed = |framing, length| Ok(Some(Head { length, framing, asks_websocket: false }));
-        assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
-        assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
-        let with_blank = format!("\r\n{head}");
-        assert_eq!(verdict(&with_blank), passed(Framing::Length(0), head.len() + 2));
-        let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n";
-        assert_eq!(verdict(post), passed(Framing::Length(12), post.len()));
-        let chunked = "POST / HTTP/1.1\r\nhost:h\r\ntransfer-encoding:  Chunked \r\n\r\n";
-        assert_eq!(verdict(chunked), passed(Framing::Chunked, chunked.len()));
-        let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: h:80\r\n\r\n";
-        assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
-        for target in ["HTTP://h/", "hTTps://h?x", "Http://h"] {
-            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
-            assert_eq!(verdict(&head), passed(Framing::Length(0), head.len()), "{target}");
-        }
-    }
-
-    #[test]
-    fn a_head_that_has_not_ended_is_waited_for_up_to_its_limit() {
-        for text in
-            ["", "\r", "G", "GET / HTTP/1.1\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r"]
-        {
-            assert_eq!(verdict(text), Ok(None), "{text:?}");
-        }
-        let endless = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(1024));
-        assert_eq!(verdict(&endless), Err(Rejection::HeadersTooLarge));
-        assert_eq!(verdict(&format!("{endless}\r\n\r\n")), Err(Rejection::HeadersTooLarge));
-        let target = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(100));
-        assert_eq!(verdict(&target), Err(Rejection::HeadersTooLarge));
-        let lines = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(8));
-        assert_eq!(verdict(&lines), Err(Rejection::HeadersTooLarge));
-    }
-
-    #[test]
-    fn a_request_line_that_two_servers_could_read_differently_is_refused() {
-        for line in [
-            "",
-            " GET / HTTP/1.1",
-            "GET  / HTTP/1.1",
-            "GET\t/ HTTP/1.1",
-            "GET / HTTP/1.1 ",
-            "GET / HTTP/1.2",
-            "GET / HTTP/2.0",
-            "GET / http/1.1",
-            "GET /",
-            "get / HTTP/1.1",
-            "G|ET / HTTP/1.1",
-            "GET /a b HTTP/1.1",
-            "GET /a#b HTTP/1.1",
-            "GET /a\\b HTTP/1.1",
-            "GET /a\u{7f} HTTP/1.1",
-            "GET /a\0 HTTP/1.1",
-            "GET /é HTTP/1.1",
-            "GET * HTTP/1.1",
-            "OPTIONS * HTTP/1.1",
-            "CONNECT h:80 HTTP/1.1",
-            "TRACE / HTTP/1.1",
-            "GET x HTTP/1.1",
-            "GET ftp://h/ HTTP/1.1",
-            "GET https:/h/ HTTP/1.1",
-            "GET http:h/ HTTP/1.1",
-            "GET httpx://h/ HTTP/1.1",
-            "GET ://h/ HTTP/1.1",
-            "GET http://u@h/ HTTP/1.1",
-            "GET http://other/ HTTP/1.1",
-            "GET http:// HTTP/1.1",
-            "PRI * HTTP/2.0",
-            "GET /\r/ HTTP/1.1",
-            "GET /a`b HTTP/1.1",
-            "- / HTTP/1.1",
-            "GET http://H/ HTTP/1.1",
-        ] {
-            assert!(is_bad(&format!("{line}\r\nHost: h\r\n\r\n")), "{line:?}");
-        }
-    }
-
-    #[test]
-    fn a_field_that_two_servers_could_read_differently_is_refused() {
-        for field in [
-            "X-OpenId : a",
-            "X-OpenId\t: a",
-            " X-OpenId: a",
-            "\tX: a",
-            ": a",
-            "X-OpenId",
-            "X: a\r\n b",
-            "X: a\0b",
-            "X: a\rb",
-            "X: a\u{1}",
-            "X: a\u{7f}",
-            "X\0: a",
-            "X Y: a",
-            "Host: h",
-            "Host:",
-            "é: a",
-            "Connection: \"X-OpenId\"",
-            "Connection: :path",
-            "Connection: Host",
-            "Connection: a,b,c,d,e,f,g,h,i,j",
-        ] {
-            assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n")), "{field:?}");
-        }
-        for host in [
-            "",
-            "Host: \r\n",
-            "Host: a b\r\n",
-            "Host: u@h\r\n",
-            "Host: h/x\r\n",
-            "Host: h,h\r\n",
-            "Host: [\r\n",
-            "Host: [::1\r\n",
-            "Host: ::\r\n",
-            "Host: h::\r\n",
-            "Host: :\r\n",
-            "Host: h:99999\r\n",
-            "Host: h:8 0\r\n",
-        ] {
-            assert!(is_bad(&format!("GET / HTTP/1.1\r\n{host}\r\n")), "{host:?}");
-        }
-    }
-
-    #[test]
-    fn framing_that_two_servers_could_read_differently_is_refused() {
-        for fields in [
-            "Content-Length: 5\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: chunked\r\nContent-Length: 5",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: gzip, chunked",
-            "Transfer-Encoding: xchunked",
-            "Transfer-Encoding: chunked, identity",
-            "Transfer-Encoding: , chunked",
-            "Transfer-Encoding: chunked;q=1",
-            "Transfer-Encoding:",
-            "Transfer-Encoding: \u{b}chunked",
-            "Content-Length: +5",
-            "Content-Length: -0",
-            "Content-Length: 5, 5",
-            "Content-Length: 5\r\nContent-Length: 5",
-            "Content-Length: 0x5",
-            "Content-Length: 5 5",
-            "Content-Length:",
-            "Content-Length: 18446744073709551616",
-        ] {
-            assert!(
-                is_bad(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n")),
-                "{fields:?}"
-            );
-        }
-        assert!(is_bad("POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"));
-    }
-
-    #[test]
-    fn lines_must_end_with_cr_lf() {
-        for text in [
-            "GET / HTTP/1.1\nHost: h\n\n",
-            "GET / HTTP/1.1\r\nHost: h\nX-OpenId: evil\r\n\r\n",
-            "GET / HTTP/1.1\r\nX: a\n",
-            "\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
-            "\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
-        ] {
-            assert!(is_bad(text), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn hosts_of_every_kind_pass() {
-        for host in [
-            "h",
-            "h:",
-            "shop.example:8080",
-            "127.0.0.1",
-            "[::1]",
-            "[::1]:",
-            "[2001:db8::1]:443",
-            "a_b-c.",
-        ] {
-            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
-            assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
-        }
-    }
-
-    #[test]
-    fn a_websocket_is_asked_for_over_http_1_1_alone() {
-        let asks = |version: &str, offers: &str| {
-            let head = format!("GET / {version}\r\nHost: h\r\n{offers}\r\n");
-            verdict(&head).unwrap().unwrap().asks_websocket
-        };
-        for offers in [
-            "Upgrade: websocket\r\n",
-            "upgrade: h2c, WebSocket\r\n",
-            "Upgrade: h2c\r\nUpgrade: websocket/13\r\n",
-        ] {
-            assert!(asks("HTTP/1.1", offers), "{offers}");
-            assert!(!asks("HTTP/1.0", offers), "{offers}");
-        }
-        for offers in ["Upgrade: h2c\r\n", "Upgrade:\r\n", "X: websocket\r\n"] {
-            assert!(!asks("HTTP/1.1", offers), "{offers}");
-        }
-    }
-
-    #[test]
-    fn only_a_health_path_may_be_asked_for_without_a_host() {
-        assert!(verdict("GET /healthz HTTP/1.0\r\n\r\n").is_ok());
-        assert!(verdict("GET /healthz?x HTTP/1.1\r\n\r\n").is_ok());
-        assert!(is_bad("GET /healthz/ HTTP/1.0\r\n\r\n"));
-        assert!(is_bad("GET / HTTP/1.0\r\n\r\n"));
-        assert!(verdict("GET / HTTP/1.0\r\nHost: h\r\n\r\n").is_ok());
-    }
-}
+mod tests;

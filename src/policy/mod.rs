@@ -4,8 +4,8 @@
 //! one from its first byte to its last. [`Process`] is what outlives a configuration: sessions,
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
-mod admission;
 pub(crate) mod lifecycle;
+mod route_access;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
-pub use self::admission::{RoutedRequest, Verdict};
+pub use self::route_access::{RoutedRequest, Verdict};
 use crate::access::authenticator::{Authenticator, Decision};
 use crate::access::identity_headers::{
     FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, IdentityHeaders,

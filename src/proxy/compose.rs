@@ -7,24 +7,24 @@
 
 use std::cell::RefCell;
 use std::io::Write as _;
-use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::header::{DATE, TRAILER, UPGRADE};
+use http::header::{DATE, UPGRADE};
 
-use super::body::{BadTrailers, BodyTarget};
+use super::body::BodyTarget;
 use super::client::Client;
 use super::request::Request;
-use crate::access::identity_headers::{IdentityHeaders, REQUEST_ID};
+use super::trailers;
+use crate::access::identity_headers::REQUEST_ID;
 use crate::message::header::lines::{Lines, write_line};
 use crate::message::header::reserved::HOP_BY_HOP;
-use crate::message::header::{FoldedNames, Headers, HeadersMut, elements, fold, nominated};
+use crate::message::header::{Headers, HeadersMut, nominated};
 use crate::message::own_response::OwnResponse;
-use crate::message::request_header::{self, Framing, HeadLimits};
+use crate::message::request_header::Framing;
 use crate::message::response_header::ResponseHead;
 
 /// Whether a header concerns the framing or the connection. Such lines are never copied.
-fn is_of_connection(name: &[u8]) -> bool {
+pub fn is_of_connection(name: &[u8]) -> bool {
     let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
         14 => is(b"content-length") || is(b"http2-settings"),
@@ -38,7 +38,7 @@ pub fn nominations(lines: &Lines) -> Vec<Box<[u8]>> {
     nominated(lines).map(Box::from).collect()
 }
 
-fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
+pub fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
@@ -53,7 +53,7 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
         request.client.forwarding(&request.lines, id, &policy.proto, None)
     });
     let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
-    let announced = announced_trailers(request);
+    let announced = trailers::announced_by_client(request);
 
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
@@ -118,116 +118,6 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
     Some(())
 }
 
-/// The trailer names that the client announced and that may be forwarded to the service.
-fn announced_trailers(request: &Request) -> Option<Vec<u8>> {
-    if request.head.head.framing != Framing::Chunked {
-        return None;
-    }
-    let identity_headers = &request.policy.identity_headers;
-    let names: Vec<&[u8]> = request
-        .lines
-        .values_of(&TRAILER)
-        .flat_map(elements)
-        .filter(|name| {
-            request_header::is_name(name) && passes_to_service(identity_headers, name, b"", false)
-        })
-        .collect();
-    (!names.is_empty()).then(|| names.join(&b", "[..]))
-}
-
-/// Whether a trailer may be forwarded to a service. Names are compared folded, because a service
-/// may fold them.
-fn passes_to_service(
-    identity_headers: &IdentityHeaders,
-    name: &[u8],
-    value: &[u8],
-    is_trusted: bool,
-) -> bool {
-    static OF_HEADERS: LazyLock<FoldedNames> = LazyLock::new(|| {
-        let others = ["content-length", "host", "authorization", "cookie", "expect"];
-        FoldedNames::new(HOP_BY_HOP.into_iter().chain(others))
-    });
-    const CONTENT: &[u8] = b"content_";
-    let is_of_content = name
-        .get(..CONTENT.len())
-        .is_some_and(|begin| begin.iter().zip(CONTENT).all(|(byte, known)| fold(*byte) == *known));
-    !(is_of_content
-        || OF_HEADERS.contains(name)
-        || identity_headers.strips(name, value, is_trusted))
-}
-
-/// Writes the trailers of a request for the service.
-pub fn request_trailers(
-    request: &Request,
-    trailers: &[u8],
-    out: &mut Vec<u8>,
-) -> Result<(), BadTrailers> {
-    let limits = request.policy.head_limits;
-    let identity_headers = &request.policy.identity_headers;
-    let nominated = nominations(&request.lines);
-    let route = request.route();
-    let used = (request.head.head.length, request.head.lines);
-    each_trailer(trailers, limits, used, |name, value| {
-        let passes = passes_to_service(identity_headers, name, value, false)
-            && !is_among(&nominated, name)
-            && !route.is_some_and(|route| route.request_edits.removes(name));
-        if passes {
-            write_line(out, name, value);
-        }
-    })
-}
-
-/// Writes the trailers of a response for the client.
-///
-/// `used` are the bytes and lines of the response header, and `nominated` the names in its
-/// `Connection`.
-pub fn response_trailers(
-    request: &Request,
-    trailers: &[u8],
-    used: (usize, usize),
-    nominated: &[Box<[u8]>],
-    out: &mut Vec<u8>,
-) -> Result<(), BadTrailers> {
-    let limits = request.policy.head_limits;
-    let identity_headers = &request.policy.identity_headers;
-    let route = request.route();
-    each_trailer(trailers, limits, used, |name, value| {
-        let passes = !(is_of_connection(name)
-            || is_among(nominated, name)
-            || name.eq_ignore_ascii_case(b"set-cookie")
-            || name.eq_ignore_ascii_case(b"x-request-id")
-            || identity_headers.cleans(name)
-            || route.is_some_and(|route| route.response_edits.removes(name)));
-        if passes {
-            write_line(out, name, value);
-        }
-    })
-}
-
-/// Calls `each` with every trailer. `used` are the bytes and lines of the message's header, because
-/// trailers count towards the same limits.
-fn each_trailer(
-    trailers: &[u8],
-    limits: HeadLimits,
-    used: (usize, usize),
-    mut each: impl FnMut(&[u8], &[u8]),
-) -> Result<(), BadTrailers> {
-    if used.0 + trailers.len() > limits.bytes {
-        return Err(BadTrailers::TooLarge);
-    }
-    let mut lines = used.1;
-    for line in trailers.split_inclusive(|byte| *byte == b'\n') {
-        lines += 1;
-        let line = line.strip_suffix(b"\r\n").ok_or(BadTrailers::Malformed)?;
-        let (name, value) = request_header::name_and_value(line).ok_or(BadTrailers::Malformed)?;
-        if lines > limits.lines {
-            return Err(BadTrailers::TooLarge);
-        }
-        each(name, value);
-    }
-    Ok(())
-}
-
 /// How a response is framed.
 pub struct Framed {
     pub target: BodyTarget,
@@ -248,7 +138,7 @@ pub fn response(
     let policy = request.policy.clone();
     write_status(out, head.status, head.reason.of(lines.text()));
     let announces = head.framing == Of::Chunked && request.head.takes_trailers;
-    let names = announces.then(|| announced_by_service(request, lines)).flatten();
+    let names = announces.then(|| trailers::announced_by_service(request, lines)).flatten();
     policy.identity_headers.clean_response(head.status, lines);
     lines.remove_if(|name, _| is_of_connection(name) || name.eq_ignore_ascii_case(b"x-request-id"));
 
@@ -285,18 +175,6 @@ pub fn response(
     }
     end(request, out);
     framed
-}
-
-fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
-    let identity_headers = &request.policy.identity_headers;
-    let passes = |name: &&[u8]| {
-        request_header::is_name(name)
-            && !is_of_connection(name)
-            && !identity_headers.cleans(name)
-            && !name.eq_ignore_ascii_case(b"set-cookie")
-    };
-    let names: Vec<&[u8]> = lines.values_of(&TRAILER).flat_map(elements).filter(passes).collect();
-    (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
 
 /// Writes an informational response: a status of 100 to 199, except 101.

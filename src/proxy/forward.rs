@@ -18,6 +18,7 @@ use super::client::{Client, Left};
 use super::failure::{Failed, Stop, UNASKED, of_request_body, of_response_body};
 use super::request::{CONTINUE, Request};
 use super::service::{Service, keep_idle, take_idle};
+use super::trailers::{self, Trailers};
 use super::{After, Gateway, buffers, compose};
 use crate::access::websocket;
 use crate::message::chunked::Chunked;
@@ -494,38 +495,7 @@ fn ended(end: io::Result<usize>, has_nothing: bool) -> Failed {
 
 /// Writes the trailers of a request.
 fn to_service(request: &Request) -> impl WriteTrailers {
-    |lines: &[u8], out: &mut Vec<u8>| compose::request_trailers(request, lines, out)
-}
-
-/// What is needed to check the trailers of a response.
-struct Trailers {
-    /// Bytes and header lines that the response header has used of the limits.
-    used: (usize, usize),
-    nominated: Vec<Box<[u8]>>,
-    is_taken: bool,
-}
-
-impl Trailers {
-    fn new(request: &Request, head: &ResponseHead, lines: &Lines) -> Self {
-        let nominates = head.nominates && head.framing == ResponseFraming::Chunked;
-        Self {
-            used: (head.length, head.lines),
-            nominated: if nominates { compose::nominations(lines) } else { Vec::new() },
-            is_taken: request.head.takes_trailers || request.is_http2,
-        }
-    }
-
-    /// Writes the trailers for the client. They are checked even if the client does not accept any.
-    fn to_client(&self, request: &Request) -> impl WriteTrailers {
-        |lines: &[u8], out: &mut Vec<u8>| {
-            let begin = out.len();
-            compose::response_trailers(request, lines, self.used, &self.nominated, out)?;
-            if !self.is_taken {
-                out.truncate(begin);
-            }
-            Ok(())
-        }
-    }
+    |lines: &[u8], out: &mut Vec<u8>| trailers::write_to_service(request, lines, out)
 }
 
 /// How long to keep the connection after a response; `None`: it is closed.

@@ -6,13 +6,15 @@
 //! request is forwarded to a server (`forward`). If a request ends early, [`Gateway::stop`] decides
 //! on the response. Each request is counted and logged exactly once, even if its code panics.
 //!
-//! The other modules: `request` is the state of one request, `client` and `stream` are the client's
-//! side, `service` is the service's side, `compose` writes headers, `body` moves bodies.
+//! The other modules: `connection` is the loop over the requests of a connection, `request` the state
+//! of one request, `client` and `stream` are the client's side, `service` is the service's side.
+//! `compose` writes headers and `trailers` trailers; `body` moves bodies.
 
 pub mod body;
 mod buffers;
 mod client;
 mod compose;
+mod connection;
 mod endpoints;
 mod failure;
 mod forward;
@@ -22,10 +24,10 @@ mod plain;
 mod request;
 mod service;
 mod stream;
+mod trailers;
 mod tunnel;
 
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -34,11 +36,12 @@ use futures_util::FutureExt;
 use http::header::EXPECT;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::server::configuration::ServerConf;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::body::{BodySource, BodyTarget, Limits, Relay};
 pub use self::client::{Client, Wait};
+use self::connection::After;
+pub use self::connection::closed;
 pub use self::endpoints::health;
 use self::failure::{Failures, Stop};
 pub use self::plain::Plain;
@@ -68,24 +71,6 @@ pub struct Gateway {
     most_idle: usize,
 }
 
-/// What happens to a connection after a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
-    GoesOn,
-    /// It is closed; the client has sent its whole request.
-    Closes,
-    /// It is closed; the client may still be sending.
-    Lingers,
-    /// It is reset: the response is incomplete, and nothing else would show that.
-    Resets,
-}
-
-/// Resolves when idle connections must end.
-pub async fn closed(closing: &mut watch::Receiver<bool>) {
-    // The sender lives as long as the process.
-    let _ = closing.wait_for(|closing| *closing).await;
-}
-
 impl Gateway {
     pub fn new(process: Arc<Process>, policies: Arc<Policies>, most_idle: usize) -> Self {
         let options = ConnectorOptions::from_server_conf(&ServerConf::default());
@@ -96,42 +81,6 @@ impl Gateway {
             policies,
             buffered: AtomicU64::new(0),
             most_idle,
-        }
-    }
-
-    /// Serves the requests of a connection. `begun` is the deadline of a request header whose first
-    /// bytes have already been received.
-    pub async fn serve(
-        &self,
-        client: &mut Client,
-        mut closing: watch::Receiver<bool>,
-        mut begun: Option<Instant>,
-    ) {
-        // Created once for all requests of the connection, since each of them waits for it.
-        let mut closed = pin!(closed(&mut closing));
-        for number in 1.. {
-            let wait = client.next_head(&self.policies, number == 1, begun.take());
-            let wait = tokio::select! {
-                biased;
-                wait = wait => wait,
-                () = &mut closed => return,
-            };
-            let (head, policy) = match wait {
-                Wait::Head(head, policy) => (head, policy),
-                Wait::Refused(rejection) => return self.refuse(client, &rejection).await,
-                Wait::Over => return,
-            };
-            let is_last = number >= policy.limits.max_requests_per_connection;
-            let mut request = Request::new(policy, self.process.clone(), head, client);
-            request.closes |= is_last;
-            let after = self.serve_request(client, &mut request).await;
-            request.recycle(client);
-            match after {
-                After::GoesOn => {}
-                After::Closes => return client.close(false).await,
-                After::Lingers => return client.close(true).await,
-                After::Resets => return client.reset(),
-            }
         }
     }
 

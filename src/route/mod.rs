@@ -1,6 +1,6 @@
 //! Matches a request to a route or an endpoint.
 //!
-//! A path is checked in every way that a service might read it (`path`). All of the readings must
+//! A path is checked in every way that a service might read it (`readings`). All of the readings must
 //! match the same [`Endpoint`]; then the path is forwarded without being normalised. The gateway's
 //! own endpoints match exactly, come before routes, and may be limited to some hosts. Among routes
 //! the most specific wins (`table`): by host, then path, then headers, then methods. A route whose
@@ -9,18 +9,18 @@
 
 pub mod cors;
 mod edit;
-mod path;
+mod endpoint;
+mod readings;
 mod rewrite;
 mod table;
 mod target;
-
-use std::borrow::Cow;
 
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::cors::Cors;
 use self::edit::Edits;
+pub use self::endpoint::Endpoint;
 use self::rewrite::Rewrite;
 use self::table::{HostName, Table, without_port};
 use self::target::{RouteTarget, pool_for};
@@ -30,49 +30,6 @@ use crate::message::caching::Caching;
 use crate::message::header::{FoldedNames, Headers, nominated};
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
-
-/// What a request matched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    Login,
-    Logout,
-    Session,
-    Health,
-    /// Index of the route in [`Routes`].
-    Route(usize),
-    /// Nothing is served under this path.
-    None,
-}
-
-impl Endpoint {
-    /// The name in the configuration; `None` if it is not an endpoint.
-    pub fn name(self) -> Option<&'static str> {
-        match self {
-            Self::Login => Some("login"),
-            Self::Logout => Some("logout"),
-            Self::Session => Some("session"),
-            Self::Health => Some("health"),
-            Self::Route(_) | Self::None => None,
-        }
-    }
-
-    /// Checks the method of a request to an endpoint. Routes check their own.
-    ///
-    /// # Errors
-    /// 405, with the allowed methods. `login.accept` decides whether a login `takes_query`.
-    pub fn judge_method(self, method: &str, takes_query: bool) -> Result<(), Rejection> {
-        let allow = match self {
-            Self::Login if takes_query => "GET, POST",
-            Self::Login | Self::Logout => "POST",
-            Self::Session | Self::Health => "GET, HEAD",
-            Self::Route(_) | Self::None => return Ok(()),
-        };
-        if allow.split(", ").any(|allowed| method == allowed) {
-            return Ok(());
-        }
-        Err(Rejection::MethodNotAllowed { allow: Cow::Borrowed(allow) })
-    }
-}
 
 /// Why a path is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -296,12 +253,12 @@ impl<T> Routes<T> {
         let host = asked.host;
         let serves_own = self.hosts.is_empty() || host.is_some_and(|host| self.is_own_host(host));
         let host = self.host(asked);
-        if path::is_plain(asked.path) {
+        if readings::is_plain(asked.path) {
             // A plain path is also rewritable.
             return Ok(self.find(asked.path.as_bytes(), asked, host.as_ref(), serves_own));
         }
         let mut met = None;
-        for reading in path::readings(asked.path)? {
+        for reading in readings::readings(asked.path)? {
             let endpoint = self.find(&reading, asked, host.as_ref(), serves_own);
             if *met.get_or_insert(endpoint) != endpoint {
                 return Err(PathError::Ambiguous);
@@ -310,7 +267,7 @@ impl<T> Routes<T> {
         let endpoint = met.ok_or(PathError::Malformed)?;
         if let Endpoint::Route(index) = endpoint
             && self.get(index).is_some_and(|route| route.rewrite.is_some())
-            && !path::is_rewritable(asked.path)
+            && !readings::is_rewritable(asked.path)
         {
             return Err(PathError::Ambiguous);
         }
@@ -451,217 +408,4 @@ impl<T> Routes<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Config, Secrets};
-
-    /// What a GET without headers matches.
-    fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
-        routes.resolve(&Asked { path, host, method: &Method::GET, headers: &HeaderMap::new() })
-    }
-
-    fn routes() -> Routes {
-        let text = r#"
-            [server]
-            listen = "127.0.0.1:0"
-            [endpoints]
-            health = "/healthz"
-            [[app]]
-            app_id = "wx1"
-            app_secret = { env = "X" }
-            [[upstream]]
-            name = "u"
-            servers = ["127.0.0.1:1"]
-            [[route]]
-            path = "/"
-            upstream = "u"
-            [[route]]
-            path = "/public"
-            upstream = "u"
-            auth = "none"
-            [[route]]
-            path = "/public/admin/"
-            upstream = "u"
-        "#;
-        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
-        Routes::new(&config.endpoints, &config.routes)
-    }
-
-    #[test]
-    fn the_longest_prefix_wins_at_segment_borders() {
-        let routes = routes();
-        for (path, index) in [
-            ("/", 0),
-            ("/publicity", 0),
-            ("/public", 1),
-            ("/public/", 1),
-            ("/public/x", 1),
-            ("/public/admin", 2),
-            ("/public/admin/x", 2),
-            ("/public/administrator", 1),
-        ] {
-            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
-        }
-        // No server decodes three times.
-        let thrice = "/public/%25252e%25252e/x";
-        assert_eq!(resolve(&routes, thrice, None), Ok(Endpoint::Route(1)));
-        assert_eq!(resolve(&routes, "/login", None), Ok(Endpoint::Login));
-        assert_eq!(resolve(&routes, "/login/", None), Ok(Endpoint::Route(0)));
-        assert_eq!(resolve(&routes, "/healthz", None), Ok(Endpoint::Health));
-    }
-
-    #[test]
-    fn readings_that_meet_different_routes_are_refused() {
-        let routes = routes();
-        for path in [
-            "/public/../admin",
-            "/public/..;/admin",
-            "/public/.;/../admin",
-            "/public/%2e%2e/admin",
-            "/public/%2e%2e%2fadmin",
-            "/public/%252e%252e/admin",
-            "/public\\..\\admin",
-            "/public%5c..%5cadmin",
-            "/public//../../admin",
-            "/x/../public/y",
-            "/public%2fx",
-            "/public/adm%69n",
-            "/public;x/y",
-            "//login",
-            "/login;x=1",
-            "/%6cogin",
-            "/x/a/%2e%2e/../%2e%2e/../public",
-            "/public/a%2f..%2f..%2fadmin",
-            "/public/admin%3fx",
-            "/public/admin%2523",
-            "/public/a%2fb/%2e%2e/%2e%2e/x",
-            "/public/a%5cb/%2e%2e/%2e%2e/x",
-            "/public/a%252fb/%252e%252e/%252e%252e/x",
-            "/..;/public/..;/..;",
-            // Servers that keep escaped slashes, but decode the rest.
-            "/public/a%2fb/..%3bx/..%3bx/y",
-            "/public/a%2fb/%2e%2e%3bx/%2e%2e%3bx/y",
-            "/public/a%2f%5cb/..%3bx/..%3bx/y",
-            "/public/a%2fb/..%5c..%5cy",
-            "/public/a%2fb/%252e%252e%255c%252e%252e%255cy",
-            "/public/%252e%252e%252fx/y",
-            "//x/public/y",
-            "///u@x:80/public/y",
-            "/%2fx/public/y",
-            "//x/login",
-        ] {
-            assert_eq!(resolve(&routes, path, None), Err(PathError::Ambiguous), "{path}");
-        }
-    }
-
-    #[test]
-    fn readings_that_meet_one_route_are_forwarded() {
-        let routes = routes();
-        for (path, index) in [
-            ("/objects/a%2Fb", 0),
-            ("/objects/a%2Fb%5Cc;v=1//x%20y/%7Eme", 0),
-            ("/cart;jsessionid=1", 0),
-            ("/api//orders", 0),
-            ("/a/../b", 0),
-            ("/public/a/../b", 1),
-            ("/public//x", 1),
-            ("/public/caf%C3%A9", 1),
-            ("/public/%C4%E3", 1),
-            ("/public/100%25", 1),
-        ] {
-            assert_eq!(resolve(&routes, path, None), Ok(Endpoint::Route(index)), "{path}");
-        }
-    }
-
-    #[test]
-    fn malformed_paths_are_refused_wherever_they_lead() {
-        let routes = routes();
-        for path in [
-            "",
-            "x",
-            "*",
-            "/a\0",
-            "/a\u{7f}",
-            "/a%00",
-            "/a%0a",
-            "/a%7F",
-            "/a%2500",
-            "/a%",
-            "/a%2",
-            "/a%zz",
-            "/a%c0%af",
-            "/a%C1%80",
-            "/a%e0%80%af",
-            "/a%f0%80%80%af",
-            "/a%f8%80%80%80%af",
-            "/a%fc%80%80%80%80%af",
-            "/a b",
-            "/a#b",
-        ] {
-            assert_eq!(resolve(&routes, path, None), Err(PathError::Malformed), "{path:?}");
-        }
-    }
-
-    #[test]
-    fn a_route_takes_the_methods_and_apps_that_it_lists() {
-        let text = r#"
-            [server]
-            listen = "127.0.0.1:0"
-            [[app]]
-            app_id = "wx1"
-            app_secret = { env = "NONE" }
-            [[upstream]]
-            name = "u"
-            servers = ["127.0.0.1:1"]
-            [[route]]
-            path = "/"
-            upstream = "u"
-            [[route]]
-            path = "/narrow"
-            upstream = "u"
-            methods = ["GET", "POST"]
-            apps = ["wx1"]
-        "#;
-        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
-        let routes = Routes::new(&config.endpoints, &config.routes);
-        let (wide, narrow) = (routes.get(0).unwrap(), routes.get(1).unwrap());
-        let (known, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
-        assert!(wide.allows_method(&Method::DELETE) && wide.accepts_app(&other));
-        assert!(narrow.allows_method(&Method::GET) && narrow.allows_method(&Method::POST));
-        assert!(
-            !narrow.allows_method(&Method::DELETE)
-                && !narrow.allows_method(&Method::from_bytes(b"get").unwrap())
-        );
-        assert!(narrow.accepts_app(&known) && !narrow.accepts_app(&other));
-        let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
-        assert_eq!(names, ["/", "/narrow"]);
-        assert!(routes.get(2).is_none());
-    }
-
-    #[test]
-    fn endpoints_are_served_on_their_hosts_only() {
-        let text = r#"
-            [server]
-            listen = "127.0.0.1:0"
-            [[app]]
-            app_id = "wx1"
-            app_secret = { env = "NONE" }
-            [endpoints]
-            hosts = ["mini.example"]
-            [[upstream]]
-            name = "u"
-            servers = ["127.0.0.1:1"]
-            [[route]]
-            path = "/"
-            upstream = "u"
-        "#;
-        let config = Config::parse("test", text, Secrets::Ignore).unwrap();
-        let routes = Routes::new(&config.endpoints, &config.routes);
-        for own in ["mini.example", "MINI.Example:8080", "mini.example.", "mini.example.:80"] {
-            assert_eq!(resolve(&routes, "/login", Some(own)), Ok(Endpoint::Login), "{own}");
-        }
-        for other in [Some("other.example"), Some("mini.example:x"), Some("mini"), None] {
-            assert_eq!(resolve(&routes, "/login", other), Ok(Endpoint::Route(0)), "{other:?}");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Rewrites the path of a request.
 //!
 //! The stripped prefix is a prefix of the route's own path, so every path of the route begins with
-//! it. [`super::path::is_rewritable`] has already made sure that the rest keeps its meaning for
+//! it. [`super::readings::is_rewritable`] has already made sure that the rest keeps its meaning for
 //! every server.
 
 use crate::config::Rewriting;
@@ -31,7 +31,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::route::path::{is_plain, is_rewritable, readings};
+    use crate::route::readings::{is_plain, is_rewritable, readings};
 
     fn rewrite(strip: &str, add: &str) -> Rewrite {
         Rewrite::new(&Rewriting { strip: strip.to_owned(), add: add.to_owned() })
