@@ -158,11 +158,20 @@ struct Outcome {
     trailers: Vec<u8>,
     is_whole: bool,
     is_kept: bool,
+    /// Bytes up to its end; what follows is no part of it.
+    length: usize,
 }
 
 fn outcome(mut sent: &[u8], is_to_head: bool) -> Outcome {
-    let none =
-        Outcome { status: None, body: vec![], trailers: vec![], is_whole: false, is_kept: false };
+    let all = sent.len();
+    let none = Outcome {
+        status: None,
+        body: vec![],
+        trailers: vec![],
+        is_whole: false,
+        is_kept: false,
+        length: all,
+    };
     let (head, rest) = loop {
         let Ok(Some(head)) = response::read(sent, is_to_head, |_| {}) else { return none };
         let rest = &sent[head.length..];
@@ -185,7 +194,12 @@ fn outcome(mut sent: &[u8], is_to_head: bool) -> Outcome {
         }
     };
     let is_whole = matches!(body.end, End::At(_));
+    let length = match body.end {
+        End::At(end) => all - rest.len() + end,
+        _ => all,
+    };
     Outcome {
+        length,
         status: Some(head.status),
         body: body.data,
         trailers: body.trailers,
@@ -481,10 +495,11 @@ fn serve(mut connection: TcpStream) {
             same.push(seen);
             (now.script.clone(), same.len() - 1)
         };
-        if script.is_early && in_pieces(&mut connection, &script.response, &script.steps).is_err() {
+        let outcome = outcome(&script.response, is_to_head);
+        if script.is_early && respond(&mut connection, &script, outcome.length).is_err() {
             return;
         }
-        let is_kept = outcome(&script.response, is_to_head).is_kept;
+        let is_kept = outcome.is_kept;
         if script.is_early && !is_kept {
             let _ = connection.shutdown(Shutdown::Write);
         }
@@ -515,14 +530,21 @@ fn serve(mut connection: TcpStream) {
         if !is_whole {
             return;
         }
-        if !script.is_early && in_pieces(&mut connection, &script.response, &script.steps).is_err()
-        {
+        if !script.is_early && respond(&mut connection, &script, outcome.length).is_err() {
             return;
         }
         if !is_kept {
             return;
         }
     }
+}
+
+/// Sends the response in pieces, and what follows it together with its last byte: no proxy could
+/// tell bytes that come later from the response to the next request.
+fn respond(connection: &mut TcpStream, script: &Script, length: usize) -> io::Result<()> {
+    let (most, end) = script.response.split_at(length.saturating_sub(1));
+    in_pieces(connection, most, &script.steps)?;
+    connection.write_all(end)
 }
 
 fn read_more(connection: &mut TcpStream, held: &mut Vec<u8>) -> bool {
