@@ -212,8 +212,11 @@ fn check_response(gateway: &Gateway, lines: &[(String, HeaderValue)], status: u1
     let mut wire = Vec::new();
     response.write_to(&mut wire);
 
-    let own = [gateway.openid, gateway.app_id, gateway.union_id, gateway.session, "X-Wxgate-Error"];
-    let mut hop_by_hop = vec![b"keep-alive".to_vec(), b"proxy-connection".to_vec()];
+    let own = [gateway.openid, gateway.app_id, gateway.union_id, gateway.session]
+        .into_iter()
+        .chain(["X-Wxgate-Error", "Keep-Alive", "Proxy-Connection"])
+        .collect::<Vec<_>>();
+    let mut hop_by_hop = Vec::new();
     for (name, value) in lines {
         if name.eq_ignore_ascii_case("connection") {
             hop_by_hop.extend(
