@@ -21,7 +21,7 @@ pub struct LogSection {
     pub level: LogLevel,
     pub format: LogFormat,
     pub access: LogDestination,
-    /// The key of the hash that stands for a user in the access log.
+    /// The key of the hash that replaces the openid in the access log.
     pub openid_key: Option<Secret>,
 }
 

@@ -323,7 +323,7 @@ async fn a_client_gets_one_100_even_if_the_service_asks_late() {
 
 /// The service reads on for a while after its response, and then no more.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_after_the_response_though_the_service_takes_no_more() {
+async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more() {
     let stack = Stack::start().await;
     stack.upstream.answer_early(true);
     reply(&stack, |_| {
