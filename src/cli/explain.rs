@@ -7,9 +7,9 @@
 //! result is plain data, written as JSON or, by `text.rs`, as text.
 
 pub mod command;
-mod question;
+mod explanation;
+mod request;
 mod text;
-mod told;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,12 +17,11 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, HOST, InvalidHeaderValue};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use self::question::Question;
-pub use self::told::{
+pub use self::explanation::{
     ChosenUpstream, Explanation, ForwardedRequest, Header, MatchedRoute, OtherRoute, Outcome,
     RemovedHeader, ResponseHeaders,
 };
-
+pub use self::request::Question;
 use crate::access::authenticator::{self, AuthError};
 use crate::access::identity_headers::{Forwarding, IdentityHeaders};
 use crate::access::websocket;
