@@ -135,7 +135,7 @@ fn judge_content(
     question: &Question,
     is_preflight: bool,
 ) -> Result<(), Rejection> {
-    if section.target == Target::Elsewhere || is_preflight && section.cors.is_some() {
+    if section.target == Target::ForwardAuthOnly || is_preflight && section.cors.is_some() {
         return Ok(());
     }
     let length = question.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
@@ -176,7 +176,7 @@ fn matched_route(index: usize, section: &RouteSection, is_preflight: bool) -> Ma
         websocket: section.websocket,
         cors: section.cors.is_some(),
         preflights: match section.preflight {
-            Preflight::Answer => "answer",
+            Preflight::Respond => "answer",
             Preflight::Pass => "pass",
         },
     }
@@ -195,8 +195,8 @@ fn tell_route(
         return;
     }
     match &section.target {
-        Target::Answer(answer) => told.status = Some(answer.status),
-        Target::Elsewhere => told.outcome = Outcome::ForwardAuth,
+        Target::OwnResponse(answer) => told.status = Some(answer.status),
+        Target::ForwardAuthOnly => told.outcome = Outcome::ForwardAuth,
         Target::Service { upstream, split } => {
             told.outcome = Outcome::Forwarded;
             let parts: u16 = split.iter().map(|share| share.users).sum();

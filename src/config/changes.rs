@@ -44,7 +44,7 @@ impl Changes {
         changes.compare("route", &before.routes, &after.routes, route, |a, b| {
             // Moving a route within its file is not a change.
             let rest = |route: &Route| Route {
-                target: Target::Elsewhere,
+                target: Target::ForwardAuthOnly,
                 place: b.place.clone(),
                 ..route.clone()
             };

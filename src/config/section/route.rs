@@ -20,7 +20,7 @@ use self::header_edits::{on_route, request_edits, response_edits};
 use self::matching::{Matched, report_duplicate};
 use self::references::References;
 pub use self::rewriting::Rewriting;
-pub use self::target::{Share, StaticAnswer, Target};
+pub use self::target::{Share, StaticResponse, Target};
 use super::app::App;
 use super::limits::max_body;
 use crate::config::document::from_value::{FromValue, word};
@@ -61,7 +61,7 @@ pub struct Route {
     pub rate_per_address: Option<Rate>,
     pub rewriting: Option<Rewriting>,
     pub request_edits: HeaderEdits,
-    /// Edits of the service's responses and of [`Target::Answer`], including
+    /// Edits of the service's responses and of [`Target::OwnResponse`], including
     /// `server.response_headers`.
     pub response_edits: HeaderEdits,
     /// Headers of the gateway's own responses on this route.

@@ -64,7 +64,7 @@ pub fn read(
                 section.problem(server, "stands twice", "");
             }
             if let Some((key, _)) =
-                listeners.iter().find(|(_, listener)| is_met(*listener, &server.value))
+                listeners.iter().find(|(_, listener)| would_reach(*listener, &server.value))
             {
                 let message = format!("is a listener of this gateway, {key}: requests would loop");
                 section.problem(server, message, "write the address of the service");
@@ -90,7 +90,7 @@ pub fn read(
 
 /// Whether a connection to a server would reach a listener of this gateway. Names other than
 /// `localhost` are not resolved.
-fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
+fn would_reach(listener: SocketAddr, server: &ServerAddress) -> bool {
     let (addresses, port) = match server {
         // A connection to the unspecified address reaches the loopback address.
         ServerAddress::Socket(server) => {
@@ -138,7 +138,7 @@ pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes:
             Target::Service { upstream, split } => {
                 *upstream == index || split.iter().any(|share| share.upstream == index)
             }
-            Target::Answer(_) | Target::Elsewhere => false,
+            Target::OwnResponse(_) | Target::ForwardAuthOnly => false,
         })
     };
     for (_, upstream) in upstreams.iter().enumerate().filter(|(index, _)| !is_used(*index)) {

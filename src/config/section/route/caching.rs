@@ -51,8 +51,8 @@ pub fn vary(
              ignores Vary gives them to others",
         );
     }
-    let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
-    if is_told { references.session.carrier_headers() } else { Vec::new() }
+    let has_vary = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
+    if has_vary { references.session.carrier_headers() } else { Vec::new() }
 }
 
 impl FromValue for Cache {

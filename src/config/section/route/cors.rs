@@ -36,7 +36,7 @@ pub enum Origins {
 pub enum Preflight {
     /// The gateway responds as configured in [`Cors`]; without it, a preflight is an ordinary
     /// request.
-    Answer,
+    Respond,
     /// Forwarded without identity.
     Pass,
 }
@@ -73,7 +73,7 @@ pub fn read(
         }
     }
     let cors = cors.filter(|_| section.has("cors"));
-    (cors, preflight.map_or(Preflight::Answer, |preflight| preflight.value))
+    (cors, preflight.map_or(Preflight::Respond, |preflight| preflight.value))
 }
 
 fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[String]) -> Cors {
@@ -174,6 +174,6 @@ impl References<'_> {
 
 impl FromValue for Preflight {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        word(value, &[("answer", Self::Answer), ("pass", Self::Pass)])
+        word(value, &[("answer", Self::Respond), ("pass", Self::Pass)])
     }
 }

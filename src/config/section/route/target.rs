@@ -23,9 +23,9 @@ pub enum Target {
         split: Vec<Share>,
     },
     /// The gateway, always with the same response.
-    Answer(StaticAnswer),
+    OwnResponse(StaticResponse),
     /// Another proxy: the route is forward-auth-only.
-    Elsewhere,
+    ForwardAuthOnly,
 }
 
 /// A share of a route's users.
@@ -39,14 +39,14 @@ pub struct Share {
 
 /// A response that is given without a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StaticAnswer {
+pub struct StaticResponse {
     pub status: u16,
     pub content_type: HeaderValue,
     pub body: Vec<u8>,
 }
 
 /// Maximum size of a response file: it is kept in memory, and copied for each response.
-const LONGEST_ANSWER: u64 = 64 << 10;
+const LONGEST_RESPONSE: u64 = 64 << 10;
 
 /// Keys that say how to connect to a service.
 const FOR_SERVICES: [&str; 12] = [
@@ -66,10 +66,10 @@ const FOR_SERVICES: [&str; 12] = [
 
 /// `None` means that a problem was reported.
 pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) -> Option<Target> {
-    let answer = section.optional_table("respond").map(|respond| {
-        let answer = static_answer(&respond, references.secrets);
+    let response = section.optional_table("respond").map(|respond| {
+        let response = static_response(&respond, references.secrets);
         respond.finish();
-        answer
+        response
     });
     if section.has("respond") {
         for name in FOR_SERVICES {
@@ -84,10 +84,10 @@ pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) ->
     let given = section.get::<String>("upstream");
     let upstream = given.as_ref().and_then(|given| references.upstream(section, given));
     let split = split(section, references, upstream, access);
-    match answer {
-        Some(answer) if section.has("respond") => answer.map(Target::Answer),
+    match response {
+        Some(response) if section.has("respond") => response.map(Target::OwnResponse),
         _ if references.upstream_may_be_absent && !section.has("upstream") => {
-            Some(Target::Elsewhere)
+            Some(Target::ForwardAuthOnly)
         }
         _ => Some(Target::Service { upstream: upstream?, split }),
     }
@@ -129,7 +129,7 @@ fn split(
 }
 
 /// `None` means that a problem was reported.
-fn static_answer(section: &Table<'_>, secrets: Secrets) -> Option<StaticAnswer> {
+fn static_response(section: &Table<'_>, secrets: Secrets) -> Option<StaticResponse> {
     let status = section.number("status", 200, 200..=599);
     let content_type = section.get_or("content_type", HeaderValue::from_static("text/plain"));
     let text = section.get::<String>("body");
@@ -151,12 +151,12 @@ fn static_answer(section: &Table<'_>, secrets: Secrets) -> Option<StaticAnswer> 
             if status == 304 { ("answers nothing", help) } else { ("has no body", "") };
         section.push(section.key("status"), raw.span(), message, help);
     }
-    Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body: body? })
+    Some(StaticResponse { status: u16::try_from(status).ok()?, content_type, body: body? })
 }
 
 fn read_file(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
     section.reads(&file.value);
-    let read = file::read(&file.value, LONGEST_ANSWER);
+    let read = file::read(&file.value, LONGEST_RESPONSE);
     read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()
 }
 
