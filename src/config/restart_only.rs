@@ -44,8 +44,8 @@ pub fn problems(
         source: 0,
         span: Some(place(key, document)),
         key: (*key).to_owned(),
-        message: "cannot change while the gateway runs".to_owned(),
-        help: "restart needed".to_owned(),
+        message: "cannot be changed by a reload".to_owned(),
+        help: "restart the gateway".to_owned(),
         redaction: Redaction::IfSecret,
     })
 }

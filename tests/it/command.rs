@@ -209,9 +209,9 @@ fn a_bad_certificate_is_a_clear_message_and_1() {
     std::fs::write(path("garbage.pem"), "garbage").unwrap();
     for (cert, key, message) in [
         ("missing.pem", "key.pem", "no such file"),
-        ("garbage.pem", "key.pem", "holds no certificate"),
-        ("cert.pem", "garbage.pem", "holds no private key"),
-        ("cert.pem", "other.pem", "does not belong to the certificate"),
+        ("garbage.pem", "key.pem", "contains no certificate"),
+        ("cert.pem", "garbage.pem", "contains no private key"),
+        ("cert.pem", "other.pem", "does not match the certificate"),
     ] {
         let tls = format!(
             "server.tls = {{ cert_file = \"{{dir}}/{cert}\", key_file = \"{{dir}}/{key}\" }}"

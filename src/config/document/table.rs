@@ -297,10 +297,10 @@ impl<'a> Table<'a> {
         for (key, _) in self.keys.into_iter().flatten() {
             let name: &str = key.get_ref();
             if !read_keys.contains(&name) {
-                let message = "does not stand in an included file";
+                let message = "is not allowed in an included file";
                 let names: BTreeSet<_> = read_keys.iter().collect();
                 let tables: Vec<_> = names.iter().map(|name| format!("[[{name}]]")).collect();
-                let help = format!("only {} do", tables.join(", "));
+                let help = format!("only {} are allowed", tables.join(", "));
                 self.report(
                     self.source,
                     self.key(name),

@@ -46,7 +46,7 @@ pub fn read(
 ) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
     if !may_be_absent {
-        root.report_missing("upstream", "one [[upstream]] for each service");
+        root.report_missing("upstream", "add an [[upstream]] for each service");
     }
     let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
     for section in sections {
@@ -55,13 +55,14 @@ pub fn read(
             report_odd_name(&section, name);
             if let Some(first) = upstreams.iter().find(|upstream| upstream.value.name == name.value)
             {
-                section.problem(name, "this name stands twice", format!("first as {}", first.key));
+                section.problem(name, "duplicate name", format!("first in {}", first.key));
             }
         }
-        let servers = section.require_some::<ServerAddress>("servers", "as [\"127.0.0.1:3000\"]");
+        let servers =
+            section.require_some::<ServerAddress>("servers", "such as [\"127.0.0.1:3000\"]");
         for (index, server) in servers.iter().enumerate() {
             if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
-                section.problem(server, "stands twice", "");
+                section.problem(server, "is listed twice", "");
             }
             if let Some((key, _)) =
                 listeners.iter().find(|(_, listener)| would_reach(*listener, &server.value))
@@ -149,7 +150,7 @@ pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes:
 impl FromValue for ServerAddress {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str =
-            "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
+            "an address or a host name with a port, such as \"10.0.0.7:3000\" or \"shop:3000\"";
         let given = text(value, EXPECTED)?;
         if given.contains('@') {
             return Err(format!("expected {EXPECTED}, without a user and a password"));

@@ -10,6 +10,10 @@ pub fn report_odd_name(section: &Table<'_>, name: &Located<String>) {
         || name.value.starts_with('@')
         || !name.value.chars().all(legal)
     {
-        section.problem(name, "is not a name", "1 to 64 characters, not beginning with \"@\"");
+        section.problem(
+            name,
+            "is not a valid name",
+            "1 to 64 characters, without quotes and backslashes, not starting with \"@\"",
+        );
     }
 }

@@ -36,8 +36,10 @@ pub fn vary(
                 "responses to users are not marked as private: a shared cache may give one user's \
                  response to another",
             ),
-            Access::None => section
-                .warn(given, "has no effect with auth = \"none\": responses are always as sent"),
+            Access::None => section.warn(
+                given,
+                "has no effect with auth = \"none\": cache headers are never changed there",
+            ),
             Access::Optional => {}
         }
     }

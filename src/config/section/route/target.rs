@@ -74,8 +74,8 @@ pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) ->
     if section.has("respond") {
         for name in FOR_SERVICES {
             if let Some(raw) = section.raw(name) {
-                let help = "a route has an upstream or respond";
-                section.push(section.key(name), raw.span(), "is for a service only", help);
+                let help = "a route has either upstream or respond";
+                section.push(section.key(name), raw.span(), "has no effect with respond", help);
             }
         }
     } else if !references.upstream_may_be_absent {
@@ -106,15 +106,15 @@ fn split(
         let index = upstream.as_ref().and_then(|given| references.upstream(&part, given));
         if let (Some(given), Some(index)) = (&upstream, index) {
             if main == Some(index) {
-                part.problem(given, "is the route's upstream", "that one gets the rest");
+                part.problem(given, "is the route's own upstream", "it gets the remaining users");
             } else if shares.iter().any(|share| share.upstream == index) {
-                part.problem(given, "stands twice", "");
+                part.problem(given, "is listed twice", "");
             }
         }
         if let (Some(upstream), Some(users)) = (index, users) {
             shares.push(Share { upstream, users: users.value.0 });
             if shares.iter().map(|share| u32::from(share.users)).sum::<u32>() > 10_000 {
-                part.problem(&users, "makes more than 100 percent with those before", "");
+                part.problem(&users, "the percentages add up to more than 100", "");
             }
         }
         part.finish();
@@ -122,7 +122,7 @@ fn split(
     if let Some(raw) = section.raw("split")
         && access == Access::None
     {
-        let message = "has no effect where auth is \"none\": users are told apart by their session";
+        let message = "has no effect with auth = \"none\": users are identified by their sessions";
         section.push(section.key("split"), raw.span(), message, "");
     }
     shares
@@ -135,7 +135,7 @@ fn static_response(section: &Table<'_>, secrets: Secrets) -> Option<StaticRespon
     let text = section.get::<String>("body");
     let file = section.get::<PathBuf>("file");
     if let (Some(_), Some(file)) = (&text, &file) {
-        section.problem(file, "stands beside body", "an answer has one of them");
+        section.problem(file, "cannot be combined with body", "a response has one of the two");
     }
     let body = match (text, file) {
         (Some(text), _) => Some(text.value.into_bytes()),
@@ -146,9 +146,12 @@ fn static_response(section: &Table<'_>, secrets: Secrets) -> Option<StaticRespon
         && let Some(raw) = section.raw("status")
         && (body.as_ref().is_none_or(|body| !body.is_empty()) || status == 304)
     {
-        let help = "only conditional requests are answered with 304";
-        let (message, help) =
-            if status == 304 { ("answers nothing", help) } else { ("has no body", "") };
+        let help = "304 is a response to conditional requests only";
+        let (message, help) = if status == 304 {
+            ("cannot be used here", help)
+        } else {
+            ("a response with this status has no body", "")
+        };
         section.push(section.key("status"), raw.span(), message, help);
     }
     Some(StaticResponse { status: u16::try_from(status).ok()?, content_type, body: body? })
@@ -178,7 +181,7 @@ impl FromValue for Percent {
                 .then(|| format!("{whole}{fraction:0<2}").parse().ok())?
         });
         hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
-            let expected = "expected a number from 0 to 100 with two decimals at most";
+            let expected = "expected a number from 0 to 100 with at most two decimals";
             format!("{expected}, found {}", kind(value))
         })
     }
