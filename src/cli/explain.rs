@@ -120,7 +120,7 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
     explanation
 }
 
-/// Whether a request may become a WebSocket, if it asks for one.
+/// Whether a request may become a WebSocket, if it requests one.
 fn judge_websocket(route: Option<&Route>, request: &DescribedRequest) -> Result<(), Rejection> {
     let headers = &request.headers;
     if websocket::is_asked_for(headers) {

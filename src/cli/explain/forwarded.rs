@@ -87,8 +87,9 @@ pub fn removed(
             "the gateway does not forward it".to_owned()
         }
     };
-    let gone = request.headers.iter().filter(|(name, value)| !is_kept(name, value));
-    gone.map(|(name, value)| RemovedHeader { name: name.to_string(), reason: reason(name, value) })
+    let missing = request.headers.iter().filter(|(name, value)| !is_kept(name, value));
+    missing
+        .map(|(name, value)| RemovedHeader { name: name.to_string(), reason: reason(name, value) })
         .collect()
 }
 

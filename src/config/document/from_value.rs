@@ -162,7 +162,7 @@ impl FromValue for HeaderName {
 
 impl FromValue for HeaderValue {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let given = text(value, "the value of a header")?;
+        let given = text(value, "a header value")?;
         if given.trim_matches([' ', '\t']) != given {
             return Err("header values must not begin or end with whitespace".to_owned());
         }

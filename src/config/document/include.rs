@@ -27,11 +27,11 @@ pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic>
     let Some(main) = sources.first() else { return Vec::new() };
     let path = PathBuf::from(&main.name);
     let documents = [DeTable::parse_recoverable(&main.text).0];
-    let (report, unheard) = (RefCell::default(), RefCell::default());
+    let (report, ignored) = (RefCell::default(), RefCell::default());
     let root = Table::root(&documents, &report);
     // A value that is not text, or a file that is not TOML, is reported when the whole file is
     // read.
-    let given = Table::root(&documents, &unheard).list::<String>("include");
+    let given = Table::root(&documents, &ignored).list::<String>("include");
     let mut included: Vec<SourceFile> = Vec::new();
     for given in given.unwrap_or_default() {
         let pattern = whole(&given.value, &path);

@@ -173,8 +173,8 @@ fn describe(text: &str) -> String {
 pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route]) {
     for app_id in apps {
         let is_used = routes.iter().any(|route| {
-            let takes = route.apps.is_empty() || route.apps.contains(&app_id.value);
-            route.access != Access::None && takes
+            let is_accepted = route.apps.is_empty() || route.apps.contains(&app_id.value);
+            route.access != Access::None && is_accepted
         });
         if !is_used {
             root.warn(app_id, "no route accepts the sessions of this app");

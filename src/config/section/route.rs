@@ -26,7 +26,7 @@ use super::limits::max_body;
 use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::table::{Located, Place, Table};
 use crate::config::value::host::HostPattern;
-use crate::config::value::name::report_odd_name;
+use crate::config::value::name::report_invalid_name;
 use crate::config::value::path::RoutePath;
 use crate::config::value::rate::{self, Rate};
 use crate::identity::AppId;
@@ -108,7 +108,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
         let matching = matching::read(&section, references);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
-            report_odd_name(&section, name);
+            report_invalid_name(&section, name);
         }
         let default_name = path.as_ref().map(|path| {
             let host = matching.hosts.first().map_or_else(String::new, ToString::to_string);

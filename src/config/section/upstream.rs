@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::route::{Route, Target};
 use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::table::{Located, Table, values};
-use crate::config::value::name::report_odd_name;
+use crate::config::value::name::report_invalid_name;
 
 /// A group of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn read(
     for section in sections {
         let name = section.require::<String>("name");
         if let Some(name) = &name {
-            report_odd_name(&section, name);
+            report_invalid_name(&section, name);
             if let Some(first) = upstreams.iter().find(|upstream| upstream.value.name == name.value)
             {
                 section.problem(name, "duplicate name", format!("first in {}", first.key));

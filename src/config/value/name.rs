@@ -3,7 +3,7 @@
 use crate::config::document::table::{Located, Table};
 
 /// Names become metric labels; `@` marks the gateway's own.
-pub fn report_odd_name(section: &Table<'_>, name: &Located<String>) {
+pub fn report_invalid_name(section: &Table<'_>, name: &Located<String>) {
     let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
     if name.value.is_empty()
         || name.value.chars().count() > 64

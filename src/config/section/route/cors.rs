@@ -94,7 +94,7 @@ fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[Strin
     let methods = match own_methods {
         Some(listed) => {
             for method in &listed {
-                report_odd_method(section, method, methods);
+                report_invalid_method(section, method, methods);
             }
             values(listed)
         }
@@ -120,7 +120,7 @@ fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[Strin
     }
 }
 
-fn report_odd_method(section: &Table<'_>, method: &Located<String>, served: &[String]) {
+fn report_invalid_method(section: &Table<'_>, method: &Located<String>, served: &[String]) {
     if method.value.is_empty() || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
     {
         section.problem(method, "is not a valid method", "such as \"GET\"");
