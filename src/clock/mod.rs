@@ -27,7 +27,7 @@ impl Clock {
         Self(TimeSource::System(Instant::now(), wall()))
     }
 
-    /// A clock that stands still until [`Clock::advance`] moves it.
+    /// A clock that moves only by [`Clock::advance`].
     pub fn manual() -> Self {
         Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), wall()))
     }

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_of_any_legal_length_is_kept_to_the_letter() {
+    fn an_id_of_any_valid_length_is_kept_unchanged() {
         for length in [1, 28, 30, 31, LONGEST] {
             let text = "oAbC-_09".repeat(LONGEST).split_off(8 * LONGEST - length);
             let id = OpenId::parse(&text).unwrap();

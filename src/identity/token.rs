@@ -3,7 +3,7 @@
 //! Decides what a token looks like, how it is generated and where in a header it may be.
 //! `access::authenticator` reads tokens and `access::identity_headers` removes them with the same
 //! functions, so that what is read and what is removed cannot differ. Only the [`TokenDigest`] is
-//! stored: whoever reads the session store finds no usable token.
+//! stored: a reader of the session store finds no usable token.
 
 use std::hash::{Hash, Hasher};
 

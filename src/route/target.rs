@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::edit::Edits;
 use crate::config;
-use crate::config::StaticAnswer;
+use crate::config::StaticResponse;
 use crate::identity::Identity;
 use crate::message::own_response::OwnResponse;
 
@@ -25,13 +25,13 @@ impl RouteTarget {
             config::Target::Service { upstream, split } => {
                 Self::Service { main: *upstream, shares: split.clone() }
             }
-            config::Target::Answer(response) => Self::OwnResponse(prepared(response, edits)),
-            config::Target::Elsewhere => Self::ForwardAuthOnly,
+            config::Target::OwnResponse(response) => Self::OwnResponse(prepared(response, edits)),
+            config::Target::ForwardAuthOnly => Self::ForwardAuthOnly,
         }
     }
 }
 
-fn prepared(section: &StaticAnswer, edits: &Edits) -> OwnResponse {
+fn prepared(section: &StaticResponse, edits: &Edits) -> OwnResponse {
     let mut response = OwnResponse::empty(section.status);
     if !section.body.is_empty() {
         response.header(CONTENT_TYPE, section.content_type.clone());

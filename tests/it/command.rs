@@ -209,9 +209,9 @@ fn a_bad_certificate_is_a_clear_message_and_1() {
     std::fs::write(path("garbage.pem"), "garbage").unwrap();
     for (cert, key, message) in [
         ("missing.pem", "key.pem", "no such file"),
-        ("garbage.pem", "key.pem", "holds no certificate"),
-        ("cert.pem", "garbage.pem", "holds no private key"),
-        ("cert.pem", "other.pem", "does not belong to the certificate"),
+        ("garbage.pem", "key.pem", "contains no certificate"),
+        ("cert.pem", "garbage.pem", "contains no private key"),
+        ("cert.pem", "other.pem", "does not match the certificate"),
     ] {
         let tls = format!(
             "server.tls = {{ cert_file = \"{{dir}}/{cert}\", key_file = \"{{dir}}/{key}\" }}"
@@ -584,7 +584,7 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
     };
     let (_good, address) = start_sandbox(&[]);
     let (code, shown) = check(address, "");
-    assert!(code == 0 && shown.contains("WeChat takes the app"), "{shown}");
+    assert!(code == 0 && shown.contains("WeChat accepts the app"), "{shown}");
     let stats = client::get(address, "/sandbox/stats").await.json();
     assert_eq!(stats["exchanges"], 1);
 
@@ -611,7 +611,7 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
         shown.lines().any(|line| line.contains(address) && line.contains(outcome))
     };
     assert!(code == 1 && names("127.0.0.1:1:", "cannot be reached"), "{shown}");
-    assert!(names(&fallback.to_string(), "WeChat takes the app"), "{shown}");
+    assert!(names(&fallback.to_string(), "WeChat accepts the app"), "{shown}");
     let usage = wxgate().args(["check", "--live", "--without-secrets", "-c", "x"]).output();
     assert_eq!(usage.unwrap().status.code(), Some(2));
 }

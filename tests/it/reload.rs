@@ -222,9 +222,9 @@ async fn what_cannot_change_live_is_refused_by_name() {
         assert!(stack.reload("").await);
         // Together with a change that could be taken.
         assert!(!stack.reload(&format!("{change}\nsession.header = \"X-Other\"")).await, "{key}");
-        let refusal = format!("{key}: cannot change while the gateway runs");
+        let refusal = format!("{key}: cannot be changed by a reload");
         assert!(said(&stack).contains(&refusal), "{refusal}");
-        assert!(said(&stack).contains("restart needed"));
+        assert!(said(&stack).contains("restart the gateway"));
         assert!(!said(&stack).contains("upgrade"), "nobody promises one");
         let token = stack.login("anna").await;
         assert_eq!(stack.get("/").token(&token).send().await.status, 200);
@@ -376,7 +376,7 @@ async fn included_files_add_routes_and_are_watched() {
     until("a change is found", async || stack.get("/shop").send().await.status == 401).await;
     fs::write(folder.join("shop.toml"), format!("{text}[session]\nttl = \"1h\"\n")).unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
-    assert!(said(&stack).contains("shop.toml:8:2: session: does not stand in an included"));
+    assert!(said(&stack).contains("shop.toml:8:2: session: is not allowed in an included"));
     fs::remove_file(folder.join("shop.toml")).unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
     assert_eq!(stack.get("/shop").send().await.status, 401, "the route of / is left");

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_count_characters_and_carets_stand_under_wide_ones() {
+    fn columns_count_characters_and_carets_fit_wide_ones() {
         let text = "a = 1\n名 = \"值\" # x\n";
         let start = text.find('"').unwrap();
         let place = Excerpt::find(text, &(start..start + 5), Redaction::IfSecret).unwrap();

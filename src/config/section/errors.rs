@@ -14,7 +14,7 @@ pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
     for (error, _) in &listed {
         if !ERRORS.contains(&error.value.as_str()) {
             let help = format!("one of {}", ERRORS.join(", "));
-            section.problem(error, format!("no error is called \"{}\"", error.value), help);
+            section.problem(error, format!("unknown error \"{}\"", error.value), help);
         }
     }
     let codes = listed.into_iter().map(|(error, code)| (error.value, code.value)).collect();

@@ -134,7 +134,7 @@ pub fn warn_of_memory(section: &Table<'_>, name: &str, count: u64, bytes_each: u
     const MUCH: u64 = 10_000_000_000;
     let bytes = count.saturating_mul(bytes_each);
     if bytes > MUCH {
-        let message = format!("{what} may take {} GB of memory", bytes / 1_000_000_000);
+        let message = format!("{what} may use {} GB of memory", bytes / 1_000_000_000);
         section.warn_of(name, &message);
     }
 }

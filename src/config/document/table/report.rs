@@ -25,8 +25,8 @@ pub struct Report {
     /// Names and lines of the documents, in the order of reading.
     pub sources: Vec<LineBreaks>,
     /// Keys that were read, as documented.
-    pub known: BTreeSet<String>,
-    /// Only `known` is wanted: optional sections are read even if they are missing.
+    pub keys: BTreeSet<String>,
+    /// Only `keys` is wanted: optional sections are read even if they are missing.
     pub is_listing: bool,
 }
 

@@ -36,8 +36,10 @@ pub fn vary(
                 "responses to users are not marked as private: a shared cache may give one user's \
                  response to another",
             ),
-            Access::None => section
-                .warn(given, "has no effect with auth = \"none\": responses are always as sent"),
+            Access::None => section.warn(
+                given,
+                "has no effect with auth = \"none\": cache headers are never changed there",
+            ),
             Access::Optional => {}
         }
     }
@@ -51,8 +53,8 @@ pub fn vary(
              ignores Vary gives them to others",
         );
     }
-    let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
-    if is_told { references.session.carrier_headers() } else { Vec::new() }
+    let has_vary = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
+    if has_vary { references.session.carrier_headers() } else { Vec::new() }
 }
 
 impl FromValue for Cache {

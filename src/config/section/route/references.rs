@@ -39,7 +39,7 @@ impl References<'_> {
         // If there are no upstreams although one is needed, that is reported instead.
         if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
             let help = match &defined[..] {
-                [] => "write [[upstream]], or leave it out".to_owned(),
+                [] => "add an [[upstream]], or leave this key out".to_owned(),
                 defined => format!("defined upstreams: {}", defined.join(", ")),
             };
             section.problem(given, format!("no upstream named \"{}\"", given.value), help);

@@ -52,7 +52,7 @@ pub struct MatchedRoute {
     /// What applies to this very request: a preflight has no session.
     pub auth: &'static str,
     pub preflight: bool,
-    /// If empty, every app is accepted.
+    /// Empty: every app is accepted.
     pub apps: Vec<String>,
     /// In bytes.
     pub max_body: u64,
