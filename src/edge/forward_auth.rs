@@ -235,17 +235,17 @@ fn meet<'p, 'r>(
     client: Client,
 ) -> Result<Met<'p, 'r>, Rejection> {
     if !client.is_trusted {
-        return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
+        return Err(Rejection::BadRequest("only proxies in server.trusted_proxies may use forward-auth"));
     }
     // Envoy and Higress append the path of the original request.
     let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
     if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-        return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
+        return Err(Rejection::BadRequest("this listener serves only forward_auth.path"));
     }
     let headers = &request.headers;
     if policy.identity_headers.has_lookalike(headers) {
         return Err(Rejection::BadRequest(
-            "a header that the proxy in front would pass on could be taken for another",
+            "a header has a different spelling of an identity header's name",
         ));
     }
     let told = OriginalRequest::read(headers)?;
@@ -260,7 +260,7 @@ fn meet<'p, 'r>(
         Endpoint::None => return Err(Rejection::NoRoute),
         Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
             return Err(Rejection::BadRequest(
-                "this path is the gateway's own: it belongs on its public listener",
+                "this path is an endpoint of the gateway: send it to a public listener",
             ));
         }
     };

@@ -76,7 +76,7 @@ impl ErrorBody {
         pieces.extend(parts.next().map(|text| Piece::Text(text.to_owned())));
         for part in parts {
             let Some((name, text)) = part.split_once('}') else {
-                return Err("holds a \"${\" without its \"}\"".to_owned());
+                return Err("\"${\" without \"}\"".to_owned());
             };
             pieces.push(match name {
                 "status" => Piece::Status,
@@ -85,7 +85,7 @@ impl ErrorBody {
                 "action" => Piece::Action,
                 "request_id" => Piece::RequestId,
                 "code" => Piece::Code,
-                _ => return Err(format!("holds \"${{{name}}}\", which stands for nothing")),
+                _ => return Err(format!("unknown placeholder \"${{{name}}}\"")),
             });
             pieces.push(Piece::Text(text.to_owned()));
         }
@@ -97,7 +97,7 @@ impl ErrorBody {
             // A code may be negative.
             for code in [500, -1] {
                 serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
-                    .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+                    .map_err(|_| "does not give valid JSON: put text in quotes, as in \"${message}\"")?;
             }
         }
         Ok(body)

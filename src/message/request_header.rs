@@ -177,7 +177,7 @@ const REQUEST: Messages = Messages {
 };
 
 const TOLD: Messages = Messages {
-    method: "the method in X-Forwarded-Method is not served",
+    method: "the method in X-Forwarded-Method is not supported",
     host: "X-Forwarded-Host is malformed",
     not_ascii: "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
     target_byte: "X-Forwarded-Uri: control bytes, spaces and \" # < > \\ must be percent-encoded",
@@ -347,7 +347,7 @@ fn judge_fields(
             17 if is(b"transfer-encoding") => {
                 if is_chunked || is_http_10 || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(Rejection::BadRequest(
-                        "Transfer-Encoding is not exactly one \"chunked\"",
+                        "Transfer-Encoding must be exactly one \"chunked\"",
                     ));
                 }
                 is_chunked = true;

@@ -22,7 +22,7 @@ const MALFORMED: &str = "response header malformed: ";
 const KINDS_MALFORMED: usize = 16;
 
 /// The fault of a `101` to a request that was not a WebSocket handshake.
-pub const UNASKED: &str = "Upgrade (101 to a request that is no WebSocket handshake)";
+pub const UNASKED: &str = "Upgrade (101 without a WebSocket handshake)";
 
 /// Why a request ends early.
 pub enum Stop {
@@ -106,11 +106,11 @@ impl Failed {
     /// names.
     pub fn cause(&self, patience: &Patience) -> Cow<'static, str> {
         match self {
-            Self::NoServer => "no server is left to try".into(),
+            Self::NoServer => "no server left to try".into(),
             Self::Connect(error) => of_connect(error, patience.connect),
-            Self::Closed => "closed before a response".into(),
-            Self::ClosedInHeader => "closed within the response header".into(),
-            Self::ClosedInBody => "closed before the end of the response body".into(),
+            Self::Closed => "connection closed before a response".into(),
+            Self::ClosedInHeader => "connection closed within the response header".into(),
+            Self::ClosedInBody => "connection closed before the end of the response body".into(),
             Self::Read(error) => of_io("cannot read the response", error),
             Self::Write(error) => of_io("cannot send the request", error),
             Self::NoResponse => {
@@ -123,7 +123,7 @@ impl Failed {
             }
             Self::RequestNotTaken => {
                 let time = format_duration(patience.write);
-                format!("request not taken within write_timeout ({time})").into()
+                format!("request not accepted within write_timeout ({time})").into()
             }
             Self::Header(fault) => fault.to_string().into(),
             Self::Chunks => "response body malformed: chunked encoding".into(),

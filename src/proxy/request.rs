@@ -202,7 +202,7 @@ impl Request {
     pub fn failure(&self, failed: &Failed) -> Failure<'_> {
         let cause = match self.pool() {
             Some(pool) if self.server.is_none() && pool.is_empty() => {
-                "no address known for the upstream".into()
+                "the upstream has no known address".into()
             }
             _ => failed.cause(&self.patience()),
         };

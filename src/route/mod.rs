@@ -34,11 +34,11 @@ use crate::message::rejection::Rejection;
 /// Why a path is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    #[error("the path holds bytes or escapes that no path may hold")]
+    #[error("the path contains invalid bytes or escapes")]
     Malformed,
-    #[error("servers would read the path in different ways")]
+    #[error("servers could read the path in different ways")]
     Ambiguous,
-    #[error("a header that routes ask for is there twice, in another spelling, or nominated")]
+    #[error("a header that routes match on is repeated, spelled differently, or named in Connection")]
     AmbiguousHeader,
 }
 
@@ -48,7 +48,7 @@ impl From<PathError> for Rejection {
             PathError::Malformed => "the path is malformed",
             PathError::Ambiguous => "the path can be read in different ways",
             PathError::AmbiguousHeader => {
-                "a header that routes ask for can be read in different ways"
+                "a header that routes match on can be read in different ways"
             }
         })
     }

@@ -213,7 +213,7 @@ impl Names {
         match found {
             Ok(addresses) => {
                 if std::mem::take(&mut name.is_logged) {
-                    tracing::info!(upstream = self.pool, host, "a host name resolves again");
+                    tracing::info!(upstream = self.pool, host, "host name resolves again");
                 }
                 name.addresses = addresses;
             }
@@ -227,7 +227,7 @@ impl Names {
                         %error,
                         kept,
                         suppressed,
-                        "a host name cannot be resolved"
+                        "cannot resolve host name"
                     );
                 }
             }
