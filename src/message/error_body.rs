@@ -97,7 +97,9 @@ impl ErrorBody {
             // A code may be negative.
             for code in [500, -1] {
                 serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
-                    .map_err(|_| "does not give valid JSON: put text in quotes, as in \"${message}\"")?;
+                    .map_err(
+                        |_| "does not give valid JSON: put text in quotes, as in \"${message}\"",
+                    )?;
             }
         }
         Ok(body)
@@ -130,8 +132,8 @@ impl ErrorBody {
     }
 
     fn code(&self, facts: &ErrorFacts<'_>) -> i64 {
-        let known = self.codes.iter().find(|(error, _)| error == facts.error);
-        known.map_or(i64::from(facts.status), |(_, code)| *code)
+        let code = self.codes.iter().find(|(error, _)| error == facts.error);
+        code.map_or(i64::from(facts.status), |(_, code)| *code)
     }
 }
 
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_no_json_is_refused_where_json_is_promised() {
+    fn a_template_that_gives_no_json_is_rejected_for_a_json_content_type() {
         for template in ["{\"m\":${message}}", "", "{${code}}", "{\"m\":\"${message}\"", "${error}"]
         {
             assert!(parse(template, "application/json; charset=utf-8").is_err(), "{template}");
