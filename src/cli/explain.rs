@@ -35,8 +35,8 @@ use crate::message::caching::Vary;
 use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{FoldedNames, trim};
 use crate::message::rejection::Rejection;
-use crate::message::request_header::{self, HeadLimits};
-use crate::route::{Asked, Endpoint, Route, Routes};
+use crate::message::request_header::{self, HeaderLimits};
+use crate::route::{Endpoint, Route, RouteLookup, Routes};
 
 /// Explains how a request would be handled.
 pub fn explain(config: &Config, question: &Question) -> Explanation {
@@ -58,15 +58,15 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
         response_headers: ResponseHeaders::default(),
         other_routes: Vec::new(),
     };
-    let limits = HeadLimits::from(&config.limits);
+    let limits = HeaderLimits::from(&config.limits);
     if let Err(rejection) =
-        request_header::judge(&question.head(), limits, |path| routes.is_health(path))
+        request_header::read(&question.head(), limits, |path| routes.is_health(path), |_| {})
     {
         told.reject(&rejection, rejection.message().to_owned());
         return told;
     }
     let asked = question.asked();
-    let (endpoint, is_preflight) = match routes.meet(&asked) {
+    let (endpoint, is_preflight) = match routes.match_request(&asked) {
         Ok(met) => met,
         Err(error) => {
             told.reject(&error.into(), error.to_string());
@@ -366,8 +366,8 @@ fn forwarding(question: &Question) -> Forwarding {
 
 /// Why a request does not match a route. The route is tried alone, each time with all other
 /// conditions made to match.
-fn why_not(section: &RouteSection, asked: &Asked<'_>) -> String {
-    let route_path = Asked { path: section.path.as_str(), ..*asked };
+fn why_not(section: &RouteSection, asked: &RouteLookup<'_>) -> String {
+    let route_path = RouteLookup { path: section.path.as_str(), ..*asked };
     let mut any_headers = RouteSection { rewriting: None, ..section.clone() };
     let any_host = RouteSection { hosts: Vec::new(), ..any_headers.clone() };
     any_headers.headers.clear();
@@ -393,7 +393,7 @@ fn why_not(section: &RouteSection, asked: &Asked<'_>) -> String {
     }
 }
 
-fn meets(section: &RouteSection, asked: &Asked<'_>) -> bool {
+fn meets(section: &RouteSection, asked: &RouteLookup<'_>) -> bool {
     let none = EndpointsSection {
         login: Vec::new(),
         logout: Vec::new(),

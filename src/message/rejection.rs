@@ -128,14 +128,18 @@ impl Rejection {
             Self::WeChatRejected => {
                 (502, "wechat_rejected", None, "WeChat cannot verify the login")
             }
-            Self::BadGateway => (502, "bad_gateway", Retry, "the service did not send a valid response"),
+            Self::BadGateway => {
+                (502, "bad_gateway", Retry, "the service did not send a valid response")
+            }
             Self::WeChatBusy { .. } => {
                 (503, "wechat_busy", Retry, "WeChat is temporarily unavailable")
             }
             Self::StoreUnavailable => {
                 (503, "store_unavailable", Retry, "the session store is temporarily unavailable")
             }
-            Self::NoUpstream => (503, "no_upstream", Retry, "no server of the service is available"),
+            Self::NoUpstream => {
+                (503, "no_upstream", Retry, "no server of the service is available")
+            }
             Self::Overloaded => (503, "overloaded", Retry, "the gateway is overloaded"),
             Self::WeChatTimeout { .. } => {
                 (504, "wechat_timeout", Login, "WeChat did not respond in time")

@@ -90,7 +90,10 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
     let secret = "a-secret-in-a-value";
     for (reply, cause) in [
         (Reply::Last(vec![]), "connection closed before a response"),
-        (Reply::Last(b"HTTP/1.1 200 OK\r\nX-Ha".to_vec()), "connection closed within the response header"),
+        (
+            Reply::Last(b"HTTP/1.1 200 OK\r\nX-Ha".to_vec()),
+            "connection closed within the response header",
+        ),
         (Reply::Stall(vec![]), "no response within read_timeout (300ms)"),
         (Reply::Last(b"SSH-2.0-OpenSSH\r\n".to_vec()), "response header malformed: status line"),
         (Reply::Last(b"HTTP/1.1 abc\r\n\r\n".to_vec()), "response header malformed: status line"),
