@@ -82,8 +82,7 @@ pub mod fuzzing {
     pub use crate::message::chunked::{Chunked, Malformed};
     pub use crate::message::header::lines;
     pub use crate::message::rejection::Rejection;
-    pub use crate::message::request_header::{Framing, Head, HeadLimits, judge};
-    pub use crate::message::response_header::{self as response, Fault, ResponseHead};
+    pub use crate::message::response_header::{self as response, Fault, ResponseHeader};
     pub use crate::proxy::body;
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};

@@ -15,7 +15,8 @@ use crate::identity::token;
 use crate::identity::{Identity, UnionId};
 use crate::message::header::lines::write_line;
 use crate::message::header::reserved::{
-    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
+    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, ORIGINAL_REQUEST,
+    WRITTEN,
 };
 use crate::message::header::{FoldedNames, HeadersMut, nominated};
 use crate::message::rejection::ERROR_HEADER;
@@ -89,7 +90,7 @@ impl IdentityHeaders {
             identity.app_id_header.clone(),
             identity.union_id_header.clone(),
         ];
-        let decision_names: Vec<_> = TOLD
+        let decision_names: Vec<_> = ORIGINAL_REQUEST
             .into_iter()
             .chain(CLOUD_RUN)
             .map(HeaderName::from_static)

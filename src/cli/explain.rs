@@ -31,7 +31,7 @@ use crate::config::{
 };
 use crate::message::caching::Vary;
 use crate::message::rejection::Rejection;
-use crate::message::request_header::{self, HeadLimits};
+use crate::message::request_header::{self, HeaderLimits};
 use crate::route::{Endpoint, Route, Routes};
 
 /// Explains how a request would be handled.
@@ -54,15 +54,15 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
         response_headers: ResponseHeaders::default(),
         other_routes: Vec::new(),
     };
-    let limits = HeadLimits::from(&config.limits);
+    let limits = HeaderLimits::from(&config.limits);
     if let Err(rejection) =
-        request_header::judge(&request.header_bytes(), limits, |path| routes.is_health(path))
+        request_header::read(&request.header_bytes(), limits, |path| routes.is_health(path), |_| {})
     {
         explanation.reject(&rejection, rejection.message().to_owned());
         return explanation;
     }
     let wanted = request.to_match();
-    let (endpoint, is_preflight) = match routes.meet(&wanted) {
+    let (endpoint, is_preflight) = match routes.match_request(&wanted) {
         Ok(matched) => matched,
         Err(error) => {
             explanation.reject(&error.into(), error.to_string());

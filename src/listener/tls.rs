@@ -82,10 +82,10 @@ impl Tls {
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
             // A client that disconnects may be a load balancer's port probe.
             Ok(Err(_)) => return None,
-            Err(_) => "it was not over in time".to_owned(),
+            Err(_) => "timed out".to_owned(),
         };
         // It is unknown whose fault it is, and most failures come from scans.
-        tracing::debug!(reason, "a handshake failed");
+        tracing::debug!(reason, "TLS handshake failed");
         self.metrics.handshake_failed();
         None
     }

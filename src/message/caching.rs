@@ -119,7 +119,7 @@ impl Vary {
 /// Replaces all lines of a header with one.
 fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
     if response.first(name).is_some() {
-        response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        response.remove_if(|other, _| other.eq_ignore_ascii_case(name.as_str().as_bytes()));
     }
     response.add(name, value);
 }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn private_is_added_where_nothing_decides() {
+    fn private_is_added_where_no_directive_decides() {
         for (given, expected) in [
             (&[][..], "private"),
             (&[""], "private"),

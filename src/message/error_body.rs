@@ -76,7 +76,7 @@ impl ErrorBody {
         pieces.extend(parts.next().map(|text| Piece::Text(text.to_owned())));
         for part in parts {
             let Some((name, text)) = part.split_once('}') else {
-                return Err("holds a \"${\" without its \"}\"".to_owned());
+                return Err("\"${\" without \"}\"".to_owned());
             };
             pieces.push(match name {
                 "status" => Piece::Status,
@@ -85,7 +85,7 @@ impl ErrorBody {
                 "action" => Piece::Action,
                 "request_id" => Piece::RequestId,
                 "code" => Piece::Code,
-                _ => return Err(format!("holds \"${{{name}}}\", which stands for nothing")),
+                _ => return Err(format!("unknown placeholder \"${{{name}}}\"")),
             });
             pieces.push(Piece::Text(text.to_owned()));
         }
@@ -97,7 +97,9 @@ impl ErrorBody {
             // A code may be negative.
             for code in [500, -1] {
                 serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
-                    .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+                    .map_err(
+                        |_| "does not give valid JSON: put text in quotes, as in \"${message}\"",
+                    )?;
             }
         }
         Ok(body)
@@ -130,8 +132,8 @@ impl ErrorBody {
     }
 
     fn code(&self, facts: &ErrorFacts<'_>) -> i64 {
-        let known = self.codes.iter().find(|(error, _)| error == facts.error);
-        known.map_or(i64::from(facts.status), |(_, code)| *code)
+        let code = self.codes.iter().find(|(error, _)| error == facts.error);
+        code.map_or(i64::from(facts.status), |(_, code)| *code)
     }
 }
 
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_no_json_is_refused_where_json_is_promised() {
+    fn a_template_that_gives_no_json_is_rejected_for_a_json_content_type() {
         for template in ["{\"m\":${message}}", "", "{${code}}", "{\"m\":\"${message}\"", "${error}"]
         {
             assert!(parse(template, "application/json; charset=utf-8").is_err(), "{template}");

@@ -45,12 +45,12 @@ impl OwnResponse {
         &'a self,
         name: &'a HeaderName,
     ) -> impl Iterator<Item = &'a HeaderValue> + Clone {
-        self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value)
+        self.headers.iter().filter(move |(other, _)| other == name).map(|(_, value)| value)
     }
 
     /// Replaces all lines of a header with one.
     pub fn replace(&mut self, name: HeaderName, value: HeaderValue) {
-        self.headers.retain(|(known, _)| *known != name);
+        self.headers.retain(|(other, _)| *other != name);
         self.headers.push((name, value));
     }
 

@@ -1,7 +1,8 @@
 //! Tests that nothing is left of a request when its connection is dropped.
 //!
 //! Each request is served repeatedly, and dropped at its first poll, at its second poll, and so on,
-//! until it completes.
+//! until it completes. It is longer than other files because it needs a client and a strict
+//! service of its own: only here can a connection be polled one step at a time.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -204,7 +205,7 @@ async fn send(stream: TcpStream, parts: &[String]) -> Vec<u8> {
 async fn upload(stream: TcpStream, length: usize) -> Vec<u8> {
     let Ok((requests, connection)) = h2::client::handshake(stream).await else { return Vec::new() };
     let connection = tokio::spawn(connection);
-    let exchange = async {
+    let request = async {
         let request = Request::post("http://g/length?h2").body(()).unwrap();
         let mut requests = requests.ready().await?;
         let (response, mut body) = requests.send_request(request, false)?;
@@ -226,7 +227,7 @@ async fn upload(stream: TcpStream, length: usize) -> Vec<u8> {
         }
         Ok::<_, h2::Error>(got)
     };
-    let got = exchange.await.unwrap_or_default();
+    let got = request.await.unwrap_or_default();
     connection.abort();
     let _ = connection.await;
     got
@@ -241,14 +242,14 @@ async fn converse(mut stream: TcpStream, number: usize, records: Arc<Mutex<Recor
         records.lock().unwrap().faults.push(text);
     };
     loop {
-        let Some(head) = until(&mut stream, &mut read, b"\r\n\r\n").await else { return };
-        let head = String::from_utf8(head).unwrap();
-        let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        if !(head.starts_with("GET /") || head.starts_with("POST /")) {
-            return fault("no request", head.as_bytes());
+        let Some(header) = until(&mut stream, &mut read, b"\r\n\r\n").await else { return };
+        let header = String::from_utf8(header).unwrap();
+        let target = header.split(' ').nth(1).unwrap_or_default().to_owned();
+        if !(header.starts_with("GET /") || header.starts_with("POST /")) {
+            return fault("no request", header.as_bytes());
         }
         records.lock().unwrap().served.push((number, target.clone()));
-        let lower = head.to_ascii_lowercase();
+        let lower = header.to_ascii_lowercase();
         let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
         if let Some(length) = length {
             let length: usize = length.parse().unwrap();
@@ -344,8 +345,8 @@ async fn drop_at_each_poll(name: &str, script: Script, end: &str) {
         let (has_ended, got) = bench.serve(script.clone(), polls).await;
         bench.assert_nothing_is_left(&what).await;
         let target = format!("/length?probe={polls}");
-        let head = format!("GET {target} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n");
-        let (_, probe) = bench.serve(Script::Http1(vec![head]), usize::MAX).await;
+        let header = format!("GET {target} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n");
+        let (_, probe) = bench.serve(Script::Http1(vec![header]), usize::MAX).await;
         let probe = String::from_utf8(probe).unwrap();
         assert!(probe.contains("HTTP/1.1 200 OK\r\n"), "{what}: {probe}");
         assert!(probe.ends_with(&format!("\r\n\r\n{target}")), "{what}: {probe}");

@@ -55,7 +55,8 @@ struct Peer {
 impl Pool {
     pub fn new(section: Upstream, clock: Clock) -> Self {
         let servers = section.servers.clone();
-        let names = Names { pool: section.name.clone(), servers, clock, known: Mutex::default() };
+        let names =
+            Names { pool: section.name.clone(), servers, clock, resolved: Mutex::default() };
         Self {
             backends: Backends::new(Box::new(names)),
             peers: ArcSwap::default(),
@@ -99,8 +100,8 @@ impl Pool {
 
     /// How long to keep an idle connection after a response with these `Keep-Alive` lines; `None`:
     /// it is closed.
-    pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
-        keep_alive::time(self.section.idle_timeout, said)
+    pub fn idle_time<'a>(&self, lines: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+        keep_alive::time(self.section.idle_timeout, lines)
     }
 
     /// Whether no address of any server is known.
@@ -115,13 +116,13 @@ impl Pool {
 
     /// Looks up the host names, and uses the addresses found.
     pub async fn resolve(&self) {
-        let taken = self.backends.update(|backends| {
+        let updated = self.backends.update(|backends| {
             let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
             let peers = addresses.map(|address| self.peer(*address)).collect();
             self.peers.store(Arc::new(peers));
         });
         // `Names` itself logs failures and keeps the known addresses.
-        let _ = taken.await;
+        let _ = updated.await;
     }
 
     /// Looks up the host names of a pool repeatedly, for as long as the pool is in use.
@@ -160,11 +161,11 @@ struct Names {
     pool: String,
     servers: Vec<ServerAddress>,
     clock: Clock,
-    known: Mutex<HashMap<String, Name>>,
+    resolved: Mutex<HashMap<String, HostAddresses>>,
 }
 
-/// The known addresses of a host name with a port.
-struct Name {
+/// The last known addresses of a host name with a port.
+struct HostAddresses {
     /// The addresses found by the last successful look-up.
     addresses: Vec<SocketAddr>,
     failed: LogThrottle,
@@ -198,14 +199,14 @@ impl Names {
             Ok(found) => found.map(Iterator::collect),
             Err(elapsed) => Err(elapsed.into()),
         };
-        self.learn(&name, found)
+        self.record(&name, found)
     }
 
     /// Stores the result of a look-up. Returns the addresses, or those of an earlier look-up if it
     /// failed.
-    fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
-        let mut known = self.known.lock();
-        let name = known.entry(host.to_owned()).or_insert_with(|| Name {
+    fn record(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
+        let mut resolved = self.resolved.lock();
+        let name = resolved.entry(host.to_owned()).or_insert_with(|| HostAddresses {
             addresses: Vec::new(),
             failed: LogThrottle::new(self.clock.clone()),
             is_logged: false,
@@ -213,7 +214,7 @@ impl Names {
         match found {
             Ok(addresses) => {
                 if std::mem::take(&mut name.is_logged) {
-                    tracing::info!(upstream = self.pool, host, "a host name resolves again");
+                    tracing::info!(upstream = self.pool, host, "host name resolves again");
                 }
                 name.addresses = addresses;
             }
@@ -227,7 +228,7 @@ impl Names {
                         %error,
                         kept,
                         suppressed,
-                        "a host name cannot be resolved"
+                        "cannot resolve host name"
                     );
                 }
             }
@@ -255,16 +256,16 @@ mod tests {
             pool: "shop".to_owned(),
             servers: Vec::new(),
             clock: clock.clone(),
-            known: Mutex::default(),
+            resolved: Mutex::default(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
-        let learn = |found| names.learn("shop.internal:80", found);
-        let fail = || learn(Err(std::io::Error::other("unknown")));
-        let find = || learn(Ok(vec![address]));
+        let record = |found| names.record("shop.internal:80", found);
+        let fail = || record(Err(std::io::Error::other("unknown")));
+        let find = || record(Ok(vec![address]));
         assert_eq!(logged(|| drop(find())), "");
         let log = logged(|| {
             for _ in 0..100 {
-                assert_eq!(fail(), [address], "what was known is kept");
+                assert_eq!(fail(), [address], "the last addresses are kept");
             }
         });
         assert_eq!(log.lines().count(), 1, "{log}");

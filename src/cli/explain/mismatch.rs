@@ -1,12 +1,12 @@
 //! Why a request does not match a route: the route is tried alone, without some of its conditions.
 
 use crate::config::{EndpointsSection, Route as RouteSection};
-use crate::route::{Asked, Endpoint, Routes};
+use crate::route::{Endpoint, RouteLookup, Routes};
 
 /// Why a request does not match a route. The route is tried alone, each time with all other
 /// conditions made to match.
-pub fn why_not(section: &RouteSection, wanted: &Asked<'_>) -> String {
-    let route_path = Asked { path: section.path.as_str(), ..*wanted };
+pub fn why_not(section: &RouteSection, wanted: &RouteLookup<'_>) -> String {
+    let route_path = RouteLookup { path: section.path.as_str(), ..*wanted };
     let mut any_headers = RouteSection { rewriting: None, ..section.clone() };
     let any_host = RouteSection { hosts: Vec::new(), ..any_headers.clone() };
     any_headers.headers.clear();
@@ -32,7 +32,7 @@ pub fn why_not(section: &RouteSection, wanted: &Asked<'_>) -> String {
     }
 }
 
-fn matches(section: &RouteSection, wanted: &Asked<'_>) -> bool {
+fn matches(section: &RouteSection, wanted: &RouteLookup<'_>) -> bool {
     let none = EndpointsSection {
         login: Vec::new(),
         logout: Vec::new(),

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use crate::route::Asked;
+use crate::route::RouteLookup;
 
 /// A request, described by an operator.
 pub struct DescribedRequest {
@@ -51,9 +51,9 @@ impl DescribedRequest {
         Ok(Self { method, host: host.or(named), path, query, headers: map })
     }
 
-    pub(super) fn to_match(&self) -> Asked<'_> {
+    pub(super) fn to_match(&self) -> RouteLookup<'_> {
         let (method, headers) = (&self.method, &self.headers);
-        Asked { path: &self.path, host: self.host.as_deref(), method, headers }
+        RouteLookup { path: &self.path, host: self.host.as_deref(), method, headers }
     }
 
     pub(super) fn target(&self) -> String {

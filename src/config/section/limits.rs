@@ -51,7 +51,7 @@ pub struct LimitsSection {
     pub max_rate_clients: u64,
 }
 
-impl From<&LimitsSection> for crate::message::request_header::HeadLimits {
+impl From<&LimitsSection> for crate::message::request_header::HeaderLimits {
     fn from(limits: &LimitsSection) -> Self {
         Self { bytes: limits.max_header, lines: limits.max_header_count, target: limits.max_target }
     }

@@ -20,7 +20,7 @@ pub const WRITTEN: [&str; 5] =
     ["x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"];
 
 /// Headers in which a forward-auth proxy describes the original request.
-pub const TOLD: [&str; 5] = [
+pub const ORIGINAL_REQUEST: [&str; 5] = [
     "x-forwarded-method",
     "x-forwarded-uri",
     "x-forwarded-host",
