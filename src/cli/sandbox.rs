@@ -11,7 +11,7 @@ use super::{block_on, log_warnings};
 use crate::clock::Clock;
 use crate::server::Command;
 use crate::server::signals::Signals;
-use crate::wechat::sandbox::{DEFAULT_APP, Habits, Sandbox};
+use crate::wechat::sandbox::{Behaviour, DEFAULT_APP, Sandbox};
 
 /// How the simulated WeChat behaves.
 #[derive(clap::Args)]
@@ -53,12 +53,12 @@ Each login gives the user a new session_key and makes the one before worthless:
   GET /sandbox/stats             exchanges so far, and the most at once";
 
 pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> ExitCode {
-    let habits = Habits {
+    let behaviour = Behaviour {
         latency: mood.latency,
         slow_start: mood.slow_start,
         user_quota: mood.user_quota,
         quota: mood.quota,
-        refuses_address: mood.refuse_ip,
+        rejects_address: mood.refuse_ip,
     };
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
@@ -75,7 +75,7 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
         for (app_id, secret) in &apps {
             let _ = writeln!(out, "app {app_id} with secret {secret}");
         }
-        let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
+        let sandbox = Sandbox::with_behaviour(apps, Clock::system(), behaviour);
         tokio::select! {
             () = sandbox.serve(listener) => {}
             () = stopped(&mut commands) => {}

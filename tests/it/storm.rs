@@ -138,7 +138,7 @@ async fn who_waits_gets_a_turn_when_another_is_over() {
     for answer in logins.join_all().await {
         token(&answer);
     }
-    assert_eq!(stack.sandbox.most_at_once(), 1);
+    assert_eq!(stack.sandbox.most_in_flight(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
