@@ -119,7 +119,7 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
 /// Whether a request may become a WebSocket, if it asks for one.
 fn judge_websocket(route: Option<&Route>, question: &Question) -> Result<(), Rejection> {
     let headers = &question.headers;
-    if websocket::is_asked_for(headers) {
+    if websocket::is_requested(headers) {
         if !route.is_some_and(|route| route.websocket) {
             return Err(websocket::NOT_ALLOWED);
         }
@@ -284,7 +284,7 @@ fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
 /// Headers about the client's connection, which are not forwarded. The handshake of a WebSocket is
 /// rewritten.
 fn not_forwarded(request: &HeaderMap) -> Vec<HeaderName> {
-    let is_websocket = websocket::is_asked_for(request);
+    let is_websocket = websocket::is_requested(request);
     let is_kept = |name: &HeaderName| {
         is_websocket && [http::header::CONNECTION, http::header::UPGRADE].contains(name)
     };

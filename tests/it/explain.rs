@@ -110,7 +110,7 @@ fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would
     x-version: 2
   removed from the request:
     x_debug: the route's remove_request_headers names it
-    x-openid: reserved: only the gateway writes the identity
+    x-openid: reserved: only the gateway sends the identity
   responses get x-served-by: shop
   responses get Vary: X-3rd-Session, Authorization
   responses to users get Cache-Control: private, unless the service's own Cache-Control decides
@@ -337,17 +337,17 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
     let token = "A".repeat(43);
     let bearer = format!("Bearer {token}");
     let sent = [
-        ("X-OpenId", "me", "only the gateway writes the identity"),
+        ("X-OpenId", "me", "only the gateway sends the identity"),
         ("X_Open.Id", "me", ""),
-        ("x.appid", "me", "only the gateway writes the identity"),
-        ("X_UnionId", "me", "only the gateway writes the identity"),
+        ("x.appid", "me", "only the gateway sends the identity"),
+        ("X_UnionId", "me", "only the gateway sends the identity"),
         ("X-3rd-Session", &*token, "the session header"),
         ("Authorization", &*bearer, "the session token"),
         ("X-WX-OPENID", "me", "WeChat Cloud Run"),
         ("X-Wx_Source", "me", "WeChat Cloud Run"),
-        ("X-Forwarded-For", "1.2.3.4", "ignores the client's value"),
-        ("X_Real_IP", "1.2.3.4", "ignores the client's value"),
-        ("X-Request-Id", "mine", "ignores the client's value"),
+        ("X-Forwarded-For", "1.2.3.4", "the gateway sends its own value"),
+        ("X_Real_IP", "1.2.3.4", "the gateway sends its own value"),
+        ("X-Request-Id", "mine", "the gateway sends its own value"),
         ("Forwarded", "for=1.2.3.4", "only a trusted proxy may send it"),
         ("X-Original-URL", "/x", "only a trusted proxy may send it"),
         ("X-HTTP-Method-Override", "DELETE", "it could override the method"),
