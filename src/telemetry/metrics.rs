@@ -59,15 +59,15 @@ const NO_STORE: u64 = u64::MAX;
 impl StoreMetrics {
     fn new() -> Result<Self, prometheus::Error> {
         let outcomes = IntCounterVec::new(
-            Opts::new("wxgate_store_requests_total", "Dealings with the session store by outcome"),
+            Opts::new("wxgate_store_requests_total", "Requests to the session store, by outcome"),
             &["outcome"],
         )?;
         let duration = HistogramOpts::new(
             "wxgate_store_duration_seconds",
-            "Time of a request's dealings with the session store",
+            "Duration of requests to the session store",
         );
         Ok(Self {
-            up: IntGauge::new("wxgate_store_up", "Whether the session store is within reach")?,
+            up: IntGauge::new("wxgate_store_up", "Whether the session store can be reached")?,
             outcomes,
             duration: Histogram::with_opts(duration.buckets(DURATION_BUCKETS.to_vec()))?,
             sessions: AtomicU64::new(NO_STORE),
@@ -131,15 +131,21 @@ impl Metrics {
             register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
         };
 
-        let build = gauges("wxgate_build_info", "Version of wxgate, always 1", &["version"])?;
+        let build = gauges(
+            "wxgate_build_info",
+            "Version of wxgate, as a label; the value is always 1",
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         // 1 before the first reload, because alerts treat 0 as a failure.
-        let reload_successful =
-            gauge("wxgate_config_last_reload_successful", "Whether the last (re)load succeeded")?;
+        let reload_successful = gauge(
+            "wxgate_config_last_reload_successful",
+            "Whether the last load of the configuration succeeded",
+        )?;
         reload_successful.set(1);
         let reload_success_time = Gauge::new(
             "wxgate_config_last_reload_success_timestamp_seconds",
-            "Time of the last successful (re)load",
+            "Time of the last successful load of the configuration",
         )?;
         let reload_success_time = register(&registry, reload_success_time)?;
         reload_success_time.set(unix_seconds());
@@ -148,7 +154,7 @@ impl Metrics {
         Ok(Arc::new(Self {
             requests: counter(
                 "wxgate_http_requests_total",
-                "Requests by route and status code as sent; 499 when the client left",
+                "Requests, by route and status of the response; 499 if the client disconnected",
                 &["route", "code"],
             )?,
             request_duration: register(
@@ -156,31 +162,31 @@ impl Metrics {
                 HistogramVec::new(
                     HistogramOpts::new(
                         "wxgate_http_request_duration_seconds",
-                        "Time from the end of the request head to the end of the answer",
+                        "Time from the end of the request header to the end of the response",
                     )
                     .buckets(DURATION_BUCKETS.to_vec()),
                     &["route"],
                 )?,
             )?,
-            in_flight: gauge("wxgate_http_requests_in_flight", "Requests being served")?,
-            buffered: gauge("wxgate_buffered_bytes", "Bytes that grown HTTP/2 windows may take")?,
+            in_flight: gauge("wxgate_http_requests_in_flight", "Requests in flight")?,
+            buffered: gauge("wxgate_buffered_bytes", "Bytes of limits.max_buffered in use")?,
             decisions: counter(
                 "wxgate_auth_decisions_total",
-                "Requests by the verdict on their session",
+                "Requests to routes that check the session, by decision",
                 &["decision"],
             )?,
             logins: counter(
                 "wxgate_logins_total",
-                "Logins by app and outcome: ok or the error of the answer",
+                "Logins, by app and outcome: ok or the error of the response",
                 &["app_id", "outcome"],
             )?,
             logins_coalesced: single(
                 "wxgate_login_coalesced_total",
-                "Logins that shared the exchange of another with the same code, or got its answer again",
+                "Logins that got the response of another login with the same code",
             )?,
             exchanges: counter(
                 "wxgate_code2session_requests_total",
-                "Calls of WeChat's code2Session by app and errcode",
+                "Calls of code2Session, by app and errcode",
                 &["app_id", "errcode"],
             )?,
             exchange_duration: register(
@@ -188,34 +194,34 @@ impl Metrics {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "wxgate_code2session_duration_seconds",
-                        "Time of a code2Session call",
+                        "Duration of code2Session calls",
                     )
                     .buckets(DURATION_BUCKETS.to_vec()),
                 )?,
             )?,
             wechat: WeChatMetrics::new(&registry)?,
-            sessions: gauge("wxgate_sessions", "Sessions held")?,
+            sessions: gauge("wxgate_sessions", "Current sessions")?,
             sessions_created: single("wxgate_sessions_created_total", "Sessions created")?,
             sessions_removed: counter(
                 "wxgate_sessions_removed_total",
-                "Sessions that ended, by cause",
+                "Sessions removed, by cause",
                 &["cause"],
             )?,
             removals: OnceLock::new(),
             store: StoreMetrics::new()?,
             certificate_expiry: gauges(
                 "wxgate_tls_certificate_expiry_timestamp_seconds",
-                "When the first certificate of a file in use expires",
+                "Expiry of a certificate file: of its certificate that expires first",
                 &["certificate"],
             )?,
             certificates: Mutex::default(),
             handshakes_failed: single(
                 "wxgate_tls_handshakes_failed_total",
-                "TLS handshakes that failed or were not over in time; who just left is not counted",
+                "TLS handshakes that failed or timed out, except those that the client broke off",
             )?,
             log_lines_dropped: single(
                 "wxgate_log_lines_dropped_total",
-                "Log lines given up because their destination was full",
+                "Log lines dropped because they could not be written, or not in time",
             )?,
             log_writers: Mutex::new(Vec::new()),
             reload_successful,
@@ -363,9 +369,9 @@ impl Metrics {
             gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
             certificates.push(file);
         }
-        for gone in before.iter().filter(|file| !certificates.contains(file)) {
+        for removed in before.iter().filter(|file| !certificates.contains(file)) {
             // A file that was listed twice is already removed.
-            let _ = self.certificate_expiry.remove_label_values(&[gone]);
+            let _ = self.certificate_expiry.remove_label_values(&[removed]);
         }
     }
 

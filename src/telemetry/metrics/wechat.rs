@@ -25,11 +25,11 @@ impl WeChatMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
         Ok(Self {
-            queue: gauge("wxgate_wechat_queue", "Logins that wait for an exchange to end")?,
+            queue: gauge("wxgate_wechat_queue", "Logins that wait for an exchange")?,
             in_flight: gauge("wxgate_wechat_in_flight", "Exchanges with WeChat in flight")?,
             breaker_open: gauge(
                 "wxgate_wechat_breaker_open",
-                "1 while the circuit breaker of WeChat is open, until an exchange succeeds",
+                "Whether the circuit breaker is open: WeChat is not called",
             )?,
         })
     }
