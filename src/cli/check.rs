@@ -49,7 +49,7 @@ async fn check_live(config: &Config) -> Result<(), Failure> {
         let app_id = app.app_id.as_str();
         for (address, outcome) in wechat.probe(app).await {
             match outcome {
-                Ok(()) => println!("{app_id}: {address}: WeChat takes the app"),
+                Ok(()) => println!("{app_id}: {address}: app accepted"),
                 Err(error) => {
                     failed += 1;
                     println!("{app_id}: {address}: {error}{}", error.details());

@@ -89,8 +89,8 @@ async fn stopped(commands: &mut mpsc::Receiver<Command>) {
     loop {
         match commands.recv().await {
             None | Some(Command::Drain | Command::Stop) => return,
-            Some(Command::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
-            Some(Command::HandOver) => tracing::warn!("SIGQUIT has no effect"),
+            Some(Command::Reload) => tracing::warn!("SIGHUP ignored: no configuration file"),
+            Some(Command::HandOver) => tracing::warn!("SIGQUIT ignored"),
             Some(Command::ReopenLogs | Command::Ignored { .. }) => {}
         }
     }
