@@ -275,7 +275,7 @@ fn prepare(
     metrics: Arc<Metrics>,
 ) -> Result<(Process, Policy), StartError> {
     if config.session.shared.is_some() {
-        metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
+        metrics.register_store().map_err(|error| StartError::Metrics(error.to_string()))?;
     }
     let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
     let lifecycle = Lifecycle::default();
