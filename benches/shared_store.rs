@@ -274,7 +274,7 @@ impl Gateway {
         );
         let config = Config::parse("bench", &text, Secrets::Load).unwrap();
         let metrics = Metrics::new().unwrap();
-        metrics.with_store().unwrap();
+        metrics.register_store().unwrap();
         let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
         let running = sessions.clone();
         tokio::spawn(async move { running.run().await });

@@ -57,7 +57,7 @@ pub struct Forwarding {
 /// Why a header of a request is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemovalReason {
-    #[error("reserved: only the gateway writes the identity")]
+    #[error("reserved: only the gateway sends the identity")]
     Identity,
     #[error("the session header")]
     SessionHeader,
@@ -65,7 +65,7 @@ pub enum RemovalReason {
     Token,
     #[error("reserved: services written for WeChat Cloud Run trust it")]
     CloudRun,
-    #[error("replaced: the gateway writes it and ignores the client's value")]
+    #[error("replaced: the gateway sends its own value")]
     Written,
     #[error("only a trusted proxy may send it")]
     Untrusted,
@@ -219,16 +219,16 @@ impl IdentityHeaders {
 
     /// Whether another proxy forwarded a header that it should have written or removed, in a
     /// spelling that it does not recognise.
-    pub fn has_lookalike(&self, passed_on: &HeaderMap) -> bool {
-        passed_on.keys().any(|name| {
+    pub fn has_lookalike(&self, forwarded: &HeaderMap) -> bool {
+        forwarded.keys().any(|name| {
             self.decision_names_folded.contains(name.as_str())
                 && !self.decision_names.contains(name)
         })
     }
 
     fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
-        let is_it = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
-        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(one)))
+        let is_it = |other: &str| other.as_bytes().eq_ignore_ascii_case(name);
+        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|name| is_it(name)))
     }
 
     /// Why a header line of a request is removed; `None` if it is not. Only for `wxgate explain`.
@@ -294,8 +294,8 @@ fn is_framing(name: &[u8]) -> bool {
     is_any(name, &["content-length", "transfer-encoding"])
 }
 
-fn is_any(name: &[u8], known: &[&str]) -> bool {
-    known.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+fn is_any(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
 }
 
 #[cfg(test)]

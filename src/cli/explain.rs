@@ -123,7 +123,7 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
 /// Whether a request may become a WebSocket, if it requests one.
 fn judge_websocket(route: Option<&Route>, request: &DescribedRequest) -> Result<(), Rejection> {
     let headers = &request.headers;
-    if websocket::is_asked_for(headers) {
+    if websocket::is_requested(headers) {
         if !route.is_some_and(|route| route.websocket) {
             return Err(websocket::NOT_ALLOWED);
         }

@@ -11,7 +11,7 @@ use super::{block_on, log_warnings};
 use crate::clock::Clock;
 use crate::server::Command;
 use crate::server::signals::Signals;
-use crate::wechat::sandbox::{DEFAULT_APP, Habits, Sandbox};
+use crate::wechat::sandbox::{Behaviour, DEFAULT_APP, Sandbox};
 
 /// How the simulated WeChat behaves.
 #[derive(clap::Args)]
@@ -61,12 +61,12 @@ pub fn sandbox(
     mut apps: Vec<(String, String)>,
     options: &SandboxOptions,
 ) -> ExitCode {
-    let habits = Habits {
+    let behaviour = Behaviour {
         latency: options.latency,
         slow_start: options.slow_start,
         user_quota: options.user_quota,
         quota: options.quota,
-        refuses_address: options.refuse_ip,
+        rejects_address: options.refuse_ip,
     };
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
@@ -83,7 +83,7 @@ pub fn sandbox(
         for (app_id, secret) in &apps {
             let _ = writeln!(out, "app {app_id} with secret {secret}");
         }
-        let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
+        let sandbox = Sandbox::with_behaviour(apps, Clock::system(), behaviour);
         tokio::select! {
             () = sandbox.serve(listener) => {}
             () = stopped(&mut commands) => {}
@@ -97,8 +97,8 @@ async fn stopped(commands: &mut mpsc::Receiver<Command>) {
     loop {
         match commands.recv().await {
             None | Some(Command::Drain | Command::Stop) => return,
-            Some(Command::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
-            Some(Command::HandOver) => tracing::warn!("SIGQUIT has no effect"),
+            Some(Command::Reload) => tracing::warn!("SIGHUP ignored: no configuration file"),
+            Some(Command::HandOver) => tracing::warn!("SIGQUIT ignored"),
             Some(Command::ReopenLogs | Command::Ignored { .. }) => {}
         }
     }

@@ -4,6 +4,9 @@
 //! tokens, login codes. `Debug` is redacted, memory is wiped on drop, and only [`Secret::expose`]
 //! returns the text, so that every use can be found and reviewed. Copies, in a socket's buffer or a
 //! client library, are not wiped.
+//!
+//! The types of the crate `secrecy` are not used: they cannot be compared, as a reload must do to
+//! find what has changed, and making one from a `String` may leave an unwiped copy behind.
 
 use std::fmt;
 

@@ -6,33 +6,6 @@
 
 use http::HeaderValue;
 
-/// All errors of the gateway, by name.
-pub const ERRORS: [&str; 23] = [
-    "bad_request",
-    "missing_token",
-    "session_expired",
-    "invalid_code",
-    "user_blocked",
-    "login_refused",
-    "wrong_app",
-    "no_route",
-    "method_not_allowed",
-    "request_timeout",
-    "body_too_large",
-    "headers_too_large",
-    "upgrade_required",
-    "rate_limited",
-    "internal_error",
-    "wechat_rejected",
-    "bad_gateway",
-    "wechat_busy",
-    "store_unavailable",
-    "no_upstream",
-    "overloaded",
-    "wechat_timeout",
-    "gateway_timeout",
-];
-
 /// The values that a template can contain.
 #[derive(Clone, Copy)]
 pub struct ErrorFacts<'a> {

@@ -32,7 +32,7 @@ impl Gateway {
         let login = &policy.login;
         let address = request.client.address;
         if let Err(rejection) = policy.check_address(address, policy.login_rate.as_deref()) {
-            login.refused(&rejection);
+            login.count_rejected(&rejection);
             return Err(rejection.into());
         }
         if request.method == Method::GET {
@@ -44,7 +44,7 @@ impl Gateway {
             Ok(body) => body,
             Err(stop) => {
                 if let Stop::Rejected(rejection) = &stop {
-                    login.refused(rejection);
+                    login.count_rejected(rejection);
                 }
                 return Err(stop);
             }

@@ -382,7 +382,7 @@ impl Redis {
 
     pub fn maintain(&self) {
         self.0.local_cache.maintain();
-        self.0.metrics.sessions_known(self.0.local_cache.len());
+        self.0.metrics.set_sessions(self.0.local_cache.len());
     }
 }
 

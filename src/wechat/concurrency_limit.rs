@@ -25,8 +25,8 @@ pub struct ConcurrencyLimit {
     waiting: Semaphore,
     queue_timeout: Duration,
     breaker: Mutex<CircuitBreaker>,
-    said_open: LogThrottle,
-    said_closed: LogThrottle,
+    open_throttle: LogThrottle,
+    closed_throttle: LogThrottle,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -60,8 +60,8 @@ impl ConcurrencyLimit {
                 // Slightly more than an exchange, so that its report comes first.
                 section.timeout + Duration::from_secs(1),
             )),
-            said_open: LogThrottle::new(clock.clone()),
-            said_closed: LogThrottle::new(clock.clone()),
+            open_throttle: LogThrottle::new(clock.clone()),
+            closed_throttle: LogThrottle::new(clock.clone()),
             clock,
             metrics,
         }
@@ -106,20 +106,20 @@ impl CallPermit<'_> {
         drop(breaker);
         if has_opened
             && let Some(error) = failure
-            && let Some(suppressed) = self.limit.said_open.suppressed()
+            && let Some(suppressed) = self.limit.open_throttle.suppressed()
         {
             tracing::error!(
                 %error,
                 suppressed,
-                "circuit breaker open after exchanges that failed in a row: logins are rejected \
-                 until one succeeds"
+                "circuit breaker open after consecutive failed exchanges: logins are rejected until \
+                 an exchange succeeds"
             );
         }
         if was_open
             && is_success
-            && let Some(suppressed) = self.limit.said_closed.suppressed()
+            && let Some(suppressed) = self.limit.closed_throttle.suppressed()
         {
-            tracing::info!(suppressed, "circuit breaker closed: WeChat works again");
+            tracing::info!(suppressed, "circuit breaker closed: an exchange succeeded");
         }
     }
 }

@@ -345,17 +345,17 @@ async fn headers_explained_as_removed_do_not_reach_the_service() {
     let token = "A".repeat(43);
     let bearer = format!("Bearer {token}");
     let sent = [
-        ("X-OpenId", "me", "only the gateway writes the identity"),
+        ("X-OpenId", "me", "only the gateway sends the identity"),
         ("X_Open.Id", "me", ""),
-        ("x.appid", "me", "only the gateway writes the identity"),
-        ("X_UnionId", "me", "only the gateway writes the identity"),
+        ("x.appid", "me", "only the gateway sends the identity"),
+        ("X_UnionId", "me", "only the gateway sends the identity"),
         ("X-3rd-Session", &*token, "the session header"),
         ("Authorization", &*bearer, "the session token"),
         ("X-WX-OPENID", "me", "WeChat Cloud Run"),
         ("X-Wx_Source", "me", "WeChat Cloud Run"),
-        ("X-Forwarded-For", "1.2.3.4", "ignores the client's value"),
-        ("X_Real_IP", "1.2.3.4", "ignores the client's value"),
-        ("X-Request-Id", "mine", "ignores the client's value"),
+        ("X-Forwarded-For", "1.2.3.4", "the gateway sends its own value"),
+        ("X_Real_IP", "1.2.3.4", "the gateway sends its own value"),
+        ("X-Request-Id", "mine", "the gateway sends its own value"),
         ("Forwarded", "for=1.2.3.4", "only a trusted proxy may send it"),
         ("X-Original-URL", "/x", "only a trusted proxy may send it"),
         ("X-HTTP-Method-Override", "DELETE", "it could override the method"),

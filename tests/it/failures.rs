@@ -273,7 +273,7 @@ async fn logins_while_the_store_is_down_are_one_line_a_minute() {
         logged.extend(lines_of(&answer));
     }
     assert_eq!(logged.len(), 1, "{logged:?}");
-    assert_eq!(logged[0]["message"], "a session cannot be stored");
+    assert_eq!(logged[0]["message"], "cannot store a session");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,7 +143,7 @@ async fn a_reload_says_which_files_and_what_has_changed() {
     );
     assert!(stack.reload(&changes).await);
     let line = lines(&stack).into_iter().find(|line| line.get("added").is_some()).unwrap();
-    assert_eq!(line["message"], "the configuration is reloaded");
+    assert_eq!(line["message"], "configuration reloaded");
     let file = stack.config_file().display().to_string();
     assert!(line["files"].as_str().unwrap().contains(&file), "{line}");
     assert_eq!(line["added"], format!("app {OTHER_APP}, upstream shop, route /new"));
@@ -152,7 +152,7 @@ async fn a_reload_says_which_files_and_what_has_changed() {
     assert!(stack.reload(&format!("{changes}# a comment")).await);
     let lines = lines(&stack);
     let last = lines.last().unwrap();
-    assert_eq!(last["message"], "the configuration is reloaded without changes");
+    assert_eq!(last["message"], "configuration reloaded without changes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,7 +45,7 @@ fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
 /// Headers about the client's connection, which are not forwarded. The handshake of a WebSocket is
 /// rewritten.
 fn not_forwarded(headers: &HeaderMap) -> Vec<HeaderName> {
-    let is_websocket = websocket::is_asked_for(headers);
+    let is_websocket = websocket::is_requested(headers);
     let is_kept = |name: &HeaderName| {
         is_websocket && [http::header::CONNECTION, http::header::UPGRADE].contains(name)
     };

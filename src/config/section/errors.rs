@@ -3,7 +3,8 @@
 use http::HeaderValue;
 
 use crate::config::document::table::Table;
-use crate::message::error_body::{ERRORS, ErrorBody};
+use crate::message::error_body::ErrorBody;
+use crate::message::rejection::Rejection;
 
 /// `None`: the section is missing, or a problem was reported.
 pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
@@ -11,9 +12,10 @@ pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
     let template = section.require::<String>("template");
     let content_type = section.get::<HeaderValue>("content_type");
     let listed = section.entries::<String, i64>("codes");
+    let errors = Rejection::errors();
     for (error, _) in &listed {
-        if !ERRORS.contains(&error.value.as_str()) {
-            let help = format!("one of {}", ERRORS.join(", "));
+        if !errors.contains(&error.value.as_str()) {
+            let help = format!("one of {}", errors.join(", "));
             section.problem(error, format!("unknown error \"{}\"", error.value), help);
         }
     }
