@@ -28,6 +28,7 @@ pub struct HeaderLimits {
 
 /// A request header that passed, and the positions of its parts.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct RequestHeader {
     /// Bytes up to and including the empty line.
     pub length: usize,
@@ -90,8 +91,8 @@ pub enum Framing {
     Chunked,
 }
 
-/// Checks what has been read so far, and calls `each` with every header line in order. `None`: it is
-/// incomplete, and valid so far.
+/// Checks what has been read so far, and calls `each` with every header line in order. `None`: it
+/// is incomplete, and valid so far.
 ///
 /// `is_health` says whether a path may be requested without a Host.
 ///

@@ -3,7 +3,8 @@
 //! The sender's framing is removed, and the body is framed anew: chunk sizes, extensions and line
 //! ends are never copied. The end of the body is written once, and only after all of it was
 //! received, so that the receiver can see when a body breaks off. At most one read is buffered:
-//! while the receiver accepts nothing, nothing is read. `limits` decides how long each side may take.
+//! while the receiver accepts nothing, nothing is read. `limits` decides how long each side may
+//! take.
 
 mod limits;
 
