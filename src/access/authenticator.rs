@@ -16,7 +16,7 @@ use crate::message::header::{self, Headers};
 use crate::message::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
 
-/// Authenticates requests by one configuration.
+/// Authenticates requests as one configuration requires.
 pub struct Authenticator {
     sessions: Sessions,
     /// The configured apps; sessions of other apps are invalid.
@@ -26,7 +26,7 @@ pub struct Authenticator {
     reads_bearer: bool,
 }
 
-/// The result for a request; routes with `auth = "none"` have none.
+/// The outcome of authentication. On a route with `auth = "none"` there is no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Ok,
@@ -89,7 +89,7 @@ impl From<&AuthError> for Rejection {
 #[derive(Debug, PartialEq, Eq)]
 enum Presented<'a> {
     Nothing,
-    /// Not a token, in a header that holds nothing else.
+    /// The session header has a value that is not a token.
     Malformed,
     Token(&'a [u8]),
 }
@@ -104,8 +104,8 @@ impl Authenticator {
         }
     }
 
-    /// The session of a request. `None` if the request may be anonymous and has no token, or if the
-    /// route needs no lookup.
+    /// The session of a request. `None` if the request has no token and may be anonymous, or if the
+    /// route does not look up sessions.
     ///
     /// # Errors
     /// With an [`AuthError`] the request is rejected, on `optional` routes too.

@@ -3,9 +3,9 @@
 //! Services trust these headers blindly, so only this code may write them. It first removes what
 //! the client sent under the same names, on every route, including those with `auth = "none"`.
 //! CGI-like services fold `X_OpenId`, `X.OpenId` and `X-OpenId` into one variable, so names are
-//! compared folded: every byte that is not a letter or digit counts as `_`, and case is ignored. It
-//! must run after everything else that removes headers (`proxy::compose`). It does not know how an
-//! identity was verified.
+//! compared folded: every byte that is not a letter or digit counts as `_`, and case is ignored.
+//! The gateway's headers are written after everything else that removes headers has run;
+//! `proxy::compose` ensures that order. This module does not know how an identity was verified.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{HeaderMap, StatusCode};
@@ -30,14 +30,15 @@ static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
-/// Removes and writes headers as one configuration says.
+/// Removes and writes headers as one configuration requires.
 pub struct IdentityHeaders {
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
     /// The names for the openid, the app id and the unionid.
     identity: [HeaderName; 3],
-    /// Headers that a forward-auth proxy writes or removes; folded, to recognise other spellings.
+    /// Headers that a forward-auth proxy writes or removes. They are also kept folded, to recognise
+    /// other spellings.
     decision_names: Vec<HeaderName>,
     decision_names_folded: FoldedNames,
 }
@@ -262,8 +263,8 @@ impl IdentityHeaders {
         })
     }
 
-    /// Removes from a service's response the identity and session headers, error marks (only the
-    /// gateway may set them), and headers about the service's connection.
+    /// Removes from a service's response the identity and session headers, the header that marks
+    /// the gateway's own errors, and hop-by-hop headers.
     pub fn clean_response(&self, status: u16, response: &mut impl HeadersMut) {
         let is_kept = |name: &[u8]| {
             // A service must not remove framing; the others are connection options.

@@ -2,8 +2,8 @@
 //!
 //! A [`RateLimit`] has one bucket for each user or address (GCRA, by `governor`). Clients can
 //! choose their addresses, and there may be many users, so the number of buckets is limited: at the
-//! limit the least recently used bucket is dropped. A dropped bucket is full again, and so is one
-//! that was not used for a whole period.
+//! limit the least recently used bucket is dropped. A user or an address whose bucket was dropped
+//! starts with a full one, as if it had sent nothing for a whole period.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;

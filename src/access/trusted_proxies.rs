@@ -181,7 +181,7 @@ pub fn address_value(address: IpAddr) -> HeaderValue {
     value.unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Whether it can be written to logs and headers without escaping.
+/// Whether a request id can be written to logs and headers without escaping.
 pub fn is_request_id(value: &[u8]) -> bool {
     let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=128).contains(&value.len()) && value.iter().all(legal)

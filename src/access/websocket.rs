@@ -1,4 +1,4 @@
-//! WebSocket: when a request may become one.
+//! Decides when a request may be upgraded to a WebSocket.
 //!
 //! `Upgrade` to any other protocol is ignored, and the request is served normally (RFC 9110,
 //! section 7.8). A handshake is validated strictly (RFC 6455, section 4). Until the service has
@@ -25,7 +25,7 @@ pub fn is_requested(headers: &impl Headers) -> bool {
     headers.values_of(&UPGRADE).any(offers_websocket)
 }
 
-/// The rejection where no WebSocket is allowed.
+/// The rejection of a handshake on a path that allows no WebSocket.
 pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("WebSocket is not allowed on this path");
 
 /// Validates the handshake of a request for a WebSocket.

@@ -1,8 +1,8 @@
 //! `wxgate demo`: a complete gateway to try, in one process.
 //!
 //! It runs a simulated WeChat, an echo service (or the user's own service) and the gateway between
-//! them, on loopback. It needs no account and no file. It prints lines to paste, and says what each
-//! of them shows.
+//! them, on loopback. It needs no account and no file. It prints commands to paste into a shell,
+//! and says what each of them shows.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,7 +43,7 @@ pub enum DemoError {
 }
 
 impl Demo {
-    /// Runs until a command to stop; `say` prints the tour when the gateway listens.
+    /// Runs until a command to stop. Once the gateway listens, `say` prints the commands to paste.
     ///
     /// # Errors
     /// When an address is in use, or the service's address is invalid.

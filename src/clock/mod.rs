@@ -55,7 +55,8 @@ impl Clock {
         self.wall_millis().saturating_add(millis).saturating_sub(self.now_millis())
     }
 
-    /// The reverse. Times before a manual clock was made become its beginning.
+    /// The reverse of [`Clock::to_wall`]. Times before a manual clock was made become its
+    /// beginning.
     pub fn from_wall(&self, millis: u64) -> u64 {
         self.now_millis().saturating_add(millis).saturating_sub(self.wall_millis())
     }

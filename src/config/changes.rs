@@ -7,8 +7,8 @@ use super::{Config, Route, Target};
 /// Maximum number of names that one log line lists.
 const MOST: usize = 20;
 
-/// Names of sections, such as `[limits]`, and of routes, upstreams and apps. Changes of the
-/// certificates in `server.tls.client_ca_file` are not detected.
+/// Names of what differs: sections, such as `[limits]`, and routes, upstreams and apps. Changes of
+/// the certificates in `server.tls.client_ca_file` are not detected.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub added: Vec<String>,
@@ -109,7 +109,7 @@ impl Changes {
     }
 }
 
-/// Some of the names, as one text; `None` if there are none.
+/// The first names and the number of the others, as one text; `None` if there are none.
 pub fn listed(names: &[String]) -> Option<String> {
     let shown = names.get(..MOST).unwrap_or(names).join(", ");
     match names.len() {

@@ -29,13 +29,13 @@ use crate::proxy::{ClientConnection, Gateway, closed};
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The most idle connections to services that each worker keeps. All workers together keep no more
+/// Maximum idle connections to services that each worker keeps. All workers together keep no more
 /// than half of `limits.max_connections`, because file descriptors are shared. With fewer idle
 /// connections than concurrent requests, connections would be opened and closed for every request.
 const MOST_IDLE: usize = 1024;
 
-/// The most unsent bytes that the system buffers for a client. By default it would buffer
-/// megabytes, and report only after a third of them that the client reads.
+/// Maximum unsent bytes that the system buffers for a client. By default it would buffer megabytes,
+/// and the socket would become writable again only after the client had read a third of them.
 #[cfg(target_os = "linux")]
 const MOST_UNSENT: u32 = 64 << 10;
 
@@ -285,7 +285,7 @@ async fn begins_as_http2(client: &mut ClientConnection) -> Option<bool> {
     }
 }
 
-/// The connection has no acceptable PROXY header.
+/// The connection has no PROXY header that can be used.
 struct NoProxyHeader;
 
 /// The address has reached its limit of connections.

@@ -41,7 +41,8 @@ impl fmt::Debug for Secret {
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
 impl SealKey {
-    /// From 32 bytes in base64, of either alphabet, padded or not, or in hexadecimal digits.
+    /// Parses 32 bytes, written in hexadecimal digits, or in standard or URL-safe base64 with or
+    /// without padding.
     pub fn parse(text: &str) -> Option<Self> {
         let mut key = Zeroizing::new([0; 32]);
         if text.len() == 64 {

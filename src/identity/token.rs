@@ -89,7 +89,7 @@ pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     has_token_shape(token).then_some(token)
 }
 
-/// 43 characters of base64url, like every token of the gateway.
+/// Whether a text is 43 characters of base64url, like every token of the gateway.
 pub fn has_token_shape(text: &[u8]) -> bool {
     text.len() == TOKEN_LENGTH
         && all(text, |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))

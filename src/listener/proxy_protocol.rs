@@ -21,7 +21,7 @@ const LONGEST_V2: usize = 4 << 10;
 /// The byte after the signature for a connection of the load balancer itself.
 const LOCAL: u8 = 0x20;
 
-/// The client of a connection, by its PROXY header.
+/// Where a connection comes from, according to its PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionOrigin {
     /// The load balancer itself, as in its health checks.

@@ -1,10 +1,10 @@
-//! The login rate of one app.
+//! How many logins of one app are exchanged with WeChat.
 //!
-//! This is the configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
-//! about the calls of one user in a minute, but it also shows that the app calls often. It halves
-//! the rate, which is back to the full rate after a minute. The rate is never less than half:
-//! WeChat does not say whose calls they were, and one user must not stop the others. When the quota
-//! of the day is used up (45009), WeChat is called only once a minute.
+//! The limit is the configured rate, with a bucket for the logins of one period. Errcode 45011
+//! means that one user made too many calls in a minute, but it also shows that the app calls often.
+//! So it halves the rate, which grows back to the full rate within a minute. The rate is never less
+//! than half: WeChat does not say whose calls they were, and one user must not stop the others.
+//! When the daily quota is used up (45009), WeChat is called only once a minute.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl AppRateLimit {
         Self { rate, clock, state: Mutex::new(state) }
     }
 
-    /// Takes one login from the rate.
+    /// Counts one login.
     ///
     /// # Errors
     /// The rejection. Its retry time is random, because clients that are rejected at the same time
@@ -92,7 +92,7 @@ impl AppRateLimit {
         Ok(())
     }
 
-    /// WeChat limits a user for a while (45011).
+    /// Halves the rate, because WeChat has limited a user for a while (45011).
     pub fn slow(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -102,13 +102,13 @@ impl AppRateLimit {
         state.slowed_at = Some(now);
     }
 
-    /// The quota of the day is used up (45009).
+    /// Limits calls to one a minute, because the daily quota is used up (45009).
     pub fn pause(&self) {
         let now = self.clock.now();
         self.state.lock().next_probe = Some(now + QUOTA_PROBE);
     }
 
-    /// There is quota.
+    /// Allows calls again, because there is quota.
     pub fn resume(&self) {
         self.state.lock().next_probe = None;
     }

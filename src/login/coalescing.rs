@@ -3,8 +3,8 @@
 //! A code can be used once, but phones send it again: two pages log in at once, or a response is
 //! lost. Logins with the same code share one exchange, which continues when a client disconnects.
 //! For `login.replay_window` after it, a login with the code gets the same response. Outcomes that
-//! may differ on the next try are not kept. Outcomes are kept in memory only, under the digest of
-//! app and code; tokens are wiped when they are dropped.
+//! may differ on the next attempt are not kept. Outcomes are kept in memory only, under the digest
+//! of app and code; tokens are wiped when they are dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,7 +59,7 @@ impl From<&WeChatError> for Failure {
 
 pub type Outcome = Result<Arc<Grant>, Failure>;
 
-/// An app and a code.
+/// The digest of an app id and a code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 

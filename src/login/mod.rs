@@ -1,4 +1,4 @@
-//! A login, from the request's body to the response.
+//! Serves a login: from the request's body to the response.
 //!
 //! Takes the code in one of the accepted forms (`request`) and finds the app. Logins with one code
 //! share an exchange and its response, which contains the token but no identity. This module does
@@ -57,7 +57,7 @@ const OUTCOMES: [&str; 11] = [
 const UNKNOWN_OUTCOMES: [&str; 4] =
     ["bad_request", "rate_limited", "body_too_large", "request_timeout"];
 
-/// Serves logins by one configuration.
+/// Serves logins as one configuration requires.
 pub struct Login {
     section: LoginSection,
     apps: Apps,
@@ -87,8 +87,8 @@ pub struct LoginFacts {
 }
 
 impl Login {
-    /// Whatever is configured as in `previous` continues from there: codes in flight stay in
-    /// flight, and slowed apps stay slow.
+    /// Whatever is configured as in `previous` keeps its state: exchanges in flight are still
+    /// shared, and the rate of an app that was halved stays halved.
     ///
     /// # Errors
     /// When the client for WeChat cannot be built.

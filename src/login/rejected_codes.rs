@@ -1,10 +1,10 @@
 //! Detects an app whose codes are all rejected by WeChat.
 //!
 //! A single rejected code is normal: it was used twice, or has expired. When all codes of an app
-//! have been rejected for a minute, its clients most often have another app id than the gateway,
-//! and nothing else shows that. It is logged once a minute. The check runs only when a login is
-//! served, and the state for each app has a fixed size. What clients send about themselves is
-//! logged but never trusted.
+//! have been rejected for a minute, the usual reason is that its clients have a different app id
+//! from the gateway, and nothing else shows that. It is logged once a minute. The check runs only
+//! when a login is served, and the state for each app has a fixed size. What clients send about
+//! themselves is logged but never trusted.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl ClaimedAppId {
     }
 }
 
-/// What to log.
+/// What to log about an app whose codes are all rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AllRejected {
     /// Rejected codes since the last success or log line.
@@ -72,7 +72,7 @@ impl RejectedCodes {
         Self { state: Mutex::default(), mock: LogThrottle::new(clock.clone()), clock }
     }
 
-    /// A login of the app has succeeded.
+    /// Records that a login of the app has succeeded.
     pub fn succeeded(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();

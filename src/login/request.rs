@@ -1,7 +1,8 @@
 //! Reads the fields of a login from its body or query.
 //!
-//! A login is read as its Content-Type says, and in no other way. If the body does not fit, the
-//! message says how it was read: tools such as `curl -d` declare a form for every body.
+//! A login is read as its Content-Type says, and in no other way. If the body does not match the
+//! Content-Type, the message says how it was read: tools such as `curl -d` declare every body as a
+//! form.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -29,7 +29,7 @@ impl Caching {
         Self { vary, is_private: !carriers.is_empty() }
     }
 
-    /// Marks a response of the service; `has_session` says whether its request had one.
+    /// Adds the cache headers to a service's response; `has_session`: its request had a session.
     pub fn mark(&self, response: &mut impl HeadersMut, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values_of(&VARY))
@@ -44,7 +44,7 @@ impl Caching {
         }
     }
 
-    /// Marks a response of the gateway itself.
+    /// Adds the cache headers to one of the gateway's own responses.
     pub fn mark_own_response(&self, response: &mut OwnResponse, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values(&VARY).map(HeaderValue::as_bytes))

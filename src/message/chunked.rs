@@ -6,13 +6,13 @@
 //! byte after the body is known exactly, so that the next request is not read as a part of this
 //! one.
 
-/// The most hexadecimal digits of a size: enough for 2^60 bytes.
+/// Maximum hexadecimal digits of a size: enough for 2^60 bytes.
 const MOST_DIGITS: u8 = 15;
 
-/// The most bytes of an extension.
+/// Maximum bytes of an extension.
 const LONGEST_EXTENSION: u32 = 4 << 10;
 
-/// The most bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
+/// Maximum bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
 const LONGEST_TRAILERS: u32 = 1 << 20;
 
 /// The position in a body.

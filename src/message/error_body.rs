@@ -37,6 +37,8 @@ enum Piece {
 }
 
 impl ErrorBody {
+    /// Parses a template.
+    ///
     /// # Errors
     /// What is wrong with the template.
     pub fn parse(

@@ -247,7 +247,7 @@ impl Rejection {
     }
 }
 
-/// An error in the gateway's own shape, as all its listeners send them.
+/// An error response in the gateway's own format, which is the same on all listeners.
 pub fn error_response(
     status: u16,
     error: &'static str,

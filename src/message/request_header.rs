@@ -3,9 +3,9 @@
 //! Servers are lenient in different ways. A request header that two parsers could read differently
 //! is rejected here (RFC 9112, sections 2.2, 3 and 6; such attacks are known as request smuggling).
 //! With HTTP/1 the raw bytes are checked, in one pass that also finds the parts and lines; nothing
-//! parses them again. HTTP/2 has its own framing. There the header that HTTP/1 would have is
-//! checked, because that is what the service gets. A header that passes has one reading, and its
-//! body has one length. `response_header` checks the headers of services as strictly.
+//! parses them again. An HTTP/2 header is first written in HTTP/1 form, and that form is checked,
+//! because it is what the service gets. A header that passes has one reading, and the body after it
+//! has one length. `response_header` checks the headers of services just as strictly.
 
 use std::ops::Range;
 
@@ -86,7 +86,7 @@ impl<'a> RequestSummary<'a> {
 /// What follows a request header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// This many bytes of body; often none.
+    /// This many bytes of body; 0 if there is no body.
     Length(u64),
     Chunked,
 }

@@ -11,13 +11,13 @@ use crate::message::header::lines::{Line, Span};
 use crate::message::header::syntax::{end_of_header, is_name, is_value, parse_length, split_line};
 use crate::message::header::{elements, trim};
 
-/// The most bytes of a response header.
+/// Maximum bytes of a response header.
 pub const LONGEST: usize = 64 << 10;
 
-/// The most lines of a response header.
+/// Maximum lines of a response header.
 const MOST_LINES: usize = 256;
 
-/// The most bytes of a header name that a [`Fault`] shows.
+/// Maximum bytes of a header name that a [`Fault`] shows.
 const LONGEST_NAME: usize = 64;
 
 /// A response header that passed.

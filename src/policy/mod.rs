@@ -1,7 +1,7 @@
 //! The state of the process, and the state of one configuration.
 //!
-//! A [`Policy`] is everything that requests are judged and served by. Each request keeps the same
-//! one from its first byte to its last. [`Process`] is what outlives a configuration: sessions,
+//! A [`Policy`] has everything that decides how requests are served. Each request keeps the same
+//! policy from its first byte to its last. [`Process`] has what outlives a configuration: sessions,
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
 pub(crate) mod lifecycle;
@@ -48,7 +48,7 @@ impl Policies {
         Self(ArcSwap::from_pointee(policy))
     }
 
-    /// The policy for what begins now.
+    /// The policy for requests and connections that begin now.
     pub fn current(&self) -> Arc<Policy> {
         self.0.load_full()
     }
@@ -58,7 +58,7 @@ impl Policies {
         at(&self.0.load())
     }
 
-    /// Everything that begins from now on is served by another policy.
+    /// Replaces the policy for all requests and connections that begin from now on.
     pub fn replace(&self, policy: Arc<Policy>) {
         self.0.store(policy);
     }
@@ -96,7 +96,7 @@ pub struct Policy {
     pub shutdown_delay: Duration,
     pub drain_timeout: Duration,
     pub header_limits: HeaderLimits,
-    /// Whether unencrypted connections may begin as HTTP/2.
+    /// Whether unencrypted connections may use HTTP/2 with prior knowledge.
     pub h2c: bool,
     /// Set if the public listeners use HTTPS.
     pub tls: Option<Tls>,
@@ -121,7 +121,7 @@ pub struct Policy {
     none_metrics: RouteMetrics,
 }
 
-/// Why a configuration cannot be served.
+/// Why a configuration cannot be made into a policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error(transparent)]
@@ -161,7 +161,7 @@ pub struct RouteState {
 pub type ServedRoute = Served<RouteState>;
 
 impl Policy {
-    /// What is configured as in `previous` continues from there: addresses of servers, logins in
+    /// Whatever is configured as in `previous` keeps its state: addresses of servers, logins in
     /// flight, rate limits.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub length: Option<u64>,
 }
 
-/// The session of a request. Only `required` routes need one.
+/// The session of a request, if it has one, and the outcome of authentication.
 #[derive(Default)]
 pub struct Verdict {
     pub session: Option<Arc<Session>>,
@@ -44,7 +44,7 @@ impl Verdict {
 }
 
 impl Policy {
-    /// The verdict on a request, and the rejection if the route does not accept it.
+    /// Finds the session of a request, and the rejection if the route does not accept the request.
     pub async fn admit(
         &self,
         served: &ServedRoute,

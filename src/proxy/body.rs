@@ -2,8 +2,8 @@
 //!
 //! The sender's framing is removed, and the body is framed anew: chunk sizes, extensions and line
 //! ends are never copied. The end of the body is written once, and only after all of it was
-//! received, so that the receiver can see when a body breaks off. At most one read is buffered:
-//! while the receiver accepts nothing, nothing is read. `limits` decides how long each side may
+//! received, so that the receiver can detect a truncated body. At most one read is buffered: while
+//! the receiver accepts nothing, nothing is read. `limits` decides how long each side may
 //! take.
 
 mod limits;
@@ -103,7 +103,7 @@ enum Stage {
     Sent,
 }
 
-/// One body, from its first byte to its last.
+/// Forwards one body, from its first byte to its last.
 pub struct Transfer {
     source: BodySource,
     target: BodyTarget,

@@ -62,7 +62,7 @@ pub struct ClientConnection {
 
 /// The result of waiting for a request header.
 pub enum NextRequest {
-    /// The policy is the one the header was judged by; the request keeps it.
+    /// The header was checked against the limits of this policy; the request keeps the policy.
     Header(RequestHeader, Arc<Policy>),
     Rejected(Rejection),
     /// The client disconnected, or was idle for too long.

@@ -23,7 +23,7 @@ use crate::message::own_response::OwnResponse;
 use crate::message::request_header::Framing;
 use crate::message::response_header::ResponseHeader;
 
-/// Whether a header concerns the framing or the connection. Such lines are never copied.
+/// Whether a header is about framing, or is a hop-by-hop header. Such lines are never copied.
 pub fn is_of_connection(name: &[u8]) -> bool {
     let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
     match name.len() {

@@ -1,8 +1,8 @@
 //! One HTTP/2 connection, from its preface to its end.
 //!
 //! `h2` does the framing, and each request is served like an HTTP/1 request. This module decides
-//! how long the connection may be idle, how its end is announced, how much of a body a client may
-//! send ahead (its windows), and when a client that resets its requests is disconnected.
+//! how long the connection may be idle, how its end is announced (GOAWAY), how much of a body a
+//! client may send ahead (its windows), and when a client that resets its requests is disconnected.
 
 use std::io;
 use std::net::SocketAddr;
@@ -56,7 +56,7 @@ const WINDOW: u32 = 64 << 10;
 const GROWN: u32 = 1 << 20;
 const GROWN_CONNECTION: u32 = 2 << 20;
 
-/// The request of streams for larger windows on their connection.
+/// With this, streams ask their connection for larger windows.
 #[derive(Default)]
 pub struct Growth {
     is_wanted: AtomicBool,

@@ -14,8 +14,8 @@ use crate::policy::RoutedRequest;
 use crate::route::Endpoint;
 
 impl Gateway {
-    /// Judges a request. `Some` is the gateway's own response; with `None` the request is
-    /// forwarded.
+    /// Decides how a request is served. `Some` is the gateway's own response; with `None` the
+    /// request is forwarded.
     pub(super) async fn judge(
         &self,
         client: &mut ClientConnection,

@@ -1,14 +1,16 @@
-//! The life of a request.
+//! Handles requests, from the first byte of the request to the last of its response.
 //!
 //! [`Gateway::serve`] serves the requests of an HTTP/1 connection one after another, and
 //! [`Gateway::serve_http2`] those of an HTTP/2 connection concurrently. [`Gateway::handle`]
-//! handles one request: it is judged (`judge`), and then either the gateway responds itself or the
-//! request is forwarded to a server (`forward`). If a request ends early, [`Gateway::stop`] decides
-//! on the response. Each request is counted and logged exactly once, even if its code panics.
+//! handles one request: `judge` decides whether the gateway responds itself (`endpoints`, or a
+//! fixed response) or forwards the request to a server (`forward`; `tunnel` after an upgrade). If a
+//! request ends early, [`Gateway::stop`] decides on the response; `failure` has the causes. Each
+//! request is counted and logged exactly once, even if its code panics.
 //!
-//! The other modules: `connection` is the loop over the requests of a connection, `request` the state
-//! of one request, `client` and `stream` are the client's side, `service` is the service's side.
-//! `compose` writes headers and `trailers` trailers; `body` moves bodies.
+//! `connection` is the loop over the requests of an HTTP/1 connection, `http2` the same for HTTP/2,
+//! and `request` the state of one request. `client` and `stream` are the client's side, and
+//! `service` is the service's side. `compose` writes headers, `trailers` writes trailers, and
+//! `body` forwards bodies, in memory from `buffers`. `plain` responds to requests without a route.
 
 pub mod body;
 mod buffers;
@@ -65,7 +67,7 @@ pub struct Gateway {
     policies: Arc<Policies>,
     failures: Failures,
     connector: TransportConnector,
-    /// Bytes of `limits.max_buffered` that are taken by grown HTTP/2 windows.
+    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows use.
     buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,

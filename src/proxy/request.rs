@@ -83,7 +83,7 @@ pub struct Request {
     /// Servers that could not be connected to.
     pub tried: Vec<SocketAddr>,
     pub server: Option<SocketAddr>,
-    /// Whether the connection to that server has served a request before.
+    /// Whether the connection to `server` has served a request before.
     pub is_reused: bool,
     pub upstream_status: Option<u16>,
     /// The status of the response, once that has begun.
@@ -198,7 +198,7 @@ impl Request {
         }
     }
 
-    /// The log entry of a failure: of the whole request, or of one try.
+    /// The log entry of a failure: of the whole request, or of one attempt.
     pub fn failure(&self, failed: &Failed) -> Failure<'_> {
         let cause = match self.pool() {
             Some(pool) if self.server.is_none() && pool.is_empty() => {

@@ -1,6 +1,6 @@
 //! One stream of an HTTP/2 connection: a request body to read, and a response to write.
 //!
-//! The request header is converted to HTTP/1 and judged like any other, because services get
+//! The request header is converted to HTTP/1 and checked like any other, because services get
 //! HTTP/1. `h2` does the framing.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! Trailers: which of them are announced and forwarded, in both directions.
 //!
-//! What is removed from headers is removed from trailers, and so is what may only be a header.
-//! Trailers count towards the limits of their message's header.
+//! A header that is not forwarded is not forwarded as a trailer either, and neither is one that is
+//! allowed only before the body. Trailers count towards the limits of their message's header.
 
 use std::sync::LazyLock;
 

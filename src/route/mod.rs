@@ -1,11 +1,11 @@
 //! Matches a request to a route or an endpoint.
 //!
-//! A path is checked in every way that a service might read it (`readings`). All of the readings must
-//! match the same [`Endpoint`]; then the path is forwarded without being normalised. The gateway's
-//! own endpoints match exactly, come before routes, and may be limited to some hosts. Among routes
-//! the most specific wins (`table`): by host, then path, then headers, then methods. A route whose
-//! header conditions are not met is skipped. A route that matches except for its methods is not
-//! skipped: less specific routes are not tried.
+//! A path is checked in every way that a service might read it (`readings`). All of the readings
+//! must match the same [`Endpoint`]; then the path is forwarded without being normalised. The
+//! gateway's own endpoints match exactly, come before routes, and may be limited to some hosts.
+//! Among routes the most specific wins (`table`): by host, then path, then headers, then methods. A
+//! route whose header conditions are not met is skipped. A route that matches except for its
+//! methods is not skipped: less specific routes are not tried.
 
 pub mod cors;
 mod edit;
@@ -89,7 +89,7 @@ impl Routes {
 }
 
 impl<T> Routes<T> {
-    /// `state` creates the state that is kept with each route.
+    /// Prepares all routes and endpoints; `state` creates the state that is kept with each route.
     pub fn with_state(
         endpoints: &EndpointsSection,
         routes: &[RouteSection],
@@ -175,7 +175,7 @@ impl<T> Routes<T> {
     }
 
     /// Whether the path of the target is a health path, byte for byte. Load balancers may send no
-    /// Host, so the response is given before request headers are judged.
+    /// Host, so the check of request headers allows these paths without one.
     pub fn is_health(&self, path: &[u8]) -> bool {
         self.health.iter().any(|health| health.as_bytes() == path)
     }

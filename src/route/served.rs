@@ -67,7 +67,7 @@ impl Route {
         }
     }
 
-    /// The response that the gateway gives itself, if the route has one.
+    /// The route's fixed response, which the gateway sends itself, if the route has one.
     pub fn own_response(&self) -> Option<&OwnResponse> {
         match &self.target {
             RouteTarget::OwnResponse(response) => Some(response),
@@ -75,7 +75,7 @@ impl Route {
         }
     }
 
-    /// Index of the pool for a user, in the policy.
+    /// Index of the upstream for a user, among the pools of the policy.
     pub fn pool(&self, identity: Option<&Identity>) -> Option<usize> {
         match &self.target {
             RouteTarget::Service { main, shares } => {

@@ -3,9 +3,9 @@
 //! For hosts, the exact name comes first, then the wildcard with the longest suffix, then the
 //! routes for every host. For paths, the exact one comes first, then the longest prefix that ends
 //! at the end of a segment. The remaining routes have the same host and path: those with more
-//! headers come first, then those with methods, then the order of the file. A look-up allocates
-//! nothing; its time depends on the segments of the path and the labels of the host, and not on the
-//! number of routes.
+//! headers come first, then those with methods; equal ones are in the order of the file. A lookup
+//! allocates nothing; its time depends on the segments of the path and the labels of the host, and
+//! not on the number of routes.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -88,7 +88,8 @@ impl Table {
         !(self.exact_hosts.is_empty() && self.wildcards.is_empty())
     }
 
-    /// The most specific routes for the path and host of which at least one `accepts` the request.
+    /// Of the groups of equally specific routes for the path and host, the most specific one in
+    /// which at least one route `accepts` the request.
     pub fn find(
         &self,
         path: &[u8],

@@ -1,4 +1,4 @@
-//! What responds to the requests of a route: a pool of servers, or the gateway itself.
+//! What responds to the requests of a route: an upstream, or the gateway itself.
 //!
 //! If shares of the users go to other upstreams, a user always goes to the same one. It is chosen
 //! by a digest of the identity, which is not stored and does not change with a restart. A share
@@ -41,7 +41,7 @@ fn prepared(section: &StaticResponse, edits: &Edits) -> OwnResponse {
     response
 }
 
-/// The pool for a user; requests without a user go to the main pool.
+/// The upstream for a user; requests without a user go to the main upstream.
 pub fn pool_for(
     route: &str,
     main: usize,

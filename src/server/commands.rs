@@ -16,14 +16,15 @@ const REOPEN_RETRY: Duration = Duration::from_secs(1);
 /// Commands, and the tasks that carry them out.
 pub struct Commands {
     pub receiver: mpsc::Receiver<Command>,
-    /// One waiting command of a kind is enough. `None`: there is no file.
+    /// `None`: there is no file to reload or reopen. A command is dropped if one of its kind is
+    /// already waiting.
     pub reload: Option<mpsc::Sender<()>>,
     pub reopen: Option<mpsc::Sender<()>>,
 }
 
 impl Commands {
-    /// Waits for [`Command::Drain`] or [`Command::Stop`]. Stops, too, when no more commands can be
-    /// given.
+    /// Waits for [`Command::Drain`] or [`Command::Stop`]. Also returns `Stop` when the channel of
+    /// commands is closed.
     pub async fn wait_for_stop(&mut self) -> Command {
         loop {
             match self.receiver.recv().await {

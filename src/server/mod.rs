@@ -56,11 +56,11 @@ pub enum Command {
     Stop,
     /// SIGHUP.
     Reload,
-    /// SIGQUIT.
+    /// SIGQUIT, with which pingora's server hands over to a new process. Here it is only logged.
     HandOver,
     /// SIGUSR1.
     ReopenLogs,
-    /// A signal without a command.
+    /// A signal that has no effect except a log line.
     Ignored { name: &'static str, number: i32 },
 }
 
@@ -141,7 +141,7 @@ impl Server {
         prepare(config, access_log, clock, metrics).map(drop)
     }
 
-    /// Makes the gateway reload the file that its configuration came from.
+    /// Enables reloads from the file that the configuration came from.
     #[must_use]
     pub fn following(mut self, origin: Origin) -> Self {
         self.origin = Some(origin);
@@ -163,7 +163,7 @@ impl Server {
         self.admin.address
     }
 
-    /// Serves until a command to stop, or until no more commands can be given.
+    /// Serves until a command to stop, or until the channel of commands is closed.
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.

@@ -6,9 +6,9 @@
 //! nothing changes; the log says what is wrong, as `wxgate check` does, and a metric is 0 until a
 //! reload succeeds.
 //!
-//! Files are checked periodically. Notifications of the system are not enough: they cover one name
-//! on one file system, while Kubernetes replaces a link beside it, and network file systems send
-//! none. A change is loaded when two checks in a row see the same files.
+//! Files are polled. Change notifications of the system (inotify) are not enough: they watch one
+//! name on one file system, while Kubernetes replaces a symbolic link in its path, and network file
+//! systems send none. A change is loaded when two checks in a row see the same files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -73,7 +73,8 @@ impl Reloader {
         Self { origin, process, policies, loaded, resolving: JoinSet::new() }
     }
 
-    /// Reloads on each command and when a file has changed, until no more commands can be given.
+    /// Reloads on each command and when a file has changed, until the channel of commands is
+    /// closed.
     pub async fn run(mut self, mut requests: mpsc::Receiver<()>) {
         loop {
             tokio::select! {
@@ -234,8 +235,8 @@ fn log_problems(problems: &Problems) {
     }
 }
 
-/// Resolves the servers of pools: waits for the first results for a moment, and then continues for
-/// as long as a pool is in use.
+/// Resolves the servers of upstreams: waits briefly for the first results, and then continues for
+/// as long as an upstream is in use.
 pub async fn resolve(pools: &[Arc<Pool>], resolving: &mut JoinSet<()>) {
     // Removes the tasks of pools that are no longer in use.
     while resolving.try_join_next().is_some() {}

@@ -1,4 +1,4 @@
-//! The log line at the start.
+//! What the log line at the start says about the configuration and the listeners.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -50,7 +50,7 @@ pub struct StartLog {
 }
 
 impl StartLog {
-    /// Needs a server with bound listeners, whose ports are known.
+    /// Describes a server. Its listeners are bound, so that all ports are known.
     pub fn new(server: &Server) -> Self {
         let public = |is_included: fn(ListenerKind) -> bool| {
             let included = server.public.iter().filter(|(_, kind)| is_included(*kind));

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::listener::internal;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Threads with a runtime each. They end when this is dropped.
+/// Threads, each with its own runtime. They end when this is dropped.
 pub struct Workers {
     all: Arc<[Worker]>,
     threads: Vec<JoinHandle<()>>,
@@ -62,6 +62,8 @@ impl Drop for WorkerConnection {
 }
 
 impl Workers {
+    /// Starts this many worker threads.
+    ///
     /// # Errors
     /// When a thread or its runtime cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {

@@ -28,7 +28,7 @@ impl LogFile {
     /// Opens a file for appending, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Errors of the system, for example for a pipe without a reader.
+    /// When the system cannot open it, for example because it is a pipe without a reader.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let file = append_to(path)?;
         Ok(Arc::new(Self { path: path.to_owned(), file: ArcSwap::from_pointee(file) }))
@@ -41,7 +41,7 @@ impl LogFile {
     /// Reopens the path. Blocks while the file system does not respond.
     ///
     /// # Errors
-    /// Errors of the system; lines then still go to the old file.
+    /// When the system cannot open it; lines then still go to the old file.
     pub fn reopen(&self) -> io::Result<()> {
         self.file.store(Arc::new(append_to(&self.path)?));
         Ok(())

@@ -34,7 +34,7 @@ impl Logged {
     }
 }
 
-/// Whether to log one kind of event.
+/// Decides whether one kind of event is logged now.
 pub struct LogThrottle {
     clock: Clock,
     last: Mutex<Logged>,

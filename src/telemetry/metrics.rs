@@ -2,8 +2,8 @@
 //!
 //! Names and labels are stable, because dashboards depend on them. Label values come from closed
 //! sets: routes and apps of the configuration, and words in this code. The labels of a route are
-//! resolved once, into a [`RouteMetrics`], so that requests need no look-up. The registry belongs
-//! to the gateway: several gateways in one process share no metric.
+//! resolved once, into a [`RouteMetrics`], so that requests need no lookup. The registry belongs to
+//! the gateway: several gateways in one process share no metric.
 
 mod requests;
 mod sessions;
@@ -29,7 +29,7 @@ pub use self::wechat::{Raised, WeChatMetrics};
 const DURATION_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Counters of one metric, one for each value of its label: counting needs no look-up.
+/// Counters of one metric, one for each value of its label: counting needs no lookup.
 #[derive(Clone)]
 pub struct Counters<const N: usize>([IntCounter; N]);
 
@@ -187,7 +187,8 @@ impl Metrics {
         Counters::new(&self.decisions, values)
     }
 
-    /// `app_id` is from the configuration, or `unknown`; `outcome` is `ok` or a rejection's word.
+    /// Counts a login. `app_id` is from the configuration, or `unknown`; `outcome` is `ok` or the
+    /// `error` word of a rejection.
     pub fn login(&self, app_id: &str, outcome: &'static str) {
         self.logins.with_label_values(&[app_id, outcome]).inc();
     }

@@ -23,7 +23,7 @@ pub use crate::telemetry::log_writer::Flush;
 use crate::telemetry::log_writer::{queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
-/// Control of the level of an installed log.
+/// Changes the level of an installed log.
 pub struct LogControl(reload::Handle<Targets, Registry>);
 
 impl LogControl {

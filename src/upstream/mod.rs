@@ -1,9 +1,9 @@
 //! The servers of an upstream: which one is next, and how to connect to it.
 //!
-//! A [`Pool`] turns the configured servers into peers for pingora's connectors, and returns their
-//! addresses in turn. Host names are resolved at the start and every 30 seconds; when a name cannot
-//! be resolved, its last known addresses stay in use. If connecting to a server fails, `proxy`
-//! tries one that it has not tried yet.
+//! A [`Pool`] is the running state of one upstream. It turns the configured servers into peers for
+//! pingora's connectors, and returns their addresses in turn (round robin). Host names are resolved
+//! at the start and every 30 seconds; when a name cannot be resolved, its last known addresses stay
+//! in use. If connecting to a server fails, `proxy` tries one that it has not tried yet.
 
 mod keep_alive;
 
@@ -24,13 +24,13 @@ use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Time between two look-ups of host names.
+/// Time between two resolutions of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Time for one look-up; the system's own timeout may be longer.
+/// Time for one resolution; the system's own timeout may be longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Time between two look-ups while a pool has no address.
+/// Time between two resolutions while an upstream has no address.
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes for a server that the system buffers before it sends them. By default it would buffer
@@ -114,7 +114,7 @@ impl Pool {
         self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
     }
 
-    /// Looks up the host names, and uses the addresses found.
+    /// Resolves the host names, and uses the addresses found.
     pub async fn resolve(&self) {
         let updated = self.backends.update(|backends| {
             let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
@@ -125,7 +125,7 @@ impl Pool {
         let _ = updated.await;
     }
 
-    /// Looks up the host names of a pool repeatedly, for as long as the pool is in use.
+    /// Resolves the host names of a pool repeatedly, for as long as the pool is in use.
     pub async fn keep_resolving(pool: Weak<Self>) {
         let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
         let interval = |pool: &Self| {
@@ -166,7 +166,7 @@ struct Names {
 
 /// The last known addresses of a host name with a port.
 struct HostAddresses {
-    /// The addresses found by the last successful look-up.
+    /// The addresses found by the last successful resolution.
     addresses: Vec<SocketAddr>,
     failed: LogThrottle,
     /// Whether the last log line about it says that it cannot be resolved.
@@ -202,8 +202,8 @@ impl Names {
         self.record(&name, found)
     }
 
-    /// Stores the result of a look-up. Returns the addresses, or those of an earlier look-up if it
-    /// failed.
+    /// Stores the result of a resolution. Returns the addresses, or those of an earlier resolution
+    /// if this one failed.
     fn record(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
         let mut resolved = self.resolved.lock();
         let name = resolved.entry(host.to_owned()).or_insert_with(|| HostAddresses {

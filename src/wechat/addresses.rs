@@ -1,8 +1,8 @@
 //! Which of WeChat's addresses is called first.
 //!
-//! `wechat.base_url`, as long as it can be connected to. If that fails and there is a fallback, the
-//! fallback is called first, and once a minute one login tries the base, so that not every login
-//! waits for the failing connection.
+//! It is `wechat.base_url`, as long as it can be connected to. If that fails and there is a
+//! fallback, the fallback is called first, and once a minute one login tries `wechat.base_url`
+//! again, so that not every login waits for the failing connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::WeChatSection;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Time between two tries of a base that cannot be connected to.
+/// Time between two attempts to connect to a base URL that could not be connected to.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A base URL of WeChat's API.

@@ -1,4 +1,4 @@
-//! Failures of calls to WeChat, described for operators.
+//! How failures of calls to WeChat are described to operators.
 //!
 //! An address is shown as scheme, host and port only: its query contains the app secret, and the
 //! path of a relay or the password of a proxy may be secret too. Causes are a closed set, so that
@@ -190,12 +190,12 @@ impl CallError {
         Self { destination, cause, is_proxy_error: false }
     }
 
-    /// For a rejected certificate; `None` for other errors.
+    /// The failure for a rejected certificate; `None` for other errors.
     pub fn of_certificate(destination: &Arc<Destination>, error: &reqwest::Error) -> Option<Self> {
         Cause::of_certificate(error).map(|cause| Self::new(Some(destination.clone()), cause))
     }
 
-    /// For an error before the request was sent.
+    /// The failure for an error before the request was sent.
     pub fn of_connection(destination: &Arc<Destination>, error: &reqwest::Error) -> Self {
         let cause = Cause::of_connection(error);
         // With a proxy, the gateway looks up and connects to the proxy only.

@@ -1,8 +1,8 @@
-//! A circuit breaker for calls to WeChat.
+//! When calls to WeChat stop after failures, and when they start again.
 //!
-//! It opens after a number of consecutive failures, and then rejects calls. After the pause it
-//! admits one call at a time as a probe; a success closes it, a failure opens it again. It has no
-//! clock and makes no calls: the caller passes the time.
+//! The circuit breaker opens after a number of consecutive failures, and then rejects calls. After
+//! a pause it admits one call at a time as a probe; a success closes it, a failure opens it again.
+//! It has no clock and makes no calls: the caller passes the time.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Limits how many calls to WeChat run at once, and whether any are allowed.
+//! Decides whether a call to WeChat may be made now, must wait, or is rejected.
 //!
 //! Calls beyond `wechat.max_in_flight` wait in a queue of `wechat.queue` calls, for at most
 //! `wechat.queue_timeout`. Further calls are rejected at once, and so are all calls while the
@@ -70,7 +70,7 @@ impl ConcurrencyLimit {
     /// Waits for permission to make a call.
     ///
     /// # Errors
-    /// When none is given.
+    /// When the call is not allowed.
     pub async fn acquire(&self) -> Result<CallPermit<'_>, NoPermit> {
         let permit = match self.in_flight.try_acquire() {
             Ok(permit) => permit,

@@ -32,7 +32,7 @@ pub enum WeChatError {
     Malformed(CallError),
     #[error("WeChat's address responded with {0}")]
     Status(CallError),
-    /// With the seconds of the response's `Retry-After`.
+    /// With the `Retry-After` of the response, in seconds.
     #[error("WeChat's address responded with {0}")]
     TooManyRequests(CallError, Option<u32>),
     #[error("WeChat's certificate is not trusted: {0}")]

@@ -1,11 +1,11 @@
-//! WeChat's side of a login: exchanges a one-time code for an identity.
+//! The part of a login that calls WeChat: exchanges a one-time code for an identity.
 //!
 //! [`ExchangePermit::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
-//! once, within the concurrency limit. Once a byte may have been sent, the code may be spent, so a
-//! call is never repeated. The URL contains the app secret. No URL and no text from WeChat gets
-//! into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP 200
-//! and `text/plain`, also to report errors, so the body decides; errors to which a relay gives
-//! another status are read as well.
+//! once, within the concurrency limit. As soon as a byte may have been sent, the code may be used
+//! up, so a call is never repeated. The URL contains the app secret. No URL and no text from WeChat
+//! gets into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP
+//! 200 and `text/plain` even when it reports an error, so the body decides; an error that a relay
+//! sends with another status is read as well.
 
 mod addresses;
 mod call_error;
@@ -62,16 +62,16 @@ const POOL_IDLE: Duration = Duration::from_secs(10);
 pub struct Code(Secret);
 
 impl Code {
-    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; the codes seen have 32
-    /// letters and digits.
+    /// Parses a code: 1 to 128 characters of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet;
+    /// the codes seen have 32 letters and digits.
     pub fn parse(text: &str) -> Option<Self> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
         let is_code = (1..=128).contains(&text.len()) && text.bytes().all(legal);
         is_code.then(|| Self(Secret::new(text.to_owned())))
     }
 
-    /// Whether it is the text that the developer tools give without an app id (observed, not
-    /// documented).
+    /// Whether a text is the code that the developer tools return if the project has no app id
+    /// (observed, not documented).
     pub fn is_mock(text: &str) -> bool {
         text == "the code is a mock one"
     }
@@ -105,6 +105,8 @@ pub struct ExchangePermit<'a> {
 }
 
 impl WeChat {
+    /// Creates a client.
+    ///
     /// # Errors
     /// When there are no root certificates to verify WeChat with, or the client cannot be created.
     pub fn new(
@@ -161,9 +163,9 @@ impl WeChat {
         Ok(ExchangePermit { wechat: self, permit: self.limit.acquire().await? })
     }
 
-    /// Checks whether each address of WeChat can be reached and accepts the app, with an invalid
-    /// code. Returns for each why logins of the app would fail there, whatever their code. An
-    /// address is shown without its path, which may be a secret of a relay.
+    /// Checks, with an invalid code, whether each address of WeChat can be reached and accepts the
+    /// app. For each address, the error is why logins of the app would fail there, whatever their
+    /// code. An address is shown without its path, which may be a secret of a relay.
     pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
         let mut outcomes = Vec::new();

@@ -55,10 +55,9 @@ pub struct Sandbox {
 pub struct Behaviour {
     /// Duration of an exchange.
     pub latency: Duration,
-    /// For this time after the start, exchanges take longer: two seconds at first, then less and
-    /// less.
+    /// For this time after the start, exchanges take longer: two seconds at first, then less.
     pub slow_start: Duration,
-    /// Logins per user and minute; further ones get 45011.
+    /// Logins per user per minute; further ones get 45011.
     pub user_quota: u32,
     /// Logins in total; further ones get 45009.
     pub quota: Option<u64>,

@@ -1,4 +1,4 @@
-//! The command: what it does with its arguments, and what it prints.
+//! The `wxgate explain` command: how it reads its arguments, and what it prints.
 
 use std::io::Write;
 use std::path::Path;

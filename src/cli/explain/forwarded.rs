@@ -42,8 +42,7 @@ fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
         .removing_overrides(routes.trust_methods())
 }
 
-/// Headers about the client's connection, which are not forwarded. The handshake of a WebSocket is
-/// rewritten.
+/// Hop-by-hop headers, which are not forwarded. The handshake of a WebSocket is rewritten.
 fn not_forwarded(headers: &HeaderMap) -> Vec<HeaderName> {
     let is_websocket = websocket::is_requested(headers);
     let is_kept = |name: &HeaderName| {

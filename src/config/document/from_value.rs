@@ -11,19 +11,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
 
-/// A type of values in the file.
+/// A type that a value of the file can be converted to.
 pub trait FromValue: Sized {
+    /// Converts a value.
+    ///
     /// # Errors
     /// A message with the expected and the found value.
     fn from_value(value: &DeValue<'_>) -> Result<Self, String>;
 }
 
-/// A number of bytes, written `"16KiB"`.
+/// A number of bytes, written as a string such as `"16KiB"`.
 #[derive(Clone, Copy, Debug)]
 pub struct Size(pub u64);
 
-/// Text of one line. No key takes several lines. Text that is part of the value only because quotes
-/// are not closed is not repeated in messages, as it may contain a secret.
+/// The text of a value. It must be one line: no key takes several. A longer text is not repeated in
+/// the message: it may be longer only because a quote is not closed, and may contain a secret.
 pub fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
     match value.as_str() {
         Some(given) if given.contains('\n') => {
@@ -172,7 +174,7 @@ impl FromValue for HeaderValue {
     }
 }
 
-/// One word of a list.
+/// The meaning of a value that must be one of `words`.
 pub fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
     let list = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let given = text(value, &format!("one of {list}"))?;

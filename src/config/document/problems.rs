@@ -123,7 +123,8 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Same as `Display`, because the text of the file may contain a secret.
+/// Same as `Display`: a derived `Debug` would show the text of the file, which may contain a
+/// secret.
 impl fmt::Debug for Problems {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, out)

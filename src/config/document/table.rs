@@ -211,7 +211,7 @@ impl<'a> Table<'a> {
         Some(located)
     }
 
-    /// An optional list, which must not be empty.
+    /// An optional list, which must not be empty if it is present.
     pub fn some<T: FromValue>(&self, name: &'static str, help: &str) -> Option<Vec<Located<T>>> {
         let array = self.raw(name).and_then(|raw| raw.get_ref().as_array());
         if array.is_some_and(|array| array.is_empty()) {

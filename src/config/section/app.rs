@@ -21,7 +21,7 @@ use crate::config::value::secret::{REFERENCE_HELP, oddity, read_secret};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;
 
-/// A Mini Program.
+/// A WeChat app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
     pub app_id: AppId,

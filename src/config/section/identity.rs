@@ -6,7 +6,7 @@ use super::session::SessionSection;
 use crate::config::document::table::{Located, Table};
 use crate::config::value::headers::{folded, report_taken};
 
-/// The section `[identity]`. Services can tell all of its names apart.
+/// The section `[identity]`. Its header names stay different when a service folds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,

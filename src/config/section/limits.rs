@@ -1,4 +1,4 @@
-//! `[limits]`: limits per client, per connection and in all.
+//! `[limits]`: limits per client, per connection and in total.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub struct LimitsSection {
     pub max_early_resets: usize,
     /// Concurrent public connections.
     pub max_connections: usize,
-    /// Concurrent connections of one address; `None`: no limit of its own.
+    /// Concurrent connections of one address; `None`: no limit per address.
     pub max_connections_per_address: Option<usize>,
     /// Users or addresses that one rate limit keeps track of.
     pub max_rate_clients: u64,

@@ -51,7 +51,7 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Empty: sessions of all apps.
     pub apps: Vec<AppId>,
-    /// Whether a request may become a WebSocket.
+    /// Whether a request may be upgraded to a WebSocket.
     pub websocket: bool,
     /// Bytes of a request body.
     pub max_body: u64,

@@ -1,4 +1,4 @@
-//! Host names of routes and endpoints.
+//! Host names of routes and endpoints: how they are written, and which of them are valid.
 
 use toml::de::DeValue;
 

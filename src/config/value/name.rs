@@ -1,8 +1,9 @@
-//! Names of upstreams and routes.
+//! Which names upstreams and routes may have.
 
 use crate::config::document::table::{Located, Table};
 
-/// Names become metric labels; `@` marks the gateway's own.
+/// Reports a name that is not valid. Names become metric labels, and those of the gateway itself
+/// begin with `@`.
 pub fn report_invalid_name(section: &Table<'_>, name: &Located<String>) {
     let legal = |c: char| !c.is_control() && c != '"' && c != '\\';
     if name.value.is_empty()

@@ -1,4 +1,4 @@
-//! Paths of routes and endpoints.
+//! Which paths routes and endpoints may have.
 
 use toml::de::DeValue;
 

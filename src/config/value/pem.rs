@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM files.
+//! How certificates and keys are read from PEM files.
 
 use std::path::PathBuf;
 

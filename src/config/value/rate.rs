@@ -1,4 +1,4 @@
-//! Rate limits.
+//! How a rate limit is written.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

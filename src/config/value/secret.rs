@@ -164,7 +164,7 @@ fn warn_of_oddity<T>(section: &Table<'_>, place: &Located<T>, secret: &Secret) {
     }
 }
 
-/// Signs of a mistake, which no secret has on purpose.
+/// What looks like a mistake in a secret, such as quotes or whitespace; `None` if nothing does.
 pub fn oddity(text: &str) -> Option<String> {
     let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
     if is_quoted {

@@ -74,7 +74,7 @@ pub fn is_user_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'))
 }
 
-/// The openid of a user in an app: 28 characters, as WeChat's. It contains the name, so that
+/// The openid of a user in an app: 28 characters, like WeChat's. It contains the name, so that
 /// readers recognise it, and differs between apps.
 pub fn openid(app_id: &str, user: &str) -> String {
     id('o', &format!("{app_id} {user}"), user)

@@ -1,4 +1,4 @@
-//! The cache headers of responses.
+//! Which cache headers the gateway adds to the responses of a route.
 
 use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
@@ -20,7 +20,7 @@ enum Cache {
     AsSent,
 }
 
-/// The headers that `Vary` of a route's responses lists.
+/// The headers that `Vary` lists in the responses of a route.
 pub fn vary(
     section: &Table<'_>,
     references: &References<'_>,

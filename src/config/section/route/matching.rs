@@ -1,4 +1,4 @@
-//! Which requests a route matches, and a check that no two routes match the same.
+//! Which requests a route matches, and a check that no two routes match the same requests.
 
 use http::{HeaderName, HeaderValue};
 use toml::de::DeValue;
@@ -12,7 +12,7 @@ use crate::config::value::path::RoutePath;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
-/// The conditions of a route.
+/// The conditions of a route, except for its path.
 pub struct Matching {
     pub hosts: Vec<HostPattern>,
     pub is_exact: bool,
@@ -80,7 +80,7 @@ fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName,
     headers
 }
 
-/// The place of a route in the file, and its conditions.
+/// The path of a route, with its place in the file, and the route's other conditions.
 pub struct Matched {
     pub path: Located<RoutePath>,
     pub matching: Matching,

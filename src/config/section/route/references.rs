@@ -1,6 +1,6 @@
 //! What routes refer to: upstreams, apps, certificates, and reserved headers.
 //!
-//! Read before the routes, so that they can look up what they name.
+//! These are read before the routes, so that the names in a route can be resolved.
 
 use http::{HeaderName, HeaderValue};
 
@@ -22,7 +22,7 @@ pub struct References<'a> {
     pub max_body: u64,
     pub session: &'a SessionSection,
     pub reserved: ReservedHeaders<'a>,
-    /// The headers of every response, unless a route sets them.
+    /// `server.response_headers`: on every response, unless a route sets them itself.
     pub response_headers: &'a [(HeaderName, HeaderValue)],
     pub tls: Option<&'a TlsSection>,
     pub secrets: Secrets,

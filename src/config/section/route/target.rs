@@ -19,7 +19,7 @@ pub enum Target {
     Service {
         /// Index into [`crate::config::Config::upstreams`].
         upstream: usize,
-        /// Shares of the users that go to other upstreams; at most all users together.
+        /// Shares of the users that go to other upstreams; together at most all users.
         split: Vec<Share>,
     },
     /// The gateway, always with the same response.
@@ -37,7 +37,7 @@ pub struct Share {
     pub users: u16,
 }
 
-/// A response that is given without a service.
+/// A fixed response that the gateway sends itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticResponse {
     pub status: u16,
@@ -64,7 +64,7 @@ const FOR_SERVICES: [&str; 12] = [
     "preflight",
 ];
 
-/// `None` means that a problem was reported.
+/// Reads the target of a route. `None` means that a problem was reported.
 pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) -> Option<Target> {
     let response = section.optional_table("respond").map(|respond| {
         let response = static_response(&respond, references.secrets);

@@ -2,8 +2,8 @@
 //!
 //! Browsers complete an incomplete chain, reorder one in the wrong order, and let the user ignore a
 //! date. Mini Programs do none of this, and fail without a reason. So certificates are checked here
-//! with the same rules, when the configuration is read, and each problem says what was found. This
-//! module does not know what the certificate is used for.
+//! by the rules of Mini Programs, when the configuration is read, and each problem says what was
+//! found. This module does not know what the certificate is used for.
 
 use std::cell::OnceCell;
 use std::collections::HashSet;

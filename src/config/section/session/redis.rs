@@ -27,7 +27,7 @@ pub struct RedisSection {
     pub timeout: Duration,
     /// How long a session is cached after it was read.
     pub near_cache_ttl: Duration,
-    /// Concurrent look-ups.
+    /// Concurrent lookups.
     pub max_lookups: usize,
 }
 
