@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use self::memory::DigestHash;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity, OpenId, User};
@@ -442,10 +442,6 @@ impl Session {
     fn mark_removed(&self) -> bool {
         !self.is_removed.swap(true, Ordering::AcqRel)
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ use self::local_cache::LocalCache;
 use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
 use self::users::Users;
 use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
@@ -523,8 +523,4 @@ fn interval(idle_timeout: Duration) -> Duration {
 
 fn unsealable(_: SealError) -> RedisError {
     RedisError::from((ErrorKind::Client, "there is no key to seal with"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

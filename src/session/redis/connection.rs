@@ -30,7 +30,7 @@ use tokio::time::{sleep, timeout};
 
 use super::address::{Dialer, Role};
 use super::sentinel::Sentinels;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::session::StoreError;
 use crate::telemetry::log_throttle::LogThrottles;
@@ -488,8 +488,4 @@ async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
 
 fn failure(reason: &'static str) -> RedisError {
     RedisError::from((redis::ErrorKind::Io, reason))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use crate::clock::millis;
 use crate::identity::token::TokenDigest;
 use crate::session::{DigestHash, Session};
 
@@ -52,7 +53,7 @@ impl LocalCache {
             sessions,
             own_revocations: revocations(longest),
             other_revocations: revocations(ttl),
-            ttl: super::millis(ttl),
+            ttl: millis(ttl),
         }
     }
 
