@@ -29,7 +29,7 @@ use crate::telemetry::metrics::{Counters, Metrics};
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Maximum number of blocked users, of all apps together.
-pub const MOST_BLOCKED: usize = 100_000;
+pub const MAX_BLOCKED: usize = 100_000;
 
 /// The session store of a process. Clones share it.
 #[derive(Clone)]
@@ -83,7 +83,7 @@ impl From<Blocked> for CreateError {
 #[derive(Debug)]
 pub enum BlockError {
     Store(StoreError),
-    /// The limit [`MOST_BLOCKED`] is reached.
+    /// The limit [`MAX_BLOCKED`] is reached.
     Full,
 }
 

@@ -23,7 +23,7 @@ use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
 use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, User};
-use crate::session::{MOST_BLOCKED, StoreError};
+use crate::session::{MAX_BLOCKED, StoreError};
 
 /// Time for a search through all stored sessions.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ impl OwnBlocks {
     fn set(&self, user: &User, until: u64, now: u64) {
         let mut blocks = self.0.lock();
         // The store does not keep more of them either.
-        if blocks.len() >= MOST_BLOCKED {
+        if blocks.len() >= MAX_BLOCKED {
             blocks.retain(|_, until| now < *until);
         }
         blocks.insert(user.clone(), until);
@@ -188,7 +188,7 @@ impl Inner {
         // is no room.
         let Some(name) = self.seals.users(user).next() else { return Err(unsealable(SealError)) };
         let mut count = COUNT.key(self.keys.blocks());
-        count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
+        count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MAX_BLOCKED);
         if !count.invoke_async::<bool>(connection).await? {
             return Ok(false);
         }
