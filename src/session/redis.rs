@@ -25,7 +25,7 @@ mod address;
 mod blocks;
 mod connection;
 mod local_cache;
-mod revocations;
+mod notices;
 mod seal;
 mod sentinel;
 mod users;
@@ -213,7 +213,7 @@ impl Redis {
                 this.tell_of_ends(&store).await?;
                 this.tell_of_blocks(&store).await
             }),
-            revocations::listen(&this.connection, &this.keys.channel, listens, heard),
+            notices::listen(&this.connection, &this.keys.channel, listens, heard),
         );
     }
 
