@@ -1,21 +1,12 @@
 //! Sessions in a Redis or Valkey store that several gateways share.
 //!
-//! Decides the layout of sessions in the store, and when it is called. A session is a sealed record
+//! Decides when the store is called; `key_names` has the layout. A session is a sealed record
 //! under the digest of its token, and expires on the server one refresh interval after its end. Its
 //! last use is written when the stored one is an interval old: an idle session never expires early,
 //! and at most one interval late. Ending a session replaces it by a tombstone for the rest of the
 //! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
 //! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
 //! session" and never a session.
-//!
-//! | key | value |
-//! |---|---|
-//! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
-//! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
-//! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
-//! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
-//! | `{prefix}revoked` | channel for digests of ended sessions, and names of unblocked users |
-//! | `{prefix}lease` | empty: written to check whether replicas follow |
 //!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), before
 //! its response is sent. A session has ended once its tombstone is written; it is removed from the
@@ -24,10 +15,14 @@
 mod address;
 mod blocks;
 mod connection;
+mod key_names;
 mod local_cache;
 mod notices;
+mod primaries;
+mod revocations;
 mod seal;
 mod sentinel;
+mod user_search;
 mod users;
 
 use std::num::NonZeroUsize;
@@ -35,15 +30,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
+use redis::{ErrorKind, RedisError, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::blocks::OwnBlocks;
-use self::connection::{Connection, Store, StoreConnection, StoreOutcome};
+use self::connection::{StoreConnection, StoreOutcome};
+use self::key_names::Keys;
 use self::local_cache::LocalCache;
-use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
+use self::primaries::Connection;
+use self::seal::{Record, SealError, Seals, Value};
 use self::users::Users;
 use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
 use crate::clock::{Clock, millis};
@@ -61,20 +56,6 @@ const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Revocations or blocks of this gateway that are written again in one command.
 const TOLD_AT_ONCE: usize = 1000;
-
-/// KEYS: the session. ARGV: channel, digest. Returns the outcome, the rest of the session's
-/// lifetime, and the record.
-static END: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"local value = redis.call('GET', KEYS[1])
-        if not value then return {0, 0, ''} end
-        local left = math.max(redis.call('PTTL', KEYS[1]), 1)
-        redis.call('SET', KEYS[1], 'T', 'PX', left)
-        redis.call('PUBLISH', ARGV[1], ARGV[2])
-        if value == 'T' then return {1, left, ''} end
-        return {2, left, value}",
-    )
-});
 
 /// KEYS: the session. ARGV: time of last use, record, lifetime. Returns whether the session exists.
 static REFRESH: LazyLock<Script> = LazyLock::new(|| {
@@ -111,49 +92,6 @@ struct Inner {
     unreadable: LogThrottle,
 }
 
-/// Names in the store.
-pub struct Keys {
-    prefix: String,
-    channel: String,
-}
-
-impl Keys {
-    fn session(&self, digest: &TokenDigest) -> String {
-        format!("{}s:{}", self.prefix, URL_SAFE_NO_PAD.encode(digest.as_bytes()))
-    }
-
-    fn user(&self, name: &str) -> String {
-        format!("{}u:{name}", self.prefix)
-    }
-
-    fn block(&self, name: &str) -> String {
-        format!("{}b:{name}", self.prefix)
-    }
-
-    fn blocks(&self) -> String {
-        format!("{}blocked", self.prefix)
-    }
-
-    /// A `SCAN` pattern for the keys of sessions and blocks.
-    fn pattern(&self) -> String {
-        let mut pattern = String::new();
-        for c in self.prefix.chars() {
-            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
-        pattern + "[sb]:*"
-    }
-
-    /// The digest in the key of a session.
-    fn token(&self, key: &str) -> Option<TokenDigest> {
-        let digest = key.strip_prefix(&self.prefix)?.strip_prefix("s:")?;
-        let digest = URL_SAFE_NO_PAD.decode(digest).ok()?;
-        Some(TokenDigest::from_bytes(digest.try_into().ok()?))
-    }
-}
-
 impl Redis {
     pub fn new(
         section: &SessionSection,
@@ -172,10 +110,7 @@ impl Redis {
                 idle_timeout + interval,
             ),
             seals: Seals::new(&shared.seal_keys),
-            keys: Keys {
-                prefix: redis.key_prefix.clone(),
-                channel: format!("{}revoked", redis.key_prefix),
-            },
+            keys: Keys::new(&redis.key_prefix),
             own_blocks: OwnBlocks::default(),
             look_ups: Semaphore::new(redis.max_lookups),
             ends: Semaphore::new(redis.max_lookups),
@@ -401,80 +336,6 @@ impl Inner {
         })
     }
 
-    async fn end(
-        &self,
-        store: &Store,
-        digest: &TokenDigest,
-        cause: Removal,
-        patience: Duration,
-    ) -> RedisResult<()> {
-        let mut connection = store.revocations();
-        let key = self.keys.session(digest);
-        let mut end = END.key(&key);
-        end.arg(&self.keys.channel).arg(digest.as_bytes());
-        let (outcome, left, value): (u8, u64, Vec<u8>) = end.invoke_async(&mut connection).await?;
-        if outcome == 0 {
-            return Ok(());
-        }
-        self.local_cache.revoke(digest, self.clock.now_millis().saturating_add(left));
-        if outcome == 2 {
-            self.removals.count(cause as usize);
-        }
-        store.confirm(&mut connection, key.as_bytes(), patience).await?;
-        if let Value::Session(record) = self.seals.open(digest, &value) {
-            let user = record.identity.user();
-            // If this fails, the next listing removes it.
-            let _ = self.users().remove(&mut store.common(), digest, &user).await;
-        }
-        Ok(())
-    }
-
-    /// Ends the oldest sessions of a user until `most` are left. The session of `newest` is kept,
-    /// because the clocks of gateways may differ.
-    async fn trim(
-        &self,
-        store: &Store,
-        newest: &TokenDigest,
-        user: &User,
-        most: usize,
-    ) -> RedisResult<()> {
-        let sessions = self.users().sessions(&mut store.common(), user).await?;
-        let live: Vec<_> = sessions.iter().filter(|(_, record)| self.is_live(record)).collect();
-        let excess = live.len().saturating_sub(most);
-        let others = live.iter().filter(|(digest, _)| digest != newest);
-        for (digest, _) in others.take(excess) {
-            self.end(store, digest, Removal::Replaced, self.timeout).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes this gateway's revocations again, because the store may have lost them.
-    ///
-    /// # Errors
-    /// When one of them was not written.
-    async fn tell_of_ends(&self, store: &Store) -> RedisResult<()> {
-        let ends = self.local_cache.own_revocations(self.clock.now_millis());
-        for some in ends.chunks(TOLD_AT_ONCE) {
-            let written = some.iter().map(|(digest, left)| {
-                let mut connection = store.revocations();
-                let key = self.keys.session(digest);
-                async move {
-                    let mut set = cmd("SET");
-                    set.arg(key).arg(TOMBSTONE).arg("PX").arg((*left).max(1));
-                    set.exec_async(&mut connection).await
-                }
-            });
-            let written = futures_util::future::try_join_all(written);
-            let late = |_| RedisError::from((ErrorKind::Io, "what was ended here is not taken"));
-            tokio::time::timeout(address::DIAL, written).await.map_err(late)??;
-        }
-        if !ends.is_empty() {
-            let count = ends.len();
-            tracing::info!(count, "sessions that were ended here are ended in the new store");
-        }
-        Ok(())
-    }
-
     /// How long a record is stored, in milliseconds: until its end, plus one interval.
     fn life(&self, record: &Record) -> u64 {
         let now = self.clock.to_wall(self.clock.now_millis());
@@ -519,6 +380,10 @@ impl Inner {
 /// The time between two writes of a session's last use.
 fn interval(idle_timeout: Duration) -> Duration {
     LONGEST_INTERVAL.min(idle_timeout / 10)
+}
+
+fn failure(reason: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::Io, reason))
 }
 
 fn unsealable(_: SealError) -> RedisError {

@@ -1,4 +1,4 @@
-//! Users whose logins are rejected for a time, and a search for users.
+//! Users whose logins are rejected for a time.
 //!
 //! A block is stored like a session: its end, and a record of the user, sealed for the key it is
 //! stored under. It has one key per seal key, and all of them are read, so that gateways see it
@@ -8,28 +8,21 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{ErrorKind, RedisError, RedisResult, Script, cmd, from_redis_value};
+use redis::{RedisResult, Script, cmd};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::address::DIAL;
-use super::connection::{Connection, Store};
-use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
-use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
+use super::connection::Store;
+use super::primaries::Connection;
+use super::seal::{NO_END, Record, SealError, ends_of, stamp};
+use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, failure, unsealable};
 use crate::identity::token::TokenDigest;
-use crate::identity::{AppId, Identity, OpenId, User};
+use crate::identity::{Identity, User};
 use crate::session::{MAX_BLOCKED, StoreError};
-
-/// Time for a search through all stored sessions.
-const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Keys that are read together.
-const CHUNK: usize = 500;
 
 /// KEYS: the list of blocks. ARGV: the user, the block's end, now, its lifetime, the limit of
 /// blocks. Returns whether there was room.
@@ -152,7 +145,7 @@ impl Inner {
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
-            let late = |_| RedisError::from((ErrorKind::Io, "a block is not accepted"));
+            let late = |_| failure("a block is not accepted");
             timeout(DIAL, try_join_all(written)).await.map_err(late)??;
         }
         if !blocks.is_empty() {
@@ -234,96 +227,6 @@ impl Inner {
         let now = self.clock.to_wall(self.clock.now_millis());
         Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
     }
-
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
-    /// block.
-    pub async fn find_user(
-        &self,
-        app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
-    ) -> Result<Option<User>, StoreError> {
-        let store = self.connection.store()?;
-        let search = async {
-            let found = self.search(store.common(), app_id, is_sought).await;
-            found.inspect_err(|error| {
-                tracing::warn!(%error, "the session store cannot be searched for a user");
-            })
-        };
-        self.connection.within(SEARCH_PATIENCE, search).await
-    }
-
-    async fn search(
-        &self,
-        mut connection: Connection,
-        app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
-    ) -> RedisResult<Option<User>> {
-        for node in nodes(&mut connection).await? {
-            let mut cursor = "0".to_owned();
-            loop {
-                let keys: Vec<String>;
-                (cursor, keys) = self.scan(&mut connection, node.as_ref(), &cursor).await?;
-                if !keys.is_empty() {
-                    let values: Vec<Option<Vec<u8>>> =
-                        cmd("MGET").arg(&keys).query_async(&mut connection).await?;
-                    let users = keys.iter().zip(values).filter_map(|(key, value)| {
-                        let digest = self.keys.token(key).unwrap_or_else(|| place(key));
-                        match self.seals.open(&digest, &value?) {
-                            Value::Session(record) => Some(record.identity.user()),
-                            Value::Tombstone | Value::Unreadable => None,
-                        }
-                    });
-                    let mut of_app = users.filter(|user| user.app_id == *app_id);
-                    if let Some(found) = of_app.find(|user| is_sought(&user.openid)) {
-                        return Ok(Some(found));
-                    }
-                }
-                if cursor == "0" {
-                    break;
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Keys of sessions and blocks from a cursor on, and the next cursor.
-    async fn scan(
-        &self,
-        connection: &mut Connection,
-        node: Option<&Node>,
-        cursor: &str,
-    ) -> RedisResult<(String, Vec<String>)> {
-        let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(self.keys.pattern()).arg("COUNT").arg(CHUNK);
-        match (connection, node) {
-            (Connection::Cluster(cluster), Some(node)) => {
-                let (host, port) = (node.host.clone(), node.port);
-                let node = SingleNodeRoutingInfo::ByAddress { host, port };
-                let found = cluster.route_command(scan, RoutingInfo::SingleNode(node)).await?;
-                Ok(from_redis_value(found)?)
-            }
-            (connection, _) => scan.query_async(connection).await,
-        }
-    }
-}
-
-/// A primary of a cluster.
-struct Node {
-    host: String,
-    port: u16,
-}
-
-/// The primaries of a cluster; otherwise the only server.
-async fn nodes(connection: &mut Connection) -> RedisResult<Vec<Option<Node>>> {
-    let Connection::Cluster(cluster) = connection else { return Ok(vec![None]) };
-    let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-    let roles = cluster.route_command(cmd("PING"), all).await?;
-    let addresses: HashMap<String, redis::Value> = from_redis_value(roles)?;
-    let node = |address: String| {
-        let (host, port) = address.rsplit_once(':')?;
-        Some(Node { host: host.to_owned(), port: port.parse().ok()? })
-    };
-    Ok(addresses.into_keys().map(node).collect())
 }
 
 /// The latest end of the blocks under these keys, on the wall clock, even if it has passed.
@@ -340,6 +243,6 @@ pub async fn blocked_until(
 }
 
 /// A block's record is sealed for this digest, which no token has.
-fn place(key: &str) -> TokenDigest {
+pub fn place(key: &str) -> TokenDigest {
     TokenDigest::from_bytes(Sha256::digest(key).into())
 }

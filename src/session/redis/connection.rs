@@ -11,24 +11,17 @@
 //! Before a new primary is used, this gateway's revocations are written to it again. If that fails,
 //! it is not used.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{
-    MultipleNodeRoutingInfo, ResponsePolicy, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr,
-};
-use redis::{
-    Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd,
-    from_redis_value, pipe,
-};
+use redis::{RedisError, RedisResult, cmd};
 use tokio::time::{sleep, timeout};
 
 use super::address::{Dialer, Role};
+use super::failure;
+use super::primaries::{Connection, followers, primary_ids, process_id};
 use super::sentinel::Sentinels;
 use crate::clock::{Clock, millis};
 use crate::config::{RedisAddress, RedisSection, RedisServers};
@@ -49,41 +42,6 @@ const REACH: Duration = Duration::from_secs(3);
 
 /// Pause between two attempts to reach the store.
 const PAUSE: Duration = Duration::from_millis(250);
-
-/// One pipeline to a server, or one to each primary of a cluster. Clones share it.
-#[derive(Clone)]
-pub enum Connection {
-    Node(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Node(node) => node.req_packed_command(command),
-            Self::Cluster(cluster) => cluster.req_packed_command(command),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        commands: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Node(node) => node.req_packed_commands(commands, offset, count),
-            Self::Cluster(cluster) => cluster.req_packed_commands(commands, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Node(node) => node.get_db(),
-            Self::Cluster(cluster) => cluster.get_db(),
-        }
-    }
-}
 
 /// A store that was reached.
 pub struct Store {
@@ -119,34 +77,8 @@ impl Store {
         key: &[u8],
         patience: Duration,
     ) -> RedisResult<()> {
-        // Zero would mean no timeout.
-        let patience = millis(patience).max(1);
-        let wait = |needed: usize| cmd("WAIT").arg(needed).arg(patience).to_owned();
-        let (needed, confirmed): (usize, usize) = match connection {
-            Connection::Node(node) => {
-                let needed = self.acknowledgements.load(Ordering::Acquire);
-                if needed == 0 {
-                    return Ok(());
-                }
-                (needed, wait(needed).query_async(node).await?)
-            }
-            Connection::Cluster(cluster) => {
-                let route = Route::with_key(key, SlotAddr::Master);
-                let primary =
-                    || RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
-                let role = cluster.route_command(cmd("ROLE"), primary()).await?;
-                let needed = replicas(role)?.min(1);
-                if needed == 0 {
-                    return Ok(());
-                }
-                let confirmed = cluster.route_command(wait(needed), primary()).await?;
-                (needed, from_redis_value(confirmed)?)
-            }
-        };
-        if confirmed < needed {
-            return Err(failure("too few replicas have it"));
-        }
-        Ok(())
+        let required = self.acknowledgements.load(Ordering::Acquire);
+        connection.wait(key, required, patience).await
     }
 }
 
@@ -325,10 +257,10 @@ impl StoreConnection {
     }
 
     async fn dial(&self, sentinels: Option<&mut Sentinels>) -> RedisResult<Store> {
-        let begun = self.since_made();
-        let (common, revocations, address, identity, acknowledgements) = match &self.servers {
+        let usable_until = self.since_made() + millis(BELIEF);
+        match &self.servers {
             RedisServers::Single { address, .. } => {
-                self.dial_primary(address.clone(), None).await?
+                self.dial_primary(address.clone(), None, usable_until).await
             }
             RedisServers::Sentinel { .. } => {
                 let agreed = match sentinels {
@@ -336,49 +268,48 @@ impl StoreConnection {
                     None => None,
                 };
                 let agreed = agreed.ok_or_else(|| failure("most Sentinels name no primary"))?;
-                self.dial_primary(agreed.primary, Some(agreed.replicas)).await?
+                self.dial_primary(agreed.primary, Some(agreed.replicas), usable_until).await
             }
-            RedisServers::Cluster { nodes } => {
-                let dialled =
-                    tokio::try_join!(self.dialer.cluster(nodes), self.dialer.cluster(nodes));
-                let (mut common, revocations) = dialled?;
-                let identity = primaries(&mut common).await?;
-                (Connection::Cluster(common), Connection::Cluster(revocations), None, identity, 0)
-            }
-        };
-        Ok(Store {
-            common,
-            revocations,
-            address,
-            identity,
-            acknowledgements: AtomicUsize::new(acknowledgements),
-            // A cluster's primary stops responding when it is cut off from most of the others.
-            usable_until: AtomicU64::new(match &self.servers {
-                RedisServers::Cluster { .. } => u64::MAX,
-                _ => begun + millis(BELIEF),
-            }),
-        })
+            RedisServers::Cluster { nodes } => self.dial_cluster(nodes).await,
+        }
     }
 
     async fn dial_primary(
         &self,
         address: RedisAddress,
         acknowledgements: Option<usize>,
-    ) -> RedisResult<(Connection, Connection, Option<RedisAddress>, String, usize)> {
+        usable_until: u64,
+    ) -> RedisResult<Store> {
         let dialled = tokio::try_join!(
             self.dialer.node(&address, Role::Server),
             self.dialer.node(&address, Role::Server)
         );
         let (mut common, revocations) = dialled?;
         let replicas = followers(&mut common).await?;
-        let info: String = cmd("INFO").arg("server").query_async(&mut common).await?;
-        Ok((
-            Connection::Node(common),
-            Connection::Node(revocations),
-            Some(address),
-            run_id(&info)?.to_owned(),
-            acknowledgements.unwrap_or(replicas.min(1)),
-        ))
+        let identity = process_id(&mut common).await?;
+        Ok(Store {
+            common: Connection::Node(common),
+            revocations: Connection::Node(revocations),
+            address: Some(address),
+            identity,
+            acknowledgements: AtomicUsize::new(acknowledgements.unwrap_or(replicas.min(1))),
+            usable_until: AtomicU64::new(usable_until),
+        })
+    }
+
+    async fn dial_cluster(&self, nodes: &[RedisAddress]) -> RedisResult<Store> {
+        let dialled = tokio::try_join!(self.dialer.cluster(nodes), self.dialer.cluster(nodes));
+        let (mut common, revocations) = dialled?;
+        let identity = primary_ids(&mut common).await?;
+        Ok(Store {
+            common: Connection::Cluster(common),
+            revocations: Connection::Cluster(revocations),
+            address: None,
+            identity,
+            acknowledgements: AtomicUsize::new(0),
+            // A cluster's primary stops responding when it is cut off from most of the others.
+            usable_until: AtomicU64::new(u64::MAX),
+        })
     }
 
     /// Checks a store until a check fails, and returns the reason.
@@ -400,7 +331,7 @@ impl StoreConnection {
         let mut node = match store.common() {
             Connection::Node(node) => node,
             Connection::Cluster(mut cluster) => {
-                if primaries(&mut cluster).await? != store.identity {
+                if primary_ids(&mut cluster).await? != store.identity {
                     return Err(failure("the cluster has other primaries"));
                 }
                 return Ok(());
@@ -434,58 +365,4 @@ impl StoreConnection {
     fn since_made(&self) -> u64 {
         millis(self.made.elapsed())
     }
-}
-
-/// The number of replicas in the response to `ROLE`.
-///
-/// # Errors
-/// When it is not the response of a primary.
-fn replicas(role: Value) -> RedisResult<usize> {
-    type Primary = (String, u64, Vec<Value>);
-    match Primary::from_redis_value(role) {
-        Ok((role, _, replicas)) if role == "master" => Ok(replicas.len()),
-        _ => Err(failure("the server is not a primary")),
-    }
-}
-
-/// The number of replicas of a primary that is ready to serve.
-async fn followers(node: &mut MultiplexedConnection) -> RedisResult<usize> {
-    // A server that is still loading rejects the first command.
-    let (_, role): (Value, Value) = pipe().cmd("PING").cmd("ROLE").query_async(node).await?;
-    replicas(role)
-}
-
-/// The id of a server's process, from the response to `INFO server`.
-fn run_id(info: &str) -> RedisResult<&str> {
-    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-    id.ok_or_else(|| failure("a server without an id"))
-}
-
-/// The ids of a cluster's primaries and of their processes, as one text, if all of them are ready
-/// to serve.
-async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
-    let all = |policy| RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
-    cluster.route_command(cmd("PING"), all(Some(ResponsePolicy::AllSucceeded))).await?;
-    let infos = cluster.route_command(cmd("INFO").arg("server").to_owned(), all(None)).await?;
-    let infos: HashMap<String, String> = from_redis_value(infos)?;
-    let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-    let slots = cluster.route_command(cmd("CLUSTER").arg("SLOTS").to_owned(), random).await?;
-    let ranges: Vec<Vec<Value>> = from_redis_value(slots)?;
-    let mut ids = Vec::new();
-    for info in infos.values() {
-        ids.push(run_id(info)?.to_owned());
-    }
-    for range in ranges {
-        let primary = range.into_iter().nth(2).ok_or_else(|| failure("a slot without a node"))?;
-        let node: Vec<Value> = from_redis_value(primary)?;
-        let id = node.into_iter().nth(2).ok_or_else(|| failure("a node without an id"))?;
-        ids.push(from_redis_value::<String>(id)?);
-    }
-    ids.sort();
-    ids.dedup();
-    Ok(ids.join(" "))
-}
-
-fn failure(reason: &'static str) -> RedisError {
-    RedisError::from((redis::ErrorKind::Io, reason))
 }

@@ -13,9 +13,10 @@ use std::sync::LazyLock;
 use redis::{RedisResult, Script, ScriptInvocation, cmd};
 
 use super::blocks::blocked_until;
-use super::connection::Connection;
+use super::key_names::Keys;
+use super::primaries::Connection;
 use super::seal::{Record, SealError, Seals, TOMBSTONE, UserName, Value};
-use super::{Keys, unsealable};
+use super::unsealable;
 use crate::identity::User;
 use crate::identity::token::TokenDigest;
 
