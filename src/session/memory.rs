@@ -96,13 +96,13 @@ impl Memory {
             others.sort_by_key(|other| other.created_at_millis);
             let excess = (others.len() + 1).saturating_sub(most);
             for other in others.iter().take(excess) {
-                self.remove(&other.digest, Removal::Replaced);
+                self.remove(other.digest(), Removal::Replaced);
             }
         }
         // An operator sets the block before revoking the sessions: either this session is among
         // those, or the block is seen here.
         if is_blocked() {
-            self.remove(&session.digest, Removal::Revoked);
+            self.remove(session.digest(), Removal::Revoked);
             return Err(Blocked);
         }
         Ok(())
@@ -145,13 +145,13 @@ impl Memory {
 
 impl Borrow<TokenDigest> for Key {
     fn borrow(&self) -> &TokenDigest {
-        &self.0.digest
+        self.0.digest()
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.0.digest == other.0.digest
+        self.0.digest() == other.0.digest()
     }
 }
 
@@ -159,7 +159,7 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.digest.hash(state);
+        self.0.digest().hash(state);
     }
 }
 

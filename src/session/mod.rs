@@ -8,22 +8,27 @@
 //! can be blocked for a time: then no session is created. The key is the token's digest; the token
 //! itself is not stored. The private backend decides where sessions are kept.
 
+mod error;
 mod memory;
 mod redis;
+mod state;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub use self::error::{BlockError, Blocked, CreateError, StoreError};
 use self::memory::DigestHash;
+use self::state::Removals;
+pub use self::state::{Removal, Session};
 use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity, OpenId, User};
-use crate::telemetry::metrics::{Counters, Metrics};
+use crate::telemetry::metrics::Metrics;
 
 /// How often a continuous stream of uses is recorded.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
@@ -50,91 +55,6 @@ enum Backend {
     Memory(memory::Memory),
     Redis(redis::Redis),
 }
-
-/// The store is unavailable. Never treated as "no session".
-#[derive(Debug, thiserror::Error)]
-#[error("the session store is not available")]
-pub struct StoreError;
-
-/// The session was not created, because its user is blocked.
-#[derive(Debug)]
-pub struct Blocked;
-
-/// Why a session was not created.
-#[derive(Debug)]
-pub enum CreateError {
-    Store(StoreError),
-    Blocked,
-}
-
-impl From<StoreError> for CreateError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<Blocked> for CreateError {
-    fn from(_: Blocked) -> Self {
-        Self::Blocked
-    }
-}
-
-/// Why a user was not blocked.
-#[derive(Debug)]
-pub enum BlockError {
-    Store(StoreError),
-    /// The limit [`MAX_BLOCKED`] is reached.
-    Full,
-}
-
-impl From<StoreError> for BlockError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// The session of one login. Times are the clock's, in milliseconds.
-pub struct Session {
-    pub identity: Identity,
-    digest: TokenDigest,
-    /// The address that the login came from.
-    pub client: IpAddr,
-    pub created_at_millis: u64,
-    pub ends_at_millis: u64,
-    last_used_millis: AtomicU64,
-    is_removed: AtomicBool,
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    Expired,
-    Revoked,
-    Evicted,
-    /// Replaced by newer sessions of its user.
-    Replaced,
-}
-
-impl Removal {
-    const ALL: [Self; 4] = [Self::Expired, Self::Revoked, Self::Evicted, Self::Replaced];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Evicted => "evicted",
-            Self::Replaced => "replaced",
-        }
-    }
-
-    /// Counters of removed sessions by cause.
-    fn counters(metrics: &Metrics) -> Removals {
-        metrics.removals(Self::ALL.map(Self::as_str))
-    }
-}
-
-/// Counters of removed sessions, by [`Removal`].
-type Removals = Counters<4>;
 
 impl Sessions {
     /// Sessions in memory or in a shared store, by the configuration. A shared store is connected
@@ -210,15 +130,8 @@ impl Sessions {
     ) -> Result<(SessionToken, Duration), CreateError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
-        let session = Session {
-            identity,
-            digest: token.digest(),
-            client,
-            created_at_millis: now,
-            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
-            last_used_millis: AtomicU64::new(now),
-            is_removed: AtomicBool::new(false),
-        };
+        let ends_at = now.saturating_add(self.ttl_millis.load(Ordering::Relaxed));
+        let session = Session::new(token.digest(), identity, client, now, ends_at, now);
         let expires_in = self.expires_in(&session);
         match &self.backend {
             Backend::Memory(memory) => memory.insert(session)?,
@@ -244,7 +157,7 @@ impl Sessions {
             return Ok(None);
         }
         match &self.backend {
-            Backend::Memory(_) => session.last_used_millis.store(now, Ordering::Relaxed),
+            Backend::Memory(_) => session.set_last_used(now),
             Backend::Redis(redis) => redis.used(&session, now),
         }
         Ok(Some(session))
@@ -303,7 +216,7 @@ impl Sessions {
     pub async fn lives_on(&self, session: &Session) -> bool {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
-            Backend::Redis(_) => self.knows(&session.digest).await.unwrap_or(false),
+            Backend::Redis(_) => self.knows(session.digest()).await.unwrap_or(false),
         }
     }
 
@@ -315,9 +228,9 @@ impl Sessions {
                 let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
                 let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
                 if is_due && self.is_live(session) {
-                    session.last_used_millis.store(now, Ordering::Relaxed);
+                    session.set_last_used(now);
                     // A look-up also restarts moka's idle time.
-                    drop(memory.get(&session.digest));
+                    drop(memory.get(session.digest()));
                 }
             }
             Backend::Redis(redis) => redis.used(session, now),
@@ -414,33 +327,6 @@ impl Sessions {
             Backend::Memory(memory) => memory.maintain(),
             Backend::Redis(redis) => redis.maintain(),
         }
-    }
-}
-
-impl Session {
-    /// The key under which it is stored.
-    pub fn digest(&self) -> &TokenDigest {
-        &self.digest
-    }
-
-    /// On the clock, in milliseconds.
-    pub fn last_used(&self) -> u64 {
-        self.last_used_millis.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether this call has changed the last use.
-    fn set_used(&self, from: u64, to: u64) -> bool {
-        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
-    }
-
-    fn is_removed(&self) -> bool {
-        self.is_removed.load(Ordering::Acquire)
-    }
-
-    /// Returns whether this call has removed it: later calls must not count it again.
-    fn mark_removed(&self) -> bool {
-        !self.is_removed.swap(true, Ordering::AcqRel)
     }
 }
 

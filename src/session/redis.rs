@@ -26,7 +26,7 @@ mod user_search;
 mod users;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -169,7 +169,7 @@ impl Redis {
     pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
         let this = &*self.0;
         let store = this.connection.store()?;
-        let digest = session.digest;
+        let digest = *session.digest();
         let record = this.record(&session, this.clock.now_millis());
         let asked = this.clock.now_millis();
         let stored = async {
@@ -243,7 +243,7 @@ impl Redis {
 
     async fn refresh(&self, session: &Session, now: u64) -> Result<(), StoreError> {
         let this = &*self.0;
-        let digest = &session.digest;
+        let digest = session.digest();
         let store = this.connection.store()?;
         let _permit = this.permit(&this.look_ups)?;
         let record = this.record(session, now);
@@ -365,15 +365,8 @@ impl Inner {
 
     fn session(&self, digest: TokenDigest, record: Record) -> Session {
         let Record { identity, client, created, ends, used } = record;
-        Session {
-            identity,
-            digest,
-            client,
-            created_at_millis: self.clock.from_wall(created),
-            ends_at_millis: self.clock.from_wall(ends),
-            last_used_millis: AtomicU64::new(self.clock.from_wall(used)),
-            is_removed: AtomicBool::new(false),
-        }
+        let [created, ends, used] = [created, ends, used].map(|time| self.clock.from_wall(time));
+        Session::new(digest, identity, client, created, ends, used)
     }
 }
 
