@@ -242,7 +242,7 @@ impl Login {
 
     /// Whether the session is still live.
     async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
-        let known = self.sessions.knows(&grant.token.digest()).await;
+        let known = self.sessions.contains(&grant.token.digest()).await;
         known.map_err(|_| Rejection::StoreUnavailable)
     }
 }

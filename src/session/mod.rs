@@ -65,8 +65,8 @@ impl Sessions {
         let (backend, slack) = match &section.shared {
             None => {
                 let capacity = section.capacity;
-                let most = section.max_per_user;
-                let memory = memory::Memory::new(capacity, most, idle_timeout, metrics);
+                let max_per_user = section.max_per_user;
+                let memory = memory::Memory::new(capacity, max_per_user, idle_timeout, metrics);
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
@@ -158,7 +158,7 @@ impl Sessions {
         }
         match &self.backend {
             Backend::Memory(_) => session.set_last_used(now),
-            Backend::Redis(redis) => redis.used(&session, now),
+            Backend::Redis(redis) => redis.record_use(&session, now),
         }
         Ok(Some(session))
     }
@@ -167,7 +167,7 @@ impl Sessions {
     ///
     /// # Errors
     /// When the store is unavailable.
-    pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
+    pub async fn contains(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
             Backend::Redis(redis) => redis.get(digest).await?,
@@ -182,7 +182,7 @@ impl Sessions {
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
-            Backend::Redis(redis) => redis.end(digest, Removal::Revoked).await?,
+            Backend::Redis(redis) => redis.revoke(digest, Removal::Revoked).await?,
         }
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Sessions {
     fn remove(&self, digest: &TokenDigest, cause: Removal) {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, cause),
-            Backend::Redis(redis) => redis.forget(digest),
+            Backend::Redis(redis) => redis.remove_cached(digest),
         }
     }
 
@@ -213,10 +213,10 @@ impl Sessions {
 
     /// Whether a session found earlier is still live. This is not a use of the session. It counts
     /// as ended if the store is unavailable.
-    pub async fn lives_on(&self, session: &Session) -> bool {
+    pub async fn is_still_live(&self, session: &Session) -> bool {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
-            Backend::Redis(_) => self.knows(session.digest()).await.unwrap_or(false),
+            Backend::Redis(_) => self.contains(session.digest()).await.unwrap_or(false),
         }
     }
 
@@ -229,11 +229,11 @@ impl Sessions {
                 let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
                 if is_due && self.is_live(session) {
                     session.set_last_used(now);
-                    // A look-up also restarts moka's idle time.
+                    // A lookup also restarts moka's idle time.
                     drop(memory.get(session.digest()));
                 }
             }
-            Backend::Redis(redis) => redis.used(session, now),
+            Backend::Redis(redis) => redis.record_use(session, now),
         }
     }
 
@@ -263,11 +263,11 @@ impl Sessions {
     pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
         let now = self.clock.now_millis();
         let until = now.saturating_add(millis(time));
-        let is_taken = match &self.backend {
+        let has_room = match &self.backend {
             Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
             Backend::Redis(redis) => redis.block(user, until).await?,
         };
-        if is_taken { Ok(()) } else { Err(BlockError::Full) }
+        if has_room { Ok(()) } else { Err(BlockError::Full) }
     }
 
     /// Removes the block of a user, if there is one.
@@ -276,7 +276,7 @@ impl Sessions {
     /// When the store is unavailable.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Memory(memory) => memory.blocks.lift(user),
+            Backend::Memory(memory) => memory.blocks.remove(user),
             Backend::Redis(redis) => redis.unblock(user).await?,
         }
         Ok(())
@@ -294,7 +294,7 @@ impl Sessions {
         }
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
     /// block. Searches all sessions in the background, one search at a time. A million sessions
     /// take about a second, in a shared store about 15; the limit is a minute.
     ///
@@ -303,21 +303,21 @@ impl Sessions {
     pub async fn find_user(
         &self,
         app_id: &AppId,
-        is_sought: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
+        matches: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
     ) -> Result<Option<User>, StoreError> {
         // The semaphore is never closed.
-        let turn = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
+        let permit = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
         match &self.backend {
             Backend::Memory(memory) => {
                 let (memory, app_id) = (memory.clone(), app_id.clone());
                 let search = move || {
                     // Held by the task, because the caller may have disconnected.
-                    let _turn = turn;
-                    memory.find_user(&app_id, &is_sought)
+                    let _permit = permit;
+                    memory.find_user(&app_id, &matches)
                 };
                 tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
             }
-            Backend::Redis(redis) => redis.find_user(app_id, &is_sought).await,
+            Backend::Redis(redis) => redis.find_user(app_id, &matches).await,
         }
     }
 

@@ -1,15 +1,15 @@
 //! Sessions in a Redis or Valkey store that several gateways share.
 //!
-//! Decides when the store is called; `key_names` has the layout. A session is a sealed record
-//! under the digest of its token, and expires on the server one refresh interval after its end. Its
-//! last use is written when the stored one is an interval old: an idle session never expires early,
-//! and at most one interval late. Ending a session replaces it by a tombstone for the rest of the
+//! Decides when the store is called; `key_names` has the layout. A session is a sealed record under
+//! the digest of its token, and expires on the server one refresh interval after its end. Its last
+//! use is written when the stored one is an interval old: an idle session never expires early,
+//! and at most one interval late. Revoking a session replaces it by a tombstone for the rest of the
 //! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
 //! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
 //! session" and never a session.
 //!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), before
-//! its response is sent. A session has ended once its tombstone is written; it is removed from the
+//! its response is sent. A session is revoked once its tombstone is written; it is removed from the
 //! list afterwards.
 
 mod address;
@@ -35,11 +35,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::blocks::OwnBlocks;
 use self::connection::{StoreConnection, StoreOutcome};
-use self::key_names::Keys;
+use self::key_names::KeyNames;
 use self::local_cache::LocalCache;
 use self::primaries::Connection;
-use self::seal::{Record, SealError, Seals, Value};
-use self::users::Users;
+use self::seal::{Record, SealError, Seals, StoredValue};
+use self::users::UserIndex;
 use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
 use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
@@ -51,11 +51,11 @@ use crate::telemetry::metrics::Metrics;
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time to list the sessions of a user for an operator.
-const LISTING_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for an operator's action on one user.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Revocations or blocks of this gateway that are written again in one command.
-const TOLD_AT_ONCE: usize = 1000;
+const REWRITE_BATCH: usize = 1000;
 
 /// KEYS: the session. ARGV: time of last use, record, lifetime. Returns whether the session exists.
 static REFRESH: LazyLock<Script> = LazyLock::new(|| {
@@ -76,11 +76,11 @@ struct Inner {
     connection: StoreConnection,
     local_cache: LocalCache,
     seals: Seals,
-    keys: Keys,
+    key_names: KeyNames,
     own_blocks: OwnBlocks,
-    /// Limits concurrent look-ups and ends, each kind separately.
-    look_ups: Semaphore,
-    ends: Semaphore,
+    /// Limits concurrent lookups and revocations, each kind separately.
+    lookup_permits: Semaphore,
+    revocation_permits: Semaphore,
     max_per_user: Option<NonZeroUsize>,
     timeout: Duration,
     idle_timeout: Duration,
@@ -88,7 +88,7 @@ struct Inner {
     clock: Clock,
     metrics: Arc<Metrics>,
     removals: Removals,
-    has_listened: AtomicBool,
+    was_subscribed: AtomicBool,
     unreadable: LogThrottle,
 }
 
@@ -110,15 +110,15 @@ impl Redis {
                 idle_timeout + interval,
             ),
             seals: Seals::new(&shared.seal_keys),
-            keys: Keys::new(&redis.key_prefix),
+            key_names: KeyNames::new(&redis.key_prefix),
             own_blocks: OwnBlocks::default(),
-            look_ups: Semaphore::new(redis.max_lookups),
-            ends: Semaphore::new(redis.max_lookups),
+            lookup_permits: Semaphore::new(redis.max_lookups),
+            revocation_permits: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
             timeout: redis.timeout,
             idle_timeout,
             interval,
-            has_listened: AtomicBool::new(false),
+            was_subscribed: AtomicBool::new(false),
             unreadable: LogThrottle::new(clock.clone()),
             clock,
             removals: Removal::counters(&metrics),
@@ -134,27 +134,27 @@ impl Redis {
     /// Keeps the connection to the store, and receives notices from other gateways. Never returns.
     pub async fn run(&self) {
         let this = &*self.0;
-        let heard = |notice: &[u8]| match notice.try_into() {
+        let on_notice = |notice: &[u8]| match notice.try_into() {
             Ok(digest) => {
                 let digest = TokenDigest::from_bytes(digest);
                 this.local_cache.revoked_elsewhere(&digest, this.clock.now_millis());
             }
             // A digest never has the length of a name.
-            Err(_) => this.heard_of_lift(notice),
+            Err(_) => this.unblocked_elsewhere(notice),
         };
-        let listens = || this.has_listened.store(true, Ordering::Release);
+        let on_subscribed = || this.was_subscribed.store(true, Ordering::Release);
         tokio::join!(
             this.connection.run(|store| async move {
-                this.tell_of_ends(&store).await?;
-                this.tell_of_blocks(&store).await
+                this.rewrite_revocations(&store).await?;
+                this.rewrite_blocks(&store).await
             }),
-            notices::listen(&this.connection, &this.keys.channel, listens, heard),
+            notices::listen(&this.connection, &this.key_names.channel, on_subscribed, on_notice),
         );
     }
 
     /// Whether the store and its channel have been reached since the start.
     pub fn was_reached(&self) -> bool {
-        self.0.connection.was_reached() && self.0.has_listened.load(Ordering::Acquire)
+        self.0.connection.was_reached() && self.0.was_subscribed.load(Ordering::Acquire)
     }
 
     /// Whether the store is available at present.
@@ -162,7 +162,7 @@ impl Redis {
         self.0.connection.store().map(|_| ())
     }
 
-    /// Stores a new session, and ends the oldest sessions of its user above the limit.
+    /// Stores a new session, and revokes the oldest sessions of its user above the limit.
     ///
     /// # Errors
     /// When the store does not respond in time, or the user is blocked.
@@ -171,22 +171,22 @@ impl Redis {
         let store = this.connection.store()?;
         let digest = *session.digest();
         let record = this.record(&session, this.clock.now_millis());
-        let asked = this.clock.now_millis();
+        let started = this.clock.now_millis();
         let stored = async {
             let (life, interval) = (this.life(&record), millis(this.interval));
             let mut connection = store.common();
             let listed =
                 this.users().insert(&mut connection, &digest, &record, life, interval).await?;
             let Some(listed) = listed else { return Ok(Err(Blocked)) };
-            if let Some(most) = this.max_per_user.map(NonZeroUsize::get)
-                && listed > most
+            if let Some(limit) = this.max_per_user.map(NonZeroUsize::get)
+                && listed > limit
             {
-                this.trim(&store, &digest, &record.identity.user(), most).await?;
+                this.trim(&store, &digest, &record.identity.user(), limit).await?;
             }
             Ok(Ok(()))
         };
         this.connection.within(this.timeout, stored).await??;
-        this.local_cache.insert(session, asked);
+        this.local_cache.insert(session, started);
         this.metrics.session_created();
         Ok(())
     }
@@ -202,17 +202,17 @@ impl Redis {
             return Ok(None);
         }
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.look_ups)?;
+        let _permit = this.permit(&this.lookup_permits)?;
         let read = async {
-            let key = this.keys.session(digest);
+            let key = this.key_names.session(digest);
             cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut store.common()).await
         };
         let value = this.connection.within(this.timeout, read).await?;
         Ok(match value.map(|value| this.seals.open(digest, &value)) {
-            Some(Value::Session(record)) => {
+            Some(StoredValue::Session(record)) => {
                 this.local_cache.insert(this.session(*digest, record), now)
             }
-            Some(Value::Unreadable) => {
+            Some(StoredValue::Unreadable) => {
                 if let Some(suppressed) = this.unreadable.suppressed() {
                     tracing::warn!(
                         suppressed,
@@ -221,14 +221,15 @@ impl Redis {
                 }
                 None
             }
-            Some(Value::Tombstone) | None => None,
+            Some(StoredValue::Tombstone) | None => None,
         })
     }
 
     /// Records a use of a session; writes it to the store if that is due.
-    pub fn used(&self, session: &Arc<Session>, now: u64) {
+    pub fn record_use(&self, session: &Arc<Session>, now: u64) {
         let written = session.last_used();
-        if now.saturating_sub(written) < millis(self.0.interval) || !session.set_used(written, now)
+        if now.saturating_sub(written) < millis(self.0.interval)
+            || !session.replace_last_used(written, now)
         {
             return;
         }
@@ -236,7 +237,7 @@ impl Redis {
         tokio::spawn(async move {
             if this.refresh(&session, now).await.is_err() {
                 // The next use retries.
-                session.set_used(now, written);
+                session.replace_last_used(now, written);
             }
         });
     }
@@ -245,22 +246,22 @@ impl Redis {
         let this = &*self.0;
         let digest = session.digest();
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.look_ups)?;
+        let _permit = this.permit(&this.lookup_permits)?;
         let record = this.record(session, now);
         let written = async {
             let value = this.seals.seal(digest, &record).map_err(unsealable)?;
-            let mut refresh = REFRESH.key(this.keys.session(digest));
+            let mut refresh = REFRESH.key(this.key_names.session(digest));
             refresh.arg(record.used).arg(value).arg(this.life(&record));
             let mut connection = store.common();
-            let is_there = refresh.invoke_async::<bool>(&mut connection).await?;
-            if is_there && matches!(connection, Connection::Cluster(_)) {
+            let exists = refresh.invoke_async::<bool>(&mut connection).await?;
+            if exists && matches!(connection, Connection::Cluster(_)) {
                 let interval = millis(this.interval);
                 this.users().list(&mut connection, digest, &record, interval).await?;
             }
-            Ok(is_there)
+            Ok(exists)
         };
         if !this.connection.within(this.timeout, written).await? {
-            this.local_cache.forget(digest);
+            this.local_cache.remove(digest);
         }
         Ok(())
     }
@@ -270,7 +271,7 @@ impl Redis {
         let this = &*self.0;
         let store = this.connection.store()?;
         let read = async { this.users().sessions(&mut store.common(), user).await };
-        let sessions = this.connection.within(LISTING_PATIENCE, read).await?;
+        let sessions = this.connection.within(OPERATOR_TIMEOUT, read).await?;
         let session = |(digest, record)| Arc::new(this.session(digest, record));
         Ok(sessions.into_iter().map(session).collect())
     }
@@ -289,30 +290,30 @@ impl Redis {
         self.0.blocked_until(user).await
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
     /// block.
     pub async fn find_user(
         &self,
         app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
+        matches: &(impl Fn(&OpenId) -> bool + Sync),
     ) -> Result<Option<User>, StoreError> {
-        self.0.find_user(app_id, is_sought).await
+        self.0.find_user(app_id, matches).await
     }
 
-    /// Ends a session. It is counted under `cause` if the store still had it.
-    pub async fn end(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
+    /// Revokes a session. It is counted under `cause` if the store still had it.
+    pub async fn revoke(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
         let this = &*self.0;
         // Whatever the store responds: here it is no longer cached.
-        this.local_cache.forget(digest);
+        this.local_cache.remove(digest);
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.ends)?;
-        let ended = this.end(&store, digest, cause, this.timeout);
-        this.connection.within(this.timeout, ended).await
+        let _permit = this.permit(&this.revocation_permits)?;
+        let revoked = this.revoke(&store, digest, cause, this.timeout);
+        this.connection.within(this.timeout, revoked).await
     }
 
     /// Removes an expired session from the cache.
-    pub fn forget(&self, digest: &TokenDigest) {
-        self.0.local_cache.forget(digest);
+    pub fn remove_cached(&self, digest: &TokenDigest) {
+        self.0.local_cache.remove(digest);
     }
 
     pub fn maintain(&self) {
@@ -322,8 +323,8 @@ impl Redis {
 }
 
 impl Inner {
-    fn users(&self) -> Users<'_> {
-        Users { seals: &self.seals, keys: &self.keys }
+    fn users(&self) -> UserIndex<'_> {
+        UserIndex { seals: &self.seals, key_names: &self.key_names }
     }
 
     /// # Errors

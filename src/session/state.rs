@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// Returns whether this call has changed the last use.
-    pub(super) fn set_used(&self, from: u64, to: u64) -> bool {
+    pub(super) fn replace_last_used(&self, from: u64, to: u64) -> bool {
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
         self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
     }

@@ -15,11 +15,11 @@ use redis::{RedisResult, Script, cmd};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::address::DIAL;
+use super::address::DIAL_TIMEOUT;
 use super::connection::Store;
 use super::primaries::Connection;
-use super::seal::{NO_END, Record, SealError, ends_of, stamp};
-use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, failure, unsealable};
+use super::seal::{MAX_TIME, Record, SealError, stamp, stamped_time};
+use super::{Inner, OPERATOR_TIMEOUT, REWRITE_BATCH, failure, unsealable};
 use crate::identity::token::TokenDigest;
 use crate::identity::{Identity, User};
 use crate::session::{MAX_BLOCKED, StoreError};
@@ -96,11 +96,11 @@ impl Inner {
             self.confirm_block(&store, &mut connection, user).await?;
             Ok(true)
         };
-        let is_taken = self.connection.within(LISTING_PATIENCE, written).await?;
-        if is_taken {
+        let has_room = self.connection.within(OPERATOR_TIMEOUT, written).await?;
+        if has_room {
             self.own_blocks.set(user, until, self.clock.now_millis());
         }
-        Ok(is_taken)
+        Ok(has_room)
     }
 
     /// Removes the block of a user.
@@ -109,44 +109,45 @@ impl Inner {
         self.own_blocks.0.lock().remove(user);
         let written = async {
             let mut connection = store.revocations();
-            for name in self.seals.users(user) {
+            for name in self.seals.user_names(user) {
                 let mut publish = cmd("PUBLISH");
-                publish.arg(&self.keys.channel).arg(&name.name);
+                publish.arg(&self.key_names.channel).arg(&name.name);
                 publish.exec_async(&mut connection).await?;
                 // Expiry works without permission to delete.
                 let mut set = cmd("SET");
-                set.arg(self.keys.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
+                set.arg(self.key_names.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
                 set.exec_async(&mut connection).await?;
                 let mut remove = cmd("ZREM");
-                remove.arg(self.keys.blocks()).arg(&name.name);
+                remove.arg(self.key_names.blocks()).arg(&name.name);
                 remove.exec_async(&mut connection).await?;
             }
             self.confirm_block(&store, &mut connection, user).await
         };
-        self.connection.within(LISTING_PATIENCE, written).await
+        self.connection.within(OPERATOR_TIMEOUT, written).await
     }
 
     /// Another gateway reports that it has removed the block of the user with this name.
-    pub fn heard_of_lift(&self, name: &[u8]) {
-        let is_meant = |user: &User| self.seals.users(user).any(|own| own.name.as_bytes() == name);
-        self.own_blocks.0.lock().retain(|user, _| !is_meant(user));
+    pub fn unblocked_elsewhere(&self, name: &[u8]) {
+        let has_name =
+            |user: &User| self.seals.user_names(user).any(|own| own.name.as_bytes() == name);
+        self.own_blocks.0.lock().retain(|user, _| !has_name(user));
     }
 
     /// Writes this gateway's blocks again, because the store may have lost them.
     ///
     /// # Errors
     /// When one of them was not written.
-    pub async fn tell_of_blocks(&self, store: &Store) -> RedisResult<()> {
+    pub async fn rewrite_blocks(&self, store: &Store) -> RedisResult<()> {
         let blocks = self.own_blocks.live(self.clock.now_millis());
-        for some in blocks.chunks(TOLD_AT_ONCE) {
-            let written = some.iter().map(|(user, until)| {
+        for batch in blocks.chunks(REWRITE_BATCH) {
+            let writes = batch.iter().map(|(user, until)| {
                 let mut connection = store.revocations();
                 // Another gateway may have set a longer one in the meantime.
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
-            let late = |_| failure("a block is not accepted");
-            timeout(DIAL, try_join_all(written)).await.map_err(late)??;
+            let timed_out = |_| failure("a block is not accepted");
+            timeout(DIAL_TIMEOUT, try_join_all(writes)).await.map_err(timed_out)??;
         }
         if !blocks.is_empty() {
             let count = blocks.len();
@@ -179,15 +180,17 @@ impl Inner {
         };
         // Counted under only one of its names, so that it counts once. Nothing is written if there
         // is no room.
-        let Some(name) = self.seals.users(user).next() else { return Err(unsealable(SealError)) };
-        let mut count = COUNT.key(self.keys.blocks());
+        let Some(name) = self.seals.user_names(user).next() else {
+            return Err(unsealable(SealError));
+        };
+        let mut count = COUNT.key(self.key_names.blocks());
         count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MAX_BLOCKED);
         if !count.invoke_async::<bool>(connection).await? {
             return Ok(false);
         }
-        for name in self.seals.users(user) {
-            let key = self.keys.block(&name.name);
-            let value = self.seals.seal(&place(&key), &record).map_err(unsealable)?;
+        for name in self.seals.user_names(user) {
+            let key = self.key_names.block(&name.name);
+            let value = self.seals.seal(&block_digest(&key), &record).map_err(unsealable)?;
             if existing == Existing::Lengthen {
                 let mut lengthen = LENGTHEN.key(key);
                 lengthen.arg(value).arg(life).arg(ends);
@@ -208,8 +211,8 @@ impl Inner {
         connection: &mut Connection,
         user: &User,
     ) -> RedisResult<()> {
-        for name in self.seals.users(user) {
-            let key = self.keys.block(&name.name);
+        for name in self.seals.user_names(user) {
+            let key = self.key_names.block(&name.name);
             store.confirm(connection, key.as_bytes(), self.timeout).await?;
         }
         Ok(())
@@ -219,7 +222,7 @@ impl Inner {
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         let store = self.connection.store()?;
         let read = async {
-            let names = self.seals.users(user).map(|name| self.keys.block(&name.name));
+            let names = self.seals.user_names(user).map(|name| self.key_names.block(&name.name));
             let names: Vec<_> = names.collect();
             blocked_until(&mut store.common(), &names).await
         };
@@ -239,10 +242,10 @@ pub async fn blocked_until(
     }
     let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
     // Any other value was written there to block the user.
-    Ok(values.into_iter().flatten().map(|value| ends_of(&value).unwrap_or(NO_END)).max())
+    Ok(values.into_iter().flatten().map(|value| stamped_time(&value).unwrap_or(MAX_TIME)).max())
 }
 
 /// A block's record is sealed for this digest, which no token has.
-pub fn place(key: &str) -> TokenDigest {
+pub fn block_digest(key: &str) -> TokenDigest {
     TokenDigest::from_bytes(Sha256::digest(key).into())
 }

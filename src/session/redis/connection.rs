@@ -1,10 +1,10 @@
 //! The connections to a shared store, and whether its responses can be trusted.
 //!
 //! A separate task connects, checks the store twice a second, and reconnects when a check fails.
-//! Requests use the existing connections, or fail at once. A primary that was replaced without our
-//! knowledge still responds, with outdated data. So a primary with Sentinels is trusted only while
-//! most of them name it or, if the Sentinels cannot be reached, while all of its replicas that were
-//! up still follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`):
+//! Requests use the existing connections, or fail at once. A primary that was replaced unnoticed
+//! still responds, with outdated data. So a primary with Sentinels is trusted only while most of
+//! them name it or, if the Sentinels cannot be reached, while all of its replicas that were up still
+//! follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`):
 //! by one, if a server or a primary of a cluster has any; with Sentinels by all replicas that they
 //! see up, because any of these may become the primary.
 //!
@@ -21,7 +21,8 @@ use tokio::time::{sleep, timeout};
 
 use super::address::{Dialer, Role};
 use super::failure;
-use super::primaries::{Connection, followers, primary_ids, process_id};
+use super::key_names::KeyNames;
+use super::primaries::{Connection, primary_ids, process_id, ready_replicas};
 use super::sentinel::Sentinels;
 use crate::clock::{Clock, millis};
 use crate::config::{RedisAddress, RedisSection, RedisServers};
@@ -29,19 +30,20 @@ use crate::session::StoreError;
 use crate::telemetry::log_throttle::LogThrottles;
 use crate::telemetry::metrics::{Counters, Metrics};
 
-const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Time for one heartbeat.
-const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(450);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(450);
 
 /// How long the store is trusted after the beginning of the last successful heartbeat.
-const BELIEF: Duration = Duration::from_millis(1500);
+const TRUST_PERIOD: Duration = Duration::from_millis(1500);
 
-/// Time to reach the store.
-const REACH: Duration = Duration::from_secs(3);
+/// Time to connect to the store, with the Sentinels before it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Pause between two attempts to reach the store.
-const PAUSE: Duration = Duration::from_millis(250);
+/// Pause between two attempts to connect.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A store that was reached.
 pub struct Store {
@@ -75,10 +77,10 @@ impl Store {
         &self,
         connection: &mut Connection,
         key: &[u8],
-        patience: Duration,
+        time_limit: Duration,
     ) -> RedisResult<()> {
         let required = self.acknowledgements.load(Ordering::Acquire);
-        connection.wait(key, required, patience).await
+        connection.wait(key, required, time_limit).await
     }
 }
 
@@ -112,7 +114,7 @@ pub struct StoreConnection {
     lease: String,
     store: ArcSwapOption<Store>,
     was_reached: AtomicBool,
-    made: Instant,
+    created: Instant,
     metrics: Arc<Metrics>,
     outcomes: Counters<4>,
     /// Throttled by cause.
@@ -124,10 +126,10 @@ impl StoreConnection {
         Self {
             dialer: Arc::new(Dialer::new(section)),
             servers: section.servers.clone(),
-            lease: format!("{}lease", section.key_prefix),
+            lease: KeyNames::new(&section.key_prefix).lease(),
             store: ArcSwapOption::empty(),
             was_reached: AtomicBool::new(false),
-            made: Instant::now(),
+            created: Instant::now(),
             outcomes: metrics.store_outcomes(StoreOutcome::ALL.map(StoreOutcome::as_str)),
             metrics,
             failures: LogThrottles::new(clock),
@@ -143,7 +145,7 @@ impl StoreConnection {
     pub fn usable(&self) -> Option<Arc<Store>> {
         self.store
             .load_full()
-            .filter(|store| self.since_made() < store.usable_until.load(Ordering::Acquire))
+            .filter(|store| self.age_millis() < store.usable_until.load(Ordering::Acquire))
     }
 
     /// The store, for a request.
@@ -160,11 +162,11 @@ impl StoreConnection {
     /// Runs an operation on the store, with a time limit.
     pub async fn within<T>(
         &self,
-        patience: Duration,
-        dealings: impl Future<Output = RedisResult<T>>,
+        time_limit: Duration,
+        operation: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, StoreError> {
-        let begun = Instant::now();
-        let (outcome, result) = match timeout(patience, dealings).await {
+        let started = Instant::now();
+        let (outcome, result) = match timeout(time_limit, operation).await {
             Ok(Ok(value)) => (StoreOutcome::Ok, Ok(value)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the session store answered with an error");
@@ -173,7 +175,7 @@ impl StoreConnection {
             Err(_) => (StoreOutcome::Timeout, Err(StoreError)),
         };
         self.count(outcome);
-        self.metrics.store_took(begun.elapsed());
+        self.metrics.store_took(started.elapsed());
         result
     }
 
@@ -190,8 +192,8 @@ impl StoreConnection {
     }
 
     /// Keeps the connection to the store, and never returns. If a store may have lost this
-    /// gateway's revocations, `tell` writes them again before the store is used.
-    pub async fn run<F>(&self, tell: impl Fn(Arc<Store>) -> F)
+    /// gateway's revocations, `rewrite` writes them again before the store is used.
+    pub async fn run<F>(&self, rewrite: impl Fn(Arc<Store>) -> F)
     where
         F: Future<Output = RedisResult<()>>,
     {
@@ -201,13 +203,14 @@ impl StoreConnection {
             }
             _ => None,
         };
-        let mut told = None;
+        // That of the last store that had all of them.
+        let mut last_identity = None;
         // Whether the last log line says that the store is unavailable.
         let mut is_logged = true;
         loop {
-            match self.reach(sentinels.as_mut(), told.as_deref(), &tell).await {
+            match self.connect(sentinels.as_mut(), last_identity.as_deref(), &rewrite).await {
                 Ok(store) => {
-                    told = Some(store.identity.clone());
+                    last_identity = Some(store.identity.clone());
                     self.store.store(Some(store.clone()));
                     self.was_reached.store(true, Ordering::Release);
                     self.metrics.store_up(true);
@@ -233,42 +236,43 @@ impl StoreConnection {
                 }
             }
             self.metrics.store_up(false);
-            sleep(PAUSE).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
     /// Connects to a store, and makes sure that it has this gateway's revocations.
-    async fn reach<F>(
+    async fn connect<F>(
         &self,
         sentinels: Option<&mut Sentinels>,
-        told: Option<&str>,
-        tell: &impl Fn(Arc<Store>) -> F,
+        last_identity: Option<&str>,
+        rewrite: &impl Fn(Arc<Store>) -> F,
     ) -> RedisResult<Arc<Store>>
     where
         F: Future<Output = RedisResult<()>>,
     {
-        let dialled = timeout(REACH, self.dial(sentinels)).await;
+        let dialled = timeout(CONNECT_TIMEOUT, self.dial(sentinels)).await;
         let store = dialled.unwrap_or_else(|_| Err(failure("no connection in time")))?;
         let store = Arc::new(store);
-        if told.is_some_and(|told| *told != store.identity) {
-            tell(store.clone()).await?;
+        if last_identity.is_some_and(|last| *last != store.identity) {
+            rewrite(store.clone()).await?;
         }
         Ok(store)
     }
 
     async fn dial(&self, sentinels: Option<&mut Sentinels>) -> RedisResult<Store> {
-        let usable_until = self.since_made() + millis(BELIEF);
+        let usable_until = self.age_millis() + millis(TRUST_PERIOD);
         match &self.servers {
             RedisServers::Single { address, .. } => {
                 self.dial_primary(address.clone(), None, usable_until).await
             }
             RedisServers::Sentinel { .. } => {
-                let agreed = match sentinels {
-                    Some(sentinels) => sentinels.ask().await,
+                let agreement = match sentinels {
+                    Some(sentinels) => sentinels.agreement().await,
                     None => None,
                 };
-                let agreed = agreed.ok_or_else(|| failure("most Sentinels name no primary"))?;
-                self.dial_primary(agreed.primary, Some(agreed.replicas), usable_until).await
+                let agreement =
+                    agreement.ok_or_else(|| failure("most Sentinels name no primary"))?;
+                self.dial_primary(agreement.primary, Some(agreement.replicas), usable_until).await
             }
             RedisServers::Cluster { nodes } => self.dial_cluster(nodes).await,
         }
@@ -285,7 +289,7 @@ impl StoreConnection {
             self.dialer.node(&address, Role::Server)
         );
         let (mut common, revocations) = dialled?;
-        let replicas = followers(&mut common).await?;
+        let replicas = ready_replicas(&mut common).await?;
         let identity = process_id(&mut common).await?;
         Ok(Store {
             common: Connection::Node(common),
@@ -315,19 +319,20 @@ impl StoreConnection {
     /// Checks a store until a check fails, and returns the reason.
     async fn watch(&self, store: &Store, mut sentinels: Option<&mut Sentinels>) -> RedisError {
         loop {
-            sleep(HEARTBEAT).await;
-            let begun = self.since_made();
-            let beat = timeout(HEARTBEAT_PATIENCE, self.beat(store, sentinels.as_deref_mut()));
-            match beat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
+            sleep(HEARTBEAT_INTERVAL).await;
+            let started = self.age_millis();
+            let heartbeat =
+                timeout(HEARTBEAT_TIMEOUT, self.heartbeat(store, sentinels.as_deref_mut()));
+            match heartbeat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
                 Ok(()) => {
-                    store.usable_until.fetch_max(begun + millis(BELIEF), Ordering::AcqRel);
+                    store.usable_until.fetch_max(started + millis(TRUST_PERIOD), Ordering::AcqRel);
                 }
                 Err(error) => return error,
             }
         }
     }
 
-    async fn beat(&self, store: &Store, sentinels: Option<&mut Sentinels>) -> RedisResult<()> {
+    async fn heartbeat(&self, store: &Store, sentinels: Option<&mut Sentinels>) -> RedisResult<()> {
         let mut node = match store.common() {
             Connection::Node(node) => node,
             Connection::Cluster(mut cluster) => {
@@ -337,32 +342,32 @@ impl StoreConnection {
                 return Ok(());
             }
         };
-        let replicas = followers(&mut node).await?;
+        let replicas = ready_replicas(&mut node).await?;
         let Some(sentinels) = sentinels else {
             store.acknowledgements.store(replicas.min(1), Ordering::Release);
             return Ok(());
         };
-        match sentinels.ask().await {
-            Some(agreed) if Some(&agreed.primary) == store.address.as_ref() => {
-                store.acknowledgements.store(agreed.replicas, Ordering::Release);
+        match sentinels.agreement().await {
+            Some(agreement) if Some(&agreement.primary) == store.address.as_ref() => {
+                store.acknowledgements.store(agreement.replicas, Ordering::Release);
                 Ok(())
             }
             Some(_) => Err(failure("the Sentinels name another primary")),
-            None => self.hold_lease(store).await,
+            None => self.confirm_lease(store).await,
         }
     }
 
     /// Checks that all replicas that were up still follow, so that none of them has become the
     /// primary.
-    async fn hold_lease(&self, store: &Store) -> RedisResult<()> {
+    async fn confirm_lease(&self, store: &Store) -> RedisResult<()> {
         let mut connection = store.revocations();
-        let life = millis(10 * BELIEF);
+        let life = millis(10 * TRUST_PERIOD);
         let written = cmd("SET").arg(&self.lease).arg("").arg("PX").arg(life).to_owned();
         written.query_async::<()>(&mut connection).await?;
-        store.confirm(&mut connection, self.lease.as_bytes(), HEARTBEAT_PATIENCE / 3).await
+        store.confirm(&mut connection, self.lease.as_bytes(), HEARTBEAT_TIMEOUT / 3).await
     }
 
-    fn since_made(&self) -> u64 {
-        millis(self.made.elapsed())
+    fn age_millis(&self) -> u64 {
+        millis(self.created.elapsed())
     }
 }

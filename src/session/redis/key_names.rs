@@ -6,7 +6,7 @@
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
 //! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
 //! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
-//! | `{prefix}revoked` | channel for digests of ended sessions, and names of unblocked users |
+//! | `{prefix}revoked` | channel for digests of revoked sessions, and names of unblocked users |
 //! | `{prefix}lease` | empty: written to check whether replicas follow |
 
 use base64::Engine;
@@ -14,13 +14,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::identity::token::TokenDigest;
 
-pub struct Keys {
+pub struct KeyNames {
     prefix: String,
     /// For notices to other gateways.
     pub channel: String,
 }
 
-impl Keys {
+impl KeyNames {
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), channel: format!("{prefix}revoked") }
     }
@@ -39,6 +39,11 @@ impl Keys {
 
     pub fn blocks(&self) -> String {
         format!("{}blocked", self.prefix)
+    }
+
+    /// For heartbeats.
+    pub fn lease(&self) -> String {
+        format!("{}lease", self.prefix)
     }
 
     /// A `SCAN` pattern for the keys of sessions and blocks.

@@ -1,8 +1,8 @@
-//! Notices from other gateways: ended sessions, and removed blocks.
+//! Notices from other gateways: revoked sessions, and removed blocks.
 //!
-//! A gateway that ends a session publishes that on a channel of the store, and all gateways listen.
-//! This only makes an end known at once. If a notice is lost, sessions that were read before are
-//! cached for at most `session.redis.near_cache_ttl`.
+//! A gateway that revokes a session publishes that on a channel of the store, and all gateways
+//! listen. This only makes a revocation known at once. If a notice is lost, sessions that were read
+//! before are cached for at most `session.redis.near_cache_ttl`.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ use redis::aio::PubSub;
 use redis::{RedisError, RedisResult};
 use tokio::time::{sleep, timeout};
 
-use super::address::DIAL;
+use super::address::DIAL_TIMEOUT;
 use super::connection::StoreConnection;
 use crate::config::{RedisAddress, RedisServers};
 
-/// Time between two checks of the channel's connection.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Time without a notice after which the connection is checked, and time for that check.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause between two attempts to listen.
-const PAUSE: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Listens on the store that the connection has at the time. Never returns.
 pub async fn listen(
     connection: &StoreConnection,
     channel: &str,
-    listens: impl Fn(),
-    heard: impl Fn(&[u8]),
+    on_subscribed: impl Fn(),
+    on_notice: impl Fn(&[u8]),
 ) {
     loop {
         for address in addresses(connection) {
-            let error = listen_to(connection, &address, channel, &listens, &heard).await;
+            let error = listen_to(connection, &address, channel, &on_subscribed, &on_notice).await;
             if let Err(error) = error {
                 tracing::debug!(%error, "the channel of the session store is cut");
             }
         }
-        sleep(PAUSE).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -53,22 +53,23 @@ async fn listen_to(
     connection: &StoreConnection,
     address: &RedisAddress,
     channel: &str,
-    listens: &impl Fn(),
-    heard: &impl Fn(&[u8]),
+    on_subscribed: &impl Fn(),
+    on_notice: &impl Fn(&[u8]),
 ) -> RedisResult<()> {
     let subscribed = async {
         let mut channels: PubSub = connection.dialer().subscriber(address).await?;
         channels.subscribe(channel).await?;
         RedisResult::Ok(channels)
     };
-    let (mut sink, mut messages) = timeout(2 * DIAL, subscribed).await.map_err(late)??.split();
-    listens();
+    let (mut sink, mut messages) =
+        timeout(2 * DIAL_TIMEOUT, subscribed).await.map_err(timed_out)??.split();
+    on_subscribed();
     loop {
-        match timeout(HEARTBEAT, messages.next()).await {
-            Ok(Some(message)) => heard(message.get_payload_bytes()),
+        match timeout(PING_INTERVAL, messages.next()).await {
+            Ok(Some(message)) => on_notice(message.get_payload_bytes()),
             Ok(None) => return Ok(()),
             Err(_) => {
-                timeout(HEARTBEAT, sink.ping::<()>()).await.map_err(late)??;
+                timeout(PING_INTERVAL, sink.ping::<()>()).await.map_err(timed_out)??;
                 // A primary that was replaced sends no more notices.
                 if !addresses(connection).contains(address) {
                     return Ok(());
@@ -78,6 +79,6 @@ async fn listen_to(
     }
 }
 
-fn late(_: tokio::time::error::Elapsed) -> RedisError {
+fn timed_out(_: tokio::time::error::Elapsed) -> RedisError {
     RedisError::from((redis::ErrorKind::Io, "no answer in time"))
 }

@@ -77,7 +77,7 @@ impl Connection {
                 let primary =
                     || RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
                 let role = cluster.route_command(cmd("ROLE"), primary()).await?;
-                let required = replicas(role)?.min(1);
+                let required = replica_count(role)?.min(1);
                 if required == 0 {
                     return Ok(());
                 }
@@ -128,7 +128,7 @@ pub struct Primary(Option<SingleNodeRoutingInfo>);
 ///
 /// # Errors
 /// When it is not the response of a primary.
-fn replicas(role: Value) -> RedisResult<usize> {
+fn replica_count(role: Value) -> RedisResult<usize> {
     type Primary = (String, u64, Vec<Value>);
     match Primary::from_redis_value(role) {
         Ok((role, _, replicas)) if role == "master" => Ok(replicas.len()),
@@ -137,10 +137,10 @@ fn replicas(role: Value) -> RedisResult<usize> {
 }
 
 /// The number of replicas of a primary that is ready to serve.
-pub async fn followers(node: &mut MultiplexedConnection) -> RedisResult<usize> {
+pub async fn ready_replicas(node: &mut MultiplexedConnection) -> RedisResult<usize> {
     // A server that is still loading rejects the first command.
     let (_, role): (Value, Value) = pipe().cmd("PING").cmd("ROLE").query_async(node).await?;
-    replicas(role)
+    replica_count(role)
 }
 
 /// The id of a server's process.

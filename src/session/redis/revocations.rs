@@ -1,4 +1,4 @@
-//! How a session is ended in the store before its time.
+//! How a session is revoked in the store.
 //!
 //! A tombstone replaces it, replicas confirm the tombstone, other gateways are notified, and the
 //! session is removed from its user's list. The tombstones that this gateway has written are
@@ -7,20 +7,21 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use redis::{RedisResult, Script, cmd};
 use tokio::time::timeout;
 
-use super::address::DIAL;
+use super::address::DIAL_TIMEOUT;
 use super::connection::Store;
-use super::seal::{TOMBSTONE, Value};
-use super::{Inner, TOLD_AT_ONCE, failure};
+use super::seal::{StoredValue, TOMBSTONE};
+use super::{Inner, REWRITE_BATCH, failure};
 use crate::identity::User;
 use crate::identity::token::TokenDigest;
 use crate::session::Removal;
 
 /// KEYS: the session. ARGV: channel, digest. Returns the outcome, the rest of the session's
 /// lifetime, and the record.
-static END: LazyLock<Script> = LazyLock::new(|| {
+static REVOKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local value = redis.call('GET', KEYS[1])
         if not value then return {0, 0, ''} end
@@ -33,19 +34,20 @@ static END: LazyLock<Script> = LazyLock::new(|| {
 });
 
 impl Inner {
-    /// Ends a session. It is counted under `cause` if the store still had it.
-    pub async fn end(
+    /// Revokes a session. It is counted under `cause` if the store still had it.
+    pub async fn revoke(
         &self,
         store: &Store,
         digest: &TokenDigest,
         cause: Removal,
-        patience: Duration,
+        time_limit: Duration,
     ) -> RedisResult<()> {
         let mut connection = store.revocations();
-        let key = self.keys.session(digest);
-        let mut end = END.key(&key);
-        end.arg(&self.keys.channel).arg(digest.as_bytes());
-        let (outcome, left, value): (u8, u64, Vec<u8>) = end.invoke_async(&mut connection).await?;
+        let key = self.key_names.session(digest);
+        let mut revoke = REVOKE.key(&key);
+        revoke.arg(&self.key_names.channel).arg(digest.as_bytes());
+        let (outcome, left, value): (u8, u64, Vec<u8>) =
+            revoke.invoke_async(&mut connection).await?;
         if outcome == 0 {
             return Ok(());
         }
@@ -53,8 +55,8 @@ impl Inner {
         if outcome == 2 {
             self.removals.count(cause as usize);
         }
-        store.confirm(&mut connection, key.as_bytes(), patience).await?;
-        if let Value::Session(record) = self.seals.open(digest, &value) {
+        store.confirm(&mut connection, key.as_bytes(), time_limit).await?;
+        if let StoredValue::Session(record) = self.seals.open(digest, &value) {
             let user = record.identity.user();
             // If this fails, the next listing removes it.
             let _ = self.users().remove(&mut store.common(), digest, &user).await;
@@ -62,21 +64,21 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends the oldest sessions of a user until `most` are left. The session of `newest` is kept,
+    /// Revokes the oldest sessions of a user until `limit` are left. The session of `newest` is kept,
     /// because the clocks of gateways may differ.
     pub async fn trim(
         &self,
         store: &Store,
         newest: &TokenDigest,
         user: &User,
-        most: usize,
+        limit: usize,
     ) -> RedisResult<()> {
         let sessions = self.users().sessions(&mut store.common(), user).await?;
         let live: Vec<_> = sessions.iter().filter(|(_, record)| self.is_live(record)).collect();
-        let excess = live.len().saturating_sub(most);
+        let excess = live.len().saturating_sub(limit);
         let others = live.iter().filter(|(digest, _)| digest != newest);
         for (digest, _) in others.take(excess) {
-            self.end(store, digest, Removal::Replaced, self.timeout).await?;
+            self.revoke(store, digest, Removal::Replaced, self.timeout).await?;
         }
         Ok(())
     }
@@ -85,24 +87,24 @@ impl Inner {
     ///
     /// # Errors
     /// When one of them was not written.
-    pub async fn tell_of_ends(&self, store: &Store) -> RedisResult<()> {
-        let ends = self.local_cache.own_revocations(self.clock.now_millis());
-        for some in ends.chunks(TOLD_AT_ONCE) {
-            let written = some.iter().map(|(digest, left)| {
+    pub async fn rewrite_revocations(&self, store: &Store) -> RedisResult<()> {
+        let revocations = self.local_cache.own_revocations(self.clock.now_millis());
+        for batch in revocations.chunks(REWRITE_BATCH) {
+            let writes = batch.iter().map(|(digest, left)| {
                 let mut connection = store.revocations();
-                let key = self.keys.session(digest);
+                let key = self.key_names.session(digest);
                 async move {
                     let mut set = cmd("SET");
                     set.arg(key).arg(TOMBSTONE).arg("PX").arg((*left).max(1));
                     set.exec_async(&mut connection).await
                 }
             });
-            let written = futures_util::future::try_join_all(written);
-            let late = |_| failure("what was ended here is not taken");
-            timeout(DIAL, written).await.map_err(late)??;
+            let writes = try_join_all(writes);
+            let timed_out = |_| failure("what was ended here is not taken");
+            timeout(DIAL_TIMEOUT, writes).await.map_err(timed_out)??;
         }
-        if !ends.is_empty() {
-            let count = ends.len();
+        if !revocations.is_empty() {
+            let count = revocations.len();
             tracing::info!(count, "sessions that were ended here are ended in the new store");
         }
         Ok(())
