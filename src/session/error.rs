@@ -2,7 +2,7 @@
 
 /// The store is unavailable. Never treated as "no session".
 #[derive(Debug, thiserror::Error)]
-#[error("the session store is not available")]
+#[error("session store unavailable")]
 pub struct StoreError;
 
 /// The session was not created, because its user is blocked.

@@ -2,8 +2,8 @@
 //!
 //! Decides when the store is called; `key_names` has the layout. A session is a sealed record under
 //! the digest of its token, and expires on the server one refresh interval after its end. Its last
-//! use is written when the stored one is an interval old: an idle session never expires early,
-//! and at most one interval late. Revoking a session replaces it by a tombstone for the rest of the
+//! use is written when the stored one is an interval old: an idle session never expires early, and
+//! at most one interval late. Revoking a session replaces it by a tombstone for the rest of the
 //! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
 //! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
 //! session" and never a session.
@@ -216,7 +216,7 @@ impl Redis {
                 if let Some(suppressed) = this.unreadable.suppressed() {
                     tracing::warn!(
                         suppressed,
-                        "a session in the store was sealed by no key that is configured"
+                        "cannot open a stored session: check session.seal_key and previous_seal_keys"
                     );
                 }
                 None
@@ -381,5 +381,5 @@ fn failure(reason: &'static str) -> RedisError {
 }
 
 fn unsealable(_: SealError) -> RedisError {
-    RedisError::from((ErrorKind::Client, "there is no key to seal with"))
+    RedisError::from((ErrorKind::Client, "no seal key configured"))
 }

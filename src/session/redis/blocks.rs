@@ -146,12 +146,12 @@ impl Inner {
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
-            let timed_out = |_| failure("a block is not accepted");
+            let timed_out = |_| failure("timed out writing blocks");
             timeout(DIAL_TIMEOUT, try_join_all(writes)).await.map_err(timed_out)??;
         }
         if !blocks.is_empty() {
             let count = blocks.len();
-            tracing::info!(count, "the blocks set by this gateway are written to the new store");
+            tracing::info!(count, "wrote the blocks of this gateway to the new session store");
         }
         Ok(())
     }

@@ -4,9 +4,9 @@
 //! Requests use the existing connections, or fail at once. A primary that was replaced unnoticed
 //! still responds, with outdated data. So a primary with Sentinels is trusted only while most of
 //! them name it or, if the Sentinels cannot be reached, while all of its replicas that were up still
-//! follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`):
-//! by one, if a server or a primary of a cluster has any; with Sentinels by all replicas that they
-//! see up, because any of these may become the primary.
+//! follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`): by one,
+//! if a server or a primary of a cluster has any; with Sentinels by all replicas that they see up,
+//! because any of these may become the primary.
 //!
 //! Before a new primary is used, this gateway's revocations are written to it again. If that fails,
 //! it is not used.
@@ -169,7 +169,7 @@ impl StoreConnection {
         let (outcome, result) = match timeout(time_limit, operation).await {
             Ok(Ok(value)) => (StoreOutcome::Ok, Ok(value)),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "the session store answered with an error");
+                tracing::debug!(%error, "the session store returned an error");
                 (StoreOutcome::Error, Err(StoreError))
             }
             Err(_) => (StoreOutcome::Timeout, Err(StoreError)),
@@ -215,12 +215,16 @@ impl StoreConnection {
                     self.was_reached.store(true, Ordering::Release);
                     self.metrics.store_up(true);
                     if std::mem::take(&mut is_logged) {
-                        tracing::info!("the session store is reached");
+                        tracing::info!("connected to the session store");
                     }
                     let reason = self.watch(&store, sentinels.as_mut()).await.to_string();
                     if let Some(suppressed) = self.failures.suppressed(reason.clone()) {
                         is_logged = true;
-                        tracing::warn!(reason, suppressed, "the session store is lost");
+                        tracing::warn!(
+                            reason,
+                            suppressed,
+                            "session store check failed, reconnecting"
+                        );
                     }
                     // In a cluster, the other primaries may still be available.
                     if store.address.is_some() {
@@ -231,7 +235,7 @@ impl StoreConnection {
                     let error = error.to_string();
                     if let Some(suppressed) = self.failures.suppressed(error.clone()) {
                         is_logged = true;
-                        tracing::error!(error, suppressed, "the session store is not reached");
+                        tracing::error!(error, suppressed, "cannot connect to the session store");
                     }
                 }
             }
@@ -251,7 +255,7 @@ impl StoreConnection {
         F: Future<Output = RedisResult<()>>,
     {
         let dialled = timeout(CONNECT_TIMEOUT, self.dial(sentinels)).await;
-        let store = dialled.unwrap_or_else(|_| Err(failure("no connection in time")))?;
+        let store = dialled.unwrap_or_else(|_| Err(failure("connection timed out")))?;
         let store = Arc::new(store);
         if last_identity.is_some_and(|last| *last != store.identity) {
             rewrite(store.clone()).await?;
@@ -270,8 +274,8 @@ impl StoreConnection {
                     Some(sentinels) => sentinels.agreement().await,
                     None => None,
                 };
-                let agreement =
-                    agreement.ok_or_else(|| failure("most Sentinels name no primary"))?;
+                let agreement = agreement
+                    .ok_or_else(|| failure("no majority of Sentinels agrees on a primary"))?;
                 self.dial_primary(agreement.primary, Some(agreement.replicas), usable_until).await
             }
             RedisServers::Cluster { nodes } => self.dial_cluster(nodes).await,
@@ -323,7 +327,7 @@ impl StoreConnection {
             let started = self.age_millis();
             let heartbeat =
                 timeout(HEARTBEAT_TIMEOUT, self.heartbeat(store, sentinels.as_deref_mut()));
-            match heartbeat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
+            match heartbeat.await.unwrap_or_else(|_| Err(failure("no response in time"))) {
                 Ok(()) => {
                     store.usable_until.fetch_max(started + millis(TRUST_PERIOD), Ordering::AcqRel);
                 }
@@ -337,7 +341,7 @@ impl StoreConnection {
             Connection::Node(node) => node,
             Connection::Cluster(mut cluster) => {
                 if primary_ids(&mut cluster).await? != store.identity {
-                    return Err(failure("the cluster has other primaries"));
+                    return Err(failure("the primaries of the cluster have changed"));
                 }
                 return Ok(());
             }
@@ -352,7 +356,7 @@ impl StoreConnection {
                 store.acknowledgements.store(agreement.replicas, Ordering::Release);
                 Ok(())
             }
-            Some(_) => Err(failure("the Sentinels name another primary")),
+            Some(_) => Err(failure("the Sentinels report another primary")),
             None => self.confirm_lease(store).await,
         }
     }

@@ -32,7 +32,7 @@ pub async fn listen(
         for address in addresses(connection) {
             let error = listen_to(connection, &address, channel, &on_subscribed, &on_notice).await;
             if let Err(error) = error {
-                tracing::debug!(%error, "the channel of the session store is cut");
+                tracing::debug!(%error, "lost the subscription to the session store");
             }
         }
         sleep(RETRY_INTERVAL).await;
@@ -80,5 +80,5 @@ async fn listen_to(
 }
 
 fn timed_out(_: tokio::time::error::Elapsed) -> RedisError {
-    RedisError::from((redis::ErrorKind::Io, "no answer in time"))
+    RedisError::from((redis::ErrorKind::Io, "no response in time"))
 }

@@ -86,7 +86,7 @@ impl Connection {
             }
         };
         if confirmed < required {
-            return Err(failure("too few replicas have it"));
+            return Err(failure("too few replicas confirmed the write"));
         }
         Ok(())
     }
@@ -152,7 +152,7 @@ pub async fn process_id(node: &mut MultiplexedConnection) -> RedisResult<String>
 /// The id of a server's process, from the response to `INFO server`.
 fn run_id(info: &str) -> RedisResult<&str> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-    id.ok_or_else(|| failure("a server without an id"))
+    id.ok_or_else(|| failure("INFO reports no run_id"))
 }
 
 /// The ids of a cluster's primaries and of their processes, as one text, if all of them are ready
@@ -170,9 +170,15 @@ pub async fn primary_ids(cluster: &mut ClusterConnection) -> RedisResult<String>
         ids.push(run_id(info)?.to_owned());
     }
     for range in ranges {
-        let primary = range.into_iter().nth(2).ok_or_else(|| failure("a slot without a node"))?;
+        let primary = range
+            .into_iter()
+            .nth(2)
+            .ok_or_else(|| failure("CLUSTER SLOTS reports a slot without a node"))?;
         let node: Vec<Value> = from_redis_value(primary)?;
-        let id = node.into_iter().nth(2).ok_or_else(|| failure("a node without an id"))?;
+        let id = node
+            .into_iter()
+            .nth(2)
+            .ok_or_else(|| failure("CLUSTER SLOTS reports a node without an id"))?;
         ids.push(from_redis_value::<String>(id)?);
     }
     ids.sort();

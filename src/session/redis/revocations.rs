@@ -100,12 +100,12 @@ impl Inner {
                 }
             });
             let writes = try_join_all(writes);
-            let timed_out = |_| failure("what was ended here is not taken");
+            let timed_out = |_| failure("timed out writing revocations");
             timeout(DIAL_TIMEOUT, writes).await.map_err(timed_out)??;
         }
         if !revocations.is_empty() {
             let count = revocations.len();
-            tracing::info!(count, "sessions that were ended here are ended in the new store");
+            tracing::info!(count, "wrote the revocations of this gateway to the new session store");
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Inner {
         let search = async {
             let found = self.search(store.common(), app_id, matches).await;
             found.inspect_err(|error| {
-                tracing::warn!(%error, "the session store cannot be searched for a user");
+                tracing::warn!(%error, "cannot search the session store for a user");
             })
         };
         self.connection.within(SEARCH_TIMEOUT, search).await
