@@ -37,8 +37,8 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Validate a configuration as `run` does, and print every problem. Does everything that a start
-    /// does, except listening and creating the access log file.
+    /// Validate a configuration as `run` does, and print every problem. Does everything that a
+    /// start does, except listening and creating the access log file.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
@@ -55,8 +55,8 @@ enum Command {
         live: bool,
     },
     /// Show how a request would be handled: which route matches and why the others do not, which
-    /// headers the service would get, and which are removed. Reads no secrets, keys, certificates or
-    /// response files, and makes no calls. Assumes that the client is not a trusted proxy.
+    /// headers the service would get, and which are removed. Reads no secrets, keys, certificates
+    /// or response files, and makes no calls. Assumes that the client is not a trusted proxy.
     #[command(after_help = explain::command::HELP)]
     Explain {
         /// The configuration file.

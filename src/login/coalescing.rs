@@ -17,7 +17,7 @@ use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::identity::OpenId;
 use crate::identity::token::SessionToken;
 use crate::message::rejection::Rejection;
@@ -195,8 +195,7 @@ impl Completion {
             ),
         };
         let kept = if is_final { self.coalescing.window } else { Duration::ZERO };
-        let kept_until = (self.coalescing.clock.now() + kept).as_millis();
-        let kept_until = u64::try_from(kept_until).unwrap_or(u64::MAX);
+        let kept_until = millis(self.coalescing.clock.now() + kept);
         self.exchange.kept_until.store(kept_until, Ordering::Release);
         self.exchange.outcome.send_replace(Some(outcome));
         self.coalescing.exchanges.entry(self.key).and_compute_with(|entry| match entry {

@@ -250,7 +250,7 @@ impl Login {
 
     /// Whether the session is still live.
     async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
-        let is_live = self.sessions.knows(&grant.token.digest()).await;
+        let is_live = self.sessions.contains(&grant.token.digest()).await;
         is_live.map_err(|_| Rejection::StoreUnavailable)
     }
 }

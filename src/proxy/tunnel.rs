@@ -55,7 +55,7 @@ impl Gateway {
             while started.elapsed() < lifetime {
                 sleep(SESSION_CHECK_INTERVAL.min(lifetime)).await;
                 if let Some(session) = &session
-                    && !self.process.sessions.lives_on(session).await
+                    && !self.process.sessions.is_still_live(session).await
                 {
                     return;
                 }

@@ -303,5 +303,5 @@ fn forget<B: MetricVecBuilder>(series: &MetricVec<B>, label: &str, value: &str) 
 }
 
 fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    crate::clock::unix_time().as_secs_f64()
 }

@@ -166,8 +166,8 @@ impl ForwardedRequest<'_> {
         !self.upload.is_received() && self.upload.received == 0 && self.request.expects_continue()
     }
 
-    /// Requests the body from the client in place of the service, unless the client is already sending
-    /// it.
+    /// Requests the body from the client in place of the service, unless the client is already
+    /// sending it.
     async fn send_continue(&mut self) -> Result<(), Stop> {
         if self.upload.is_received() || self.upload.received > 0 || !self.is_reading {
             return Ok(());
