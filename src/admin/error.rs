@@ -1,4 +1,4 @@
-//! Errors of the admin listener, in the shape of those of the public listeners.
+//! Errors of the admin listener, in the same format as those of the public listeners.
 
 use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 
@@ -12,7 +12,7 @@ pub enum AdminError {
     BadRequest(&'static str),
     Unauthorized,
     NotFound,
-    /// The user has no session of this id.
+    /// The user has no session with this id.
     NoSession,
     /// No user has this name.
     NoUser,
@@ -24,7 +24,7 @@ pub enum AdminError {
 }
 
 impl AdminError {
-    /// The word for logs and programs.
+    /// The `error` word, for logs and for programs that read the response.
     pub fn error(&self) -> &'static str {
         self.row().1
     }

@@ -1,4 +1,5 @@
-//! The admin listener: metrics, probes and control of users' sessions. Never on a public port.
+//! The admin listener: decides what operators can request (metrics, probes, sessions of users), and
+//! how. None of it is served on a public listener.
 
 mod error;
 mod sessions;

@@ -128,7 +128,7 @@ impl Gateway {
         let response = request.rejection_response(&rejection);
         request.rejection = Some(rejection);
         if request.status.is_some() {
-            // Part of a response has been sent: the client can only see that it breaks off.
+            // Part of a response has been sent: the client can only see that it is truncated.
             return After::Linger;
         }
         // The rest of a body that was being forwarded is not read, so the connection cannot be

@@ -29,7 +29,7 @@ use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
 pub struct Memory {
-    cache: Cache<SessionKey, Arc<Session>, DigestHash>,
+    cache: Cache<CacheKey, Arc<Session>, DigestHash>,
     users: Arc<UserIndex>,
     pub blocks: Arc<Blocks>,
     max_per_user: Option<NonZeroUsize>,
@@ -38,7 +38,7 @@ pub struct Memory {
 }
 
 /// Has the same hash and equality as the session's digest, and is smaller.
-struct SessionKey(Arc<Session>);
+struct CacheKey(Arc<Session>);
 
 impl Memory {
     pub fn new(
@@ -81,7 +81,7 @@ impl Memory {
             return Err(Blocked);
         }
         let session = Arc::new(session);
-        self.cache.insert(SessionKey(session.clone()), session.clone());
+        self.cache.insert(CacheKey(session.clone()), session.clone());
         self.metrics.session_created();
         let count = self.users.add(session.clone());
         if session.is_removed() {
@@ -143,21 +143,21 @@ impl Memory {
     }
 }
 
-impl Borrow<TokenDigest> for SessionKey {
+impl Borrow<TokenDigest> for CacheKey {
     fn borrow(&self) -> &TokenDigest {
         self.0.digest()
     }
 }
 
-impl PartialEq for SessionKey {
+impl PartialEq for CacheKey {
     fn eq(&self, other: &Self) -> bool {
         self.0.digest() == other.0.digest()
     }
 }
 
-impl Eq for SessionKey {}
+impl Eq for CacheKey {}
 
-impl Hash for SessionKey {
+impl Hash for CacheKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.digest().hash(state);
     }

@@ -3,10 +3,10 @@
 //! A session ends at its absolute end (`session.ttl`), when it was not used for
 //! `session.idle_timeout`, when it is revoked, when its user has `session.max_per_user` newer ones,
 //! or when the store is full and it is the least recently used. Absolute and idle end are computed
-//! from the session itself at every lookup, on the [`Clock`]; the store's own expiry only frees
+//! from the session itself at every lookup, by the [`Clock`]; the store's own expiry only frees
 //! memory. Each session that was created is counted as removed exactly once, by its cause. A user
 //! can be blocked for a time: then no session is created. The key is the token's digest; the token
-//! itself is not stored. The private backend decides where sessions are kept.
+//! itself is not stored. Callers do not know where sessions are kept.
 
 mod error;
 mod memory;
@@ -57,8 +57,8 @@ enum Backend {
 }
 
 impl Sessions {
-    /// Sessions in memory or in a shared store, by the configuration. A shared store is connected
-    /// to once [`Sessions::run`] runs.
+    /// Sessions in memory or in a shared store, as configured. The connection to a shared store is
+    /// opened by [`Sessions::run`].
     pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
@@ -85,8 +85,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps the connection to a shared store, and never returns; without such a store, returns at
-    /// once.
+    /// Maintains the connection to a shared store, and never returns; without such a store, returns
+    /// at once.
     pub async fn run(&self) {
         match &self.backend {
             Backend::Memory(_) => {}
@@ -237,8 +237,9 @@ impl Sessions {
         }
     }
 
-    /// The sessions of a user, oldest first. With a shared store, uses may be known one interval
-    /// late, and some sessions may have expired by this gateway's clock but not by others'.
+    /// The sessions of a user, oldest first. With a shared store, the last use may be outdated by
+    /// one refresh interval, and some sessions may have expired by this gateway's clock but not by
+    /// others'.
     ///
     /// # Errors
     /// When the store is unavailable.
@@ -282,7 +283,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// When the block of a user ends, on the clock, in milliseconds.
+    /// When the block of a user ends, in milliseconds of the [`Clock`].
     ///
     /// # Errors
     /// When the store is unavailable.

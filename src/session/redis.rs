@@ -131,7 +131,8 @@ impl Redis {
         self.0.interval
     }
 
-    /// Keeps the connection to the store, and receives notices from other gateways. Never returns.
+    /// Maintains the connection to the store, and receives notices from other gateways. Never
+    /// returns.
     pub async fn run(&self) {
         let this = &*self.0;
         let on_notice = |notice: &[u8]| match notice.try_into() {
@@ -276,7 +277,7 @@ impl Redis {
         Ok(sessions.into_iter().map(session).collect())
     }
 
-    /// Blocks a user until `until`, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         self.0.block(user, until).await
     }
@@ -285,7 +286,7 @@ impl Redis {
         self.0.unblock(user).await
     }
 
-    /// When the block of a user ends, on the clock.
+    /// When the block of a user ends, in the time of the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         self.0.blocked_until(user).await
     }

@@ -46,7 +46,7 @@ impl Session {
         &self.digest
     }
 
-    /// On the clock, in milliseconds.
+    /// When the session was last used, in milliseconds of the [`Clock`].
     pub fn last_used(&self) -> u64 {
         self.last_used_millis.load(Ordering::Relaxed)
     }

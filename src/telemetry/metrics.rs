@@ -141,7 +141,7 @@ impl Metrics {
             handshakes_failed: counter(
                 &registry,
                 "wxgate_tls_handshakes_failed_total",
-                "TLS handshakes that failed or timed out, except those that the client broke off",
+                "TLS handshakes that failed or timed out, except those that the client aborted",
             )?,
             log_lines_dropped: counter(
                 &registry,

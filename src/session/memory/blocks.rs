@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use crate::identity::{AppId, OpenId, User};
 use crate::session::MAX_BLOCKED;
 
-/// Blocks by user, and when they end, on the clock.
+/// The end of each user's block, in the time of the clock.
 #[derive(Default)]
 pub struct Blocks(Mutex<HashMap<User, u64>>);
 

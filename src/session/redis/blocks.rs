@@ -62,8 +62,8 @@ enum Existing {
     Lengthen,
 }
 
-/// The blocks that this gateway has set, and their ends on the clock. They are written again to a
-/// store that replaces another.
+/// The blocks that this gateway has set, and their ends in the time of the clock. They are written
+/// again to a store that replaces another.
 #[derive(Default)]
 pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
 
@@ -85,7 +85,7 @@ impl OwnBlocks {
 }
 
 impl Inner {
-    /// Blocks a user until `until`, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         let store = self.connection.store()?;
         let written = async {
@@ -126,7 +126,7 @@ impl Inner {
         self.connection.within(OPERATOR_TIMEOUT, written).await
     }
 
-    /// Another gateway reports that it has removed the block of the user with this name.
+    /// Forgets this gateway's block of the user with this name, which another gateway has removed.
     pub fn unblocked_elsewhere(&self, name: &[u8]) {
         let has_name =
             |user: &User| self.seals.user_names(user).any(|own| own.name.as_bytes() == name);
@@ -218,7 +218,7 @@ impl Inner {
         Ok(())
     }
 
-    /// When the block of a user ends, on the clock.
+    /// When the block of a user ends, in the time of the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         let store = self.connection.store()?;
         let read = async {

@@ -1,9 +1,11 @@
-//! Sessions that are cached, so that they need not be looked up in the store.
+//! Which sessions of a shared store need not be looked up there, because they are cached here or
+//! known to be revoked.
 //!
 //! A session that was read is cached for at most `session.redis.near_cache_ttl`: this limits how
-//! long a logout on another gateway can go unnoticed. A session that is known to be revoked stays
-//! so until it would have expired. The size of both caches is limited; the least recently used
-//! entries are evicted.
+//! long a logout on another gateway can go unnoticed. A revocation by this gateway is remembered
+//! until the session would have expired, and one by another gateway while an earlier lookup may
+//! still be in flight. The size of each cache is limited; the least recently used entries are
+//! evicted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ const REVOCATIONS: u64 = 100_000;
 
 pub struct LocalCache {
     sessions: Cache<TokenDigest, CachedSession, DigestHash>,
-    /// Revocations by this gateway, and until when they must be remembered, on the clock.
+    /// Revocations by this gateway, and until when they must be remembered, in the clock's time.
     own_revocations: Cache<TokenDigest, u64, DigestHash>,
     /// Revocations by other gateways, remembered while an earlier lookup may still be in flight.
     other_revocations: Cache<TokenDigest, u64, DigestHash>,
@@ -30,7 +32,7 @@ pub struct LocalCache {
 #[derive(Clone)]
 struct CachedSession {
     session: Arc<Session>,
-    /// On the clock.
+    /// In the clock's time.
     cached_until: u64,
 }
 
@@ -93,7 +95,8 @@ impl LocalCache {
         Some(cached.session)
     }
 
-    /// Records a revocation by this gateway, until `until`: the session could have lived so long.
+    /// Records a revocation by this gateway. It is kept until `until`, when the session would have
+    /// expired.
     pub fn revoke(&self, digest: &TokenDigest, until: u64) {
         self.own_revocations.insert(*digest, until);
         self.remove(digest);

@@ -21,7 +21,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two attempts to listen.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Listens on the store that the connection has at the time. Never returns.
+/// Listens for notices on whichever store the connection currently uses. Never returns.
 pub async fn listen(
     connection: &StoreConnection,
     channel: &str,

@@ -34,7 +34,7 @@ pub const TOMBSTONE: &[u8] = b"T";
 /// Digits of the time of last use before the sealed part: the store compares them.
 const DIGITS: usize = 13;
 
-/// The latest time that these digits can express.
+/// The latest time that the digits at the start of a value can express.
 pub const MAX_TIME: u64 = 9_999_999_999_999;
 
 const NONCE: usize = 12;
@@ -122,7 +122,7 @@ impl Seals {
     }
 }
 
-/// A user in the store, under one of the keys.
+/// The name of a user in the store, made with one of the seal keys.
 pub struct UserName<'a> {
     pub name: String,
     keys: &'a DerivedKeys,

@@ -44,7 +44,7 @@ impl Sentinels {
         }
     }
 
-    /// `None` if most do not respond, or do not agree.
+    /// Asks all Sentinels for the primary. `None` if most do not respond, or do not agree.
     pub async fn agreement(&mut self) -> Option<Agreement> {
         let mut queries = JoinSet::new();
         for (index, (address, open)) in self.addresses.iter().zip(&mut self.connections).enumerate()

@@ -1,6 +1,6 @@
-//! Which sessions a user has.
+//! Which sessions a user has, when sessions are kept in a shared store.
 //!
-//! Each user has a sorted set of sealed digests, by the absolute ends of the sessions. A single
+//! Each user has a sorted set of sealed digests, scored by the sessions' absolute ends. A single
 //! server stores and lists a session in one step, so that a failover cannot separate the two. In a
 //! cluster they are in different slots: a session is listed after it is stored and before the
 //! login's response is sent. It is listed again whenever its use is written, because the node with

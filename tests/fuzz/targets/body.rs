@@ -240,7 +240,7 @@ impl Case<'_> {
         assert!(expected.data.starts_with(&data), "{} was sent", shown(out));
         if self.target == BodyTarget::Chunked && !may_be_cut {
             let (_, rest) = own_chunks(out);
-            assert_eq!(shown(rest), "", "a body that breaks off has no end");
+            assert_eq!(shown(rest), "", "a truncated body has no end");
         }
     }
 

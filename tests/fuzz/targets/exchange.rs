@@ -334,7 +334,7 @@ fn check_response(response: &Got, request: &Request, script: &Script, seen: &[Se
     let expected = outcome(&script.response, request.method == "HEAD");
     let is_sent = script.is_early || seen.iter().any(|seen| seen.is_whole);
     if !is_sent || !request.is_whole || request.is_doubtful || request.body.len() > MOST_BODY {
-        // A body that breaks off, is malformed or too long is answered by the gateway.
+        // A body that is truncated, malformed or too long gets a response of the gateway.
         assert!(expected.status == Some(response.status) || response.status >= 400);
         return;
     }
