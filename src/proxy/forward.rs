@@ -126,8 +126,8 @@ impl Gateway {
         let ended = match begun {
             Ok(()) => poll_fn(|cx| outgoing.poll(cx)).await,
             Err(broken) => {
-                // What was received before the fault is sent, so that the client sees the response
-                // break off.
+                // What was received before the fault is sent, so that the client sees a truncated
+                // response.
                 let ForwardedRequest { client, request, .. } = &mut outgoing.forwarded;
                 let patience = request.policy.limits.write_timeout;
                 let _ = client.send(&outgoing.download.output, patience).await;
