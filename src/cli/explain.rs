@@ -222,7 +222,7 @@ fn explain_route(
                     });
                 }
                 Err(_) => {
-                    explanation.reject(&Rejection::BadRequest(IMPOSSIBLE), IMPOSSIBLE.to_owned())
+                    explanation.reject(&Rejection::BadRequest(IMPOSSIBLE), IMPOSSIBLE.to_owned());
                 }
             }
         }

@@ -113,7 +113,7 @@ impl Edge {
         let Some(mut opened) = open.await else { return };
         match opened.protocol {
             Protocol::Http1 { begun } => {
-                self.gateway.serve(&mut opened.client, closing, begun).await
+                self.gateway.serve(&mut opened.client, closing, begun).await;
             }
             Protocol::Http2(limits) => {
                 Box::pin(self.gateway.serve_http2(opened.client, closing, *limits)).await;

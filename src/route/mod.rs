@@ -161,7 +161,7 @@ impl<T> Routes<T> {
         }
         let endpoint = matched.ok_or(MatchError::Malformed)?;
         if let Endpoint::Route(index) = endpoint
-            && self.get(index).is_some_and(|route| route.rewrites())
+            && self.get(index).is_some_and(Route::rewrites)
             && !readings::is_rewritable(lookup.path)
         {
             return Err(MatchError::Ambiguous);

@@ -7,23 +7,24 @@
 #[cfg(test)]
 mod cancelled;
 mod commands;
+mod listeners;
 pub mod reload;
 pub mod signals;
 mod start_log;
 mod workers;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use humantime::format_duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use self::commands::{Commands, keep_reopening};
+use self::listeners::{Listener, into_tokio, listen};
 use self::reload::{Origin, Reloader};
 use self::start_log::{ConfigSummary, StartLog};
 use self::workers::Workers;
@@ -43,9 +44,6 @@ use crate::telemetry::metrics::Metrics;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
-
-/// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
-const BACKLOG: i32 = 4096;
 
 /// A command to a running gateway; in production, a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +90,6 @@ pub struct Server {
     origin: Option<Origin>,
     workers: usize,
     summary: ConfigSummary,
-}
-
-struct Listener {
-    socket: StdListener,
-    address: SocketAddr,
 }
 
 impl Server {
@@ -311,39 +304,4 @@ async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
         process.sessions.maintain();
         policies.current().login.maintain();
     }
-}
-
-fn listen(address: SocketAddr) -> Result<Listener, StartError> {
-    let listen_error = |error: io::Error| {
-        let reason = match error.kind() {
-            io::ErrorKind::AddrInUse => "address in use".to_owned(),
-            io::ErrorKind::AddrNotAvailable => "no such address on this machine".to_owned(),
-            io::ErrorKind::PermissionDenied => {
-                "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)".to_owned()
-            }
-            _ => error.to_string(),
-        };
-        StartError::Listen { address, reason }
-    };
-    let bind = || {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(address),
-            socket2::Type::STREAM.nonblocking(),
-            Some(socket2::Protocol::TCP),
-        )?;
-        // A restart does not have to wait for the connections of the previous process.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let socket = StdListener::from(socket);
-        let address = socket.local_addr()?;
-        Ok(Listener { socket, address })
-    };
-    bind().map_err(listen_error)
-}
-
-fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {
-    let Listener { socket, address } = listener;
-    TcpListener::from_std(socket)
-        .map_err(|error| StartError::Listen { address, reason: error.to_string() })
 }

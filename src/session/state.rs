@@ -46,7 +46,7 @@ impl Session {
         &self.digest
     }
 
-    /// When the session was last used, in milliseconds of the [`Clock`].
+    /// When the session was last used, in milliseconds of the clock.
     pub fn last_used(&self) -> u64 {
         self.last_used_millis.load(Ordering::Relaxed)
     }

@@ -13,6 +13,7 @@ mod circuit_breaker;
 mod concurrency_limit;
 mod errcode;
 mod error;
+mod rejection;
 pub mod reply;
 pub mod sandbox;
 
