@@ -37,17 +37,17 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Validate a configuration as `run` does, and print every problem. Does everything that a
-    /// start does, except listening and creating the access log file.
+    /// Validate a configuration as `run` does, and print every problem. Performs every step of
+    /// startup, except opening listeners and creating the access log file.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Do not read secrets, keys and certificates, and do not check the folder of the access
+        /// Do not read secrets, keys or certificates, and do not check the directory of the access
         /// log. For machines that do not have them, such as in CI.
         #[arg(long)]
         without_secrets: bool,
-        /// Also call WeChat, once for each app and each of its addresses, to check that it is
+        /// Also call WeChat, once for each app at each of WeChat's addresses, to check that it is
         /// reachable, that its certificate is valid, and that it accepts the app id and secret.
         /// The login code of the call is invalid, so none is consumed. This relies on WeChat
         /// checking the secret before the code, which it does today but does not document.
@@ -56,7 +56,8 @@ enum Command {
     },
     /// Show how a request would be handled: which route matches and why the others do not, which
     /// headers the service would get, and which are removed. Reads no secrets, keys, certificates
-    /// or response files, and makes no calls. Assumes that the client is not a trusted proxy.
+    /// or files of fixed responses, and makes no calls. Assumes that the client is not a trusted
+    /// proxy.
     #[command(after_help = explain::command::HELP)]
     Explain {
         /// The configuration file.

@@ -29,7 +29,7 @@ pub struct SandboxOptions {
     #[arg(long, value_name = "COUNT")]
     quota: Option<u64>,
     /// Respond to everything with errcode 40164, as if the caller's address were not on the
-    /// whitelist.
+    /// allowlist.
     #[arg(long)]
     refuse_ip: bool,
 }
@@ -48,13 +48,13 @@ Codes:
   drop-ANYTHING                  the connection is closed without a response
   status-500-ANYTHING            the response has this HTTP status
   half-ANYTHING                  the response ends in the middle of the JSON
-  huge-ANYTHING                  the response has 100 MiB
+  huge-ANYTHING                  the response is 100 MiB long
 
 Each login gives the user a new session_key and invalidates the previous one:
   GET /wxa/checksession?access_token=ANY&openid=...&signature=...&sig_method=hmac_sha256
-                                 whether a signature is of the current session_key
+                                 whether a signature was made with the current session_key
   GET /sandbox/stats             the number of exchanges so far, and the largest
-                                 number at the same time";
+                                 number of concurrent exchanges";
 
 pub fn sandbox(
     listen: SocketAddr,

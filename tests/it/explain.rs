@@ -113,7 +113,7 @@ fn explain_shows_the_matching_route_why_others_do_not_match_and_the_forwarded_re
     x-openid: reserved: only the gateway writes the identity
   added to responses: x-served-by: shop
   added to responses: Vary: X-3rd-Session, Authorization
-  added to responses to users: Cache-Control: private, unless the service sends a Cache-Control that decides
+  added to responses to users: Cache-Control: private, unless the service sends a Cache-Control that says how to cache it
 route[1] "beta" does not match: it requires other values of x-beta
 route[2] "staff" does not match: it is for the host staff.example.net
 route[3] "docs" does not match: its prefix is /docs

@@ -12,11 +12,12 @@ use crate::config::{Config, Secrets};
 
 pub const HELP: &str = "\
 Exit code:
-  0  the request is forwarded, if it has a session where one is required, or the gateway responds
+  0  the request is forwarded (given a session, where one is required), or the gateway itself
+     serves it
   1  it is rejected, or the file has problems
   2  wrong usage
 
-JSON fields, always all of them:
+JSON fields (all are always present):
   method, host, path  the request
   outcome             forwarded, answered, rejected or forward_auth
   status, error, reason, allow
