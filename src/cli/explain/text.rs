@@ -80,7 +80,7 @@ impl Explanation {
             writeln!(
                 out,
                 "  added to responses to users: Cache-Control: private, unless the service sends a \
-                 Cache-Control that decides"
+                 Cache-Control that says how to cache it"
             )?;
         }
         if route.cors {
