@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 11 | `cli` | the commands: `run`, `check`, `explain`, `demo`, `sandbox` |
 //! | 10 | `server` | listeners, workers, signals, reload: starts the gateway from a configuration, and stops it |
-//! | 9 | `edge` | accepts connections, finds the client's address and the protocol; forward-auth |
+//! | 9 | `edge` | prepares accepted connections: their limits, the client's address, TLS, the protocol; forward-auth |
 //! | 8 | `proxy` | handles requests: reads and writes every byte on the connections to clients and services |
 //! | 8 | `admin` | metrics, probes, and the operator's actions on sessions |
 //! | 7 | `policy` | the state of the process, and of one configuration; which requests are admitted |
@@ -37,8 +37,8 @@
 //! and writes the gateway's own. Then both bodies are forwarded, in both directions at once. At the
 //! end the request is counted and logged.
 //!
-//! Responses of services are not trusted either: their headers are validated just as strictly,
-//! their bodies are framed anew, and hop-by-hop headers are not forwarded.
+//! Responses of services are not trusted either: their headers are validated as well, their bodies
+//! are framed anew, and hop-by-hop headers are not forwarded.
 //!
 //! # What this crate does itself
 //!

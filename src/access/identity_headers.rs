@@ -109,7 +109,7 @@ impl IdentityHeaders {
     }
 
     /// Also removes headers that override the method, if routes match by method: otherwise the
-    /// service could see another method than the one that was matched.
+    /// service could see a different method from the one that was matched.
     #[must_use]
     pub fn removing_overrides(mut self, routes_trust_methods: bool) -> Self {
         let overrides = METHOD_OVERRIDES.into_iter().filter(|_| routes_trust_methods);
@@ -171,7 +171,8 @@ impl IdentityHeaders {
         }
     }
 
-    /// Writes the identity headers. The same lines must have been removed before.
+    /// Writes the identity headers. Every line that [`Self::strips`] selects must have been removed
+    /// before.
     pub fn write_identity(&self, identity: &Identity, out: &mut Vec<u8>) {
         let [openid, app_id, unionid] = &self.identity;
         write_line(out, openid.as_str().as_bytes(), identity.openid.as_str().as_bytes());
@@ -218,8 +219,8 @@ impl IdentityHeaders {
         Ok(())
     }
 
-    /// Whether another proxy forwarded a header that it should have written or removed, in a
-    /// spelling that it does not recognise.
+    /// Whether another proxy forwarded a header that it should have removed: another spelling of a
+    /// header that it writes or removes, or a method override, if routes match by method.
     pub fn has_lookalike(&self, forwarded: &HeaderMap) -> bool {
         forwarded.keys().any(|name| {
             self.decision_names_folded.contains(name.as_str())

@@ -1,7 +1,7 @@
 //! How often a user or an address may send requests.
 //!
-//! A [`RateLimit`] has one bucket for each user or address (GCRA, by `governor`). Clients can
-//! choose their addresses, and there may be many users, so the number of buckets is limited: at the
+//! A [`RateLimit`] has one bucket for each user or address (GCRA, by `governor`). One client may
+//! use many addresses, and there may be many users, so the number of buckets is limited: at the
 //! limit the least recently used bucket is dropped. A user or an address whose bucket was dropped
 //! starts with a full one, as if it had sent nothing for a whole period.
 
@@ -80,7 +80,8 @@ impl RateLimit {
     /// Counts one request of `key`.
     ///
     /// # Errors
-    /// [`Rejection::RateLimited`] if the limit is reached, with the time until the next request.
+    /// [`Rejection::RateLimited`] if the limit is reached, with the time until a request is allowed
+    /// again.
     pub fn check(&self, key: &impl Hash) -> Result<(), Rejection> {
         let key = self.hasher.hash_one(key);
         let bucket = self.buckets.get_with(key, || {

@@ -32,7 +32,8 @@ pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("WebSocket is not allow
 ///
 /// # Errors
 /// [`Rejection::BadRequest`] if it is malformed, and [`Rejection::UpgradeRequired`] if its version
-/// is not 13. The version is checked before the key, because another version may have another key.
+/// is not 13. The version is checked before the key, because the key may have a different format in
+/// other versions.
 pub fn judge_handshake(method: &Method, headers: &impl Headers) -> Result<(), Rejection> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
         return Err(Rejection::BadRequest("Upgrade must be \"websocket\" only"));
@@ -67,7 +68,7 @@ fn is_version(value: &[u8]) -> bool {
 /// Why a `101` does not accept the handshake of a request; begins with the header at fault.
 pub fn fault(request: &impl Headers, headers: &impl Headers) -> Option<&'static str> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
-        return Some("Upgrade (not \"websocket\" only)");
+        return Some("Upgrade (must be exactly \"websocket\")");
     }
     let Some(key) = request.first(&SEC_WEBSOCKET_KEY) else {
         return Some("Sec-WebSocket-Accept (the request has no key)");

@@ -1,8 +1,8 @@
 //! `wxgate demo`: a complete gateway to try, in one process.
 //!
-//! It runs a simulated WeChat, an echo service (or the user's own service) and the gateway between
-//! them, on loopback. It needs no account and no file. It prints commands to paste into a shell,
-//! and says what each of them shows.
+//! It runs a simulated WeChat and the gateway on loopback, in front of an echo service or of an
+//! existing service. It needs no account and no file. It prints commands to paste into a shell, and
+//! says what each of them shows.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,12 +38,13 @@ pub enum DemoError {
     Config(#[from] Problems),
     #[error("cannot listen on loopback: {0}")]
     Loopback(#[from] std::io::Error),
-    #[error("metrics: {0}")]
+    #[error("cannot set up the metrics: {0}")]
     Metrics(String),
 }
 
 impl Demo {
-    /// Runs until a command to stop. Once the gateway listens, `say` prints the commands to paste.
+    /// Runs until one of the `commands` stops it. Once the gateway listens, `say` prints the shell
+    /// commands to paste.
     ///
     /// # Errors
     /// When an address is in use, or the service's address is invalid.

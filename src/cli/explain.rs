@@ -1,9 +1,9 @@
 //! Shows how a request would be handled, without sending one: `wxgate explain`.
 //!
-//! Runs the functions that judge real requests on a request that an operator describes. `mismatch`
-//! finds out why a route does not match, and `forwarded` what the service would get. Nothing is
-//! resolved, bound or called. Placeholders replace the identity, and values that may be secrets are
-//! not shown. The result is plain data, written as JSON or, by `text`, as text.
+//! An operator describes a request, and the same functions judge it that judge real requests.
+//! `mismatch` finds out why a route does not match, and `forwarded` what the service would get.
+//! Nothing is resolved, bound or called. Placeholders replace the identity, and values that may be
+//! secrets are not shown. The result is plain data, written as JSON or, by `text`, as text.
 
 pub mod command;
 mod explanation;

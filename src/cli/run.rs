@@ -63,10 +63,11 @@ pub fn run(path: &Path) -> ExitCode {
 fn harden() -> Result<(), String> {
     reject_key_log()?;
     let no_core = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, no_core).map_err(|error| format!("core dumps: {error}"))?;
+    setrlimit(Resource::Core, no_core)
+        .map_err(|error| format!("cannot disable core dumps: {error}"))?;
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(|error| format!("core dumps: {error}"))?;
+        .map_err(|error| format!("cannot disable core dumps: {error}"))?;
     Ok(())
 }
 

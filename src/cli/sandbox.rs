@@ -22,13 +22,13 @@ pub struct SandboxOptions {
     /// Simulate a slow start for this long: exchanges take two seconds at first, then less.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     slow_start: Duration,
-    /// Maximum number of logins per user and minute; further ones get errcode 45011.
+    /// Maximum number of logins per user per minute; further ones get errcode 45011.
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     user_quota: u32,
     /// Maximum number of logins in total; further ones get errcode 45009. By default no limit.
     #[arg(long, value_name = "COUNT")]
     quota: Option<u64>,
-    /// Respond to everything with errcode 40164, as if the caller's address were not on the
+    /// Respond to every exchange with errcode 40164, as if the caller's address were not on the
     /// allowlist.
     #[arg(long)]
     refuse_ip: bool,
@@ -50,7 +50,7 @@ Codes:
   half-ANYTHING                  the response ends in the middle of the JSON
   huge-ANYTHING                  the response is 100 MiB long
 
-Each login gives the user a new session_key and invalidates the previous one:
+Other endpoints (each login replaces the session_key of its user):
   GET /wxa/checksession?access_token=ANY&openid=...&signature=...&sig_method=hmac_sha256
                                  whether a signature was made with the current session_key
   GET /sandbox/stats             the number of exchanges so far, and the largest

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// The deadline of what a connection waits for.
+/// The deadline for whatever a connection is waiting for.
 pub struct Deadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,

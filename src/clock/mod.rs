@@ -1,8 +1,8 @@
 //! The clock for the lifetimes of sessions and one-time codes.
 //!
 //! It is monotonic: a step of the wall clock neither ends sessions nor prolongs them. The process
-//! has one clock. Tests replace it by one that they advance, so that no test of a lifetime needs to
-//! sleep. Timeouts on sockets use tokio's clock, not this one.
+//! has one clock. Tests replace it with one that they advance, so that no test of a lifetime needs
+//! to sleep. Timeouts on sockets use tokio's clock, not this one.
 
 pub(crate) mod deadline;
 
@@ -32,8 +32,8 @@ impl Clock {
         Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), unix_time()))
     }
 
-    /// Time since 1970 in whole milliseconds, counted from the wall clock's time when the clock was
-    /// made.
+    /// In whole milliseconds: what the wall clock showed when this clock was created (as time since
+    /// 1970), plus the time since then. A manual clock begins at zero instead.
     pub fn now(&self) -> Duration {
         Duration::from_millis(self.now_millis())
     }

@@ -7,7 +7,7 @@ use super::{Config, Route, Target};
 /// Maximum number of names that one log line lists.
 const MOST: usize = 20;
 
-/// Names of what differs: sections, such as `[limits]`, and routes, upstreams and apps. Changes of
+/// Names of what differs: sections, such as `[limits]`, and routes, upstreams and apps. Changes to
 /// the certificates in `server.tls.client_ca_file` are not detected.
 #[derive(Debug, Default)]
 pub struct Changes {

@@ -1,9 +1,10 @@
 //! The configuration, validated: plain data whose types cannot hold invalid values.
 //!
-//! [`Config::load`] is what `run`, `check` and the tests use. It reads one TOML file and the files
-//! that it includes, and collects every problem with its position. It returns either a complete
-//! [`Config`] or all the problems. Other folders receive only their own section. All keys, their
-//! defaults and meanings are in `config/reference.toml`; a test compares it with this code.
+//! `check` and `explain` use [`Config::load`]; `run` and a reload use [`Config::read`]. Both read
+//! one TOML file and the files that it includes, and collect every problem with its position. The
+//! result is either a complete [`Config`] or all the problems. Other folders receive only their own
+//! section. All keys, their defaults and meanings are in `config/reference.toml`; a test compares
+//! it with this code.
 //!
 //! - `section` has one file for each section of the configuration file: its type, its keys with
 //!   defaults and checks, and which of them are restart-only.
@@ -104,7 +105,8 @@ impl Files {
         self.patterns.extend(other.patterns.iter().cloned());
     }
 
-    /// All files that exist at present.
+    /// The files that were listed, even if they do not exist, and those that the patterns match at
+    /// present.
     pub fn find(&self) -> Vec<PathBuf> {
         let found = self.patterns.iter().flat_map(|pattern| include::find(pattern));
         self.listed.iter().cloned().chain(found.flatten()).collect()

@@ -1,4 +1,4 @@
-//! Reads the text of a file into a [`Config`]: the order of parsing, and of reading the sections.
+//! Reads the text of a file into a [`Config`]. Decides the order in which the sections are read.
 //!
 //! Continues after a problem, so that all problems are found at once. Has no side effects, but
 //! reads the files that the document includes or names: secrets, certificates.

@@ -254,7 +254,8 @@ fn match_route<'p, 'r>(
     let headers = &request.headers;
     if policy.identity_headers.has_lookalike(headers) {
         return Err(Rejection::BadRequest(
-            "a header name is a different spelling of an identity or X-Forwarded header",
+            "a header is another spelling of an identity or X-Forwarded header, or overrides the \
+             method",
         ));
     }
     let original = OriginalRequest::read(headers)?;

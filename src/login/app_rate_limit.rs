@@ -1,4 +1,4 @@
-//! How many logins of one app are exchanged with WeChat.
+//! Limits how many exchanges are made for the logins of one app.
 //!
 //! The limit is the configured rate, with a bucket for the logins of one period. Errcode 45011
 //! means that one user made too many calls in a minute, but it also shows that the app calls often.

@@ -82,7 +82,7 @@ pub struct LoginFacts {
     pub app_id: Option<AppId>,
     /// If WeChat accepted the code.
     pub openid: Option<OpenId>,
-    /// WeChat's errcode, if it rejected the code.
+    /// The errcode that WeChat reported, if any.
     pub errcode: Option<ErrCode>,
 }
 

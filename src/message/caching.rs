@@ -23,7 +23,7 @@ pub struct Caching {
 
 impl Caching {
     /// For responses that depend on the `carriers` and on `others`. There are no carriers if no
-    /// session is looked up or the service decides alone.
+    /// session is looked up, or if the route leaves the cache headers to its service.
     pub fn new(carriers: &[HeaderName], others: &[HeaderName]) -> Self {
         let vary = Vary::new(others.iter().chain(carriers).cloned());
         Self { vary, is_private: !carriers.is_empty() }

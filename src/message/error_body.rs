@@ -1,4 +1,4 @@
-//! The body of an error response, for clients that expect another format than the gateway's own.
+//! The body of an error response, for clients that expect a format other than the gateway's own.
 //!
 //! A template is parsed once, with the configuration, and then always produces what its content
 //! type declares. Inserted values are escaped for JSON. The status and the headers of an error are

@@ -126,8 +126,8 @@ pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-/// A set of header names, compared folded. Folding does not change the length, so a name is
-/// compared only with names of the same length, which is the index.
+/// A set of header names, compared folded. Folding does not change the length, so the names are
+/// grouped by length (the index of the outer vector), and a name is compared only with its group.
 #[derive(Default)]
 pub struct FoldedNames(Vec<Vec<Box<[u8]>>>);
 

@@ -1,9 +1,9 @@
 //! The closed list of error responses.
 //!
-//! Every rejection of the gateway is one of these. Each has one status, one `error` word and one
-//! `action`, on which clients and dashboards rely. A response never contains WeChat's text, a
-//! secret, a code or a cause: causes are logged with the request id. The errors of other modules
-//! are converted to rejections by `From`.
+//! Every rejection is one of these, except on the admin listener, which has errors of its own. Each
+//! has one status, one `error` word and one `action`, on which clients and dashboards rely. A
+//! response never contains WeChat's text, a secret, a code or a cause: causes are logged with the
+//! request id. The errors of other modules are converted to rejections by `From`.
 
 use std::borrow::Cow;
 

@@ -5,7 +5,7 @@
 //! With HTTP/1 the raw bytes are checked, in one pass that also finds the parts and lines; nothing
 //! parses them again. An HTTP/2 header is first written in HTTP/1 form, and that form is checked,
 //! because it is what the service gets. A header that passes has one reading, and the body after it
-//! has one length. `response_header` checks the headers of services just as strictly.
+//! has one length. `response_header` checks the headers of services for the same reason.
 
 use std::ops::Range;
 
@@ -92,7 +92,7 @@ pub enum Framing {
 }
 
 /// Checks what has been read so far, and calls `each` with every header line in order. `None`: it
-/// is incomplete, and valid so far.
+/// is incomplete. Until it is complete, only its length and its line ends are checked.
 ///
 /// `is_health` says whether a path may be requested without a Host.
 ///

@@ -1,9 +1,10 @@
 //! Checks that the header of a service's response can be read in only one way.
 //!
-//! It is checked as strictly as a request header, for the same reason: if two parsers could read it
-//! differently, an attacker who controls a part of it could end one response and begin another
-//! (response splitting). A header that passes has one status, one list of lines and one way in
-//! which its body ends.
+//! It is checked for the same reason as a request header: if two parsers could read it differently,
+//! an attacker who controls a part of it could end one response and begin another (response
+//! splitting). Less strict than for requests: equal lengths may be repeated, and a chunked body may
+//! have a length, which is ignored; the connection is then not reused. A header that passes has one
+//! status, one list of lines and one way in which its body ends.
 
 use std::fmt::Write as _;
 

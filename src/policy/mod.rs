@@ -39,8 +39,8 @@ use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::Pool;
 use crate::wechat::ClientError;
 
-/// The current policy, which a reload replaces. Requests and connections that have taken a policy
-/// keep it to their end.
+/// The current policy, which a reload replaces. A request that has taken a policy keeps it to its
+/// end; a connection keeps at most the policy's limits.
 pub struct Policies(ArcSwap<Policy>);
 
 impl Policies {
@@ -104,7 +104,7 @@ pub struct Policy {
     pub redirect_port: u16,
     /// The scheme of the public listeners: `http` or `https`.
     pub proto: HeaderValue,
-    /// The token that operators need to list and end sessions.
+    /// The token that operators need to list and revoke sessions, and to block users.
     pub admin_token: Option<Secret>,
     /// Added to every response of the public listeners that belongs to no route; routes have their
     /// own.

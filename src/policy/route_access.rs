@@ -22,7 +22,7 @@ use crate::session::Session;
 /// A request that has matched a route.
 pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub lookup: RouteLookup<'a, H>,
-    /// Whether it is a preflight that is handled as the route says.
+    /// Whether it is a preflight: then its method is not checked, and no session is looked up.
     pub is_preflight: bool,
     /// The client's address, as far as it is known.
     pub client: IpAddr,

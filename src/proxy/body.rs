@@ -175,7 +175,7 @@ impl Transfer {
     /// Moves the bytes of the body from `input` to `output`, with the new framing.
     ///
     /// # Errors
-    /// [`Broken::Malformed`] and [`Broken::TooLarge`].
+    /// [`Broken::Malformed`], [`Broken::TooLarge`] and [`Broken::TrailersTooLarge`].
     pub fn take(
         &mut self,
         input: &mut Vec<u8>,

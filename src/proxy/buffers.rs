@@ -51,7 +51,7 @@ pub fn take_for(size: usize) -> Vec<u8> {
     }
 }
 
-/// Returns a buffer.
+/// Gives a buffer back, to be reused.
 pub fn give(mut buffer: Vec<u8>) {
     let size = buffer.capacity();
     buffer.clear();

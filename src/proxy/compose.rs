@@ -1,9 +1,9 @@
 //! Writes the headers that the gateway sends: of requests to services, and of responses to clients.
 //!
 //! Forwarded lines are rewritten as `name: value`. Framing lines are never copied, but written from
-//! the framing that was judged. The gateway's own lines come last, and nothing is removed after
-//! them. No other code writes these headers; requests without a route (`unrouted`) have their own
-//! responses.
+//! the framing that was judged. The gateway's own lines come after the forwarded ones, and nothing
+//! is removed after them. No other code writes these headers, except for responses to requests
+//! without a route (`unrouted`).
 
 use std::cell::RefCell;
 use std::io::Write as _;

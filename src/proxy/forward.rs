@@ -2,7 +2,7 @@
 //!
 //! The request body and the response are forwarded independently: a server may respond before it
 //! has read the body. A connection to a server is reused only after a complete response to a
-//! complete request, with nothing after it. `await_response` has what happens until the response
+//! complete request, with nothing after it. `await_response` handles everything before the response
 //! begins.
 
 mod await_response;

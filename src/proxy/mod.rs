@@ -10,7 +10,8 @@
 //! `connection` is the loop over the requests of an HTTP/1 connection, `http2` the same for HTTP/2,
 //! and `request` the state of one request. `client` and `stream` are the client's side, and
 //! `service` is the service's side. `compose` writes headers, `trailers` writes trailers, and
-//! `body` forwards bodies, in memory from `buffers`. `plain` responds to requests without a route.
+//! `body` forwards bodies, in memory from `buffers`. `unrouted` responds to requests without a
+//! route.
 
 pub mod body;
 mod buffers;

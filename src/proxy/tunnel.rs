@@ -1,5 +1,5 @@
 //! A request that was upgraded to a WebSocket: bytes are forwarded both ways until one side closes,
-//! or until the time limit or the session ends.
+//! a time limit is reached, or the session ends.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -21,8 +21,8 @@ const SESSION_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl Gateway {
-    /// Forwards bytes both ways until one side closes, or until the session or the time of the
-    /// tunnel ends.
+    /// Forwards bytes both ways until one side closes, the session ends, or the connection has
+    /// reached `limits.websocket_idle_timeout` or `limits.websocket_lifetime`.
     pub(super) async fn tunnel(
         &self,
         forwarded: ForwardedRequest<'_>,

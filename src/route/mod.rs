@@ -139,8 +139,8 @@ impl<T> Routes<T> {
         self.all.iter().map(|served| &served.route)
     }
 
-    /// Finds the endpoint or route of a request. A route may still not allow the method, if none of
-    /// the equally specific routes does.
+    /// Finds the endpoint or route of a request. If none of the equally specific routes allows the
+    /// method, the result is one of them all the same.
     ///
     /// # Errors
     /// When the path is malformed, or its readings match different endpoints.

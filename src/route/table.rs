@@ -5,7 +5,7 @@
 //! at the end of a segment. The remaining routes have the same host and path: those with more
 //! headers come first, then those with methods; equal ones are in the order of the file. A lookup
 //! allocates nothing; its time depends on the segments of the path and the labels of the host, and
-//! not on the number of routes.
+//! only logarithmically on the number of hosts and paths.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

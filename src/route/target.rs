@@ -2,7 +2,7 @@
 //!
 //! If shares of the users go to other upstreams, a user always goes to the same one. It is chosen
 //! by a digest of the identity, which is not stored and does not change with a restart. A share
-//! that grows keeps the users that it had.
+//! that grows keeps the users that it had, if the shares listed before it stay the same.
 
 use http::header::CONTENT_TYPE;
 use sha2::{Digest, Sha256};

@@ -1,7 +1,7 @@
 //! Tests that nothing is left of a request when its connection is dropped.
 //!
 //! Each request is served repeatedly, and dropped at its first poll, at its second poll, and so on,
-//! until it completes. It is longer than other files because it needs a client and a strict
+//! until it completes. This file is longer than others because it needs a client and a strict
 //! service of its own: only here can a connection be polled one step at a time.
 
 use std::collections::BTreeSet;

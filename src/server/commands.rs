@@ -39,7 +39,7 @@ impl Commands {
                     None => tracing::info!("SIGUSR1 ignored: no log file"),
                 },
                 Some(Command::HandOver) => {
-                    tracing::warn!("SIGQUIT ignored: no handover to a new process");
+                    tracing::warn!("SIGQUIT ignored: to stop the gateway, send SIGTERM");
                 }
                 Some(Command::Ignored { name, number }) => {
                     tracing::info!(name, number, "signal ignored");

@@ -49,10 +49,10 @@ pub fn listen(address: SocketAddr) -> Result<Listener, StartError> {
     bind().map_err(listen_error)
 }
 
-/// The socket for the runtime.
+/// Registers the socket with the current tokio runtime.
 ///
 /// # Errors
-/// When the system does not accept it.
+/// When it cannot be registered.
 pub fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {
     let Listener { socket, address } = listener;
     TcpListener::from_std(socket)

@@ -1,8 +1,9 @@
 //! The composition root: starts the gateway from a configuration, and stops it.
 //!
-//! [`Server::bind`] does everything that can fail at the start, including binding the listeners;
-//! [`Server::run`] serves until a command to stop. pingora's server is not used: it
-//! closes every listener at once, and then always waits for its whole grace period.
+//! [`Server::bind`] does almost everything that can fail at the start, including binding the
+//! listeners; [`Server::run`] starts the worker threads, and serves until a command to stop.
+//! pingora's server is not used: it closes every listener at once, and then always waits for its
+//! whole grace period.
 
 #[cfg(test)]
 mod cancelled;
@@ -73,7 +74,7 @@ pub enum StartError {
     Policy(#[from] PolicyError),
     #[error("cannot create keys for TLS session tickets: {0}")]
     Tickets(rustls::Error),
-    #[error("metrics: {0}")]
+    #[error("cannot set up the metrics: {0}")]
     Metrics(String),
     #[error("cannot start worker threads: {0}")]
     Workers(io::Error),

@@ -59,7 +59,7 @@ type FileStates = BTreeMap<PathBuf, Option<FileState>>;
 /// Why a configuration was rejected.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
-    #[error("{} problems in the configuration", .0.len())]
+    #[error("problems in the configuration: {}", .0.len())]
     Config(#[from] Problems),
     #[error(transparent)]
     Policy(#[from] PolicyError),

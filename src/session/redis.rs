@@ -3,7 +3,7 @@
 //! Decides when the store is called; `key_names` has the layout. A session is a sealed record under
 //! the digest of its token, and expires on the server one refresh interval after its end. Its last
 //! use is written when the stored one is an interval old: an idle session never expires early, and
-//! at most one interval late. Revoking a session replaces it by a tombstone for the rest of the
+//! at most one interval late. Revoking a session replaces it with a tombstone for the rest of the
 //! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
 //! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
 //! session" and never a session.

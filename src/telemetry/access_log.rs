@@ -164,8 +164,8 @@ impl AccessLog {
         self.user_names.name(openid)
     }
 
-    /// Makes the names of users, if `log.openid_key` is set: without that key, names differ between
-    /// processes.
+    /// The source of users' names, for looking up a user by name. `None` unless `log.openid_key` is
+    /// set: without that key, names differ between processes.
     pub fn user_names(&self) -> Option<UserNames> {
         self.has_key.then(|| self.user_names.clone())
     }

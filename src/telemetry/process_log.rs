@@ -33,8 +33,8 @@ impl LogControl {
     }
 }
 
-/// Installs the log of this process; called once, by `main`. Queued lines are written when the
-/// guard is dropped.
+/// Installs the log of this process; called once, by the command that runs. Queued lines are
+/// written when the `Flush` is dropped.
 pub fn install(log: &LogSection, metrics: &Metrics) -> (Flush, LogControl) {
     let (writer, guard) = queued(std::io::stderr(), metrics);
     let (level, control) = reload::Layer::new(targets(log.level));

@@ -145,7 +145,7 @@ impl Cause {
         }
     }
 
-    /// The description, without numbers from outside: equal for equal causes.
+    /// The description, without the number of an HTTP status: one of a fixed set of texts.
     pub fn text(self) -> &'static str {
         match self {
             Self::ConnectionRefused => "connection refused",

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-/// The circuit breaker of one service.
+/// The circuit breaker for calls to WeChat.
 pub struct CircuitBreaker {
     /// Consecutive failures after which it opens; 0: never.
     failure_threshold: u32,

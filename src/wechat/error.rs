@@ -39,7 +39,7 @@ pub enum WeChatError {
     Timeout(CallError),
     #[error("call to WeChat failed; the code may be spent: {0}")]
     Broken(CallError),
-    #[error("login queue full")]
+    #[error("login queue full, or waited longer than wechat.queue_timeout")]
     QueueFull,
     #[error("circuit breaker open")]
     BreakerOpen(Duration),
@@ -164,7 +164,7 @@ impl From<NoPermit> for WeChatError {
     }
 }
 
-/// An error reported by WeChat that an operator must act on.
+/// An error that WeChat reported, with what an operator or WeChat's support needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorReport {
     pub errcode: ErrCode,

@@ -126,7 +126,7 @@ impl WeChat {
             .tls_certs_only(roots(section)?);
         if let Some(proxy) = &section.proxy {
             let proxy = reqwest::Proxy::all(proxy.expose())
-                .map_err(|_| ClientError::Other("proxy".to_owned()))?;
+                .map_err(|_| ClientError::Other("wechat.proxy is not valid".to_owned()))?;
             builder = builder.proxy(proxy);
         }
         let client =

@@ -49,7 +49,7 @@ impl Reply {
     /// where they end.
     ///
     /// # Errors
-    /// When it is not exactly one JSON object, or has a field that affects the result twice.
+    /// When it is not exactly one JSON object, or repeats a field that affects the result.
     pub fn parse(body: &[u8]) -> Result<Self, WeChatError> {
         let wrong = || WeChatError::malformed("not the expected JSON");
         let text = readable(body);

@@ -5,8 +5,8 @@
 //! only started by its own command, by the demo and by tests; no gateway configuration can start
 //! it.
 //!
-//! `codes` and `users` have the state. Each other file has the endpoints of one group: `login`
-//! those of logins. `errors` has WeChat's errors.
+//! `codes` and `users` have the state, `login` has the endpoints of logins, and `errors` has the
+//! errors of WeChat.
 
 mod codes;
 mod errors;

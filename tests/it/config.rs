@@ -450,7 +450,7 @@ fn a_route_that_matches_on_a_reserved_header_is_warned_of() {
         let mut warnings = Config::parse("file", &text, Secrets::Ignore).unwrap().warnings;
         warnings.retain(|warning| warning.contains(": route["));
         assert_eq!(warnings.len(), usize::from(is_warned), "{name}: {warnings:?}");
-        let expected = ": route[0].headers: a client can choose this route";
+        let expected = ": route[0].headers: clients can forge a header";
         assert!(warnings.iter().all(|warning| warning.contains(expected)), "{warnings:?}");
     }
 }

@@ -8,13 +8,13 @@ use crate::message::rejection::Rejection;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is forwarded, with a session if one is required.
+    /// It is forwarded, provided that it has a session if the route requires one.
     Forwarded,
     /// The gateway responds itself.
     Answered,
     /// The gateway rejects it.
     Rejected,
-    /// Only forward-auth serves the route; public listeners respond 404.
+    /// Only forward-auth serves the route; public listeners respond with 404.
     ForwardAuth,
 }
 
@@ -105,7 +105,7 @@ pub struct ResponseHeaders {
     pub vary: Option<String>,
 }
 
-/// A route that the request does not match.
+/// A route that is not chosen: the request does not match it, or the chosen one is more specific.
 #[derive(Debug, Serialize)]
 pub struct OtherRoute {
     pub index: usize,

@@ -1,4 +1,4 @@
-//! Which headers a service would get of a request, and why it would not get the others.
+//! Which headers of a request a service would get, and why it would not get the others.
 //!
 //! Uses the functions that write the headers of real requests, and compares what they return with
 //! the headers of the client.

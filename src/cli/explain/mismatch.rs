@@ -1,10 +1,10 @@
-//! Why a request does not match a route: the route is tried alone, without some of its conditions.
+//! Why a request does not match a route: its conditions are tested one at a time.
 
 use crate::config::{EndpointsSection, Route as RouteSection};
 use crate::route::{Endpoint, RouteLookup, Routes};
 
-/// Why a request does not match a route. The route is tried alone, each time with all other
-/// conditions made to match.
+/// Why a request does not match a route. Host, path and headers are tested one at a time, against
+/// this route alone: the other two are made to match.
 pub fn why_not(section: &RouteSection, wanted: &RouteLookup<'_>) -> String {
     let route_path = RouteLookup { path: section.path.as_str(), ..*wanted };
     let mut any_headers = RouteSection { rewriting: None, ..section.clone() };

@@ -79,7 +79,8 @@ impl Problems {
         self.diagnostics.is_empty()
     }
 
-    /// Each problem in parts, for structured logs. They contain nothing of the file's text.
+    /// Each problem in parts, for structured logs. Unlike `Display`, without the line of the file;
+    /// a message may still quote a value.
     pub fn iter(&self) -> impl Iterator<Item = Problem<'_>> {
         self.diagnostics.iter().filter_map(|diagnostic| {
             let Diagnostic { source, span, key, message, help, redaction } = diagnostic;

@@ -69,7 +69,7 @@ fn warn_of_trailing_slash(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let without = text.trim_end_matches('/');
     if !without.is_empty() && without != text {
-        let message = format!("\"{without}\" does not match: endpoint paths must be equal");
+        let message = format!("requests for \"{without}\", without the \"/\", do not match");
         section.warn(path, &message);
     }
 }

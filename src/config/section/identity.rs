@@ -6,7 +6,8 @@ use super::session::SessionSection;
 use crate::config::document::table::{Located, Table};
 use crate::config::value::headers::{folded, report_taken};
 
-/// The section `[identity]`. Its header names stay different when a service folds them.
+/// The section `[identity]`. Its header names differ even for a CGI-like service, which reads `-`
+/// and `_` as the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,

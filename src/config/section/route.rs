@@ -73,7 +73,7 @@ pub struct Route {
     pub preflight: Preflight,
 }
 
-/// Which session a route needs.
+/// Whether a route needs a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// A valid session is required.

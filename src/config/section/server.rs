@@ -107,7 +107,7 @@ pub fn read(
 fn redirect_port(section: &Table<'_>, redirect: &[Located<SocketAddr>], is_tls: bool) -> u16 {
     const HTTPS: u16 = 443;
     if let Some(first) = redirect.first().filter(|_| !is_tls) {
-        let help = "add server.tls for those of server.listen";
+        let help = "add [server.tls]: then the listeners in server.listen use HTTPS";
         section.problem(first, "there is no HTTPS listener to redirect to", help);
     }
     let port = section.number("redirect_port", HTTPS.into(), 1..=u16::MAX.into());

@@ -131,7 +131,7 @@ fn check_base_url(
         ("must not include /sns/jscode2session, which the gateway appends", HELP)
     } else if path.contains("//") || path_of(&given.value) != path {
         // Dot segments, backslashes, spaces and other characters that URL parsing changes.
-        ("its path is not in normal form", HELP_PREFIX)
+        ("its path has \"//\", \"..\" or characters that must be escaped", HELP_PREFIX)
     } else {
         ("", "")
     };

@@ -28,9 +28,9 @@ pub const ORIGINAL_REQUEST: [&str; 5] = [
     "x-forwarded-for",
 ];
 
-/// Never written by the gateway. Trusted proxies may send them, in exactly this spelling. From most
-/// of them some servers read the path, instead of from the request line; from `Proxy` some read the
-/// proxy for their own requests (httpoxy).
+/// Never written by the gateway. Trusted proxies may send them, in exactly this spelling. Some
+/// servers take the path from one of these headers instead of the request line, and some take the
+/// proxy for their own requests from `Proxy` (httpoxy).
 pub const FROM_TRUSTED: [&str; 10] = [
     "forwarded",
     "x-forwarded-port",

@@ -29,7 +29,7 @@ pub fn split_line(at: usize, line: &[u8]) -> Option<Line> {
     Some(Line { name: Span::new(at..at + colon), value })
 }
 
-/// The same as bytes.
+/// Like [`split_line`], but returns the bytes of name and value.
 pub fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let found = split_line(0, line)?;
     Some((found.name.of(line), found.value.of(line)))

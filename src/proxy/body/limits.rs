@@ -114,7 +114,7 @@ impl Pace {
         }
     }
 
-    /// Whether the sender is too slow, if it has sent so many bytes until now.
+    /// Whether the sender is too slow, given that it has sent this many bytes so far.
     pub fn is_sender_too_slow(&self, bytes: u64, limits: &Limits) -> bool {
         is_too_slow(bytes, self.waited_for_sender, limits.min_send_rate)
     }

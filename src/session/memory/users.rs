@@ -1,9 +1,9 @@
 //! Which sessions a user has, when sessions are kept in memory.
 //!
 //! A hash table of sessions by user, with about 9 to 18 bytes of memory for each session. It is
-//! divided into shards, each with its own lock, so that a shard that grows delays few requests. No
-//! shard is locked while moka is called: from within its calls, moka reports the sessions that it
-//! drops, and handling a report locks a shard.
+//! divided into parts, each with its own lock, so that a part that grows delays few requests. No
+//! part is locked while moka is called: from within its calls, moka reports the sessions that it
+//! drops, and handling a report locks a part.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Users whose logins are rejected for a time.
 //!
-//! A block is stored like a session: its end, and a record of the user, sealed for the key it is
-//! stored under. It has one key per seal key, and all of them are read, so that gateways see it
+//! A block is stored like a session: its end, and a record of the user, sealed for the store's key
+//! under which it is stored. It is stored once for each seal key, because the name of the user in
+//! the store's key depends on the seal key. All of these are read, so that gateways see a block
 //! while their seal keys are being changed. The ends of all blocks are listed, only in order to
 //! count them.
 

@@ -1,8 +1,8 @@
 //! Notices from other gateways: revoked sessions, and removed blocks.
 //!
 //! A gateway that revokes a session publishes that on a channel of the store, and all gateways
-//! listen. This only makes a revocation known at once. If a notice is lost, sessions that were read
-//! before are cached for at most `session.redis.near_cache_ttl`.
+//! listen. Notices only make revocations known sooner: if one is lost, another gateway may still
+//! accept the session from its cache, for at most `session.redis.near_cache_ttl`.
 
 use std::time::Duration;
 

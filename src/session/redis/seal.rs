@@ -28,7 +28,7 @@ const VERSION: u8 = 1;
 /// First byte of a record. The time of last use and the sealed part follow.
 const SESSION: u8 = b'S';
 
-/// The value of an ended session.
+/// The value of a revoked session.
 pub const TOMBSTONE: &[u8] = b"T";
 
 /// Digits of the time of last use before the sealed part: the store compares them.

@@ -53,8 +53,8 @@ impl Metrics {
         }
     }
 
-    /// Like [`Metrics::route`], but creates the series of the codes that operators watch as 0, so
-    /// that `rate()` sees their first increase.
+    /// Like [`Metrics::route`], but the series of the codes that operators watch exist from the
+    /// start, with the value 0, so that `rate()` sees their first increase.
     pub fn route_from_start(&self, label: &str) -> RouteMetrics {
         let route = self.route(label);
         for code in WATCHED_CODES {

@@ -1,7 +1,8 @@
 //! Metrics of sessions and of their shared store.
 //!
-//! The number of sessions in memory is computed from the counters, so that the three always agree.
-//! With a shared store it is reported: sessions created here may end elsewhere.
+//! The number of sessions in memory is the difference between the counters of created and removed
+//! sessions, so that the three always agree. With a shared store, sessions created here may end
+//! elsewhere: then the number is that of cached sessions, set by [`Metrics::set_sessions`].
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

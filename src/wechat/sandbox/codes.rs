@@ -69,8 +69,8 @@ impl Codes {
         }
     }
 
-    /// Marks a code as used, even if its response never arrives. Of two concurrent calls, one
-    /// succeeds.
+    /// Marks a code as used. Called before the response is sent, which may never arrive. Returns
+    /// whether it was unused: of two concurrent calls, only one returns true.
     pub fn spend(&self, code: &str) -> bool {
         self.used.entry_by_ref(code).or_insert(()).is_fresh()
     }

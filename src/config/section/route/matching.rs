@@ -72,8 +72,8 @@ fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName,
     if headers.iter().any(|(name, _)| own.contains(name.as_str())) {
         section.warn_of(
             "headers",
-            "a client can choose this route: the gateway removes or replaces one of these \
-             headers, but only after it has chosen the route",
+            "clients can forge a header that this route matches on: the gateway removes or \
+             replaces it, but only after the route has been chosen",
         );
     }
     headers.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));

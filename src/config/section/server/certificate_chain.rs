@@ -1,9 +1,9 @@
 //! Checks whether phones accept a certificate file: order, key, dates, completeness.
 //!
 //! Browsers complete an incomplete chain, reorder one in the wrong order, and let the user ignore a
-//! date. Mini Programs do none of this, and fail without a reason. So certificates are checked here
-//! by the rules of Mini Programs, when the configuration is read, and each problem says what was
-//! found. This module does not know what the certificate is used for.
+//! date. Mini Programs do none of this, and fail without saying why. So certificates are checked
+//! here by the rules of Mini Programs, when the configuration is read, and each problem says what
+//! was found. This module does not know what the certificate is used for.
 
 use std::cell::OnceCell;
 use std::collections::HashSet;
@@ -88,7 +88,7 @@ impl<'a> Chain<'a> {
             .collect()
     }
 
-    /// When the first of the certificates expires.
+    /// The earliest expiry of all certificates in the chain.
     pub fn expires(&self) -> SystemTime {
         let ends = self.0.iter().map(|certificate| time(certificate.validity().not_after));
         ends.min().unwrap_or(UNIX_EPOCH)

@@ -57,7 +57,7 @@ pub struct Certificate {
     pub file: PathBuf,
     /// Hosts that it is for: lower-case names, some with `*.` in front, and addresses.
     pub names: Vec<String>,
-    /// When the first certificate of the chain expires.
+    /// The earliest expiry of all certificates in the chain.
     pub expires: SystemTime,
     pub chain_and_key: Arc<CertifiedKey>,
 }
