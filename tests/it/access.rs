@@ -1,6 +1,6 @@
 //! Who may reach a route.
 
-use crate::harness::{APP, OTHER_APP, Stack, openid};
+use crate::harness::{OTHER_APP, Stack, TWO_APPS, openid};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_required_route_needs_a_session() {
@@ -141,13 +141,7 @@ async fn a_route_may_list_its_methods() {
 async fn a_route_may_list_its_apps() {
     let changes = format!(
         r#"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         [[route]]
         path = "/"
         upstream = "recorder"

@@ -210,17 +210,7 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     connection.finish().await;
     assert!(connection.is_closed().await);
 
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= 6 {
-                return text;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(crate::harness::PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(6).await;
     for canary in [token.as_str(), "canary", SECRET, &openid("alice"), "user-alice"] {
         assert!(!text.contains(canary), "{canary} in\n{text}");
     }

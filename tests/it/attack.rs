@@ -10,7 +10,7 @@ mod http2;
 mod identity;
 mod login;
 mod path;
-pub mod service;
+mod service;
 mod siege;
 mod token;
 pub mod wechat;

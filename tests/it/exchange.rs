@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::client::Connection;
+use crate::harness::client::{Answer, Connection};
 use crate::harness::redis::RedisServer;
 use crate::harness::{PATIENCE, Stack};
 
@@ -42,6 +42,13 @@ impl Pair {
     async fn accept(&self) -> Peer {
         let accepted = timeout(PATIENCE, self.listener.accept()).await.expect("a connection");
         Peer { stream: accepted.unwrap().0, read: Vec::new() }
+    }
+
+    /// The same, with its first request header read.
+    async fn accept_request(&self) -> Peer {
+        let mut service = self.accept().await;
+        service.head().await;
+        service
     }
 
     /// Whether the gateway makes no connection for a while.
@@ -88,6 +95,19 @@ const CHUNKED: &str =
 
 const GET: &str = "GET /none HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
 
+const UPLOAD: &str = "POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n";
+
+/// A connection that the first response does not announce as closed serves a second request,
+/// after what the client still had to send.
+async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Answer, rest: &str) {
+    if first.header("connection") != Some("close") {
+        let health = "GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+        client.send(format!("{rest}{health}").as_bytes()).await;
+        let second = client.answer_or_end().await;
+        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_follows_in_a_body_over_its_limit_is_no_request() {
     let pair = Pair::start("[limits]\nmax_body = \"1KiB\"").await;
@@ -114,11 +134,7 @@ async fn the_request_after_a_body_over_its_limit_is_answered_or_the_connection_a
     client.send(format!("{CHUNKED}800\r\n{data}\r\n0\r\n\r\n").as_bytes()).await;
     let first = client.answer(false).await;
     first.assert_error(413, "body_too_large", "none");
-    if first.header("connection") != Some("close") {
-        client.send(b"GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,37 +144,27 @@ async fn the_request_after_a_malformed_trailer_is_answered_or_the_connection_ann
     client.send(format!("{CHUNKED}1\r\nx\r\n0\r\nno colon\r\n\r\n").as_bytes()).await;
     let first = client.answer(false).await;
     first.assert_error(400, "bad_request", "none");
-    if first.header("connection") != Some("close") {
-        client.send(b"GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_before_the_body_announces_what_becomes_of_the_connection() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n").await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    client.send(UPLOAD.as_bytes()).await;
+    let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
     let first = client.answer(false).await;
     assert_eq!(first.status, 404);
-    if first.header("connection") != Some("close") {
-        client.send(b"helloGET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "hello").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_goes_on_after_a_whole_response() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n").await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    client.send(UPLOAD.as_bytes()).await;
+    let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer(false).await.status, 202);
     client.send(b"hello").await;
@@ -205,8 +211,7 @@ async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() 
         let mut client = pair.client().await;
         let request = format!("GET /none HTTP/1.1\r\nHost: gateway.test\r\n{te}\r\n");
         client.send(request.as_bytes()).await;
-        let mut service = pair.accept().await;
-        service.head().await;
+        let mut service = pair.accept_request().await;
         // The head of the next response, where the end of this one should be.
         let bad = "1\r\nx\r\n0\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
@@ -220,8 +225,7 @@ async fn no_last_chunk_is_sent_before_the_trailers_are_judged() {
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
     client.write_all(request).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     let bad = "1\r\nx\r\n0\r\nA: b\r\nno colon\r\n\r\n";
     service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
     let mut read = Vec::new();
@@ -236,8 +240,7 @@ async fn a_request_is_not_sent_again_after_something_was_heard() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(GET.as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer(false).await.status, 200);
     client.send(GET.as_bytes()).await;
@@ -266,8 +269,7 @@ async fn a_trailer_that_a_response_nominates_is_not_forwarded() {
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
     client.write_all(request).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     let lines = "Transfer-Encoding: chunked\r\nConnection: X-Hop\r\nTrailer: X-Hop, X-End";
     service
         .say(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n"))
@@ -305,8 +307,7 @@ async fn a_connection_with_something_to_say_serves_no_request() {
         for _ in 0..3 {
             let mut client = pair.client().await;
             client.send(b"HEAD /none HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-            let mut service = pair.accept().await;
-            service.head().await;
+            let service = pair.accept_request().await;
             kept.push((client, service));
         }
         for (client, service) in &mut kept {
@@ -351,8 +352,7 @@ async fn a_websocket_ends_only_when_the_service_has_said_its_last() {
     let pair = Pair::start(route).await;
     let mut client = pair.client().await;
     client.send(format!("{WEBSOCKET}\r\n").as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     service.say(SWITCHING).await;
     assert_eq!(client.answer(true).await.status, 101);
     client.send(b"bye").await;
@@ -381,8 +381,7 @@ async fn a_websocket_passes_bytes_while_the_store_takes_its_time() {
     let token = pair.stack.login("alice").await;
     let mut client = pair.client().await;
     client.send(format!("{WEBSOCKET}X-3rd-Session: {token}\r\n\r\n").as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     service.say(SWITCHING).await;
     assert_eq!(client.answer(true).await.status, 101);
     redis.stop();
@@ -400,8 +399,7 @@ async fn an_old_client_that_asks_for_it_keeps_its_connection() {
     let mut client = pair.client().await;
     let head = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
     client.send(head.as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let first = client.answer(false).await;
     assert_eq!(first.header("connection"), Some("keep-alive"));
@@ -414,8 +412,7 @@ async fn both_directions_move_at_once() {
     let size = 24 << 20;
     let head = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     service.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
     let echo = tokio::spawn(async move {
         let (mut from, mut to) = service.stream.split();

@@ -17,7 +17,9 @@ use self::history::{Conditions, Verdict, judge, quantile};
 use self::traffic::Traffic;
 use crate::harness::PATIENCE;
 use crate::harness::fault_proxy::{FaultProxy, Way};
-use crate::harness::redis::{RedisServer, SENTINELS_ADDRESS, cluster, is_well, sentinels};
+use crate::harness::redis::{
+    RedisServer, SENTINELS_ADDRESS, cluster, is_well, replicated, sentinels,
+};
 
 /// `session.redis.near_cache_ttl`
 const BOUND: Duration = Duration::from_secs(1);
@@ -172,9 +174,7 @@ async fn until_replaced(sentinels: &[RedisServer; 3], port: u16) {
 }
 
 async fn failover(fault: Fault, load: Load) -> (Verdict, Duration) {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(sentinels.iter().map(|sentinel| sentinel.port));
     let port = primary.port;
     run(&vec![url; load.gateways], load, true, async || {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use wxgate::server::Command;
 
 use crate::harness::client::{Answer, Connection};
-use crate::harness::{APP, OTHER_APP, PATIENCE, Stack, openid};
+use crate::harness::{APP, OTHER_APP, PATIENCE, Stack, THREE_ROUTES, TWO_APPS, openid};
 
 const ON: &str = "forward_auth.listen = \"127.0.0.1:0\"\nserver.trusted_proxies = [\"127.0.0.1\"]";
 
@@ -160,31 +160,15 @@ async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator
 async fn the_decision_is_the_public_listeners() {
     let stack = start_with(&format!(
         r#"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         [endpoints]
         health = "/healthy"
-        [[route]]
-        path = "/required"
-        upstream = "recorder"
+        {THREE_ROUTES}
         [[route]]
         path = "/required/narrow"
         upstream = "recorder"
         methods = ["GET", "POST"]
         apps = ["{OTHER_APP}"]
-        [[route]]
-        path = "/optional"
-        upstream = "recorder"
-        auth = "optional"
-        [[route]]
-        path = "/none"
-        upstream = "recorder"
-        auth = "none"
         "#
     ))
     .await;
@@ -549,17 +533,7 @@ async fn decisions_are_counted_and_written_down() {
     ] {
         stack.until_metric(name, value).await;
     }
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= 5 {
-                break text;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(5).await;
     let lines: Vec<Value> =
         text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
     let shown = |key: &str| lines.iter().map(|line| line[key].clone()).collect::<Vec<_>>();

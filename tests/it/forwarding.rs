@@ -8,9 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
 
-use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::upstream::Reply;
+use crate::harness::{Stack, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_and_answers_go_through_as_they_are() {
@@ -180,8 +180,8 @@ async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_refuses_is_a_bad_gateway() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"))).await;
+    let unused = unused_address().await;
+    let stack = Stack::start_with(&upstream(&format!("[\"{unused}\"]"))).await;
     let answer = stack.get("/none").send().await;
     answer.assert_error(502, "bad_gateway", "retry");
     let counted = "wxgate_http_requests_total{code=\"502\",route=\"/none\"}";
@@ -190,8 +190,8 @@ async fn an_upstream_that_refuses_is_a_bad_gateway() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_connect_tries_the_next_server_also_for_a_post() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\", \"{{upstream}}\"]"))).await;
+    let unused = unused_address().await;
+    let stack = Stack::start_with(&upstream(&format!("[\"{unused}\", \"{{upstream}}\"]"))).await;
     for _ in 0..6 {
         let seen = stack.post("/none").body("payload").seen().await;
         assert_eq!(seen.body, b"payload");

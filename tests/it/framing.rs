@@ -47,6 +47,13 @@ async fn start() -> Stack {
     stack
 }
 
+/// A stack whose service replies as soon as a request header has come.
+async fn start_early() -> Stack {
+    let stack = Stack::start().await;
+    stack.upstream.answer_early(true);
+    stack
+}
+
 /// Has the service reply to what is not the request of [`go_on`] as told.
 fn reply(stack: &Stack, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
     stack.upstream.reply(move |seen| match seen.target() {

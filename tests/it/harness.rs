@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod client;
 pub mod fault_proxy;
 pub mod process_log;
+pub mod program;
 pub mod redis;
 pub mod strict;
 pub mod upstream;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -36,6 +38,33 @@ pub const APP: &str = DEFAULT_APP.0;
 pub const OTHER_APP: &str = "wxfedcba9876543210";
 
 pub const SECRET: &str = DEFAULT_APP.1;
+
+/// Changes with the routes `/required`, `/optional` and `/none`.
+pub const THREE_ROUTES: &str = r#"
+    [[route]]
+    path = "/required"
+    upstream = "recorder"
+    auth = "required"
+    [[route]]
+    path = "/optional"
+    upstream = "recorder"
+    auth = "optional"
+    [[route]]
+    path = "/none"
+    upstream = "recorder"
+    auth = "none"
+"#;
+
+/// Changes with both apps; the first is the default one.
+pub const TWO_APPS: &str = r#"
+    [[app]]
+    app_id = "wx0123456789abcdef"
+    app_secret = { file = "{dir}/wechat-secret" }
+    default = true
+    [[app]]
+    app_id = "wxfedcba9876543210"
+    app_secret = { file = "{dir}/wechat-secret" }
+"#;
 
 /// The text of `{dir}/operator`, for `admin.token`.
 pub const OPERATOR: &str = "an-operator-s-token-of-so-many-letters";
@@ -191,6 +220,14 @@ impl Stack {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// The access log, as soon as it has so many lines.
+    pub async fn access_log(&self, lines: usize) -> String {
+        let path = self.directory.path().join("access.log");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        until("the lines of the access log", async || read().lines().count() >= lines).await;
+        read()
+    }
+
     /// Waits until a metric has a value, for what is counted after the answer has left.
     pub async fn until_metric(&self, name: &str, value: f64) {
         let reached = async {
@@ -222,6 +259,36 @@ pub const RELOAD_SUCCESSFUL: &str = "wxgate_config_last_reload_successful";
 
 /// Longer than anything takes that works, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until something holds.
+pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let held = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "not in time: {what}");
+}
+
+/// An address where nothing listens.
+pub async fn unused_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Sends these bytes to each client that has sent something, and closes.
+pub async fn serve_bytes(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = [0; 4096];
+            let _ = stream.read(&mut read).await;
+            let _ = stream.write_all(bytes).await;
+        }
+    });
+    address
+}
 
 /// The openid that the sandbox gives a user of the default app.
 pub fn openid(user: &str) -> String {

@@ -217,9 +217,7 @@ async fn a_client_that_keeps_giving_up_loses_its_connection() {
     let mut client = Client::open(stack.gateway).await;
     for number in 1..=11 {
         let response = client.get("/none").await;
-        while stack.upstream.seen().len() < number {
-            tokio::task::yield_now().await;
-        }
+        stack.upstream.until_requests(number).await;
         drop(response);
     }
     assert!(client.ends().await);
@@ -236,9 +234,7 @@ async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
     let mut client = Client::open(stack.gateway).await;
     for number in 1..=10 {
         let response = client.get("/none/slow").await;
-        while stack.upstream.seen().len() < number * 3 - 2 {
-            tokio::task::yield_now().await;
-        }
+        stack.upstream.until_requests(number * 3 - 2).await;
         drop(response);
         for _ in 0..2 {
             assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
@@ -293,9 +289,7 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
     });
     let mut client = Client::open(stack.gateway).await;
     let response = client.get("/none").await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     stack.commands.send(Command::Drain).await.unwrap();
     while TcpStream::connect(stack.gateway).await.is_ok() {
         tokio::task::yield_now().await;

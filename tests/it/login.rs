@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use crate::harness::client::{self, Answer};
-use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid};
+use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid, serve_bytes, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_becomes_a_token_and_nothing_else_is_told() {
@@ -316,8 +316,8 @@ async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{nobody}\"")).await;
+    let unused = unused_address().await;
+    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{unused}\"")).await;
     let answer = stack.try_login("user-a-1").await;
     answer.assert_error(503, "wechat_busy", "retry");
     assert!(answer.header("retry-after").is_some());
@@ -437,15 +437,7 @@ async fn an_answer_that_is_no_http_is_rejected() {
     for nonsense in
         ["NOTHTTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"]
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            use tokio::io::AsyncWriteExt;
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = vec![0; 4096];
-            let _ = stream.read(&mut bytes).await;
-            let _ = stream.write_all(nonsense.as_bytes()).await;
-        });
+        let address = serve_bytes(nonsense.as_bytes()).await;
         let stack = Stack::start_with(&format!("wechat.base_url = \"http://{address}\"")).await;
         stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
     }

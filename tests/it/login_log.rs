@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::client::{self, Answer, Connection};
-use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, SECRET, Stack, openid};
-use crate::relay::{logged, logged_with};
+use crate::harness::process_log::{logged, logged_with};
+use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 /// A login of the default app, by a client that names an app id.
 async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Answer {
@@ -119,17 +119,7 @@ async fn the_meaning_of_an_errcode_is_logged() {
 
 /// The lines of the access log, once there are so many.
 async fn access_lines(stack: &Stack, count: usize) -> Vec<Value> {
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= count {
-                return text;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(count).await;
     for secret in [SECRET, &openid("alice"), "user-alice"] {
         assert!(!text.contains(secret), "{secret} in\n{text}");
     }

@@ -11,7 +11,7 @@ use crate::command::{Running, wxgate};
 use crate::harness::certificate::Authority;
 use crate::harness::client::{self, Connection};
 use crate::harness::upstream::Upstream;
-use crate::harness::{PATIENCE, config_text};
+use crate::harness::{PATIENCE, config_text, until};
 
 /// A configuration file in a folder, for a service.
 fn write_config(directory: &Path, upstream: SocketAddr, changes: &str) -> PathBuf {
@@ -19,6 +19,14 @@ fn write_config(directory: &Path, upstream: SocketAddr, changes: &str) -> PathBu
     let file = directory.join("gateway.toml");
     fs::write(&file, text).unwrap();
     file
+}
+
+/// A folder, a service, and a configuration file for both.
+async fn set_up(changes: &str) -> (tempfile::TempDir, Upstream, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = write_config(directory.path(), upstream.address, changes);
+    (directory, upstream, file)
 }
 
 fn start(file: &Path) -> Running {
@@ -45,20 +53,9 @@ fn only(log: &str, text: &str) -> Value {
     serde_json::from_str(lines[0]).unwrap()
 }
 
-async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-    let held = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "{what}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn both_logs_have_one_name_for_the_time_and_say_which_they_are() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "log.access = \"stderr\"");
+    let (_directory, _upstream, file) = set_up("log.access = \"stderr\"").await;
     let mut gateway = start(&file);
     let (_, address) = gateway.started();
     for _ in 0..20 {
@@ -183,10 +180,8 @@ async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
     let changes = "[server]\nshutdown_delay = \"50ms\"\ndrain_timeout = \"1500ms\"";
-    let file = write_config(directory.path(), upstream.address, changes);
+    let (_directory, upstream, file) = set_up(changes).await;
     let mut gateway = start(&file);
     let (line, address) = gateway.started();
     let admin: SocketAddr = line["admin"].as_str().unwrap().parse().unwrap();
@@ -211,9 +206,7 @@ async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
 /// Signals that would end a process that does not expect them, and some that would not.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_signal_but_those_that_end_the_program_ends_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+    let (_directory, _upstream, file) = set_up("").await;
     let named = [
         "HUP", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT",
         "XCPU", "XFSZ", "WINCH", "URG", "CHLD", "TTIN", "TTOU", "TSTP", "CONT",
@@ -262,9 +255,7 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
 /// The size of files is limited: that is an error of the write, not the end of the gateway.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+    let (directory, _upstream, file) = set_up("").await;
     let script = format!("ulimit -f 1; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
     let mut gateway = Running::start(std::process::Command::new("sh").args(["-c", &script]), true);
     let (line, address) = gateway.started();
@@ -291,9 +282,7 @@ async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_by_rename_and_signal_loses_no_line() {
     const CLIENTS: usize = 4;
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+    let (directory, _upstream, file) = set_up("").await;
     let mut gateway = start(&file);
     let (_, address) = gateway.started();
     let path = directory.path().join("access.log");

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::harness::client::Connection;
 use crate::harness::process_log::{self, PANICS};
 use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{PATIENCE, Stack};
+use crate::harness::{PATIENCE, Stack, unused_address};
 use crate::http2::{Client, status};
 
 /// A stack with the service `/panics`, whose failures make requests panic.
@@ -37,11 +37,6 @@ async fn stack(panics: std::net::SocketAddr) -> Stack {
         "#
     ))
     .await
-}
-
-/// A port on which nobody listens.
-async fn dead() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// A service that breaks off its only response.
@@ -76,13 +71,11 @@ const COUNTED: &str = "wxgate_http_requests_total{code=\"500\",route=\"/panics\"
 #[tokio::test]
 async fn a_panic_is_a_500_to_its_client_and_nothing_to_others() {
     let position = process_log::position();
-    let stack = stack(dead().await).await;
+    let stack = stack(unused_address().await).await;
     let released = waits(&stack);
     let mut other = Connection::open(stack.gateway).await;
     other.send(&stack.get("/none/waits").bytes()).await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.post("/panics").body("body").bytes()).await;
     let answer = client.answer(false).await;
@@ -106,13 +99,11 @@ async fn a_panic_is_a_500_to_its_client_and_nothing_to_others() {
 
 #[tokio::test]
 async fn a_panic_is_a_500_to_its_stream_and_nothing_to_others() {
-    let stack = stack(dead().await).await;
+    let stack = stack(unused_address().await).await;
     let released = waits(&stack);
     let mut client = Client::open(stack.gateway).await;
     let other = client.get("/none/waits").await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     assert_eq!(status(client.get("/panics").await).await.unwrap(), 500);
     stack.until_metric(COUNTED, 1.0).await;
     released.notify_one();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::harness::client::Answer;
-use crate::harness::{APP, OTHER_APP, Stack};
+use crate::harness::{APP, OTHER_APP, Stack, TWO_APPS};
 
 /// A required, an anonymous and an optional route with limits.
 const ROUTES: &str = r#"
@@ -94,13 +94,7 @@ async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
         r#"
         [login]
         rate_per_app = "2/10s"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         "#
     );
     let stack = Stack::start_with(&changes).await;

@@ -1,7 +1,6 @@
 //! Listeners that send clients on to HTTPS.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use crate::harness::client::{Answer, Connection};
 use crate::harness::{PATIENCE, Stack};
@@ -125,17 +124,7 @@ async fn another_port_is_named_and_health_is_answered_in_place() {
     assert_eq!(post.header("allow"), Some("GET, HEAD"));
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"@health\"}", 2.0).await;
 
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() == 4 {
-                return text;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(4).await;
     let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!((&line["method"], &line["path"]), (&"POST".into(), &"/x".into()));
     assert_eq!((&line["route"], &line["status"]), (&"@none".into(), &308.into()));

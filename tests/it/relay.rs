@@ -7,26 +7,14 @@ use rcgen::date_time_ymd;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::attack::wechat::{WeChat, ok};
 use crate::harness::certificate::Authority;
 use crate::harness::client::Answer;
-use crate::harness::{SECRET, Stack, canary, openid, process_log};
-
-/// The lines of the process's log about a request.
-pub fn logged(answer: &Answer) -> Vec<Value> {
-    logged_with(answer.header("x-request-id").unwrap())
-}
-
-/// The lines of the process's log that hold a text.
-pub fn logged_with(text: &str) -> Vec<Value> {
-    let log = process_log::text_after(0);
-    let lines = log.lines().filter(|line| line.contains(text));
-    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
-}
+use crate::harness::process_log::{logged, logged_with};
+use crate::harness::{SECRET, Stack, canary, openid, serve_bytes, unused_address};
 
 /// The one error that was logged about a request.
 fn error(answer: &Answer) -> String {
@@ -250,7 +238,7 @@ async fn base_url_may_have_a_path_prefix() {
         assert!(asked.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{asked}");
     }
     // So may the fallback; what is logged of both is neither path nor query.
-    let nobody = nobody().await;
+    let nobody = unused_address().await;
     let changes = format!(
         "[wechat]\nbase_url = \"http://{nobody}/path-of-base\"\nfallback_base_url = \"http://{}/path-of-fallback\"",
         wechat.address
@@ -307,32 +295,12 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
     assert_eq!(logged(&answer)[0]["fields"]["rid"], "608d5803.a");
 }
 
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
-/// Sends these bytes to each client that has sent something, and closes.
-async fn says(bytes: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut read = [0; 4096];
-            let _ = stream.read(&mut read).await;
-            let _ = stream.write_all(bytes).await;
-        }
-    });
-    address
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_cause() {
-    let nobody = nobody().await;
-    let proxy = says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
-    let closed = says(b"").await;
-    let forbidding = says(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    let nobody = unused_address().await;
+    let proxy = serve_bytes(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
+    let closed = serve_bytes(b"").await;
+    let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
     // A listener whose queue is full takes no connection.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -422,10 +390,10 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_and_the_cause() {
-    let closed = says(b"").await;
-    let half = says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{").await;
-    let other = says(b"SSH-2.0-OpenSSH_9.7\r\n").await;
-    let forbidding = says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    let closed = serve_bytes(b"").await;
+    let half = serve_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{").await;
+    let other = serve_bytes(b"SSH-2.0-OpenSSH_9.7\r\n").await;
+    let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
     let stack = Stack::start_with("wechat.timeout = \"300ms\"").await;
     let answer = stack.try_login("hang-1").await;
     answer.assert_error(504, "wechat_timeout", "login");

@@ -18,7 +18,7 @@ use crate::harness::certificate::{Authority, Issued, credulous};
 use crate::harness::client::Connection;
 use crate::harness::process_log;
 use crate::harness::upstream::{Reply, Upstream};
-use crate::harness::{APP, OTHER_APP, PATIENCE, RELOAD_SUCCESSFUL, RELOAD_TIME, Stack, openid};
+use crate::harness::{APP, OTHER_APP, RELOAD_SUCCESSFUL, RELOAD_TIME, Stack, openid, until};
 
 const OPEN: &str = r#"
     [[route]]
@@ -48,16 +48,6 @@ fn said(stack: &Stack) -> String {
     };
     let lines = lines(stack);
     lines.iter().filter(|line| line.get("problem").is_some()).map(problem).collect()
-}
-
-/// Waits until something holds.
-async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
-    let held = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "{what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

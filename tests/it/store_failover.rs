@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use redis::cmd;
 
 use crate::harness::fault_proxy::{FaultProxy, Way};
-use crate::harness::redis::{RedisServer, cluster, sentinels};
+use crate::harness::redis::{RedisServer, cluster, replicated, sentinels};
 use crate::harness::{OPERATOR, PATIENCE, Stack, openid};
 use crate::shared_store::{gateway, status, unready_gateway, until_status, url};
 
@@ -39,9 +39,7 @@ async fn two_gateways(server: &RedisServer) -> (FaultProxy, Stack, Stack) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_primary_knows_what_was_acknowledged() {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
     let (kept, ended) = (one.login("alice").await, one.login("bob").await);
@@ -327,9 +325,7 @@ async fn a_block_that_finds_no_room_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_primary_knows_who_is_blocked() {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, OPERATING).await, gateway(&url, "").await);
     block(&one, "alice", "24h").await;

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use wxgate::wechat::sandbox::Sandbox;
 
 use crate::harness::client::{Answer, Connection};
-use crate::harness::{APP, Stack, process_log};
+use crate::harness::{APP, Stack, process_log, unused_address};
 
 fn login_bytes(code: &str) -> Vec<u8> {
     let body = json!({ "code": code }).to_string();
@@ -228,7 +228,7 @@ async fn a_users_limit_halves_the_rate_of_the_app_for_a_while() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_fallback_is_asked_only_where_nothing_was_sent() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unused = unused_address().await;
     let sandbox = Sandbox::new(
         vec![(APP.to_owned(), crate::harness::SECRET.to_owned())],
         wxgate::clock::Clock::system(),
@@ -239,14 +239,14 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 
     let before = process_log::position();
     let stack = Stack::start_with(&format!(
-        "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"http://{fallback}\""
+        "[wechat]\nbase_url = \"http://{unused}\"\nfallback_base_url = \"http://{fallback}\""
     ))
     .await;
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
     assert!(process_log::text_after(before).contains("wechat.fallback_base_url is called first"));
     // No connection to the first is waited for again within a minute.
-    let back = TcpListener::bind(nobody).await.unwrap();
+    let back = TcpListener::bind(unused).await.unwrap();
     token(&stack.try_login("user-alice-2").await);
     assert_eq!(sandbox.exchanges(), 2);
     stack.clock.advance(Duration::from_secs(60));
@@ -263,12 +263,12 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unused = unused_address().await;
     // Takes connections, and says nothing: no TLS comes about.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (silent, _held) = (silent.local_addr().unwrap(), silent);
     let stack = Stack::start_with(&format!(
-        "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"https://{silent}\"\n\
+        "[wechat]\nbase_url = \"http://{unused}\"\nfallback_base_url = \"https://{silent}\"\n\
          timeout = \"3s\""
     ))
     .await;

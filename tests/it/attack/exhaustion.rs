@@ -10,10 +10,10 @@ use super::frames::{
 };
 use super::framing::with_body;
 use super::http2::fields;
-use super::siege::{Attack, LANDSCAPE, Must, READERS, Siege, connect, trusting};
+use super::siege::{Attack, Must, READERS, Siege, connect, trusting};
 use crate::command::{Running, wxgate};
 use crate::harness::upstream::Upstream;
-use crate::harness::{PATIENCE, client, config_text};
+use crate::harness::{PATIENCE, THREE_ROUTES, client, config_text};
 use crate::tls::https;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,7 +32,7 @@ async fn trailers_without_end_are_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_heads_and_bodies_hold_nobody_up() {
     let limits = "limits = { header_timeout = \"3s\", body_timeout = \"3s\" }\n";
-    let mut siege = Siege::start_with(limits, LANDSCAPE).await;
+    let mut siege = Siege::start_with(limits, THREE_ROUTES).await;
     siege.may_lose_requests();
     let mut slow = Vec::new();
     for _ in 0..20 {
@@ -68,7 +68,7 @@ async fn slow_heads_and_bodies_hold_nobody_up() {
 async fn thousands_of_paths_make_no_series() {
     const PATHS: usize = 20_000;
     let limits = "limits.max_requests_per_connection = 1000000\n";
-    let mut siege = Siege::start_with(limits, LANDSCAPE).await;
+    let mut siege = Siege::start_with(limits, THREE_ROUTES).await;
     let series = async || {
         let text = client::get(siege.stack.admin, "/metrics").await.text();
         text.lines().filter(|line| line.starts_with("wxgate_")).count()
@@ -139,7 +139,7 @@ async fn a_handshake_that_is_none_is_ended() {
 async fn floods_leave_the_program_no_larger_than_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
-    let (changes, identity) = https(directory.path(), LANDSCAPE);
+    let (changes, identity) = https(directory.path(), THREE_ROUTES);
     let config = config_text(directory.path(), "http://127.0.0.1:1", upstream.address, &changes);
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, config).unwrap();

@@ -454,9 +454,7 @@ async fn a_window_of_nothing_holds_nobody_else() {
     wire.write_all(&held).await.unwrap();
     wire.flush().await.unwrap();
     // Each has been forwarded, and nobody takes its answer.
-    while siege.stack.upstream.seen().len() < 100 {
-        tokio::task::yield_now().await;
-    }
+    siege.stack.upstream.until_requests(100).await;
     for _ in 0..20 {
         siege.ask_as_bystander("streams that are held").await;
     }

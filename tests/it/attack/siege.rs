@@ -35,7 +35,7 @@ use super::wechat::WeChat;
 use crate::harness::client::{self, Answer};
 use crate::harness::process_log;
 use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{APP, PATIENCE, SECRET, Stack, openid};
+use crate::harness::{APP, PATIENCE, SECRET, Stack, THREE_ROUTES, openid};
 use crate::tls::https;
 
 /// What an attack must come to.
@@ -163,25 +163,9 @@ pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// Routes of one kind each, and paths that have none.
-pub const LANDSCAPE: &str = r#"
-    [[route]]
-    path = "/required"
-    upstream = "recorder"
-    auth = "required"
-    [[route]]
-    path = "/optional"
-    upstream = "recorder"
-    auth = "optional"
-    [[route]]
-    path = "/none"
-    upstream = "recorder"
-    auth = "none"
-"#;
-
 impl Siege {
     pub async fn start() -> Self {
-        Self::start_with("", LANDSCAPE).await
+        Self::start_with("", THREE_ROUTES).await
     }
 
     /// With keys of its own in front, and other tables behind; the bystander asks for
@@ -196,13 +180,13 @@ impl Siege {
             format!("[[upstream]]\nname = \"recorder\"\nservers = [\"127.0.0.1:{port}\"]");
         let read = std::fs::metadata(&log).unwrap().len();
         let witness = Witness::Service { log, read, arrived: Vec::new() };
-        Self::open(&format!("{LANDSCAPE}\n{service}"), witness, None, None).await
+        Self::open(&format!("{THREE_ROUTES}\n{service}"), witness, None, None).await
     }
 
     /// The same routes behind HTTPS.
     pub async fn start_https(keys: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (changes, identity) = https(directory.path(), &format!("{keys}\n{LANDSCAPE}"));
+        let (changes, identity) = https(directory.path(), &format!("{keys}\n{THREE_ROUTES}"));
         let tls = trusting(&identity);
         Self::open(&changes, Witness::Recorder, Some(tls), Some(directory)).await
     }

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::siege::{Attack, LANDSCAPE, Must, Siege};
+use super::siege::{Attack, Must, Siege};
+use crate::harness::THREE_ROUTES;
 
 fn get(path: &str, lines: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")
@@ -13,7 +14,8 @@ fn get(path: &str, lines: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_no_good_has_one_answer() {
     let mut siege =
-        Siege::start_with("session = { ttl = \"2h\", idle_timeout = \"2h\" }\n", LANDSCAPE).await;
+        Siege::start_with("session = { ttl = \"2h\", idle_timeout = \"2h\" }\n", THREE_ROUTES)
+            .await;
     let token = siege.token().to_owned();
     let revoked = siege.token_of("mallory").await;
     let logout = format!("POST /logout HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {revoked}\r\n\r\n");

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::attack::service::{Service, server};
 use crate::harness::client::{Answer, Connection};
+use crate::harness::program::{self, Program, server};
 use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{PATIENCE, Stack, openid};
+use crate::harness::{PATIENCE, Stack, THREE_ROUTES, openid};
 
 /// What services say about their responses: the end of the path, status and headers.
 const CASES: [(&str, u16, &str); 24] = [
@@ -79,17 +79,7 @@ async fn start(changes: &str) -> Stack {
         login.accept = ["json", "query"]
         endpoints.health = "/healthy"
         {changes}
-        [[route]]
-        path = "/required"
-        upstream = "recorder"
-        [[route]]
-        path = "/optional"
-        upstream = "recorder"
-        auth = "optional"
-        [[route]]
-        path = "/none"
-        upstream = "recorder"
-        auth = "none"
+        {THREE_ROUTES}
         [[route]]
         path = "/static"
         respond = {{ body = "for users" }}
@@ -102,7 +92,7 @@ async fn start(changes: &str) -> Stack {
 }
 
 /// Without a file of its own: the built-in rules alone.
-fn varnish(stack: &Stack) -> Service {
+fn varnish(stack: &Stack) -> Program {
     server(&["varnishd", "/usr/sbin/varnishd"], |_, port| {
         let (listen, backend) = (format!("127.0.0.1:{port}"), stack.gateway.to_string());
         let state = varnish_state(stack);
@@ -116,34 +106,22 @@ fn varnish_state(stack: &Stack) -> String {
     stack.directory.path().join("varnish").display().to_string()
 }
 
-fn nginx(stack: &Stack, cache: &str) -> Service {
-    server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
-        let shown = directory.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {shown}/{name};\n"))
-            .concat();
-        let gateway = stack.gateway;
-        let config = format!(
-            "daemon off; master_process off; pid {shown}/pid; error_log stderr;
-            events {{ worker_connections 256; }}
-            http {{
-                access_log off;
-                {temporary}
-                proxy_cache_path {shown}/cache keys_zone=cache:1m;
-                server {{
-                    listen 127.0.0.1:{port};
-                    location / {{
-                        proxy_pass http://{gateway};
-                        proxy_cache cache;
-                        proxy_cache_valid any 1m;
-                        {cache}
-                    }}
+fn nginx(stack: &Stack, cache: &str) -> Program {
+    program::nginx(|directory, port| {
+        let (shown, gateway) = (directory.display(), stack.gateway);
+        format!(
+            "access_log off;
+            proxy_cache_path {shown}/cache keys_zone=cache:1m;
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{
+                    proxy_pass http://{gateway};
+                    proxy_cache cache;
+                    proxy_cache_valid any 1m;
+                    {cache}
                 }}
             }}"
-        );
-        std::fs::write(directory.join("nginx.conf"), config).unwrap();
-        let config = format!("{shown}/nginx.conf");
-        ["-p", &shown.to_string(), "-c", &config, "-e", "stderr"].map(str::to_owned).to_vec()
+        )
     })
 }
 
@@ -164,7 +142,7 @@ impl Carrier {
     }
 }
 
-async fn send(cache: &Service, request: &str, lines: &str) -> Answer {
+async fn send(cache: &Program, request: &str, lines: &str) -> Answer {
     let head = format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
     let mut connection = Connection::open(([127, 0, 0, 1], cache.port).into()).await;
     connection.send(head.as_bytes()).await;
@@ -179,7 +157,7 @@ struct Client<'a> {
 }
 
 /// Asserts that nobody gets the response to another, whatever the service says of it.
-async fn keeps_users_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
+async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     let user = |name: &str| Some(text_for(&openid(name)));
     let nobody = || Some(text_for("nobody"));
@@ -231,7 +209,7 @@ async fn keeps_users_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
 }
 
 /// Asserts that responses of the gateway itself are for whom they are.
-async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
+async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let alice = stack.login("alice").await;
     let (token, nobody) = (carrier.line(Some(&alice)), String::new());
     let wrong = carrier.line(Some(&"A".repeat(43)));
@@ -263,7 +241,7 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Service, carrier: C
 }
 
 /// How often the service is reached by as many equal requests.
-async fn reached(stack: &Stack, cache: &Service, path: &str, lines: &str) -> usize {
+async fn reached(stack: &Stack, cache: &Program, path: &str, lines: &str) -> usize {
     let before = stack.upstream.seen().len();
     for _ in 0..3 {
         assert_eq!(send(cache, &format!("GET {path}"), lines).await.status, 200);

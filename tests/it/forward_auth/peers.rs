@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use wxgate::server::Command;
 
 use super::start;
-use crate::attack::service::{Service, server};
 use crate::harness::client::{Answer, Connection};
+use crate::harness::program::{self, Program, server};
 use crate::harness::upstream::{Reply, Seen};
 use crate::harness::{APP, PATIENCE, Stack, openid};
 
@@ -31,27 +31,16 @@ fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
     text
 }
 
-fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Service {
-    server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
-        let shown = directory.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {shown}/{name};\n"))
-            .concat();
+fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Program {
+    program::nginx(|directory, port| {
         let listen = [("listen 80;", format!("listen 127.0.0.1:{port};"))];
         let file = filled_in("nginx.conf", stack, &[&listen, changes].concat());
-        let http = http.replace("{shown}", &shown.to_string());
-        let config = format!(
-            "daemon off; master_process off; pid {shown}/pid; error_log stderr;
-            events {{ worker_connections 256; }}
-            http {{ access_log off; {temporary} {http} {file} }}"
-        );
-        std::fs::write(directory.join("nginx.conf"), config).unwrap();
-        let config = format!("{shown}/nginx.conf");
-        ["-p", &shown.to_string(), "-c", &config, "-e", "stderr"].map(str::to_owned).to_vec()
+        let http = http.replace("{shown}", &directory.display().to_string());
+        format!("access_log off; {http} {file}")
     })
 }
 
-fn caddy(stack: &Stack) -> Service {
+fn caddy(stack: &Stack) -> Program {
     server(&["caddy", "/usr/bin/caddy"], |directory, port| {
         let site = ("api.example.com {", format!("http://:{port} {{"));
         let file = filled_in("Caddyfile", stack, &[site]);
@@ -63,7 +52,7 @@ fn caddy(stack: &Stack) -> Service {
     })
 }
 
-fn haproxy(stack: &Stack) -> Service {
+fn haproxy(stack: &Stack) -> Program {
     server(&["haproxy", "/usr/sbin/haproxy"], |directory, port| {
         let script = shipped("haproxy.lua").display().to_string();
         let changes =
@@ -157,7 +146,7 @@ const FORGED: [(&str, &str); 9] = [
 ];
 
 /// All that a proxy in front is asked for, with its shipped file.
-async fn holds_its_promises(mut stack: Stack, proxy: Service) {
+async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     let front = Front { stack: &stack, port: proxy.port };
     let login = [("Content-Type", "application/json")];
     let (answer, seen) = front.send("POST /login", &login, r#"{"code":"user-alice-1"}"#).await;

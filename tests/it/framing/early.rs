@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::{Findings, go_on, is_ok, reply, request};
+use super::{Findings, go_on, is_ok, reply, request, start_early};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::strict::Framing;
@@ -28,8 +28,7 @@ fn large(is_chunked: bool) -> (String, String) {
 }
 
 async fn a_refusal_arrives(end: Step) {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     for attempt in 0..MANY {
         let status = if attempt % 2 == 0 { "413 Content Too Large" } else { "401 Unauthorized" };
@@ -71,8 +70,7 @@ async fn a_refusal_of_a_service_that_reads_on_reaches_a_client_that_still_sends(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     let (head, begin, end) =
         ("Transfer-Encoding: chunked\r\n\r\n", "5\r\nhello\r\n", "6\r\n world\r\n0\r\n\r\n");
@@ -134,8 +132,7 @@ async fn a_body_and_its_echo_pass_at_once() {
 /// Neither side's is held until more of it comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_parts_of_a_body_pass_as_they_come() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     let (length, chunked) = ("Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n");
     for (sent, first, rest) in
@@ -175,8 +172,7 @@ async fn the_parts_of_a_body_pass_as_they_come() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
     for (lines, body) in [
@@ -267,8 +263,7 @@ async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response_has_begun() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
     for is_asked_by_service in [true, false] {
@@ -298,8 +293,7 @@ async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_gets_one_100_even_if_the_service_asks_late() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let ask = Arc::new(Notify::new());
     let waiting = ask.clone();
     reply(&stack, move |_| {
@@ -324,8 +318,7 @@ async fn a_client_gets_one_100_even_if_the_service_asks_late() {
 /// The service reads on for a while after its response, and then no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     reply(&stack, |_| {
         Reply::Steps(vec![
             Step::Send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno".into()),
@@ -347,8 +340,7 @@ async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_client_that_expects_100_gets_none() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
     reply(&stack, move |_| {
         let first = "HTTP/1.1 100 Continue\r\n\r\n";

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Barrier;
 
-use super::{Findings, is_bad_gateway, is_ok, reply, request};
+use super::{Findings, is_bad_gateway, is_ok, reply, request, start_early};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::strict::{Framing, Response};
@@ -144,8 +144,7 @@ async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_en
 /// The rest of the body would be the next request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_again() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+    let stack = start_early().await;
     let mut findings = Findings::default();
     for (lines, begin) in [
         ("Content-Length: 20\r\n", "GET /"),

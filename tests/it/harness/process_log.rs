@@ -4,6 +4,7 @@ use std::io;
 use std::panic;
 use std::sync::{Mutex, OnceLock};
 
+use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
@@ -13,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use wxgate::wechat::sandbox::SESSION_KEY;
 
 use super::canary;
+use super::client::Answer;
 
 /// An upstream of this name makes a request panic where its failure is logged.
 pub const PANICS: &str = "panics";
@@ -25,6 +27,18 @@ static INSTALLED: OnceLock<()> = OnceLock::new();
 pub fn text_after(position: usize) -> String {
     let log = LOG.lock().unwrap();
     String::from_utf8_lossy(&log[position..]).into_owned()
+}
+
+/// The lines of the process's log about a request.
+pub fn logged(answer: &Answer) -> Vec<Value> {
+    logged_with(answer.header("x-request-id").unwrap())
+}
+
+/// The lines of the process's log that hold a text.
+pub fn logged_with(text: &str) -> Vec<Value> {
+    let log = text_after(0);
+    let lines = log.lines().filter(|line| line.contains(text));
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 pub fn position() -> usize {

@@ -184,6 +184,14 @@ pub fn sentinels_with(primary: u16, replicas: usize, arguments: &[&str]) -> [Red
     sentinels
 }
 
+/// A primary, two replicas of it, and Sentinels.
+pub fn replicated() -> (RedisServer, [RedisServer; 2], [RedisServer; 3]) {
+    let primary = RedisServer::start();
+    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
+    let sentinels = sentinels(primary.port, replicas.len());
+    (primary, replicas, sentinels)
+}
+
 /// Three primaries, then their replicas, of one cluster.
 pub fn cluster() -> Vec<RedisServer> {
     cluster_with(&[])

@@ -173,6 +173,13 @@ impl Upstream {
         tokio::time::timeout(super::PATIENCE, reached).await.expect("connections are closed");
     }
 
+    /// Waits until so many whole requests have come.
+    pub async fn until_requests(&self, count: usize) {
+        while self.records.lock().unwrap().whole.len() < count {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// All requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.records.lock().unwrap().whole.clone()
