@@ -173,7 +173,7 @@ async fn what_clients_send_makes_no_new_series() {
             let path = format!("/none/{number}?q={number}");
             let request = stack.request("GET", &path).header("User-Agent", &number.to_string());
             connection.send(&request.bytes()).await;
-            assert_eq!(connection.answer(false).await.status, 200);
+            assert_eq!(connection.response(false).await.status, 200);
             if number % 20 == 0 {
                 stack.try_login(&format!("err-{}-x", 90000 + number)).await;
             }
@@ -206,7 +206,7 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     stack.try_login("err-40029-canary").await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
-    connection.answer(false).await;
+    connection.response(false).await;
     connection.finish().await;
     assert!(connection.is_closed().await);
 
@@ -233,7 +233,7 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     assert_eq!(order["upstream_status"], 200);
     assert_eq!(order["bytes_out"], 5);
     assert_eq!(order["error"], serde_json::Value::Null);
-    assert_eq!(order["request_id"], stack.upstream.seen()[0].all("x-request-id")[0]);
+    assert_eq!(order["request_id"], stack.upstream.requests()[0].all("x-request-id")[0]);
     assert_eq!(order["user"].as_str().unwrap().len(), 16);
     assert!(order["time"].as_str().unwrap().ends_with('Z'));
     assert!(order["duration_ms"].as_f64().unwrap() > 0.0);

@@ -7,7 +7,7 @@ use http::Request as HttpRequest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::client::{Answer, Connection, Request};
+use crate::harness::client::{Connection, Request, Response};
 use crate::harness::upstream::Reply;
 use crate::harness::{PATIENCE, Stack, openid};
 use crate::tls::https;
@@ -23,9 +23,9 @@ fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
 }
 
 #[track_caller]
-fn assert_told(answer: &Answer, vary: Option<&str>, cache_control: Option<&str>) {
-    assert_eq!(answer.header("vary"), vary, "{answer:?}");
-    assert_eq!(answer.header("cache-control"), cache_control, "{answer:?}");
+fn assert_told(response: &Response, vary: Option<&str>, cache_control: Option<&str>) {
+    assert_eq!(response.header("vary"), vary, "{response:?}");
+    assert_eq!(response.header("cache-control"), cache_control, "{response:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,17 +82,17 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
             for (path, token) in
                 [("/", Some(&*token)), ("/optional", Some(&token)), ("/optional", None)]
             {
-                let answer = maybe(stack.get(path), token).send().await;
-                assert_eq!(answer.status, code);
+                let response = maybe(stack.get(path), token).send().await;
+                assert_eq!(response.status, code);
                 let expected = if token.is_some() { private } else { cache_control };
-                assert_told(&answer, Some(&vary), expected);
+                assert_told(&response, Some(&vary), expected);
             }
         }
         // And without a body, and with the other carrier.
         let bytes = format!("{}Content-Length: 2\r\n\r\n", status("200")).into_bytes();
         stack.upstream.reply(move |_| Reply::Bytes(bytes.clone()));
-        let answer = stack.request("HEAD", "/").bearer(&token).send().await;
-        assert_told(&answer, Some(&vary), private);
+        let response = stack.request("HEAD", "/").bearer(&token).send().await;
+        assert_told(&response, Some(&vary), private);
     }
     // What never looks a token up is as the service says.
     for (said, vary, cache_control) in [
@@ -155,9 +155,9 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
         (stack.get("/static").token(&token), 200),
         (stack.request("HEAD", "/static").token(&token), 200),
     ] {
-        let answer = request.send().await;
-        assert_eq!(answer.status, status, "{}", answer.text());
-        assert_told(&answer, Some(CARRIERS), Some("no-store"));
+        let response = request.send().await;
+        assert_eq!(response.status, status, "{}", response.text());
+        assert_told(&response, Some(CARRIERS), Some("no-store"));
     }
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
     let limited = stack.get("/").token(&token).send().await;
@@ -188,8 +188,8 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
         ("Vary: *\r\n", "*".to_owned()),
     ] {
         stack.upstream.reply(move |_| Reply::ok(said, "ok"));
-        let answer = stack.get("/page").token(&token).send().await;
-        assert_told(&answer, Some(&vary), Some("private"));
+        let response = stack.get("/page").token(&token).send().await;
+        assert_told(&response, Some(&vary), Some("private"));
     }
 
     // Endpoints are not for caches at all.
@@ -303,10 +303,10 @@ const HSTS: &str = "strict-transport-security";
 const FRAMES: &str = "x-frame-options";
 
 #[track_caller]
-fn assert_everywhere(answer: &Answer, status: u16) {
-    assert_eq!(answer.status, status, "{}", answer.text());
-    assert_eq!(answer.header(HSTS), Some("max-age=31536000"), "{answer:?}");
-    assert_eq!(answer.header(FRAMES), Some("DENY"), "{answer:?}");
+fn assert_everywhere(response: &Response, status: u16) {
+    assert_eq!(response.status, status, "{}", response.text());
+    assert_eq!(response.header(HSTS), Some("max-age=31536000"), "{response:?}");
+    assert_eq!(response.header(FRAMES), Some("DENY"), "{response:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,16 +337,16 @@ async fn a_header_of_every_response_is_on_every_response() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&head).await;
-        assert_everywhere(&connection.answer(false).await, status);
+        assert_everywhere(&connection.response(false).await, status);
     }
     // A route's own takes its place, also where the gateway responds there.
-    for (answer, status) in [
+    for (response, status) in [
         (stack.get("/own").send().await, 200),
         (stack.get("/own/required").token(&token).send().await, 200),
         (stack.get("/own/required").send().await, 401),
     ] {
-        assert_eq!(answer.status, status);
-        assert_eq!((answer.header(HSTS), answer.header(FRAMES)), (Some("max-age=0"), None));
+        assert_eq!(response.status, status);
+        assert_eq!((response.header(HSTS), response.header(FRAMES)), (Some("max-age=0"), None));
     }
     let page = stack.get("/page").header("Origin", "https://b.test").send().await;
     assert_everywhere(&page, 200);
@@ -361,9 +361,9 @@ async fn a_header_of_every_response_is_on_every_response() {
     // HTTP/2, a service that fails, and a WebSocket.
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     for (path, status) in [("/", 401), ("/static", 200)] {
-        let answer = client.get(format!("http://{}{path}", stack.gateway)).send().await.unwrap();
-        assert_eq!(answer.status(), status);
-        assert_eq!(answer.headers()[HSTS], "max-age=31536000");
+        let response = client.get(format!("http://{}{path}", stack.gateway)).send().await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers()[HSTS], "max-age=31536000");
     }
     stack.upstream.reply(|_| Reply::Last(Vec::new()));
     assert_everywhere(&stack.get("/").token(&token).send().await, 502);
@@ -379,12 +379,12 @@ async fn a_header_of_every_response_is_on_every_response() {
     let handshake = handshake.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13");
     let handshake = handshake.header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
     socket.send(&handshake.bytes()).await;
-    assert_everywhere(&socket.answer(false).await, 101);
+    assert_everywhere(&socket.response(false).await, 101);
 
     // It can change, and go.
     assert!(stack.reload(EVERYWHERE).await);
-    let answer = stack.get("/").send().await;
-    assert_eq!((answer.status, answer.header(HSTS)), (401, None));
+    let response = stack.get("/").send().await;
+    assert_eq!((response.status, response.header(HSTS)), (401, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,7 +395,7 @@ async fn a_header_of_every_response_is_on_redirects_to_https() {
     for (host, status) in [("Host: a.test\r\n", 308), ("", 400)] {
         let mut connection = Connection::open(stack.public[1]).await;
         connection.send(format!("GET /x HTTP/1.1\r\n{host}\r\n").as_bytes()).await;
-        assert_everywhere(&connection.answer(false).await, status);
+        assert_everywhere(&connection.response(false).await, status);
     }
 }
 
@@ -442,14 +442,16 @@ async fn requests_for_two_hosts_on_one_connection_are_each_judged_alone() {
         ("b.test", Some(&token), 200, Some(openid("alice"))),
         ("c.test", Some(&token), 404, None),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         assert_eq!(send(host, token).await, status, "{host}");
-        let seen = stack.upstream.seen_after(before);
-        let seen: Vec<_> =
-            seen.iter().map(|seen| (seen.all("host"), seen.all("x-openid"))).collect();
+        let received = stack.upstream.requests_after(before);
+        let received: Vec<_> = received
+            .iter()
+            .map(|received| (received.all("host"), received.all("x-openid")))
+            .collect();
         let id = whose.as_deref().filter(|id| !id.is_empty());
         let expected = whose.is_some().then(|| (vec![host], Vec::from_iter(id)));
-        assert_eq!(seen, Vec::from_iter(expected), "{host}");
+        assert_eq!(received, Vec::from_iter(expected), "{host}");
     }
     connection.abort();
 }

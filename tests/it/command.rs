@@ -262,11 +262,11 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
         let request =
             format!("GET /x?canary HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
         connection.send(request.as_bytes()).await;
-        assert_eq!(connection.answer(false).await.text(), "hello");
+        assert_eq!(connection.response(false).await.text(), "hello");
         for _ in 0..3 {
             let forged = "GET /y HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
             connection.send(forged.as_bytes()).await;
-            assert_eq!(connection.answer(false).await.status, 401);
+            assert_eq!(connection.response(false).await.status, 401);
         }
 
         gateway.signal("HUP");
@@ -368,8 +368,8 @@ async fn the_demo_can_stand_in_front_of_a_service_of_the_readers_own() {
     let mut connection = Connection::open(gateway).await;
     let request = format!("GET /own HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
     connection.send(request.as_bytes()).await;
-    assert_eq!(connection.answer(false).await.text(), "hello");
-    assert_eq!(upstream.seen()[0].target(), "/own");
+    assert_eq!(connection.response(false).await.text(), "hello");
+    assert_eq!(upstream.requests()[0].target(), "/own");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -451,7 +451,7 @@ async fn a_full_pipe_blocks_no_request() {
     for _ in 0..120 {
         connection.send(&request.repeat(100)).await;
         for _ in 0..100 {
-            assert_eq!(connection.answer(false).await.status, 401);
+            assert_eq!(connection.response(false).await.status, 401);
         }
     }
     gateway.signal("TERM");

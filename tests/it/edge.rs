@@ -27,13 +27,13 @@ async fn a_doubtful_head_is_refused_and_its_connection_closed() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(head.as_bytes()).await;
-        let answer = connection.answer(false).await;
-        answer.assert_error(400, "bad_request", "none");
-        assert_eq!(answer.header("connection"), Some("close"));
+        let response = connection.response(false).await;
+        response.assert_error(400, "bad_request", "none");
+        assert_eq!(response.header("connection"), Some("close"));
         connection.finish().await;
         assert!(connection.is_closed().await, "{head:?}");
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     stack.until_metric("wxgate_http_requests_total{code=\"400\",route=\"@none\"}", 15.0).await;
 }
 
@@ -52,7 +52,7 @@ async fn a_head_over_its_limits_is_refused() {
     // One that never ends is cut off when it passes the limit.
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(format!("GET / HTTP/1.1\r\nX: {long_value}").as_bytes()).await;
-    connection.answer(false).await.assert_error(431, "headers_too_large", "none");
+    connection.response(false).await.assert_error(431, "headers_too_large", "none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,13 +66,13 @@ async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
         connection.send(&[*byte]).await;
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
     // Nothing was asked, so nothing is answered.
     let mut silent = Connection::open(stack.gateway).await;
     assert!(silent.is_closed().await);
     let mut idle = Connection::open(stack.gateway).await;
     idle.send(&stack.get("/none").bytes()).await;
-    assert_eq!(idle.answer(false).await.status, 200);
+    assert_eq!(idle.response(false).await.status, 200);
     assert!(idle.is_silent(Duration::from_millis(400)).await, "idle is not slow");
     assert!(idle.is_closed().await);
 }
@@ -89,19 +89,20 @@ async fn pipelined_requests_are_answered_in_turn() {
     bytes.extend(stack.get("/").token(&alice).bytes());
     // All at once, and cut where it hurts.
     for size in [bytes.len(), 7, 100] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         for part in bytes.chunks(size) {
             connection.send(part).await;
             tokio::task::yield_now().await;
         }
         for status in [200, 200, 401, 200] {
-            assert_eq!(connection.answer(false).await.status, status);
+            assert_eq!(connection.response(false).await.status, status);
         }
-        let seen = stack.upstream.seen();
-        let users: Vec<_> = seen[before..].iter().flat_map(|seen| seen.all("x-openid")).collect();
+        let received = stack.upstream.requests();
+        let users: Vec<_> =
+            received[before..].iter().flat_map(|received| received.all("x-openid")).collect();
         assert_eq!(users, [openid("alice"), openid("bob"), openid("alice")]);
-        assert_eq!(seen[before + 1].body, b"payload");
+        assert_eq!(received[before + 1].body, b"payload");
     }
 }
 
@@ -112,7 +113,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let mut connection = Connection::open(stack.gateway).await;
     // More than the buffers of a connection hold.
     connection.send(&stack.post("/").body(vec![b'x'; 30_000_000]).bytes()).await;
-    connection.answer(false).await.assert_error(401, "missing_token", "login");
+    connection.response(false).await.assert_error(401, "missing_token", "login");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +121,7 @@ async fn http_1_0_is_served_and_its_connection_closed() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"GET /none HTTP/1.0\r\nHost: h\r\n\r\n").await;
-    assert_eq!(connection.answer(false).await.text(), "hello");
+    assert_eq!(connection.response(false).await.text(), "hello");
     assert!(connection.is_closed().await);
 }
 
@@ -137,7 +138,7 @@ async fn a_health_path_is_there_when_it_is_asked_for() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(request.as_bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 200, "{request:?}");
+        assert_eq!(connection.response(false).await.status, 200, "{request:?}");
     }
     assert_eq!(stack.request("HEAD", "/lb-health").send().await.status, 200);
     stack.post("/lb-health").send().await.assert_error(405, "method_not_allowed", "none");
@@ -163,11 +164,11 @@ async fn doubtful_chunks_are_refused() {
                 connection.send(first).await;
                 tokio::task::yield_now().await;
                 connection.send(rest).await;
-                connection.answer(false).await.assert_error(400, "bad_request", "none");
+                connection.response(false).await.assert_error(400, "bad_request", "none");
             }
         }
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,13 +185,13 @@ async fn a_request_after_a_chunked_one_is_served_and_trailers_go_nowhere() {
             tokio::task::yield_now().await;
         }
         for _ in 0..3 {
-            assert_eq!(connection.answer(false).await.status, 200);
+            assert_eq!(connection.response(false).await.status, 200);
         }
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen.len(), 6);
-    assert_eq!(seen[0].body, b"hello");
-    assert!(seen.iter().all(|seen| seen.folded("x-openid").is_empty()));
+    let received = stack.upstream.requests();
+    assert_eq!(received.len(), 6);
+    assert_eq!(received[0].body, b"hello");
+    assert!(received.iter().all(|received| received.folded("x-openid").is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +201,7 @@ async fn connections_beyond_the_cap_are_turned_away_until_one_ends() {
     let mut second = Connection::open(stack.gateway).await;
     for connection in [&mut first, &mut second] {
         connection.send(&stack.get("/none").bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
     let turned_away = stack.get("/none").send().await;
     turned_away.assert_error(503, "overloaded", "retry");
@@ -216,7 +217,7 @@ async fn an_empty_line_after_a_request_is_no_request() {
         Stack::start_with("limits = { header_timeout = \"300ms\", idle_timeout = \"60s\" }").await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&stack.post("/none").body("payload").bytes()).await;
-    assert_eq!(connection.answer(false).await.status, 200);
+    assert_eq!(connection.response(false).await.status, 200);
     connection.send(b"\r\n").await;
     assert!(connection.is_closed().await, "closed in the end, and nothing is said");
     let mut connection = Connection::open(stack.gateway).await;
@@ -224,7 +225,7 @@ async fn an_empty_line_after_a_request_is_no_request() {
         .send(&[stack.get("/none").bytes(), b"\r\n".to_vec(), stack.get("/none").bytes()].concat())
         .await;
     for _ in 0..2 {
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
 }
 
@@ -234,7 +235,7 @@ async fn one_address_may_be_limited_and_a_trusted_proxy_is_not() {
     let stack = Stack::start_with(limit).await;
     let mut first = Connection::open(stack.gateway).await;
     first.send(&stack.get("/none").bytes()).await;
-    assert_eq!(first.answer(false).await.status, 200);
+    assert_eq!(first.response(false).await.status, 200);
     stack.get("/none").send().await.assert_error(503, "overloaded", "retry");
     drop(first);
     let again = async { while stack.get("/none").send().await.status != 200 {} };
@@ -252,7 +253,7 @@ async fn a_connection_ends_after_so_many_requests() {
     let mut connection = Connection::open(stack.gateway).await;
     for kept in ["keep-alive", "keep-alive", "close"] {
         connection.send(&stack.get("/none").bytes()).await;
-        assert_eq!(connection.answer(false).await.header("connection"), Some(kept));
+        assert_eq!(connection.response(false).await.header("connection"), Some(kept));
     }
     assert!(connection.is_closed().await);
 }
@@ -272,7 +273,7 @@ async fn a_body_that_drips_is_cut_off() {
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, dripped).await.unwrap();
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,5 +283,5 @@ async fn a_client_that_takes_nothing_is_cut_off() {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&stack.get("/none").bytes()).await;
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"/none\"}", 1.0).await;
-    assert!(!connection.answer(false).await.is_whole);
+    assert!(!connection.response(false).await.is_whole);
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::redis::RedisServer;
 use crate::harness::{PATIENCE, Stack};
 
@@ -99,12 +99,12 @@ const UPLOAD: &str = "POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Lengt
 
 /// A connection that the first response does not announce as closed serves a second request,
 /// after what the client still had to send.
-async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Answer, rest: &str) {
+async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Response, rest: &str) {
     if first.header("connection") != Some("close") {
         let health = "GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
         client.send(format!("{rest}{health}").as_bytes()).await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
+        let second = client.response_or_end().await;
+        assert_eq!(second.map(|response| response.status), Some(200), "it was kept alive");
     }
 }
 
@@ -114,7 +114,7 @@ async fn what_follows_in_a_body_over_its_limit_is_no_request() {
     let mut client = pair.client().await;
     // A chunk of 8 KiB, 2 KiB of it at once.
     client.send(format!("{CHUNKED}2000\r\n{}", "x".repeat(2048)).as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(413, "body_too_large", "none");
     // All of this is inside of the chunk.
     client.send(format!("0\r\n\r\n{GET}").as_bytes()).await;
@@ -132,7 +132,7 @@ async fn the_request_after_a_body_over_its_limit_is_answered_or_the_connection_a
     let mut client = pair.client().await;
     let data = "x".repeat(2048);
     client.send(format!("{CHUNKED}800\r\n{data}\r\n0\r\n\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(413, "body_too_large", "none");
     assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
@@ -142,7 +142,7 @@ async fn the_request_after_a_malformed_trailer_is_answered_or_the_connection_ann
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(format!("{CHUNKED}1\r\nx\r\n0\r\nno colon\r\n\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(400, "bad_request", "none");
     assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
@@ -154,7 +154,7 @@ async fn a_response_before_the_body_announces_what_becomes_of_the_connection() {
     client.send(UPLOAD.as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     assert_eq!(first.status, 404);
     assert_goes_on_unless_closed(&mut client, &first, "hello").await;
 }
@@ -166,7 +166,7 @@ async fn an_upload_goes_on_after_a_whole_response() {
     client.send(UPLOAD.as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
-    assert_eq!(client.answer(false).await.status, 202);
+    assert_eq!(client.response(false).await.status, 202);
     client.send(b"hello").await;
     assert_eq!(service.until("hello").await.as_deref(), Some("hello"));
 }
@@ -215,7 +215,7 @@ async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() 
         // The head of the next response, where the end of this one should be.
         let bad = "1\r\nx\r\n0\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
-        assert!(!client.answer(false).await.is_whole, "{te:?}");
+        assert!(!client.response(false).await.is_whole, "{te:?}");
     }
 }
 
@@ -242,11 +242,11 @@ async fn a_request_is_not_sent_again_after_something_was_heard() {
     client.send(GET.as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    assert_eq!(client.answer(false).await.status, 200);
+    assert_eq!(client.response(false).await.status, 200);
     client.send(GET.as_bytes()).await;
     service.head().await;
     service.say("HTTP/1.1 103 Early Hints\r\n\r\n").await;
-    assert_eq!(client.answer(true).await.status, 103);
+    assert_eq!(client.response(true).await.status, 103);
     drop(service);
     assert!(pair.is_left_alone().await, "it was sent again");
 }
@@ -257,7 +257,7 @@ async fn a_client_that_waits_for_100_and_is_rejected_is_told_that_the_connection
     let mut client = pair.client().await;
     let line = "Expect: 100-continue\r\nContent-Length: 44\r\n";
     client.send(format!("POST / HTTP/1.1\r\nHost: gateway.test\r\n{line}\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(401, "missing_token", "login");
     // Such a client does not send its body, and may go on with the next request.
     assert_eq!(first.header("connection"), Some("close"));
@@ -312,7 +312,7 @@ async fn a_connection_with_something_to_say_serves_no_request() {
         }
         for (client, service) in &mut kept {
             service.say("HTTP/1.1 200 OK\r\nContent-Length: 39\r\n\r\n").await;
-            assert_eq!(client.answer(true).await.status, 200);
+            assert_eq!(client.response(true).await.status, 200);
         }
         for (_, service) in &mut kept {
             // The body, which a response to HEAD must not have.
@@ -323,18 +323,18 @@ async fn a_connection_with_something_to_say_serves_no_request() {
         let health = "GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n".repeat(before);
         client.send(format!("{health}{GET}").as_bytes()).await;
         for _ in 0..before {
-            assert_eq!(client.answer(false).await.status, 200);
+            assert_eq!(client.response(false).await.status, 200);
         }
         let served = async {
             let mut second = pair.accept().await;
             second.head().await;
             second.say("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
         };
-        let answer = tokio::select! {
-            answer = client.answer(false) => answer,
-            () = served => client.answer(false).await,
+        let response = tokio::select! {
+            response = client.response(false) => response,
+            () = served => client.response(false).await,
         };
-        assert_eq!(answer.status, 204, "after {before} others");
+        assert_eq!(response.status, 204, "after {before} others");
     }
 }
 
@@ -354,7 +354,7 @@ async fn a_websocket_ends_only_when_the_service_has_said_its_last() {
     client.send(format!("{WEBSOCKET}\r\n").as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say(SWITCHING).await;
-    assert_eq!(client.answer(true).await.status, 101);
+    assert_eq!(client.response(true).await.status, 101);
     client.send(b"bye").await;
     client.finish().await;
     service.until("bye").await.unwrap();
@@ -383,7 +383,7 @@ async fn a_websocket_passes_bytes_while_the_store_takes_its_time() {
     client.send(format!("{WEBSOCKET}X-3rd-Session: {token}\r\n\r\n").as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say(SWITCHING).await;
-    assert_eq!(client.answer(true).await.status, 101);
+    assert_eq!(client.response(true).await.status, 101);
     redis.stop();
     // Until the session is looked up again.
     tokio::time::sleep(Duration::from_millis(800)).await;
@@ -401,7 +401,7 @@ async fn an_old_client_that_asks_for_it_keeps_its_connection() {
     client.send(head.as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     assert_eq!(first.header("connection"), Some("keep-alive"));
 }
 

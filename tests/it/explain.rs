@@ -283,7 +283,7 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
                 headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
             let request = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n{lines}\r\n");
             connection.send(request.as_bytes()).await;
-            let answer = connection.answer(method == "HEAD").await;
+            let answer = connection.response(method == "HEAD").await;
             let what = format!("{changes} {method} {path} {headers:?}: {told:?}");
             match told.outcome {
                 Outcome::Rejected => {
@@ -367,7 +367,7 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
     let seen = headers
         .iter()
         .fold(stack.get("/x?y=1"), |request, (name, value)| request.header(name, value));
-    let seen = seen.seen().await;
+    let seen = seen.forwarded().await;
     let forwarded = told.request.unwrap();
     assert_eq!(forwarded.target, seen.target());
     let names = |names: Vec<String>| {

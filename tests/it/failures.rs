@@ -7,15 +7,15 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::command::Running;
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Reply;
 use crate::harness::{Stack, config_text, process_log};
 use crate::shared_store::{gateway, url};
 
 /// The fields of the process's log lines for a request.
-fn lines_of(answer: &Answer) -> Vec<Value> {
-    let request_id = answer.header("x-request-id").unwrap();
+fn lines_of(response: &Response) -> Vec<Value> {
+    let request_id = response.header("x-request-id").unwrap();
     let log = process_log::text_after(0);
     let lines = log.lines().filter(|line| line.contains(request_id));
     lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone()).collect()
@@ -42,9 +42,9 @@ fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
 async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
     let (nobody, _taken) = nobody();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
-    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    let response = stack.get("/none").send().await;
+    response.assert_error(502, "bad_gateway", "retry");
+    let [line] = &lines_of(&response)[..] else { panic!("{:?}", lines_of(&response)) };
     assert_eq!(line["message"], "request failed");
     assert_eq!(line["route"], "/none");
     assert_eq!(line["upstream"], "recorder");
@@ -53,9 +53,9 @@ async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
     assert_eq!(line.get("reused"), None);
 
     let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]", "")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(503, "no_upstream", "retry");
-    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    let response = stack.get("/none").send().await;
+    response.assert_error(503, "no_upstream", "retry");
+    let [line] = &lines_of(&response)[..] else { panic!("{:?}", lines_of(&response)) };
     assert_eq!(line["upstream"], "recorder");
     assert_eq!(line.get("server"), None);
     assert_eq!(line["cause"], "no address known for the upstream");
@@ -79,9 +79,9 @@ async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
     let _fillers: Vec<_> = std::iter::repeat_with(filling).take(4).collect();
     let changes = upstream(&format!("[\"{address}\"]"), "connect_timeout = \"1500ms\"");
     let stack = Stack::start_with(&changes).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(504, "gateway_timeout", "retry");
-    assert_eq!(lines_of(&answer)[0]["cause"], "connect timed out (connect_timeout 1s 500ms)");
+    let response = stack.get("/none").send().await;
+    response.assert_error(504, "gateway_timeout", "retry");
+    assert_eq!(lines_of(&response)[0]["cause"], "connect timed out (connect_timeout 1s 500ms)");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,9 +135,9 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
     ] {
         let stack = Stack::start_with(&changes).await;
         stack.upstream.reply(move |_| reply.clone());
-        let answer = stack.get("/none").send().await;
-        assert!(answer.status >= 502, "{cause}: {answer:?}");
-        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        let response = stack.get("/none").send().await;
+        assert!(response.status >= 502, "{cause}: {response:?}");
+        let [line] = &lines_of(&response)[..] else { panic!("{cause}: {:?}", lines_of(&response)) };
         assert_eq!(line["cause"], cause);
         assert_eq!(line["server"], stack.upstream.address.to_string());
         assert!(!line.to_string().contains(secret), "{line}");
@@ -169,9 +169,9 @@ async fn a_response_that_breaks_off_says_that_it_had_begun() {
     ] {
         let stack = Stack::start_with(&changes).await;
         stack.upstream.reply(move |_| reply.clone());
-        let answer = stack.get("/none").send().await;
-        assert!(!answer.is_whole, "{cause}: {answer:?}");
-        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        let response = stack.get("/none").send().await;
+        assert!(!response.is_whole, "{cause}: {response:?}");
+        let [line] = &lines_of(&response)[..] else { panic!("{cause}: {:?}", lines_of(&response)) };
         assert_eq!(line["cause"], cause);
     }
 }
@@ -182,9 +182,9 @@ async fn a_failure_on_a_reused_connection_says_so() {
     let stack = Stack::start().await;
     assert_eq!(stack.get("/none").send().await.status, 200);
     stack.upstream.reply(|_| Reply::Last(vec![]));
-    let answer = stack.post("/none").body("x").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
-    let lines = lines_of(&answer);
+    let response = stack.post("/none").body("x").send().await;
+    response.assert_error(502, "bad_gateway", "retry");
+    let lines = lines_of(&response);
     assert_eq!(lines[0]["cause"], "closed before a response");
     assert_eq!(lines[0]["reused"], true);
 }
@@ -247,14 +247,14 @@ async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_clients_get_wrong_are_no_warnings() {
     let stack = Stack::start_with("limits.max_body = \"1KiB\"").await;
-    let answer = stack.post("/none").body(vec![b'x'; 5000]).chunked().send().await;
-    answer.assert_error(413, "body_too_large", "none");
-    assert_eq!(lines_of(&answer), [Value::Null; 0]);
+    let response = stack.post("/none").body(vec![b'x'; 5000]).chunked().send().await;
+    response.assert_error(413, "body_too_large", "none");
+    assert_eq!(lines_of(&response), [Value::Null; 0]);
     let mut connection = Connection::open(stack.gateway).await;
     let request = "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close, cookie\r\n\r\n";
     connection.send(request.as_bytes()).await;
-    if let Some(answer) = connection.answer_or_end().await {
-        assert_eq!(lines_of(&answer), [Value::Null; 0], "{answer:?}");
+    if let Some(response) = connection.response_or_end().await {
+        assert_eq!(lines_of(&response), [Value::Null; 0], "{response:?}");
     }
 }
 
@@ -265,9 +265,9 @@ async fn logins_while_the_store_is_down_are_one_line_a_minute() {
     store.kill();
     let mut logged = Vec::new();
     for number in 0..20 {
-        let answer = stack.try_login(&format!("user-anna-{number}")).await;
-        answer.assert_error(503, "store_unavailable", "retry");
-        logged.extend(lines_of(&answer));
+        let response = stack.try_login(&format!("user-anna-{number}")).await;
+        response.assert_error(503, "store_unavailable", "retry");
+        logged.extend(lines_of(&response));
     }
     assert_eq!(logged.len(), 1, "{logged:?}");
     assert_eq!(logged[0]["message"], "a session cannot be stored");

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 use wxgate::server::Command;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::{APP, OTHER_APP, PATIENCE, Stack, THREE_ROUTES, TWO_APPS, openid};
 
 const ON: &str = "forward_auth.listen = \"127.0.0.1:0\"\nserver.trusted_proxies = [\"127.0.0.1\"]";
@@ -76,37 +76,37 @@ impl Ask {
         format!("{}\r\nHost: wxgate\r\n{lines}\r\n{}", self.request_line, self.body).into()
     }
 
-    async fn of(&self, stack: &Stack) -> Answer {
-        let answer = self.cacheable_of(stack).await;
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        assert_eq!(answer.header("vary"), None);
-        answer
+    async fn of(&self, stack: &Stack) -> Response {
+        let response = self.cacheable_of(stack).await;
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        assert_eq!(response.header("vary"), None);
+        response
     }
 
     /// The same where decisions may be cached.
-    async fn cacheable_of(&self, stack: &Stack) -> Answer {
+    async fn cacheable_of(&self, stack: &Stack) -> Response {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&self.bytes()).await;
-        let answer = connection.answer(self.request_line.starts_with("HEAD")).await;
+        let response = connection.response(self.request_line.starts_with("HEAD")).await;
         // Whatever it says, it leaves none of them to the client.
         for name in ["x-openid", "x-appid", "x-unionid"] {
-            let value = answer.header(name);
-            assert!(value.is_some_and(|value| value.is_empty() || answer.status == 200));
+            let value = response.header(name);
+            assert!(value.is_some_and(|value| value.is_empty() || response.status == 200));
         }
-        assert!(matches!(answer.status, 200 | 401 | 403), "{}", answer.status);
-        assert!(answer.header("x-request-id").is_some_and(|id| !id.is_empty()));
-        answer
+        assert!(matches!(response.status, 200 | 401 | 403), "{}", response.status);
+        assert!(response.header("x-request-id").is_some_and(|id| !id.is_empty()));
+        response
     }
 }
 
 /// Asserts a 200, and whose request it says that it is.
 #[track_caller]
-fn assert_of(answer: &Answer, openid: &str) {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.header("x-openid"), Some(openid));
-    assert_eq!(answer.header("x-appid"), Some(if openid.is_empty() { "" } else { APP }));
-    assert!(answer.body.is_empty());
-    assert_eq!(answer.header("x-wxgate-error"), None);
+fn assert_of(response: &Response, openid: &str) {
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(response.header("x-openid"), Some(openid));
+    assert_eq!(response.header("x-appid"), Some(if openid.is_empty() { "" } else { APP }));
+    assert!(response.body.is_empty());
+    assert_eq!(response.header("x-wxgate-error"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,10 +121,10 @@ async fn a_proxy_is_told_whose_request_it_is() {
     assert_of(&ask("/optional").token(&alice).of(&stack).await, &openid_of_alice);
 
     let union = stack.login("unionbob").await;
-    let answer = ask("/").token(&union).of(&stack).await;
-    assert_of(&answer, &openid("unionbob"));
-    assert!(answer.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
-    assert!(stack.upstream.seen().is_empty(), "it is another proxy that forwards");
+    let response = ask("/").token(&union).of(&stack).await;
+    assert_of(&response, &openid("unionbob"));
+    assert!(response.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
+    assert!(stack.upstream.requests().is_empty(), "it is another proxy that forwards");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,10 +134,10 @@ async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator
     let stack = start_with("forward_auth.cache = \"10s\"").await;
     let token = stack.login("alice").await;
     for allowed in [ask("/").token(&token), ask("/optional"), ask("/none")] {
-        let answer = allowed.cacheable_of(&stack).await;
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.header("cache-control"), Some("private, max-age=10"));
-        assert_eq!(answer.header("vary"), Some(VARY));
+        let response = allowed.cacheable_of(&stack).await;
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("cache-control"), Some("private, max-age=10"));
+        assert_eq!(response.header("vary"), Some(VARY));
     }
     // What is refused is not for caches.
     for refused in [ask("/"), ask("/optional").token("x"), ask("/").told("X-Forwarded-Uri", "x")] {
@@ -148,12 +148,12 @@ async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator
         headers = { X-Version = \"2\" }\n[[route]]\npath = \"/pass\"\nupstream = \"recorder\"\n\
         methods = [\"GET\"]\npreflight = \"pass\"";
     assert!(stack.reload(&format!("{ON}\n{more}")).await);
-    let answer = ask("/").token(&token).line("X-Version", "2").cacheable_of(&stack).await;
-    assert_eq!(answer.header("cache-control"), Some("private, max-age=60"));
+    let response = ask("/").token(&token).line("X-Version", "2").cacheable_of(&stack).await;
+    assert_eq!(response.header("cache-control"), Some("private, max-age=60"));
     let vary = "X-3rd-Session, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host, X-Version, \
         Origin, Access-Control-Request-Method";
-    assert_eq!(answer.header("vary"), Some(vary));
-    assert_eq!(answer.header("x-frame-options"), None, "it is of public listeners");
+    assert_eq!(response.header("vary"), Some(vary));
+    assert_eq!(response.header("x-frame-options"), None, "it is of public listeners");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,10 +207,10 @@ async fn the_decision_is_the_public_listeners() {
         (ask("/none").told("X-Forwarded-Host", "a, b"), 403, "bad_request"),
         (ask("/none").told("X-Forwarded-Host", ""), 403, "bad_request"),
     ] {
-        let answer = case.of(&stack).await;
+        let response = case.of(&stack).await;
         let action = if status == 401 { "login" } else { "none" };
-        answer.assert_error(status, error, action);
-        let challenge = answer.header("www-authenticate");
+        response.assert_error(status, error, action);
+        let challenge = response.header("www-authenticate");
         assert_eq!(challenge, (error == "missing_token").then_some("Bearer"));
     }
     assert_of(&ask("/optional").of(&stack).await, "");
@@ -307,7 +307,7 @@ async fn an_offer_to_upgrade_decides_nothing() {
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
     for _ in 0..2 {
         connection.send(&asked.bytes()).await;
-        assert_of(&connection.answer(false).await, &openid("alice"));
+        assert_of(&connection.response(false).await, &openid("alice"));
     }
 }
 
@@ -322,8 +322,8 @@ async fn a_forged_identity_is_overwritten_or_refused() {
     assert_of(&forged(ask("/").token(&token)).of(&stack).await, &openid("alice"));
     for alias in ["X_OpenId", "x.appid", "X_UNIONID", "X_WX_OPENID", "x-wx_unionid"] {
         for path in ["/none", "/optional", "/"] {
-            let answer = ask(path).token(&token).line(alias, "evil").of(&stack).await;
-            answer.assert_error(403, "bad_request", "none");
+            let response = ask(path).token(&token).line(alias, "evil").of(&stack).await;
+            response.assert_error(403, "bad_request", "none");
         }
     }
 }
@@ -348,8 +348,8 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
     .await;
     assert_of(&ask("/orders").of(&stack).await, "");
     for name in ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"] {
-        let answer = ask("/orders").line(name, "DELETE").of(&stack).await;
-        answer.assert_error(403, "bad_request", "none");
+        let response = ask("/orders").line(name, "DELETE").of(&stack).await;
+        response.assert_error(403, "bad_request", "none");
     }
     let indifferent = start().await;
     assert_of(&ask("/none").line("X-HTTP-Method", "GET").of(&indifferent).await, "");
@@ -380,7 +380,7 @@ async fn only_trusted_proxies_may_ask() {
     }
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
     connection.send(&ask("/none").bytes()).await;
-    assert_eq!(connection.answer(false).await.status, 403);
+    assert_eq!(connection.response(false).await.status, 403);
     assert!(connection.is_closed().await);
     let mut silent = Connection::open(stack.forward_auth.unwrap()).await;
     assert!(silent.ends().await);
@@ -404,15 +404,15 @@ async fn what_the_asking_request_itself_is_decides_nothing() {
         assert_eq!(ask("/").by(way).of(&stack).await.status, 401, "{way}");
     }
     for elsewhere in ["GET /", "GET /authority", "GET /login", "POST /login", "GET /metrics"] {
-        let answer = ask("/").token(&token).by(elsewhere).of(&stack).await;
-        answer.assert_error(403, "bad_request", "none");
+        let response = ask("/").token(&token).by(elsewhere).of(&stack).await;
+        response.assert_error(403, "bad_request", "none");
     }
     // A body is not read, and what is left of it is no request.
     let smuggled = String::from_utf8(ask("/").token(&token).bytes()).unwrap();
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
     connection.send(&ask("/").by("POST /auth").body(&smuggled).bytes()).await;
-    let answer = connection.answer(false).await;
-    assert_eq!((answer.status, answer.header("connection")), (401, Some("close")));
+    let response = connection.response(false).await;
+    assert_eq!((response.status, response.header("connection")), (401, Some("close")));
     assert!(connection.is_closed().await);
 }
 
@@ -429,11 +429,11 @@ async fn the_path_and_the_header_names_are_the_operators() {
     let exchange = async |ask: Ask| {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&ask.bytes()).await;
-        connection.answer(false).await
+        connection.response(false).await
     };
-    let answer = exchange(ask("/").token(&token).by("GET /internal/decide")).await;
-    assert_eq!((answer.status, answer.header("x-user")), (200, Some(&*openid("alice"))));
-    assert_eq!(answer.header("x-openid"), None);
+    let response = exchange(ask("/").token(&token).by("GET /internal/decide")).await;
+    assert_eq!((response.status, response.header("x-user")), (200, Some(&*openid("alice"))));
+    assert_eq!(response.header("x-openid"), None);
     let alias = ask("/").token(&token).by("GET /internal/decide").line("X_User", "evil");
     assert_eq!(exchange(alias).await.status, 403);
     assert_eq!(exchange(ask("/").token(&token)).await.status, 403);
@@ -456,8 +456,8 @@ async fn routes_that_another_proxy_forwards_need_no_upstream() {
     assert_eq!(ask("/").of(&stack).await.status, 401);
     assert_of(&ask("/none").of(&stack).await, "");
     for path in ["/", "/none"] {
-        let answer = stack.get(path).token(&token).send().await;
-        answer.assert_error(404, "no_route", "none");
+        let response = stack.get(path).token(&token).send().await;
+        response.assert_error(404, "no_route", "none");
     }
 }
 
@@ -491,9 +491,9 @@ async fn rates_of_users_and_addresses_count() {
         assert_of(&ask("/address").of(&stack).await, "");
     }
     for refused in [ask("/user").token(&alice), ask("/address")] {
-        let answer = refused.of(&stack).await;
-        answer.assert_error(403, "rate_limited", "retry");
-        assert!(answer.header("retry-after").is_some());
+        let response = refused.of(&stack).await;
+        response.assert_error(403, "rate_limited", "retry");
+        assert!(response.header("retry-after").is_some());
     }
     assert_of(&ask("/user").token(&bob).of(&stack).await, &openid("bob"));
     let elsewhere = ask("/address").told("X-Forwarded-For", "198.51.100.8");
@@ -558,7 +558,7 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
     for _ in 0..3 {
         for connection in [&mut kept, &mut idle] {
             connection.send(&ask("/").token(&token).bytes()).await;
-            assert_of(&connection.answer(false).await, &openid("alice"));
+            assert_of(&connection.response(false).await, &openid("alice"));
         }
     }
     stack.commands.send(Command::Drain).await.unwrap();
@@ -566,9 +566,9 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
         tokio::task::yield_now().await;
     }
     kept.send(&ask("/").token(&token).bytes()).await;
-    let answer = kept.answer(false).await;
-    assert_of(&answer, &openid("alice"));
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = kept.response(false).await;
+    assert_of(&response, &openid("alice"));
+    assert_eq!(response.header("connection"), Some("close"));
     assert!(kept.is_closed().await);
     assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
     stack.commands.send(Command::Drain).await.unwrap();
@@ -582,7 +582,7 @@ async fn a_connection_that_asks_nothing_ends() {
     let stack = start_with("limits.idle_timeout = \"50ms\"").await;
     let mut idle = Connection::open(stack.forward_auth.unwrap()).await;
     idle.send(&ask("/none").bytes()).await;
-    assert_of(&idle.answer(false).await, "");
+    assert_of(&idle.response(false).await, "");
     assert!(idle.is_closed().await);
     let mut half = Connection::open(stack.forward_auth.unwrap()).await;
     half.send(b"GET /auth HTTP/1.1\r\nX-Forwarded-Uri: /").await;

@@ -20,22 +20,23 @@ async fn requests_and_answers_go_through_as_they_are() {
         .upstream
         .reply(|_| Reply::ok("X-Own: a\r\nSet-Cookie: c=d\r\nSet-Cookie: e=f\r\n", "body"));
     let request = stack.post("/none/a%20b?c=d&e").header("Cookie", "x=y").header("X-Custom", "é");
-    let answer = request.body("payload").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "body"));
-    assert_eq!(answer.header("x-own"), Some("a"));
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].request_line, "POST /none/a%20b?c=d&e HTTP/1.1");
-    assert_eq!(seen[0].body, b"payload");
-    assert_eq!(seen[0].all("host"), ["gateway.test"]);
-    assert_eq!(seen[0].all("cookie"), ["x=y"]);
-    assert_eq!(seen[0].all("content-length"), ["7"]);
+    let response = request.body("payload").send().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "body"));
+    assert_eq!(response.header("x-own"), Some("a"));
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].request_line, "POST /none/a%20b?c=d&e HTTP/1.1");
+    assert_eq!(received[0].body, b"payload");
+    assert_eq!(received[0].all("host"), ["gateway.test"]);
+    assert_eq!(received[0].all("cookie"), ["x=y"]);
+    assert_eq!(received[0].all("content-length"), ["7"]);
 
     stack.upstream.reply(|_| Reply::ok("", "hello"));
-    let seen = stack.post("/").token(&token).body(vec![b'x'; 300_000]).chunked().seen().await;
-    assert_eq!(seen.body.len(), 300_000);
+    let received =
+        stack.post("/").token(&token).body(vec![b'x'; 300_000]).chunked().forwarded().await;
+    assert_eq!(received.body.len(), 300_000);
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "M-SEARCH"] {
-        let seen = stack.request(method, "/none").seen().await;
-        assert!(seen.request_line.starts_with(method));
+        let received = stack.request(method, "/none").forwarded().await;
+        assert!(received.request_line.starts_with(method));
     }
 }
 
@@ -45,8 +46,8 @@ async fn head_has_no_body_and_the_connection_goes_on() {
     let mut connection = Connection::open(stack.gateway).await;
     for _ in 0..2 {
         connection.send(&stack.request("HEAD", "/none").bytes()).await;
-        let answer = connection.answer(true).await;
-        assert_eq!((answer.status, answer.header("content-length")), (200, Some("5")));
+        let response = connection.response(true).await;
+        assert_eq!((response.status, response.header("content-length")), (200, Some("5")));
     }
     stack.request("HEAD", "/x").send().await;
 }
@@ -57,16 +58,16 @@ async fn connections_are_kept_on_both_sides() {
     let mut connection = Connection::open(stack.gateway).await;
     for _ in 0..5 {
         connection.send(&stack.get("/none").bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
         // Refusals keep the connection too.
         connection.send(&stack.get("/").bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 401);
+        assert_eq!(connection.response(false).await.status, 401);
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen.len(), 5);
-    assert!(seen.iter().all(|seen| seen.connection == 0), "one connection upstream");
+    let received = stack.upstream.requests();
+    assert_eq!(received.len(), 5);
+    assert!(received.iter().all(|received| received.connection == 0), "one connection upstream");
     connection.send(&stack.get("/none").header("Connection", "close").bytes()).await;
-    assert_eq!(connection.answer(false).await.header("connection"), Some("close"));
+    assert_eq!(connection.response(false).await.header("connection"), Some("close"));
     assert!(connection.is_closed().await);
 }
 
@@ -77,18 +78,18 @@ async fn an_absolute_target_reaches_the_service_in_its_own_form() {
     connection
         .send(b"GET http://gateway.test/none/x?y HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
         .await;
-    assert_eq!(connection.answer(false).await.status, 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].target(), "/none/x?y");
-    assert_eq!(seen[0].all("host"), ["gateway.test"]);
+    assert_eq!(connection.response(false).await.status, 200);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].target(), "/none/x?y");
+    assert_eq!(received[0].all("host"), ["gateway.test"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_over_the_limit_is_refused() {
     let stack = Stack::start_with(r#"limits.max_body = "1KiB""#).await;
     let token = stack.login("alice").await;
-    stack.post("/none").body(vec![b'x'; 1024]).seen().await;
-    stack.post("/none").body(vec![b'x'; 1024]).chunked().seen().await;
+    stack.post("/none").body(vec![b'x'; 1024]).forwarded().await;
+    stack.post("/none").body(vec![b'x'; 1024]).chunked().forwarded().await;
     for request in [
         stack.post("/none").body(vec![b'x'; 1025]),
         stack.post("/none").body(vec![b'x'; 1025]).chunked(),
@@ -97,7 +98,7 @@ async fn a_body_over_the_limit_is_refused() {
     ] {
         request.send().await.assert_error(413, "body_too_large", "none");
     }
-    assert_eq!(stack.upstream.seen().len(), 2);
+    assert_eq!(stack.upstream.requests().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +106,7 @@ async fn a_body_that_stops_coming_is_a_timeout() {
     let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc").await;
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
     assert!(connection.is_closed().await);
 }
 
@@ -128,15 +129,15 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
         ("http://shop.test:/x?y", "shop.test:"),
         ("HTTP://shop.test:80/x?y", "shop.test:80"),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = connection.answer(false).await;
-        assert_eq!(answer.status, 200, "{target} {host} {}", answer.text());
-        let seen = stack.upstream.seen_after(before);
-        assert_eq!(seen[0].request_line, "GET /x?y HTTP/1.1", "{target} {host}");
-        assert_eq!(seen[0].all("host"), [host], "{target}");
-        assert_eq!(seen[0].all("x-forwarded-host"), [host], "{target}");
+        let response = connection.response(false).await;
+        assert_eq!(response.status, 200, "{target} {host} {}", response.text());
+        let received = stack.upstream.requests_after(before);
+        assert_eq!(received[0].request_line, "GET /x?y HTTP/1.1", "{target} {host}");
+        assert_eq!(received[0].all("host"), [host], "{target}");
+        assert_eq!(received[0].all("x-forwarded-host"), [host], "{target}");
     }
     for (target, host) in [
         ("/", "shop.test::"),
@@ -152,7 +153,7 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        connection.answer(false).await.assert_error(400, "bad_request", "none");
+        connection.response(false).await.assert_error(400, "bad_request", "none");
     }
 }
 
@@ -182,8 +183,8 @@ async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
 async fn an_upstream_that_refuses_is_a_bad_gateway() {
     let unused = unused_address().await;
     let stack = Stack::start_with(&upstream(&format!("[\"{unused}\"]"))).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
+    let response = stack.get("/none").send().await;
+    response.assert_error(502, "bad_gateway", "retry");
     let counted = "wxgate_http_requests_total{code=\"502\",route=\"/none\"}";
     stack.until_metric(counted, 1.0).await;
 }
@@ -193,8 +194,8 @@ async fn a_failed_connect_tries_the_next_server_also_for_a_post() {
     let unused = unused_address().await;
     let stack = Stack::start_with(&upstream(&format!("[\"{unused}\", \"{{upstream}}\"]"))).await;
     for _ in 0..6 {
-        let seen = stack.post("/none").body("payload").seen().await;
-        assert_eq!(seen.body, b"payload");
+        let received = stack.post("/none").body("payload").forwarded().await;
+        assert_eq!(received.body, b"payload");
     }
 }
 
@@ -206,15 +207,15 @@ async fn servers_take_turns() {
     for _ in 0..10 {
         assert_eq!(stack.get("/none").send().await.status, 200);
     }
-    assert_eq!((stack.upstream.seen().len(), second.seen().len()), (5, 5));
+    assert_eq!((stack.upstream.requests().len(), second.requests().len()), (5, 5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_names_are_resolved_and_one_that_cannot_be_has_no_server() {
     let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(503, "no_upstream", "retry");
-    assert_eq!(answer.header("retry-after"), Some("1"));
+    let response = stack.get("/none").send().await;
+    response.assert_error(503, "no_upstream", "retry");
+    assert_eq!(response.header("retry-after"), Some("1"));
 
     let recorder = crate::harness::upstream::Upstream::start().await;
     let port = recorder.address.port();
@@ -232,7 +233,7 @@ async fn an_upstream_that_hangs_is_a_gateway_timeout() {
     stack.get("/none").send().await.assert_error(504, "gateway_timeout", "retry");
     assert!(started.elapsed() >= Duration::from_millis(200));
     stack.post("/none").body("x").send().await.assert_error(504, "gateway_timeout", "retry");
-    assert_eq!(stack.upstream.seen().len(), 2, "neither was repeated");
+    assert_eq!(stack.upstream.requests().len(), 2, "neither was repeated");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,10 +243,10 @@ async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
         ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Half: "]
     {
         stack.upstream.reply(move |_| Reply::Last(garbage.into()));
-        let answer = stack.post("/none").body("x").send().await;
-        answer.assert_error(502, "bad_gateway", "retry");
+        let response = stack.post("/none").body("x").send().await;
+        response.assert_error(502, "bad_gateway", "retry");
     }
-    assert_eq!(stack.upstream.seen().len(), 4, "none was repeated");
+    assert_eq!(stack.upstream.requests().len(), 4, "none was repeated");
 }
 
 /// A short answer never looks like a whole one.
@@ -257,9 +258,9 @@ async fn an_answer_that_breaks_off_stays_visibly_broken() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ] {
         stack.upstream.reply(move |_| Reply::Last(half.into()));
-        let answer = stack.get("/none").send().await;
-        assert_eq!(answer.status, 200);
-        assert!(!answer.is_whole, "{answer:?}");
+        let response = stack.get("/none").send().await;
+        assert_eq!(response.status, 200);
+        assert!(!response.is_whole, "{response:?}");
     }
 }
 
@@ -296,8 +297,8 @@ async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
                     if read.ends_with(b"\r\n\r\n") {
                         read.clear();
                         all_are_here.wait().await;
-                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-                        stream.write_all(answer).await.unwrap();
+                        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        stream.write_all(response).await.unwrap();
                     }
                 }
             });
@@ -312,7 +313,7 @@ async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
             clients.push(client);
         }
         for client in &mut clients {
-            assert_eq!(client.answer(false).await.status, 200);
+            assert_eq!(client.response(false).await.status, 200);
         }
     }
     assert_eq!(opened.load(Ordering::Relaxed), AT_ONCE);
@@ -335,11 +336,11 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
         stack.upstream.reply(move |_| reply.clone());
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&stack.post("/none").body("x").bytes()).await;
-        let mut answer = connection.answer(false).await;
-        while answer.status < 200 {
-            answer = connection.answer(false).await;
+        let mut response = connection.response(false).await;
+        while response.status < 200 {
+            response = connection.response(false).await;
         }
-        answer.assert_error(status, error, action);
+        response.assert_error(status, error, action);
         let counted = format!("wxgate_http_requests_total{{code=\"{status}\",route=\"/none\"}}");
         stack.until_metric(&counted, 1.0).await;
     }
@@ -372,9 +373,9 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
         connection
             .send(b"POST /none HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
             .await;
-        assert_eq!(connection.answer(false).await.status, 100);
+        assert_eq!(connection.response(false).await.status, 100);
         connection.send(body.as_bytes()).await;
-        connection.answer(false).await.assert_error(status, error, "none");
+        connection.response(false).await.assert_error(status, error, "none");
     }
 }
 
@@ -396,14 +397,14 @@ async fn what_concerns_only_the_upstreams_connection_stays_there() {
             "hello",
         )
     });
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.header("keep-alive"), answer.header("x-hop")), (None, None));
-    assert_eq!((answer.header("x-end"), answer.text().as_str()), (Some("b"), "hello"));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.header("keep-alive"), response.header("x-hop")), (None, None));
+    assert_eq!((response.header("x-end"), response.text().as_str()), (Some("b"), "hello"));
     stack
         .upstream
         .reply(|_| Reply::Last(b"HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\n".to_vec()));
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.status, answer.header("content-length")), (204, None));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.status, response.header("content-length")), (204, None));
 }
 
 /// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for what never comes.
@@ -421,7 +422,7 @@ async fn a_response_that_never_has_a_body_is_not_framed() {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&stack.get("/none").bytes()).await;
         for status in [103, 204] {
-            let answer = connection.answer(false).await;
+            let answer = connection.response(false).await;
             assert_eq!(answer.status, status, "{framing}");
             for name in ["transfer-encoding", "content-length"] {
                 assert_eq!(answer.header(name), None, "{status} {framing}");
@@ -458,7 +459,7 @@ async fn a_client_that_leaves_after_an_informational_answer_is_counted_as_such()
     stack.upstream.reply(|_| Reply::Stall(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()));
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&stack.get("/none").bytes()).await;
-    assert_eq!(connection.answer(false).await.status, 103);
+    assert_eq!(connection.response(false).await.status, 103);
     drop(connection);
     stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"/none\"}", 1.0).await;
 }

@@ -29,7 +29,7 @@ use wxgate::server::{Command, Server, StartError};
 use wxgate::telemetry::metrics::Metrics;
 use wxgate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
 
-use self::client::{Answer, Request};
+use self::client::{Request, Response};
 use self::upstream::Upstream;
 
 pub const APP: &str = DEFAULT_APP.0;
@@ -201,16 +201,16 @@ impl Stack {
     }
 
     /// Sends a login's body as JSON.
-    pub async fn try_login(&self, code: &str) -> Answer {
+    pub async fn try_login(&self, code: &str) -> Response {
         self.post("/login").json(&serde_json::json!({ "code": code })).send().await
     }
 
     /// Logs a user of the default app in and returns the token.
     pub async fn login(&self, user: &str) -> String {
         let code: u64 = rand::random();
-        let answer = self.try_login(&format!("user-{user}-{code}")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.json()["token"].as_str().unwrap().to_owned()
+        let response = self.try_login(&format!("user-{user}-{code}")).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        response.json()["token"].as_str().unwrap().to_owned()
     }
 
     /// A value of `/metrics`, by the whole name with its labels; 0 where there is none yet.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use wxgate::server::Command;
 
 use crate::harness::client::Connection;
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack, openid};
 
 /// A connection that begins as HTTP/2.
@@ -73,12 +73,12 @@ async fn a_plain_listener_takes_http_2_and_http_1_where_h2c_is_on() {
         .header("X-3rd-Session", &token)
         .header("x_openid", "evil")
         .body("payload");
-    let answer = request.send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].folded("x-openid"), [openid("alice")]);
-    assert_eq!(seen[0].all("x-forwarded-proto"), ["http"]);
-    assert_eq!(seen[0].body, b"payload");
+    let response = request.send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_2));
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].folded("x-openid"), [openid("alice")]);
+    assert_eq!(received[0].all("x-forwarded-proto"), ["http"]);
+    assert_eq!(received[0].body, b"payload");
     // A method that begins as the preface does.
     assert_eq!(stack.request("PRI", "/none").send().await.status, 200);
     assert_eq!(stack.post("/orders").token(&token).send().await.status, 200);
@@ -89,7 +89,7 @@ async fn http_2_is_no_request_where_h2c_is_off() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    connection.answer(false).await.assert_error(400, "bad_request", "none");
+    connection.response(false).await.assert_error(400, "bad_request", "none");
     assert!(connection.is_closed().await);
 }
 
@@ -132,7 +132,7 @@ async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
     }
     body.send_data(Bytes::new(), true).unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
-    assert_eq!(stack.upstream.seen()[0].body.len(), 30);
+    assert_eq!(stack.upstream.requests()[0].body.len(), 30);
 }
 
 /// What a service would read after the end is the beginning of another user's request.
@@ -164,7 +164,7 @@ async fn a_chunked_body_ends_once_however_the_client_ends_it() {
         .unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
-    let seen = stack.upstream.seen();
+    let seen = stack.upstream.requests();
     let posts = seen.iter().filter(|seen| seen.request_line.starts_with("POST"));
     let received: Vec<&[u8]> = posts.map(|seen| &*seen.body).collect();
     assert_eq!(received, [&b""[..], b"", b"abc", b"abcabc", b"abc", b"abc"]);
@@ -177,7 +177,7 @@ async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
     let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"100ms\"").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |_: &Seen| {
+    stack.upstream.reply(move |_: &Received| {
         Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
     });
     let mut client = Client::open(stack.gateway).await;
@@ -191,7 +191,7 @@ async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
 #[tokio::test]
 async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
     let stack = Stack::start_with("server.h2c = true\nlimits.write_timeout = \"300ms\"").await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(100_000)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(100_000)));
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(10);
     let mut client = Client::open_with(stack.gateway, &builder).await;
@@ -213,7 +213,7 @@ async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
 #[tokio::test]
 async fn a_client_that_keeps_giving_up_loses_its_connection() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 10").await;
-    stack.upstream.reply(|_: &Seen| Reply::Stall(Vec::new()));
+    stack.upstream.reply(|_: &Received| Reply::Stall(Vec::new()));
     let mut client = Client::open(stack.gateway).await;
     for number in 1..=11 {
         let response = client.get("/none").await;
@@ -227,7 +227,7 @@ async fn a_client_that_keeps_giving_up_loses_its_connection() {
 #[tokio::test]
 async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 3").await;
-    stack.upstream.reply(|seen: &Seen| match seen.target() {
+    stack.upstream.reply(|received: &Received| match received.target() {
         "/none/slow" => Reply::Stall(Vec::new()),
         _ => Reply::ok("", "hello"),
     });
@@ -284,7 +284,7 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
     let stack = Stack::start_with("server.h2c = true").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |_: &Seen| {
+    stack.upstream.reply(move |_: &Received| {
         Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
     });
     let mut client = Client::open(stack.gateway).await;
@@ -335,7 +335,7 @@ async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_w
 async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_ends() {
     for changes in ["limits.idle_timeout = \"200ms\"", ""] {
         let stack = Stack::start_with(&format!("server.h2c = true\n{changes}")).await;
-        stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(2_000_000)));
+        stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(2_000_000)));
         let mut client = Client::open(stack.gateway).await;
         let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
         if changes.is_empty() {
@@ -364,9 +364,9 @@ async fn an_authority_with_an_empty_port_is_legal() {
     let mut ready = timeout(PATIENCE, client.requests.clone().ready()).await.unwrap().unwrap();
     let response = ready.send_request(request.body(()).unwrap(), true).unwrap().0;
     assert_eq!(status(response).await.unwrap(), 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].all("host"), ["gateway.test:"]);
-    assert_eq!(seen[0].all("x-forwarded-host"), ["gateway.test:"]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].all("host"), ["gateway.test:"]);
+    assert_eq!(received[0].all("x-forwarded-host"), ["gateway.test:"]);
 }
 
 /// As over HTTP/1.1: services read two lines in different ways, also where they are the same.
@@ -389,5 +389,5 @@ async fn a_length_that_is_there_twice_is_refused() {
             assert_eq!(status(response).await.unwrap(), 400, "{path} {length}");
         }
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }

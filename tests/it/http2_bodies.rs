@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack};
 use crate::http2::{Client, status};
 
@@ -161,14 +161,14 @@ async fn many_tiny_frames_are_a_body_like_any_other() {
         body.send_data(Bytes::new(), true).unwrap();
         assert_eq!(status(response).await.unwrap(), 200);
     }
-    let seen = stack.upstream.seen();
-    assert!(seen.iter().all(|seen| seen.body.len() == 24_000));
+    let received = stack.upstream.requests();
+    assert!(received.iter().all(|received| received.body.len() == 24_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trailers_pass_but_not_those_that_are_ours() {
     let stack = Stack::start_with("server.h2c = true").await;
-    stack.upstream.reply(|_: &Seen| {
+    stack.upstream.reply(|_: &Received| {
         let trailers = "Grpc-Status: 0\r\nX-Request-Id: evil\r\nSet-Cookie: a=b\r\n\
                         X-OpenId: evil\r\n";
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
@@ -192,9 +192,9 @@ async fn trailers_pass_but_not_those_that_are_ours() {
     let trailers = timeout(PATIENCE, response.trailers()).await.unwrap().unwrap().unwrap();
     let names: Vec<&str> = trailers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["grpc-status"]);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].body, b"data");
-    assert_eq!(seen[0].trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].body, b"data");
+    assert_eq!(received[0].trailers, [("x-sum".to_owned(), "1".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,7 +240,7 @@ async fn a_client_that_waits_for_100_gets_one_if_the_service_does_not_ask() {
     assert_eq!(announced.unwrap().unwrap().unwrap().status(), 100);
     body.send_data(Bytes::from_static(b"data"), true).unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
-    assert_eq!(stack.upstream.seen()[0].body, b"data");
+    assert_eq!(stack.upstream.requests()[0].body, b"data");
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -295,7 +295,7 @@ async fn a_client_that_frees_its_window_once_it_is_used_up_gets_the_rest_of_it_a
     for window in [65_535, 5_000] {
         let stack = Stack::start_with("server.h2c = true").await;
         let length = ROUNDS * window;
-        stack.upstream.reply(move |_: &Seen| Reply::ok("", &"x".repeat(length)));
+        stack.upstream.reply(move |_: &Received| Reply::ok("", &"x".repeat(length)));
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(u32::try_from(window).unwrap());
         let mut client = Client::open_with(stack.gateway, &builder).await;

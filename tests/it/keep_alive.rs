@@ -10,11 +10,11 @@ use crate::harness::upstream::Reply;
 
 /// Sends so many requests one after the other; the numbers of the connections that they took.
 async fn connections(stack: &Stack, count: usize) -> Vec<usize> {
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for _ in 0..count {
         assert_eq!(stack.post("/none").body("x").send().await.status, 200);
     }
-    stack.upstream.seen_after(before).iter().map(|seen| seen.connection).collect()
+    stack.upstream.requests_after(before).iter().map(|received| received.connection).collect()
 }
 
 async fn start(keep_alive: &'static str) -> Stack {

@@ -6,25 +6,25 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use crate::harness::client::{self, Answer};
+use crate::harness::client::{self, Response};
 use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid, serve_bytes, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_becomes_a_token_and_nothing_else_is_told() {
     let stack = Stack::start().await;
-    let answer = stack.try_login("user-alice-1").await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    let body = answer.json();
+    let response = stack.try_login("user-alice-1").await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let body = response.json();
     assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
     let token = body["token"].as_str().unwrap();
     assert_eq!(token.len(), 43);
     assert_eq!(body["token_type"], "Bearer");
     assert_eq!(body["expires_in"], 7200);
-    assert!(!answer.text().contains(&openid("alice")));
-    let seen = stack.get("/").token(token).seen().await;
-    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+    assert!(!response.text().contains(&openid("alice")));
+    let received = stack.get("/").token(token).forwarded().await;
+    assert_eq!(received.all("x-openid"), [openid("alice")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,8 +130,8 @@ async fn an_empty_app_id_counts_as_none() {
         form("app_id&code=user-a-4"),
         stack.get("/login?code=user-a-5&app_id="),
     ] {
-        let answer = request.send().await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = request.send().await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     for request in [
         form("code=user-b-1&app_id=&app_id="),
@@ -219,18 +219,18 @@ async fn what_is_no_login_is_refused_before_wechat_is_asked() {
         r#"{"code":"a b"}"#,
         r#"{"code":"user-a","app_id":"wxunknown"}"#,
     ] {
-        let answer = stack.post("/login").body(body).send().await;
-        answer.assert_error(400, "bad_request", "none");
+        let response = stack.post("/login").body(body).send().await;
+        response.assert_error(400, "bad_request", "none");
     }
     let long = format!(r#"{{"code":"{}"}}"#, "a".repeat(129));
     stack.post("/login").body(long).send().await.assert_error(400, "bad_request", "none");
     let odd = stack.post("/login").header("Content-Type", "multipart/form-data; boundary=x");
     odd.body(r#"{"code":"user-a"}"#).send().await.assert_error(400, "bad_request", "none");
     let big = vec![b' '; 17 << 10];
-    let answer = stack.post("/login").body(big.clone()).send().await;
-    answer.assert_error(413, "body_too_large", "none");
-    let answer = stack.post("/login").body(big).chunked().send().await;
-    answer.assert_error(413, "body_too_large", "none");
+    let response = stack.post("/login").body(big.clone()).send().await;
+    response.assert_error(413, "body_too_large", "none");
+    let response = stack.post("/login").body(big).chunked().send().await;
+    response.assert_error(413, "body_too_large", "none");
     assert_eq!(stack.sandbox.exchanges(), 0);
     let unknown = "wxgate_logins_total{app_id=\"unknown\",outcome=\"bad_request\"}";
     assert!(stack.metric(unknown).await >= 5.0);
@@ -239,8 +239,8 @@ async fn what_is_no_login_is_refused_before_wechat_is_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_developer_tools_mock_code_is_told_without_asking_wechat() {
     let stack = Stack::start().await;
-    let answer = stack.try_login("the code is a mock one").await;
-    answer.assert_error(401, "invalid_code", "login");
+    let response = stack.try_login("the code is a mock one").await;
+    response.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 0);
 }
 
@@ -302,9 +302,9 @@ async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
     .enumerate()
     {
         let started = Instant::now();
-        let answer = stack.try_login(code).await;
-        answer.assert_error(status, error, action);
-        assert_eq!(answer.header("retry-after").is_some(), status == 504, "{code}");
+        let response = stack.try_login(code).await;
+        response.assert_error(status, error, action);
+        assert_eq!(response.header("retry-after").is_some(), status == 504, "{code}");
         assert!(started.elapsed() < Duration::from_secs(3), "{code}");
         assert_eq!(stack.sandbox.exchanges(), number as u64 + 1, "{code}");
     }
@@ -318,9 +318,9 @@ async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
 async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
     let unused = unused_address().await;
     let stack = Stack::start_with(&format!("wechat.base_url = \"http://{unused}\"")).await;
-    let answer = stack.try_login("user-a-1").await;
-    answer.assert_error(503, "wechat_busy", "retry");
-    assert!(answer.header("retry-after").is_some());
+    let response = stack.try_login("user-a-1").await;
+    response.assert_error(503, "wechat_busy", "retry");
+    assert!(response.header("retry-after").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,14 +353,14 @@ async fn several_apps_are_told_apart() {
         )
     };
     let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, "default = true"))).await;
-    let token = |answer: Answer| answer.json()["token"].as_str().unwrap().to_owned();
+    let token = |response: Response| response.json()["token"].as_str().unwrap().to_owned();
     let default = token(stack.try_login("user-a-1").await);
     let body = json!({ "code": "user-a-2", "app_id": APP });
     let named = token(stack.post("/login").json(&body).send().await);
-    assert_eq!(stack.get("/").token(&default).seen().await.all("x-appid"), [OTHER_APP]);
-    let seen = stack.get("/").token(&named).seen().await;
-    assert_eq!(seen.all("x-appid"), [APP]);
-    assert_eq!(seen.all("x-openid"), [openid("a")]);
+    assert_eq!(stack.get("/").token(&default).forwarded().await.all("x-appid"), [OTHER_APP]);
+    let received = stack.get("/").token(&named).forwarded().await;
+    assert_eq!(received.all("x-appid"), [APP]);
+    assert_eq!(received.all("x-openid"), [openid("a")]);
 
     let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, ""))).await;
     stack.try_login("user-a-1").await.assert_error(400, "bad_request", "none");
@@ -372,7 +372,7 @@ async fn a_body_that_does_not_come_is_a_timeout() {
     let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
     let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
     connection.send(b"POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{").await;
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
 }
 
 /// The request that WeChat gets is exactly the documented one.

@@ -4,31 +4,31 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::client::{self, Answer, Connection};
+use crate::harness::client::{self, Connection, Response};
 use crate::harness::process_log::{logged, logged_with};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 /// A login of the default app, by a client that names an app id.
-async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Answer {
+async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Response {
     let referer = format!("https://servicewechat.com/{app_id}/12/page-frame.html");
     let login = stack.post("/login").header("Referer", &referer);
     login.json(&json!({ "code": code })).send().await
 }
 
 /// The warnings about requests.
-fn warnings(answers: &[Answer]) -> Vec<Value> {
-    let lines = answers.iter().flat_map(logged);
+fn warnings(responses: &[Response]) -> Vec<Value> {
+    let lines = responses.iter().flat_map(logged);
     lines.filter(|line| line["level"] == "WARN").map(|line| line["fields"].clone()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_other_app_id() {
     let stack = Stack::start().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..5 {
-        answers.push(login_from(&stack, &format!("err-40029-{number}"), OTHER_APP).await);
+        responses.push(login_from(&stack, &format!("err-40029-{number}"), OTHER_APP).await);
     }
-    let first = warnings(&answers);
+    let first = warnings(&responses);
     assert_eq!(first.len(), 1, "{first:?}");
     assert_eq!((&first[0]["app_id"], &first[0]["refused"]), (&APP.into(), &1.into()));
     assert_eq!(first[0]["referer_app_id"], OTHER_APP);
@@ -79,11 +79,11 @@ async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_its
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mock_code_of_the_developer_tools_has_its_own_words_once_a_minute() {
     let stack = Stack::start().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..3 {
-        answers.push(login_from(&stack, "the code is a mock one", OTHER_APP).await);
+        responses.push(login_from(&stack, "the code is a mock one", OTHER_APP).await);
     }
-    let lines = warnings(&answers);
+    let lines = warnings(&responses);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0]["message"].as_str().unwrap().contains("developer tools"), "{lines:?}");
     assert_eq!((&lines[0]["app_id"], &lines[0]["suppressed"]), (&APP.into(), &0.into()));
@@ -106,8 +106,8 @@ async fn the_meaning_of_an_errcode_is_logged() {
         (61024, "third-party platform"),
         (89503, "must confirm"),
     ] {
-        let answer = stack.try_login(&format!("err-{errcode}-x")).await;
-        let lines = logged(&answer);
+        let response = stack.try_login(&format!("err-{errcode}-x")).await;
+        let lines = logged(&response);
         let shown = lines.iter().find(|line| line["level"] != "DEBUG").unwrap();
         let fields = &shown["fields"];
         assert!(fields["meaning"].as_str().unwrap().contains(words), "{fields}");
@@ -147,7 +147,10 @@ async fn the_access_line_of_a_login_has_its_app_its_user_and_the_errcode() {
         (Connection::open(stack.gateway).await, Connection::open(stack.gateway).await);
     first.send(request.as_bytes()).await;
     second.send(request.as_bytes()).await;
-    assert_eq!((first.answer(false).await.status, second.answer(false).await.status), (200, 200));
+    assert_eq!(
+        (first.response(false).await.status, second.response(false).await.status),
+        (200, 200)
+    );
     assert_eq!(stack.try_login(code).await.status, 200);
 
     let lines = access_lines(&stack, 14).await;
@@ -194,7 +197,7 @@ async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start()
     stack.until_metric("wxgate_wechat_queue", 2.0).await;
     assert_eq!(stack.metric("wxgate_wechat_in_flight").await, 1.0);
     for connection in &mut held {
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
     assert_eq!(stack.metric("wxgate_wechat_queue").await, 0.0);
     assert_eq!(stack.metric("wxgate_wechat_in_flight").await, 0.0);

@@ -235,8 +235,8 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
             program.signal(signal);
             // Some only stop it.
             program.signal("CONT");
-            let answer = client::get(address, "/none").await;
-            assert!(answer.status > 0, "{subcommand} after {signal}");
+            let response = client::get(address, "/none").await;
+            assert!(response.status > 0, "{subcommand} after {signal}");
             let ended = program.child.try_wait().unwrap();
             assert!(ended.is_none(), "{subcommand} was ended by {signal}: {ended:?}");
         }
@@ -295,10 +295,10 @@ async fn rotation_by_rename_and_signal_loses_no_line() {
                 let mut connection = Connection::open(address).await;
                 while !ends.load(std::sync::atomic::Ordering::Relaxed) {
                     connection.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
-                    let answer = connection.answer(false).await;
-                    assert_eq!(answer.status, 401);
+                    let response = connection.response(false).await;
+                    assert_eq!(response.status, 401);
                     sent += 1;
-                    if answer.header("connection") == Some("close") {
+                    if response.header("connection") == Some("close") {
                         connection = Connection::open(address).await;
                     }
                 }

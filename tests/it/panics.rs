@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::harness::client::Connection;
 use crate::harness::process_log::{self, PANICS};
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack, unused_address};
 use crate::http2::{Client, status};
 
@@ -59,7 +59,7 @@ async fn breaks_off() -> std::net::SocketAddr {
 fn waits(stack: &Stack) -> Arc<Notify> {
     let released = Arc::new(Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |seen: &Seen| match seen.target() {
+    stack.upstream.reply(move |received: &Received| match received.target() {
         "/none/waits" => Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
         _ => Reply::ok("", "hello"),
     });
@@ -78,17 +78,17 @@ async fn a_panic_is_a_500_to_its_client_and_nothing_to_others() {
     stack.upstream.until_requests(1).await;
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.post("/panics").body("body").bytes()).await;
-    let answer = client.answer(false).await;
-    answer.assert_error(500, "internal_error", "none");
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.response(false).await;
+    response.assert_error(500, "internal_error", "none");
+    assert_eq!(response.header("connection"), Some("close"));
     assert!(client.is_closed().await);
     stack.until_metric(COUNTED, 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
     released.notify_one();
-    assert_eq!(other.answer(false).await.status, 204);
+    assert_eq!(other.response(false).await.status, 204);
     assert_eq!(stack.get("/none").send().await.status, 200);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
-    let request_id = answer.header("x-request-id").unwrap();
+    let request_id = response.header("x-request-id").unwrap();
     let log = process_log::text_after(position);
     let mut lines = log.lines().filter(|line| line.contains(request_id));
     assert!(
@@ -117,8 +117,8 @@ async fn a_panic_within_a_response_breaks_it_off() {
     let stack = stack(breaks_off().await).await;
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.get("/panics").bytes()).await;
-    let answer = client.answer_or_end().await;
-    assert!(answer.is_none_or(|answer| !answer.is_whole), "it ends as if it were whole");
+    let response = client.response_or_end().await;
+    assert!(response.is_none_or(|response| !response.is_whole), "it ends as if it were whole");
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
     let log = stack.directory.path().join("access.log");
     let written = async {

@@ -78,11 +78,11 @@ async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
     };
     let header = format!("X-3rd-Session: {token}");
     assert_eq!(curl("/upload", &[&header]), "hello\n200");
-    assert_eq!(stack.upstream.seen()[0].body.len(), 3_000_000);
+    assert_eq!(stack.upstream.requests()[0].body.len(), 3_000_000);
     let refused = curl("/upload", &[]);
     assert!(refused.ends_with("401") && refused.contains("missing_token"), "{refused}");
     assert!(curl("/login", &[]).ends_with("413"));
-    assert_eq!(stack.upstream.seen().len(), 1);
+    assert_eq!(stack.upstream.requests().len(), 1);
 }
 
 /// OpenSSL completes no chain that it is not given, as phones do not.

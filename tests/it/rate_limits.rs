@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::client::Answer;
+use crate::harness::client::Response;
 use crate::harness::{APP, OTHER_APP, Stack, TWO_APPS};
 
 /// A required, an anonymous and an optional route with limits.
@@ -25,9 +25,9 @@ const ROUTES: &str = r#"
     rate_per_user = "2/10s"
 "#;
 
-fn assert_limited(answer: &Answer, seconds: &str) {
-    answer.assert_error(429, "rate_limited", "retry");
-    assert_eq!(answer.header("retry-after"), Some(seconds));
+fn assert_limited(response: &Response, seconds: &str) {
+    response.assert_error(429, "rate_limited", "retry");
+    assert_eq!(response.header("retry-after"), Some(seconds));
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
     assert_eq!(stack.get("/").token(&second).send().await.status, 200);
     assert_limited(&stack.get("/").token(&first).send().await, "5");
     assert_limited(&stack.get("/").token(&second).send().await, "5");
-    assert_eq!(stack.upstream.seen().len(), 2);
+    assert_eq!(stack.upstream.requests().len(), 2);
     // Neither another user nor another route has less for it.
     assert_eq!(stack.get("/").token(&bob).send().await.status, 200);
     assert_eq!(stack.get("/optional").token(&first).send().await.status, 200);
@@ -66,7 +66,7 @@ async fn an_address_has_so_many_requests_of_a_route_whoever_asks() {
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert_eq!(stack.get("/none").token(&token).send().await.status, 200);
     assert_limited(&stack.get("/none").header("X-Forwarded-For", "192.0.2.1").send().await, "5");
-    assert_eq!(stack.upstream.seen().len(), 2);
+    assert_eq!(stack.upstream.requests().len(), 2);
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
 }
 

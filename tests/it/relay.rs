@@ -12,13 +12,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::attack::wechat::{WeChat, ok};
 use crate::harness::certificate::Authority;
-use crate::harness::client::Answer;
+use crate::harness::client::Response;
 use crate::harness::process_log::{logged, logged_with};
 use crate::harness::{SECRET, Stack, canary, openid, serve_bytes, unused_address};
 
 /// The one error that was logged about a request.
-fn error(answer: &Answer) -> String {
-    let lines = logged(answer);
+fn error(response: &Response) -> String {
+    let lines = logged(response);
     let errors: Vec<_> = lines.iter().filter_map(|line| line["fields"]["error"].as_str()).collect();
     assert_eq!(errors.len(), 1, "{lines:?}");
     errors[0].to_owned()
@@ -85,10 +85,10 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
         deep.as_bytes(),
     ];
     for (number, body) in refusals.into_iter().enumerate() {
-        wechat.answer(ok_bytes(body));
-        let answer = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
-        assert_eq!(answer.status, 401, "{}: {}", body.escape_ascii(), answer.text());
-        answer.assert_error(401, "invalid_code", "login");
+        wechat.respond(ok_bytes(body));
+        let response = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
+        assert_eq!(response.status, 401, "{}: {}", body.escape_ascii(), response.text());
+        response.assert_error(401, "invalid_code", "login");
     }
     let openid = openid("alice");
     for (number, rest) in [
@@ -102,12 +102,12 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
     .enumerate()
     {
         let fields = format!("{{\"openid\":\"{openid}\",\"session_key\":\"k==\",");
-        wechat.answer(ok_bytes(&[b"\xef\xbb\xbf", fields.as_bytes(), rest, b"}"].concat()));
-        let answer = stack.try_login(&format!("granted-{number}")).await;
-        assert_eq!(answer.status, 200, "{}: {}", rest.escape_ascii(), error(&answer));
-        let token = answer.json()["token"].as_str().unwrap().to_owned();
-        let seen = stack.get("/").token(&token).seen().await;
-        assert_eq!(seen.all("x-openid"), [openid.as_str()]);
+        wechat.respond(ok_bytes(&[b"\xef\xbb\xbf", fields.as_bytes(), rest, b"}"].concat()));
+        let response = stack.try_login(&format!("granted-{number}")).await;
+        assert_eq!(response.status, 200, "{}: {}", rest.escape_ascii(), error(&response));
+        let token = response.json()["token"].as_str().unwrap().to_owned();
+        let received = stack.get("/").token(&token).forwarded().await;
+        assert_eq!(received.all("x-openid"), [openid.as_str()]);
     }
 }
 
@@ -139,10 +139,10 @@ async fn a_field_that_decides_is_read_strictly_and_a_body_that_is_cut_off_never(
         br#"{"openid":["o1"],"session_key":"k"}"#,
     ];
     for (number, body) in bodies.into_iter().enumerate() {
-        wechat.answer(ok_bytes(body));
-        let answer = stack.try_login(&format!("malformed-{number}")).await;
-        assert_eq!(answer.status, 502, "{}", body.escape_ascii());
-        answer.assert_error(502, "wechat_rejected", "none");
+        wechat.respond(ok_bytes(body));
+        let response = stack.try_login(&format!("malformed-{number}")).await;
+        assert_eq!(response.status, 502, "{}", body.escape_ascii());
+        response.assert_error(502, "wechat_rejected", "none");
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
 }
@@ -156,7 +156,7 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
             .into_iter()
             .enumerate()
     {
-        wechat.answer(response(status, location, "<html>no</html>"));
+        wechat.respond(response(status, location, "<html>no</html>"));
         let answer = stack.try_login(&format!("status-{number}")).await;
         answer.assert_error(502, "wechat_rejected", "none");
         let error = error(&answer);
@@ -164,7 +164,7 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
         assert!(error.contains(&status), "{error}");
         assert!(error.contains(&format!("http://{}", wechat.address)), "{error}");
     }
-    wechat.answer(response("502 Bad Gateway", "", "{\"errcode\":40029}"));
+    wechat.respond(response("502 Bad Gateway", "", "{\"errcode\":40029}"));
     let answer = stack.try_login("status-502").await;
     answer.assert_error(504, "wechat_timeout", "login");
     assert!(error(&answer).contains("HTTP status 502"));
@@ -174,10 +174,10 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
 async fn a_relay_that_has_too_many_requests_is_busy_for_as_long_as_it_says() {
     let (stack, wechat) = scripted("").await;
     let wait = async |number: usize, lines: &str| {
-        wechat.answer(response("429 Too Many Requests", lines, "slow down"));
-        let answer = stack.try_login(&format!("many-{number}")).await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        answer.header("retry-after").unwrap().parse::<u32>().unwrap()
+        wechat.respond(response("429 Too Many Requests", lines, "slow down"));
+        let response = stack.try_login(&format!("many-{number}")).await;
+        response.assert_error(503, "wechat_busy", "retry");
+        response.header("retry-after").unwrap().parse::<u32>().unwrap()
     };
     assert!((2..=5).contains(&wait(0, "").await));
     assert!((40..=52).contains(&wait(1, "Retry-After: 40\r\n").await));
@@ -210,9 +210,9 @@ async fn an_errcode_in_the_body_of_a_4xx_decides_and_a_user_in_it_does_not() {
     .into_iter()
     .enumerate()
     {
-        wechat.answer(response(status, "", body));
-        let answer = stack.try_login(&format!("reported-{number}")).await;
-        assert_eq!(answer.status, expected, "{status} {body}: {}", answer.text());
+        wechat.respond(response(status, "", body));
+        let response = stack.try_login(&format!("reported-{number}")).await;
+        assert_eq!(response.status, expected, "{status} {body}: {}", response.text());
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
 }
@@ -232,8 +232,8 @@ async fn base_url_may_have_a_path_prefix() {
     {
         let changes = format!("wechat.base_url = \"http://{}{suffix}\"", wechat.address);
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login(&format!("user-alice-{number}")).await;
-        assert_eq!(answer.status, 200, "{suffix}");
+        let response = stack.try_login(&format!("user-alice-{number}")).await;
+        assert_eq!(response.status, 200, "{suffix}");
         let asked = wechat.asked().pop().unwrap();
         assert!(asked.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{asked}");
     }
@@ -269,10 +269,10 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
     .into_iter()
     .enumerate()
     {
-        wechat.answer(ok(&format!("{{\"errcode\":{},\"errmsg\":\"{errmsg}\"}}", 70000 + number)));
-        let answer = stack.try_login(&format!("traced-{number}")).await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let lines = logged(&answer);
+        wechat.respond(ok(&format!("{{\"errcode\":{},\"errmsg\":\"{errmsg}\"}}", 70000 + number)));
+        let response = stack.try_login(&format!("traced-{number}")).await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let lines = logged(&response);
         assert_eq!(lines[0]["fields"]["rid"].as_str(), rid, "{errmsg}");
     }
     // The canary fails this test if one of these is logged.
@@ -283,16 +283,16 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
         (71005, "rid: the-code-of~".to_owned()),
         (71006, format!("rid: {}", &SECRET[..8])),
     ] {
-        wechat.answer(ok(&format!("{{\"errcode\":{errcode},\"errmsg\":\"{errmsg}\"}}")));
-        let answer = stack.try_login("the-code-of-this-test").await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let lines = logged(&answer);
+        wechat.respond(ok(&format!("{{\"errcode\":{errcode},\"errmsg\":\"{errmsg}\"}}")));
+        let response = stack.try_login("the-code-of-this-test").await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let lines = logged(&response);
         assert_eq!((lines.len(), &lines[0]["fields"]["rid"]), (1, &Value::Null));
     }
     // An errmsg that is no text may name one, too.
-    wechat.answer(ok(r#"{"errcode":71004,"errmsg":{"zh":"x\n","rid":"rid: 608d5803.a"}}"#));
-    let answer = stack.try_login("traced-object").await;
-    assert_eq!(logged(&answer)[0]["fields"]["rid"], "608d5803.a");
+    wechat.respond(ok(r#"{"errcode":71004,"errmsg":{"zh":"x\n","rid":"rid: 608d5803.a"}}"#));
+    let response = stack.try_login("traced-object").await;
+    assert_eq!(logged(&response)[0]["fields"]["rid"], "608d5803.a");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -381,9 +381,9 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
     ] {
         let changes = format!("[wechat]\nbase_url = \"{url}\"\n{rest}");
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        assert_eq!(error(&answer), format!("WeChat cannot be reached: {expected}"));
+        let response = stack.try_login("user-a-1").await;
+        response.assert_error(503, "wechat_busy", "retry");
+        assert_eq!(error(&response), format!("WeChat cannot be reached: {expected}"));
     }
     drop(waiting);
 }
@@ -395,11 +395,11 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
     let other = serve_bytes(b"SSH-2.0-OpenSSH_9.7\r\n").await;
     let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
     let stack = Stack::start_with("wechat.timeout = \"300ms\"").await;
-    let answer = stack.try_login("hang-1").await;
-    answer.assert_error(504, "wechat_timeout", "login");
+    let response = stack.try_login("hang-1").await;
+    response.assert_error(504, "wechat_timeout", "login");
     let wechat = stack.wechat_address;
     assert_eq!(
-        error(&answer),
+        error(&response),
         format!(
             "WeChat did not respond in time, and the code may be spent: no response within \
              wechat.timeout (http://{wechat})"
@@ -442,9 +442,9 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
         let proxy = proxy.unwrap_or_default();
         let changes = format!("[wechat]\nbase_url = \"http://{base_url}\"\n{proxy}");
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        assert_eq!(answer.status, status, "{}", answer.text());
-        assert_eq!(error(&answer), expected);
+        let response = stack.try_login("user-a-1").await;
+        assert_eq!(response.status, status, "{}", response.text());
+        assert_eq!(error(&response), expected);
     }
 }
 
@@ -488,9 +488,9 @@ async fn a_certificate_that_is_not_accepted_is_logged_with_the_reason() {
             ca_file.display()
         );
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let error = error(&answer);
+        let response = stack.try_login("user-a-1").await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let error = error(&response);
         let begin = format!("WeChat's certificate is not accepted: {expected}");
         assert!(error.starts_with(&begin), "{error}");
         assert!(error.ends_with(&format!("(https://localhost:{port})")), "{error}");

@@ -83,7 +83,7 @@ async fn a_reload_changes_routes_upstreams_apps_and_limits() {
     );
     assert!(stack.reload(&changes).await);
     assert_eq!(stack.get("/other").send().await.status, 200);
-    assert_eq!(other.seen().len(), 1);
+    assert_eq!(other.requests().len(), 1);
     assert_eq!(stack.get(&format!("/{}", "x".repeat(80))).send().await.status, 431);
     let login = serde_json::json!({ "code": "user-anna-1", "app_id": OTHER_APP });
     assert_eq!(stack.post("/login").json(&login).send().await.status, 200);
@@ -236,19 +236,19 @@ async fn each_request_sees_one_configuration() {
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
     assert!(stack.reload("identity.openid_header = \"X-Other\"").await);
     release.notify_one();
-    let answer = busy.answer(false).await;
-    assert_eq!(answer.header("x-other"), Some("secret"), "the old names are stripped");
-    assert_eq!(answer.header("x-openid"), None);
+    let response = busy.response(false).await;
+    assert_eq!(response.header("x-other"), Some("secret"), "the old names are stripped");
+    assert_eq!(response.header("x-openid"), None);
     // The next one, on the same connection, is of the new configuration.
     release.notify_one();
     busy.send(&stack.get("/").token(&token).bytes()).await;
-    let answer = busy.answer(false).await;
-    assert_eq!(answer.header("x-other"), None);
-    assert_eq!(answer.header("x-openid"), Some("own"));
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].all("x-openid"), [openid("anna")]);
-    assert_eq!(seen[1].all("x-other"), [openid("anna")]);
-    assert!(seen[1].all("x-openid").is_empty());
+    let response = busy.response(false).await;
+    assert_eq!(response.header("x-other"), None);
+    assert_eq!(response.header("x-openid"), Some("own"));
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].all("x-openid"), [openid("anna")]);
+    assert_eq!(received[1].all("x-other"), [openid("anna")]);
+    assert!(received[1].all("x-openid").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -359,7 +359,7 @@ async fn included_files_add_routes_and_are_watched() {
     );
     fs::write(folder.join("shop.toml"), &text).unwrap();
     until("a new file is found", async || stack.get("/shop").send().await.status == 200).await;
-    assert!(!service.seen().is_empty());
+    assert!(!service.requests().is_empty());
     // Not meant to be read.
     fs::write(folder.join(".#shop.toml"), "half").unwrap();
     fs::write(folder.join("shop.toml"), text.replace("none", "required")).unwrap();
@@ -448,9 +448,9 @@ async fn reloads_under_load_fail_no_request() {
             let mut connection = Connection::open(stack.gateway).await;
             while !ends.load(Ordering::Relaxed) {
                 connection.send(&stack.get("/").token(&token).bytes()).await;
-                let answer = connection.answer(false).await;
-                assert_eq!(answer.status, 200, "{}", answer.text());
-                if answer.header("connection") == Some("close") {
+                let response = connection.response(false).await;
+                assert_eq!(response.status, 200, "{}", response.text());
+                if response.header("connection") == Some("close") {
                     connection = Connection::open(stack.gateway).await;
                 }
                 if served.fetch_add(1, Ordering::Relaxed) % 50 == number {

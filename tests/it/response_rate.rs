@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack};
 use crate::http2::Client;
 
@@ -21,7 +21,7 @@ async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
     let stack =
         Stack::start_with(&format!("server.h2c = true\nlimits.min_response_rate = \"{rate}\""))
             .await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(1_000_000)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(1_000_000)));
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(u32::try_from(piece).unwrap());
     let mut client = Client::open_with(stack.gateway, &builder).await;
@@ -59,7 +59,7 @@ async fn only_a_client_that_takes_too_little_is_cut_off() {
 /// Over HTTP/1.1 the system holds a part of the response that the client has not taken yet.
 async fn is_cut_off_in_time(rate: usize) -> bool {
     let stack = Stack::start_with("limits.min_response_rate = \"1MiB\"").await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(LARGE)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));
     let mut stream = slow_reader(&stack).await;
     let reading = tokio::spawn(async move {
         let mut piece = vec![0; rate / 20];
@@ -90,7 +90,7 @@ async fn what_the_system_holds_for_a_client_was_not_taken_by_it() {
 async fn a_client_that_always_takes_something_is_not_cut_off() {
     let limits = "limits.min_response_rate = \"0B\"\nlimits.write_timeout = \"3s\"";
     let stack = Stack::start_with(limits).await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(LARGE)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));
     let mut stream = slow_reader(&stack).await;
     let mut piece = vec![0; 10_000];
     let start = Instant::now();

@@ -4,22 +4,22 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::upstream::{Reply, Upstream};
 use crate::harness::{Stack, openid};
 
 /// Asks under a host of its own choosing.
-async fn ask(stack: &Stack, head: &str) -> Answer {
+async fn ask(stack: &Stack, head: &str) -> Response {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
-    connection.answer(head.starts_with("HEAD")).await
+    connection.response(head.starts_with("HEAD")).await
 }
 
 /// The route that answers, by what it says.
 async fn route_of(stack: &Stack, head: &str) -> String {
-    let answer = ask(stack, head).await;
-    assert_eq!(answer.status, 200, "{head}: {}", answer.text());
-    answer.header("x-route").unwrap_or_default().to_owned()
+    let response = ask(stack, head).await;
+    assert_eq!(response.status, 200, "{head}: {}", response.text());
+    response.header("x-route").unwrap_or_default().to_owned()
 }
 
 /// Routes that answer with their own names.
@@ -143,7 +143,7 @@ async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
             lines.iter().fold(stack.get("/"), |ask, (name, value)| ask.header(name, value));
         request.send().await.assert_error(400, "bad_request", "none");
     }
-    assert_eq!(stack.upstream.seen().len(), 0);
+    assert_eq!(stack.upstream.requests().len(), 0);
     assert_eq!(stack.get("/").header("X-Staff", "0").send().await.status, 200);
 }
 
@@ -173,9 +173,9 @@ async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_
     }
     let twice = ask("keep-alive").header("Connection", "X-Api-Version");
     twice.send().await.assert_error(400, "bad_request", "none");
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     for connection in ["keep-alive", "X-Other, X-Api-Versions"] {
-        assert_eq!(ask(connection).seen().await.all("x-api-version"), ["2"]);
+        assert_eq!(ask(connection).forwarded().await.all("x-api-version"), ["2"]);
     }
 }
 
@@ -234,30 +234,30 @@ async fn a_route_may_answer_without_a_service() {
         "#
     );
     let stack = Stack::start_with(&changes).await;
-    let answer = stack.get("/MP_verify_Ab1.txt?x=1").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "Ab1"));
-    assert_eq!(answer.header("content-type"), Some("text/plain"));
-    assert_eq!(answer.header("content-length"), Some("3"));
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert!(answer.header("x-request-id").is_some());
-    assert_eq!(answer.header("x-wxgate-error"), None);
-    let answer = stack.request("HEAD", "/MP_verify_Ab1.txt").send().await;
-    assert_eq!((answer.header("content-length"), answer.body.len()), (Some("3"), 0));
+    let response = stack.get("/MP_verify_Ab1.txt?x=1").send().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "Ab1"));
+    assert_eq!(response.header("content-type"), Some("text/plain"));
+    assert_eq!(response.header("content-length"), Some("3"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert!(response.header("x-request-id").is_some());
+    assert_eq!(response.header("x-wxgate-error"), None);
+    let response = stack.request("HEAD", "/MP_verify_Ab1.txt").send().await;
+    assert_eq!((response.header("content-length"), response.body.len()), (Some("3"), 0));
     let refused = stack.post("/MP_verify_Ab1.txt").body("x").send().await;
     refused.assert_error(405, "method_not_allowed", "none");
 
-    let answer = stack.post("/gone/x").body("a body that nobody reads").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (410, "<p>\n商品</p>\n"));
-    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
-    assert_eq!(answer.header("cache-control"), Some("max-age=60"));
-    let answer = stack.get("/old").send().await;
-    assert_eq!((answer.status, answer.header("location")), (301, Some("/new")));
-    assert_eq!(answer.header("content-type"), None);
+    let response = stack.post("/gone/x").body("a body that nobody reads").send().await;
+    assert_eq!((response.status, response.text().as_str()), (410, "<p>\n商品</p>\n"));
+    assert_eq!(response.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(response.header("cache-control"), Some("max-age=60"));
+    let response = stack.get("/old").send().await;
+    assert_eq!((response.status, response.header("location")), (301, Some("/new")));
+    assert_eq!(response.header("content-type"), None);
 
     stack.get("/private").send().await.assert_error(401, "missing_token", "login");
     let token = stack.login("alice").await;
     assert_eq!(stack.get("/private").token(&token).send().await.text(), "yours");
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     stack.until_metric("wxgate_http_requests_total{code=\"410\",route=\"/gone\"}", 1.0).await;
 }
 
@@ -294,21 +294,21 @@ async fn a_route_gives_the_service_the_path_that_it_knows() {
         ("/api/v1/shop/x/", "/internal/shop/x/"),
         ("/apis", "/apis"),
     ] {
-        assert_eq!(stack.get(path).seen().await.target(), target, "{path}");
+        assert_eq!(stack.get(path).forwarded().await.target(), target, "{path}");
         let absolute = format!("http://gateway.test{path}");
-        assert_eq!(stack.get(&absolute).seen().await.target(), target, "{absolute}");
+        assert_eq!(stack.get(&absolute).forwarded().await.target(), target, "{absolute}");
     }
     // Each would be forwarded on a route that leaves paths alone.
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for rest in [
         "/a/../b", "/./b", "//b", "/a;v=1", "/a%2Fb", "/a%5Cb", "/a%2Eb", "/a%25", "/a%3Bb",
         "/a%3Fb", "/a%23b",
     ] {
         let refused = stack.get(&format!("/api{rest}")).send().await;
         refused.assert_error(400, "bad_request", "none");
-        stack.get(&format!("/x{rest}")).seen().await;
+        stack.get(&format!("/x{rest}")).forwarded().await;
     }
-    assert_eq!(stack.upstream.seen().len(), before + 11);
+    assert_eq!(stack.upstream.requests().len(), before + 11);
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"/api\"}", 14.0).await;
 }
 
@@ -322,9 +322,9 @@ async fn a_rewritten_path_reaches_the_service_over_http2_too() {
     let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
     let url = format!("http://{}/api/x?y=1", stack.gateway);
     assert_eq!(client.get(url).send().await.unwrap().status(), 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].target(), "/x?y=1");
-    assert_eq!(seen[0].all("host"), [stack.gateway.to_string()]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].target(), "/x?y=1");
+    assert_eq!(received[0].all("host"), [stack.gateway.to_string()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,7 +345,7 @@ async fn a_route_sets_and_removes_headers_but_identity_stays_the_gateways() {
     stack.upstream.reply(|_| {
         Reply::ok("Server: x\r\nX-Powered-By: y\r\nSet-Cookie: a=b\r\nX-Kept: 1\r\n", "hello")
     });
-    let seen = stack
+    let received = stack
         .get("/")
         .token(&token)
         .header("X_Api_Version", "9")
@@ -355,19 +355,19 @@ async fn a_route_sets_and_removes_headers_but_identity_stays_the_gateways() {
         .header("Cookie", "a=b")
         .header("X-OpenId", "forged")
         .header("X-Kept", "1")
-        .seen()
+        .forwarded()
         .await;
-    assert_eq!(seen.folded("x-api-version"), ["2"]);
-    assert_eq!(seen.folded("x-admin"), [""; 0]);
-    assert_eq!(seen.folded("cookie"), [""; 0]);
-    assert_eq!(seen.folded("authorization"), [format!("Bearer {}", "a".repeat(43))]);
-    assert_eq!(seen.folded("x-openid"), [openid("alice")]);
-    assert_eq!(seen.all("x-kept"), ["1"]);
-    let answer = stack.get("/").token(&token).send().await;
-    assert_eq!(answer.header("server"), Some("shop"));
-    assert_eq!(answer.header("strict-transport-security"), Some("max-age=1"));
-    assert_eq!(answer.header("x-kept"), Some("1"));
-    assert_eq!((answer.header("x-powered-by"), answer.header("set-cookie")), (None, None));
+    assert_eq!(received.folded("x-api-version"), ["2"]);
+    assert_eq!(received.folded("x-admin"), [""; 0]);
+    assert_eq!(received.folded("cookie"), [""; 0]);
+    assert_eq!(received.folded("authorization"), [format!("Bearer {}", "a".repeat(43))]);
+    assert_eq!(received.folded("x-openid"), [openid("alice")]);
+    assert_eq!(received.all("x-kept"), ["1"]);
+    let response = stack.get("/").token(&token).send().await;
+    assert_eq!(response.header("server"), Some("shop"));
+    assert_eq!(response.header("strict-transport-security"), Some("max-age=1"));
+    assert_eq!(response.header("x-kept"), Some("1"));
+    assert_eq!((response.header("x-powered-by"), response.header("set-cookie")), (None, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -393,14 +393,14 @@ async fn a_routes_own_patience_comes_before_that_of_its_upstream() {
     let released = Arc::new(Notify::new());
     let waits = released.clone();
     let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec();
-    stack.upstream.reply(move |seen| match seen.target() {
+    stack.upstream.reply(move |received| match received.target() {
         "/quick" => Reply::Stall(Vec::new()),
         _ => Reply::When(waits.clone(), ok.clone()),
     });
     let slow = stack.get("/slow").send();
     let quick = async {
-        let answer = stack.get("/quick").send().await;
-        answer.assert_error(504, "gateway_timeout", "retry");
+        let response = stack.get("/quick").send().await;
+        response.assert_error(504, "gateway_timeout", "retry");
         released.notify_one();
     };
     let (slow, ()) = tokio::join!(slow, quick);
@@ -431,19 +431,19 @@ async fn a_part_of_the_users_goes_elsewhere_and_each_always_to_the_same() {
         let mut went = Vec::new();
         for user in 0..24 {
             let token = stack.login(&format!("user{user}")).await;
-            let before = canary.seen().len();
+            let before = canary.requests().len();
             for _ in 0..2 {
                 assert_eq!(stack.get("/").token(&token).send().await.status, 200);
             }
-            let more = canary.seen().len() - before;
+            let more = canary.requests().len() - before;
             assert!(more % 2 == 0, "one user of two services");
             went.push(more == 2);
         }
-        let before = canary.seen().len();
+        let before = canary.requests().len();
         for _ in 0..8 {
-            stack.get("/").seen().await;
+            stack.get("/").forwarded().await;
         }
-        assert_eq!(canary.seen().len(), before, "nobody is no part of the users");
+        assert_eq!(canary.requests().len(), before, "nobody is no part of the users");
         went
     };
     let went = where_they_go().await;
@@ -474,26 +474,26 @@ async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
     let asked = |path: &str, origin: &str, method: &str| {
         stack.request("OPTIONS", path).header("Origin", origin).header(PREFLIGHT, method).send()
     };
-    let answer = asked("/api/x", PAGE, "PUT").await;
-    assert_eq!((answer.status, answer.body.len()), (204, 0));
-    assert_eq!(answer.header("access-control-allow-origin"), Some(PAGE));
-    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-    assert_eq!(answer.header("access-control-allow-methods"), Some("GET, PUT"));
-    let headers = answer.header("access-control-allow-headers");
+    let response = asked("/api/x", PAGE, "PUT").await;
+    assert_eq!((response.status, response.body.len()), (204, 0));
+    assert_eq!(response.header("access-control-allow-origin"), Some(PAGE));
+    assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(response.header("access-control-allow-methods"), Some("GET, PUT"));
+    let headers = response.header("access-control-allow-headers");
     assert_eq!(headers, Some("content-type, authorization, x-3rd-session"));
-    assert_eq!(answer.header("access-control-max-age"), Some("3600"));
-    assert_eq!(answer.header("access-control-expose-headers"), None);
+    assert_eq!(response.header("access-control-max-age"), Some("3600"));
+    assert_eq!(response.header("access-control-expose-headers"), None);
     let vary = Some("Origin, X-3rd-Session, Authorization");
-    assert_eq!(answer.header("vary"), vary);
+    assert_eq!(response.header("vary"), vary);
     // Where it may not ask, it learns nothing.
     for origin in ["https://evil.example", "null", "https://h5.example.com.evil.example"] {
-        let answer = asked("/api/x", origin, "PUT").await;
-        assert_eq!((answer.status, answer.header("vary")), (204, vary));
-        assert_eq!(answer.header("access-control-allow-origin"), None);
-        assert_eq!(answer.header("access-control-allow-methods"), None);
+        let response = asked("/api/x", origin, "PUT").await;
+        assert_eq!((response.status, response.header("vary")), (204, vary));
+        assert_eq!(response.header("access-control-allow-origin"), None);
+        assert_eq!(response.header("access-control-allow-methods"), None);
     }
     assert_eq!(asked("/api/x", PAGE, "DELETE").await.status, 204);
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     // Where nothing is said of it, it is a request like any other.
     asked("/x", PAGE, "PUT").await.assert_error(401, "missing_token", "login");
     let options = stack.request("OPTIONS", "/api/x").header("Origin", PAGE).token(&token);
@@ -505,16 +505,16 @@ async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
             "hello",
         )
     });
-    let answer = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some(PAGE));
-    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-    assert_eq!(answer.header("access-control-allow-methods"), None);
-    let exposed = answer.header("access-control-expose-headers");
+    let response = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
+    assert_eq!(response.header("access-control-allow-origin"), Some(PAGE));
+    assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(response.header("access-control-allow-methods"), None);
+    let exposed = response.header("access-control-expose-headers");
     assert_eq!(exposed, Some("retry-after, x-request-id, x-wxgate-error"));
-    assert_eq!((answer.header("vary"), answer.header("x-kept")), (vary, Some("1")));
-    let answer = stack.get("/api/x").token(&token).send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), None);
-    assert_eq!(answer.header("vary"), vary);
+    assert_eq!((response.header("vary"), response.header("x-kept")), (vary, Some("1")));
+    let response = stack.get("/api/x").token(&token).send().await;
+    assert_eq!(response.header("access-control-allow-origin"), None);
+    assert_eq!(response.header("vary"), vary);
     let refused = stack.get("/api/x").header("Origin", PAGE).send().await;
     refused.assert_error(401, "missing_token", "login");
     assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
@@ -536,15 +536,15 @@ async fn every_origin_may_ask_where_the_configuration_says_so() {
         "#,
     )
     .await;
-    let answer = stack.get("/").header("Origin", "null").send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!((answer.header("vary"), answer.text().as_str()), (None, "hello"));
+    let response = stack.get("/").header("Origin", "null").send().await;
+    assert_eq!(response.header("access-control-allow-origin"), Some("*"));
+    assert_eq!((response.header("vary"), response.text().as_str()), (None, "hello"));
     let preflight = stack.request("OPTIONS", "/").header("Origin", PAGE).header(PREFLIGHT, "GET");
-    let answer = preflight.send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!(answer.header("access-control-allow-methods"), Some("GET"));
-    assert_eq!(answer.header("access-control-allow-headers"), None);
-    assert_eq!(answer.header("access-control-max-age"), Some("600"));
+    let response = preflight.send().await;
+    assert_eq!(response.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(response.header("access-control-allow-methods"), Some("GET"));
+    assert_eq!(response.header("access-control-allow-headers"), None);
+    assert_eq!(response.header("access-control-max-age"), Some("600"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -564,11 +564,11 @@ async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
         stack.request("OPTIONS", "/x").header("Origin", PAGE).header(PREFLIGHT, method)
     };
     let override_name = "X-HTTP-Method-Override";
-    let seen = preflight("PUT").token(&token).header(override_name, "PUT").seen().await;
-    assert_eq!(seen.request_line, "OPTIONS /x HTTP/1.1");
-    assert_eq!((seen.folded("x-openid"), seen.folded("x-3rd-session")), (vec![], vec![]));
-    assert_eq!(seen.folded(override_name), [""; 0]);
-    assert_eq!(seen.all("origin"), [PAGE]);
+    let received = preflight("PUT").token(&token).header(override_name, "PUT").forwarded().await;
+    assert_eq!(received.request_line, "OPTIONS /x HTTP/1.1");
+    assert_eq!((received.folded("x-openid"), received.folded("x-3rd-session")), (vec![], vec![]));
+    assert_eq!(received.folded(override_name), [""; 0]);
+    assert_eq!(received.all("origin"), [PAGE]);
     for request in [
         preflight("DELETE"),
         stack.request("OPTIONS", "/x").header("Origin", PAGE),
@@ -582,7 +582,7 @@ async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
     }
     let put = stack.request("PUT", "/x").header("Origin", PAGE).header(PREFLIGHT, "PUT");
     put.send().await.assert_error(401, "missing_token", "login");
-    assert_eq!(stack.upstream.seen().len(), 1);
+    assert_eq!(stack.upstream.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -596,8 +596,8 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
         .await;
         let request =
             names.iter().fold(stack.get("/"), |request, name| request.header(name, "DELETE"));
-        let seen = request.seen().await;
-        let left: usize = seen.lines.iter().filter(|(_, value)| value == "DELETE").count();
+        let received = request.forwarded().await;
+        let left: usize = received.lines.iter().filter(|(_, value)| value == "DELETE").count();
         assert_eq!(left, expected, "{methods}");
     }
 }
@@ -615,8 +615,8 @@ async fn errors_have_the_shape_that_clients_expect_and_keep_status_and_header() 
     .await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
-    let no_host = connection.answer(false).await;
-    for (answer, status, error, code, action) in [
+    let no_host = connection.response(false).await;
+    for (response, status, error, code, action) in [
         (stack.get("/").send().await, 401, "missing_token", 40100, "login"),
         (stack.get("/").token("x").send().await, 401, "session_expired", 401, "login"),
         (stack.post("/login").send().await, 400, "bad_request", -1, "none"),
@@ -624,18 +624,18 @@ async fn errors_have_the_shape_that_clients_expect_and_keep_status_and_header() 
         // Of the edge, before there is a request.
         (no_host, 400, "bad_request", -1, "none"),
     ] {
-        assert_eq!(answer.status, status);
-        assert_eq!(answer.header("x-wxgate-error"), Some(error));
-        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        let body = answer.json();
+        assert_eq!(response.status, status);
+        assert_eq!(response.header("x-wxgate-error"), Some(error));
+        assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        let body = response.json();
         assert_eq!(body["code"], code);
         assert!(body["msg"].as_str().is_some_and(|message| !message.is_empty()));
-        let id = answer.header("x-request-id").unwrap();
+        let id = response.header("x-request-id").unwrap();
         let data = serde_json::json!({ "id": id, "do": action, "error": error, "status": status });
         assert_eq!(body["data"], data);
     }
     stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.status, answer.json()["code"].as_i64()), (502, Some(502)));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.status, response.json()["code"].as_i64()), (502, Some(502)));
 }

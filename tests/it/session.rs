@@ -12,10 +12,10 @@ async fn the_session_endpoint_tells_what_is_left_and_counts_as_use() {
     stack.get("/session").token("x").send().await.assert_error(401, "session_expired", "login");
 
     stack.clock.advance(Duration::from_secs(7199));
-    let answer = stack.get("/session").token(&token).send().await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(answer.json(), serde_json::json!({ "expires_in": 7200, "app_id": APP }));
+    let response = stack.get("/session").token(&token).send().await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert_eq!(response.json(), serde_json::json!({ "expires_in": 7200, "app_id": APP }));
     stack.clock.advance(Duration::from_secs(7199));
     assert_eq!(stack.get("/session").token(&token).send().await.status, 200);
 
@@ -72,14 +72,14 @@ async fn endpoints_may_stand_elsewhere_and_on_some_hosts_only() {
     let token = stack.post("/auth/login").json(&serde_json::json!({ "code": "user-a-2" }));
     let token = token.send().await.json()["token"].as_str().unwrap().to_owned();
     // Neither stands at its default place any more: these go to the service.
-    assert_eq!(stack.post("/login").token(&token).seen().await.target(), "/login");
-    assert_eq!(stack.post("/logout").token(&token).seen().await.target(), "/logout");
+    assert_eq!(stack.post("/login").token(&token).forwarded().await.target(), "/login");
+    assert_eq!(stack.post("/logout").token(&token).forwarded().await.target(), "/logout");
 
     let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
     let request = format!(
         "POST /auth/login HTTP/1.1\r\nHost: other.test\r\nX-3rd-Session: {token}\r\nContent-Length: 0\r\n\r\n"
     );
     connection.send(request.as_bytes()).await;
-    assert_eq!(connection.answer(false).await.text(), "hello");
-    assert_eq!(stack.upstream.seen().last().unwrap().target(), "/auth/login");
+    assert_eq!(connection.response(false).await.text(), "hello");
+    assert_eq!(stack.upstream.requests().last().unwrap().target(), "/auth/login");
 }

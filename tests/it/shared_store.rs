@@ -58,9 +58,9 @@ async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
     let token = one.login("alice").await;
     let left = one.get("/session").token(&token).send().await.json();
     assert_eq!(left["expires_in"], 7200);
-    let answer = other.get("/").token(&token).send().await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(other.upstream.seen().last().unwrap().all("x-openid"), [openid("alice")]);
+    let response = other.get("/").token(&token).send().await;
+    assert_eq!(response.status, 200);
+    assert_eq!(other.upstream.requests().last().unwrap().all("x-openid"), [openid("alice")]);
     assert_eq!(other.metric("wxgate_sessions").await, 1.0);
 
     assert_eq!(one.post("/logout").token(&token).send().await.status, 204);

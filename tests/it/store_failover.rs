@@ -219,11 +219,11 @@ async fn a_session_that_is_listed_under_an_old_and_a_new_key_counts_once() {
         let listed = after.request("GET", &all).bearer(OPERATOR).send_to_admin().await;
         listed.json()["sessions"].as_array().unwrap().clone()
     };
-    let seen = listed().await[0]["last_seen"].clone();
+    let received = listed().await[0]["last_seen"].clone();
     after.clock.advance(Duration::from_secs(60));
     assert_eq!(status(&after, &first).await, 200);
     let begun = Instant::now();
-    while listed().await[0]["last_seen"] == seen {
+    while listed().await[0]["last_seen"] == received {
         assert!(begun.elapsed() < PATIENCE, "not written in time");
     }
     let second = after.login("alice").await;
@@ -237,8 +237,8 @@ const OPERATING: &str = "admin.token = { file = \"{dir}/operator\" }";
 
 async fn block(stack: &Stack, user: &str, time: &str) {
     let path = format!("/sessions?openid={}&block={time}", openid(user));
-    let answer = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
-    assert_eq!(answer.status, 204, "{}", answer.text());
+    let response = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!(response.status, 204, "{}", response.text());
 }
 
 async fn login_status(stack: &Stack, user: &str) -> u16 {

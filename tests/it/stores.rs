@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::redis::RedisServer;
 use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, Stack, openid, process_log};
 use crate::shared_store::{gateway, status, until_status, url};
@@ -43,7 +43,7 @@ impl Gateways {
     }
 
     /// Asks the admin listener of one for sessions.
-    async fn operate(&self, method: &str, path: &str) -> Answer {
+    async fn operate(&self, method: &str, path: &str) -> Response {
         self.here().request(method, path).bearer(OPERATOR).send_to_admin().await
     }
 
@@ -90,7 +90,7 @@ fn text_of(value: &Value, field: &str) -> String {
 }
 
 /// Logs in with a new code and returns the response.
-async fn try_login(stack: &Stack, user: &str) -> Answer {
+async fn try_login(stack: &Stack, user: &str) -> Response {
     let code: u64 = rand::random();
     stack.try_login(&format!("user-{user}-{code}")).await
 }
@@ -229,7 +229,7 @@ async fn an_operator_sees_the_sessions_of_a_user(gateways: Gateways) {
     for (stack, address, code) in [(here, "203.0.113.9", "1"), (there, "2001:db8::9", "2")] {
         let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
         connection.send(&login(stack, address, code)).await;
-        let answer = connection.answer(false).await;
+        let answer = connection.response(false).await;
         tokens.push(answer.json()["token"].as_str().unwrap().to_owned());
         gateways.advance(Duration::from_secs(120));
     }
@@ -447,7 +447,7 @@ async fn a_login_in_flight_does_not_slip_past_a_block(gateways: Gateways) {
         tokio::task::yield_now().await;
     }
     gateways.delete(&format!("{}&block=24h", of("alice"))).await;
-    login.answer(false).await.assert_error(403, "login_refused", "none");
+    login.response(false).await.assert_error(403, "login_refused", "none");
     // A phone that lost the response sends the code again.
     there.post("/login").json(&body).send().await.assert_error(403, "login_refused", "none");
     assert!(gateways.listed("alice").await.is_empty());

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use wxgate::wechat::sandbox::Sandbox;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::{APP, Stack, process_log, unused_address};
 
 fn login_bytes(code: &str) -> Vec<u8> {
@@ -29,9 +29,9 @@ async fn until_exchanges(sandbox: &Sandbox, count: u64) {
     }
 }
 
-fn token(answer: &Answer) -> String {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    answer.json()["token"].as_str().unwrap().to_owned()
+fn token(response: &Response) -> String {
+    assert_eq!(response.status, 200, "{}", response.text());
+    response.json()["token"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,18 +40,18 @@ async fn parallel_logins_of_one_code_make_one_call_and_get_one_answer() {
     let mut logins = JoinSet::new();
     for _ in 0..50 {
         let mut login = begin_login(&stack, "slow-500ms-alice").await;
-        logins.spawn(async move { login.answer(false).await });
+        logins.spawn(async move { login.response(false).await });
     }
-    let answers = logins.join_all().await;
-    let first = answers[0].text();
-    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == first));
+    let responses = logins.join_all().await;
+    let first = responses[0].text();
+    assert!(responses.iter().all(|response| response.status == 200 && response.text() == first));
     assert_eq!(stack.sandbox.exchanges(), 1);
     assert_eq!(stack.metric("wxgate_login_coalesced_total").await, 49.0);
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 1.0);
     let counted = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"ok\"}}");
     assert_eq!(stack.metric(&counted).await, 50.0);
-    let seen = stack.get("/").token(&token(&answers[7])).seen().await;
-    assert_eq!(seen.all("x-openid"), [crate::harness::openid("alice")]);
+    let received = stack.get("/").token(&token(&responses[7])).forwarded().await;
+    assert_eq!(received.all("x-openid"), [crate::harness::openid("alice")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,12 +114,12 @@ async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_
     for number in 0..3 {
         waiting.push(begin_login(&stack, &format!("user-u{number}-1")).await);
     }
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for connection in &mut waiting {
-        let answer = connection.answer(false).await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        assert!(answer.header("retry-after").is_some());
-        answers.push(answer);
+        let response = connection.response(false).await;
+        response.assert_error(503, "wechat_busy", "retry");
+        assert!(response.header("retry-after").is_some());
+        responses.push(response);
     }
     assert!(began.elapsed() >= Duration::from_millis(500), "two of them waited");
     // Nothing was asked for those who were refused, and what is proxied does not notice.
@@ -133,10 +133,10 @@ async fn who_waits_gets_a_turn_when_another_is_over() {
     let mut logins = JoinSet::new();
     for number in 0..10 {
         let mut login = begin_login(&stack, &format!("slow-20ms-u{number}")).await;
-        logins.spawn(async move { login.answer(false).await });
+        logins.spawn(async move { login.response(false).await });
     }
-    for answer in logins.join_all().await {
-        token(&answer);
+    for response in logins.join_all().await {
+        token(&response);
     }
     assert_eq!(stack.sandbox.most_at_once(), 1);
 }
@@ -200,7 +200,7 @@ async fn logins_that_wait_for_their_turn_do_not_ask_when_the_quota_has_ended_mea
         logins.push(begin_login(&stack, &format!("err-45009-{number}")).await);
     }
     for login in &mut logins {
-        login.answer(false).await.assert_error(503, "wechat_busy", "retry");
+        login.response(false).await.assert_error(503, "wechat_busy", "retry");
     }
     assert_eq!(stack.sandbox.exchanges(), 1);
 }
@@ -216,8 +216,8 @@ async fn a_users_limit_halves_the_rate_of_the_app_for_a_while() {
     let passed = async |from: usize| {
         let mut passed = 0;
         for number in from..from + 10 {
-            let answer = stack.try_login(&format!("user-u{number}-1")).await;
-            passed += usize::from(answer.status == 200);
+            let response = stack.try_login(&format!("user-u{number}-1")).await;
+            passed += usize::from(response.status == 200);
         }
         passed
     };

@@ -82,19 +82,23 @@ async fn https_is_served_as_http_1_and_http_2() {
     ] {
         let code = format!("user-alice-{version:?}").replace(['/', '.'], "-");
         let login = client.post(url("/login")).body(format!("{{\"code\":\"{code}\"}}"));
-        let answer = login.send().await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
-        let body: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let response = login.send().await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, version));
+        let body: serde_json::Value =
+            serde_json::from_str(&response.text().await.unwrap()).unwrap();
         let token = body["token"].as_str().unwrap();
         let request = client.post(url("/orders")).header("X-3rd-Session", token);
         let request = request.header("x_openid", "evil").body("payload");
         assert_eq!(request.send().await.unwrap().text().await.unwrap(), "hello");
-        let seen = stack.upstream.seen();
-        let seen = seen.last().unwrap();
-        assert_eq!(seen.folded("x-openid"), [openid("alice")]);
-        assert_eq!(seen.all("x-forwarded-proto"), ["https"]);
-        assert_eq!(seen.all("x-forwarded-host"), [format!("localhost:{}", stack.gateway.port())]);
-        assert_eq!(seen.body, b"payload");
+        let received = stack.upstream.requests();
+        let received = received.last().unwrap();
+        assert_eq!(received.folded("x-openid"), [openid("alice")]);
+        assert_eq!(received.all("x-forwarded-proto"), ["https"]);
+        assert_eq!(
+            received.all("x-forwarded-host"),
+            [format!("localhost:{}", stack.gateway.port())]
+        );
+        assert_eq!(received.body, b"payload");
         let refused = client.get(url("/orders")).send().await.unwrap();
         assert_eq!(refused.status().as_u16(), 401);
         assert_eq!(refused.headers()["x-wxgate-error"], "missing_token");
@@ -111,9 +115,9 @@ async fn many_streams_of_one_connection_keep_their_own_identity() {
         let (client, url) = (client.clone(), url.clone());
         tasks.spawn(async move {
             let code = format!("{{\"code\":\"user-u{number}\"}}");
-            let answer = client.post(format!("{url}/login")).body(code).send().await.unwrap();
+            let response = client.post(format!("{url}/login")).body(code).send().await.unwrap();
             let body: serde_json::Value =
-                serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+                serde_json::from_str(&response.text().await.unwrap()).unwrap();
             let path = format!("{url}/of/u{number}");
             let request = client.get(path).bearer_auth(body["token"].as_str().unwrap());
             assert_eq!(request.send().await.unwrap().status().as_u16(), 200);
@@ -122,11 +126,11 @@ async fn many_streams_of_one_connection_keep_their_own_identity() {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen.len(), 50);
-    for seen in seen {
-        let user = seen.target().rsplit('/').next().unwrap().to_owned();
-        assert_eq!(seen.all("x-openid"), [openid(&user)]);
+    let received = stack.upstream.requests();
+    assert_eq!(received.len(), 50);
+    for received in received {
+        let user = received.target().rsplit('/').next().unwrap().to_owned();
+        assert_eq!(received.all("x-openid"), [openid(&user)]);
     }
 }
 
@@ -139,8 +143,8 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     plain.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     let mut rest = Vec::new();
     // An alert of TLS, then the end; in any case no HTTP.
-    while let Some(answer) = plain.answer_or_end().await {
-        rest.push(answer);
+    while let Some(response) = plain.response_or_end().await {
+        rest.push(response);
     }
     assert!(rest.is_empty());
     stack.until_metric("wxgate_tls_handshakes_failed_total", 2.0).await;
@@ -160,18 +164,18 @@ async fn http_2_is_held_to_the_same_rules() {
     let url = |path: &str| format!("https://localhost:{}{path}", stack.gateway.port());
     let cookies = client.get(url("/none")).header("Cookie", "a=1").header("Cookie", "b=2");
     assert_eq!(cookies.send().await.unwrap().status().as_u16(), 200);
-    assert_eq!(stack.upstream.seen()[0].all("cookie"), ["a=1; b=2"]);
+    assert_eq!(stack.upstream.requests()[0].all("cookie"), ["a=1; b=2"]);
 
     for path in ["/health", "/orders", "/none"] {
-        let answer = client.head(url(path)).send().await.unwrap();
-        assert_eq!(answer.version(), http::Version::HTTP_2);
-        assert_eq!(answer.text().await.unwrap(), "", "{path}");
+        let response = client.head(url(path)).send().await.unwrap();
+        assert_eq!(response.version(), http::Version::HTTP_2);
+        assert_eq!(response.text().await.unwrap(), "", "{path}");
     }
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for method in ["TRACE", "get", "G|T"] {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let answer = client.request(method.clone(), url("/none")).send().await.unwrap();
-        assert_eq!(answer.status().as_u16(), 400, "{method}");
+        let response = client.request(method.clone(), url("/none")).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 400, "{method}");
     }
     let long = client.get(url(&format!("/none/{}", "x".repeat(9000)))).send().await.unwrap();
     assert_eq!(long.status().as_u16(), 431);
@@ -180,7 +184,7 @@ async fn http_2_is_held_to_the_same_rules() {
         many = many.header(format!("x-{number}"), "a");
     }
     assert_eq!(many.send().await.unwrap().status().as_u16(), 431);
-    assert_eq!(stack.upstream.seen().len(), before);
+    assert_eq!(stack.upstream.requests().len(), before);
 }
 
 /// A phone comes with a connection an hour, and other phones in between.
@@ -212,9 +216,9 @@ async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
         .write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 "), "{response}");
     stream.get_ref().1.handshake_kind().unwrap()
 }
 
@@ -341,9 +345,9 @@ async fn served_with(stack: &Stack, shown: Option<&Issued>) -> Option<String> {
     // On TLS 1.3 a client learns only now that it was refused.
     let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(request).await;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.ok()?;
+    Some(response)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,14 +373,14 @@ async fn clients_show_certificates_where_they_are_asked_for() {
     ] {
         let changes = format!("{ca_file}\n{presence}");
         let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
-        let answer = served_with(&stack, Some(&good)).await.expect("an answer");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let response = served_with(&stack, Some(&good)).await.expect("an answer");
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert_eq!(served_with(&stack, None).await.is_some(), serves_nobody, "{presence}");
         for bad in &bad {
             assert_eq!(served_with(&stack, Some(bad)).await, None, "{presence}");
         }
-        let seen = stack.upstream.seen();
-        assert_eq!(seen.len(), if serves_nobody { 2 } else { 1 });
+        let received = stack.upstream.requests();
+        assert_eq!(received.len(), if serves_nobody { 2 } else { 1 });
         let failed = if serves_nobody { 2.0 } else { 3.0 };
         stack.until_metric("wxgate_tls_handshakes_failed_total", failed).await;
     }

@@ -52,10 +52,10 @@ async fn open(stack: &Stack, path: &str, token: Option<&str>) -> Connection {
     };
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&request.bytes()).await;
-    let answer = connection.answer(false).await;
-    assert_eq!(answer.status, 101);
-    assert_eq!(answer.header("upgrade"), Some("websocket"));
-    assert!(answer.header("sec-websocket-accept").is_some());
+    let response = connection.response(false).await;
+    assert_eq!(response.status, 101);
+    assert_eq!(response.header("upgrade"), Some("websocket"));
+    assert!(response.header("sec-websocket-accept").is_some());
     connection
 }
 
@@ -70,10 +70,10 @@ async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
         socket.send(&sent).await;
         assert!(socket.reads(&read).await);
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].all("x-openid"), [openid("alice")]);
-    assert_eq!(seen[0].all("upgrade"), ["websocket"]);
-    assert_eq!(seen[0].folded("x-3rd-session"), [""; 0]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].all("x-openid"), [openid("alice")]);
+    assert_eq!(received[0].all("upgrade"), ["websocket"]);
+    assert_eq!(received[0].folded("x-3rd-session"), [""; 0]);
     drop(socket);
     stack.until_metric("wxgate_http_requests_total{code=\"101\",route=\"/\"}", 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
@@ -89,10 +89,10 @@ async fn an_accepted_handshake_is_not_framed() {
         stack.upstream.reply(move |_| Reply::Echo(accepted.clone().into_bytes()));
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&handshake(stack.get("/none")).bytes()).await;
-        let answer = connection.answer(false).await;
-        assert_eq!(answer.status, 101, "{framing}");
+        let response = connection.response(false).await;
+        assert_eq!(response.status, 101, "{framing}");
         for name in ["transfer-encoding", "content-length"] {
-            assert_eq!(answer.header(name), None, "{framing}");
+            assert_eq!(response.header(name), None, "{framing}");
         }
         connection.send(b"more than five bytes").await;
         assert!(connection.reads(b"more than five bytes").await, "{framing}");
@@ -115,7 +115,7 @@ async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
     ] {
         request.send().await.assert_error(400, "bad_request", "none");
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 /// Bytes after a handshake are a request like any other until the service has accepted.
@@ -123,19 +123,19 @@ async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
 async fn what_follows_a_handshake_that_is_not_accepted_is_a_request() {
     let stack = start("").await;
     let token = stack.login("alice").await;
-    for answer in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
-        let head = format!("HTTP/1.1 {answer}\r\nContent-Length: 2\r\n\r\nno");
+    for response in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
+        let head = format!("HTTP/1.1 {response}\r\nContent-Length: 2\r\n\r\nno");
         stack.upstream.reply(move |_| Reply::Bytes(head.clone().into()));
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         let smuggled = stack.get("/admin").bytes();
         let handshake = handshake(stack.get("/chat")).token(&token).bytes();
         connection.send(&[handshake, smuggled].concat()).await;
-        assert_eq!(connection.answer(false).await.text(), "no");
-        if let Some(next) = connection.answer_or_end().await {
+        assert_eq!(connection.response(false).await.text(), "no");
+        if let Some(next) = connection.response_or_end().await {
             next.assert_error(401, "missing_token", "login");
         }
-        assert_eq!(stack.upstream.seen().len(), before + 1);
+        assert_eq!(stack.upstream.requests().len(), before + 1);
     }
     let wrong = String::from_utf8(ACCEPTED.to_vec()).unwrap().replace("s3pP", "AAAA");
     stack.upstream.reply(move |_| Reply::Echo(wrong.clone().into()));

@@ -87,10 +87,10 @@ async fn thousands_of_paths_make_no_series() {
             }
             writing.write_all(heads.as_bytes()).await.unwrap();
         };
-        let mut answers = Vec::new();
-        let (_, read) = tokio::join!(asking, reading.read_to_end(&mut answers));
+        let mut responses = Vec::new();
+        let (_, read) = tokio::join!(asking, reading.read_to_end(&mut responses));
         read.unwrap();
-        let text = String::from_utf8_lossy(&answers);
+        let text = String::from_utf8_lossy(&responses);
         text.matches("HTTP/1.1 404 Not Found\r\n").count()
     };
     assert_eq!(ask(0, 10).await, 10);
@@ -189,10 +189,10 @@ async fn floods_leave_the_program_no_larger_than_it_was() {
         let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
         wire.write_all(request).await.unwrap();
         wire.flush().await.unwrap();
-        let mut answer = String::new();
-        let read = timeout(PATIENCE, wire.read_to_string(&mut answer)).await.expect("in time");
+        let mut response = String::new();
+        let read = timeout(PATIENCE, wire.read_to_string(&mut response)).await.expect("in time");
         read.unwrap();
-        assert!(answer.ends_with("hello"), "{answer}");
+        assert!(response.ends_with("hello"), "{response}");
         first.get_or_insert_with(resident);
     }
     let grown = resident().saturating_sub(first.unwrap());

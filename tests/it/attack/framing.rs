@@ -164,13 +164,13 @@ async fn a_body_is_one_with_every_method() {
             );
             let attack = Attack::new(head + SMUGGLED, Must::Served(1));
             let outcome = siege.run(&attack).await;
-            assert_eq!(outcome.seen[0].body, SMUGGLED.as_bytes(), "{method} {path}");
+            assert_eq!(outcome.received[0].body, SMUGGLED.as_bytes(), "{method} {path}");
             let chunks = format!(
                 "{method} {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n",
                 SMUGGLED.len()
             );
             let outcome = siege.run(&Attack::new(chunks, Must::Served(1))).await;
-            assert_eq!(outcome.seen[0].body, SMUGGLED.as_bytes(), "{method} {path}");
+            assert_eq!(outcome.received[0].body, SMUGGLED.as_bytes(), "{method} {path}");
         }
     }
 }
@@ -355,8 +355,8 @@ async fn http_1_0_has_no_chunks_and_nothing_after_it() {
         "POST /required HTTP/1.0\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n{SMUGGLED}{SMUGGLED}"
     );
     let outcome = siege.run(&Attack::new(closing, Must::Harmless)).await;
-    assert_eq!((outcome.seen.len(), outcome.goes_on), (1, false));
-    assert!(outcome.seen[0].body.is_empty());
+    assert_eq!((outcome.received.len(), outcome.goes_on), (1, false));
+    assert!(outcome.received[0].body.is_empty());
     let no_host = "GET /none HTTP/1.0\r\n\r\n";
     siege.run(&Attack::new(no_host, Must::Cut)).await;
 }
@@ -407,9 +407,13 @@ async fn a_body_that_nobody_reads_is_never_served() {
         let with_chunks = format!("{head}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
         for bytes in [with_length, with_chunks] {
             let outcome = siege.run(&Attack::new(&bytes, Must::Harmless)).await;
-            let finals: Vec<u16> =
-                outcome.answers.iter().map(|a| a.status).filter(|status| *status >= 200).collect();
-            assert!(finals.len() <= 1 && outcome.seen.is_empty(), "{finals:?} {path} {lines}");
+            let finals: Vec<u16> = outcome
+                .responses
+                .iter()
+                .map(|a| a.status)
+                .filter(|status| *status >= 200)
+                .collect();
+            assert!(finals.len() <= 1 && outcome.received.is_empty(), "{finals:?} {path} {lines}");
             let refused = finals.first().is_none_or(|status| *status == 204 || *status >= 400);
             assert!(refused, "{finals:?} {path} {lines}");
         }
@@ -420,17 +424,17 @@ async fn a_body_that_nobody_reads_is_never_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_answers_early_takes_no_body_for_a_request() {
     let mut siege = Siege::start().await;
-    siege.stack.upstream.answer_early(true);
+    siege.stack.upstream.respond_early(true);
     let flood = SMUGGLED.repeat(2000);
     for (status, kept) in [
         ("200 OK", "keep-alive"),
         ("401 Unauthorized", "keep-alive"),
         ("413 Content Too Large", "close"),
     ] {
-        siege.stack.upstream.reply(move |seen| {
-            if seen.target().starts_with("/required/canary") {
-                let openid = seen.folded("x-openid");
-                let body = serde_json::json!({ "target": seen.target(), "openid": openid });
+        siege.stack.upstream.reply(move |received| {
+            if received.target().starts_with("/required/canary") {
+                let openid = received.folded("x-openid");
+                let body = serde_json::json!({ "target": received.target(), "openid": openid });
                 return Reply::ok("", &body.to_string());
             }
             let head = format!("HTTP/1.1 {status}\r\nConnection: {kept}\r\nContent-Length: 2\r\n");
@@ -487,12 +491,13 @@ async fn an_expectation_changes_nothing_about_where_a_request_ends() {
     {
         for count in [1, 2, 50] {
             let announced = interim.repeat(count);
-            siege.stack.upstream.reply(move |seen| {
-                let openid = seen.folded("x-openid");
-                let body = serde_json::json!({ "target": seen.target(), "openid": openid });
+            siege.stack.upstream.reply(move |received| {
+                let openid = received.folded("x-openid");
+                let body = serde_json::json!({ "target": received.target(), "openid": openid });
                 let body = body.to_string();
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-                let announced = if seen.all("expect").is_empty() { "" } else { announced.as_str() };
+                let announced =
+                    if received.all("expect").is_empty() { "" } else { announced.as_str() };
                 Reply::Bytes(format!("{announced}{head}{body}").into())
             });
             let lines = "Expect: 100-continue\r\nContent-Length: 5\r\n";
@@ -567,19 +572,19 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
     // A sound handshake, on services that do not accept it or only say so.
     let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno",
         "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: foo\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\n\r\n",
     ] {
-        siege.stack.upstream.reply(move |seen| {
-            if !seen.all("upgrade").is_empty() {
-                return Reply::Bytes(answer.into());
+        siege.stack.upstream.reply(move |received| {
+            if !received.all("upgrade").is_empty() {
+                return Reply::Bytes(response.into());
             }
-            let openid = seen.folded("x-openid");
-            let body = serde_json::json!({ "target": seen.target(), "openid": openid });
+            let openid = received.folded("x-openid");
+            let body = serde_json::json!({ "target": received.target(), "openid": openid });
             Reply::ok("", &body.to_string())
         });
         let token = siege.token().to_owned();
@@ -588,8 +593,8 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
                 "GET {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n{handshake}\r\n{SMUGGLED}"
             );
             let outcome = siege.run(&Attack::new(template, Must::Harmless)).await;
-            assert!(outcome.seen.len() <= 1, "{:?}", outcome.seen);
-            assert!(outcome.answers.iter().all(|answer| answer.status != 101), "{answer}");
+            assert!(outcome.received.len() <= 1, "{:?}", outcome.received);
+            assert!(outcome.responses.iter().all(|response| response.status != 101), "{response}");
         }
     }
 }
@@ -608,15 +613,15 @@ async fn requests_of_one_packet_are_each_judged_by_themselves() {
                     .in_parts(part),
             )
             .await;
-        let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
+        let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
         assert_eq!(statuses, [200, 401, 200, 200, 401]);
         assert!(outcome.goes_on);
         let told: Vec<usize> =
-            outcome.seen.iter().map(|seen| seen.folded("x-openid").len()).collect();
+            outcome.received.iter().map(|received| received.folded("x-openid").len()).collect();
         assert_eq!(told, [1, 0, 1]);
     }
     // Whatever follows a head that is refused is not looked at.
     let broken = format!("{mine}GET /none HTTP/1.1\r\n\r\n{mine}");
     let outcome = siege.run(&Attack::new(broken, Must::Harmless)).await;
-    assert_eq!((outcome.seen.len(), outcome.goes_on), (1, false));
+    assert_eq!((outcome.received.len(), outcome.goes_on), (1, false));
 }

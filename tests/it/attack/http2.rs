@@ -8,7 +8,7 @@ use super::frames::{
     PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
 };
 use super::siege::{Must, Siege};
-use crate::harness::upstream::Seen;
+use crate::harness::upstream::Received;
 use crate::harness::{PATIENCE, openid};
 
 /// A stream that no attack uses.
@@ -16,7 +16,7 @@ const BYSTANDERS_STREAM: u32 = 2_000_001;
 
 struct Outcome {
     heard: Heard,
-    seen: Vec<Seen>,
+    received: Vec<Received>,
 }
 
 /// Runs an attack of frames, and waits until its streams are over or the connection ends.
@@ -53,28 +53,32 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
         let told = siege.secrets.iter().find(|secret| text.contains(*secret));
         assert_eq!(told, None, "{text}, after {name}");
     }
-    let seen = siege.hold(name).await;
-    let is_canary = |seen: &Seen| seen.target().starts_with("/required/canary/");
-    let (canaries, seen): (Vec<Seen>, Vec<Seen>) = seen.into_iter().partition(is_canary);
+    let received = siege.hold(name).await;
+    let is_canary = |received: &Received| received.target().starts_with("/required/canary/");
+    let (canaries, received): (Vec<Received>, Vec<Received>) =
+        received.into_iter().partition(is_canary);
     let served = |stream: &frames::Stream| stream.body.starts_with(b"{\"openid\":");
     let goes_on = heard.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
     assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
     if goes_on {
-        let answer = String::from_utf8_lossy(&heard.streams[&BYSTANDERS_STREAM].body);
-        assert!(answer.contains(&openid("bystander")) && answer.contains(&canary), "{answer}");
+        let response = String::from_utf8_lossy(&heard.streams[&BYSTANDERS_STREAM].body);
+        assert!(
+            response.contains(&openid("bystander")) && response.contains(&canary),
+            "{response}"
+        );
     }
     let served = streams.iter().filter(|stream| heard.streams.get(stream).is_some_and(served));
     let served = served.count();
-    let told = format!("{must:?}, but {heard:?} and {seen:?}: {name}");
+    let told = format!("{must:?}, but {heard:?} and {received:?}: {name}");
     match must {
-        Must::Cut => assert!(served == 0 && seen.is_empty() && heard.has_ended, "{told}"),
-        Must::Refused => assert!(served == 0 && seen.is_empty(), "{told}"),
+        Must::Cut => assert!(served == 0 && received.is_empty() && heard.has_ended, "{told}"),
+        Must::Refused => assert!(served == 0 && received.is_empty(), "{told}"),
         Must::Served(count) => {
-            assert!(served == count && seen.len() == count && goes_on, "{told}");
+            assert!(served == count && received.len() == count && goes_on, "{told}");
         }
         Must::Harmless => {}
     }
-    Outcome { heard, seen }
+    Outcome { heard, received }
 }
 
 pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Field<'a>> {
@@ -137,7 +141,7 @@ async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
         [&b"a=1"[..], b"b=2", b"c=3", b"d=4", b"e=5"].map(|crumb| (&b"cookie"[..], crumb)).to_vec();
     let bytes = request(1, &fields("GET", "/none", &crumbs));
     let outcome = run(&mut siege, "crumbs", &bytes, &[1], Must::Served(1)).await;
-    assert_eq!(outcome.seen[0].all("cookie"), ["a=1; b=2; c=3; d=4; e=5"]);
+    assert_eq!(outcome.received[0].all("cookie"), ["a=1; b=2; c=3; d=4; e=5"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,7 +263,7 @@ async fn a_request_whose_line_would_be_doubtful_is_refused() {
     // A fragment is cut off before anybody looks at it: judged and forwarded without it.
     let fragment = request(1, &fields("GET", "/none#/required", &[]));
     let outcome = run(&mut siege, "a fragment", &fragment, &[1], Must::Harmless).await;
-    assert!(outcome.seen.iter().all(|seen| seen.target() == "/none"));
+    assert!(outcome.received.iter().all(|received| received.target() == "/none"));
     let pseudo: [&[Field<'_>]; 7] = [
         &[],
         &[(b":method", get), (b":scheme", https)],
@@ -317,14 +321,17 @@ async fn trailers_and_lengths_cannot_smuggle() {
         {
             let name = format!("{number} on {path}");
             let outcome = run(&mut siege, &name, &bytes, &[1], must).await;
-            for seen in outcome.seen {
-                assert_eq!(seen.body, smuggled, "{name}");
+            for received in outcome.received {
+                assert_eq!(received.body, smuggled, "{name}");
             }
         }
         // Its head is on its way when the data come; the upstream reads a request without them.
         let bytes = [head(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
         let outcome = run(&mut siege, "data after none", &bytes, &[1], Must::Harmless).await;
-        assert!(outcome.seen.len() <= 1 && outcome.seen.iter().all(|seen| seen.body.is_empty()));
+        assert!(
+            outcome.received.len() <= 1
+                && outcome.received.iter().all(|received| received.body.is_empty())
+        );
     }
 }
 

@@ -247,17 +247,17 @@ async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
             "GET /required HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\nConnection: close\r\n\r\n"
         );
         // The bystander's answers stay as they are.
-        siege.stack.upstream.reply(move |seen| match seen.target() {
+        siege.stack.upstream.reply(move |received| match received.target() {
             "/required" => Reply::Bytes(bytes.clone().into()),
             target => {
-                let openid = seen.folded("x-openid");
+                let openid = received.folded("x-openid");
                 let body = serde_json::json!({ "target": target, "openid": openid });
                 Reply::ok("", &body.to_string())
             }
         });
         let outcome = siege.run(&Attack::new(request, Must::Harmless)).await;
-        assert!(outcome.answers.iter().any(|answer| answer.text() == "hi"), "{first}");
-        for answer in &outcome.answers {
+        assert!(outcome.responses.iter().any(|answer| answer.text() == "hi"), "{first}");
+        for answer in &outcome.responses {
             assert!(!format!("{answer:?}").contains("leaked"), "{first}: {answer:?}");
         }
     }

@@ -108,17 +108,17 @@ async fn no_reading_of_a_public_path_is_a_protected_one() {
         "/public/%%32%65/admin",
     ] {
         let outcome = siege.run(&Attack::new(get(path, ""), Must::Refused)).await;
-        let [answer] = &outcome.answers[..] else { panic!("{path}: {:?}", outcome.answers) };
-        assert!(matches!(answer.status, 400 | 401), "{path}: {}", answer.status);
+        let [response] = &outcome.responses[..] else { panic!("{path}: {:?}", outcome.responses) };
+        assert!(matches!(response.status, 400 | 401), "{path}: {}", response.status);
         let absolute = get(&format!("http://h{path}"), "");
         siege.run(&Attack::new(absolute, Must::Refused)).await;
         // With a token it is either refused or forwarded as it came, to that token's own route.
         let token = siege.token().to_owned();
         let lines = format!("X-3rd-Session: {token}\r\n");
         let outcome = siege.run(&Attack::new(get(path, &lines), Must::Harmless)).await;
-        for seen in outcome.seen {
-            assert_eq!(seen.target(), path);
-            assert_eq!(seen.folded("x-openid").len(), 1, "{path}");
+        for received in outcome.received {
+            assert_eq!(received.target(), path);
+            assert_eq!(received.folded("x-openid").len(), 1, "{path}");
         }
     }
 }
@@ -153,7 +153,7 @@ async fn a_public_path_with_one_reading_of_its_route_goes_on_as_it_came() {
         "/public/%70",
     ] {
         let outcome = siege.run(&Attack::new(get(path, ""), Must::Served(1))).await;
-        assert_eq!(outcome.seen[0].target(), path);
+        assert_eq!(outcome.received[0].target(), path);
     }
 }
 
@@ -181,13 +181,13 @@ async fn no_header_changes_the_route() {
         for path in ["/admin", "/metrics", "/healthz", "/readyz", "/debug/pprof", "/server-status"]
         {
             let outcome = siege.run(&Attack::new(get(path, lines), Must::Refused)).await;
-            outcome.answers[0].assert_error(401, "missing_token", "login");
+            outcome.responses[0].assert_error(401, "missing_token", "login");
         }
     }
     for method in ["OPTIONS", "HEAD", "PROPFIND", "PURGE"] {
         let request = get("/admin", "").replace("GET", method);
         let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-        assert_eq!(outcome.answers[0].status, 401, "{method}");
+        assert_eq!(outcome.responses[0].status, 401, "{method}");
     }
 }
 
@@ -219,7 +219,7 @@ async fn an_endpoint_has_one_spelling() {
         for method in ["GET", "POST"] {
             let request = get(path, "").replace("GET", method);
             let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-            let status = outcome.answers[0].status;
+            let status = outcome.responses[0].status;
             assert!(matches!(status, 400 | 401), "{method} {path}: {status}");
         }
     }
@@ -227,8 +227,8 @@ async fn an_endpoint_has_one_spelling() {
         ["GET /lb HTTP/1.0\r\n\r\n", "GET /lb?x HTTP/1.1\r\n\r\n", "HEAD /lb HTTP/1.1\r\n\r\n"]
     {
         let outcome = siege.run(&Attack::new(request, Must::Harmless)).await;
-        assert_eq!(outcome.answers[0].status, 200, "{request}");
-        assert!(outcome.seen.is_empty());
+        assert_eq!(outcome.responses[0].status, 200, "{request}");
+        assert!(outcome.received.is_empty());
     }
     // A request that needs no Host is one for health and nothing else.
     for target in ["/lbx", "/lb/x", "/admin", "/public", "http://h/admin", "/public?/lb"] {

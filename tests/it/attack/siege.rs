@@ -32,9 +32,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::wechat::WeChat;
-use crate::harness::client::{self, Answer};
+use crate::harness::client::{self, Response};
 use crate::harness::process_log;
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{APP, PATIENCE, SECRET, Stack, THREE_ROUTES, openid};
 use crate::tls::https;
 
@@ -115,9 +115,9 @@ pub const READERS: [Aim; 8] = [
 
 /// What an attack came to, without the bystander's requests.
 pub struct Outcome {
-    pub answers: Vec<Answer>,
+    pub responses: Vec<Response>,
     /// Whole requests that the upstream read.
-    pub seen: Vec<Seen>,
+    pub received: Vec<Received>,
     /// Whether the bystander was served on the attacker's connection.
     pub goes_on: bool,
 }
@@ -156,7 +156,7 @@ enum Witness {
     Recorder,
     /// A service that we did not write, by lines of JSON in a file: a request's id, the openid
     /// that the service believes, and the request's line.
-    Service { log: PathBuf, read: u64, arrived: Vec<Seen> },
+    Service { log: PathBuf, read: u64, arrived: Vec<Received> },
 }
 
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -203,10 +203,10 @@ impl Siege {
             wechat.address
         );
         let stack = Stack::start_with(&(keys + changes)).await;
-        stack.upstream.reply(|seen| {
+        stack.upstream.reply(|received| {
             let body = serde_json::json!({
-                "target": seen.target(),
-                "openid": seen.folded("x-openid"),
+                "target": received.target(),
+                "openid": received.folded("x-openid"),
             });
             Reply::ok("", &body.to_string())
         });
@@ -267,10 +267,10 @@ impl Siege {
         );
         let mut wire = self.connect(&[]).await;
         wire.write_all((head + &body).as_bytes()).await.unwrap();
-        let answers = read_answers(&mut wire, false, |answers| !answers.is_empty()).await;
-        let answers = answers.answers;
-        assert_eq!(answers[0].status, 200, "{}", answers[0].text());
-        let token = answers[0].json()["token"].as_str().unwrap().to_owned();
+        let responses = read_responses(&mut wire, false, |responses| !responses.is_empty()).await;
+        let responses = responses.responses;
+        assert_eq!(responses[0].status, 200, "{}", responses[0].text());
+        let token = responses[0].json()["token"].as_str().unwrap().to_owned();
         self.secrets.push(token.clone());
         User { token, openid: openid(user) }
     }
@@ -329,51 +329,54 @@ impl Siege {
             }
             std::future::pending::<()>().await;
         };
-        let is_canary = |answer: &Answer| is_answer_to(answer, &canary);
+        let is_canary = |response: &Response| is_response_to(response, &canary);
         let is_head = attack.template.starts_with(b"HEAD ");
         let reading =
-            read_answers(&mut from, is_head, |answers| answers.last().is_some_and(is_canary));
-        let mut received = tokio::select! {
-            received = timeout(PATIENCE, reading) => {
-                received.unwrap_or_else(|_| panic!("neither an answer nor an end: {name}"))
+            read_responses(&mut from, is_head, |responses| responses.last().is_some_and(is_canary));
+        let mut read = tokio::select! {
+            read = timeout(PATIENCE, reading) => {
+                read.unwrap_or_else(|_| panic!("neither a response nor an end: {name}"))
             }
             () = sending => unreachable!(),
         };
         drop((from, to));
-        let goes_on = received.answers.last().is_some_and(is_canary);
+        let goes_on = read.responses.last().is_some_and(is_canary);
         if goes_on {
-            let answer = received.answers.pop().unwrap();
-            self.assert_bystander(&answer, &name);
+            let response = read.responses.pop().unwrap();
+            self.assert_bystander(&response, &name);
         }
-        for answer in &received.answers {
-            self.assert_tells_nothing(answer, &name);
+        for response in &read.responses {
+            self.assert_tells_nothing(response, &name);
         }
-        let seen = self.hold(&name).await;
-        let (seen, canaries): (Vec<Seen>, Vec<Seen>) =
-            seen.into_iter().partition(|seen| !is_canary_target(seen.target()));
+        let received = self.hold(&name).await;
+        let (received, canaries): (Vec<Received>, Vec<Received>) =
+            received.into_iter().partition(|request| !is_canary_target(request.target()));
         // Her own connection's and, if it went on, the attacker's.
         assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
-        let outcome = Outcome { answers: received.answers, seen, goes_on };
-        self.judge(&name, attack.must, &outcome, received.has_ended);
+        let outcome = Outcome { responses: read.responses, received, goes_on };
+        self.judge(&name, attack.must, &outcome, read.has_ended);
         outcome
     }
 
     fn judge(&self, name: &str, must: Must, outcome: &Outcome, has_ended: bool) {
-        let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
-        let told = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.seen);
+        let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
+        let told = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.received);
         let are_refusals = statuses.iter().all(|status| matches!(status, 100 | 400..=499));
         match must {
             Must::Cut => {
-                assert!(are_refusals && statuses.len() <= 1 && outcome.seen.is_empty(), "{told}");
+                assert!(
+                    are_refusals && statuses.len() <= 1 && outcome.received.is_empty(),
+                    "{told}"
+                );
                 assert!(has_ended && !outcome.goes_on, "{told}");
             }
             Must::Refused => {
-                assert!(are_refusals && outcome.seen.is_empty(), "{told}");
+                assert!(are_refusals && outcome.received.is_empty(), "{told}");
                 assert!(!statuses.is_empty() || has_ended, "{told}");
             }
             Must::Served(count) => {
                 assert_eq!(statuses, vec![200; count], "{told}");
-                assert_eq!(outcome.seen.len(), count, "{told}");
+                assert_eq!(outcome.received.len(), count, "{told}");
                 assert!(outcome.goes_on, "{told}");
             }
             Must::Harmless => {}
@@ -386,18 +389,23 @@ impl Siege {
         let mut wire = self.connect(&["http/1.1"]).await;
         wire.write_all(&bytes).await.unwrap();
         wire.flush().await.unwrap();
-        let reading = read_answers(&mut wire, false, |answers| !answers.is_empty());
+        let reading = read_responses(&mut wire, false, |responses| !responses.is_empty());
         let received = timeout(PATIENCE, reading).await;
         let received = received.unwrap_or_else(|_| panic!("the bystander waits after {after}"));
-        let answer = received.answers.first();
-        let answer = answer.unwrap_or_else(|| panic!("no answer to the bystander after {after}"));
-        assert!(is_answer_to(answer, &canary), "{}: after {after}", answer.text());
-        self.assert_bystander(answer, after);
+        let response = received.responses.first();
+        let response =
+            response.unwrap_or_else(|| panic!("no answer to the bystander after {after}"));
+        assert!(is_response_to(response, &canary), "{}: after {after}", response.text());
+        self.assert_bystander(response, after);
     }
 
-    fn assert_bystander(&self, answer: &Answer, after: &str) {
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        assert_eq!(answer.json()["openid"], serde_json::json!([self.bystander.openid]), "{after}");
+    fn assert_bystander(&self, response: &Response, after: &str) {
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(
+            response.json()["openid"],
+            serde_json::json!([self.bystander.openid]),
+            "{after}"
+        );
     }
 
     /// A request of the bystander's, and its target.
@@ -417,32 +425,32 @@ impl Siege {
 
     /// Asserts what must hold after whatever happened, and returns the whole requests that the
     /// upstream read since the last time.
-    pub async fn hold(&mut self, after: &str) -> Vec<Seen> {
+    pub async fn hold(&mut self, after: &str) -> Vec<Received> {
         if !self.bystander.token.is_empty() {
             self.ask_as_bystander(after).await;
         }
         let (lines, metrics) = self.settle(after).await;
         let begun = self.begun();
         let whole = match &mut self.witness {
-            Witness::Recorder => self.stack.upstream.seen_after(self.whole),
+            Witness::Recorder => self.stack.upstream.requests_after(self.whole),
             Witness::Service { arrived, .. } => std::mem::take(arrived),
         };
         self.begun += begun.len();
         self.whole += whole.len();
         assert!(self.stack.upstream.faults().is_empty(), "{:?}", self.stack.upstream.faults());
-        for seen in &begun {
-            let id = seen.all("x-request-id");
+        for received in &begun {
+            let id = received.all("x-request-id");
             let mut known = self.given_up.iter().chain(&lines);
             let line = known.find(|line| id == [line["request_id"].as_str().unwrap()]);
-            let line = line.unwrap_or_else(|| panic!("{seen:?} was not logged, after {after}"));
-            self.assert_identity(seen, line, after);
+            let line = line.unwrap_or_else(|| panic!("{received:?} was not logged, after {after}"));
+            self.assert_identity(received, line, after);
         }
         let log: Vec<String> = lines.iter().map(Value::to_string).collect();
         if self.may_lose_requests {
             // A service may tell later of a request that was given up, but only once.
             self.given_up.extend(lines);
             let has_come = |line: &Value| {
-                begun.iter().any(|seen| seen.all("x-request-id") == [&line["request_id"]])
+                begun.iter().any(|received| received.all("x-request-id") == [&line["request_id"]])
             };
             self.given_up.retain(|line| !line["upstream"].is_null() && !has_come(line));
         }
@@ -461,7 +469,7 @@ impl Siege {
     }
 
     /// Requests that have come since the last time, as far as their heads.
-    fn begun(&mut self) -> Vec<Seen> {
+    fn begun(&mut self) -> Vec<Received> {
         match &mut self.witness {
             Witness::Recorder => self.stack.upstream.begun_after(self.begun),
             Witness::Service { log, read, arrived } => {
@@ -492,7 +500,7 @@ impl Siege {
                     .map(|line| line["request_id"].as_str().unwrap())
                     .collect();
                 let mut read: Vec<&str> =
-                    begun.iter().flat_map(|seen| seen.all("x-request-id")).collect();
+                    begun.iter().flat_map(|received| received.all("x-request-id")).collect();
                 forwarded.sort_unstable();
                 read.sort_unstable();
                 let is_logged = (counted - self.logged - lines.len() as f64).abs() < 0.5;
@@ -524,8 +532,8 @@ impl Siege {
     }
 
     /// Asserts that a request has of the gateway's headers what the gateway says.
-    fn assert_identity(&self, seen: &Seen, line: &Value, after: &str) {
-        let target = seen.target();
+    fn assert_identity(&self, received: &Received, line: &Value, after: &str) {
+        let target = received.target();
         let is_known = line["decision"] == "ok";
         let openid = match target.rsplit_once("/of/") {
             _ if is_canary_target(target) => self.bystander.openid.clone(),
@@ -536,7 +544,7 @@ impl Siege {
             .filter(|_| openid == self.mallory.openid);
         let if_known = |value: &str| is_known.then(|| value.to_owned());
         let proto = if self.tls.is_some() { "https" } else { "http" };
-        let host = seen.all("host").first().map(|host| (*host).to_owned());
+        let host = received.all("host").first().map(|host| (*host).to_owned());
         let expected = [
             ("x-openid", if_known(&openid)),
             ("x-appid", if_known(APP)),
@@ -555,21 +563,26 @@ impl Siege {
         };
         for (name, value) in expected.into_iter().chain(none).take(told) {
             let value: Vec<&str> = value.iter().map(String::as_str).collect();
-            assert_eq!(seen.folded(name), value, "{name} of {seen:?}, after {after}");
-            assert_eq!(seen.all(name), value, "in its own spelling: {seen:?}, after {after}");
+            assert_eq!(received.folded(name), value, "{name} of {received:?}, after {after}");
+            assert_eq!(
+                received.all(name),
+                value,
+                "in its own spelling: {received:?}, after {after}"
+            );
         }
-        let said = |secret: &&String| seen.lines.iter().any(|(_, value)| value.contains(*secret));
-        assert_eq!(self.secrets.iter().find(said), None, "{seen:?}, after {after}");
+        let said =
+            |secret: &&String| received.lines.iter().any(|(_, value)| value.contains(*secret));
+        assert_eq!(self.secrets.iter().find(said), None, "{received:?}, after {after}");
         let is_told = |secret: &&String| target.contains(*secret) && !after.contains(*secret);
         assert_eq!(self.secrets.iter().find(is_told), None, "{target}, after {after}");
     }
 
     /// Asserts that an answer tells no secret: an error none, and nothing what is WeChat's.
-    pub fn assert_tells_nothing(&self, answer: &Answer, after: &str) {
-        let text = format!("{answer:?} {}", answer.text());
+    pub fn assert_tells_nothing(&self, response: &Response, after: &str) {
+        let text = format!("{response:?} {}", response.text());
         let wechats = [SECRET, &self.wechat.session_key];
         assert!(!wechats.iter().any(|secret| text.contains(secret)), "{text}, after {after}");
-        if answer.status >= 400 {
+        if response.status >= 400 {
             let told = self.secrets.iter().find(|secret| text.contains(*secret));
             assert_eq!(told, None, "{text}, after {after}");
         }
@@ -619,8 +632,8 @@ fn is_canary_target(target: &str) -> bool {
     target.starts_with("/required/canary/")
 }
 
-fn is_answer_to(answer: &Answer, target: &str) -> bool {
-    let body = serde_json::from_slice::<Value>(&answer.body);
+fn is_response_to(response: &Response, target: &str) -> bool {
+    let body = serde_json::from_slice::<Value>(&response.body);
     body.is_ok_and(|body| body["target"] == target)
 }
 
@@ -643,7 +656,7 @@ fn new_lines(file: &Path, read: &mut u64) -> Vec<Value> {
 }
 
 /// A request as a service tells of it; `None` where it only tells of a connection.
-fn testimony(line: &Value) -> Option<Seen> {
+fn testimony(line: &Value) -> Option<Received> {
     let text = |key: &str| line[key].as_str().filter(|text| !matches!(*text, "" | "-"));
     let request_line = text("line")?.to_owned();
     // What it was told counts where it came to no belief of its own.
@@ -651,7 +664,7 @@ fn testimony(line: &Value) -> Option<Seen> {
     let lines = [("x-request-id", text("id")), ("x-openid", openid)];
     let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    Some(Seen { request_line, lines, ..Seen::default() })
+    Some(Received { request_line, lines, ..Received::default() })
 }
 
 fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
@@ -672,30 +685,30 @@ pub fn sum(metrics: &str, prefix: &str) -> f64 {
     values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
-struct Received {
-    answers: Vec<Answer>,
+struct ReadResponses {
+    responses: Vec<Response>,
     has_ended: bool,
 }
 
 /// Reads whole answers until there are enough of them, or to the end.
-async fn read_answers(
+async fn read_responses(
     wire: &mut (impl AsyncRead + Unpin),
     is_first_bodyless: bool,
-    are_enough: impl Fn(&[Answer]) -> bool,
-) -> Received {
+    are_enough: impl Fn(&[Response]) -> bool,
+) -> ReadResponses {
     let mut bytes = Vec::new();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     loop {
         let read = Pin::new(&mut *wire).read_buf(&mut bytes).await;
         let has_ended = !matches!(read, Ok(1..));
-        while let Some((answer, length)) =
-            Answer::parse(&bytes, is_first_bodyless && answers.is_empty(), has_ended)
+        while let Some((response, length)) =
+            Response::parse(&bytes, is_first_bodyless && responses.is_empty(), has_ended)
         {
             bytes.drain(..length);
-            answers.push(answer);
+            responses.push(response);
         }
-        if has_ended || are_enough(&answers) {
-            return Received { answers, has_ended };
+        if has_ended || are_enough(&responses) {
+            return ReadResponses { responses, has_ended };
         }
     }
 }

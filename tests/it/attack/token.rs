@@ -20,7 +20,7 @@ async fn a_token_that_is_no_good_has_one_answer() {
     let revoked = siege.token_of("mallory").await;
     let logout = format!("POST /logout HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {revoked}\r\n\r\n");
     let outcome = siege.run(&Attack::new(logout, Must::Harmless)).await;
-    assert_eq!(outcome.answers[0].status, 204);
+    assert_eq!(outcome.responses[0].status, 204);
     let encoded: String = token.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let swapped: String =
         token
@@ -61,7 +61,7 @@ async fn a_token_that_is_no_good_has_one_answer() {
         for path in ["/required", "/optional"] {
             let lines = format!("X-3rd-Session: {bad}\r\n");
             let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
-            let [answer] = &outcome.answers[..] else { panic!("{bad}: {:?}", outcome.answers) };
+            let [answer] = &outcome.responses[..] else { panic!("{bad}: {:?}", outcome.responses) };
             answer.assert_error(401, "session_expired", "login");
             told.insert(answer.json()["message"].to_string());
         }
@@ -70,8 +70,8 @@ async fn a_token_that_is_no_good_has_one_answer() {
         for path in ["/required", "/optional"] {
             let lines = format!("Authorization: Bearer {bad}\r\n");
             let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
-            outcome.answers[0].assert_error(401, "session_expired", "login");
-            told.insert(outcome.answers[0].json()["message"].to_string());
+            outcome.responses[0].assert_error(401, "session_expired", "login");
+            told.insert(outcome.responses[0].json()["message"].to_string());
         }
     }
     let expired = siege.token_of("mallory").await;
@@ -80,8 +80,8 @@ async fn a_token_that_is_no_good_has_one_answer() {
     for token in [expired, token] {
         let lines = format!("X-3rd-Session: {token}\r\n");
         let outcome = siege.run(&Attack::new(get("/optional", &lines), Must::Refused)).await;
-        outcome.answers[0].assert_error(401, "session_expired", "login");
-        told.insert(outcome.answers[0].json()["message"].to_string());
+        outcome.responses[0].assert_error(401, "session_expired", "login");
+        told.insert(outcome.responses[0].json()["message"].to_string());
     }
     assert_eq!(told.len(), 1, "{told:?}");
 }
@@ -106,7 +106,7 @@ async fn a_token_counts_only_where_one_can_stand() {
         for path in ["/required", "/optional", "/none"] {
             let outcome = siege.run(&Attack::new(get(path, &lines), Must::Served(1))).await;
             let known = usize::from(path != "/none");
-            assert_eq!(outcome.seen[0].folded("x-openid").len(), known, "{lines}");
+            assert_eq!(outcome.received[0].folded("x-openid").len(), known, "{lines}");
         }
     }
     // Nothing that the gateway reads: nobody, and no identity.
@@ -122,11 +122,11 @@ async fn a_token_counts_only_where_one_can_stand() {
     ] {
         let refused =
             siege.run(&Attack::new(get(&format!("/required{path}"), &lines), Must::Refused)).await;
-        refused.answers[0].assert_error(401, "missing_token", "login");
+        refused.responses[0].assert_error(401, "missing_token", "login");
         let outcome = siege
             .run(&Attack::new(get(&format!("/optional{path}"), &lines), Must::Served(1)))
             .await;
-        assert!(outcome.seen[0].folded("x-openid").is_empty());
+        assert!(outcome.received[0].folded("x-openid").is_empty());
     }
     for lines in [
         format!("X-3rd-Session: {token}\r\nX-3rd-Session: {token}\r\n"),
@@ -141,7 +141,7 @@ async fn a_token_counts_only_where_one_can_stand() {
             let method = if path == "/logout" { "POST" } else { "GET" };
             let bytes = get(path, &lines).replace("GET", method);
             let outcome = siege.run(&Attack::new(bytes, Must::Refused)).await;
-            outcome.answers[0].assert_error(400, "bad_request", "none");
+            outcome.responses[0].assert_error(400, "bad_request", "none");
         }
     }
     // A folded session header is no carrier, and goes nowhere.
@@ -172,12 +172,12 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
             body.len()
         );
         let outcome = siege.run(&Attack::new(login, Must::Harmless)).await;
-        assert_eq!(outcome.answers[0].status, 200);
-        let token = outcome.answers[0].json()["token"].as_str().unwrap().to_owned();
+        assert_eq!(outcome.responses[0].status, 200);
+        let token = outcome.responses[0].json()["token"].as_str().unwrap().to_owned();
         siege.secrets.push(token.clone());
         assert_ne!(token, chosen);
         assert_ne!(token, old);
-        assert_eq!(outcome.answers[0].header("set-cookie"), None);
+        assert_eq!(outcome.responses[0].header("set-cookie"), None);
         let request = get("/required", &format!("X-3rd-Session: {chosen}\r\n"));
         siege.run(&Attack::new(request, Must::Refused)).await;
 
@@ -191,7 +191,7 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
         ]
         .concat();
         let outcome = siege.run(&Attack::new(packet, Must::Harmless)).await;
-        let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
+        let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
         assert_eq!(statuses, [200, 204, 401]);
     }
 }

@@ -41,7 +41,7 @@ impl WeChat {
     }
 
     /// Answers with these very bytes from now on.
-    pub fn answer(&self, bytes: Vec<u8>) {
+    pub fn respond(&self, bytes: Vec<u8>) {
         *self.replies.lock().unwrap() = Arc::new(move |_| bytes.clone());
     }
 

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
 use crate::harness::program::{self, Program, server};
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack, THREE_ROUTES, openid};
 
 /// What services say about their responses: the end of the path, status and headers.
@@ -48,18 +48,18 @@ fn text_for(openid: &str) -> String {
     format!("for {openid}.")
 }
 
-fn reply(seen: &Seen) -> Reply {
-    let path = seen.target().split('?').next().unwrap();
+fn reply(received: &Received) -> Reply {
+    let path = received.target().split('?').next().unwrap();
     let name = path.rsplit('/').next().unwrap();
     let case = CASES.iter().find(|(known, ..)| *known == name);
     let (_, status, headers) = case.unwrap_or(&CASES[0]);
     let status = match *status {
-        200 if !seen.all("if-none-match").is_empty() => 304,
+        200 if !received.all("if-none-match").is_empty() => 304,
         // What nobody asks for is not understood.
-        206 if seen.all("range").is_empty() => 200,
+        206 if received.all("range").is_empty() => 200,
         status => status,
     };
-    let whose = seen.all("x-openid").first().map_or("nobody".to_owned(), |id| (*id).to_owned());
+    let whose = received.all("x-openid").first().map_or("nobody".to_owned(), |id| (*id).to_owned());
     let body = if status == 304 { String::new() } else { text_for(&whose) };
     let length = body.len();
     let length = match status {
@@ -142,11 +142,11 @@ impl Carrier {
     }
 }
 
-async fn send(cache: &Program, request: &str, lines: &str) -> Answer {
+async fn send(cache: &Program, request: &str, lines: &str) -> Response {
     let head = format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
     let mut connection = Connection::open(([127, 0, 0, 1], cache.port).into()).await;
     connection.send(head.as_bytes()).await;
-    connection.answer(request.starts_with("HEAD")).await
+    connection.response(request.starts_with("HEAD")).await
 }
 
 /// Whose response to a client it must be, at each of its requests; `None`: it is rejected.
@@ -189,18 +189,18 @@ async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
                     };
                     let path = format!("{route}/{carrier:?}/{}/{name}", request.replace(' ', "-"));
                     let lines = format!("{}{extra}", carrier.line(client.token));
-                    let answer = send(cache, &format!("{method} {path}"), &lines).await;
-                    let shown = format!("{request} {path} {lines:?}: {answer:?}");
+                    let response = send(cache, &format!("{method} {path}"), &lines).await;
+                    let shown = format!("{request} {path} {lines:?}: {response:?}");
                     let Some(expected) = expected else {
-                        assert_eq!(answer.status, 401, "{shown}");
+                        assert_eq!(response.status, 401, "{shown}");
                         continue;
                     };
-                    let known = condition == "if-none-match" && answer.status == 304;
+                    let known = condition == "if-none-match" && response.status == 304;
                     let may_be_part = condition == "range" || status == 206;
-                    let part = may_be_part && matches!(answer.status, 206 | 200);
-                    assert!(answer.status == status || known || part, "{shown}");
+                    let part = may_be_part && matches!(response.status, 206 | 200);
+                    assert!(response.status == status || known || part, "{shown}");
                     if !known && method == "GET" {
-                        assert_eq!(answer.text(), expected, "{shown}");
+                        assert_eq!(response.text(), expected, "{shown}");
                     }
                 }
             }
@@ -217,24 +217,24 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: C
         for (lines, status) in
             [(&nobody, 401), (&token, 200), (&nobody, 401), (&wrong, 401), (&token, 200)]
         {
-            let answer = send(cache, &format!("GET {path}"), lines).await;
-            assert_eq!(answer.status, status, "{path} {lines} {answer:?}");
+            let response = send(cache, &format!("GET {path}"), lines).await;
+            assert_eq!(response.status, status, "{path} {lines} {response:?}");
         }
     }
     let reached = "wxgate_http_requests_total{code=\"200\",route=\"@login\"}";
     let before = stack.metric(reached).await;
     let login = format!("GET /login?code=user-carol-{carrier:?}");
     for _ in 0..2 {
-        let answer = send(cache, &login, "").await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = send(cache, &login, "").await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     stack.until_metric(reached, before + 2.0).await;
     stack.clock.advance(std::time::Duration::from_secs(60));
-    let answer = send(cache, &login, "").await;
-    assert_eq!(answer.status, 401, "a code is good once: {}", answer.text());
+    let response = send(cache, &login, "").await;
+    assert_eq!(response.status, 401, "a code is good once: {}", response.text());
     // A session that was ended is not shown either.
-    let answer = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
-    assert_eq!(answer.status, 204);
+    let response = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
+    assert_eq!(response.status, 204);
     for path in ["/session", "/static", "/required/nothing", "/optional/max-age"] {
         assert_eq!(send(cache, &format!("GET {path}"), &token).await.status, 401, "{path}");
     }
@@ -242,11 +242,11 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: C
 
 /// How often the service is reached by as many equal requests.
 async fn reached(stack: &Stack, cache: &Program, path: &str, lines: &str) -> usize {
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for _ in 0..3 {
         assert_eq!(send(cache, &format!("GET {path}"), lines).await.status, 200);
     }
-    stack.upstream.seen_after(before).len()
+    stack.upstream.requests_after(before).len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,8 +308,8 @@ async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to()
                 let target = format!("GET {route}/{name}");
                 assert_eq!(send(&cache, &target, &line).await.text(), alice_s, "{target}");
                 let bob = Carrier::Header.line(Some(&bob));
-                let answer = send(&cache, &target, &bob).await;
-                assert_eq!(answer.text(), text_for(&openid("bob")), "{target}");
+                let response = send(&cache, &target, &bob).await;
+                assert_eq!(response.text(), text_for(&openid("bob")), "{target}");
             }
         }
     }
@@ -327,8 +327,8 @@ async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own
         for name in ["nothing", "max-age", "public"] {
             let (released, is_first) = (Arc::new(Notify::new()), AtomicBool::new(true));
             let waits = released.clone();
-            stack.upstream.reply(move |seen| {
-                match (reply(seen), is_first.swap(false, Ordering::Relaxed)) {
+            stack.upstream.reply(move |received| {
+                match (reply(received), is_first.swap(false, Ordering::Relaxed)) {
                     (Reply::Bytes(bytes), true) => Reply::When(waits.clone(), bytes),
                     (reply, _) => reply,
                 }
@@ -354,10 +354,10 @@ async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own
             };
             let all = async { tokio::join!(send(cache, &target, &first), others) };
             let (alice, (bob, nobody)) = tokio::time::timeout(PATIENCE, all).await.unwrap();
-            for (answer, whose) in
+            for (response, whose) in
                 [(alice, openid("alice")), (bob, openid("bob")), (nobody, "nobody".to_owned())]
             {
-                assert_eq!(answer.text(), text_for(&whose), "{target}");
+                assert_eq!(response.text(), text_for(&whose), "{target}");
             }
         }
     }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::history::{Operation, What};
-use crate::harness::client::Answer;
+use crate::harness::client::Response;
 
 /// A client waits no longer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -165,9 +165,9 @@ impl User {
             "POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let answer = self.exchange(gateway, session, What::Login, &request).await?;
-        (answer.status == 200)
-            .then(|| (session, answer.json()["token"].as_str().unwrap().to_owned()))
+        let response = self.exchange(gateway, session, What::Login, &request).await?;
+        (response.status == 200)
+            .then(|| (session, response.json()["token"].as_str().unwrap().to_owned()))
     }
 
     async fn ask(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
@@ -180,8 +180,8 @@ impl User {
         let request = format!(
             "POST /logout HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nX-3rd-Session: {token}\r\n\r\n"
         );
-        let answer = self.exchange(gateway, session, What::Logout, &request).await;
-        let is_ended = answer.is_some_and(|answer| answer.status == 204);
+        let response = self.exchange(gateway, session, What::Logout, &request).await;
+        let is_ended = response.is_some_and(|response| response.status == 204);
         if is_ended {
             self.shared.ended.lock().unwrap().push((session, token.to_owned()));
         }
@@ -194,7 +194,7 @@ impl User {
         session: usize,
         what: What,
         request: &str,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let start = Instant::now();
         let connection = &mut self.connections[gateway];
         let exchanged = timeout(PATIENCE, async {
@@ -207,23 +207,23 @@ impl User {
             stream.write_all(request.as_bytes()).await.ok()?;
             let mut read = Vec::new();
             loop {
-                if let Some((answer, _)) = Answer::parse(&read, false, false) {
-                    return Some(answer);
+                if let Some((response, _)) = Response::parse(&read, false, false) {
+                    return Some(response);
                 }
                 if stream.read_buf(&mut read).await.ok()? == 0 {
                     return None;
                 }
             }
         });
-        let answer = exchanged.await.ok().flatten();
-        let closes = |answer: &Answer| answer.header("connection") == Some("close");
-        if answer.as_ref().is_none_or(closes) {
+        let response = exchanged.await.ok().flatten();
+        let closes = |response: &Response| response.header("connection") == Some("close");
+        if response.as_ref().is_none_or(closes) {
             self.connections[gateway] = None;
         }
-        let status = answer.as_ref().map(|answer| answer.status);
+        let status = response.as_ref().map(|response| response.status);
         let end = Instant::now();
         let operation = Operation { session, gateway, what, start, end, status };
         self.shared.history.lock().unwrap().push(operation);
-        answer
+        response
     }
 }

@@ -43,9 +43,9 @@ async fn a_refusal_arrives(end: Step) {
         // Some clients read while they send, others only then.
         let response = if attempt % 3 == 0 {
             connection.try_send(&bytes).await;
-            connection.response(false).await
+            connection.strict_response(false).await
         } else {
-            connection.response_while_sending(&bytes).await
+            connection.strict_response_while_sending(&bytes).await
         };
         let is_right = response.as_ref().is_ok_and(|response| {
             response.status_line.contains(&status[..3])
@@ -79,7 +79,7 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
             let first = format!("HTTP/1.1 200 OK\r\n{head}{begin}");
             Reply::Steps(vec![Step::Send(first.into()), Step::Body, Step::Send(end.into())])
         });
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let (lines, body) = large(is_chunked);
         let bytes = request("POST", "/none", &lines, &body);
         let (first, rest) = bytes.split_at(bytes.len() / 2);
@@ -93,12 +93,12 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
         connection.send(rest).await;
         let ended = connection.reads_up_to(b" world\r\n0\r\n\r\n").await;
         findings.check(is_chunked, ended, "the response does not end");
-        let seen = stack.upstream.seen_after(before);
-        let is_whole = seen.len() == 1 && seen[0].body.len() == 1 << 20;
+        let received = stack.upstream.requests_after(before);
+        let is_whole = received.len() == 1 && received[0].body.len() == 1 << 20;
         findings.check(is_chunked, is_whole, "the body does not end");
         // Whether the client's connection goes on or not, nothing else comes.
         connection.try_send(&request("GET", "/none/next", "", "")).await;
-        let next = connection.response_or_end(false).await;
+        let next = connection.strict_response_or_end(false).await;
         let is_right =
             next.as_ref().is_ok_and(|next| next.as_ref().is_none_or(|next| next.text() == "next"));
         findings.check(is_chunked, is_right, next);
@@ -111,7 +111,7 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
 async fn a_body_and_its_echo_pass_at_once() {
     const LENGTH: usize = 16 << 20;
     let stack = Stack::start_with("limits.max_body = \"100MiB\"").await;
-    stack.upstream.answer_early(true);
+    stack.upstream.respond_early(true);
     let body: String = ('a'..='z').cycle().take(LENGTH).collect();
     let chunk = format!("{:x}\r\n{body}\r\n", body.len());
     for (lines, sent) in [
@@ -122,8 +122,9 @@ async fn a_body_and_its_echo_pass_at_once() {
         let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
         stack.upstream.reply(move |_| Reply::Echo(head.clone().into()));
         let mut connection = Connection::open(stack.gateway).await;
-        let response =
-            connection.response_while_sending(&request("POST", "/none", &lines, &sent)).await;
+        let response = connection
+            .strict_response_while_sending(&request("POST", "/none", &lines, &sent))
+            .await;
         let response = response.unwrap_or_else(|error| panic!("{lines}{error}"));
         assert!(response.is_whole && response.body.bytes == body.as_bytes(), "{response:?}");
     }
@@ -182,7 +183,7 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
         let lines = format!("Expect: 100-continue\r\n{lines}");
         let head = request("POST", "/none", &lines, "");
         // It wants the body.
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         reply(&stack, move |_| {
             Reply::Steps(vec![
                 Step::Send("HTTP/1.1 100 Continue\r\n\r\n".into()),
@@ -192,16 +193,16 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
         });
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&head).await;
-        let first = connection.response(false).await;
+        let first = connection.strict_response(false).await;
         findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
         connection.send(body.as_bytes()).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(&lines, is_ok(&response, Framing::Length, "hello"), &response);
-        let seen = stack.upstream.seen_after(before);
-        let is_right = seen.len() == 1
-            && seen[0].all("expect") == ["100-continue"]
-            && seen[0].body == b"hello";
-        findings.check(&lines, is_right, seen);
+        let received = stack.upstream.requests_after(before);
+        let is_right = received.len() == 1
+            && received[0].all("expect") == ["100-continue"]
+            && received[0].body == b"hello";
+        findings.check(&lines, is_right, received);
         if let Ok(response) = response {
             let next = go_on(&mut connection, &response).await;
             findings.check(&lines, next.is_ok(), next);
@@ -214,14 +215,14 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
             });
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&head).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 response.status_line.contains(&status[..3]) && response.text() == "no"
             });
             findings.check(format!("{status} {lines}"), is_right, &response);
             let before = stack.upstream.begun_after(0).len();
             connection.try_send(&request("GET", "/none/next", "", "")).await;
-            let next = connection.response_or_end(false).await;
+            let next = connection.strict_response_or_end(false).await;
             let is_right =
                 next.as_ref().is_ok_and(|next| next.as_ref().is_none_or(|n| n.status == 400));
             findings.check(format!("after {status} {lines}"), is_right, next);
@@ -245,14 +246,14 @@ async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
         let lines = format!("Expect: 100-Continue\r\n{lines}");
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&request("POST", "/none", &lines, "")).await;
-        let first = connection.response(false).await;
+        let first = connection.strict_response(false).await;
         findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         connection.send(body.as_bytes()).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(&lines, response.as_ref().is_ok_and(|r| r.status == 200), &response);
-        let seen = stack.upstream.seen_after(before);
-        findings.check(&lines, seen.len() == 1 && seen[0].body == b"hello", seen);
+        let received = stack.upstream.requests_after(before);
+        findings.check(&lines, received.len() == 1 && received[0].body == b"hello", received);
         if let Ok(response) = response {
             let next = go_on(&mut connection, &response).await;
             findings.check(&lines, next.is_ok(), next);
@@ -275,18 +276,22 @@ async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response
         let steps = [first, vec![Step::Body, Step::Send("hello".into())]].concat();
         reply(&stack, move |_| Reply::Steps(steps.clone()));
         let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&request("POST", "/none", lines, "")).await;
-        let first = connection.response(false).await;
+        let first = connection.strict_response(false).await;
         findings.check(is_asked_by_service, first.as_ref().is_ok_and(|r| r.status == 100), first);
         ask.notify_one();
         let begun = connection.reads_up_to(b"\r\n\r\n").await;
         findings.check(is_asked_by_service, begun, "the response has begun");
         connection.send(b"body").await;
         findings.check(is_asked_by_service, connection.reads_up_to(b"hello").await, "its end");
-        let seen = stack.upstream.seen_after(before);
-        findings.check(is_asked_by_service, seen.len() == 1 && seen[0].body == b"body", seen);
+        let received = stack.upstream.requests_after(before);
+        findings.check(
+            is_asked_by_service,
+            received.len() == 1 && received[0].body == b"body",
+            received,
+        );
     }
     findings.end();
 }
@@ -307,11 +312,11 @@ async fn a_client_gets_one_100_even_if_the_service_asks_late() {
     let mut connection = Connection::open(stack.gateway).await;
     let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
     connection.send(&request("POST", "/none", lines, "")).await;
-    let first = connection.response(false).await;
+    let first = connection.strict_response(false).await;
     assert!(first.as_ref().is_ok_and(|first| first.status == 100), "{first:?}");
     ask.notify_one();
     connection.send(b"body").await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
 }
 
@@ -329,7 +334,7 @@ async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more
     let mut connection = Connection::open(stack.gateway).await;
     let lines = "Content-Length: 8000000\r\n";
     connection.send(&request("POST", "/none", lines, "begin")).await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     assert!(response.as_ref().is_ok_and(|response| response.status == 413), "{response:?}");
     connection.send(b"enough").await;
     let rest = vec![b'x'; 7_000_000];
@@ -349,7 +354,7 @@ async fn an_http_1_0_client_that_expects_100_gets_none() {
     let mut connection = Connection::open(stack.gateway).await;
     let lines = "Host: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n";
     connection.send(format!("POST /none HTTP/1.0\r\n{lines}\r\nhello").as_bytes()).await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
 }
 
@@ -369,7 +374,7 @@ async fn informational_responses_pass_as_they_come() {
     });
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&request("GET", "/none", "", "")).await;
-    let first = connection.response(false).await;
+    let first = connection.strict_response(false).await;
     // It is not held until the next comes.
     let is_right = first
         .as_ref()
@@ -377,10 +382,10 @@ async fn informational_responses_pass_as_they_come() {
     findings.check("the first", is_right, first);
     release.notify_one();
     for status in [102, 103] {
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(status, response.as_ref().is_ok_and(|r| r.status == status), response);
     }
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     findings.check("the last", is_ok(&response, Framing::Length, "hello"), &response);
     let next = go_on(&mut connection, &response.unwrap()).await;
     findings.check("the next", next.is_ok(), next);
@@ -399,7 +404,7 @@ async fn informational_responses_without_end_are_cut_off() {
         let passed = AtomicUsize::new(0);
         let reading = async {
             loop {
-                let response = connection.response_or_end(false).await.unwrap();
+                let response = connection.strict_response_or_end(false).await.unwrap();
                 match response {
                     Some(response) if response.status < 200 => {
                         passed.fetch_add(1, Ordering::Relaxed);

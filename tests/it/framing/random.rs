@@ -13,8 +13,8 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use super::request;
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::Response;
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::strict::StrictResponse;
+use crate::harness::upstream::{Received, Reply, Step};
 
 const CASES: u32 = 300;
 
@@ -270,7 +270,7 @@ impl Round {
     }
 
     /// What is wrong with a response, if anything is.
-    fn judge(&self, path: &str, response: &Result<Response, String>) -> Result<(), String> {
+    fn judge(&self, path: &str, response: &Result<StrictResponse, String>) -> Result<(), String> {
         let wrong = || Err(format!("{path}: {:?} got {response:?}", self.variant()));
         let Ok(response) = response else { return wrong() };
         let is_theirs = response.all("x-for") == [path];
@@ -319,16 +319,19 @@ fn round() -> impl Strategy<Value = Round> {
 type Plans = Arc<Mutex<HashMap<String, (Round, usize)>>>;
 
 /// Reads the final response to a request.
-async fn response(connection: &mut Connection, round: &Round) -> Result<Option<Response>, String> {
+async fn response(
+    connection: &mut Connection,
+    round: &Round,
+) -> Result<Option<StrictResponse>, String> {
     loop {
-        let response = connection.response_or_end(round.method == "HEAD").await?;
+        let response = connection.strict_response_or_end(round.method == "HEAD").await?;
         if response.as_ref().is_none_or(|response| response.status >= 200) {
             return Ok(response);
         }
     }
 }
 
-fn is_last(response: &Response) -> bool {
+fn is_last(response: &StrictResponse) -> bool {
     !response.is_whole || response.all("connection").contains(&"close")
 }
 
@@ -386,14 +389,14 @@ fn judge_service(
     rounds: &[(Round, String)],
     ended: &mut HashMap<usize, String>,
 ) -> Result<(), String> {
-    let round = |seen: &Seen| rounds.iter().find(|(_, path)| seen.target() == path);
+    let round = |received: &Received| rounds.iter().find(|(_, path)| received.target() == path);
     let begun = stack.upstream.begun_after(begun);
     let mut tries: HashMap<&str, usize> = HashMap::new();
-    for seen in &begun {
+    for received in &begun {
         // A client that went before it had read all may have left others behind.
-        let Some((round, path)) = round(seen) else { continue };
-        if let Some(earlier) = ended.get(&seen.connection) {
-            return Err(format!("{path} on connection {} after {earlier}", seen.connection));
+        let Some((round, path)) = round(received) else { continue };
+        if let Some(earlier) = ended.get(&received.connection) {
+            return Err(format!("{path} on connection {} after {earlier}", received.connection));
         }
         let tries = tries.entry(path).or_default();
         *tries += 1;
@@ -401,14 +404,14 @@ fn judge_service(
             return Err(format!("{path} was sent too often"));
         }
         if round.forbids_reuse() && *tries == 1 {
-            ended.insert(seen.connection, path.clone());
+            ended.insert(received.connection, path.clone());
         }
     }
-    for seen in stack.upstream.seen_after(whole) {
-        if let Some((round, path)) = round(&seen)
-            && seen.body != round.body()
+    for received in stack.upstream.requests_after(whole) {
+        if let Some((round, path)) = round(&received)
+            && received.body != round.body()
         {
-            return Err(format!("{path}: another body: {seen:?}"));
+            return Err(format!("{path}: another body: {received:?}"));
         }
     }
     Ok(())
@@ -420,13 +423,13 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
     let stack = runtime.block_on(Stack::start());
     let plans = Plans::default();
     let told = plans.clone();
-    stack.upstream.answer_early(true);
-    stack.upstream.reply(move |seen| {
+    stack.upstream.respond_early(true);
+    stack.upstream.reply(move |received| {
         let mut plans = told.lock().unwrap();
-        let (round, tries) = plans.get_mut(seen.target()).unwrap();
+        let (round, tries) = plans.get_mut(received.target()).unwrap();
         *tries += 1;
         let second = Round { variant: Length, ..round.clone() };
-        Reply::Steps(if *tries == 1 { &*round } else { &second }.steps(seen.target()))
+        Reply::Steps(if *tries == 1 { &*round } else { &second }.steps(received.target()))
     });
     let number = AtomicUsize::new(0);
     // Connections that may not be used again, and why.
@@ -451,7 +454,7 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
             .map(|(at, round)| (round, format!("/none/{case}/{at}")))
             .collect();
         plans.lock().unwrap().extend(rounds.iter().map(|(r, path)| (path.clone(), (r.clone(), 0))));
-        let before = (stack.upstream.begun_after(0).len(), stack.upstream.seen().len());
+        let before = (stack.upstream.begun_after(0).len(), stack.upstream.requests().len());
         let faults = stack.upstream.faults().len();
         let run = async {
             if is_pipelined {

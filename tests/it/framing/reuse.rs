@@ -8,17 +8,22 @@ use tokio::sync::Barrier;
 use super::{Findings, is_bad_gateway, is_ok, reply, request, start_early};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::{Framing, Response};
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::strict::{Framing, StrictResponse};
+use crate::harness::upstream::{Received, Reply, Step};
 
 /// Sends a request on a connection of its own, which ends with the response.
-async fn ask(stack: &Stack, method: &str, path: &str, body: &str) -> Result<Response, String> {
+async fn ask(
+    stack: &Stack,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Result<StrictResponse, String> {
     let mut connection = Connection::open(stack.gateway).await;
     let length = format!("Content-Length: {}\r\n", body.len());
     let lines = if body.is_empty() { "" } else { &length };
     connection.send(&request(method, path, lines, body)).await;
     loop {
-        let response = connection.response(method == "HEAD").await;
+        let response = connection.strict_response(method == "HEAD").await;
         // What only announces the response is not waited for alone: its connection is still busy.
         if !response.as_ref().is_ok_and(|response| response.status < 200) {
             return response;
@@ -28,7 +33,7 @@ async fn ask(stack: &Stack, method: &str, path: &str, body: &str) -> Result<Resp
 
 /// Which connections the service saw requests on, after so many requests.
 fn connections_after(stack: &Stack, count: usize) -> Vec<usize> {
-    stack.upstream.begun_after(count).iter().map(|seen| seen.connection).collect()
+    stack.upstream.begun_after(count).iter().map(|received| received.connection).collect()
 }
 
 /// The connection of a request, and that of the next.
@@ -41,7 +46,8 @@ async fn of_two(stack: &Stack, method: &str, steps: &[Step]) -> [Option<usize>; 
     let next = ask(stack, "GET", "/none/next", "").await;
     assert!(is_ok(&next, Framing::Length, "next"), "{next:?}");
     let begun = stack.upstream.begun_after(before);
-    let of = |path: &str| begun.iter().find(|seen| seen.target() == path).map(|s| s.connection);
+    let of =
+        |path: &str| begun.iter().find(|received| received.target() == path).map(|s| s.connection);
     [of("/none/first"), of("/none/next")]
 }
 
@@ -156,7 +162,7 @@ async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_
         let before = stack.upstream.begun_after(0).len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&request("POST", "/none/first", lines, begin)).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(
             format!("{lines}{begin}"),
             is_ok(&response, Framing::Length, "early"),
@@ -205,8 +211,8 @@ fn name(end: &Step) -> &'static str {
 
 /// Has the service end the connection at a request on one where it has served another.
 fn ending(stack: &Stack, begin: &'static str, end: Step) {
-    stack.upstream.reply(move |seen| match seen {
-        Seen { connection: 0, .. } if seen.target() != "/none/warm" => {
+    stack.upstream.reply(move |received| match received {
+        Received { connection: 0, .. } if received.target() != "/none/warm" => {
             Reply::Steps(vec![Step::Send(begin.into()), end.clone()])
         }
         _ => Reply::ok("", "hello"),
@@ -219,7 +225,7 @@ async fn on_a_used_connection(
     end: Step,
     method: &str,
     body: &str,
-) -> (Result<Response, String>, Vec<usize>) {
+) -> (Result<StrictResponse, String>, Vec<usize>) {
     let stack = Stack::start().await;
     ending(&stack, begin, end);
     let warm = ask(&stack, "GET", "/none/warm", "").await;
@@ -278,9 +284,9 @@ async fn a_request_is_not_sent_again_once_the_response_has_begun() {
             ask(&stack, "GET", "/none/warm", "").await.unwrap();
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none/tried", "", "")).await;
-            let mut response = connection.response(false).await;
+            let mut response = connection.strict_response(false).await;
             if response.as_ref().is_ok_and(|response| response.status == 103) {
-                response = connection.response(false).await;
+                response = connection.strict_response(false).await;
             }
             findings.check(&row, is_bad_gateway(&response), response);
             let connections = connections_after(&stack, 1);
@@ -301,10 +307,10 @@ async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
             let stack = Stack::start().await;
             let barrier = Arc::new(Barrier::new(USED));
             let ends = end.clone();
-            stack.upstream.reply(move |seen| {
-                if seen.target() == "/none/warm" {
+            stack.upstream.reply(move |received| {
+                if received.target() == "/none/warm" {
                     Reply::Meet(barrier.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
-                } else if ends_all || seen.connection < USED {
+                } else if ends_all || received.connection < USED {
                     Reply::Steps(vec![ends.clone()])
                 } else {
                     Reply::ok("", "hello")
@@ -353,7 +359,7 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
     let stack = Stack::start().await;
-    stack.upstream.reply(|seen| match seen.connection {
+    stack.upstream.reply(|received| match received.connection {
         0 => Reply::ok("Keep-Alive: timeout=1\r\n", "hello"),
         1 => Reply::ok("Keep-Alive: timeout=2\r\n", "hello"),
         _ => Reply::ok("", "hello"),
@@ -363,7 +369,9 @@ async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
         ask(&stack, "GET", "/none", "").await.unwrap();
     }
     assert_eq!(connections_after(&stack, 0), [0, 1, 1]);
-    assert!(stack.upstream.seen().iter().all(|seen| seen.all("connection") != ["close"]));
+    assert!(
+        stack.upstream.requests().iter().all(|received| received.all("connection") != ["close"])
+    );
     // The second ends a second before the service's time, the third does not.
     stack.upstream.until_open(0).await;
     let started = std::time::Instant::now();

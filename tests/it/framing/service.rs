@@ -86,7 +86,7 @@ async fn an_http_1_0_client_gets_no_chunks_and_no_informational_response() {
             let request = format!("GET /none HTTP/1.0\r\nHost: h\r\n{lines}\r\n");
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(request.as_bytes()).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right = is_ok(&response, framing, "hello")
                 && response.as_ref().unwrap().all("trailer").is_empty();
             findings.check(format!("{lines} {bytes}"), is_right, response);
@@ -228,13 +228,13 @@ async fn a_response_that_has_no_body_is_not_framed_as_one_that_has() {
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request(method, "/none", "", "")).await;
             // The reader itself refuses what may not be there.
-            let first = connection.response(false).await;
+            let first = connection.strict_response(false).await;
             let is_early = first.as_ref().is_ok_and(|response| response.status == 103);
             findings.check(format!("103 before {row}"), is_early, &first);
             if first.is_err() {
                 continue;
             }
-            let response = connection.response(method == "HEAD").await;
+            let response = connection.strict_response(method == "HEAD").await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let length = response.all("content-length");
                 let is_theirs = lines.contains("Content-Length: 5") && length == ["5"]
@@ -306,7 +306,7 @@ async fn a_malformed_chunk_of_a_service_ends_the_response() {
         closing(&stack, &bytes);
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&get()).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         let is_right = is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
         findings.check(chunks, is_right, response);
     }
@@ -418,7 +418,7 @@ async fn what_never_ends_in_the_framing_of_a_response_ends_the_response() {
         stack.upstream.reply(move |_| Reply::Push(begin.clone().into(), more.clone().into()));
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&get()).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         let is_right = is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
         findings.check(row, is_right, response);
     }
@@ -443,15 +443,16 @@ async fn a_response_that_comes_byte_by_byte_is_the_same() {
         let mut connection = Connection::open(stack.gateway).await;
         for _ in 0..3 {
             connection.send(&get()).await;
-            let mut response = connection.response(false).await;
+            let mut response = connection.strict_response(false).await;
             if response.as_ref().is_ok_and(|response| response.status == 103) {
-                response = connection.response(false).await;
+                response = connection.strict_response(false).await;
             }
             let is_right = is_ok(&response, framing, "hello");
             findings.check(bytes, is_right, response);
         }
     }
-    let connections: Vec<_> = stack.upstream.seen().iter().map(|seen| seen.connection).collect();
+    let connections: Vec<_> =
+        stack.upstream.requests().iter().map(|received| received.connection).collect();
     findings.check("one connection", connections.iter().all(|one| *one == 0), connections);
     findings.end();
 }

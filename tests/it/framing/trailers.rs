@@ -4,7 +4,7 @@ use super::{Findings, exchange, is_bad_gateway, reply, request};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::strict::{Lines, values};
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::upstream::{Received, Reply, Step};
 
 /// A chunked request with these trailers, each ended.
 fn with_trailers(path: &str, lines: &str, trailers: &str) -> Vec<u8> {
@@ -22,13 +22,13 @@ fn trailing(stack: &Stack, lines: &str, trailers: &str) {
 }
 
 /// Sends a request with trailers that must be forwarded, and returns what the service saw.
-async fn seen(stack: &Stack, request: &[u8]) -> Result<Seen, String> {
-    let before = stack.upstream.seen().len();
+async fn forwarded(stack: &Stack, request: &[u8]) -> Result<Received, String> {
+    let before = stack.upstream.requests().len();
     let response = exchange(stack, request).await?;
-    let seen = stack.upstream.seen_after(before);
-    match seen.first() {
-        Some(seen) if response.status == 200 => Ok(seen.clone()),
-        _ => Err(format!("{response:?} {seen:?}")),
+    let received = stack.upstream.requests_after(before);
+    match received.first() {
+        Some(received) if response.status == 200 => Ok(received.clone()),
+        _ => Err(format!("{response:?} {received:?}")),
     }
 }
 
@@ -114,15 +114,15 @@ async fn request_trailers_reach_the_service() {
             ("/none", "Trailer: X-Sum\r\n".to_owned()),
             ("/", format!("X-3rd-Session: {token}\r\nTrailer: X-Sum\r\n")),
         ] {
-            let seen = seen(&stack, &with_trailers(path, &lines, trailers)).await;
-            let is_right = seen.as_ref().is_ok_and(|seen| {
-                let lines = seen.trailers.iter();
+            let received = forwarded(&stack, &with_trailers(path, &lines, trailers)).await;
+            let is_right = received.as_ref().is_ok_and(|received| {
+                let lines = received.trailers.iter();
                 let lines = lines.map(|(name, value)| (name.to_ascii_lowercase(), value.as_str()));
                 let expected =
                     expected.iter().map(|(name, value)| (name.to_ascii_lowercase(), *value));
-                seen.body == b"hello" && lines.eq(expected)
+                received.body == b"hello" && lines.eq(expected)
             });
-            findings.check(format!("{path} {trailers}"), is_right, seen);
+            findings.check(format!("{path} {trailers}"), is_right, received);
         }
     }
     findings.end();
@@ -149,14 +149,18 @@ async fn no_request_trailer_says_what_a_client_may_not_say() {
         {
             let lines = format!("{session}Connection: X-Nominated\r\n");
             let trailers = format!("X-First: 1\r\n{trailers}X-Last: 2\r\n");
-            let seen = seen(&stack, &with_trailers(path, &lines, &trailers)).await;
-            let is_right = seen.as_ref().is_ok_and(|seen| {
+            let received = forwarded(&stack, &with_trailers(path, &lines, &trailers)).await;
+            let is_right = received.as_ref().is_ok_and(|received| {
                 let is_evil = |(_, value): &(String, String)| value == "evil";
-                !seen.trailers.iter().any(is_evil)
-                    && values(&seen.trailers, "x-first") == ["1"]
-                    && values(&seen.trailers, "x-last") == ["2"]
+                !received.trailers.iter().any(is_evil)
+                    && values(&received.trailers, "x-first") == ["1"]
+                    && values(&received.trailers, "x-last") == ["2"]
             });
-            findings.check(format!("{path} {trailers}"), is_right, seen.map(|seen| seen.trailers));
+            findings.check(
+                format!("{path} {trailers}"),
+                is_right,
+                received.map(|received| received.trailers),
+            );
         }
     }
     findings.end();
@@ -201,7 +205,7 @@ async fn response_trailers_reach_only_a_client_that_takes_them() {
     let old = b"GET /none HTTP/1.0\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(old).await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     let is_right = response.as_ref().is_ok_and(|response| {
         response.all("trailer").is_empty() && response.is_whole && response.text() == "hello"
     });
@@ -268,12 +272,12 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
         let (first, rest) = chunks.split_at(cut);
         let steps = [Step::Send(format!("{head}{first}").into()), Step::Send(rest.into())];
         stack.upstream.reply(move |_| Reply::Steps(steps.to_vec()));
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         // From the end, so that parts of this size meet the trailers.
         let (first, rest) = bytes.split_at(bytes.len().saturating_sub(cut));
         connection.send_in_parts(first, usize::MAX).await;
         connection.send_in_parts(rest, if cut % 2 == 0 { 1 } else { usize::MAX }).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         let expected = (vec!["1"], vec!["a b"]);
         let is_right = response.as_ref().is_ok_and(|response| {
             response.text() == "hello"
@@ -281,12 +285,12 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
                 && response.body.trailers.len() == 2
         });
         findings.check(format!("cut at {cut}"), is_right, response);
-        let seen = stack.upstream.seen_after(before);
-        let is_right = seen.len() == 1
-            && seen[0].body == b"hello"
-            && trailers_of(&seen[0].trailers) == expected
-            && seen[0].trailers.len() == 2;
-        findings.check(format!("cut {cut} before the end"), is_right, seen);
+        let received = stack.upstream.requests_after(before);
+        let is_right = received.len() == 1
+            && received[0].body == b"hello"
+            && trailers_of(&received[0].trailers) == expected
+            && received[0].trailers.len() == 2;
+        findings.check(format!("cut {cut} before the end"), is_right, received);
         if !is_right {
             break;
         }
@@ -315,14 +319,14 @@ async fn a_malformed_request_trailer_ends_the_exchange() {
     let mut findings = Findings::default();
     for trailers in MALFORMED {
         for size in [usize::MAX, 1] {
-            let before = stack.upstream.seen().len();
+            let before = stack.upstream.requests().len();
             let mut connection = Connection::open(stack.gateway).await;
             let smuggled = request("GET", "/none/smuggled", "", "");
             let bytes = [with_trailers("/none", "", trailers), smuggled].concat();
             for part in bytes.chunks(size) {
                 connection.try_send(part).await;
             }
-            let response = connection.response_or_end(false).await;
+            let response = connection.strict_response_or_end(false).await;
             let is_refused = response
                 .as_ref()
                 .is_ok_and(|response| response.as_ref().is_none_or(|r| r.status == 400));
@@ -331,8 +335,8 @@ async fn a_malformed_request_trailer_ends_the_exchange() {
             if is_refused {
                 findings.check(trailers, connection.ends().await, "it goes on");
             }
-            let seen = stack.upstream.seen_after(before);
-            findings.check(trailers, seen.is_empty(), seen);
+            let received = stack.upstream.requests_after(before);
+            findings.check(trailers, received.is_empty(), received);
         }
     }
     findings.end();
@@ -347,7 +351,7 @@ async fn a_malformed_response_trailer_ends_the_exchange() {
             trailing(&stack, "", &format!("{trailers}\r\n"));
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", lines, "")).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right =
                 is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
             findings.check(format!("{lines}{trailers}"), is_right, response);
@@ -377,23 +381,23 @@ async fn trailers_count_towards_the_limits_of_a_head() {
         (String::new(), lines("T", 1, 1 << 20), false),
     ] {
         let row = format!("{} and {} bytes of lines", head.len(), trailers.len());
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.try_send(&with_trailers("/none", &head, &trailers)).await;
-        let response = connection.response_or_end(false).await;
+        let response = connection.strict_response_or_end(false).await;
         let is_right = response.as_ref().is_ok_and(|response| match response {
             Some(response) => response.status == if is_served { 200 } else { 431 },
             None => !is_served,
         });
         findings.check(&row, is_right, response);
-        let seen = stack.upstream.seen_after(before);
-        findings.check(&row, seen.len() == usize::from(is_served), seen);
+        let received = stack.upstream.requests_after(before);
+        findings.check(&row, received.len() == usize::from(is_served), received);
 
         trailing(&stack, &head, &trailers);
         for taken in ["", "TE: trailers\r\n"] {
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", taken, "")).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right = match is_served {
                 true => response.as_ref().is_ok_and(|r| r.is_whole && r.status == 200),
                 false => is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole),

@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::canary;
-use super::strict::{self, Response};
-use super::upstream::Seen;
+use super::strict::{self, StrictResponse};
+use super::upstream::Received;
 use super::{PATIENCE, Stack};
 
 /// A request in the making.
@@ -76,32 +76,32 @@ impl<'a> Request<'a> {
     }
 
     /// Sends the request on a connection of its own.
-    pub async fn send(self) -> Answer {
+    pub async fn send(self) -> Response {
         let gateway = self.stack.gateway;
         self.send_to(gateway).await
     }
 
     /// The same to the admin listener.
-    pub async fn send_to_admin(self) -> Answer {
+    pub async fn send_to_admin(self) -> Response {
         let admin = self.stack.admin;
         self.send_to(admin).await
     }
 
-    async fn send_to(self, address: SocketAddr) -> Answer {
+    async fn send_to(self, address: SocketAddr) -> Response {
         let mut connection = Connection::open(address).await;
         connection.send(&self.bytes()).await;
-        connection.answer(self.head.starts_with("HEAD")).await
+        connection.response(self.head.starts_with("HEAD")).await
     }
 
     /// Sends the request, which must be forwarded, and returns what the upstream saw of it.
-    pub async fn seen(self) -> Seen {
-        let before = self.stack.upstream.seen().len();
+    pub async fn forwarded(self) -> Received {
+        let before = self.stack.upstream.requests().len();
         let stack = self.stack;
-        let answer = self.send().await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let seen = stack.upstream.seen();
-        assert_eq!(seen.len(), before + 1, "one request for one");
-        seen.last().unwrap().clone()
+        let response = self.send().await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        let received = stack.upstream.requests();
+        assert_eq!(received.len(), before + 1, "one request for one");
+        received.last().unwrap().clone()
     }
 }
 
@@ -127,24 +127,27 @@ impl Connection {
     }
 
     /// The next answer; `is_bodyless` when it is one to HEAD.
-    pub async fn answer(&mut self, is_bodyless: bool) -> Answer {
-        let answer = timeout(PATIENCE, self.read_answer(is_bodyless)).await;
-        answer.expect("an answer in time").expect("an answer")
+    pub async fn response(&mut self, is_bodyless: bool) -> Response {
+        let response = timeout(PATIENCE, self.read_response(is_bodyless)).await;
+        response.expect("an answer in time").expect("an answer")
     }
 
     /// The next answer, or `None` when the connection ends before it has begun.
-    pub async fn answer_or_end(&mut self) -> Option<Answer> {
-        timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or an end in time")
+    pub async fn response_or_end(&mut self) -> Option<Response> {
+        timeout(PATIENCE, self.read_response(false)).await.expect("an answer or an end in time")
     }
 
     /// The next response, read without any leniency; what is none is an error.
-    pub async fn response(&mut self, is_to_head: bool) -> Result<Response, String> {
-        let response = self.response_or_end(is_to_head).await?;
+    pub async fn strict_response(&mut self, is_to_head: bool) -> Result<StrictResponse, String> {
+        let response = self.strict_response_or_end(is_to_head).await?;
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
     /// The same, or `None` when the connection ends before it has begun.
-    pub async fn response_or_end(&mut self, is_to_head: bool) -> Result<Option<Response>, String> {
+    pub async fn strict_response_or_end(
+        &mut self,
+        is_to_head: bool,
+    ) -> Result<Option<StrictResponse>, String> {
         let reading = strict::read_response(&mut self.stream, &mut self.read, is_to_head);
         strict::within(PATIENCE, reading).await
     }
@@ -159,7 +162,10 @@ impl Connection {
     }
 
     /// The next response while these bytes are sent, for as long as the gateway takes them.
-    pub async fn response_while_sending(&mut self, bytes: &[u8]) -> Result<Response, String> {
+    pub async fn strict_response_while_sending(
+        &mut self,
+        bytes: &[u8],
+    ) -> Result<StrictResponse, String> {
         let (mut from, mut to) = self.stream.split();
         let reading = strict::read_response(&mut from, &mut self.read, false);
         let sending = async {
@@ -235,16 +241,16 @@ impl Connection {
         self.read.is_empty() && timeout(time, self.more()).await.is_err()
     }
 
-    async fn read_answer(&mut self, is_bodyless: bool) -> Option<Answer> {
-        let answer = self.read_next(is_bodyless).await?;
-        canary::plant_from(&answer.text());
-        if answer.header("x-wxgate-error").is_some() {
-            canary::look_for_in("an error", &format!("{:?} {}", answer.headers, answer.text()));
+    async fn read_response(&mut self, is_bodyless: bool) -> Option<Response> {
+        let response = self.read_next(is_bodyless).await?;
+        canary::plant_from(&response.text());
+        if response.header("x-wxgate-error").is_some() {
+            canary::look_for_in("an error", &format!("{:?} {}", response.headers, response.text()));
         }
-        Some(answer)
+        Some(response)
     }
 
-    async fn read_next(&mut self, is_bodyless: bool) -> Option<Answer> {
+    async fn read_next(&mut self, is_bodyless: bool) -> Option<Response> {
         let end = loop {
             if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
@@ -259,24 +265,24 @@ impl Connection {
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut answer = Answer { status, headers, body: Vec::new(), is_whole: true };
+        let mut response = Response { status, headers, body: Vec::new(), is_whole: true };
         if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
-            return Some(answer);
+            return Some(response);
         }
-        if answer.header("transfer-encoding").is_some() {
-            answer.is_whole = self.read_chunks(&mut answer.body).await.is_some();
-        } else if let Some(length) = answer.header("content-length") {
+        if response.header("transfer-encoding").is_some() {
+            response.is_whole = self.read_chunks(&mut response.body).await.is_some();
+        } else if let Some(length) = response.header("content-length") {
             let length: usize = length.parse().unwrap();
-            while self.read.len() < length && answer.is_whole {
-                answer.is_whole = self.more().await.is_some();
+            while self.read.len() < length && response.is_whole {
+                response.is_whole = self.more().await.is_some();
             }
             let end = length.min(self.read.len());
-            answer.body = self.read.drain(..end).collect();
+            response.body = self.read.drain(..end).collect();
         } else {
             while self.more().await.is_some() {}
-            answer.body = std::mem::take(&mut self.read);
+            response.body = std::mem::take(&mut self.read);
         }
-        Some(answer)
+        Some(response)
     }
 
     async fn read_chunks(&mut self, body: &mut Vec<u8>) -> Option<()> {
@@ -310,7 +316,7 @@ impl Connection {
 
 /// An answer as the client got it.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -318,7 +324,7 @@ pub struct Answer {
     pub is_whole: bool,
 }
 
-impl Answer {
+impl Response {
     /// The first answer in these bytes, and its length, if it is whole; one without a length is
     /// whole when they `have_ended`.
     pub fn parse(bytes: &[u8], is_bodyless: bool, have_ended: bool) -> Option<(Self, usize)> {
@@ -329,25 +335,25 @@ impl Answer {
         let headers = lines.map(|line| line.split_once(':').unwrap());
         let headers =
             headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-        let mut answer =
+        let mut response =
             Self { status, headers: headers.collect(), body: Vec::new(), is_whole: true };
         let start = head + 4;
-        if answer.header("transfer-encoding").is_some() {
+        if response.header("transfer-encoding").is_some() {
             let (body, length) = unchunked(&bytes[start..])?;
-            answer.body = body;
-            return Some((answer, start + length));
+            response.body = body;
+            return Some((response, start + length));
         }
         let end = if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
             start
-        } else if let Some(length) = answer.header("content-length") {
+        } else if let Some(length) = response.header("content-length") {
             start + length.parse::<usize>().unwrap()
         } else if have_ended {
             bytes.len()
         } else {
             return None;
         };
-        answer.body = bytes.get(start..end)?.to_vec();
-        Some((answer, end))
+        response.body = bytes.get(start..end)?.to_vec();
+        Some((response, end))
     }
 
     /// The one value of a header.
@@ -402,25 +408,25 @@ fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
 }
 
 /// Asks something that is no stack's gateway.
-pub async fn get(address: SocketAddr, path: &str) -> Answer {
+pub async fn get(address: SocketAddr, path: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    let answer = exchange(address, &request).await;
+    let response = exchange(address, &request).await;
     if path == "/metrics" {
-        canary::look_for_in("the metrics", &answer.text());
+        canary::look_for_in("the metrics", &response.text());
     }
-    answer
+    response
 }
 
 /// Posts JSON to something that is no stack's gateway.
-pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Response {
     let body = body.to_string();
     let length = body.len();
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
     exchange(address, &(head + &body)).await
 }
 
-async fn exchange(address: SocketAddr, request: &str) -> Answer {
+async fn exchange(address: SocketAddr, request: &str) -> Response {
     let mut connection = Connection::open(address).await;
     connection.send(request.as_bytes()).await;
-    connection.answer(false).await
+    connection.response(false).await
 }

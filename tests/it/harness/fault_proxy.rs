@@ -32,12 +32,12 @@ impl FaultProxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own_port = listener.local_addr().unwrap().port();
-        let (ways, seen) = watch::channel(HashMap::new());
+        let (ways, receiver) = watch::channel(HashMap::new());
         let accepting = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (client, from) = listener.accept().await.unwrap();
-                connections.spawn(pass(client, port, from.ip(), seen.clone()));
+                connections.spawn(pass(client, port, from.ip(), receiver.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });

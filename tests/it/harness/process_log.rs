@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use wxgate::wechat::sandbox::SESSION_KEY;
 
 use super::canary;
-use super::client::Answer;
+use super::client::Response;
 
 /// An upstream of this name makes a request panic where its failure is logged.
 pub const PANICS: &str = "panics";
@@ -30,8 +30,8 @@ pub fn text_after(position: usize) -> String {
 }
 
 /// The lines of the process's log about a request.
-pub fn logged(answer: &Answer) -> Vec<Value> {
-    logged_with(answer.header("x-request-id").unwrap())
+pub fn logged(response: &Response) -> Vec<Value> {
+    logged_with(response.header("x-request-id").unwrap())
 }
 
 /// The lines of the process's log that hold a text.

@@ -50,10 +50,10 @@ impl RedisServer {
         });
         let client = Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
         let mut primary = client.get_connection().unwrap();
-        let seen = format!("port={},state=online", replica.port);
+        let online = format!("port={},state=online", replica.port);
         until("the primary sees the replica", || {
             let info: String = cmd("INFO").arg("replication").query(&mut primary).unwrap();
-            info.contains(&seen)
+            info.contains(&online)
         });
         replica
     }

@@ -30,7 +30,7 @@ pub enum Framing {
 
 /// A response as the client got it.
 #[derive(Clone)]
-pub struct Response {
+pub struct StrictResponse {
     pub status_line: String,
     pub status: u16,
     pub lines: Lines,
@@ -40,7 +40,7 @@ pub struct Response {
     pub is_whole: bool,
 }
 
-impl Response {
+impl StrictResponse {
     /// All values of a header, by its name in any case.
     pub fn all(&self, name: &str) -> Vec<&str> {
         values(&self.lines, name)
@@ -52,7 +52,7 @@ impl Response {
 }
 
 /// Its body as text.
-impl fmt::Debug for Response {
+impl fmt::Debug for StrictResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { status_line, lines, framing, body, is_whole, .. } = self;
         let whole = if *is_whole { "whole" } else { "broken off" };
@@ -213,7 +213,7 @@ pub async fn read_response(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
     is_to_head: bool,
-) -> Result<Option<Response>, String> {
+) -> Result<Option<StrictResponse>, String> {
     let Some(head) = read_head(stream, read).await? else { return Ok(None) };
     let (status_line, lines) = split_head(&head)?;
     let status =
@@ -246,7 +246,7 @@ pub async fn read_response(
     if framing == Framing::Close {
         body.bytes.append(read);
     }
-    Ok(Some(Response { status_line, status, lines, framing, body, is_whole }))
+    Ok(Some(StrictResponse { status_line, status, lines, framing, body, is_whole }))
 }
 
 /// The same within a time.

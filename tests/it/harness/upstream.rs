@@ -21,7 +21,7 @@ use super::strict::{self, Framing, Lines, fault, values};
 
 /// A request as it came.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Received {
     pub request_line: String,
     pub lines: Lines,
     pub body: Vec<u8>,
@@ -30,7 +30,7 @@ pub struct Seen {
     pub connection: usize,
 }
 
-impl Seen {
+impl Received {
     /// All values of a header, by its exact name in any case.
     pub fn all(&self, name: &str) -> Vec<&str> {
         values(&self.lines, name)
@@ -105,20 +105,20 @@ impl Reply {
 
 #[derive(Default)]
 struct Records {
-    whole: Vec<Seen>,
-    begun: Vec<Seen>,
+    whole: Vec<Received>,
+    begun: Vec<Received>,
     faults: Vec<String>,
     /// Connections between two requests, by number.
     idle: HashMap<usize, std::net::TcpStream>,
 }
 
-type Replies = dyn Fn(&Seen) -> Reply + Send + Sync;
+type Replies = dyn Fn(&Received) -> Reply + Send + Sync;
 
 pub struct Upstream {
     pub address: SocketAddr,
     records: Arc<Mutex<Records>>,
     replies: Arc<Mutex<Arc<Replies>>>,
-    answers_early: Arc<AtomicBool>,
+    responds_early: Arc<AtomicBool>,
     open: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
@@ -129,11 +129,11 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let records = Arc::new(Mutex::new(Records::default()));
         let replies: Arc<Mutex<Arc<Replies>>> =
-            Arc::new(Mutex::new(Arc::new(|_: &Seen| Reply::ok("", "hello"))));
-        let answers_early = Arc::new(AtomicBool::new(false));
+            Arc::new(Mutex::new(Arc::new(|_: &Received| Reply::ok("", "hello"))));
+        let responds_early = Arc::new(AtomicBool::new(false));
         let open = Arc::new(AtomicUsize::new(0));
         let counted = open.clone();
-        let script = (records.clone(), replies.clone(), answers_early.clone());
+        let script = (records.clone(), replies.clone(), responds_early.clone());
         let accepting = tokio::spawn(async move {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -150,17 +150,17 @@ impl Upstream {
                 });
             }
         });
-        Self { address, records, replies, answers_early, open, accepting }
+        Self { address, records, replies, responds_early, open, accepting }
     }
 
     /// Answers every request from now on by `reply`.
-    pub fn reply(&self, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
+    pub fn reply(&self, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
         *self.replies.lock().unwrap() = Arc::new(reply);
     }
 
     /// Whether requests are answered as soon as their heads have come.
-    pub fn answer_early(&self, early: bool) {
-        self.answers_early.store(early, Ordering::Relaxed);
+    pub fn respond_early(&self, early: bool) {
+        self.responds_early.store(early, Ordering::Relaxed);
     }
 
     /// Waits until only so many connections are open.
@@ -181,17 +181,17 @@ impl Upstream {
     }
 
     /// All requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<Received> {
         self.records.lock().unwrap().whole.clone()
     }
 
     /// Those after so many.
-    pub fn seen_after(&self, count: usize) -> Vec<Seen> {
+    pub fn requests_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().whole[count..].to_vec()
     }
 
     /// Requests after so many whose heads have come, with or without a whole body.
-    pub fn begun_after(&self, count: usize) -> Vec<Seen> {
+    pub fn begun_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().begun[count..].to_vec()
     }
 
@@ -242,7 +242,7 @@ impl Drop for Idle<'_> {
 struct Conversation<'a> {
     stream: TcpStream,
     read: Vec<u8>,
-    request: Seen,
+    request: Received,
     is_body_read: bool,
     records: &'a Mutex<Records>,
 }
@@ -259,20 +259,20 @@ async fn converse(
     connection: usize,
     records: &Mutex<Records>,
     replies: &Mutex<Arc<Replies>>,
-    answers_early: &AtomicBool,
+    responds_early: &AtomicBool,
 ) -> Result<(), String> {
     // What is sent in pieces is to arrive in pieces.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let request = Seen::default();
+    let request = Received::default();
     let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
     loop {
         let idle = Idle::new(&it.stream, connection, records).map_err(|error| error.to_string())?;
         let Some(head) = strict::read_head(&mut it.stream, &mut it.read).await? else { break };
         drop(idle);
-        it.request = Seen { connection, ..parse_head(&head)? };
+        it.request = Received { connection, ..parse_head(&head)? };
         it.is_body_read = false;
         records.lock().unwrap().begun.push(it.request.clone());
-        let is_early = answers_early.load(Ordering::Relaxed);
+        let is_early = responds_early.load(Ordering::Relaxed);
         if !is_early {
             if it.read_body().await? == Kept::No {
                 break;
@@ -396,15 +396,15 @@ impl Conversation<'_> {
         }
         self.is_body_read = true;
         let strict::Body { bytes, trailers } = body;
-        let seen = Seen { body: bytes, trailers, ..self.request.clone() };
-        self.request = seen.clone();
-        self.records.lock().unwrap().whole.push(seen);
+        let received = Received { body: bytes, trailers, ..self.request.clone() };
+        self.request = received.clone();
+        self.records.lock().unwrap().whole.push(received);
         Ok(Kept::Yes)
     }
 }
 
 /// RFC 9112, without any of its leniencies.
-fn parse_head(head: &[u8]) -> Result<Seen, String> {
+fn parse_head(head: &[u8]) -> Result<Received, String> {
     let (request_line, lines) = strict::split_head(head)?;
     let parts: Vec<&str> = request_line.split(' ').collect();
     let [method, target, "HTTP/1.1"] = parts[..] else {
@@ -416,5 +416,5 @@ fn parse_head(head: &[u8]) -> Result<Seen, String> {
     if strict::framing(&lines).is_none() {
         return Err(fault("doubtful framing", head));
     }
-    Ok(Seen { request_line, lines, ..Seen::default() })
+    Ok(Received { request_line, lines, ..Received::default() })
 }
