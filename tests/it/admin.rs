@@ -1,4 +1,4 @@
-//! What an operator sees.
+//! Metrics, probes and the access log.
 
 use crate::harness::client::{self, Connection};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
@@ -135,12 +135,12 @@ async fn series_are_there_from_the_start_and_from_a_reload() {
     assert_series(&text, "wxgate_logins_total", &labels);
     let labels = format!("app_id=\"{OTHER_APP}\",errcode=\"40125\"");
     assert_series(&text, "wxgate_code2session_requests_total", &labels);
-    // What was counted goes on.
+    // Counters continue.
     let counted = "wxgate_http_requests_total{code=\"200\",route=\"/optional\"}";
     stack.until_metric(counted, 1.0).await;
 }
 
-/// Else an alert for an app without logins would ring for one that was taken out.
+/// Otherwise an alert for an app without logins would fire for a removed one.
 #[tokio::test(flavor = "multi_thread")]
 async fn series_of_what_a_reload_has_removed_are_gone() {
     let stack = Stack::start().await;
@@ -265,7 +265,7 @@ async fn a_user_has_the_same_name_in_the_log_under_the_same_key() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    // Any secret will do as the key.
+    // Any secret can be the key.
     let key = r#"openid_key = { file = "{dir}/wechat-secret" }"#;
     let kept = name(key).await;
     assert_eq!(kept, name(key).await);

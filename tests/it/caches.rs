@@ -14,7 +14,7 @@ use crate::tls::https;
 
 const CARRIERS: &str = "X-3rd-Session, Authorization";
 
-/// A request with a session, or without.
+/// A request, with or without a session.
 fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
     match token {
         Some(token) => request.token(token),
@@ -94,7 +94,7 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
         let response = stack.request("HEAD", "/").bearer(&token).send().await;
         assert_told(&response, Some(&vary), private);
     }
-    // What never looks a token up is as the service says.
+    // Where no token is looked up, the service's headers are forwarded unchanged.
     for (said, vary, cache_control) in [
         ("", None, None),
         ("Vary: Accept\r\nCache-Control: max-age=60\r\n", Some("Accept"), Some("max-age=60")),
@@ -192,7 +192,7 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
         assert_told(&response, Some(&vary), Some("private"));
     }
 
-    // Endpoints are not for caches at all.
+    // Endpoints must never be cached.
     let session = stack.get("/session").token(&token).send().await;
     assert_told(&session, None, Some("no-store"));
     assert_told(&stack.try_login("user-bob-1").await, None, Some("no-store"));
@@ -262,11 +262,11 @@ async fn a_route_may_leave_caches_to_its_service() {
         stack.get("/optional").token(&token).send().await,
     );
     assert_told(&marked, Some(&format!("Accept, {CARRIERS}")), Some("private, max-age=60"));
-    // What a route removes of the service's is not what the gateway adds.
+    // A route removes the service's header, not the one that the gateway adds.
     assert_told(&removed, Some(CARRIERS), Some("private"));
 }
 
-/// Routes where the gateway itself responds, and a service.
+/// Routes with every kind of response: the gateway's own and a service's.
 const EVERYWHERE: &str = r#"
     endpoints.health = "/healthy"
     login.accept = ["json"]
@@ -330,7 +330,7 @@ async fn a_header_of_every_response_is_on_every_response() {
     assert_everywhere(&stack.post("/logout").send().await, 204);
     assert_everywhere(&stack.get("/healthy").send().await, 200);
     assert_everywhere(&stack.get("/own/../x").send().await, 400);
-    // A head that is no request.
+    // Not a valid request.
     for (head, status) in [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400),
         (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17 << 10)).into_bytes(), 431),
@@ -339,7 +339,7 @@ async fn a_header_of_every_response_is_on_every_response() {
         connection.send(&head).await;
         assert_everywhere(&connection.response(false).await, status);
     }
-    // A route's own takes its place, also where the gateway responds there.
+    // A route's own header replaces it, also on responses of the gateway.
     for (response, status) in [
         (stack.get("/own").send().await, 200),
         (stack.get("/own/required").token(&token).send().await, 200),
@@ -381,7 +381,7 @@ async fn a_header_of_every_response_is_on_every_response() {
     socket.send(&handshake.bytes()).await;
     assert_everywhere(&socket.response(false).await, 101);
 
-    // It can change, and go.
+    // A reload can change and remove it.
     assert!(stack.reload(EVERYWHERE).await);
     let response = stack.get("/").send().await;
     assert_eq!((response.status, response.header(HSTS)), (401, None));

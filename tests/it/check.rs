@@ -1,4 +1,4 @@
-//! `wxgate check`: what it finds before a start does, what it warns of, and what it says of a
+//! `wxgate check`: the problems that it finds before a start, its warnings, and its output for a
 //! good file.
 
 use std::fs;
@@ -78,7 +78,7 @@ impl Folder {
         self.check_with(changes, &mut wxgate())
     }
 
-    /// The same, of a file as it stands.
+    /// The same, for a file as it is.
     fn check_text(&self, text: impl AsRef<[u8]>) -> Outcome {
         let file = self.write("gateway.toml", text);
         Outcome::of(wxgate().args(["check", "-c"]).arg(file))
@@ -97,7 +97,7 @@ fn a_good_file_is_ok_and_summed_up_in_one_line() {
     let file = folder.path("gateway.toml");
     let summary = "2 listeners, 1 app, 1 upstream, 3 routes, sessions in memory";
     assert_eq!(outcome.out, format!("{}: ok\n{summary}\n", file.display()));
-    // The simulated WeChat is all that there is to warn of.
+    // The only warning is about the simulated WeChat.
     assert_eq!(outcome.err.lines().count(), 1, "{}", outcome.err);
     outcome.warns("wechat.base_url: this is not WeChat");
 
@@ -114,7 +114,7 @@ fn a_good_file_is_ok_and_summed_up_in_one_line() {
     assert_eq!(outcome.out.lines().nth(1), Some(summary), "{}", outcome.err);
 }
 
-/// What each secret may be by mistake, from a file and from a variable alike.
+/// Common mistakes in each secret, from a file and from a variable.
 #[test]
 fn an_app_secret_that_looks_wrong_is_warned_of_and_never_shown() {
     let folder = Folder::new();
@@ -254,7 +254,7 @@ fn a_certificate_or_key_file_of_another_kind_is_named() {
         folder.write("key", key);
         folder.check("server.tls = { cert_file = \"{dir}/cert\", key_file = \"{dir}/key\" }")
     };
-    // What editors of Windows add.
+    // Bytes that editors on Windows add.
     for (cert, key) in [
         (format!("\u{feff}{pem}"), format!("\u{feff}{key_pem}")),
         (pem.replace('\n', "\r\n"), key_pem.replace('\n', "\r\n")),
@@ -287,7 +287,7 @@ fn a_certificate_or_key_file_of_another_kind_is_named() {
     ] {
         check(pem.as_bytes(), key).refuses(expected);
     }
-    // Each of the two is looked at, and they may just be swapped.
+    // Both files are checked; they may just be swapped.
     let outcome = check(key_pem.as_bytes(), pem.as_bytes());
     outcome.refuses("server.tls.cert_file: ");
     outcome.refuses("server.tls.key_file: ");
@@ -309,7 +309,7 @@ fn what_a_start_would_fail_of_is_found_before() {
         let outcome = folder.check(&changes);
         outcome.refuses("log.access: cannot be opened: ");
         outcome.refuses(expected);
-        // With its place, and `run` says the same.
+        // With its place, as from `run`.
         outcome.refuses(&format!("{}:", folder.path("gateway.toml").display()));
         let run = Outcome::of(wxgate().arg("run").arg("-c").arg(folder.path("gateway.toml")));
         assert_eq!(run.err, outcome.err);
@@ -331,7 +331,7 @@ fn what_a_start_would_fail_of_is_found_before() {
     folder.check_with("", wxgate().env("SSLKEYLOGFILE", "/tmp/x")).refuses("SSLKEYLOGFILE");
 }
 
-/// One request would go round until it is given up.
+/// A request would loop until it times out.
 #[test]
 fn an_upstream_that_is_a_listener_of_the_same_file_is_refused() {
     let folder = Folder::new();
@@ -530,7 +530,7 @@ fn what_others_write_is_refused_with_the_reason() {
     }
 }
 
-/// The first thing that a newcomer sees says nothing that worries.
+/// The file of the first steps has no other warnings.
 #[test]
 fn the_file_that_newcomers_start_from_warns_of_its_secret_alone() {
     let folder = Folder::new();

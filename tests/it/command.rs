@@ -1,4 +1,4 @@
-//! The program, as it is run.
+//! The program as a process.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ pub fn wxgate() -> Command {
 pub struct Running {
     pub child: Child,
     lines: BufReader<Box<dyn Read + Send>>,
-    /// All that was read so far.
+    /// All output so far.
     pub transcript: String,
     is_gateway: bool,
 }
@@ -38,7 +38,7 @@ impl Running {
         Self { child, lines: BufReader::new(lines), transcript: String::new(), is_gateway }
     }
 
-    /// Reads until a line that holds `text`.
+    /// Reads up to a line that contains `text`.
     pub fn line_with(&mut self, text: &str) -> String {
         let mut line = String::new();
         while !line.contains(text) {
@@ -58,7 +58,7 @@ impl Running {
         (line, address)
     }
 
-    /// Reads what is left, of a program that has ended.
+    /// Reads the rest of the output of a program that has ended.
     pub fn read_to_end(&mut self) -> String {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
@@ -87,7 +87,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The sandbox and the demo show what they are told to know.
+        // The sandbox and the demo print the secret that they are given.
         if self.is_gateway {
             canary::look_for_in("the program", &self.transcript);
         }
@@ -238,7 +238,7 @@ fn run_says_by_name_when_no_roots_are_found() {
     assert!(text(&output.stderr).contains("ca-certificates"), "{}", text(&output.stderr));
 }
 
-/// The whole way through the program: a file, signals, a session, the log.
+/// From start to end: a file, signals, a session, the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
     let directory = tempfile::tempdir().unwrap();
@@ -301,7 +301,7 @@ async fn a_reload_changes_the_level_of_the_log() {
 
     write("log.level = \"error\"\nendpoints.health = \"/health\"");
     gateway.signal("HUP");
-    // It is in service once the new path is.
+    // The new level applies once the new path does.
     let is_taken = async || client::get(address, "/health").await.status == 200;
     let taken = async {
         while !is_taken().await {
@@ -321,7 +321,7 @@ async fn a_reload_changes_the_level_of_the_log() {
     assert!(!gateway.transcript.contains("is reloaded\""), "{}", gateway.transcript);
 }
 
-/// The first thing that a newcomer sees: its lines work when pasted.
+/// The first steps of a new user: the printed commands work.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demos_lines_work_when_pasted() {
     let arguments = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
@@ -429,7 +429,7 @@ async fn the_sandbox_keeps_wechats_semantics() {
     assert_eq!(sandbox.code(), 0);
 }
 
-/// Nobody reads the log, and every request is served all the same.
+/// Nobody reads the log, and every request is served nevertheless.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pipe_blocks_no_request() {
     let directory = tempfile::tempdir().unwrap();
@@ -445,7 +445,7 @@ async fn a_full_pipe_blocks_no_request() {
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
     let (_, address) = gateway.started();
 
-    // More lines than the pipe and the queue hold together.
+    // More lines than fit into the pipe and the queue.
     let mut connection = Connection::open(address).await;
     let request = b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n";
     for _ in 0..120 {
@@ -535,7 +535,7 @@ async fn the_sandbox_has_the_moods_of_wechat() {
     assert!(time("user-alice-2").await >= Duration::from_millis(100));
 }
 
-/// Whoever logs in again makes the session_key from before worthless.
+/// A new login invalidates the previous session_key.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sandbox_displaces_session_keys() {
     use base64::Engine;

@@ -1,6 +1,6 @@
-//! A configuration is taken whole, or refused with every problem in it and its place.
+//! A configuration is loaded as a whole, or rejected with all its problems and their places.
 //!
-//! Fixtures stand in `tests/config`. What is said about a file of `invalid` stands in
+//! Fixtures are in `tests/config`. The expected problems of a file of `invalid` are in
 //! `snapshots`, under the name of the file.
 
 use std::collections::BTreeSet;
@@ -96,7 +96,7 @@ fn reference_with_examples() -> String {
     reference().lines().map(uncomment).collect()
 }
 
-/// The keys that stand in a text, as `section.key` or `section[].key`.
+/// The keys in a text, as `section.key` or `section[].key`.
 fn keys(text: &str) -> BTreeSet<String> {
     let known = Config::known_keys();
     let mut keys = BTreeSet::new();
@@ -187,8 +187,8 @@ fn every_wrong_line_has_a_problem_and_no_other_line_has_one() {
     }
 }
 
-/// Puts a value in the place of a key, which is as [`Config::known_keys`] has it. Returns the key
-/// as problems have it.
+/// Replaces the value of a key, which is written as in [`Config::known_keys`]. Returns the key
+/// as problems name it.
 fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<String> {
     let Some((section, rest)) = key.split_once('.') else {
         return table.insert(key.to_owned(), value.clone()).map(|_| key.to_owned());
@@ -198,7 +198,7 @@ fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<St
         return Some(format!("{section}.{}", replace(table, rest, value)?));
     };
     let elements = table.get_mut(name)?.as_array_mut()?.iter_mut().enumerate();
-    // The first that has it.
+    // The first one that has it.
     let (index, rest) = elements
         .filter_map(|(index, element)| {
             Some((index, replace(element.as_table_mut()?, rest, value)?))
@@ -284,7 +284,7 @@ fn no_message_repeats_a_secret() {
     }
 }
 
-/// What is refused says why, and nothing that a file may hold ends in a panic.
+/// Every rejection has a reason, and no file makes the gateway panic.
 #[test]
 fn whatever_is_changed_in_a_file_it_loads_or_says_why_not() {
     const VALUES: [&str; 12] = [

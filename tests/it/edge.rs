@@ -49,7 +49,7 @@ async fn a_head_over_its_limits_is_refused() {
     for request in [stack.get("/none").header("X-Long", &long_value), stack.get(&long_path), many] {
         request.send().await.assert_error(431, "headers_too_large", "none");
     }
-    // One that never ends is cut off when it passes the limit.
+    // One that never ends is rejected when it exceeds the limit.
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(format!("GET / HTTP/1.1\r\nX: {long_value}").as_bytes()).await;
     connection.response(false).await.assert_error(431, "headers_too_large", "none");
@@ -60,14 +60,14 @@ async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
     let stack =
         Stack::start_with("limits = { header_timeout = \"300ms\", idle_timeout = \"600ms\" }")
             .await;
-    // Bytes keep coming, but the head does not end.
+    // Bytes keep coming, but the request header does not end.
     let mut connection = Connection::open(stack.gateway).await;
     for byte in b"GET / H" {
         connection.send(&[*byte]).await;
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
     connection.response(false).await.assert_error(408, "request_timeout", "none");
-    // Nothing was asked, so nothing is answered.
+    // No request, so no response.
     let mut silent = Connection::open(stack.gateway).await;
     assert!(silent.is_closed().await);
     let mut idle = Connection::open(stack.gateway).await;
@@ -77,7 +77,7 @@ async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
     assert!(idle.is_closed().await);
 }
 
-/// Each is a request of its own, judged by itself, in its turn.
+/// Each is a request of its own, checked by itself, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_turn() {
     let stack = Stack::start().await;
@@ -87,7 +87,7 @@ async fn pipelined_requests_are_answered_in_turn() {
     bytes.extend(stack.post("/").token(&bob).body("payload").bytes());
     bytes.extend(stack.get("/").bytes());
     bytes.extend(stack.get("/").token(&alice).bytes());
-    // All at once, and cut where it hurts.
+    // All at once, and cut at the worst places.
     for size in [bytes.len(), 7, 100] {
         let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
@@ -106,7 +106,7 @@ async fn pipelined_requests_are_answered_in_turn() {
     }
 }
 
-/// A phone in the middle of an upload reads the refusal, not a reset.
+/// A client in the middle of an upload gets the rejection, not a reset.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let stack = Stack::start_with(r#"limits.max_body = "100MiB""#).await;
@@ -146,7 +146,7 @@ async fn a_health_path_is_there_when_it_is_asked_for() {
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"@health\"}", 4.0).await;
 }
 
-/// A body whose end is doubtful is refused, whoever reads it, and nothing after it is served.
+/// A body whose end is in doubt is rejected by service and endpoint, and nothing after it is served.
 #[tokio::test(flavor = "multi_thread")]
 async fn doubtful_chunks_are_refused() {
     let stack = Stack::start().await;
@@ -258,7 +258,7 @@ async fn a_connection_ends_after_so_many_requests() {
     assert!(connection.is_closed().await);
 }
 
-/// Each byte comes in time, and the body never comes.
+/// Each byte comes in time, but the body never ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_drips_is_cut_off() {
     let stack = Stack::start_with("limits.min_body_rate = \"1KiB\"").await;

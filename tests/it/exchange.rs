@@ -1,6 +1,6 @@
-//! Ends of HTTP/1 exchanges that leave one side with another reading than the other.
+//! Ends of HTTP/1 messages on which client and service must not disagree.
 //!
-//! The service is a socket in the test's hand, so that each byte comes when the test says so.
+//! The service is a raw socket: the test decides when each byte is sent.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Reads up to and with this text; `None` when the connection ends before.
+    /// Reads up to the end of this text; `None` if the connection ends first.
     async fn until(&mut self, end: &str) -> Option<String> {
         let read = async {
             loop {
@@ -212,7 +212,7 @@ async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() 
         let request = format!("GET /none HTTP/1.1\r\nHost: gateway.test\r\n{te}\r\n");
         client.send(request.as_bytes()).await;
         let mut service = pair.accept_request().await;
-        // The head of the next response, where the end of this one should be.
+        // The header of a next response, where the end of this one should be.
         let bad = "1\r\nx\r\n0\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
         assert!(!client.response(false).await.is_whole, "{te:?}");
@@ -259,7 +259,7 @@ async fn a_client_that_waits_for_100_and_is_rejected_is_told_that_the_connection
     client.send(format!("POST / HTTP/1.1\r\nHost: gateway.test\r\n{line}\r\n").as_bytes()).await;
     let first = client.response(false).await;
     first.assert_error(401, "missing_token", "login");
-    // Such a client does not send its body, and may go on with the next request.
+    // Such a client does not send its body; its next bytes may be the next request.
     assert_eq!(first.header("connection"), Some("close"));
 }
 
@@ -297,8 +297,8 @@ async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_judged() {
     }
 }
 
-/// What a service sends after its response is never the response to another request, however
-/// much a client has the gateway do at once.
+/// What a service sends after its response is never taken for the response to another request,
+/// however many requests a client has in flight.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_with_something_to_say_serves_no_request() {
     let pair = Pair::start("").await;

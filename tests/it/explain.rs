@@ -177,7 +177,7 @@ fn explained(stack: &Stack, method: &str, path: &str, headers: &[(&str, &str)]) 
     explain(&config, &question.unwrap())
 }
 
-/// Nothing is said that the gateway does not do.
+/// The explanation never differs from what the gateway does.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
     const PREFLIGHT: [(&str, &str); 2] =

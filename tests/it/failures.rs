@@ -1,4 +1,4 @@
-//! What the log says of requests that fail, and how often.
+//! The log lines about requests that fail, and how often they are written.
 
 use std::process::Command;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn upstream(servers: &str, more: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}\n{more}")
 }
 
-/// An address that refuses connections, and that no other test gets while the socket is there.
+/// An address that refuses connections, reserved while the socket is there.
 fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -61,7 +61,7 @@ async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
     assert_eq!(line["cause"], "no address known for the upstream");
 }
 
-/// Its queue is full, so that the connection is never answered.
+/// Its queue is full, so that the connection is never accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -176,7 +176,7 @@ async fn a_response_that_breaks_off_says_that_it_had_begun() {
     }
 }
 
-/// A POST is not repeated, and what closed it may have been the service's keep-alive.
+/// A POST is not sent again; the service's keep-alive timeout may have closed the connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_on_a_reused_connection_says_so() {
     let stack = Stack::start().await;
@@ -204,7 +204,7 @@ async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
     assert_eq!(lines[1]["fields"]["suppressed"], 19);
 }
 
-/// Names in it are the service's to choose.
+/// The service chooses the names in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstream() {
     let (nobody, _taken) = nobody();
@@ -228,7 +228,7 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
     assert!((1..=16).contains(&lines), "{lines}");
 }
 
-/// The others serve all requests, so that nothing else would show it.
+/// The other servers serve all requests, so that nothing else shows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     let (nobody, _taken) = nobody();
@@ -243,7 +243,7 @@ async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     assert_eq!(lines[0]["fields"]["cause"], "connection refused");
 }
 
-/// Their senders could fill the log.
+/// Otherwise clients could fill the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_clients_get_wrong_are_no_warnings() {
     let stack = Stack::start_with("limits.max_body = \"1KiB\"").await;

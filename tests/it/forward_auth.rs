@@ -1,4 +1,4 @@
-//! Another proxy asks, and gets the decision of the public listener with the identity.
+//! Forward-auth: another proxy gets the public listener's decision, with the identity.
 
 mod peers;
 
@@ -20,7 +20,7 @@ async fn start_with(changes: &str) -> Stack {
     Stack::start_with(&format!("{ON}\n{changes}")).await
 }
 
-/// What a proxy asks about a request for `uri`.
+/// A proxy's request for a decision on a request for `uri`.
 fn ask(uri: &str) -> Ask {
     let lines = [
         ("X-Forwarded-Method", "GET"),
@@ -51,7 +51,7 @@ impl Ask {
         self
     }
 
-    /// With another value.
+    /// With another value of this header.
     fn told(self, name: &str, value: &str) -> Self {
         self.without(name).line(name, value)
     }
@@ -88,7 +88,7 @@ impl Ask {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&self.bytes()).await;
         let response = connection.response(self.request_line.starts_with("HEAD")).await;
-        // Whatever it says, it leaves none of them to the client.
+        // It always sets all of them, so that the client's values never survive.
         for name in ["x-openid", "x-appid", "x-unionid"] {
             let value = response.header(name);
             assert!(value.is_some_and(|value| value.is_empty() || response.status == 200));
@@ -99,7 +99,7 @@ impl Ask {
     }
 }
 
-/// Asserts a 200, and whose request it says that it is.
+/// Asserts a 200 with this identity.
 #[track_caller]
 fn assert_of(response: &Response, openid: &str) {
     assert_eq!(response.status, 200, "{}", response.text());
@@ -139,7 +139,7 @@ async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator
         assert_eq!(response.header("cache-control"), Some("private, max-age=10"));
         assert_eq!(response.header("vary"), Some(VARY));
     }
-    // What is refused is not for caches.
+    // Rejections must not be cached.
     for refused in [ask("/"), ask("/optional").token("x"), ask("/").told("X-Forwarded-Uri", "x")] {
         assert!(refused.of(&stack).await.status > 400);
     }
@@ -214,7 +214,7 @@ async fn the_decision_is_the_public_listeners() {
         assert_eq!(challenge, (error == "missing_token").then_some("Bearer"));
     }
     assert_of(&ask("/optional").of(&stack).await, "");
-    // Nobody looks the token up.
+    // The token is not looked up.
     assert_of(&ask("/none").token(&token).of(&stack).await, "");
     assert_of(&ask("/none?x=/../required").of(&stack).await, "");
     assert_of(
@@ -249,7 +249,7 @@ async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
             alias.of(&stack).await.assert_error(403, "bad_request", "none");
         }
     }
-    // Bytes that are no text.
+    // Bytes that are not text.
     let odd = whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}");
     odd.of(&stack).await.assert_error(403, "bad_request", "none");
 }
@@ -291,13 +291,13 @@ async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         assert!(message.contains(has), "{has}: {message}");
     }
-    // What decides nothing may be odd.
+    // Headers that decide nothing may be odd.
     let odd =
         whole.clone().told("X-Forwarded-For", "caf\u{e9}").told("X-Forwarded-Host", "shop.test:");
     assert_eq!(odd.of(&stack).await.status, 200);
 }
 
-/// Proxies pass the lines of a client's request on.
+/// Proxies copy the header lines of the client's request.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_to_upgrade_decides_nothing() {
     let stack = start().await;
@@ -311,7 +311,7 @@ async fn an_offer_to_upgrade_decides_nothing() {
     }
 }
 
-/// The proxy overwrites what it knows; what services would take for the same it does not know.
+/// The proxy overwrites only the exact names, not spellings that services read as the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_identity_is_overwritten_or_refused() {
     let stack = start().await;
@@ -328,7 +328,7 @@ async fn a_forged_identity_is_overwritten_or_refused() {
     }
 }
 
-/// The proxy in front passes on what a service may take for another method.
+/// The proxy in front forwards headers that a service may read as another method.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
     let stack = start_with(
@@ -355,7 +355,7 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
     assert_of(&ask("/none").line("X-HTTP-Method", "GET").of(&indifferent).await, "");
 }
 
-/// Where the gateway would answer a preflight, the service has none of it without a session.
+/// Where the gateway would respond to preflights itself, they do not reach the service.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preflight_goes_on_without_a_session_only_where_it_may_pass() {
     for (says, status) in
@@ -386,7 +386,7 @@ async fn only_trusted_proxies_may_ask() {
     assert!(silent.ends().await);
 }
 
-/// How it is asked decides nothing: some proxies keep the method, the body or the path.
+/// The request for the decision decides nothing: some proxies keep the method, body or path.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_asking_request_itself_is_decides_nothing() {
     let stack = start().await;
@@ -407,7 +407,7 @@ async fn what_the_asking_request_itself_is_decides_nothing() {
         let response = ask("/").token(&token).by(elsewhere).of(&stack).await;
         response.assert_error(403, "bad_request", "none");
     }
-    // A body is not read, and what is left of it is no request.
+    // A body is not read, and its rest is not taken for a request.
     let smuggled = String::from_utf8(ask("/").token(&token).bytes()).unwrap();
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
     connection.send(&ask("/").by("POST /auth").body(&smuggled).bytes()).await;

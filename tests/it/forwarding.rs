@@ -1,4 +1,4 @@
-//! Requests on their way to a service, and what becomes of them when it misbehaves.
+//! Requests on their way to a service, and what happens when it misbehaves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,7 +59,7 @@ async fn connections_are_kept_on_both_sides() {
     for _ in 0..5 {
         connection.send(&stack.get("/none").bytes()).await;
         assert_eq!(connection.response(false).await.status, 200);
-        // Refusals keep the connection too.
+        // Rejections keep the connection, too.
         connection.send(&stack.get("/").bytes()).await;
         assert_eq!(connection.response(false).await.status, 401);
     }
@@ -111,7 +111,7 @@ async fn a_body_that_stops_coming_is_a_timeout() {
 }
 
 /// RFC 3986: a port may be empty, and a scheme is the same in upper case. The service sees the
-/// host as it was sent; routes know it without its port.
+/// host as it was sent; routes match it without its port.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
     let stack = Stack::start_with(
@@ -249,7 +249,7 @@ async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
     assert_eq!(stack.upstream.requests().len(), 4, "none was repeated");
 }
 
-/// A short answer never looks like a whole one.
+/// A response that breaks off never looks complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_breaks_off_stays_visibly_broken() {
     let stack = Stack::start().await;
@@ -277,7 +277,7 @@ async fn a_client_that_leaves_is_counted_as_such() {
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }
 
-/// As many as are asked for at once, twice.
+/// As many requests as there are at once, twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
     const AT_ONCE: usize = 200;
@@ -323,7 +323,7 @@ fn upstream(servers: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}")
 }
 
-/// What only announces an answer is none: errors after it are still told.
+/// An informational response is not the response: errors after it are still sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_after_an_informational_answer_are_told_and_counted() {
     let changes = "limits = { max_body = \"1KiB\", body_timeout = \"300ms\" }\n\
@@ -344,7 +344,7 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
         let counted = format!("wxgate_http_requests_total{{code=\"{status}\",route=\"/none\"}}");
         stack.until_metric(&counted, 1.0).await;
     }
-    // An upstream that asks for a body which is then too large, stops, or is no body.
+    // A service that asks for a body which is then too large, stops, or is malformed.
     let eager = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = eager.local_addr().unwrap();
     tokio::spawn(async move {
@@ -407,7 +407,7 @@ async fn what_concerns_only_the_upstreams_connection_stays_there() {
     assert_eq!((response.status, response.header("content-length")), (204, None));
 }
 
-/// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for what never comes.
+/// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for a body.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_never_has_a_body_is_not_framed() {
     let stack = Stack::start().await;
@@ -441,7 +441,7 @@ async fn a_status_that_is_none_is_counted_all_the_same() {
     stack.until_metric("wxgate_http_requests_total{code=\"799\",route=\"/none\"}", 1.0).await;
 }
 
-/// Sending more does not hide that the client has left.
+/// Sending more does not hide that the client has disconnected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_after_sending_early_is_noticed() {
     let stack = Stack::start().await;

@@ -1,7 +1,7 @@
-//! Framing belongs to the hop: how the gateway frames what it sends, whatever it was sent.
+//! Framing: the gateway frames what it sends itself, whatever it received.
 //!
-//! Client and service are sockets that read without any leniency. Each test goes through a table,
-//! and tells of all the rows that are wrong.
+//! Client and service are sockets that read strictly. Each test goes through a table,
+//! and reports all rows that are wrong.
 
 mod client;
 mod early;
@@ -17,7 +17,7 @@ use crate::harness::client::Connection;
 use crate::harness::strict::{Framing, StrictResponse, values};
 use crate::harness::upstream::{Received, Reply, Upstream};
 
-/// The rows of a table that came out wrong.
+/// The rows of a table with a wrong outcome.
 #[derive(Default)]
 struct Findings(Vec<String>);
 
@@ -54,7 +54,7 @@ async fn start_early() -> Stack {
     stack
 }
 
-/// Has the service reply to what is not the request of [`go_on`] as told.
+/// Sets the service's reply to all requests but that of [`go_on`].
 fn reply(stack: &Stack, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
     stack.upstream.reply(move |received| match received.target() {
         "/none/next" => Reply::ok("", "next"),
@@ -71,7 +71,7 @@ async fn exchange(stack: &Stack, request: &[u8]) -> Result<StrictResponse, Strin
     Ok(response)
 }
 
-/// After a response comes the response to the next request or the end, as it says, and nothing else.
+/// After a response comes the next one or the end, as announced, and nothing else.
 async fn go_on(connection: &mut Connection, response: &StrictResponse) -> Result<(), String> {
     if response.all("connection").contains(&"close") || response.framing == Framing::Close {
         let is_end = connection.strict_response_or_end(false).await?.is_none();
@@ -98,7 +98,7 @@ fn is_ok(response: &Result<StrictResponse, String>, framing: Framing, body: &str
     })
 }
 
-/// What the tests rest on, without a gateway between the two.
+/// The strict readers themselves, without a gateway between them.
 #[tokio::test]
 async fn both_ends_read_what_has_one_form_and_nothing_else() {
     let service = Upstream::start().await;

@@ -1,7 +1,7 @@
-//! A whole stack in the test's process: gateway, simulated WeChat, recording upstream.
+//! A whole stack in the test's process: gateway, simulated WeChat, recording service.
 //!
-//! Everything listens on a port of its own choosing and ends with the [`Stack`]. Time that
-//! concerns lifetimes is a clock that tests advance.
+//! Everything listens on a free port and ends with the [`Stack`]. Lifetimes follow a clock
+//! that tests advance.
 
 pub mod canary;
 pub mod certificate;
@@ -34,7 +34,7 @@ use self::upstream::Upstream;
 
 pub const APP: &str = DEFAULT_APP.0;
 
-/// A second app, that the sandbox knows and configurations may name.
+/// A second app, which the simulated WeChat knows, too.
 pub const OTHER_APP: &str = "wxfedcba9876543210";
 
 pub const SECRET: &str = DEFAULT_APP.1;
@@ -86,21 +86,21 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Routes: `/` is required, `/optional` and `/none` are what they are called.
+    /// Routes: `/` requires a session; the `auth` of `/optional` and `/none` is their name.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// The same with `changes`, TOML that is laid over the configuration: tables are merged,
-    /// everything else is replaced. `{dir}` stands for a directory of the stack's own,
-    /// `{upstream}` for the recording upstream's address.
+    /// The same with `changes`, TOML that is merged into the configuration: tables are merged,
+    /// everything else is replaced. `{dir}` stands for the directory of the stack,
+    /// `{upstream}` for the address of the recorder.
     pub async fn start_with(changes: &str) -> Self {
         let stack = Self::start_unready_with(changes).await;
         stack.until_ready().await;
         stack
     }
 
-    /// The same, and does not wait for the gateway to be ready.
+    /// The same, without waiting for the gateway to be ready.
     pub async fn start_unready_with(changes: &str) -> Self {
         install_provider();
         process_log::install();
@@ -144,7 +144,7 @@ impl Stack {
         }
     }
 
-    /// Where the gateway's configuration stands.
+    /// The path of the gateway's configuration.
     pub fn config_file(&self) -> PathBuf {
         self.directory.path().join("gateway.toml")
     }
@@ -156,16 +156,16 @@ impl Stack {
         std::fs::write(self.config_file(), text).unwrap();
     }
 
-    /// Has the gateway take another configuration, and tells whether it did.
+    /// Reloads with another configuration, and returns whether it was accepted.
     pub async fn reload(&self, changes: &str) -> bool {
         self.write_config(changes);
         self.order_reload().await
     }
 
-    /// Has the gateway read its configuration again, and tells whether it took it.
+    /// Reloads the configuration, and returns whether it was accepted.
     pub async fn order_reload(&self) -> bool {
         let before = self.metric(RELOAD_TIME).await;
-        // A reload that fails shows only where the one before did not.
+        // A failed reload can be noticed only if the one before succeeded.
         let could_fail = self.metric(RELOAD_SUCCESSFUL).await > 0.0;
         self.commands.send(Command::Reload).await.unwrap();
         let ended = async {
@@ -228,7 +228,7 @@ impl Stack {
         read()
     }
 
-    /// Waits until a metric has a value, for what is counted after the answer has left.
+    /// Waits until a metric has a value: some are counted after the response was sent.
     pub async fn until_metric(&self, name: &str, value: f64) {
         let reached = async {
             while (self.metric(name).await - value).abs() > 1e-9 {
@@ -248,7 +248,7 @@ impl Drop for Stack {
         let access_log = std::fs::read_to_string(access_log).unwrap_or_default();
         canary::look_for_in("the access log", &access_log);
         if !std::thread::panicking() {
-            canary::assert_none_told();
+            canary::assert_none_shown();
         }
     }
 }
@@ -257,10 +257,10 @@ pub const RELOAD_TIME: &str = "wxgate_config_last_reload_success_timestamp_secon
 
 pub const RELOAD_SUCCESSFUL: &str = "wxgate_config_last_reload_successful";
 
-/// Longer than anything takes that works, on a busy machine.
+/// The timeout of tests: longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let held = async {
         while !holds().await {
@@ -296,7 +296,7 @@ pub fn openid(user: &str) -> String {
 }
 
 pub fn install_provider() {
-    // Only the first test of the process does.
+    // Only the first test of the process installs it.
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/2 without TLS, and the limits that hold on each of its connections.
+//! HTTP/2 without TLS, and the limits of each connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -127,7 +127,7 @@ async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
     let (response, mut body) = client.send(Method::POST, "/none", false).await;
     for _ in 0..6 {
         body.send_data(Bytes::from_static(b"piece"), false).unwrap();
-        // Not to wait for something: this is what the client does.
+        // This is the client's pace, not a wait for something.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     body.send_data(Bytes::new(), true).unwrap();
@@ -135,7 +135,7 @@ async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
     assert_eq!(stack.upstream.requests()[0].body.len(), 30);
 }
 
-/// What a service would read after the end is the beginning of another user's request.
+/// A service would read bytes after the end as the beginning of another user's request.
 #[tokio::test]
 async fn a_chunked_body_ends_once_however_the_client_ends_it() {
     let stack = Stack::start_with("server.h2c = true").await;
@@ -168,7 +168,7 @@ async fn a_chunked_body_ends_once_however_the_client_ends_it() {
     let posts = seen.iter().filter(|seen| seen.request_line.starts_with("POST"));
     let received: Vec<&[u8]> = posts.map(|seen| &*seen.body).collect();
     assert_eq!(received, [&b""[..], b"", b"abc", b"abcabc", b"abc", b"abc"]);
-    // All on the one connection that was there first: none was given up.
+    // All on the first connection: none was closed.
     assert!(seen.iter().all(|seen| seen.connection == 0), "{seen:?}");
 }
 
@@ -273,7 +273,7 @@ async fn a_connection_without_requests_is_told_to_go() {
     let mut used = Client::open(stack.gateway).await;
     assert_eq!(status(used.get("/none").await).await.unwrap(), 200);
     assert!(used.ends().await);
-    // Nor is one that never says what it is.
+    // Nor is one that never sends a byte.
     let mut half = Connection::open(stack.gateway).await;
     half.send(b"PRI * HT").await;
     assert!(half.is_closed().await);
@@ -307,7 +307,7 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
 async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_was_sent() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    // Unlike the recorder, it answers as soon as anything comes.
+    // Unlike the recorder, it responds as soon as anything comes.
     let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = service.local_addr().unwrap();
     tokio::spawn(async move {
@@ -330,7 +330,7 @@ async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_w
     assert_eq!(stack.metric("wxgate_http_requests_total{code=\"408\",route=\"/none\"}").await, 0.0);
 }
 
-/// An answer is not over when it was handed to the protocol layer: the client must have it.
+/// A response is complete when the client has it, not when the protocol layer has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_ends() {
     for changes in ["limits.idle_timeout = \"200ms\"", ""] {
@@ -347,7 +347,7 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
             let length = data.unwrap_or_else(|error| panic!("{received}: {error}")).len();
             received += length;
             body.flow_control().release_capacity(length).unwrap();
-            // Not to wait for something: this is what the client does.
+            // This is the client's pace, not a wait for something.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(received, 2_000_000);
@@ -355,7 +355,7 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
     }
 }
 
-/// As over HTTP/1.1: what was sent is what the service sees.
+/// As over HTTP/1.1: the service receives what was sent.
 #[tokio::test]
 async fn an_authority_with_an_empty_port_is_legal() {
     let stack = Stack::start_with("server.h2c = true").await;
@@ -369,7 +369,7 @@ async fn an_authority_with_an_empty_port_is_legal() {
     assert_eq!(received[0].all("x-forwarded-host"), ["gateway.test:"]);
 }
 
-/// As over HTTP/1.1: services read two lines in different ways, also where they are the same.
+/// As over HTTP/1.1: services differ in how they read two lines, even equal ones.
 #[tokio::test]
 async fn a_length_that_is_there_twice_is_refused() {
     let stack = Stack::start_with("server.h2c = true").await;

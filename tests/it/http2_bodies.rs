@@ -1,4 +1,4 @@
-//! Bodies over HTTP/2: windows that grow, trailers, and what only announces a response.
+//! Bodies over HTTP/2: windows that grow, trailers, and informational responses.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -18,15 +18,15 @@ const WINDOW: usize = 64 << 10;
 
 const BUFFERED: &str = "wxgate_buffered_bytes";
 
-/// A client that never holds back itself.
+/// A client without limits of its own.
 async fn client(stack: &Stack) -> Client {
     let mut builder = h2::client::Builder::new();
     builder.max_send_buffer_size(16 << 20);
     Client::open_with(stack.gateway, &builder).await
 }
 
-/// Sends so many bytes as windows let it. The most that could be sent at once, as soon as this is
-/// more than `enough`.
+/// Sends so many bytes as the windows allow. Returns the most that could be sent at once, as soon
+/// as this is more than `enough`.
 async fn fill(body: &mut SendStream<Bytes>, length: usize, enough: usize) -> usize {
     let mut largest = 0;
     let mut left = length;
@@ -113,7 +113,7 @@ async fn a_window_is_given_back_when_its_connection_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_takes_nothing_makes_no_window_grow() {
     let socket = TcpSocket::new_v4().unwrap();
-    // What the system takes, the service seems to take.
+    // Bytes that the system buffers look as if the service had read them.
     socket.set_recv_buffer_size(4 << 10).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(16).unwrap();
@@ -146,7 +146,7 @@ async fn many_tiny_frames_are_a_body_like_any_other() {
     let mut client = client(&stack).await;
     for number in 1..=2 {
         let (response, mut body) = client.send(Method::POST, "/none", false).await;
-        // So many before the service is there to take them, and more when it is.
+        // So many before the service reads, and more when it does.
         for count in [4000, 20_000] {
             for _ in 0..count {
                 body.send_data(Bytes::from_static(b"x"), false).unwrap();
@@ -265,7 +265,7 @@ async fn until_frame(stream: &mut TcpStream, kind: u8, begin: &[u8]) {
     timeout(PATIENCE, reading).await.expect("a frame in time");
 }
 
-/// No setting can be changed before the client has confirmed the last change.
+/// A setting can only be changed again after the client has confirmed the last change.
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_grow_for_a_client_that_is_late_to_confirm_settings() {
     let (data, headers, settings, window_update) = (0, 1, 4, 8);

@@ -1,4 +1,4 @@
-//! What an upstream is told of who asks, and that a client cannot say it.
+//! The identity headers that services get, and that clients cannot forge.
 
 use crate::harness::upstream::Reply;
 use crate::harness::{APP, Stack, openid};

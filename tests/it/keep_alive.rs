@@ -1,4 +1,4 @@
-//! Connections to services between two requests: how long they are kept.
+//! How long idle connections to services are kept.
 //!
 //! A service that closes a connection while the next request is on its way loses that request,
 //! and one that is not idempotent is not sent again.

@@ -1,4 +1,4 @@
-//! Logging in.
+//! Logins: formats, errors, and the call to WeChat.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ async fn a_query_is_taken_only_when_it_is_accepted() {
     form.body("code=user-b-1").send().await.assert_error(400, "bad_request", "none");
 }
 
-/// Clients and proxies write the line twice, or a list; what counts is whether it is one type.
+/// Clients and proxies may repeat the line or send a list; it must be a single type.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_content_type_that_is_there_twice_is_that_type() {
     let stack = Stack::start().await;
@@ -143,7 +143,7 @@ async fn an_empty_app_id_counts_as_none() {
     }
 }
 
-/// `curl -d` says that it sends a form, whatever it sends.
+/// `curl -d` always claims to send a form.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
     let stack = Stack::start().await;
@@ -167,7 +167,7 @@ async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
         (&stack, form, "x=y", "\"code\" is missing", ""),
         (&stack, form, "user-a-1", "was read as a form", ""),
         (&stack, form, "[\"user-a-1\"]", "was read as a form", ""),
-        // How cmd.exe passes on a JSON in single quotes.
+        // What cmd.exe makes of JSON in single quotes.
         (&stack, form, "'{code:user-a-1}'", "was read as a form", ""),
         (&stack, "", "{}", "\"code\" is missing", ""),
         (&stack, "", "[]", "an object", ""),
@@ -269,7 +269,7 @@ async fn every_errcode_has_its_answer() {
         let counter =
             format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"{counted}\"}}");
         assert_eq!(stack.metric(&counter).await, 1.0, "{counter}");
-        // Without quota the app is left alone for a minute.
+        // Without quota WeChat is not called for the app for a minute.
         stack.clock.advance(Duration::from_secs(60));
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
@@ -283,7 +283,7 @@ async fn a_code_is_good_once_and_for_five_minutes() {
     stack.try_login("no-such-code").await.assert_error(401, "invalid_code", "login");
 }
 
-/// Whatever WeChat does, the client gets the documented answer and the code goes out once.
+/// Whatever WeChat does, the client gets the documented response and the code is sent once.
 #[tokio::test(flavor = "multi_thread")]
 async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
     let stack = Stack::start_with(r#"wechat.timeout = "400ms""#).await;
@@ -339,7 +339,7 @@ async fn a_certificate_that_cannot_be_trusted_is_refused() {
     let stack = Stack::start_with(&changes).await;
     stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
 
-    // The same, trusted: what is behind it says nothing, so the answer is that it was lost.
+    // The same, trusted: the server never responds, so the login times out.
     std::fs::write(&ca_file, name.cert.pem()).unwrap();
     let stack = Stack::start_with(&changes).await;
     stack.try_login("user-a-1").await.assert_error(504, "wechat_timeout", "login");
@@ -396,7 +396,7 @@ async fn wechat_is_asked_as_its_documentation_says() {
     assert!(!request.to_ascii_lowercase().contains("referer"));
 }
 
-/// A code of the sandbox ages like a real one, on the clock that tests advance.
+/// A code of the sandbox expires like a real one, on the clock that tests advance.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
     let stack = Stack::start().await;
@@ -412,7 +412,7 @@ async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
     stack.try_login(&old).await.assert_error(401, "invalid_code", "login");
 }
 
-/// The egress proxy is the configured one; the environment has no say.
+/// The egress proxy is the configured one; variables of the environment are not used.
 #[tokio::test(flavor = "multi_thread")]
 async fn wechat_is_reached_through_the_configured_proxy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -431,7 +431,7 @@ async fn wechat_is_reached_through_the_configured_proxy() {
     assert_eq!(stack.sandbox.exchanges(), 0);
 }
 
-/// Something that is no HTTP is nonsense, not a lost answer.
+/// A malformed response is not taken for a lost one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_no_http_is_rejected() {
     for nonsense in

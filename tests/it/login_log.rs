@@ -8,7 +8,7 @@ use crate::harness::client::{self, Connection, Response};
 use crate::harness::process_log::{logged, logged_with};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
-/// A login of the default app, by a client that names an app id.
+/// A login to the default app, by a client with an app id in its `Referer`.
 async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Response {
     let referer = format!("https://servicewechat.com/{app_id}/12/page-frame.html");
     let login = stack.post("/login").header("Referer", &referer);
@@ -40,7 +40,7 @@ async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_oth
     assert_eq!((second.len(), &second[0]["refused"]), (1, &5.into()), "{second:?}");
     assert!(second[0]["message"].as_str().unwrap().contains("must have the same"), "{second:?}");
 
-    // A success is a success for a minute, and what is no app id is not shown.
+    // A success counts for a minute; a malformed app id is not logged.
     stack.clock.advance(Duration::from_secs(60));
     stack.login("alice").await;
     stack.clock.advance(Duration::from_secs(59));
@@ -71,7 +71,7 @@ async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_its
     let body = json!({ "code": "err-40029-2", "app_id": OTHER_APP });
     let other = warnings(&[stack.post("/login").json(&body).send().await]);
     assert_eq!((other.len(), &other[0]["app_id"]), (1, &OTHER_APP.into()));
-    // What is known of an app outlives a reload.
+    // The state of an app survives a reload.
     assert!(stack.reload(&(app(APP, "default = true") + &app(OTHER_APP, ""))).await);
     assert_eq!(warnings(&[stack.try_login("err-40029-3").await]), [Value::Null; 0]);
 }
@@ -112,7 +112,7 @@ async fn the_meaning_of_an_errcode_is_logged() {
         let fields = &shown["fields"];
         assert!(fields["meaning"].as_str().unwrap().contains(words), "{fields}");
         assert!(fields["error"].as_str().unwrap().contains(&errcode.to_string()), "{fields}");
-        // Without quota the app is left alone for a minute.
+        // Without quota WeChat is not called for the app for a minute.
         stack.clock.advance(Duration::from_secs(60));
     }
 }
@@ -214,7 +214,7 @@ async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start()
     assert_eq!(stack.metric("wxgate_wechat_breaker_open").await, 0.0);
 }
 
-/// Else nobody could say whose block it is, or lift it by that name.
+/// Operators need it to see whose block it is, and to lift it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_access_line_of_a_blocked_users_login_has_the_user() {
     let operated = "admin.token = { file = \"{dir}/operator\" }";
@@ -224,7 +224,7 @@ async fn the_access_line_of_a_blocked_users_login_has_the_user() {
     let blocked = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
     assert_eq!(blocked.status, 204);
     for _ in 0..2 {
-        // The second gets the answer of the first.
+        // The second gets the response of the first.
         let refused = stack.try_login("user-alice-2").await;
         refused.assert_error(403, "login_refused", "none");
     }

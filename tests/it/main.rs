@@ -1,4 +1,4 @@
-//! What wxgate promises, seen from outside: over real sockets, on what the upstream saw.
+//! What wxgate promises, tested from outside: over real sockets, with what services receive.
 
 #![allow(clippy::pedantic, reason = "tests read best as they are written")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

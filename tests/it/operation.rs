@@ -1,4 +1,4 @@
-//! What operators see of the program: its log, and what signals do to it.
+//! The program for operators: its logs, and its signals.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ fn start(file: &Path) -> Running {
     Running::start(wxgate().args(["run", "-c"]).arg(file), true)
 }
 
-/// All that is left of what a program writes, once it has ended.
+/// The rest of a program's output, once it has ended.
 fn rest(mut gateway: Running) -> String {
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
@@ -46,7 +46,7 @@ fn parse(log: &str) -> Vec<Value> {
         .collect()
 }
 
-/// One line with `text`, of a log of JSON.
+/// The only line with `text` in a JSON log.
 fn only(log: &str, text: &str) -> Value {
     let lines: Vec<_> = log.lines().filter(|line| line.contains(text)).collect();
     assert_eq!(lines.len(), 1, "{text}: {log}");
@@ -120,7 +120,7 @@ async fn the_start_is_one_line_that_says_what_was_started() {
     }
 }
 
-/// Who collects lines of JSON finds the end of a start among them.
+/// A log collector that reads JSON must be able to read the failure of a start.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_at_the_start_has_the_format_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
             assert_eq!((&line["level"], &line["error"]), (&json!("ERROR"), &json!(reason)));
         }
     }
-    // Which format is meant cannot be known.
+    // The format is not known, as the file is not valid.
     let file = write_config(directory.path(), upstream, "nonsense = 1");
     let output = wxgate().args(["run", "-c"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -149,7 +149,7 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
     assert!(shown.starts_with(&format!("{}:", file.display())), "{shown}");
 }
 
-/// Opening such a pipe waits for a reader, and nothing could end the program meanwhile.
+/// Opening such a pipe blocks until it has a reader, and signals would have no effect meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
@@ -203,7 +203,7 @@ async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
     assert_eq!(only(&log, "cut short")["cut"], 1);
 }
 
-/// Signals that would end a process that does not expect them, and some that would not.
+/// Signals that end a process by default, and some that do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_signal_but_those_that_end_the_program_ends_it() {
     let (_directory, _upstream, file) = set_up("").await;
@@ -211,7 +211,7 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
         "HUP", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT",
         "XCPU", "XFSZ", "WINCH", "URG", "CHLD", "TTIN", "TTOU", "TSTP", "CONT",
     ];
-    // 32 and 33 are the C library's own: nobody else can catch them.
+    // The C library uses 32 and 33 itself: they cannot be caught.
     let real_time = (34..=64).map(|number| number.to_string());
     let signals: Vec<String> = named.map(str::to_owned).into_iter().chain(real_time).collect();
     for subcommand in ["run", "demo", "sandbox"] {
@@ -252,7 +252,7 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
     }
 }
 
-/// The size of files is limited: that is an error of the write, not the end of the gateway.
+/// With a limit on file sizes a write fails; the gateway must not end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
     let (directory, _upstream, file) = set_up("").await;
@@ -278,7 +278,7 @@ async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
     .await;
 }
 
-/// As logrotate does it: rename, then SIGUSR1.
+/// As logrotate does: rename, then SIGUSR1.
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_by_rename_and_signal_loses_no_line() {
     const CLIENTS: usize = 4;
@@ -352,7 +352,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
     until("it is logged there", async || lines(&path) == 1).await;
     assert_eq!(lines(&moved.join("access.log")), 1);
 
-    // It is gone for a while: lines go on to the file before.
+    // It is gone for a while: lines are written to the previous file.
     let gone = directory.path().join("gone");
     fs::rename(&folder, &gone).unwrap();
     gateway.signal("USR1");
@@ -366,7 +366,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
     request().await;
     until("it is logged there", async || lines(&path) == 1).await;
 
-    // Something else is in its place, as where it is read-only.
+    // Something else is in its place, as if it were read-only.
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     gateway.signal("USR1");

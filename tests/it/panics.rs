@@ -1,6 +1,6 @@
-//! A panic is the failure of one request.
+//! A panic fails one request only.
 //!
-//! It is provoked where a failure is logged: see [`PANICS`].
+//! Tests provoke it where a failure is logged: see [`PANICS`].
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ async fn breaks_off() -> std::net::SocketAddr {
     address
 }
 
-/// A notice that lets the recorder respond.
+/// Makes the recorder wait for this notice before it replies.
 fn waits(stack: &Stack) -> Arc<Notify> {
     let released = Arc::new(Notify::new());
     let reply = released.clone();

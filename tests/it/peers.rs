@@ -1,4 +1,4 @@
-//! Peers that we did not write: curl, Python's requests, Node's http, OpenSSL.
+//! Clients and services of others: curl, Python's requests, Node's http, OpenSSL.
 //!
 //! `deploy/dev test` installs them; where one is missing these tests fail and say so.
 
@@ -110,7 +110,7 @@ async fn openssl_verifies_the_chain_and_agrees_on_tls_1_2_and_1_3_only() {
         assert!(said.contains(&format!("Protocol version: {shown}")), "{said}");
     }
     for version in ["-tls1", "-tls1_1"] {
-        // Debian's own would not even try otherwise.
+        // Debian's build would not even try otherwise.
         let (is_connected, said) = connect(&[version, "-cipher", "DEFAULT@SECLEVEL=0"]);
         assert!(!is_connected && said.contains("SSL alert number"), "{said}");
     }

@@ -1,4 +1,4 @@
-//! Balancers that pass bytes on say whose they are, and nobody else can.
+//! The PROXY header of load balancers, and of nobody else.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ async fn the_address_that_a_balancer_names_is_the_clients() {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n").await;
     for _ in 0..2 {
-        // The client itself is no trusted proxy.
+        // The client itself is not a trusted proxy.
         connection.send(b"GET /none HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
         assert_eq!(connection.response(false).await.status, 200);
     }

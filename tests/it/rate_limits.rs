@@ -1,4 +1,4 @@
-//! Nobody asks more often than they may, and nobody pays for another.
+//! Rate limits of users, addresses and apps, each independent of the others.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
     assert_limited(&stack.get("/").token(&first).send().await, "5");
     assert_limited(&stack.get("/").token(&second).send().await, "5");
     assert_eq!(stack.upstream.requests().len(), 2);
-    // Neither another user nor another route has less for it.
+    // Neither another user nor another route is affected.
     assert_eq!(stack.get("/").token(&bob).send().await.status, 200);
     assert_eq!(stack.get("/optional").token(&first).send().await.status, 200);
 
@@ -79,7 +79,7 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_limit_and_the_proxy_none
         assert_eq!(from("192.0.2.1").await.status, 200);
         assert_eq!(from("192.0.2.2, 10.0.0.1").await.status, 200);
     }
-    // What stands left of the client is the client's own word.
+    // The list left of the client's address may be forged by the client.
     assert_limited(&from("6.6.6.6, 192.0.2.1").await, "5");
     assert_limited(&from("192.0.2.2").await, "5");
     for _ in 0..5 {
@@ -102,10 +102,10 @@ async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
     stack.login("bob").await;
     let limited = stack.try_login("user-carol-1").await;
     limited.assert_error(429, "rate_limited", "retry");
-    // Strangers, who were refused together, do not come back together.
+    // Clients that were rejected together do not retry together.
     let wait: u32 = limited.header("retry-after").unwrap().parse().unwrap();
     assert!((5..=7).contains(&wait), "{wait}");
-    // Another app has its own, and what is no login takes nothing from it.
+    // Another app has its own limit, and a malformed login does not count.
     assert_eq!(stack.try_login("").await.status, 400);
     let other = json!({ "code": "user-carol-2", "app_id": OTHER_APP });
     assert_eq!(stack.post("/login").json(&other).send().await.status, 200);

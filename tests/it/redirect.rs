@@ -1,4 +1,4 @@
-//! Listeners that send clients on to HTTPS.
+//! Listeners that redirect clients to HTTPS.
 
 use std::net::SocketAddr;
 
@@ -69,7 +69,7 @@ async fn every_request_is_sent_on_to_https_as_it_is() {
     stack.until_metric(metric, 19.0 * 3.0 + 2.0).await;
 }
 
-/// Whatever a client says of the host, it makes no header and no other host.
+/// A client's `Host` can neither inject a header nor redirect to a host of its choice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_a_usable_host_is_400() {
     let (stack, redirect) = start("").await;
@@ -131,7 +131,7 @@ async fn another_port_is_named_and_health_is_answered_in_place() {
     assert_eq!(line["error"], serde_json::Value::Null);
 }
 
-/// A phone in the middle of an upload reads where to go, not a reset.
+/// A client in the middle of an upload gets the redirect, not a reset.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_still_sending_is_told_where_to_go() {
     let (_stack, redirect) = start("").await;

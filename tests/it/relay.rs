@@ -1,4 +1,4 @@
-//! WeChat's responses and those of what stands in front of it, and the ways to it.
+//! Responses of WeChat and of relays and proxies in front of it, and how failures are logged.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn error(response: &Response) -> String {
     errors[0].to_owned()
 }
 
-/// A stack whose WeChat says what the test wants.
+/// A stack whose WeChat replies as the test says.
 async fn scripted(changes: &str) -> (Stack, WeChat) {
     let wechat = WeChat::start().await;
     canary::plant(&wechat.session_key);
@@ -42,7 +42,7 @@ fn response(status: &str, lines: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// [`ok`], of bytes that may be no text.
+/// [`ok`], for bytes that may not be valid text.
 fn ok_bytes(body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
@@ -237,7 +237,7 @@ async fn base_url_may_have_a_path_prefix() {
         let asked = wechat.asked().pop().unwrap();
         assert!(asked.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{asked}");
     }
-    // So may the fallback; what is logged of both is neither path nor query.
+    // So may the fallback; neither path nor query of the two is logged.
     let nobody = unused_address().await;
     let changes = format!(
         "[wechat]\nbase_url = \"http://{nobody}/path-of-base\"\nfallback_base_url = \"http://{}/path-of-fallback\"",
@@ -289,7 +289,7 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
         let lines = logged(&response);
         assert_eq!((lines.len(), &lines[0]["fields"]["rid"]), (1, &Value::Null));
     }
-    // An errmsg that is no text may name one, too.
+    // An errmsg that is not text may contain one, too.
     wechat.respond(ok(r#"{"errcode":71004,"errmsg":{"zh":"x\n","rid":"rid: 608d5803.a"}}"#));
     let response = stack.try_login("traced-object").await;
     assert_eq!(logged(&response)[0]["fields"]["rid"], "608d5803.a");
@@ -301,7 +301,7 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
     let proxy = serve_bytes(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
     let closed = serve_bytes(b"").await;
     let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
-    // A listener whose queue is full takes no connection.
+    // A listener whose queue is full accepts no connection.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     full.listen(0).unwrap();

@@ -1,4 +1,4 @@
-//! A changed configuration, taken while the gateway runs.
+//! Reloads: a changed configuration, applied while the gateway runs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -27,7 +27,7 @@ const OPEN: &str = r#"
     auth = "none"
 "#;
 
-/// The process's log lines about a stack's files.
+/// The process log lines about a stack's files.
 fn lines(stack: &Stack) -> Vec<Value> {
     let directory = stack.directory.path().display().to_string();
     let log = process_log::text_after(0);
@@ -104,7 +104,7 @@ async fn sessions_outlive_a_reload_and_a_new_ttl_is_for_new_ones() {
     assert!(!is_live(&new).await);
 }
 
-/// What an app's users have opened is shut with it, and opens again if it comes back.
+/// Sessions of a removed app are rejected, and valid again if the app comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_of_an_app_that_is_gone_are_no_good() {
     let stack = Stack::start().await;
@@ -164,7 +164,7 @@ async fn a_refused_reload_is_one_event_for_each_problem_and_one_in_words() {
     assert_eq!(last["message"], "reload rejected; still running the previous configuration");
 }
 
-/// A file is taken whole or not at all.
+/// A file is applied as a whole or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
     let stack = Stack::start().await;
@@ -178,7 +178,7 @@ async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
         ),
         ("[[route]]\npath = \"/\"\nupstream = \"absent\"", "no upstream named"),
     ] {
-        // So that the failure shows.
+        // So that the failure can be noticed.
         assert!(stack.reload("").await);
         assert!(!stack.reload(&format!("{changes}\n")).await, "{changes}");
         assert!(said(&stack).contains(problem), "{problem}");
@@ -210,7 +210,7 @@ async fn what_cannot_change_live_is_refused_by_name() {
         ("log.format", "log.format = \"text\""),
     ] {
         assert!(stack.reload("").await);
-        // Together with a change that could be taken.
+        // Together with a change that could be applied.
         assert!(!stack.reload(&format!("{change}\nsession.header = \"X-Other\"")).await, "{key}");
         let refusal = format!("{key}: cannot change while the gateway runs");
         assert!(said(&stack).contains(&refusal), "{refusal}");
@@ -221,7 +221,7 @@ async fn what_cannot_change_live_is_refused_by_name() {
     }
 }
 
-/// A request that is under way when the configuration changes ends as it began.
+/// A request that is in flight during a reload ends with its old configuration.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_sees_one_configuration() {
     let stack = Stack::start().await;
@@ -239,7 +239,7 @@ async fn each_request_sees_one_configuration() {
     let response = busy.response(false).await;
     assert_eq!(response.header("x-other"), Some("secret"), "the old names are stripped");
     assert_eq!(response.header("x-openid"), None);
-    // The next one, on the same connection, is of the new configuration.
+    // The next one, on the same connection, gets the new configuration.
     release.notify_one();
     busy.send(&stack.get("/").token(&token).bytes()).await;
     let response = busy.response(false).await;
@@ -280,7 +280,7 @@ async fn a_changed_secret_is_taken_by_itself() {
     until("the old one is used again", async || !refused().await).await;
 }
 
-/// What a route answers with is part of the configuration, too.
+/// The file of a route's response is part of the configuration, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_of_an_answer_is_taken_by_itself() {
     let directory = tempfile::tempdir().unwrap();
@@ -296,7 +296,7 @@ async fn a_changed_file_of_an_answer_is_taken_by_itself() {
     until("it is answered with", async || stack.get("/").send().await.text() == "another").await;
 }
 
-/// A pipe in the place of a file would be waited for, and no reload would come after it.
+/// Reading a pipe would block, and with it all later reloads.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_file_is_refused_and_holds_nothing_up() {
     let directory = tempfile::tempdir().unwrap();
@@ -322,7 +322,7 @@ async fn what_is_no_file_is_refused_and_holds_nothing_up() {
     }
 }
 
-/// A ConfigMap is a folder of links through a link, `..data`, that is swapped.
+/// A ConfigMap is a folder of links through one link, `..data`, which is replaced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swapped_link_of_a_config_map_is_taken() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"\n").await;
@@ -372,7 +372,7 @@ async fn included_files_add_routes_and_are_watched() {
     assert_eq!(stack.get("/shop").send().await.status, 401, "the route of / is left");
 }
 
-/// What is remembered of clients and codes is not lost with the configuration.
+/// Rate limits and recent codes survive a reload.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
     let rates = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
@@ -389,8 +389,8 @@ async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
     assert_eq!(stack.get("/").send().await.status, 200, "another rate begins anew");
 }
 
-/// The two files of a certificate cannot change at one stroke: until they go together the one
-/// before is shown.
+/// The two files of a certificate cannot change at once: until they match, the old certificate
+/// is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_certificate_is_taken_by_itself_and_no_handshake_fails() {
     let directory = tempfile::tempdir().unwrap();

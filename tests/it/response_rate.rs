@@ -1,4 +1,4 @@
-//! Clients that take little of their responses.
+//! Clients that read their responses slowly.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const JUDGED: Duration = Duration::from_secs(9);
 
 const LARGE: usize = 60_000_000;
 
-/// Takes so many bytes of a response every so often over HTTP/2, and tells whether the response was
+/// Reads so many bytes of a response every so often over HTTP/2, and returns whether it was
 /// cut off within [`JUDGED`].
 async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
     let stack =
@@ -39,7 +39,7 @@ async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
             }
             None => panic!("the response ended"),
         }
-        // Not to wait for something: this is what the client does.
+        // This is the client's pace, not a wait for something.
         sleep(pause).await;
     }
     false
@@ -56,7 +56,7 @@ async fn only_a_client_that_takes_too_little_is_cut_off() {
     assert_eq!((drips, takes_enough, any), (true, false, false));
 }
 
-/// Over HTTP/1.1 the system holds a part of the response that the client has not taken yet.
+/// Over HTTP/1.1 the system buffers a part of the response that the client has not read yet.
 async fn is_cut_off_in_time(rate: usize) -> bool {
     let stack = Stack::start_with("limits.min_response_rate = \"1MiB\"").await;
     stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));
@@ -102,7 +102,7 @@ async fn a_client_that_always_takes_something_is_not_cut_off() {
     assert_eq!(stack.metric("wxgate_http_requests_in_flight").await, 1.0, "it was cut off");
 }
 
-/// A client for which the system holds little, and which has sent its request.
+/// A client with a small receive buffer, which has sent its request.
 async fn slow_reader(stack: &Stack) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 << 10).unwrap();

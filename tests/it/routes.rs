@@ -1,4 +1,4 @@
-//! Which route a request is for, and what a route makes of it.
+//! Which route a request matches, and what the route does with it.
 
 use std::sync::Arc;
 
@@ -8,21 +8,21 @@ use crate::harness::client::{Connection, Response};
 use crate::harness::upstream::{Reply, Upstream};
 use crate::harness::{Stack, openid};
 
-/// Asks under a host of its own choosing.
+/// Sends this request line and these header lines, `Host` included.
 async fn ask(stack: &Stack, head: &str) -> Response {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
     connection.response(head.starts_with("HEAD")).await
 }
 
-/// The route that answers, by what it says.
+/// The name of the route that responds.
 async fn route_of(stack: &Stack, head: &str) -> String {
     let response = ask(stack, head).await;
     assert_eq!(response.status, 200, "{head}: {}", response.text());
     response.header("x-route").unwrap_or_default().to_owned()
 }
 
-/// Routes that answer with their own names.
+/// Routes that respond with their own names.
 fn named(routes: &[(&str, &str)]) -> String {
     let route = |(name, matches): &(&str, &str)| {
         format!(
@@ -84,7 +84,7 @@ async fn an_exact_path_comes_before_prefixes_and_does_not_cover_what_is_below_it
         let found = route_of(&stack, &format!("GET {path} HTTP/1.1\r\nHost: h")).await;
         assert_eq!(found, route, "{path}");
     }
-    // What another server may take for the file is not forwarded as something else.
+    // A path that another server may read as the file is not forwarded as another path.
     for path in ["/MP_verify%5fabc.txt", "/x/../MP_verify_abc.txt", "//MP_verify_abc.txt"] {
         stack.get(path).send().await.assert_error(400, "bad_request", "none");
     }
@@ -114,7 +114,7 @@ async fn a_route_may_ask_for_headers_and_is_not_there_without_them() {
     }
 }
 
-/// A service may read what the gateway did not route by: another line, or another spelling.
+/// A service may read another line or spelling of the header than the gateway did.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
     let stack = Stack::start_with(
@@ -147,8 +147,8 @@ async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
     assert_eq!(stack.get("/").header("X-Staff", "0").send().await.status, 200);
 }
 
-/// What `Connection` nominates goes no further, and the service would see another request than
-/// the route took.
+/// Headers that `Connection` names are removed, and the service would get another request than
+/// the route matched.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_it() {
     let stack = Stack::start_with(
@@ -179,7 +179,7 @@ async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_
     }
 }
 
-/// A shorter path with less protection must not catch what a longer one refuses.
+/// A shorter path with less protection must not match what a longer one rejects.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_they_take() {
     let stack = Stack::start_with(&named(&[
@@ -298,7 +298,7 @@ async fn a_route_gives_the_service_the_path_that_it_knows() {
         let absolute = format!("http://gateway.test{path}");
         assert_eq!(stack.get(&absolute).forwarded().await.target(), target, "{absolute}");
     }
-    // Each would be forwarded on a route that leaves paths alone.
+    // Each would be forwarded on a route that does not rewrite paths.
     let before = stack.upstream.requests().len();
     for rest in [
         "/a/../b", "/./b", "//b", "/a;v=1", "/a%2Fb", "/a%5Cb", "/a%2Eb", "/a%25", "/a%3Bb",
@@ -485,7 +485,7 @@ async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
     assert_eq!(response.header("access-control-expose-headers"), None);
     let vary = Some("Origin, X-3rd-Session, Authorization");
     assert_eq!(response.header("vary"), vary);
-    // Where it may not ask, it learns nothing.
+    // An origin that is not allowed gets no CORS headers.
     for origin in ["https://evil.example", "null", "https://h5.example.com.evil.example"] {
         let response = asked("/api/x", origin, "PUT").await;
         assert_eq!((response.status, response.header("vary")), (204, vary));
@@ -494,7 +494,7 @@ async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
     }
     assert_eq!(asked("/api/x", PAGE, "DELETE").await.status, 204);
     assert!(stack.upstream.requests().is_empty());
-    // Where nothing is said of it, it is a request like any other.
+    // Without `cors` it is a request like any other.
     asked("/x", PAGE, "PUT").await.assert_error(401, "missing_token", "login");
     let options = stack.request("OPTIONS", "/api/x").header("Origin", PAGE).token(&token);
     options.send().await.assert_error(405, "method_not_allowed", "none");
@@ -574,7 +574,7 @@ async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
         stack.request("OPTIONS", "/x").header("Origin", PAGE),
         stack.request("OPTIONS", "/x").header(PREFLIGHT, "PUT"),
         preflight("PUT").header(PREFLIGHT, "GET"),
-        // Which the service would not see as one.
+        // The service would not take it for a preflight.
         preflight("PUT").header("Connection", "Origin"),
         preflight("PUT").header("Connection", "close, access-control-request-method"),
     ] {
@@ -621,7 +621,7 @@ async fn errors_have_the_shape_that_clients_expect_and_keep_status_and_header() 
         (stack.get("/").token("x").send().await, 401, "session_expired", 401, "login"),
         (stack.post("/login").send().await, 400, "bad_request", -1, "none"),
         (stack.get("/login").send().await, 405, "method_not_allowed", 405, "none"),
-        // Of the edge, before there is a request.
+        // From the edge, before there is a request.
         (no_host, 400, "bad_request", -1, "none"),
     ] {
         assert_eq!(response.status, status);

@@ -1,4 +1,4 @@
-//! The life of a session, from outside.
+//! The life of a session.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ async fn endpoints_may_stand_elsewhere_and_on_some_hosts_only() {
     assert_eq!(stack.post("/wx/login").json(&body).send().await.status, 200);
     let token = stack.post("/auth/login").json(&serde_json::json!({ "code": "user-a-2" }));
     let token = token.send().await.json()["token"].as_str().unwrap().to_owned();
-    // Neither stands at its default place any more: these go to the service.
+    // The default paths are no longer endpoints: these are forwarded.
     assert_eq!(stack.post("/login").token(&token).forwarded().await.target(), "/login");
     assert_eq!(stack.post("/logout").token(&token).forwarded().await.target(), "/logout");
 

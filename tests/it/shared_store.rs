@@ -1,4 +1,4 @@
-//! Sessions that several gateways share, on real servers of Redis.
+//! Sessions that several gateways share, on real Redis servers.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub async fn unready_gateway(url: &str, more: &str) -> Stack {
     let key = directory.path().join("seal");
     std::fs::write(&key, KEY).unwrap();
     let key = key.display();
-    // A busy machine is no silent store.
+    // A slow machine must not look like a store that is down.
     let patience = match more.contains("redis.timeout") {
         true => "",
         false => "session.redis.timeout = \"1s\"\n",
@@ -40,7 +40,7 @@ pub async fn status(stack: &Stack, token: &str) -> u16 {
     stack.get("/").token(token).send().await.status
 }
 
-/// Asks until the answer has a status, and tells how long that took.
+/// Sends requests until the response has a status, and returns how long that took.
 pub async fn until_status(stack: &Stack, token: &str, wanted: u16) -> Duration {
     let begun = Instant::now();
     while status(stack, token).await != wanted {
@@ -52,7 +52,7 @@ pub async fn until_status(stack: &Stack, token: &str, wanted: u16) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
     let server = RedisServer::start();
-    // Longer than the test: what ends the session is word of the logout.
+    // Longer than the test: only the notice of the logout can end the session.
     let bound = "session.redis.near_cache_ttl = \"1m\"";
     let (one, other) = (gateway(&url(&server), bound).await, gateway(&url(&server), bound).await);
     let token = one.login("alice").await;
@@ -103,7 +103,7 @@ async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
     refused.assert_error(503, "store_unavailable", "retry");
     let refused = stack.post("/logout").token(&known).send().await;
     refused.assert_error(503, "store_unavailable", "retry");
-    // Whoever wants to leave is not let in again before that is known to be so.
+    // A session that logs out is rejected until the logout is confirmed.
     assert_eq!(status(&stack, &known).await, 503);
     stack.until_metric("wxgate_store_up", 0.0).await;
     assert_eq!(crate::harness::client::get(stack.admin, "/readyz").await.status, 200);
@@ -127,7 +127,7 @@ async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
 async fn look_ups_and_logouts_beyond_the_limit_are_refused_before_they_reach_the_store() {
     let made_up = ["A", "B"].map(|letter| letter.repeat(43));
     for (method, path) in [("GET", "/"), ("POST", "/logout")] {
-        // Each with a store of its own: one that hangs is known as such after a while.
+        // Each with a store of its own: a store that hangs is detected after a while.
         let server = RedisServer::start();
         let few = "session.redis.max_lookups = 1\nsession.redis.timeout = \"400ms\"";
         let stack = gateway(&url(&server), few).await;
@@ -210,7 +210,7 @@ async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_sessio
     let session = server.keys().into_iter().find(|key| key.contains("s:")).unwrap();
     let mut connection = server.connection();
     let mut life = || -> u64 { cmd("PTTL").arg(&session).query(&mut connection).unwrap() };
-    // The idle end, and an interval of a tenth more.
+    // The idle timeout, and a tenth more.
     assert!((109_000..=110_000).contains(&life()), "{}", life());
     cmd("PEXPIRE").arg(&session).arg(50_000).exec(&mut server.connection()).unwrap();
     stack.clock.advance(Duration::from_secs(9));

@@ -1,4 +1,4 @@
-//! How a gateway ends.
+//! How the gateway stops and drains.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ async fn new_connections_are_served_during_the_shutdown_delay() {
     let response = kept.response(false).await;
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     assert!(kept.is_closed().await);
-    // A second order to drain ends it at once.
+    // A second signal to drain stops it at once.
     stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
 }

@@ -1,4 +1,4 @@
-//! How gateways are let into a shared store: as a user of its own, over TLS, and when it is not
+//! Access to a shared store: as its own user, over TLS, and when the store is not
 //! there yet.
 
 use std::path::Path;
@@ -36,7 +36,7 @@ fn refusals(server: &RedisServer) -> Vec<redis::Value> {
     cmd("ACL").arg("LOG").query(&mut server.connection()).unwrap()
 }
 
-/// Has two gateways do all that they do with a store, as the user of the shipped files.
+/// Makes two gateways use every command, as the user of the shipped files.
 async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let directory = tempfile::tempdir().unwrap();
     let password = directory.path().join("password");

@@ -1,4 +1,4 @@
-//! What a shared store knows of ends after it was lost, or replaced.
+//! What a shared store knows of revoked sessions after it was lost or replaced.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::harness::redis::{RedisServer, cluster, replicated, sentinels};
 use crate::harness::{OPERATOR, PATIENCE, Stack, openid};
 use crate::shared_store::{gateway, status, unready_gateway, until_status, url};
 
-/// Where replicas are seen to come from, and gateways never.
+/// The address that replicas connect from, and gateways never.
 const REPLICAS: &str = "127.0.0.2";
 
 fn sentinel_url(sentinels: &[RedisServer]) -> String {
@@ -30,7 +30,7 @@ async fn until_logout(stack: &Stack, token: &str) {
     }
 }
 
-/// Two gateways, of which the first reaches the server by a way of its own.
+/// Two gateways; the first reaches the server through a proxy of its own.
 async fn two_gateways(server: &RedisServer) -> (FaultProxy, Stack, Stack) {
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), "").await;
@@ -96,7 +96,7 @@ async fn a_store_that_has_lost_an_end_is_told_it_again() {
     way.set(Way::Cut);
     one.until_metric("wxgate_store_up", 0.0).await;
     server.restart();
-    // What it heard of the end itself it has forgotten by now.
+    // It has forgotten by now what it was notified of itself.
     other.clock.advance(Duration::from_secs(5));
     until_status(&other, &token, 200).await;
     way.set(Way::Open);
@@ -137,7 +137,7 @@ async fn a_store_is_used_once_it_takes_what_was_ended_and_not_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_still_loads_what_it_knew_is_told_when_it_has() {
-    // Loading takes about two seconds, and questions are answered meanwhile.
+    // Loading takes about two seconds; commands get a reply meanwhile.
     let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let mut server = RedisServer::start_with(&slow);
     let (_way, one, other) = two_gateways(&server).await;
@@ -278,7 +278,7 @@ async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
     }
 }
 
-/// A gateway does not know what others have set since.
+/// A gateway does not know what others have set in the meantime.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_that_is_told_again_does_not_shorten_a_later_one() {
     let mut server = RedisServer::start();

@@ -1,4 +1,4 @@
-//! What holds wherever sessions are kept: in memory, and in a Redis under two gateways.
+//! What holds for every session store: memory, and one Redis with two gateways.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::harness::redis::RedisServer;
 use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, Stack, openid, process_log};
 use crate::shared_store::{gateway, status, until_status, url};
 
-/// Gateways with the same sessions.
+/// Gateways that share their sessions.
 struct Gateways {
     all: Vec<Stack>,
     /// Outlives them.
@@ -33,7 +33,7 @@ impl Gateways {
         self.all.first().unwrap()
     }
 
-    /// Another one, where there is one.
+    /// The other gateway, if there are two.
     fn there(&self) -> &Stack {
         self.all.last().unwrap()
     }
@@ -42,7 +42,7 @@ impl Gateways {
         self.all.iter().for_each(|stack| stack.clock.advance(by));
     }
 
-    /// Asks the admin listener of one for sessions.
+    /// Lists sessions at the admin listener of one gateway.
     async fn operate(&self, method: &str, path: &str) -> Response {
         self.here().request(method, path).bearer(OPERATOR).send_to_admin().await
     }
@@ -57,7 +57,7 @@ impl Gateways {
         self.list(&of(user)).await["sessions"].as_array().unwrap().clone()
     }
 
-    /// Deletes at one gateway, which must succeed.
+    /// Sends a DELETE to one gateway, which must succeed.
     async fn delete(&self, path: &str) {
         let answer = self.operate("DELETE", path).await;
         assert_eq!((answer.status, answer.body.len()), (204, 0), "{}", answer.text());
@@ -67,7 +67,7 @@ impl Gateways {
 /// With a key for the names of users in the access log.
 const NAMED: &str = "log.openid_key = { file = \"{dir}/operator\" }";
 
-/// The name of a user in the access log, where a session of its was used.
+/// The name in the access log of the user whose session was used.
 pub async fn name_in_the_log(stack: &Stack, token: &str) -> String {
     let request = stack.get("/optional/name").token(token).send().await;
     assert_eq!(request.status, 200);
@@ -111,7 +111,7 @@ fn text<'a>(session: &'a Value, field: &str) -> &'a str {
     session[field].as_str().unwrap()
 }
 
-/// One test in each place.
+/// Each test, for each store.
 macro_rules! in_memory_and_on_redis {
     ($($name:ident($more:expr);)*) => {
         mod in_memory {
@@ -193,7 +193,7 @@ async fn a_user_has_so_many_sessions_and_the_oldest_goes_first(gateways: Gateway
     let second = there.login("alice").await;
     gateways.advance(Duration::from_millis(1));
     let bobs = here.login("bob").await;
-    // It is the oldest, however lately it was used.
+    // It is the oldest session, even if it was used last.
     assert_eq!(status(there, &first).await, 200);
     let third = there.login("alice").await;
     assert_eq!(status(there, &first).await, 401);
@@ -202,7 +202,7 @@ async fn a_user_has_so_many_sessions_and_the_oldest_goes_first(gateways: Gateway
         assert_eq!(status(here, token).await, 200);
     }
     assert_eq!(there.metric("wxgate_sessions_removed_total{cause=\"replaced\"}").await, 1.0);
-    // A place that was given up is free.
+    // A place of a session that was logged out is free.
     assert_eq!(here.post("/logout").token(&second).send().await.status, 204);
     let fourth = here.login("alice").await;
     for token in [&third, &fourth] {
@@ -248,12 +248,12 @@ async fn an_operator_sees_the_sessions_of_a_user(gateways: Gateways) {
     }
     assert_eq!(status(there, &tokens[0]).await, 200);
     until_used_after(&gateways, text(other, "last_seen")).await;
-    // One that is asked after is not used.
+    // Listing a session does not count as use.
     assert_eq!(text(&gateways.listed("alice").await[1], "last_seen"), text(other, "last_seen"));
     assert!(gateways.listed("nobody").await.is_empty());
 }
 
-/// Waits until a session of alice's is known to have been used after a time, and tells when.
+/// Waits until a session of alice is listed with a use after a time, and returns when.
 async fn until_used_after(gateways: &Gateways, before: &str) -> String {
     let begun = Instant::now();
     loop {
@@ -332,7 +332,7 @@ async fn no_session_outlives_the_end_of_all_by_a_race(gateways: Gateways) {
         }
         during.extend(some.into_iter().chain(more));
     }
-    // What came meanwhile may have stayed, but can still be ended.
+    // A login in the meantime may have succeeded, but can still be revoked.
     assert_eq!(gateways.operate("DELETE", &of("alice")).await.status, 204);
     for token in &during {
         assert_eq!(status(here, token).await, 401);
@@ -374,7 +374,7 @@ async fn an_operator_finds_a_user_by_the_name_of_the_access_log(gateways: Gatewa
     // As for an openid that has no session.
     assert!(gateways.list(&by_name).await["sessions"].as_array().unwrap().is_empty());
     gateways.delete(&by_name).await;
-    // There is no openid to keep a block under.
+    // A block needs an openid.
     let refused = gateways.operate("DELETE", &format!("{by_name}&block=1h")).await;
     assert_eq!((refused.status, &refused.json()["error"]), (404, &"no_user".into()));
 }
@@ -401,7 +401,7 @@ async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways
     let refusals = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"login_refused\"}}");
     assert!(here.metric(&refusals).await >= 1.0);
 
-    // Longer than the test can have taken: the store's clock runs on by itself.
+    // Longer than the test can have taken: the store has its own clock.
     let margin = Duration::from_secs(600);
     gateways.advance(day - margin);
     assert_login_is_refused(there, "alice").await;
@@ -530,7 +530,7 @@ async fn each_operator_action_is_one_line_of_the_log(gateways: Gateways) {
     }
 }
 
-/// It is neither left half-done nor kept from the log.
+/// The action is completed and logged.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_who_does_not_wait_for_the_response_has_acted_all_the_same() {
     let store = RedisServer::start();
@@ -580,7 +580,7 @@ async fn only_who_shows_the_token_may_operate() {
         assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
         assert_eq!(refused.json()["error"], "unauthorized");
     }
-    // Logged once a minute, or guesses could fill the log.
+    // Logged once a minute, so that guesses cannot fill the log.
     let refusals = process_log::text_after(position);
     let refusals = refusals.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let refusals = refusals.filter(|line| line["fields"]["request_id"] == mark.as_str());
@@ -617,7 +617,7 @@ async fn an_operators_mistakes_are_told_and_end_nothing() {
         format!("openid={openid}&app_id=wx0000000000000000"),
         format!("openid={openid}&created_before=2026"),
         format!("openid={openid}&user=AAAAAAAAAAAAAAAA"),
-        // There is no key to make names with.
+        // Without a key there are no names.
         "user=AAAAAAAAAAAAAAAA".to_owned(),
         format!("openid={openid}&block="),
         format!("openid={openid}&block=24"),
@@ -636,7 +636,7 @@ async fn an_operators_mistakes_are_told_and_end_nothing() {
         );
         assert!(refused.json()["message"].as_str().unwrap().len() > 10);
     }
-    // A block is of all of a user's sessions, and listing blocks nobody.
+    // A block applies to all sessions of a user, and listing sessions blocks nobody.
     let query = format!("openid={openid}&block=1h");
     for (method, path) in [("DELETE", "/sessions/0123456789abcdef"), ("GET", "/sessions")] {
         let refused = gateways.operate(method, &format!("{path}?{query}")).await;

@@ -1,4 +1,4 @@
-//! Logins under storm: one code, one call; WeChat slow, wrong or gone.
+//! Many logins at once: one call for each code; WeChat slow, failing or down.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn login_bytes(code: &str) -> Vec<u8> {
     format!("POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{body}").into()
 }
 
-/// Sends a login without waiting for its answer.
+/// Sends a login without waiting for its response.
 async fn begin_login(stack: &Stack, code: &str) -> Connection {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&login_bytes(code)).await;
@@ -65,7 +65,7 @@ async fn a_repeat_within_the_window_gets_the_very_same_answer() {
     stack.clock.advance(Duration::from_secs(1));
     stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 2);
-    // So is a refusal that cannot come out otherwise.
+    // So is a rejection that would not change.
     stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 2);
 }
@@ -122,7 +122,7 @@ async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_
         responses.push(response);
     }
     assert!(began.elapsed() >= Duration::from_millis(500), "two of them waited");
-    // Nothing was asked for those who were refused, and what is proxied does not notice.
+    // WeChat was not called for rejected logins, and other requests are not affected.
     assert_eq!(stack.sandbox.exchanges(), 2);
     assert_eq!(stack.get("/none").send().await.status, 200);
 }
@@ -245,7 +245,7 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
     assert!(process_log::text_after(before).contains("wechat.fallback_base_url is called first"));
-    // No connection to the first is waited for again within a minute.
+    // The first is not tried again within a minute.
     let back = TcpListener::bind(unused).await.unwrap();
     token(&stack.try_login("user-alice-2").await);
     assert_eq!(sandbox.exchanges(), 2);
@@ -264,7 +264,7 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
     let unused = unused_address().await;
-    // Takes connections, and says nothing: no TLS comes about.
+    // Accepts connections, but never responds: TLS fails.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (silent, _held) = (silent.local_addr().unwrap(), silent);
     let stack = Stack::start_with(&format!(

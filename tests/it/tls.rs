@@ -17,7 +17,7 @@ use wxgate::telemetry::metrics::Metrics;
 use crate::harness::certificate::{Authority, Issued, credulous, credulous_with};
 use crate::harness::{Stack, config_text, install_provider, openid};
 
-/// A TLS server that says nothing.
+/// A TLS server that never responds.
 pub async fn serve_tls(identity: &CertifiedKey<KeyPair>) -> SocketAddr {
     install_provider();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()));
@@ -142,13 +142,13 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     let mut plain = crate::harness::client::Connection::open(stack.gateway).await;
     plain.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     let mut rest = Vec::new();
-    // An alert of TLS, then the end; in any case no HTTP.
+    // At most a TLS alert, then the end; never HTTP.
     while let Some(response) = plain.response_or_end().await {
         rest.push(response);
     }
     assert!(rest.is_empty());
     stack.until_metric("wxgate_tls_handshakes_failed_total", 2.0).await;
-    // Who only looks whether the port is open has failed at nothing.
+    // A port scan is not counted as a failure.
     drop(TcpStream::connect(stack.gateway).await.unwrap());
     let mut begun = crate::harness::client::Connection::open(stack.gateway).await;
     begun.send(&[22, 3, 1, 0]).await;
@@ -156,7 +156,7 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     stack.until_metric("wxgate_tls_handshakes_failed_total", 3.0).await;
 }
 
-/// The rules for heads are those of HTTP/1, and what goes upstream is sound HTTP/1.
+/// Request headers follow the same rules as in HTTP/1, and services get valid HTTP/1.
 #[tokio::test(flavor = "multi_thread")]
 async fn http_2_is_held_to_the_same_rules() {
     let (stack, client, _directory) = start("endpoints.health = \"/health\"").await;
@@ -187,7 +187,7 @@ async fn http_2_is_held_to_the_same_rules() {
     assert_eq!(stack.upstream.requests().len(), before);
 }
 
-/// A phone comes with a connection an hour, and other phones in between.
+/// A phone connects once an hour, and other phones in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_comes_again_after_many_others_resumes_its_tls_session() {
     let directory = tempfile::tempdir().unwrap();
@@ -222,7 +222,7 @@ async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
     stream.get_ref().1.handshake_kind().unwrap()
 }
 
-/// Host names that are asked for, and the certificate that is shown.
+/// Requested host names, and the certificates that are shown for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     let directory = tempfile::tempdir().unwrap();
@@ -278,14 +278,14 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     assert_eq!(&stream.get_ref().1.peer_certificates().unwrap()[0], default.der());
 }
 
-/// The section that a configuration with these changes has.
+/// The section of a configuration with these changes.
 fn section(directory: &Path, changes: &str) -> TlsSection {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
     Config::parse("test", &text, Secrets::Load).unwrap().server.tls.unwrap()
 }
 
-/// What handshake a client and these settings come to, if they come to one.
+/// The kind of handshake between a client and these settings, if it succeeds.
 async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -307,7 +307,7 @@ async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
     tokio::join!(serve, ask).1
 }
 
-/// A new configuration has other certificates, and phones go on as they were.
+/// A new configuration has new certificates, and phones resume their sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration() {
     let directory = tempfile::tempdir().unwrap();
@@ -336,13 +336,13 @@ async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration(
     }
 }
 
-/// What a client with this certificate, or none, gets to read.
+/// The response to a client with this certificate, or without one.
 async fn served_with(stack: &Stack, shown: Option<&Issued>) -> Option<String> {
     let config = credulous_with(rustls::DEFAULT_VERSIONS, shown);
     let stream = TcpStream::connect(stack.gateway).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
-    // On TLS 1.3 a client learns only now that it was refused.
+    // With TLS 1.3 a client learns only now that it was rejected.
     let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(request).await;
     let mut response = String::new();
@@ -386,7 +386,7 @@ async fn clients_show_certificates_where_they_are_asked_for() {
     }
 }
 
-/// A session that began where nobody asked for a certificate does not go on where somebody does.
+/// A TLS session without a client certificate cannot be resumed where one is required.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_session_gets_around_a_certificate() {
     let directory = tempfile::tempdir().unwrap();

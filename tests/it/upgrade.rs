@@ -1,4 +1,4 @@
-//! Offers to change the protocol: all but a WebSocket are declined.
+//! `Upgrade`: all protocols but WebSocket are declined.
 
 use http::{Method, Request as Http2Request};
 use tokio::net::TcpStream;
@@ -102,7 +102,7 @@ async fn the_gateways_own_endpoints_decline_an_offer_too() {
     }
 }
 
-/// There is no other protocol to change to from HTTP/1.0 (RFC 9110, section 7.8).
+/// HTTP/1.0 has no upgrade (RFC 9110, section 7.8).
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_in_http_1_0_is_ignored() {
     let stack = Stack::start_with(CHAT).await;
@@ -150,8 +150,8 @@ async fn websocket_beside_another_offer_or_twice_is_400() {
     assert!(stack.upstream.requests().is_empty());
 }
 
-/// A client that speaks another version never can be served, so the session does not matter;
-/// where no WebSocket is allowed no version is.
+/// A client with another version can never be served, so the session does not matter;
+/// a route without WebSockets allows no version.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
     let stack = Stack::start_with(CHAT).await;
@@ -194,7 +194,7 @@ async fn settings_of_http_2_go_no_further_over_http_2() {
     assert_eq!(stack.upstream.requests()[0].folded("http2-settings"), [""; 0]);
 }
 
-/// Apache offers HTTP/2 in every response where its module for it is on.
+/// Apache with its HTTP/2 module offers HTTP/2 in every response.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_of_the_service_stays_between_it_and_the_gateway() {
     let stack = Stack::start_with(CHAT).await;

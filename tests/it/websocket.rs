@@ -25,7 +25,7 @@ const ROUTES: &str = r#"
     auth = "none"
 "#;
 
-/// The answer to the example of RFC 6455, section 1.3.
+/// The response to the example of RFC 6455, section 1.3.
 const ACCEPTED: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
@@ -79,7 +79,7 @@ async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }
 
-/// What follows has no end that a length could tell (RFC 9110, section 8.6).
+/// A response that switches protocols has no length (RFC 9110, section 8.6).
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accepted_handshake_is_not_framed() {
     let stack = start("").await;
@@ -170,7 +170,7 @@ async fn a_websocket_is_cut_when_its_session_ends() {
     assert!(third.is_closed().await, "its absolute end");
 }
 
-/// What a client sends is a use of its session.
+/// A frame of the client counts as use of its session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_that_is_used_keeps_its_session() {
     let stack = start("session = { ttl = \"24h\", idle_timeout = \"30m\" }").await;
@@ -184,7 +184,7 @@ async fn a_websocket_that_is_used_keeps_its_session() {
     stack.clock.advance(Duration::from_secs(29 * 60));
     assert_eq!(stack.get("/session").token(&token).send().await.status, 200);
 
-    // A socket that is only open is no use of it.
+    // An open socket alone does not count as use.
     let token = stack.login("alice").await;
     let _silent = open(&stack, "/chat", Some(&token)).await;
     stack.clock.advance(Duration::from_secs(31 * 60));
@@ -216,7 +216,7 @@ async fn a_websocket_is_in_flight_while_draining() {
     assert!(!stack.ended.is_finished());
 }
 
-/// A service that reads nothing fills the way to it, and must not keep a cut from coming.
+/// A service that reads nothing fills the buffers, and must not delay the close.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_whose_way_is_full_is_cut_all_the_same() {
     let stack = start("").await;

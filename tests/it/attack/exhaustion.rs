@@ -1,4 +1,4 @@
-//! Attacks that use up what others need.
+//! Attacks that exhaust what other clients need.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,7 +28,7 @@ async fn trailers_without_end_are_cut_off() {
     }
 }
 
-/// Requests that never end take nothing from those that do, and are ended.
+/// Requests that never end do not delay others, and are ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_heads_and_bodies_hold_nobody_up() {
     let limits = "limits = { header_timeout = \"3s\", body_timeout = \"3s\" }\n";
@@ -54,7 +54,7 @@ async fn slow_heads_and_bodies_hold_nobody_up() {
     let ended = async {
         for stream in &mut slow {
             let mut rest = Vec::new();
-            // Whether it is told why or not.
+            // With or without a response.
             let _ = stream.read_to_end(&mut rest).await;
         }
     };
@@ -63,7 +63,7 @@ async fn slow_heads_and_bodies_hold_nobody_up() {
     siege.hold("slow requests").await;
 }
 
-/// Nothing that a client sends makes new series, however much of it there is.
+/// Nothing that a client sends creates new series of metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_paths_make_no_series() {
     const PATHS: usize = 20_000;
@@ -100,7 +100,7 @@ async fn thousands_of_paths_make_no_series() {
     siege.hold("many paths").await;
 }
 
-/// What is no handshake, or one of a version that is given up, gets no request.
+/// A malformed handshake, or one of an obsolete version, gets no further.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_is_none_is_ended() {
     let mut siege = Siege::start_https("server.tls.handshake_timeout = \"2s\"\n").await;
@@ -134,7 +134,7 @@ async fn a_handshake_that_is_none_is_ended() {
     }
 }
 
-/// The program, by itself, gives back what floods made it take.
+/// The process frees the memory that floods made it use.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_leave_the_program_no_larger_than_it_was() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! HTTP/2 as bytes: frames that no library would send, and the answers to them.
+//! HTTP/2 as bytes: frames that no library would send, and the responses to them.
 //!
 //! Header fields are written as literals that are not indexed, without Huffman coding
-//! (RFC 7541, section 6.2.2); nothing is decoded but what the gateway says in bodies.
+//! (RFC 7541, section 6.2.2); only bodies of responses are decoded.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ pub fn request(stream: u32, fields: &[Field<'_>]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))
 }
 
-/// What becomes of a stream.
+/// The state of a stream.
 #[derive(Debug, Default)]
 pub struct Stream {
     pub body: Vec<u8>,
@@ -74,25 +74,25 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whether nothing more will come of it.
+    /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.has_ended || self.is_reset
     }
 }
 
-/// All that the gateway has said.
+/// Everything that the gateway has sent.
 #[derive(Debug, Default)]
 pub struct Heard {
     pub streams: BTreeMap<u32, Stream>,
     pub went_away: bool,
     pub has_ended: bool,
-    /// Answers to PING.
+    /// Responses to PING.
     pub pongs: usize,
     bytes: Vec<u8>,
 }
 
 impl Heard {
-    /// Listens until it has heard enough, or to the end.
+    /// Reads until `is_enough`, or to the end.
     pub async fn listen(
         &mut self,
         wire: &mut (impl AsyncRead + Unpin),

@@ -1,9 +1,9 @@
-//! Where a request ends, and who is made to believe otherwise.
+//! Request smuggling: where a request ends.
 
 use super::siege::{Attack, Must, READERS, ROUTES, Siege};
 use crate::harness::upstream::Reply;
 
-/// What another reader could take for a request of its own: then it has no token.
+/// A request that another reader could find in a body: it has no token.
 pub const SMUGGLED: &str = "GET /required/smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
 
 /// Header lines after which two readers could disagree about where the body ends.
@@ -120,7 +120,7 @@ async fn a_body_with_two_lengths_or_a_doubtful_one_is_refused() {
         siege.run_on(&READERS, &attack).await;
         siege.run_on(&READERS[..1], &attack.in_parts(1)).await;
     }
-    // Names that only another reader would take for a length.
+    // Names that only other readers would take for a length.
     for lines in [
         "Transfer_Encoding: chunked\r\n",
         "Transfer.Encoding: chunked\r\n",
@@ -151,7 +151,7 @@ async fn a_body_with_two_lengths_or_a_doubtful_one_is_refused() {
     }
 }
 
-/// A method has no say in whether there is a body.
+/// The method does not decide whether there is a body.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_is_one_with_every_method() {
     let mut siege = Siege::start().await;
@@ -187,7 +187,7 @@ async fn a_chunk_whose_size_or_end_is_doubtful_is_refused() {
         siege.run_on(&READERS[..1], &attack.clone().in_parts(1)).await;
         siege.run_on(&READERS[4..5], &attack.in_parts(40)).await;
     }
-    // Some endpoints have answered before they could read so far.
+    // Some endpoints respond before they read so far.
     for body in [long, many] {
         let template = with_body("Transfer-Encoding: chunked\r\n", &format!("{body}{SMUGGLED}"));
         siege.run_on(&READERS[..5], &Attack::new(template, Must::Cut)).await;
@@ -331,7 +331,7 @@ async fn a_head_that_is_too_much_or_has_bare_line_feeds_is_refused() {
     ] {
         siege.run_on(&ROUTES, &Attack::new(template, Must::Cut)).await;
     }
-    // One empty line before a request is an old habit, and no trick.
+    // One empty line before a request is harmless, and allowed by RFC 9112.
     let blank = "\r\n{method} {path} HTTP/1.1\r\nHost: h\r\n{auth}\r\n";
     siege.run_on(&ROUTES, &Attack::new(blank, Must::Served(1))).await;
 }
@@ -349,7 +349,7 @@ async fn http_1_0_has_no_chunks_and_nothing_after_it() {
             siege.run_on(&ROUTES, &Attack::new(template, Must::Harmless)).await;
         }
     }
-    // Whatever follows one that does not keep its connection is not served.
+    // Without keep-alive nothing after it is served.
     let token = siege.token().to_owned();
     let closing = format!(
         "POST /required HTTP/1.0\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n{SMUGGLED}{SMUGGLED}"
@@ -361,7 +361,7 @@ async fn http_1_0_has_no_chunks_and_nothing_after_it() {
     siege.run(&Attack::new(no_host, Must::Cut)).await;
 }
 
-/// What follows an answer that came before its body is never taken for a request.
+/// After a response that came before the body, the body is never taken for a request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_nobody_reads_is_never_served() {
     let mut siege = Siege::start_with(
@@ -420,7 +420,7 @@ async fn a_body_that_nobody_reads_is_never_served() {
     }
 }
 
-/// A service that answers before it has read gets the rest of the body, or another connection.
+/// A service that responds early gets the rest of the body, or its connection is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_answers_early_takes_no_body_for_a_request() {
     let mut siege = Siege::start().await;
@@ -507,7 +507,7 @@ async fn an_expectation_changes_nothing_about_where_a_request_ends() {
     }
 }
 
-/// Until the service has accepted, what follows a handshake is a request like any other.
+/// Until the service has accepted, bytes after a handshake are a request like any other.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
     let mut siege = Siege::start_with(
@@ -530,7 +530,7 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
         "#,
     )
     .await;
-    // What is declined is no more than a request, and what follows it the next one.
+    // A declined upgrade is a plain request, and what follows is the next request.
     for lines in [
         "Upgrade: foo\r\n",
         "Connection: Upgrade\r\nUpgrade: foo\r\n",
@@ -569,7 +569,7 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
         let template = with_body(&format!("{lines}Transfer-Encoding: chunked\r\n"), &chunks);
         siege.run_on(&READERS, &Attack::new(template, Must::Refused)).await;
     }
-    // A sound handshake, on services that do not accept it or only say so.
+    // A valid handshake, with services that do not accept it or only pretend to.
     let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     for response in [
@@ -620,7 +620,7 @@ async fn requests_of_one_packet_are_each_judged_by_themselves() {
             outcome.received.iter().map(|received| received.folded("x-openid").len()).collect();
         assert_eq!(told, [1, 0, 1]);
     }
-    // Whatever follows a head that is refused is not looked at.
+    // Nothing after a rejected request header is read.
     let broken = format!("{mine}GET /none HTTP/1.1\r\n\r\n{mine}");
     let outcome = siege.run(&Attack::new(broken, Must::Harmless)).await;
     assert_eq!((outcome.received.len(), outcome.goes_on), (1, false));

@@ -1,4 +1,4 @@
-//! The same over HTTP/2, and what only HTTP/2 can do.
+//! The same attacks over HTTP/2, and those that only HTTP/2 allows.
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
@@ -124,7 +124,7 @@ async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
             run(&mut siege, &name, &bytes, &[1], Must::Served(1)).await;
         }
     }
-    // The block is cut anywhere, within the names too.
+    // The header block is cut anywhere, within names too.
     let more = [token, (b"x-openid", b"evil"), (b"x_openid", b"evil"), (b"cookie", b"a=b")];
     let whole = block(&fields("GET", "/required", &more));
     for size in 60..whole.len() {
@@ -260,7 +260,7 @@ async fn a_request_whose_line_would_be_doubtful_is_refused() {
         let name = bytes.escape_ascii().to_string();
         run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
     }
-    // A fragment is cut off before anybody looks at it: judged and forwarded without it.
+    // A fragment is removed first: the target is checked and forwarded without it.
     let fragment = request(1, &fields("GET", "/none#/required", &[]));
     let outcome = run(&mut siege, "a fragment", &fragment, &[1], Must::Harmless).await;
     assert!(outcome.received.iter().all(|received| received.target() == "/none"));
@@ -325,7 +325,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
                 assert_eq!(received.body, smuggled, "{name}");
             }
         }
-        // Its head is on its way when the data come; the upstream reads a request without them.
+        // Its header is being forwarded when the data come; the service gets a request without them.
         let bytes = [head(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
         let outcome = run(&mut siege, "data after none", &bytes, &[1], Must::Harmless).await;
         assert!(
@@ -335,7 +335,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
     }
 }
 
-/// Frames that break the rules end their stream or the connection, and harm nobody else.
+/// Frames that break the rules end their stream or the connection, and affect no other client.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_out_of_order_are_refused() {
     let mut siege = Siege::start_https("").await;
@@ -377,12 +377,12 @@ async fn frames_out_of_order_are_refused() {
     ] {
         run(&mut siege, name, &bytes, &[], Must::Cut).await;
     }
-    // GOAWAY says that nothing more is wanted; what came before may still be answered.
+    // After GOAWAY no new streams are served; earlier ones may still get a response.
     let goodbye = [get, frame(GOAWAY, 0, 0, &[0; 8])].concat();
     run(&mut siege, "GOAWAY", &goodbye, &[1], Must::Harmless).await;
 }
 
-/// However much is begun and given up, others are served and all of it is given back.
+/// However many streams are begun and reset, others are served, and everything is freed.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_frames_stop_nobody_else() {
     let mut siege = Siege::start_https("").await;
@@ -448,7 +448,7 @@ async fn floods_of_frames_stop_nobody_else() {
     assert_eq!(siege.stack.metric("wxgate_http_requests_in_flight").await, 0.0);
 }
 
-/// A client that takes nothing holds its own streams, and nothing else.
+/// A client that reads nothing blocks its own streams, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_of_nothing_holds_nobody_else() {
     let mut siege = Siege::start_https("limits.write_timeout = \"500ms\"\n").await;
@@ -460,7 +460,7 @@ async fn a_window_of_nothing_holds_nobody_else() {
     let mut wire = siege.connect(&["h2"]).await;
     wire.write_all(&held).await.unwrap();
     wire.flush().await.unwrap();
-    // Each has been forwarded, and nobody takes its answer.
+    // Each has been forwarded, and no response is read.
     siege.stack.upstream.until_requests(100).await;
     for _ in 0..20 {
         siege.ask_as_bystander("streams that are held").await;

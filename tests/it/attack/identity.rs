@@ -1,9 +1,9 @@
-//! A client that says who it is itself.
+//! Clients that try to forge their identity.
 
 use super::siege::{Attack, Must, ROUTES, Siege};
 use crate::harness::upstream::Reply;
 
-/// Names that are the gateway's on every request, as they are written and with every byte
+/// Reserved headers, as they are written and with every byte
 /// that a name may hold and a CGI-like server folds.
 pub const OWN: [&str; 20] = [
     "X-OpenId",
@@ -28,7 +28,7 @@ pub const OWN: [&str; 20] = [
     "Forwarded",
 ];
 
-/// What may stand in a name beside letters and digits (RFC 9110, section 5.6.2).
+/// The characters of a name other than letters and digits (RFC 9110, section 5.6.2).
 pub const FOLDED: &[u8; 15] = b"!#$%&'*+-.^_`|~";
 
 pub fn with_lines(lines: &str) -> String {
@@ -44,7 +44,7 @@ async fn no_spelling_of_an_identity_header_is_believed() {
         for name in OWN {
             let byte = char::from(*byte).to_string();
             let spelled = name.replace('-', &byte);
-            // A second session header is refused before it can be stripped.
+            // A second session header is rejected before it can be removed.
             if spelled == "X-3rd-Session" {
                 continue;
             }
@@ -83,7 +83,7 @@ async fn an_identity_header_may_come_in_any_number_case_and_place() {
         "X_UnionId: evil\r\nX-UnionId: evil\r\n",
         "X|AppId: evil\r\nX-AppID: evil\r\n",
         "X-OpenId: \u{e9}\u{4f60}\r\n",
-        // Near misses may pass, and are then somebody else's names.
+        // Similar names may pass, and are not reserved.
         "X--OpenId: evil\r\nX-OpenId-: evil\r\n-X-OpenId: evil\r\nXOpenId: evil\r\n",
         "X-Open-Id: evil\r\nX_Open_Id: evil\r\nHTTP_X_OPENID: evil\r\nREMOTE_USER: evil\r\n",
         "X-Original-URL: /none\r\nX-Rewrite-URL: /none\r\nX-HTTP-Method-Override: DELETE\r\n",
@@ -229,7 +229,7 @@ async fn a_trailer_is_no_header() {
     }
 }
 
-/// Neither an answer nor what announces one shows what is the gateway's.
+/// Neither a response nor an informational one shows reserved headers to the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
     let mut siege = Siege::start().await;
@@ -246,7 +246,7 @@ async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
         let request = format!(
             "GET /required HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\nConnection: close\r\n\r\n"
         );
-        // The bystander's answers stay as they are.
+        // The bystander's responses stay as they are.
         siege.stack.upstream.reply(move |received| match received.target() {
             "/required" => Reply::Bytes(bytes.clone().into()),
             target => {

@@ -1,4 +1,4 @@
-//! Logins that are meant to harm, on either side of the gateway.
+//! Malicious logins, and malicious responses of WeChat.
 
 use serde_json::json;
 
@@ -95,7 +95,7 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
     assert_eq!(siege.wechat.asked().len(), asked);
 }
 
-/// WeChat gets one code, of the app that was asked for, and the client nothing but a token.
+/// WeChat gets one code, of the requested app, and the client gets only a token.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
     let mut siege = Siege::start().await;
@@ -124,7 +124,7 @@ async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
     }
 }
 
-/// What WeChat says is no header until it is proved to be one.
+/// Ids of WeChat are validated before they become header values.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_answer_of_wechat_makes_no_session() {
     let mut siege = Siege::start().await;
@@ -199,7 +199,7 @@ async fn a_hostile_answer_of_wechat_makes_no_session() {
     siege.token_of("mallory").await;
 }
 
-/// However often a code is sent at once, it is worth one session.
+/// However often a code is sent at once, it creates one session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_replayed_at_once_is_worth_one_session() {
     let mut siege = Siege::start().await;

@@ -21,7 +21,7 @@ fn get(path: &str, lines: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")
 }
 
-/// Whatever is let through without a token must be public to every reader.
+/// A path that is forwarded without a token must be public in every reading.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_reading_of_a_public_path_is_a_protected_one() {
     let mut siege = Siege::start_with("", SITE).await;
@@ -112,7 +112,7 @@ async fn no_reading_of_a_public_path_is_a_protected_one() {
         assert!(matches!(response.status, 400 | 401), "{path}: {}", response.status);
         let absolute = get(&format!("http://h{path}"), "");
         siege.run(&Attack::new(absolute, Must::Refused)).await;
-        // With a token it is either refused or forwarded as it came, to that token's own route.
+        // With a token it is either rejected, or forwarded unchanged on the route that was checked.
         let token = siege.token().to_owned();
         let lines = format!("X-3rd-Session: {token}\r\n");
         let outcome = siege.run(&Attack::new(get(path, &lines), Must::Harmless)).await;
@@ -157,7 +157,7 @@ async fn a_public_path_with_one_reading_of_its_route_goes_on_as_it_came() {
     }
 }
 
-/// What stands in headers does not say where a request goes, or that it may.
+/// Headers neither choose the path of a request nor authorize it.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_header_changes_the_route() {
     let mut siege = Siege::start_with("", SITE).await;
@@ -191,7 +191,7 @@ async fn no_header_changes_the_route() {
     }
 }
 
-/// The gateway's own endpoints have one spelling each; others are refused or routed.
+/// The gateway's own endpoints have one spelling each; others are rejected or routed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_has_one_spelling() {
     let mut siege = Siege::start_with("endpoints.health = \"/lb\"\n", SITE).await;
@@ -230,7 +230,7 @@ async fn an_endpoint_has_one_spelling() {
         assert_eq!(outcome.responses[0].status, 200, "{request}");
         assert!(outcome.received.is_empty());
     }
-    // A request that needs no Host is one for health and nothing else.
+    // Only the health endpoint works without Host.
     for target in ["/lbx", "/lb/x", "/admin", "/public", "http://h/admin", "/public?/lb"] {
         let request = format!("GET {target} HTTP/1.1\r\n\r\n");
         siege.run(&Attack::new(request, Must::Cut)).await;

@@ -1,7 +1,7 @@
-//! The same against services that we did not write: nginx, Apache httpd, Node, Python's WSGI.
+//! The same attacks with services of others: nginx, Apache httpd, Node, Python's WSGI.
 //!
-//! Each is as lenient as it can be made and believes its headers in its own way; what it
-//! believes must be the session's openid, or nobody. `deploy/dev test` installs them; where one
+//! Each is as lenient as it can be configured and reads its headers in its own way; the identity
+//! that it trusts must be the session's, or none. `deploy/dev test` installs them; where one
 //! is missing these tests fail and say so.
 
 use std::io::{Read, Write};
@@ -16,14 +16,14 @@ use super::siege::{Attack, Must, READERS, ROUTES, Siege};
 use crate::harness::PATIENCE;
 use crate::harness::program::{self, Program, script, server};
 
-/// Whether the service believes a request that did not come through the gateway.
+/// Whether the service trusts an identity in a request that did not come through the gateway.
 fn is_deceived(service: &Program, lines: &str) -> bool {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, service.port)).unwrap();
     let request = format!("GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{lines}\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    // Some servers write it down after their answer.
+    // Some servers log after their response.
     let started = Instant::now();
     while !std::fs::read(service.log()).unwrap().ends_with(b"\n") {
         assert!(started.elapsed() < PATIENCE, "nothing was written down: {answer}");
@@ -155,7 +155,7 @@ async fn besiege(service: &Program) {
         siege.run_on(&READERS[..4], &attack).await;
         siege.run_on(&READERS[..4], &attack.in_parts(50)).await;
     }
-    // A body that stops coming, and what a service makes of what it has.
+    // A body that stops in the middle.
     for half in
         ["", "GET /none/smug", "GET /none/smuggled HTTP/1.1\r\nHost: h\r\nX-OpenId: evil\r\n"]
     {

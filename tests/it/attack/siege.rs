@@ -2,16 +2,16 @@
 //!
 //! An attack is bytes on a connection. Whatever it does, after it
 //!
-//! - every request that the upstream read has of each header that is the gateway's exactly the
-//!   line that the gateway writes for its session, or none for nobody, in any spelling;
-//! - the upstream read the requests that the access log says were forwarded, and no other;
-//! - tokens, codes, the session key, the app secret and openids stand in no line of a log, in no
-//!   metric, in no error's answer and in no target that the upstream read;
-//! - a bystander is served, as herself, on the attacker's connection, if that goes on, and on
+//! - every request that the service received has of each reserved header exactly the line that
+//!   the gateway writes for its session, or none without a session, in any spelling;
+//! - the service received the requests that the access log has as forwarded, and no other;
+//! - tokens, codes, the session key, the app secret and openids appear in no line of a log, in no
+//!   metric, in no error response and in no target that the service received;
+//! - a bystander is served, as herself, on the attacker's connection, if that is kept, and on
 //!   one of her own, each time by exactly one request;
 //! - nothing in the gateway has panicked.
 //!
-//! Upstreams that take the first, the last or all of several lines cannot differ where there
+//! Services that take the first, the last or all of several lines cannot differ where there
 //! is one, so one recorder that compares names as a CGI does stands for all of them.
 
 use std::fs::File;
@@ -38,16 +38,16 @@ use crate::harness::upstream::{Received, Reply};
 use crate::harness::{APP, PATIENCE, SECRET, Stack, THREE_ROUTES, openid};
 use crate::tls::https;
 
-/// What an attack must come to.
+/// The outcome that an attack must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Must {
-    /// One answer of 4xx at most, then the end; nothing of it is a request to the upstream.
+    /// At most one 4xx, then the connection is closed; nothing is forwarded.
     Cut,
-    /// Only refusals; nothing of it is a request to the upstream.
+    /// Only rejections; nothing is forwarded.
     Refused,
-    /// So many requests are forwarded and answered with 200, and the connection goes on.
+    /// So many requests are forwarded and get 200, and the connection is kept.
     Served(usize),
-    /// It may go on or not, as long as the invariants hold.
+    /// The connection may be kept or not, as long as the invariants hold.
     Harmless,
 }
 
@@ -66,20 +66,20 @@ impl Attack {
         Self { template, must, is_unfinished: false, part: usize::MAX }
     }
 
-    /// What follows would be taken for the rest of it: the client ends its half instead.
+    /// More bytes would be read as the rest of it: the client closes its half instead.
     pub fn unfinished(mut self) -> Self {
         self.is_unfinished = true;
         self
     }
 
-    /// Is sent in parts of this size.
+    /// Sends it in parts of this size.
     pub fn in_parts(mut self, part: usize) -> Self {
         self.part = part;
         self
     }
 }
 
-/// What an attack is aimed at.
+/// The target of an attack.
 #[derive(Clone, Copy, Debug)]
 pub struct Aim {
     pub method: &'static str,
@@ -101,7 +101,7 @@ pub const ROUTES: [Aim; 6] = [
     aim("GET", "/none", false),
 ];
 
-/// Whoever reads the body of a request, or does not.
+/// Every kind of reader of a request's body.
 pub const READERS: [Aim; 8] = [
     aim("POST", "/required", true),
     aim("POST", "/none", false),
@@ -113,10 +113,10 @@ pub const READERS: [Aim; 8] = [
     aim("POST", "/nowhere", true),
 ];
 
-/// What an attack came to, without the bystander's requests.
+/// The outcome of an attack, without the bystander's requests.
 pub struct Outcome {
     pub responses: Vec<Response>,
-    /// Whole requests that the upstream read.
+    /// Complete requests that the service received.
     pub received: Vec<Received>,
     /// Whether the bystander was served on the attacker's connection.
     pub goes_on: bool,
@@ -133,11 +133,11 @@ pub struct Siege {
     witness: Witness,
     mallory: User,
     bystander: User,
-    /// What must be found nowhere.
+    /// Secrets that must appear nowhere.
     pub secrets: Vec<String>,
     tls: Option<Arc<rustls::ClientConfig>>,
     log: PathBuf,
-    /// How far the evidence has been looked at.
+    /// How far the logs have been read.
     read_log: u64,
     read_process_log: usize,
     begun: usize,
@@ -145,17 +145,17 @@ pub struct Siege {
     logged: f64,
     canaries: usize,
     may_lose_requests: bool,
-    /// Lines of requests that were forwarded and have not been seen.
+    /// Log lines of requests that were forwarded and have not arrived.
     given_up: Vec<Value>,
     _certificate: Option<tempfile::TempDir>,
 }
 
-/// Who says what came of the attacks.
+/// Which service records the requests of the attacks.
 enum Witness {
-    /// The stack's own upstream, to the byte.
+    /// The recorder of the stack, byte for byte.
     Recorder,
-    /// A service that we did not write, by lines of JSON in a file: a request's id, the openid
-    /// that the service believes, and the request's line.
+    /// A program of others, with lines of JSON in a file: a request's id, the openid
+    /// that the service trusts, and the request line.
     Service { log: PathBuf, read: u64, arrived: Vec<Received> },
 }
 
@@ -168,13 +168,13 @@ impl Siege {
         Self::start_with("", THREE_ROUTES).await
     }
 
-    /// With keys of its own in front, and other tables behind; the bystander asks for
+    /// With keys of its own in front, and other tables behind; the bystander requests
     /// `/required`.
     pub async fn start_with(keys: &str, tables: &str) -> Self {
         Self::open(&format!("{keys}\n{tables}"), Witness::Recorder, None, None).await
     }
 
-    /// In front of a service on this port, which logs what it believes.
+    /// In front of a service on this port, which logs the identities that it trusts.
     pub async fn start_before(port: u16, log: PathBuf) -> Self {
         let service =
             format!("[[upstream]]\nname = \"recorder\"\nservers = [\"127.0.0.1:{port}\"]");
@@ -237,7 +237,7 @@ impl Siege {
         siege
     }
 
-    /// From now on requests are given up by the client: not all that are forwarded arrive.
+    /// From now on the client may abort requests: not all that are forwarded arrive.
     pub fn may_lose_requests(&mut self) {
         self.may_lose_requests = true;
     }
@@ -275,7 +275,7 @@ impl Siege {
         User { token, openid: openid(user) }
     }
 
-    /// A code that is good for a user, and a secret.
+    /// A valid code for a user; it becomes a secret.
     pub fn code_of(&mut self, user: &str) -> String {
         let code = format!("user-{user}-{:016x}", rand::random::<u64>());
         self.secrets.push(code.clone());
@@ -383,7 +383,7 @@ impl Siege {
         }
     }
 
-    /// Has the bystander ask on a connection of her own.
+    /// Sends a request of the bystander on a connection of her own.
     pub async fn ask_as_bystander(&mut self, after: &str) {
         let (canary, bytes) = self.canary();
         let mut wire = self.connect(&["http/1.1"]).await;
@@ -423,8 +423,8 @@ impl Siege {
         &self.bystander.token
     }
 
-    /// Asserts what must hold after whatever happened, and returns the whole requests that the
-    /// upstream read since the last time.
+    /// Asserts the invariants, and returns the complete requests that the service received
+    /// since the last time.
     pub async fn hold(&mut self, after: &str) -> Vec<Received> {
         if !self.bystander.token.is_empty() {
             self.ask_as_bystander(after).await;
@@ -447,7 +447,7 @@ impl Siege {
         }
         let log: Vec<String> = lines.iter().map(Value::to_string).collect();
         if self.may_lose_requests {
-            // A service may tell later of a request that was given up, but only once.
+            // A service may log an aborted request later, but only once.
             self.given_up.extend(lines);
             let has_come = |line: &Value| {
                 begun.iter().any(|received| received.all("x-request-id") == [&line["request_id"]])
@@ -468,7 +468,7 @@ impl Siege {
         whole
     }
 
-    /// Requests that have come since the last time, as far as their heads.
+    /// Requests since the last time of which at least the header has come.
     fn begun(&mut self) -> Vec<Received> {
         match &mut self.witness {
             Witness::Recorder => self.stack.upstream.begun_after(self.begun),
@@ -481,8 +481,8 @@ impl Siege {
         }
     }
 
-    /// Waits until what was done is written down: as many lines as requests were counted, and
-    /// every forwarded one with the upstream. Returns the new lines, and the metrics.
+    /// Waits until everything is logged: as many lines as requests were counted, and
+    /// every forwarded one has arrived. Returns the new lines, and the metrics.
     async fn settle(&mut self, after: &str) -> (Vec<Value>, String) {
         let mut lines: Vec<Value> = Vec::new();
         let mut told = String::new();
@@ -512,7 +512,7 @@ impl Siege {
                     false => forwarded == read,
                 };
                 let are_all_known = read.len() == begun.len();
-                // The count may be older than the gauge beside it: it is asked for once more.
+                // The counter may be older than the gauge beside it: it is read once more.
                 if was_quiet && in_flight == 0.0 && is_logged && is_told && are_all_known {
                     self.logged = counted;
                     return metrics;
@@ -531,7 +531,7 @@ impl Siege {
         }
     }
 
-    /// Asserts that a request has of the gateway's headers what the gateway says.
+    /// Asserts that the reserved headers of a request are the gateway's.
     fn assert_identity(&self, received: &Received, line: &Value, after: &str) {
         let target = received.target();
         let is_known = line["decision"] == "ok";
@@ -556,7 +556,7 @@ impl Siege {
             ("x-request-id", Some(line["request_id"].as_str().unwrap().to_owned())),
         ];
         let none = GATEWAYS_ALONE.map(|name| (name, None));
-        // A service tells who it thinks is asking, and no more.
+        // A service only logs whose request it takes it for.
         let told = match &self.witness {
             Witness::Recorder => usize::MAX,
             Witness::Service { .. } => 1,
@@ -577,7 +577,7 @@ impl Siege {
         assert_eq!(self.secrets.iter().find(is_told), None, "{target}, after {after}");
     }
 
-    /// Asserts that an answer tells no secret: an error none, and nothing what is WeChat's.
+    /// Asserts that a response shows no secret of WeChat, and an error no secret at all.
     pub fn assert_tells_nothing(&self, response: &Response, after: &str) {
         let text = format!("{response:?} {}", response.text());
         let wechats = [SECRET, &self.wechat.session_key];
@@ -612,7 +612,7 @@ pub async fn connect(
     Box::new(TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap())
 }
 
-/// Headers that are the gateway's and that it does not send.
+/// Reserved headers that the gateway does not send.
 const GATEWAYS_ALONE: [&str; 12] = [
     "x-3rd-session",
     "x-wx-openid",
@@ -637,7 +637,7 @@ fn is_response_to(response: &Response, target: &str) -> bool {
     body.is_ok_and(|body| body["target"] == target)
 }
 
-/// Bytes that can be read in a failure.
+/// Bytes as text, for failures.
 pub fn name_of(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(600)];
     format!("{}{}", shown.escape_ascii(), if shown.len() < bytes.len() { "..." } else { "" })
@@ -655,11 +655,11 @@ fn new_lines(file: &Path, read: &mut u64) -> Vec<Value> {
     new.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// A request as a service tells of it; `None` where it only tells of a connection.
+/// A request as a service logs it; `None` for a line about a connection.
 fn testimony(line: &Value) -> Option<Received> {
     let text = |key: &str| line[key].as_str().filter(|text| !matches!(*text, "" | "-"));
     let request_line = text("line")?.to_owned();
-    // What it was told counts where it came to no belief of its own.
+    // The header that it received counts if it does not log whom it trusts.
     let openid = text("openid").or(text("told"));
     let lines = [("x-request-id", text("id")), ("x-openid", openid)];
     let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
@@ -690,7 +690,7 @@ struct ReadResponses {
     has_ended: bool,
 }
 
-/// Reads whole answers until there are enough of them, or to the end.
+/// Reads complete responses until there are enough of them, or to the end.
 async fn read_responses(
     wire: &mut (impl AsyncRead + Unpin),
     is_first_bodyless: bool,

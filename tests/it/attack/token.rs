@@ -1,4 +1,4 @@
-//! Tokens that are none, or somebody else's.
+//! Malformed tokens, and tokens of other users.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -86,7 +86,7 @@ async fn a_token_that_is_no_good_has_one_answer() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
-/// Where a token may stand, and where it is nothing at all.
+/// Where a token is accepted, and where it is ignored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_counts_only_where_one_can_stand() {
     let mut siege = Siege::start().await;
@@ -109,7 +109,7 @@ async fn a_token_counts_only_where_one_can_stand() {
             assert_eq!(outcome.received[0].folded("x-openid").len(), known, "{lines}");
         }
     }
-    // Nothing that the gateway reads: nobody, and no identity.
+    // The gateway does not read it: no session, and no identity.
     let encoded = token.replace('-', "%2d").replace('_', "%5f").replace('A', "%41");
     for (path, lines) in [
         (format!("?token={token}"), String::new()),
@@ -144,7 +144,7 @@ async fn a_token_counts_only_where_one_can_stand() {
             outcome.responses[0].assert_error(400, "bad_request", "none");
         }
     }
-    // A folded session header is no carrier, and goes nowhere.
+    // A session header in another spelling is not a carrier, and is not forwarded.
     for name in ["X_3rd_Session", "X.3rd.Session", "X-3rd_Session", "X!3RD~Session"] {
         let lines = format!("{name}: {token}\r\n");
         for path in ["/optional", "/none"] {
@@ -153,7 +153,7 @@ async fn a_token_counts_only_where_one_can_stand() {
     }
 }
 
-/// A client cannot choose its session, nor keep one that was ended.
+/// A client can neither choose its session nor keep one that was ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
     let mut siege = Siege::start().await;
@@ -181,7 +181,7 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
         let request = get("/required", &format!("X-3rd-Session: {chosen}\r\n"));
         siege.run(&Attack::new(request, Must::Refused)).await;
 
-        // In one packet: what comes after the logout is nobody's.
+        // In one packet: a request after the logout has no session.
         let carried = format!("X-3rd-Session: {token}\r\n");
         let target = "/required/of/mallory";
         let packet = [
@@ -196,7 +196,7 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
     }
 }
 
-/// Tokens are long, of one alphabet, all different, and even in each of their bits.
+/// Tokens are long, use one alphabet, differ, and are uniform in each bit.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_cannot_be_guessed_from_each_other() {
     use base64::Engine;

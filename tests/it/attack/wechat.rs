@@ -1,4 +1,4 @@
-//! A WeChat whose every answer is the test's choice, and whose session keys are known.
+//! A WeChat that replies as the test says, with session keys that the test knows.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ type Replies = dyn Fn(&str) -> Vec<u8> + Send + Sync;
 
 pub struct WeChat {
     pub address: SocketAddr,
-    /// In every answer, and to be found nowhere else.
+    /// It is in every reply, and must appear nowhere else.
     pub session_key: String,
     asked: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
@@ -40,17 +40,17 @@ impl WeChat {
         Self { address, session_key, asked, replies, accepting }
     }
 
-    /// Answers with these very bytes from now on.
+    /// Replies with exactly these bytes from now on.
     pub fn respond(&self, bytes: Vec<u8>) {
         *self.replies.lock().unwrap() = Arc::new(move |_| bytes.clone());
     }
 
-    /// Answers as a WeChat should again.
+    /// Replies as WeChat does again.
     pub fn behave(&self) {
         *self.replies.lock().unwrap() = granting(&self.session_key);
     }
 
-    /// The targets that were asked for.
+    /// The targets of the requests so far.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
@@ -80,7 +80,7 @@ fn granting(session_key: &str) -> Arc<Replies> {
     })
 }
 
-/// A whole answer with this body.
+/// A complete response with this body.
 pub fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
         .into_bytes()

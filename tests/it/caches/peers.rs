@@ -55,7 +55,7 @@ fn reply(received: &Received) -> Reply {
     let (_, status, headers) = case.unwrap_or(&CASES[0]);
     let status = match *status {
         200 if !received.all("if-none-match").is_empty() => 304,
-        // What nobody asks for is not understood.
+        // A 206 only for a request with `Range`.
         206 if received.all("range").is_empty() => 200,
         status => status,
     };
@@ -156,7 +156,7 @@ struct Client<'a> {
     optional: Option<String>,
 }
 
-/// Asserts that nobody gets the response to another, whatever the service says of it.
+/// Asserts that no client gets another's response, whatever the service's headers say.
 async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     let user = |name: &str| Some(text_for(&openid(name)));
@@ -208,7 +208,7 @@ async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     }
 }
 
-/// Asserts that responses of the gateway itself are for whom they are.
+/// Asserts that responses of the gateway itself reach only their own client.
 async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let alice = stack.login("alice").await;
     let (token, nobody) = (carrier.line(Some(&alice)), String::new());
@@ -232,7 +232,7 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: C
     stack.clock.advance(std::time::Duration::from_secs(60));
     let response = send(cache, &login, "").await;
     assert_eq!(response.status, 401, "a code is good once: {}", response.text());
-    // A session that was ended is not shown either.
+    // Nor is the response of a session that was ended.
     let response = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
     assert_eq!(response.status, 204);
     for path in ["/session", "/static", "/required/nothing", "/optional/max-age"] {
@@ -240,7 +240,7 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: C
     }
 }
 
-/// How often the service is reached by as many equal requests.
+/// How many of these equal requests reach the service.
 async fn reached(stack: &Stack, cache: &Program, path: &str, lines: &str) -> usize {
     let before = stack.upstream.requests().len();
     for _ in 0..3 {
@@ -257,7 +257,7 @@ async fn varnish_gives_no_user_the_response_to_another() {
         keeps_users_apart(&stack, &cache, carrier).await;
         keeps_the_gateways_own_apart(&stack, &cache, carrier).await;
     }
-    // It does cache, and tells users apart where it may keep what is theirs.
+    // It does cache, and keeps responses to users apart.
     let alice = Carrier::Header.line(Some(&stack.login("alice").await));
     let bob = Carrier::Header.line(Some(&stack.login("bob").await));
     for (path, lines, times) in [
@@ -294,7 +294,7 @@ async fn nginx_gives_no_user_the_response_to_another() {
     }
 }
 
-/// As some CDNs do. What a service itself calls public is theirs.
+/// As some CDNs do. Responses that the service marks public are not covered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to() {
     let stack = start("").await;
@@ -316,7 +316,7 @@ async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to()
     assert_eq!(reached(&stack, &cache, "/none/nothing", "").await, 1, "it does cache");
 }
 
-/// A cache that gets two requests for the same sends one and lets the other wait.
+/// A cache that gets two equal requests forwards one and lets the other wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own() {
     let stack = start("").await;

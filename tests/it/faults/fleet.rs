@@ -1,4 +1,4 @@
-//! Gateways as programs of their own, and what stands around them.
+//! Gateways as processes, with their service and WeChat.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Stdio};

@@ -1,4 +1,4 @@
-//! What was done, when, and with what outcome; and what of it may not have happened.
+//! The requests of a run with their times and outcomes, and which outcomes are wrong.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ pub enum What {
     Logout,
 }
 
-/// One request of a client. A session is the client's number for what a login gave.
+/// One request of a client. A session is the client's own number for a login.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
     pub session: usize,
@@ -18,11 +18,11 @@ pub struct Operation {
     pub what: What,
     pub start: Instant,
     pub end: Instant,
-    /// `None` where there was no answer.
+    /// `None` without a response.
     pub status: Option<u16>,
 }
 
-/// What was the matter, and when.
+/// The fault, and when it was.
 #[derive(Clone, Copy)]
 pub struct Conditions {
     /// `session.redis.near_cache_ttl`.
@@ -30,29 +30,29 @@ pub struct Conditions {
     pub started: Instant,
     /// From the first moment of the fault until two seconds after the store was back.
     pub faulty: (Instant, Instant),
-    /// Logins of this time may be lost: what a primary took last may be lost with it.
+    /// Logins of this time may be lost with their primary.
     pub lossy: Option<(Instant, Instant)>,
 }
 
-/// What a history says.
+/// The verdict on a history.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub logins: usize,
     pub logouts: usize,
     pub asks: usize,
-    /// 200 after an acknowledged logout, where no belief explains it any more.
+    /// 200 after an acknowledged logout, later than the cache explains.
     pub revived: Vec<String>,
-    /// 401 to a session that nobody has ended, and that is not declared lost.
+    /// 401 for a session that was not ended, and that is not declared lost.
     pub lost: Vec<String>,
-    /// A session that the gateway had just read was not let in.
+    /// A session that the gateway had just read was rejected.
     pub missed_hits: Vec<String>,
-    /// 503 outside the fault, or another answer that is none of 200, 204, 401 and 503.
+    /// 503 outside the fault, or a status that is none of 200, 204, 401 and 503.
     pub out_of_place: Vec<String>,
     /// 503 in all.
     pub unavailable: usize,
     /// Logins that were lost where that is declared.
     pub declared_lost: usize,
-    /// Of requests that are answered from memory, before the fault, in two halves, and in it.
+    /// Latencies of requests with a cached session: before the fault, in two halves, and during it.
     pub hits_before: [Vec<Duration>; 2],
     pub hits_during: Vec<Duration>,
     /// The longest time from an acknowledged logout to the last 200 of its session.
@@ -90,7 +90,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
         .min();
     let mut reads = Reads::new();
     if let Some(login) = begun {
-        // A gateway believes what it has begun itself.
+        // A gateway caches the sessions that it created itself.
         reads.insert(login.gateway, vec![(login.start, login.end)]);
     }
     let mut is_lost = false;
@@ -141,10 +141,10 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
     }
 }
 
-/// When a gateway may have read the session that it believes in: in one of these times.
+/// When a gateway may have read the session that it has cached: in one of these times.
 type Reads = HashMap<usize, Vec<(Instant, Instant)>>;
 
-/// What a gateway's clock leaves out.
+/// The rounding of a gateway's clock.
 const WHOLE_MILLISECONDS: Duration = Duration::from_millis(1);
 
 fn judge_hit(one: &Operation, conditions: &Conditions, reads: &mut Reads, verdict: &mut Verdict) {
@@ -167,7 +167,7 @@ fn judge_hit(one: &Operation, conditions: &Conditions, reads: &mut Reads, verdic
     } else if is_hit {
         verdict.missed_hits.push(format!("{one:?}"));
     } else {
-        // What would have let it in was no read; what has expired may have been the last one.
+        // A cache hit is not a read; the entry that has expired may have been the last read.
         reads.retain(|read| !would_be_hit(read));
     }
 }
@@ -176,7 +176,7 @@ fn is_in(at: Instant, window: (Instant, Instant)) -> bool {
     window.0 <= at && at <= window.1
 }
 
-/// The part of sorted times that is at a quantile, in milliseconds.
+/// A quantile of sorted times, in milliseconds.
 pub fn quantile(times: &[Duration], part: f64) -> f64 {
     let index = ((times.len() as f64 - 1.0) * part).round();
     times.get(index as usize).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)

@@ -1,4 +1,4 @@
-//! Users that log in, ask and log out at any gateway, and write down what came of it.
+//! Users that log in, send requests and log out at any gateway, and record the outcomes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::history::{Operation, What};
 use crate::harness::client::Response;
 
-/// A client waits no longer.
+/// Timeout of a client.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two requests of a user.
@@ -66,8 +66,8 @@ impl Traffic {
         Self { shared, users }
     }
 
-    /// Lets every user come to the end of what it does, asks once more for all that has ended,
-    /// and returns what was done.
+    /// Lets every user finish, sends one more request for each session that has ended,
+    /// and returns the history.
     pub async fn stop(mut self) -> Vec<Operation> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.users.join_next().await {
@@ -105,7 +105,7 @@ impl User {
     }
 
     async fn change(&mut self) {
-        // Not all of them at the same time: some log out at every moment of a fault.
+        // Not all at the same time: some must log out at every moment of a fault.
         let part = rand::rng().random_range(0.0..2.0);
         sleep(self.shared.bound.mul_f64(part)).await;
         while !self.is_over() {
@@ -120,7 +120,7 @@ impl User {
                 self.ask(any, session, &token).await;
                 sleep(PAUSE).await;
             }
-            // Others are asking while it ends.
+            // Others send requests while it ends.
             let mut other = Self::new(&self.shared);
             let asking = async {
                 for gateway in 0..other.connections.len() {
@@ -130,7 +130,7 @@ impl User {
             let any = self.any_gateway();
             let (ended, ()) = tokio::join!(self.logout(any, session, &token), asking);
             let mut is_ended = ended;
-            // Longer than anybody may believe in it.
+            // Longer than it may be cached.
             let mut until = Instant::now() + self.shared.bound * 2;
             while Instant::now() < until {
                 for gateway in 0..self.connections.len() {

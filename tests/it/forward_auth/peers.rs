@@ -1,4 +1,4 @@
-//! nginx, Caddy and HAProxy ask, each by its file of `deploy/forward-auth`.
+//! Forward-auth with nginx, Caddy and HAProxy, each with its file of `deploy/forward-auth`.
 //!
 //! `deploy/dev test` installs them; where one is missing these tests fail and say so.
 
@@ -16,7 +16,7 @@ fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/forward-auth").join(name)
 }
 
-/// A shipped file, with the addresses of a stack; each must have stood there.
+/// A shipped file with the addresses of a stack in place of its own.
 fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
     let mut text = std::fs::read_to_string(shipped(name)).unwrap();
     let addresses = [
@@ -70,7 +70,7 @@ struct Front<'a> {
 }
 
 impl Front<'_> {
-    /// The answer, and what the service saw.
+    /// The response, and what the service received.
     async fn send(
         &self,
         request: &str,
@@ -98,7 +98,7 @@ impl Front<'_> {
         self.send(&format!("GET {target}"), lines, "").await
     }
 
-    /// What the service saw of a request that must reach it.
+    /// A request that must reach the service, as it received it.
     async fn forwarded(&self, target: &str, lines: &[(&str, &str)]) -> Received {
         let (response, mut received) = self.get(target, lines).await;
         assert_eq!(
@@ -125,7 +125,7 @@ impl Front<'_> {
     }
 }
 
-/// Asserts whose request the service takes it for, and that it saw no token.
+/// Asserts the identity that the service received, and that it received no token.
 #[track_caller]
 fn assert_of(received: &Received, expected: Option<&str>, token: &str) {
     let given = |name| {
@@ -155,7 +155,7 @@ const FORGED: [(&str, &str); 9] = [
     ("X-Forwarded-Prefix", "/evil"),
 ];
 
-/// All that a proxy in front is asked for, with its shipped file.
+/// All promises of forward-auth, for a proxy with its shipped file.
 async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     let front = Front { stack: &stack, port: proxy.port };
     let login = [("Content-Type", "application/json")];
@@ -166,7 +166,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     let alice = openid("alice");
     let with_token = [("X-3rd-Session", &*token)];
 
-    // Identity arrives, and nobody else's.
+    // The client's identity arrives, and no other.
     let more = [("Authorization", "Basic c2hvcA=="), with_token[0]];
     let lines: Vec<(&str, &str)> = FORGED.into_iter().chain(more).collect();
     let received = front.forwarded("/orders/7?page=2", &lines).await;
@@ -185,7 +185,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     let received = front.forwarded("/optional", &lines).await;
     assert_of(&received, Some(&alice), &token);
 
-    // Caches in front of the proxy learn whose response it is.
+    // Caches in front of the proxy get the headers that keep users apart.
     stack.upstream.reply(|received| match received.target() {
         "/public" => Reply::ok("Cache-Control: max-age=60, public\r\n", ""),
         _ => Reply::ok("", ""),
@@ -202,10 +202,10 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
         assert_eq!(response.header("cache-control"), cache_control, "{path}");
     }
 
-    // Anonymous is nobody.
+    // Anonymous has no identity.
     assert_of(&front.forwarded("/optional", &FORGED).await, None, &token);
     assert_of(&front.forwarded("/none", &lines).await, None, &token);
-    // What the client's other spellings would be taken for.
+    // Other spellings that a service would read as the same header.
     for alias in ["X_OpenId", "X.OpenId", "x_openid", "X!OpenId", "X-Open_Id"] {
         let (response, received) = front.get("/none", &[(alias, "evil")]).await;
         assert!(response.status == 403 || response.status == 200, "{}", response.text());
@@ -215,7 +215,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
         }
     }
 
-    // A refusal reaches the client, and the request nobody.
+    // A rejection reaches the client, and the request does not reach the service.
     front.assert_refused("/", &[], 401, "missing_token").await;
     front.assert_refused("/", &FORGED, 401, "missing_token").await;
     let unknown = "A".repeat(43);
@@ -223,7 +223,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     front.assert_refused("/optional", &[("X-3rd-Session", "x")], 401, "session_expired").await;
     let twice = [with_token[0], with_token[0]];
     front.assert_refused("/", &twice, 403, "bad_request").await;
-    // The client does not choose what is judged.
+    // The client cannot choose which request is checked.
     for lines in [
         [("X-Forwarded-Uri", "/none"), ("X-Forwarded-Method", "GET")],
         [("X_Forwarded_Uri", "/none"), ("X-Forwarded-Uri", "/none")],
@@ -260,7 +260,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     assert_eq!(response.status, 204);
     front.assert_refused("/", &with_token, 401, "session_expired").await;
 
-    // Nobody there to ask: nothing is forwarded.
+    // Without the gateway nothing is forwarded.
     let before = stack.upstream.requests().len();
     stack.commands.send(Command::Stop).await.unwrap();
     let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
@@ -281,7 +281,7 @@ async fn nginx_asks_with_auth_request() {
     holds_its_promises(stack, proxy).await;
 }
 
-/// As the file says how.
+/// As the file describes.
 #[tokio::test(flavor = "multi_thread")]
 async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
     let stack = super::start_with("forward_auth.cache = \"10s\"").await;
@@ -312,7 +312,7 @@ async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
         front.assert_refused("/orders", &[], 401, "missing_token").await;
         let wrong = "A".repeat(43);
         front.assert_refused("/orders", &[("X-3rd-Session", &wrong)], 401, "session_expired").await;
-        // What is allowed elsewhere is not allowed here.
+        // A path that another route allows is not allowed here.
         assert_of(&front.forwarded("/none", &[]).await, None, &bob);
         assert_of(&front.forwarded("/optional", &[]).await, None, &bob);
         front.assert_refused("/orders", &[], 401, "missing_token").await;

@@ -10,7 +10,7 @@ use crate::harness::client::Connection;
 use crate::harness::strict::Framing;
 use crate::harness::upstream::{Received, Reply, Step};
 
-/// What the service must see of a request: how long its body is said to be, and the body.
+/// What the service must receive: the framing of a request's body, and the body.
 #[derive(Clone, Copy)]
 struct Framed {
     framing: Framing,
@@ -23,7 +23,7 @@ const EMPTY: Framed = Framed { framing: Framing::Length, body: "" };
 const CHUNKED: Framed = Framed { framing: Framing::Chunked, body: "hello" };
 
 impl Framed {
-    /// The recorder refuses what is framed twice, oddly, or with extensions.
+    /// The recorder rejects double or malformed framing and chunk extensions.
     fn is(self, received: &Received) -> bool {
         let lengths: Vec<usize> =
             received.all("content-length").iter().map(|length| length.parse().unwrap()).collect();
@@ -31,7 +31,7 @@ impl Framed {
         let is_framed = match self.framing {
             Framing::Length => lengths == [self.body.len()] && codings.is_empty(),
             Framing::Chunked => lengths.is_empty() && codings == ["chunked"],
-            // No length and a length of nothing are the same.
+            // No length and a length of 0 are the same.
             _ => (lengths.is_empty() || lengths == [0]) && codings.is_empty(),
         };
         is_framed && received.body == self.body.as_bytes()
@@ -40,7 +40,7 @@ impl Framed {
 
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-/// Method, header lines and body of the client; what the service must see.
+/// Method, header lines and body of the client; what the service must receive.
 const REQUESTS: [(&str, &str, &str, Framed); 20] = [
     ("GET", "", "", NOTHING),
     ("HEAD", "", "", NOTHING),
@@ -94,7 +94,7 @@ async fn a_request_has_one_length_or_is_chunked_as_the_client_said() {
     findings.end();
 }
 
-/// It is the last on its connection if it does not say otherwise.
+/// Without keep-alive it is the last one on its connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_request_reaches_the_service_as_http_1_1() {
     let stack = super::start().await;
@@ -111,14 +111,14 @@ async fn an_http_1_0_request_reaches_the_service_as_http_1_1() {
         connection.send(request.as_bytes()).await;
         let response = connection.strict_response(false).await;
         findings.check(&request, super::is_ok(&response, Framing::Length, "hello"), response);
-        // The recorder takes no other version.
+        // The recorder accepts no other version.
         let received = stack.upstream.requests_after(before);
         findings.check(&request, received.len() == 1 && framed.is(&received[0]), received);
     }
     findings.end();
 }
 
-/// What is removed is not what says where the body ends.
+/// Framing headers stay, whatever `Connection` names.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_length_that_connection_nominates_is_still_one() {
     let stack = super::start().await;
@@ -140,7 +140,7 @@ async fn a_length_that_connection_nominates_is_still_one() {
     findings.end();
 }
 
-/// The service replies with what the request was for, so that no response passes for another.
+/// The service replies with the request's target, so that responses cannot be mixed up.
 fn echo(stack: &Stack) {
     stack.upstream.reply(|received| {
         Reply::ok(
@@ -219,7 +219,7 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
     findings.end();
 }
 
-/// It cannot be told from one that is gone. nginx does the same.
+/// It cannot be told from a client that has disconnected. nginx does the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_ends_its_half_before_the_response_has_left() {
     for (begin, is_begun) in

@@ -1,4 +1,4 @@
-//! Responses that begin before the request has ended, and those before the response.
+//! Responses that begin before the request has ended, and informational responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::harness::upstream::{Reply, Step};
 
 const MANY: usize = 50;
 
-/// A body that no buffer between client and service holds.
+/// A body that is larger than all buffers between client and service.
 fn large(is_chunked: bool) -> (String, String) {
     let body = "x".repeat(1 << 20);
     match is_chunked {
@@ -40,7 +40,7 @@ async fn a_refusal_arrives(end: Step) {
         let (lines, body) = large(attempt % 4 < 2);
         let bytes = request("POST", "/none", &lines, &body);
         let mut connection = Connection::open(stack.gateway).await;
-        // Some clients read while they send, others only then.
+        // Some clients read while they send, others only after sending.
         let response = if attempt % 3 == 0 {
             connection.try_send(&bytes).await;
             connection.strict_response(false).await
@@ -57,7 +57,7 @@ async fn a_refusal_arrives(end: Step) {
     findings.end();
 }
 
-/// What it has not read makes a reset of its end.
+/// Unread bytes make the system reset the connection when the service closes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_of_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
     a_refusal_arrives(Step::Close).await;
@@ -96,7 +96,7 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
         let received = stack.upstream.requests_after(before);
         let is_whole = received.len() == 1 && received[0].body.len() == 1 << 20;
         findings.check(is_chunked, is_whole, "the body does not end");
-        // Whether the client's connection goes on or not, nothing else comes.
+        // Whether the client's connection is kept or not, nothing else follows.
         connection.try_send(&request("GET", "/none/next", "", "")).await;
         let next = connection.strict_response_or_end(false).await;
         let is_right =
@@ -106,7 +106,7 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
     findings.end();
 }
 
-/// Neither waits for the other's end; no buffer holds so much.
+/// Neither side waits for the end of the other; the body is larger than all buffers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_and_its_echo_pass_at_once() {
     const LENGTH: usize = 16 << 20;
@@ -118,7 +118,7 @@ async fn a_body_and_its_echo_pass_at_once() {
         (format!("Content-Length: {LENGTH}\r\n"), body.clone()),
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunk + "0\r\n\r\n"),
     ] {
-        // The bytes of the gateway's own framing come back, those of a next request as well.
+        // The echo must contain neither the gateway's framing nor bytes of a next request.
         let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
         stack.upstream.reply(move |_| Reply::Echo(head.clone().into()));
         let mut connection = Connection::open(stack.gateway).await;
@@ -130,7 +130,7 @@ async fn a_body_and_its_echo_pass_at_once() {
     }
 }
 
-/// Neither side's is held until more of it comes.
+/// No part is held back until more arrives, in either direction.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_parts_of_a_body_pass_as_they_come() {
     let stack = start_early().await;
@@ -182,7 +182,7 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
     ] {
         let lines = format!("Expect: 100-continue\r\n{lines}");
         let head = request("POST", "/none", &lines, "");
-        // It wants the body.
+        // The service asks for the body.
         let before = stack.upstream.requests().len();
         reply(&stack, move |_| {
             Reply::Steps(vec![
@@ -207,7 +207,7 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
             let next = go_on(&mut connection, &response).await;
             findings.check(&lines, next.is_ok(), next);
         }
-        // It does not, and the client need not send it: what follows is no request then.
+        // It does not ask, and the client need not send it: what follows is not a request.
         for status in ["417 Expectation Failed", "413 Content Too Large", "200 OK"] {
             reply(&stack, move |_| {
                 let head = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
@@ -320,7 +320,7 @@ async fn a_client_gets_one_100_even_if_the_service_asks_late() {
     assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
 }
 
-/// The service reads on for a while after its response, and then no more.
+/// The service reads a little after its response, and then stops.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more() {
     let stack = start_early().await;
@@ -338,7 +338,7 @@ async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more
     assert!(response.as_ref().is_ok_and(|response| response.status == 413), "{response:?}");
     connection.send(b"enough").await;
     let rest = vec![b'x'; 7_000_000];
-    // Less than any timeout of the gateway.
+    // Shorter than any timeout of the gateway.
     let sending = timeout(Duration::from_secs(4), connection.try_send(&rest)).await;
     assert!(sending.is_ok(), "the upload is stuck");
 }
@@ -375,7 +375,7 @@ async fn informational_responses_pass_as_they_come() {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&request("GET", "/none", "", "")).await;
     let first = connection.strict_response(false).await;
-    // It is not held until the next comes.
+    // It is not held back until the next one.
     let is_right = first
         .as_ref()
         .is_ok_and(|first| first.status == 103 && first.all("link") == ["</a>", "</b>"]);

@@ -1,7 +1,7 @@
-//! Random exchanges on one client connection, with a service that does right and wrong.
+//! Random requests on one client connection, to a service that responds correctly or not.
 //!
-//! Whatever was before, each response is the one to its own request, each request reaches the
-//! service as it was sent, and no connection is used again after a response that forbids it.
+//! Whatever came before, each response belongs to its request, each request reaches the
+//! service as it was sent, and no connection is reused after a response that forbids it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,25 +28,25 @@ enum Variant {
     Hinted,
     NoContent,
     NotModified,
-    // What the service says is whole, and ends its connection.
+    // The response is complete, and the service ends its connection.
     Close,
     SaysClose,
     Old,
     LengthAndChunked,
     Extra,
     ExtraAfterChunks,
-    // It is not whole.
+    // The response is not complete.
     HalfBody,
     HalfChunks,
     MalformedChunk,
-    // It is no response.
+    // Not a response.
     OtherLengths,
     OtherCoding,
     Nonsense,
     HalfHead,
     Nothing,
     Reset,
-    // It comes before the body, of which the client holds the rest back, or not.
+    // The response comes before the end of the body; the client sends the rest, or does not.
     Early,
     EarlyToHalf,
 }
@@ -103,13 +103,13 @@ struct Round {
 }
 
 impl Round {
-    /// The variant that is left where there is no body, of the request or of the response.
+    /// The variant that applies if the request or the response has no body.
     fn variant(&self) -> Variant {
         match self.variant {
             HalfBody | HalfChunks | MalformedChunk | OtherLengths if self.method == "HEAD" => {
                 Length
             }
-            // Nobody could know that the connection ends, if nothing says so.
+            // Without `Connection: close` nobody could know that the connection ends.
             Close if self.method == "HEAD" => SaysClose,
             EarlyToHalf if self.length < 2 => Early,
             variant => variant,
@@ -136,8 +136,8 @@ impl Round {
                 | Hinted
                 | NoContent
                 | NotModified
-                // If the body was whole by then, which only the gateway knows; the service reads
-                // it before the next request, which would be another one otherwise.
+                // If the body was complete by then, which only the gateway knows; the service reads
+                // it before the next request, or it would take it for one.
                 | Early
         )
     }
@@ -245,7 +245,7 @@ impl Round {
             steps.push(Step::Body);
         }
         let (mut bytes, extra) = match variant {
-            // No way of reading could see that in time if it came later than the response's end.
+            // Bytes that come after the end of the response cannot be noticed in time.
             Extra | ExtraAfterChunks => {
                 let (first, last) = bytes.split_at(bytes.len() - 1);
                 let wrong = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-For: extra\r\n\r\nextra";
@@ -294,7 +294,7 @@ impl Round {
 fn round() -> impl Strategy<Value = Round> {
     let part = || prop_oneof![2 => Just(usize::MAX), 1 => Just(1_usize), 2 => 2_usize..200];
     let body = prop_oneof![1 => Just(0), 2 => 1_usize..1500];
-    // Most exchanges are plain, so that connections are used again.
+    // Most requests are plain, so that connections are reused.
     let variant = prop_oneof![
         1 => Just(Length),
         1 => Just(Chunked),
@@ -335,7 +335,7 @@ fn is_last(response: &StrictResponse) -> bool {
     !response.is_whole || response.all("connection").contains(&"close")
 }
 
-/// Sends one request after the other, on as few connections as the gateway lets.
+/// Sends one request after the other, on as few connections as the gateway allows.
 async fn in_turn(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), String> {
     let mut open: Option<Connection> = None;
     for (round, path) in rounds {
@@ -348,7 +348,7 @@ async fn in_turn(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), String
             };
             connection.try_send_in_parts(&bytes[..first], round.client_part).await;
             let got = response(&mut connection, round).await;
-            // What nobody has answered was not served: the gateway had ended the connection.
+            // Without a response it was not served: the gateway had closed the connection.
             if is_used && matches!(got, Ok(None)) {
                 continue;
             }
@@ -382,7 +382,7 @@ async fn pipelined(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), Stri
     Ok(())
 }
 
-/// Whether the service saw what was sent, and each connection only as long as it might be used.
+/// Whether the service received what was sent, on each connection only as long as allowed.
 fn judge_service(
     stack: &Stack,
     (begun, whole): (usize, usize),
@@ -393,7 +393,7 @@ fn judge_service(
     let begun = stack.upstream.begun_after(begun);
     let mut tries: HashMap<&str, usize> = HashMap::new();
     for received in &begun {
-        // A client that went before it had read all may have left others behind.
+        // A client that disconnected early may have left other requests behind.
         let Some((round, path)) = round(received) else { continue };
         if let Some(earlier) = ended.get(&received.connection) {
             return Err(format!("{path} on connection {} after {earlier}", received.connection));
@@ -445,7 +445,7 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
         let case = number.fetch_add(1, Ordering::Relaxed);
         let rounds: Vec<(Round, String)> = rounds
             .into_iter()
-            // Nobody holds back what others follow at once.
+            // No one holds back a request that others follow at once.
             .map(|round| match round.variant {
                 EarlyToHalf if is_pipelined => Round { variant: Early, ..round },
                 _ => round,

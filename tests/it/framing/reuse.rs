@@ -1,4 +1,4 @@
-//! When a connection to a service is used again, and what is sent twice.
+//! When a connection to a service is reused, and which requests are sent again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +24,14 @@ async fn ask(
     connection.send(&request(method, path, lines, body)).await;
     loop {
         let response = connection.strict_response(method == "HEAD").await;
-        // What only announces the response is not waited for alone: its connection is still busy.
+        // After an informational response the connection is still busy.
         if !response.as_ref().is_ok_and(|response| response.status < 200) {
             return response;
         }
     }
 }
 
-/// Which connections the service saw requests on, after so many requests.
+/// The connections of the service's requests, after so many requests.
 fn connections_after(stack: &Stack, count: usize) -> Vec<usize> {
     stack.upstream.begun_after(count).iter().map(|received| received.connection).collect()
 }
@@ -137,7 +137,7 @@ async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_en
         let is_right = first.is_some() && first != next;
         findings.check(format!("{method} {response}"), is_right, (first, next));
     }
-    // Until it is closed, a response without a length goes on.
+    // A response without a length ends when the connection is closed.
     for version in ["1.0", "1.1"] {
         let head = format!("HTTP/{version} 200 OK\r\n\r\nhello");
         let steps = [Step::Send(head.clone().into()), Step::Close];
@@ -173,7 +173,7 @@ async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_
         let connections = connections_after(&stack, before);
         let is_right = connections.len() == 2 && connections[0] != connections[1];
         findings.check(format!("{lines}{begin}"), is_right, connections);
-        // Whatever becomes of the client's.
+        // Whatever happens to the client's connection.
         drop(connection);
     }
     findings.end();
@@ -209,7 +209,7 @@ fn name(end: &Step) -> &'static str {
     if matches!(end, Step::Reset) { "reset" } else { "closed" }
 }
 
-/// Has the service end the connection at a request on one where it has served another.
+/// The service ends its first connection at the second request on it.
 fn ending(stack: &Stack, begin: &'static str, end: Step) {
     stack.upstream.reply(move |received| match received {
         Received { connection: 0, .. } if received.target() != "/none/warm" => {
@@ -219,7 +219,7 @@ fn ending(stack: &Stack, begin: &'static str, end: Step) {
     });
 }
 
-/// The response, and the connections of the request, whose first is one that was used before.
+/// The response, and the connections of the request; the first of them was used before.
 async fn on_a_used_connection(
     begin: &'static str,
     end: Step,
@@ -258,7 +258,7 @@ async fn an_idempotent_request_whose_used_connection_ends_before_a_byte_is_sent_
     findings.end();
 }
 
-/// Nobody knows whether the service has acted on it.
+/// The service may have acted on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_not_idempotent_is_sent_only_once() {
     let mut findings = Findings::default();
@@ -296,7 +296,7 @@ async fn a_request_is_not_sent_again_once_the_response_has_begun() {
     findings.end();
 }
 
-/// The second try is on a new connection, however many used ones there are, and is the last.
+/// The second try is the last, and on a new connection even if idle ones are left.
 #[tokio::test(flavor = "multi_thread")]
 async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
     const USED: usize = 3;
@@ -332,7 +332,7 @@ async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
     findings.end();
 }
 
-/// It is closed while it is idle, so that no request meets its end.
+/// It is closed while it is idle, so that no request is sent on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
     let mut findings = Findings::default();
@@ -345,7 +345,7 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
         });
         ask(&stack, "GET", "/none/first", "").await.unwrap();
         stack.upstream.until_open(0).await;
-        // The one worker has met the end by the time it has served these.
+        // The only worker has noticed the end by the time it has served these.
         for _ in 0..10 {
             ask(&stack, "GET", "/", "").await.unwrap();
         }
@@ -355,7 +355,7 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
     findings.end();
 }
 
-/// A service behind one address may be many.
+/// One address may lead to several processes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
     let stack = Stack::start().await;
@@ -364,7 +364,7 @@ async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
         1 => Reply::ok("Keep-Alive: timeout=2\r\n", "hello"),
         _ => Reply::ok("", "hello"),
     });
-    // The first is not kept at all, and says nothing of the second.
+    // The first is not kept at all; this does not affect the second.
     for _ in 0..3 {
         ask(&stack, "GET", "/none", "").await.unwrap();
     }
@@ -372,7 +372,7 @@ async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
     assert!(
         stack.upstream.requests().iter().all(|received| received.all("connection") != ["close"])
     );
-    // The second ends a second before the service's time, the third does not.
+    // The second is closed a second before the service's timeout, the third is not.
     stack.upstream.until_open(0).await;
     let started = std::time::Instant::now();
     ask(&stack, "GET", "/none", "").await.unwrap();

@@ -141,7 +141,7 @@ async fn lengths_that_are_equal_are_merged_and_all_others_are_a_bad_gateway() {
     findings.end();
 }
 
-/// Its end cannot be found, or what it holds cannot be forwarded as plain chunks.
+/// Its end cannot be found, or its content cannot be forwarded as plain chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_coding_other_than_chunked_is_a_bad_gateway() {
     let stack = Stack::start().await;
@@ -227,7 +227,7 @@ async fn a_response_that_has_no_body_is_not_framed_as_one_that_has() {
             keeping(&stack, &format!("{early}HTTP/1.1 {status}\r\n{lines}\r\n"));
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request(method, "/none", "", "")).await;
-            // The reader itself refuses what may not be there.
+            // The reader itself rejects framing that is not allowed here.
             let first = connection.strict_response(false).await;
             let is_early = first.as_ref().is_ok_and(|response| response.status == 103);
             findings.check(format!("103 before {row}"), is_early, &first);
@@ -274,7 +274,7 @@ async fn the_chunks_of_a_service_are_written_anew() {
     findings.end();
 }
 
-/// What broke off never looks whole.
+/// A response that breaks off never looks complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_chunk_of_a_service_ends_the_response() {
     let stack = Stack::start().await;
@@ -362,7 +362,7 @@ async fn a_length_that_connection_nominates_is_still_one() {
     findings.end();
 }
 
-/// It is judged as strictly as that of a request.
+/// It is validated as strictly as a request header.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_header_in_doubt_is_a_bad_gateway() {
     let stack = Stack::start().await;
@@ -399,7 +399,7 @@ async fn a_response_header_in_doubt_is_a_bad_gateway() {
     findings.end();
 }
 
-/// Nothing that a service can send is kept without a limit.
+/// Everything that grows with what a service sends has a limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_never_ends_in_the_framing_of_a_response_ends_the_response() {
     let stack = Stack::start().await;
@@ -425,7 +425,7 @@ async fn what_never_ends_in_the_framing_of_a_response_ends_the_response() {
     findings.end();
 }
 
-/// Each byte of the service in a packet of its own, as far as that can be had.
+/// Each byte of the service in a packet of its own, as far as possible.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_comes_byte_by_byte_is_the_same() {
     let stack = Stack::start().await;

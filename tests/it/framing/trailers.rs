@@ -1,4 +1,4 @@
-//! Trailers: whom they reach, and which of them.
+//! Trailers: which ones are forwarded, and to whom.
 
 use super::{Findings, exchange, is_bad_gateway, reply, request};
 use crate::harness::Stack;
@@ -21,7 +21,7 @@ fn trailing(stack: &Stack, lines: &str, trailers: &str) {
     reply(stack, move |_| Reply::Bytes(response.clone().into()));
 }
 
-/// Sends a request with trailers that must be forwarded, and returns what the service saw.
+/// Sends a request with trailers that must be forwarded, and returns what the service received.
 async fn forwarded(stack: &Stack, request: &[u8]) -> Result<Received, String> {
     let before = stack.upstream.requests().len();
     let response = exchange(stack, request).await?;
@@ -32,7 +32,7 @@ async fn forwarded(stack: &Stack, request: &[u8]) -> Result<Received, String> {
     }
 }
 
-/// What a client may not say in a trailer.
+/// Trailers that a client may not send.
 const NOT_THE_CLIENTS: [&str; 61] = [
     "X-OpenId",
     "x-openid",
@@ -200,7 +200,7 @@ async fn response_trailers_reach_only_a_client_that_takes_them() {
             findings.check(format!("{lines} {announced}"), is_right, response);
         }
     }
-    // There is no place for them, whatever the client takes.
+    // There is no place for them, even if the client accepts trailers.
     trailing(&stack, "Trailer: X-Sum\r\n", "X-Sum: 1\r\n");
     let old = b"GET /none HTTP/1.0\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
@@ -331,7 +331,7 @@ async fn a_malformed_request_trailer_ends_the_exchange() {
                 .as_ref()
                 .is_ok_and(|response| response.as_ref().is_none_or(|r| r.status == 400));
             findings.check(trailers, is_refused, response);
-            // What it was taken for goes on.
+            // A part of the request was forwarded.
             if is_refused {
                 findings.check(trailers, connection.ends().await, "it goes on");
             }
@@ -360,7 +360,7 @@ async fn a_malformed_response_trailer_ends_the_exchange() {
     findings.end();
 }
 
-/// As if they were lines of the head.
+/// They count like header lines.
 #[tokio::test(flavor = "multi_thread")]
 async fn trailers_count_towards_the_limits_of_a_head() {
     let limits = "limits = { max_header = \"2KiB\", max_header_count = 10 }";

@@ -1,4 +1,4 @@
-//! A client on a raw socket, so that a request's very bytes are the test's choice.
+//! A client on a raw socket: the test decides on every byte of a request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::strict::{self, StrictResponse};
 use super::upstream::Received;
 use super::{PATIENCE, Stack};
 
-/// A request in the making.
+/// A request that is being built.
 pub struct Request<'a> {
     stack: &'a Stack,
     head: String,
@@ -93,7 +93,7 @@ impl<'a> Request<'a> {
         connection.response(self.head.starts_with("HEAD")).await
     }
 
-    /// Sends the request, which must be forwarded, and returns what the upstream saw of it.
+    /// Sends the request, which must be forwarded, and returns it as the service received it.
     pub async fn forwarded(self) -> Received {
         let before = self.stack.upstream.requests().len();
         let stack = self.stack;
@@ -121,29 +121,29 @@ impl Connection {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending half.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// The next answer; `is_bodyless` when it is one to HEAD.
+    /// The next response; `is_bodyless` for a response to HEAD.
     pub async fn response(&mut self, is_bodyless: bool) -> Response {
         let response = timeout(PATIENCE, self.read_response(is_bodyless)).await;
         response.expect("an answer in time").expect("an answer")
     }
 
-    /// The next answer, or `None` when the connection ends before it has begun.
+    /// The next response, or `None` if the connection ends before it has begun.
     pub async fn response_or_end(&mut self) -> Option<Response> {
         timeout(PATIENCE, self.read_response(false)).await.expect("an answer or an end in time")
     }
 
-    /// The next response, read without any leniency; what is none is an error.
+    /// The next response, read strictly; anything malformed is an error.
     pub async fn strict_response(&mut self, is_to_head: bool) -> Result<StrictResponse, String> {
         let response = self.strict_response_or_end(is_to_head).await?;
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
-    /// The same, or `None` when the connection ends before it has begun.
+    /// The same, or `None` if the connection ends before it has begun.
     pub async fn strict_response_or_end(
         &mut self,
         is_to_head: bool,
@@ -152,7 +152,7 @@ impl Connection {
         strict::within(PATIENCE, reading).await
     }
 
-    /// Sends these bytes in parts of this size, each a packet of its own if it can be had.
+    /// Sends these bytes in parts of this size, each in a packet of its own if possible.
     pub async fn send_in_parts(&mut self, bytes: &[u8], size: usize) {
         self.stream.set_nodelay(true).unwrap();
         for part in bytes.chunks(size) {
@@ -161,7 +161,7 @@ impl Connection {
         }
     }
 
-    /// The next response while these bytes are sent, for as long as the gateway takes them.
+    /// The next response, read while these bytes are sent for as long as the gateway accepts them.
     pub async fn strict_response_while_sending(
         &mut self,
         bytes: &[u8],
@@ -179,7 +179,7 @@ impl Connection {
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
-    /// The same, as long as the gateway takes them.
+    /// The same, as long as the gateway accepts them.
     pub async fn try_send_in_parts(&mut self, bytes: &[u8], size: usize) {
         self.stream.set_nodelay(true).unwrap();
         for part in bytes.chunks(size) {
@@ -190,12 +190,12 @@ impl Connection {
         }
     }
 
-    /// Sends these bytes, if the gateway still takes them.
+    /// Sends these bytes, if the gateway still accepts them.
     pub async fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
     }
 
-    /// The next bytes, as many as these, and whether they are these.
+    /// Whether the next bytes are these.
     pub async fn reads(&mut self, expected: &[u8]) -> bool {
         let read =
             async { while self.read.len() < expected.len() && self.more().await.is_some() {} };
@@ -204,7 +204,7 @@ impl Connection {
         self.read.drain(..end).eq(expected.iter().copied())
     }
 
-    /// Reads up to these bytes, whatever comes before, and tells whether they came.
+    /// Reads until these bytes have come, and returns whether they did.
     pub async fn reads_up_to(&mut self, expected: &[u8]) -> bool {
         let read = async {
             loop {
@@ -221,12 +221,12 @@ impl Connection {
         timeout(PATIENCE, read).await == Ok(true)
     }
 
-    /// Whether the gateway closes the connection, without another byte.
+    /// Whether the gateway closes the connection without sending another byte.
     pub async fn is_closed(&mut self) -> bool {
         self.read.is_empty() && timeout(PATIENCE, self.more()).await == Ok(None)
     }
 
-    /// Whether the gateway ends the connection, whatever comes before.
+    /// Whether the gateway closes the connection, whatever it sends before.
     pub async fn ends(&mut self) -> bool {
         let end = async {
             while self.more().await.is_some() {
@@ -236,7 +236,7 @@ impl Connection {
         timeout(PATIENCE, end).await.is_ok()
     }
 
-    /// Whether nothing comes for a while.
+    /// Whether nothing arrives for this time.
     pub async fn is_silent(&mut self, time: Duration) -> bool {
         self.read.is_empty() && timeout(time, self.more()).await.is_err()
     }
@@ -314,7 +314,7 @@ impl Connection {
     }
 }
 
-/// An answer as the client got it.
+/// A response as the client received it.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -325,8 +325,8 @@ pub struct Response {
 }
 
 impl Response {
-    /// The first answer in these bytes, and its length, if it is whole; one without a length is
-    /// whole when they `have_ended`.
+    /// The first response in these bytes, and its length, if it is complete; one without a length is
+    /// complete when they `have_ended`.
     pub fn parse(bytes: &[u8], is_bodyless: bool, have_ended: bool) -> Option<(Self, usize)> {
         let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
@@ -356,7 +356,7 @@ impl Response {
         Some((response, end))
     }
 
-    /// The one value of a header.
+    /// The value of a header, which must not be repeated.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(known, _)| known == name);
         let value = values.next().map(|(_, value)| value.as_str());
@@ -372,7 +372,7 @@ impl Response {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON: {}", self.text()))
     }
 
-    /// Asserts that this is the gateway's own error, in the one shape that all of them have.
+    /// Asserts that this is an error of the gateway, in the format that all of them have.
     #[track_caller]
     pub fn assert_error(&self, status: u16, error: &str, action: &str) {
         assert_eq!(self.status, status, "{}", self.text());
@@ -389,7 +389,7 @@ impl Response {
     }
 }
 
-/// The chunks in these bytes together, and their length, if the last of them has come.
+/// The data of the chunks in these bytes, and their length, if the last one is there.
 fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut body = Vec::new();
     let mut at = 0;
@@ -407,7 +407,7 @@ fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
-/// Asks something that is no stack's gateway.
+/// Sends a GET to any address.
 pub async fn get(address: SocketAddr, path: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     let response = exchange(address, &request).await;
@@ -417,7 +417,7 @@ pub async fn get(address: SocketAddr, path: &str) -> Response {
     response
 }
 
-/// Posts JSON to something that is no stack's gateway.
+/// Posts JSON to any address.
 pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Response {
     let body = body.to_string();
     let length = body.len();

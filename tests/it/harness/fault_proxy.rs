@@ -1,4 +1,4 @@
-//! A way to a server that a test can slow, silence and cut, for all or by the caller's address.
+//! A TCP proxy that a test can slow down, silence and cut, for all clients or by address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,13 +10,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How bytes pass, both ways.
+/// How bytes are forwarded, in both directions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Open,
-    /// Each piece is held for so long.
+    /// Each piece is delayed by this time.
     Slow(Duration),
-    /// Nothing passes, and nobody is told: as where packets are lost. It comes when this ends.
+    /// Bytes are held back without an error, as if packets were lost, until this ends.
     Silent,
     /// Connections are closed.
     Cut,
@@ -44,7 +44,7 @@ impl FaultProxy {
         Self { port: own_port, ways, _accepting: AbortOnDropHandle::new(accepting) }
     }
 
-    /// From now on, for whoever calls from 127.0.0.1, where gateways and tests do.
+    /// From now on, for clients at 127.0.0.1, as gateways and tests are.
     pub fn set(&self, way: Way) {
         self.set_from("127.0.0.1", way);
     }

@@ -1,4 +1,4 @@
-//! What the gateways of this process log of themselves, and whether one of them panicked.
+//! The process log of the gateways in this process, and whether one of them panicked.
 
 use std::io;
 use std::panic;
@@ -23,18 +23,18 @@ static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static INSTALLED: OnceLock<()> = OnceLock::new();
 
-/// Everything that was logged so far, at whatever level, by any stack.
+/// The log after a position: of all stacks, at every level.
 pub fn text_after(position: usize) -> String {
     let log = LOG.lock().unwrap();
     String::from_utf8_lossy(&log[position..]).into_owned()
 }
 
-/// The lines of the process's log about a request.
+/// The lines of the process log about a request.
 pub fn logged(response: &Response) -> Vec<Value> {
     logged_with(response.header("x-request-id").unwrap())
 }
 
-/// The lines of the process's log that hold a text.
+/// The lines of the process log that contain a text.
 pub fn logged_with(text: &str) -> Vec<Value> {
     let log = text_after(0);
     let lines = log.lines().filter(|line| line.contains(text));
@@ -45,12 +45,12 @@ pub fn position() -> usize {
     LOG.lock().unwrap().len()
 }
 
-/// Panics that are no test's own.
+/// Panics outside of tests.
 pub fn panics() -> Vec<String> {
     PANICKED.lock().unwrap().clone()
 }
 
-/// Begins to watch, if nobody does.
+/// Starts recording, once for the process.
 pub fn install() {
     INSTALLED.get_or_init(|| {
         canary::plant(SESSION_KEY);
@@ -68,7 +68,7 @@ pub fn install() {
     });
 }
 
-/// Panics at whatever names the upstream [`PANICS`].
+/// Panics at any event with the upstream [`PANICS`].
 struct Trap;
 
 impl<S: Subscriber> Layer<S> for Trap {

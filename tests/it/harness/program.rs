@@ -1,4 +1,4 @@
-//! Programs that we did not write, such as nginx and Node.
+//! Programs of others that tests start, such as nginx and Node.
 //!
 //! `deploy/dev test` installs them; where one is missing a test fails and says so.
 
@@ -20,14 +20,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Where a service writes down what it believed.
+    /// The file in which a service records the requests that it received.
     pub fn log(&self) -> PathBuf {
         self.directory.path().join("believed")
     }
 }
 
 impl Drop for Program {
-    /// Asked to end, a server takes its children with it.
+    /// On SIGTERM a server also ends its children.
     fn drop(&mut self) {
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let started = Instant::now();
@@ -44,14 +44,14 @@ impl Drop for Program {
 
 fn directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    // A server that root has started reads it as somebody else.
+    // A server that root has started reads it as another user.
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(directory.path(), open).unwrap();
     std::fs::write(directory.path().join("believed"), "").unwrap();
     directory
 }
 
-/// A script of `tests/peers`, which says what port it has.
+/// A script of `tests/peers`, which prints its port.
 pub fn script(program: &str, name: &str) -> Program {
     let directory = directory();
     let mut child = Command::new(program)
@@ -65,7 +65,7 @@ pub fn script(program: &str, name: &str) -> Program {
     Program { child, port: line.trim().parse().unwrap(), directory }
 }
 
-/// A server that cannot choose its port: one that is free now, or the next.
+/// A server that cannot choose a free port itself.
 pub fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String>) -> Program {
     for _ in 0..10 {
         let directory = directory();
@@ -74,9 +74,9 @@ pub fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String
         let arguments = write_config(directory.path(), port);
         drop(free);
         let child = programs.iter().find_map(|program| {
-            // Apache ends its whole process group.
+            // Apache signals its whole process group when it ends.
             let mut command = Command::new(program);
-            // Caddy keeps what it ran with.
+            // Caddy saves its last configuration.
             command.env("XDG_CONFIG_HOME", directory.path());
             command.env("XDG_DATA_HOME", directory.path());
             command.args(&arguments).stderr(Stdio::piped()).process_group(0).spawn().ok()
@@ -102,7 +102,7 @@ pub fn server(programs: &[&str], write_config: impl Fn(&Path, u16) -> Vec<String
     panic!("no port for {programs:?}")
 }
 
-/// nginx with what this returns inside of its `http`.
+/// nginx with these directives in its `http` block.
 pub fn nginx(http: impl Fn(&Path, u16) -> String) -> Program {
     server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
         let shown = directory.display();

@@ -1,6 +1,6 @@
-//! HTTP/1.1 read without any of its leniencies, as the service and as the client of the gateway.
+//! A strict reader of HTTP/1.1, for both ends: the service and the client of the gateway.
 //!
-//! What the gateway frames itself has one form. Whatever has another is a fault.
+//! The gateway writes framing in one form only. Any other form is a fault.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,10 +17,10 @@ pub struct Body {
     pub trailers: Lines,
 }
 
-/// How a response says where it ends.
+/// How the end of a response is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// It has no body, whatever it says.
+    /// It has no body, whatever its headers are.
     Nothing,
     Length,
     Chunked,
@@ -76,7 +76,7 @@ pub fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(legal)
 }
 
-/// Reads on; `None` when the connection has ended.
+/// Reads more; `None` if the connection has ended.
 pub async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> Option<()> {
     match stream.read_buf(read).await {
         Ok(0) | Err(_) => None,
@@ -84,7 +84,7 @@ pub async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> 
     }
 }
 
-/// Reads a head without its empty line; `None` when the connection ends before one begins.
+/// Reads a header without its empty line; `None` if the connection ends before one begins.
 pub async fn read_head(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
@@ -101,7 +101,7 @@ pub async fn read_head(
     Ok(Some(read.drain(..end + 4).take(end).collect()))
 }
 
-/// The first line of a head, and the others.
+/// The first line of a header, and the others.
 pub fn split_head(head: &[u8]) -> Result<(String, Lines), String> {
     let text = String::from_utf8_lossy(head);
     if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
@@ -119,7 +119,7 @@ fn split_line(line: &str) -> Option<(String, String)> {
     (is_token(name) && is_trimmed).then(|| (name.to_owned(), value.to_owned()))
 }
 
-/// What a message's lines say of its length: at most one of the two, and that beyond doubt.
+/// The framing in a message's header lines: at most one of the two, and without doubt.
 pub fn framing(lines: &Lines) -> Option<Framing> {
     match (&values(lines, "content-length")[..], &values(lines, "transfer-encoding")[..]) {
         ([], []) => Some(Framing::Nothing),
@@ -132,7 +132,7 @@ pub fn framing(lines: &Lines) -> Option<Framing> {
     }
 }
 
-/// Reads as many bytes as the lines say; `None` when the connection ends within them.
+/// Reads a body of the length in these lines; `None` if the connection ends within it.
 pub async fn read_length(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
@@ -249,7 +249,7 @@ pub async fn read_response(
     Ok(Some(StrictResponse { status_line, status, lines, framing, body, is_whole }))
 }
 
-/// The same within a time.
+/// The same, with a timeout.
 pub async fn within<T>(
     time: Duration,
     reading: impl Future<Output = Result<T, String>>,

@@ -1,9 +1,9 @@
-//! A recording upstream on a raw socket.
+//! A recording service on a raw socket.
 //!
-//! Keeps every request as its very bytes, reads them strictly, and answers what it is told
-//! to. It is no HTTP library: what the gateway sends is seen as it is, and what no strict
-//! reader would take is a fault, bytes that belong to no request among it. A recorder that
-//! saw a fault fails its test when it is dropped.
+//! Records every request byte for byte, reads it strictly, and replies as the test says.
+//! It uses no HTTP library, which would hide what the gateway sends. Anything that a strict
+//! reader would reject is a fault, such as bytes that belong to no request. A recorder with
+//! a fault fails its test when it is dropped.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,7 +36,7 @@ impl Received {
         values(&self.lines, name)
     }
 
-    /// All values of a header, as a CGI-like server would find them that takes a trailer for one.
+    /// All values of a header for a CGI-like server, which folds names and merges trailers.
     pub fn folded(&self, name: &str) -> Vec<&str> {
         let lines = self.lines.iter().chain(&self.trailers);
         let named = lines.filter(|(known, _)| fold(known) == fold(name));
@@ -54,7 +54,7 @@ fn fold(name: &str) -> String {
         .collect()
 }
 
-/// What the upstream does with a request.
+/// What the service does with a request.
 #[derive(Clone)]
 pub enum Reply {
     /// Sends these bytes and keeps the connection.
@@ -69,9 +69,9 @@ pub enum Reply {
     Push(Vec<u8>, Vec<u8>),
     /// Sends these bytes when it is notified.
     When(Arc<Notify>, Vec<u8>),
-    /// Sends these bytes when all whom the barrier is for have come.
+    /// Sends these bytes when the barrier is reached.
     Meet(Arc<Barrier>, Vec<u8>),
-    /// Does all of this, and keeps the connection if none of it ends it.
+    /// Does these steps, and keeps the connection unless one of them ends it.
     Steps(Vec<Step>),
 }
 
@@ -81,14 +81,14 @@ pub enum Step {
     Send(Vec<u8>),
     /// Sends each of these bytes by itself.
     Drip(Vec<u8>),
-    /// Reads the rest of the request, where the reply began before it had come.
+    /// Reads the rest of the request, if the reply began before it was complete.
     Body,
     /// Waits until these bytes of the body have come.
     Until(Vec<u8>),
     Wait(Arc<Notify>),
-    /// Closes the connection, whatever has not been read.
+    /// Closes the connection, even with unread bytes.
     Close,
-    /// Says that nothing more will be sent, and reads until the gateway says so, too.
+    /// Closes the sending half, and reads until the gateway closes its own.
     Finish,
     /// Resets the connection.
     Reset,
@@ -153,17 +153,17 @@ impl Upstream {
         Self { address, records, replies, responds_early, open, accepting }
     }
 
-    /// Answers every request from now on by `reply`.
+    /// Replies to every request from now on with `reply`.
     pub fn reply(&self, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
         *self.replies.lock().unwrap() = Arc::new(reply);
     }
 
-    /// Whether requests are answered as soon as their heads have come.
+    /// Whether to reply as soon as a request header has come.
     pub fn respond_early(&self, early: bool) {
         self.responds_early.store(early, Ordering::Relaxed);
     }
 
-    /// Waits until only so many connections are open.
+    /// Waits until at most so many connections are open.
     pub async fn until_open(&self, count: usize) {
         let reached = async {
             while self.open.load(Ordering::SeqCst) > count {
@@ -185,17 +185,17 @@ impl Upstream {
         self.records.lock().unwrap().whole.clone()
     }
 
-    /// Those after so many.
+    /// The requests after the first `count`.
     pub fn requests_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().whole[count..].to_vec()
     }
 
-    /// Requests after so many whose heads have come, with or without a whole body.
+    /// The same, of all requests whose header has come, with or without a complete body.
     pub fn begun_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().begun[count..].to_vec()
     }
 
-    /// What came that no strict reader would take.
+    /// What a strict reader would reject.
     pub fn faults(&self) -> Vec<String> {
         let mut records = self.records.lock().unwrap();
         let unread: Vec<_> = records.idle.values().filter_map(unread_fault).collect();
@@ -213,7 +213,7 @@ impl Drop for Upstream {
     }
 }
 
-/// What waits on a connection between two requests and begins none, read by nobody yet.
+/// Unread bytes on an idle connection that do not begin a request.
 fn unread_fault(stream: &std::net::TcpStream) -> Option<String> {
     let mut bytes = [0; 64];
     let count = stream.peek(&mut bytes).unwrap_or(0);
@@ -247,7 +247,7 @@ struct Conversation<'a> {
     records: &'a Mutex<Records>,
 }
 
-/// Whether a connection is kept after a request, or has ended.
+/// Whether a connection is kept after a request.
 #[derive(PartialEq, Eq)]
 enum Kept {
     Yes,
@@ -261,7 +261,7 @@ async fn converse(
     replies: &Mutex<Arc<Replies>>,
     responds_early: &AtomicBool,
 ) -> Result<(), String> {
-    // What is sent in pieces is to arrive in pieces.
+    // Bytes that are sent in pieces must arrive in pieces.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let request = Received::default();
     let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
@@ -403,7 +403,7 @@ impl Conversation<'_> {
     }
 }
 
-/// RFC 9112, without any of its leniencies.
+/// RFC 9112, read strictly.
 fn parse_head(head: &[u8]) -> Result<Received, String> {
     let (request_line, lines) = strict::split_head(head)?;
     let parts: Vec<&str> = request_line.split(' ').collect();
