@@ -22,7 +22,7 @@ async fn a_required_route_needs_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_optional_route_takes_nobody_but_no_bad_token() {
+async fn an_optional_route_allows_no_token_but_not_an_invalid_one() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
 
@@ -160,7 +160,7 @@ async fn a_route_may_list_its_apps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_reads_as_two_routes_is_refused_and_one_that_does_not_goes_on_as_it_came() {
+async fn a_path_that_reads_as_two_routes_is_rejected_and_any_other_is_forwarded_unchanged() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     for path in [

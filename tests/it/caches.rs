@@ -202,7 +202,7 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caches_are_told_of_the_carriers_that_are_on_by_their_names() {
+async fn vary_names_the_carriers_that_are_enabled() {
     for (session, vary) in [
         ("carriers = [\"header\"]", "X-3rd-Session"),
         ("carriers = [\"bearer\"]", "Authorization"),

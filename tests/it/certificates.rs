@@ -70,7 +70,7 @@ impl Chain {
 }
 
 #[test]
-fn a_chain_up_to_its_root_is_taken_without_a_word() {
+fn a_chain_up_to_its_root_has_no_warning() {
     let chain = Chain::new();
     let tls = chain.write(&[&chain.middle.certificate, &chain.root.certificate]);
     assert_eq!(parse(&tls).unwrap(), Vec::<String>::new());
@@ -110,7 +110,7 @@ fn the_key_must_be_that_of_the_first_certificate() {
 }
 
 #[test]
-fn what_is_no_certificate_is_refused() {
+fn a_file_that_is_not_a_certificate_is_rejected() {
     let chain = Chain::new();
     let tls = chain.write(&[]);
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -204,7 +204,7 @@ fn check_knows_the_roots_of_the_machine_and_shows_warnings() {
 }
 
 #[test]
-fn names_that_are_missing_or_stand_twice_are_warned_of() {
+fn missing_and_duplicate_names_are_warned_of() {
     let root = Authority::root("the root");
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, names: &[&str]| {

@@ -6,7 +6,7 @@ use crate::harness::client::Connection;
 use crate::harness::{Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_doubtful_head_is_refused_and_its_connection_closed() {
+async fn a_doubtful_request_header_is_rejected_and_its_connection_closed() {
     let stack = Stack::start().await;
     for head in [
         "GET /none HTTP/1.1\r\n\r\n",
@@ -38,7 +38,7 @@ async fn a_doubtful_head_is_refused_and_its_connection_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_over_its_limits_is_refused() {
+async fn a_request_header_over_its_limits_is_rejected() {
     let stack = Stack::start().await;
     let long_value = "x".repeat(17 << 10);
     let long_path = format!("/none/{}", "x".repeat(9 << 10));
@@ -56,7 +56,7 @@ async fn a_head_over_its_limits_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
+async fn a_request_header_has_a_deadline_and_so_has_an_idle_connection() {
     let stack =
         Stack::start_with("limits = { header_timeout = \"300ms\", idle_timeout = \"600ms\" }")
             .await;
@@ -79,7 +79,7 @@ async fn a_head_has_a_deadline_and_so_has_an_idle_connection() {
 
 /// Each is a request of its own, checked by itself, in order.
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_requests_are_answered_in_turn() {
+async fn pipelined_requests_are_served_in_order() {
     let stack = Stack::start().await;
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     let mut bytes = Vec::new();
@@ -126,7 +126,7 @@ async fn http_1_0_is_served_and_its_connection_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_health_path_is_there_when_it_is_asked_for() {
+async fn a_health_endpoint_exists_if_it_is_configured() {
     let stack = Stack::start().await;
     stack.get("/lb-health").send().await.assert_error(401, "missing_token", "login");
 
@@ -277,7 +277,7 @@ async fn a_body_that_drips_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_takes_nothing_is_cut_off() {
+async fn a_client_that_reads_nothing_is_cut_off() {
     let stack = Stack::start_with("limits.write_timeout = \"300ms\"").await;
     stack.upstream.reply(|_| crate::harness::upstream::Reply::ok("", &"x".repeat(30_000_000)));
     let mut connection = Connection::open(stack.gateway).await;

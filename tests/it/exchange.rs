@@ -109,7 +109,7 @@ async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Response,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_in_a_body_over_its_limit_is_no_request() {
+async fn the_rest_of_a_body_over_its_limit_is_not_a_request() {
     let pair = Pair::start("[limits]\nmax_body = \"1KiB\"").await;
     let mut client = pair.client().await;
     // A chunk of 8 KiB, 2 KiB of it at once.
@@ -127,7 +127,7 @@ async fn what_follows_in_a_body_over_its_limit_is_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_after_a_body_over_its_limit_is_answered_or_the_connection_announced_closed() {
+async fn the_request_after_a_body_over_its_limit_is_served_or_the_connection_announced_closed() {
     let pair = Pair::start("[limits]\nmax_body = \"1KiB\"").await;
     let mut client = pair.client().await;
     let data = "x".repeat(2048);
@@ -138,7 +138,7 @@ async fn the_request_after_a_body_over_its_limit_is_answered_or_the_connection_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_after_a_malformed_trailer_is_answered_or_the_connection_announced_closed() {
+async fn the_request_after_a_malformed_trailer_is_served_or_the_connection_announced_closed() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(format!("{CHUNKED}1\r\nx\r\n0\r\nno colon\r\n\r\n").as_bytes()).await;
@@ -148,7 +148,7 @@ async fn the_request_after_a_malformed_trailer_is_answered_or_the_connection_ann
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_before_the_body_announces_what_becomes_of_the_connection() {
+async fn a_response_before_the_body_announces_whether_the_connection_is_kept() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(UPLOAD.as_bytes()).await;
@@ -187,7 +187,7 @@ async fn a_client_that_stops_sending_is_cut_while_a_response_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_of_unknown_length_that_breaks_off_is_no_whole_one() {
+async fn a_response_of_unknown_length_that_breaks_off_does_not_look_complete() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let head = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
@@ -205,7 +205,7 @@ async fn a_response_of_unknown_length_that_breaks_off_is_no_whole_one() {
     assert!(end.is_err(), "it ends as if it were whole");
 }
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() {
+async fn a_malformed_trailer_breaks_off_the_response_whether_or_not_it_is_forwarded() {
     for te in ["TE: trailers\r\n", ""] {
         let pair = Pair::start("").await;
         let mut client = pair.client().await;
@@ -220,7 +220,7 @@ async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_last_chunk_is_sent_before_the_trailers_are_judged() {
+async fn no_last_chunk_is_sent_before_the_trailers_are_validated() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
@@ -236,7 +236,7 @@ async fn no_last_chunk_is_sent_before_the_trailers_are_judged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_not_sent_again_after_something_was_heard() {
+async fn a_request_is_not_sent_again_after_an_informational_response() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(GET.as_bytes()).await;
@@ -252,7 +252,7 @@ async fn a_request_is_not_sent_again_after_something_was_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_100_and_is_rejected_is_told_that_the_connection_ends() {
+async fn a_rejected_request_that_expects_100_gets_connection_close() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     let line = "Expect: 100-continue\r\nContent-Length: 44\r\n";
@@ -264,7 +264,7 @@ async fn a_client_that_waits_for_100_and_is_rejected_is_told_that_the_connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trailer_that_a_response_nominates_is_not_forwarded() {
+async fn a_trailer_that_connection_names_is_not_forwarded() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
@@ -283,7 +283,7 @@ async fn a_trailer_that_a_response_nominates_is_not_forwarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_judged() {
+async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_checked() {
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
                  add_prefix = \"/v2\"\n";
     let pair = Pair::start(route).await;
@@ -300,7 +300,7 @@ async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_judged() {
 /// What a service sends after its response is never taken for the response to another request,
 /// however many requests a client has in flight.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_with_something_to_say_serves_no_request() {
+async fn a_connection_with_unread_bytes_serves_no_request() {
     let pair = Pair::start("").await;
     for before in 90..140 {
         let mut kept = Vec::new();
@@ -346,7 +346,7 @@ const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade
     Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_ends_only_when_the_service_has_said_its_last() {
+async fn a_websocket_delivers_the_last_message_of_the_service() {
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
                  websocket = true\n";
     let pair = Pair::start(route).await;
@@ -365,7 +365,7 @@ async fn a_websocket_ends_only_when_the_service_has_said_its_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_passes_bytes_while_the_store_takes_its_time() {
+async fn a_websocket_forwards_bytes_while_the_store_is_slow() {
     let redis = RedisServer::start();
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("seal");
@@ -394,7 +394,7 @@ async fn a_websocket_passes_bytes_while_the_store_takes_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_client_that_asks_for_it_keeps_its_connection() {
+async fn an_http_1_0_client_with_keep_alive_keeps_its_connection() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     let head = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";

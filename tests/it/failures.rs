@@ -39,7 +39,7 @@ fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
+async fn a_failed_request_is_logged_with_upstream_server_and_cause() {
     let (nobody, _taken) = nobody();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
     let response = stack.get("/none").send().await;
@@ -63,7 +63,7 @@ async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
 
 /// Its queue is full, so that the connection is never accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
+async fn a_connect_timeout_is_logged_with_its_length() {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).unwrap();
@@ -85,7 +85,7 @@ async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
+async fn a_rejected_response_is_logged_with_the_reason_and_the_header_line() {
     let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
     let secret = "a-secret-in-a-value";
     for (reply, cause) in [
@@ -145,7 +145,7 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_breaks_off_says_that_it_had_begun() {
+async fn a_response_that_breaks_off_is_logged_as_begun() {
     let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
     for (reply, cause) in [
         (
@@ -178,7 +178,7 @@ async fn a_response_that_breaks_off_says_that_it_had_begun() {
 
 /// A POST is not sent again; the service's keep-alive timeout may have closed the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_on_a_reused_connection_says_so() {
+async fn a_failure_on_a_reused_connection_is_logged_as_such() {
     let stack = Stack::start().await;
     assert_eq!(stack.get("/none").send().await.status, 200);
     stack.upstream.reply(|_| Reply::Last(vec![]));

@@ -110,7 +110,7 @@ fn assert_of(response: &Response, openid: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_is_told_whose_request_it_is() {
+async fn a_proxy_gets_the_identity_of_the_client() {
     let stack = start().await;
     let (alice, openid_of_alice) = (stack.login("alice").await, openid("alice"));
     let header = ask("/orders/7?page=2").token(&alice).of(&stack).await;
@@ -128,7 +128,7 @@ async fn a_proxy_is_told_whose_request_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator_says_so() {
+async fn a_cacheable_decision_varies_on_everything_that_it_depends_on() {
     const VARY: &str =
         "X-3rd-Session, Authorization, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host";
     let stack = start_with("forward_auth.cache = \"10s\"").await;
@@ -227,7 +227,7 @@ async fn the_decision_is_the_public_listeners() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
+async fn a_request_that_is_described_twice_or_not_at_all_is_rejected() {
     let stack = start().await;
     let token = stack.login("alice").await;
     let whole = ask("/").token(&token);
@@ -256,7 +256,7 @@ async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
 
 /// The message names what to correct in the proxy's configuration or in the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
+async fn the_rejection_of_a_malformed_description_has_the_reason() {
     let stack = start().await;
     let whole = ask("/none");
     for (asked, has) in [
@@ -299,7 +299,7 @@ async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
 
 /// Proxies copy the header lines of the client's request.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_to_upgrade_decides_nothing() {
+async fn an_upgrade_header_decides_nothing() {
     let stack = start().await;
     let token = stack.login("alice").await;
     let asked = ask("/").token(&token).line("Connection", "Upgrade, HTTP2-Settings");
@@ -313,7 +313,7 @@ async fn an_offer_to_upgrade_decides_nothing() {
 
 /// The proxy overwrites only the exact names, not spellings that services read as the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forged_identity_is_overwritten_or_refused() {
+async fn a_forged_identity_is_overwritten_or_rejected() {
     let stack = start().await;
     let token = stack.login("alice").await;
     let forged = |ask: Ask| ask.line("X-OpenId", "evil").line("X-AppId", "evil");
@@ -330,7 +330,7 @@ async fn a_forged_identity_is_overwritten_or_refused() {
 
 /// The proxy in front forwards headers that a service may read as another method.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
+async fn no_header_changes_the_method_where_routes_distinguish_methods() {
     let stack = start_with(
         r#"
         [[route]]
@@ -357,7 +357,7 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
 
 /// Where the gateway would respond to preflights itself, they do not reach the service.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_goes_on_without_a_session_only_where_it_may_pass() {
+async fn a_preflight_is_allowed_without_a_session_only_where_it_is_forwarded() {
     for (says, status) in
         [("cors = { origins = [\"https://h5.test\"] }", 401), ("preflight = \"pass\"", 200)]
     {
@@ -372,7 +372,7 @@ async fn a_preflight_goes_on_without_a_session_only_where_it_may_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_trusted_proxies_may_ask() {
+async fn only_trusted_proxies_get_decisions() {
     let stack = Stack::start_with(&ON.replace("127.0.0.1\"]", "192.0.2.1\"]")).await;
     let token = stack.login("alice").await;
     for case in [ask("/none"), ask("/").token(&token), ask("/").by("GET /other")] {
@@ -388,7 +388,7 @@ async fn only_trusted_proxies_may_ask() {
 
 /// The request for the decision decides nothing: some proxies keep the method, body or path.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_asking_request_itself_is_decides_nothing() {
+async fn the_proxys_own_request_decides_nothing() {
     let stack = start().await;
     let token = stack.login("alice").await;
     for way in [
@@ -501,7 +501,7 @@ async fn rates_of_users_and_addresses_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_200_is_a_use_of_the_session() {
+async fn a_decision_of_200_counts_as_use_of_the_session() {
     let stack = start_with("session.ttl = \"10h\"\nsession.idle_timeout = \"1h\"").await;
     let token = stack.login("alice").await;
     for _ in 0..3 {
@@ -513,7 +513,7 @@ async fn an_answer_of_200_is_a_use_of_the_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decisions_are_counted_and_written_down() {
+async fn decisions_are_counted_and_logged() {
     let stack = start_with("log.access = \"{dir}/access.log\"").await;
     let token = stack.login("alice").await;
     let id = ask("/orders/7?secret=1").token(&token).line("X-Request-Id", "of-the-proxy-1");
@@ -578,7 +578,7 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_asks_nothing_ends() {
+async fn an_idle_connection_of_a_proxy_is_closed() {
     let stack = start_with("limits.idle_timeout = \"50ms\"").await;
     let mut idle = Connection::open(stack.forward_auth.unwrap()).await;
     idle.send(&ask("/none").bytes()).await;

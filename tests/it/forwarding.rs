@@ -13,7 +13,7 @@ use crate::harness::upstream::Reply;
 use crate::harness::{Stack, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_and_answers_go_through_as_they_are() {
+async fn requests_and_responses_are_forwarded_unchanged() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     stack
@@ -41,7 +41,7 @@ async fn requests_and_answers_go_through_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn head_has_no_body_and_the_connection_goes_on() {
+async fn a_response_to_head_has_no_body_and_the_connection_is_kept() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     for _ in 0..2 {
@@ -159,7 +159,7 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
 
 /// The message names what to correct in the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
+async fn the_rejection_of_a_target_names_the_forbidden_byte() {
     let stack = Stack::start().await;
     for (target, has) in [
         ("/caf\u{e9}", "outside ASCII must be percent-encoded"),
@@ -200,7 +200,7 @@ async fn a_failed_connect_tries_the_next_server_also_for_a_post() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_take_turns() {
+async fn servers_are_used_in_turn() {
     let second = crate::harness::upstream::Upstream::start().await;
     let stack =
         Stack::start_with(&upstream(&format!("[\"{}\", \"{{upstream}}\"]", second.address))).await;
@@ -251,7 +251,7 @@ async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
 
 /// A response that breaks off never looks complete.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_breaks_off_stays_visibly_broken() {
+async fn a_response_that_breaks_off_does_not_look_complete() {
     let stack = Stack::start().await;
     for half in [
         "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
@@ -265,7 +265,7 @@ async fn an_answer_that_breaks_off_stays_visibly_broken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_is_counted_as_such() {
+async fn a_client_that_disconnects_is_counted_as_such() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(Vec::new()));
     let mut connection = Connection::open(stack.gateway).await;
@@ -325,7 +325,7 @@ fn upstream(servers: &str) -> String {
 
 /// An informational response is not the response: errors after it are still sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_after_an_informational_answer_are_told_and_counted() {
+async fn errors_after_an_informational_response_are_sent_and_counted() {
     let changes = "limits = { max_body = \"1KiB\", body_timeout = \"300ms\" }\n\
                    [[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"300ms\"";
     let stack = Stack::start_with(changes).await;
@@ -380,7 +380,7 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_that_nobody_asked_for_is_a_bad_gateway() {
+async fn an_upgrade_that_was_not_requested_is_a_bad_gateway() {
     let stack = Stack::start().await;
     let switching =
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nRAW";
@@ -389,7 +389,7 @@ async fn an_upgrade_that_nobody_asked_for_is_a_bad_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_concerns_only_the_upstreams_connection_stays_there() {
+async fn headers_about_the_connection_to_the_service_are_not_forwarded() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| {
         Reply::ok(
@@ -454,7 +454,7 @@ async fn a_client_that_leaves_after_sending_early_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_after_an_informational_answer_is_counted_as_such() {
+async fn a_client_that_disconnects_after_an_informational_response_is_counted_as_such() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()));
     let mut connection = Connection::open(stack.gateway).await;

@@ -100,7 +100,7 @@ fn is_ok(response: &Result<StrictResponse, String>, framing: Framing, body: &str
 
 /// The strict readers themselves, without a gateway between them.
 #[tokio::test]
-async fn both_ends_read_what_has_one_form_and_nothing_else() {
+async fn the_strict_readers_accept_one_form_of_framing_only() {
     let service = Upstream::start().await;
     for (bytes, expected) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", Some((Framing::Length, ""))),

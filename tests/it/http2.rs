@@ -64,7 +64,7 @@ pub async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
 }
 
 #[tokio::test]
-async fn a_plain_listener_takes_http_2_and_http_1_where_h2c_is_on() {
+async fn a_plain_listener_speaks_http_2_and_http_1_where_h2c_is_on() {
     let stack = Stack::start_with("server.h2c = true").await;
     let token = stack.login("alice").await;
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
@@ -173,7 +173,7 @@ async fn a_chunked_body_ends_once_however_the_client_ends_it() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
+async fn a_service_that_is_slow_to_respond_to_a_complete_body_is_waited_for() {
     let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"100ms\"").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
@@ -189,7 +189,7 @@ async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
+async fn a_client_that_reads_nothing_of_a_response_is_cut_off() {
     let stack = Stack::start_with("server.h2c = true\nlimits.write_timeout = \"300ms\"").await;
     stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(100_000)));
     let mut builder = h2::client::Builder::new();
@@ -225,7 +225,7 @@ async fn a_client_that_keeps_giving_up_loses_its_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
+async fn a_client_that_mostly_waits_for_responses_may_reset_a_stream_now_and_then() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 3").await;
     stack.upstream.reply(|received: &Received| match received.target() {
         "/none/slow" => Reply::Stall(Vec::new()),
@@ -243,7 +243,7 @@ async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
 }
 
 #[tokio::test]
-async fn no_more_requests_are_taken_at_once_than_may_be() {
+async fn no_more_streams_are_served_at_once_than_the_limit() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_streams = 3").await;
     let mut client = Client::open(stack.gateway).await;
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
@@ -265,7 +265,7 @@ async fn a_changed_limit_of_requests_at_once_is_for_new_connections() {
 }
 
 #[tokio::test]
-async fn a_connection_without_requests_is_told_to_go() {
+async fn a_connection_without_requests_gets_goaway() {
     let limits = "limits.idle_timeout = \"200ms\"\nlimits.header_timeout = \"200ms\"";
     let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;
     let silent = Client::open(stack.gateway).await;
@@ -280,7 +280,7 @@ async fn a_connection_without_requests_is_told_to_go() {
 }
 
 #[tokio::test]
-async fn draining_lets_requests_finish_and_takes_no_new_connection() {
+async fn draining_lets_requests_finish_and_accepts_no_new_connection() {
     let stack = Stack::start_with("server.h2c = true").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
@@ -304,7 +304,7 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_was_sent() {
+async fn a_response_before_the_end_of_its_request_is_counted_with_its_status() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     // Unlike the recorder, it responds as soon as anything comes.
@@ -332,7 +332,7 @@ async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_w
 
 /// A response is complete when the client has it, not when the protocol layer has it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_ends() {
+async fn a_client_that_reads_slowly_gets_its_whole_response_when_the_connection_ends() {
     for changes in ["limits.idle_timeout = \"200ms\"", ""] {
         let stack = Stack::start_with(&format!("server.h2c = true\n{changes}")).await;
         stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(2_000_000)));

@@ -60,7 +60,7 @@ async fn windows_grow_while_the_service_takes_the_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_stay_as_they_are_where_there_is_no_room_for_larger_ones() {
+async fn windows_do_not_grow_without_room_for_larger_ones() {
     for limit in ["0B", "1MiB"] {
         let limits = format!("limits.max_body = \"1GiB\"\nlimits.max_buffered = \"{limit}\"");
         let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;
@@ -111,7 +111,7 @@ async fn a_window_is_given_back_when_its_connection_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_takes_nothing_makes_no_window_grow() {
+async fn a_service_that_reads_nothing_makes_no_window_grow() {
     let socket = TcpSocket::new_v4().unwrap();
     // Bytes that the system buffers look as if the service had read them.
     socket.set_recv_buffer_size(4 << 10).unwrap();
@@ -229,7 +229,7 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_100_gets_one_if_the_service_does_not_ask() {
+async fn a_client_that_waits_for_100_gets_one_if_the_service_sends_none() {
     let stack = Stack::start_with("server.h2c = true").await;
     let client = Client::open(stack.gateway).await;
     let request = Request::builder().method(Method::POST).uri("http://gateway.test/none");

@@ -46,7 +46,7 @@ async fn identity_headers_may_have_other_names() {
 
 /// What `Connection` names is removed; identity is written after that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_header_cannot_take_identity_away() {
+async fn a_connection_header_cannot_remove_identity() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     for nominated in ["X-OpenId", "close, x-openid", "keep-alive,X-OpenId", "X-Request-Id"] {

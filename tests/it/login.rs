@@ -10,7 +10,7 @@ use crate::harness::client::{self, Response};
 use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid, serve_bytes, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_becomes_a_token_and_nothing_else_is_told() {
+async fn a_code_becomes_a_token_and_the_response_has_nothing_else() {
     let stack = Stack::start().await;
     let response = stack.try_login("user-alice-1").await;
     assert_eq!(response.status, 200);
@@ -28,7 +28,7 @@ async fn a_code_becomes_a_token_and_nothing_else_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_taken_as_json_and_as_a_form() {
+async fn a_login_is_accepted_as_json_and_as_a_form() {
     let stack = Stack::start().await;
     let json = r#"{"code":"user-a-1","nickName":"x"}"#;
     for (number, content_type) in
@@ -52,7 +52,7 @@ async fn a_login_is_taken_as_json_and_as_a_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_is_taken_only_when_it_is_accepted() {
+async fn a_query_is_accepted_only_if_it_is_configured() {
     let stack = Stack::start().await;
     let refused = stack.get("/login?code=user-a-1").send().await;
     refused.assert_error(405, "method_not_allowed", "none");
@@ -71,7 +71,7 @@ async fn a_query_is_taken_only_when_it_is_accepted() {
 
 /// Clients and proxies may repeat the line or send a list; it must be a single type.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_content_type_that_is_there_twice_is_that_type() {
+async fn a_repeated_content_type_counts_once() {
     let stack = Stack::start().await;
     let form = "application/x-www-form-urlencoded";
     let json = "application/json";
@@ -145,7 +145,7 @@ async fn an_empty_app_id_counts_as_none() {
 
 /// `curl -d` always claims to send a form.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
+async fn a_login_in_another_format_than_its_content_type_is_rejected_with_the_reason() {
     let stack = Stack::start().await;
     let only_json = Stack::start_with(r#"login.accept = ["json"]"#).await;
     let only_form = Stack::start_with(r#"login.accept = ["form"]"#).await;
@@ -204,7 +204,7 @@ async fn a_byte_order_mark_before_a_login_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_login_is_refused_before_wechat_is_asked() {
+async fn a_malformed_login_is_rejected_before_wechat_is_called() {
     let stack = Stack::start().await;
     for body in [
         "",
@@ -237,7 +237,7 @@ async fn what_is_no_login_is_refused_before_wechat_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_developer_tools_mock_code_is_told_without_asking_wechat() {
+async fn the_mock_code_of_the_developer_tools_is_rejected_without_calling_wechat() {
     let stack = Stack::start().await;
     let response = stack.try_login("the code is a mock one").await;
     response.assert_error(401, "invalid_code", "login");
@@ -245,7 +245,7 @@ async fn the_developer_tools_mock_code_is_told_without_asking_wechat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_errcode_has_its_answer() {
+async fn every_errcode_has_its_response() {
     let stack = Stack::start().await;
     for (errcode, status, error, action, counted) in [
         (40029, 401, "invalid_code", "login", "40029"),
@@ -285,7 +285,7 @@ async fn a_code_is_good_once_and_for_five_minutes() {
 
 /// Whatever WeChat does, the client gets the documented response and the code is sent once.
 #[tokio::test(flavor = "multi_thread")]
-async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
+async fn misbehaviour_of_wechat_has_its_response_and_no_code_is_sent_twice() {
     let stack = Stack::start_with(r#"wechat.timeout = "400ms""#).await;
     for (number, (code, status, error, action)) in [
         ("hang-1", 504, "wechat_timeout", "login"),
@@ -315,7 +315,7 @@ async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
+async fn an_unreachable_wechat_is_busy_and_may_be_retried() {
     let unused = unused_address().await;
     let stack = Stack::start_with(&format!("wechat.base_url = \"http://{unused}\"")).await;
     let response = stack.try_login("user-a-1").await;
@@ -324,7 +324,7 @@ async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_cannot_be_trusted_is_refused() {
+async fn an_untrusted_certificate_is_rejected() {
     let name = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let wechat = crate::tls::serve_tls(&name).await;
@@ -346,7 +346,7 @@ async fn a_certificate_that_cannot_be_trusted_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_apps_are_told_apart() {
+async fn logins_of_several_apps_are_kept_apart() {
     let app = |app_id: &str, rest: &str| {
         format!(
             "[[app]]\napp_id = \"{app_id}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n{rest}\n"
@@ -377,7 +377,7 @@ async fn a_body_that_does_not_come_is_a_timeout() {
 
 /// The request that WeChat gets is exactly the documented one.
 #[tokio::test(flavor = "multi_thread")]
-async fn wechat_is_asked_as_its_documentation_says() {
+async fn wechat_is_called_as_its_documentation_says() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let asked = tokio::spawn(async move {
@@ -433,7 +433,7 @@ async fn wechat_is_reached_through_the_configured_proxy() {
 
 /// A malformed response is not taken for a lost one.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_http_is_rejected() {
+async fn a_response_that_is_not_http_is_rejected() {
     for nonsense in
         ["NOTHTTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"]
     {
@@ -444,7 +444,7 @@ async fn an_answer_that_is_no_http_is_rejected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_that_cannot_be_read_are_counted_and_a_client_that_left_is_told_apart() {
+async fn malformed_logins_are_counted_and_disconnected_clients_separately() {
     let stack = Stack::start().await;
     let refused = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
     refused.assert_error(413, "body_too_large", "none");

@@ -58,7 +58,7 @@ async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_oth
 
 /// Where several apps are served, a login without `app_id` is for the default one.
 #[tokio::test(flavor = "multi_thread")]
-async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_itself() {
+async fn codes_of_another_configured_app_are_logged_as_such_for_each_app_separately() {
     let app = |app_id: &str, rest: &str| {
         format!(
             "[[app]]\napp_id = \"{app_id}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n{rest}\n"
@@ -175,7 +175,7 @@ async fn the_access_line_of_a_login_has_its_app_its_user_and_the_errcode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start() {
+async fn queue_exchanges_in_flight_and_circuit_breaker_are_gauges_from_the_start() {
     let stack = Stack::start_with(
         "[wechat]\nmax_in_flight = 1\nqueue_timeout = \"30s\"\ntimeout = \"30s\"\nbreaker_failures = 2",
     )

@@ -54,7 +54,7 @@ fn only(log: &str, text: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_logs_have_one_name_for_the_time_and_say_which_they_are() {
+async fn both_logs_have_the_same_name_for_the_time_and_name_themselves() {
     let (_directory, _upstream, file) = set_up("log.access = \"stderr\"").await;
     let mut gateway = start(&file);
     let (_, address) = gateway.started();
@@ -79,7 +79,7 @@ async fn both_logs_have_one_name_for_the_time_and_say_which_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_start_is_one_line_that_says_what_was_started() {
+async fn the_start_is_one_line_with_what_was_started() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let authority = Authority::root("root");
@@ -179,7 +179,7 @@ async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
+async fn the_line_of_a_drain_has_the_requests_in_flight_and_the_timeouts() {
     let changes = "[server]\nshutdown_delay = \"50ms\"\ndrain_timeout = \"1500ms\"";
     let (_directory, upstream, file) = set_up(changes).await;
     let mut gateway = start(&file);
@@ -205,7 +205,7 @@ async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
 
 /// Signals that end a process by default, and some that do not.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_signal_but_those_that_end_the_program_ends_it() {
+async fn only_the_documented_signals_end_the_program() {
     let (_directory, _upstream, file) = set_up("").await;
     let named = [
         "HUP", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT",
@@ -254,7 +254,7 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
 
 /// With a limit on file sizes a write fails; the gateway must not end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
+async fn a_log_file_at_its_size_limit_loses_lines_and_nothing_else() {
     let (directory, _upstream, file) = set_up("").await;
     let script = format!("ulimit -f 1; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
     let mut gateway = Running::start(std::process::Command::new("sh").args(["-c", &script]), true);
@@ -328,7 +328,7 @@ async fn rotation_by_rename_and_signal_loses_no_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
+async fn a_log_file_is_created_once_its_folder_is_back() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let folder = directory.path().join("logs");
@@ -378,7 +378,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_log_is_a_file_the_signal_changes_nothing() {
+async fn without_a_log_file_the_signal_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     for access in ["stderr", "stdout", "off"] {

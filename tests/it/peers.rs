@@ -61,7 +61,7 @@ async fn a_python_client_and_a_node_service_find_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
+async fn curl_uploads_with_expect_and_reads_the_response() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     let upload = stack.directory.path().join("upload");

@@ -57,7 +57,7 @@ async fn without_a_header_there_is_no_connection() {
 }
 
 #[tokio::test]
-async fn who_is_no_trusted_proxy_cannot_name_an_address() {
+async fn only_a_trusted_proxy_can_set_the_client_address() {
     let stack = Stack::start_with(&ON.replace("\"127.0.0.1\"", "\"192.0.2.0/24\"")).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n").await;

@@ -31,7 +31,7 @@ fn assert_limited(response: &Response, seconds: &str) {
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
+async fn the_rate_of_a_user_counts_all_its_sessions_on_a_route() {
     let stack = Stack::start_with(ROUTES).await;
     let (first, second) = (stack.login("alice").await, stack.login("alice").await);
     let bob = stack.login("bob").await;
@@ -50,7 +50,7 @@ async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
 }
 
 #[tokio::test]
-async fn who_is_nobody_has_no_limit_of_a_user() {
+async fn requests_without_a_session_have_no_user_limit() {
     let stack = Stack::start_with(ROUTES).await;
     for _ in 0..5 {
         assert_eq!(stack.get("/optional").send().await.status, 200);
@@ -60,7 +60,7 @@ async fn who_is_nobody_has_no_limit_of_a_user() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_requests_of_a_route_whoever_asks() {
+async fn the_rate_of_an_address_counts_all_its_requests_on_a_route() {
     let stack = Stack::start_with(ROUTES).await;
     let token = stack.login("alice").await;
     assert_eq!(stack.get("/none").send().await.status, 200);
@@ -89,7 +89,7 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_limit_and_the_proxy_none
 }
 
 #[tokio::test]
-async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
+async fn the_login_rate_of_an_app_limits_calls_to_wechat() {
     let changes = format!(
         r#"
         [login]
@@ -120,7 +120,7 @@ async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_logins_good_or_not() {
+async fn the_login_rate_of_an_address_counts_failed_logins_too() {
     let stack = Stack::start_with("[login]\nrate_per_address = \"2/10s\"").await;
     stack.login("alice").await;
     assert_eq!(stack.try_login("err-40029-1").await.status, 401);
@@ -132,7 +132,7 @@ async fn an_address_has_so_many_logins_good_or_not() {
 }
 
 #[tokio::test]
-async fn a_body_may_be_as_long_as_its_route_says() {
+async fn a_route_has_its_own_limit_on_bodies() {
     let stack = Stack::start_with(
         r#"
         [limits]

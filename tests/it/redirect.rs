@@ -26,7 +26,7 @@ async fn ask(redirect: SocketAddr, request: &str) -> Response {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_sent_on_to_https_as_it_is() {
+async fn every_request_is_redirected_to_https_unchanged() {
     let (stack, redirect) = start("").await;
     for (target, host, location) in [
         ("/", "a.test", "https://a.test/"),
@@ -110,7 +110,7 @@ async fn a_request_without_a_usable_host_is_400() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_port_is_named_and_health_is_answered_in_place() {
+async fn another_https_port_is_in_the_redirect_and_health_is_served() {
     let changes = "server.redirect_port = 8443\nendpoints.health = \"/health\"\n\
                    log.access = \"{dir}/access.log\"";
     let (stack, redirect) = start(changes).await;
@@ -133,7 +133,7 @@ async fn another_port_is_named_and_health_is_answered_in_place() {
 
 /// A client in the middle of an upload gets the redirect, not a reset.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_is_still_sending_is_told_where_to_go() {
+async fn a_client_that_is_still_sending_gets_the_redirect() {
     let (_stack, redirect) = start("").await;
     let mut connection = Connection::open(redirect).await;
     let head = "POST /x HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3000000\r\n\r\n";
@@ -169,7 +169,7 @@ async fn the_limits_are_those_of_all_public_listeners() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_has_no_business_here() {
+async fn a_tls_handshake_fails_on_a_redirect_listener() {
     let (stack, redirect) = start("").await;
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let config = crate::harness::certificate::credulous();

@@ -50,7 +50,7 @@ fn ok_bytes(body: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_decides_nothing_never_changes_the_verdict() {
+async fn a_field_that_decides_nothing_never_changes_the_outcome() {
     let (stack, wechat) = scripted("").await;
     let deep = format!("{{\"errcode\":40029,\"errmsg\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
     let refusals: [&[u8]; 27] = [
@@ -171,7 +171,7 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_has_too_many_requests_is_busy_for_as_long_as_it_says() {
+async fn a_429_of_a_relay_is_busy_for_its_retry_after() {
     let (stack, wechat) = scripted("").await;
     let wait = async |number: usize, lines: &str| {
         wechat.respond(response("429 Too Many Requests", lines, "slow down"));
@@ -192,7 +192,7 @@ async fn a_relay_that_has_too_many_requests_is_busy_for_as_long_as_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_errcode_in_the_body_of_a_4xx_decides_and_a_user_in_it_does_not() {
+async fn an_errcode_in_the_body_of_a_4xx_counts_and_an_openid_does_not() {
     let (stack, wechat) = scripted("").await;
     for (number, (status, body, expected)) in [
         ("400 Bad Request", r#"{"errcode":40029,"errmsg":0}"#, 401),
@@ -253,7 +253,7 @@ async fn base_url_may_have_a_path_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
+async fn a_trace_id_of_any_known_form_is_logged_and_never_a_secret() {
     let (stack, wechat) = scripted("").await;
     for (number, (errmsg, rid)) in [
         ("invalid appid, rid: 608d5803-66b84dfc-00538301", Some("608d5803-66b84dfc-00538301")),

@@ -106,7 +106,7 @@ async fn sessions_outlive_a_reload_and_a_new_ttl_is_for_new_ones() {
 
 /// Sessions of a removed app are rejected, and valid again if the app comes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_of_an_app_that_is_gone_are_no_good() {
+async fn sessions_of_a_removed_app_are_rejected() {
     let stack = Stack::start().await;
     let token = stack.login("anna").await;
     let other = format!(
@@ -120,7 +120,7 @@ async fn sessions_of_an_app_that_is_gone_are_no_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_says_which_files_and_what_has_changed() {
+async fn a_reload_logs_which_files_and_what_has_changed() {
     let stack = Stack::start().await;
     let changes = format!(
         "[limits]\nmax_target = \"64B\"\n\
@@ -146,7 +146,7 @@ async fn a_reload_says_which_files_and_what_has_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_reload_is_one_event_for_each_problem_and_one_in_words() {
+async fn a_rejected_reload_is_one_event_for_each_problem_and_one_as_text() {
     let stack = Stack::start().await;
     let secret = "a-literal-that-nobody-may-see";
     let changes = format!("server.treads = 1\nsession.ttl = 5\nadmin.token = \"{secret}\"\n");
@@ -197,7 +197,7 @@ async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_change_live_is_refused_by_name() {
+async fn a_changed_restart_only_key_is_rejected_by_name() {
     let stack = Stack::start().await;
     for (key, change) in [
         ("server.listen", "server.listen = \"127.0.0.1:1\""),
@@ -223,7 +223,7 @@ async fn what_cannot_change_live_is_refused_by_name() {
 
 /// A request that is in flight during a reload ends with its old configuration.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_request_sees_one_configuration() {
+async fn each_request_has_one_configuration() {
     let stack = Stack::start().await;
     let token = stack.login("anna").await;
     let release = Arc::new(Notify::new());
@@ -252,7 +252,7 @@ async fn each_request_sees_one_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_file_is_taken_by_itself() {
+async fn a_changed_file_is_reloaded_automatically() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
     let open = format!("server.watch_interval = \"10ms\"\n{OPEN}");
     stack.write_config(&open);
@@ -267,7 +267,7 @@ async fn a_changed_file_is_taken_by_itself() {
 
 /// A secret is a file of its own, and so is what is included.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_secret_is_taken_by_itself() {
+async fn a_changed_secret_is_reloaded_automatically() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
     let secret = stack.directory.path().join("wechat-secret");
     fs::write(&secret, "0000000000000000000000000000dead").unwrap();
@@ -282,7 +282,7 @@ async fn a_changed_secret_is_taken_by_itself() {
 
 /// The file of a route's response is part of the configuration, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_file_of_an_answer_is_taken_by_itself() {
+async fn a_changed_file_of_a_response_is_reloaded_automatically() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("verify.txt");
     fs::write(&file, "one").unwrap();
@@ -298,7 +298,7 @@ async fn a_changed_file_of_an_answer_is_taken_by_itself() {
 
 /// Reading a pipe would block, and with it all later reloads.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_file_is_refused_and_holds_nothing_up() {
+async fn a_pipe_in_place_of_a_file_is_rejected_and_delays_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -324,7 +324,7 @@ async fn what_is_no_file_is_refused_and_holds_nothing_up() {
 
 /// A ConfigMap is a folder of links through one link, `..data`, which is replaced.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_swapped_link_of_a_config_map_is_taken() {
+async fn a_replaced_link_of_a_config_map_is_noticed() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"\n").await;
     let volume = stack.directory.path();
     let file = stack.config_file();
@@ -374,7 +374,7 @@ async fn included_files_add_routes_and_are_watched() {
 
 /// Rate limits and recent codes survive a reload.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
+async fn a_reload_keeps_rates_and_responses_of_codes_that_it_does_not_change() {
     let rates = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
                  rate_per_address = \"2/h\"\n";
     let stack = Stack::start_with(rates).await;
@@ -392,7 +392,7 @@ async fn a_reload_keeps_rates_and_answers_of_codes_that_it_does_not_change() {
 /// The two files of a certificate cannot change at once: until they match, the old certificate
 /// is shown.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_certificate_is_taken_by_itself_and_no_handshake_fails() {
+async fn a_renewed_certificate_is_reloaded_automatically_and_no_handshake_fails() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
     let (first, second) = (authority.issue(&["localhost"]), authority.issue(&["localhost"]));

@@ -46,7 +46,7 @@ async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_client_that_takes_too_little_is_cut_off() {
+async fn only_a_client_that_reads_too_slowly_is_cut_off() {
     let pause = Duration::from_millis(200);
     let (drips, takes_enough, any) = tokio::join!(
         is_cut_off("1KiB", 20, pause),
@@ -81,13 +81,13 @@ async fn is_cut_off_in_time(rate: usize) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_system_holds_for_a_client_was_not_taken_by_it() {
+async fn bytes_that_the_system_buffers_do_not_count_as_read() {
     let (slow, fast) = tokio::join!(is_cut_off_in_time(200_000), is_cut_off_in_time(2_600_000));
     assert_eq!((slow, fast), (true, false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_always_takes_something_is_not_cut_off() {
+async fn a_client_that_keeps_reading_is_not_cut_off() {
     let limits = "limits.min_response_rate = \"0B\"\nlimits.write_timeout = \"3s\"";
     let stack = Stack::start_with(limits).await;
     stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));

@@ -34,7 +34,7 @@ fn named(routes: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_most_specific_host_is_asked_first_and_then_the_less_specific() {
+async fn the_most_specific_host_is_matched_first_and_then_the_less_specific() {
     let stack = Stack::start_with(&named(&[
         ("all", r#"path = "/""#),
         ("all-deep", r#"path = "/deep/er""#),
@@ -91,7 +91,7 @@ async fn an_exact_path_comes_before_prefixes_and_does_not_cover_what_is_below_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_may_ask_for_headers_and_is_not_there_without_them() {
+async fn a_route_with_headers_matches_only_requests_that_have_them() {
     let stack = Stack::start_with(&named(&[
         ("any", r#"path = "/""#),
         ("two", "path = \"/\"\nheaders = { X-Api-Version = \"2\" }"),
@@ -116,7 +116,7 @@ async fn a_route_may_ask_for_headers_and_is_not_there_without_them() {
 
 /// A service may read another line or spelling of the header than the gateway did.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
+async fn a_header_that_selects_a_route_can_be_read_in_one_way_only() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -150,7 +150,7 @@ async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
 /// Headers that `Connection` names are removed, and the service would get another request than
 /// the route matched.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_it() {
+async fn a_header_that_selects_a_route_cannot_be_removed_by_connection() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -181,7 +181,7 @@ async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_
 
 /// A shorter path with less protection must not match what a longer one rejects.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_they_take() {
+async fn a_method_that_no_route_of_the_best_path_allows_is_405_with_all_allowed_methods() {
     let stack = Stack::start_with(&named(&[
         ("all", r#"path = "/""#),
         ("read", "path = \"/orders\"\nmethods = [\"GET\", \"HEAD\"]"),
@@ -203,7 +203,7 @@ async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_may_answer_without_a_service() {
+async fn a_route_may_respond_without_a_service() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("answer.html");
     std::fs::write(&file, "<p>\n商品</p>\n").unwrap();
@@ -262,7 +262,7 @@ async fn a_route_may_answer_without_a_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_gives_the_service_the_path_that_it_knows() {
+async fn a_route_can_rewrite_the_path_for_its_service() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -371,7 +371,7 @@ async fn a_route_sets_and_removes_headers_but_identity_stays_the_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_routes_own_patience_comes_before_that_of_its_upstream() {
+async fn timeouts_of_a_route_override_those_of_its_upstream() {
     let stack = Stack::start_with(
         r#"
         [[upstream]]
@@ -408,7 +408,7 @@ async fn a_routes_own_patience_comes_before_that_of_its_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_of_the_users_goes_elsewhere_and_each_always_to_the_same() {
+async fn a_share_of_the_users_goes_to_another_upstream_and_each_always_to_the_same() {
     let canary = Upstream::start().await;
     let changes = format!(
         r#"
@@ -456,7 +456,7 @@ const PREFLIGHT: &str = "Access-Control-Request-Method";
 const PAGE: &str = "https://h5.example.com";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
+async fn a_preflight_gets_a_response_without_a_session_and_responses_have_cors_headers() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -525,7 +525,7 @@ async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_origin_may_ask_where_the_configuration_says_so() {
+async fn every_origin_is_allowed_where_the_configuration_says_so() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -548,7 +548,7 @@ async fn every_origin_may_ask_where_the_configuration_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
+async fn a_preflight_may_be_forwarded_without_a_session_and_nothing_else() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -586,7 +586,7 @@ async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
+async fn no_header_changes_the_method_where_routes_distinguish_methods() {
     let names = ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"];
     for (methods, expected) in [("methods = [\"GET\"]", 0), ("", 4)] {
         let stack = Stack::start_with(&format!(

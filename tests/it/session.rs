@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::harness::{APP, Stack};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_session_endpoint_tells_what_is_left_and_counts_as_use() {
+async fn the_session_endpoint_returns_the_remaining_time_and_counts_as_use() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     stack.get("/session").send().await.assert_error(401, "missing_token", "login");
@@ -25,7 +25,7 @@ async fn the_session_endpoint_tells_what_is_left_and_counts_as_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_ends_when_it_is_not_used_and_at_its_absolute_end() {
+async fn a_session_expires_after_its_idle_timeout_and_at_its_absolute_end() {
     let stack = Stack::start_with("session = { ttl = \"1h\", idle_timeout = \"30m\" }").await;
     let idle = stack.login("alice").await;
     let busy = stack.login("alice").await;
@@ -57,7 +57,7 @@ async fn a_full_store_still_takes_logins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn endpoints_may_stand_elsewhere_and_on_some_hosts_only() {
+async fn endpoints_may_have_other_paths_and_be_on_some_hosts_only() {
     let stack = Stack::start_with(
         r#"
         [endpoints]

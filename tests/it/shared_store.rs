@@ -72,7 +72,7 @@ async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_word_of_an_end_is_lost_it_is_seen_within_the_bound() {
+async fn a_revocation_whose_notice_is_lost_takes_effect_within_the_bound() {
     let server = RedisServer::start();
     let bound = "session.redis.near_cache_ttl = \"3s\"";
     let stack = gateway(&url(&server), bound).await;
@@ -225,7 +225,7 @@ async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_sessio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_ends_what_has_ended_by_his_gateways_clock_alone() {
+async fn an_operator_ends_a_session_that_has_expired_by_the_gateways_clock_only() {
     let server = RedisServer::start();
     let operator = "admin.token = { file = \"{dir}/operator\" }";
     let (ahead, right) =

@@ -16,7 +16,7 @@ async fn ended(stack: &mut Stack) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
+async fn draining_finishes_requests_in_flight_and_then_ends() {
     let mut stack = Stack::start().await;
     let release = Arc::new(Notify::new());
     let released = release.clone();
@@ -84,7 +84,7 @@ async fn a_drain_is_cut_at_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_to_stop_waits_for_nobody() {
+async fn an_immediate_stop_waits_for_no_request() {
     let mut stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(Vec::new()));
     let mut busy = Connection::open(stack.gateway).await;
@@ -104,7 +104,7 @@ async fn orders_without_effect_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_a_head_does_not_hold_up_the_end() {
+async fn an_incomplete_request_header_does_not_delay_a_drain() {
     let mut stack = Stack::start_with("limits.header_timeout = \"600s\"").await;
     let mut half = Connection::open(stack.gateway).await;
     half.send(&stack.get("/none").bytes()).await;

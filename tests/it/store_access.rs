@@ -160,7 +160,7 @@ async fn the_shipped_user_may_do_what_a_gateway_does_on_a_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_spoken_to_with_tls_and_only_with_the_right_certificate() {
+async fn a_store_is_reached_over_tls_and_only_with_the_right_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::root("ours"), Authority::root("another"));
     ours.issue(&["localhost"]).write(directory.path(), "store", &[]);

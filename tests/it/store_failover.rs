@@ -87,7 +87,7 @@ async fn a_logout_waits_for_each_replica_that_sentinels_may_make_the_primary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_has_lost_an_end_is_told_it_again() {
+async fn a_store_that_has_lost_a_revocation_gets_it_again() {
     let mut server = RedisServer::start();
     let (way, one, other) = two_gateways(&server).await;
     let token = one.login("alice").await;
@@ -106,7 +106,7 @@ async fn a_store_that_has_lost_an_end_is_told_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_used_once_it_takes_what_was_ended_and_not_before() {
+async fn a_store_is_used_only_after_it_has_accepted_the_revocations() {
     let mut server = RedisServer::start();
     let (way, one, other) = two_gateways(&server).await;
     let (token, known) = (one.login("alice").await, other.login("bob").await);
@@ -136,7 +136,7 @@ async fn a_store_is_used_once_it_takes_what_was_ended_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_still_loads_what_it_knew_is_told_when_it_has() {
+async fn a_store_that_still_loads_its_data_gets_the_revocations_afterwards() {
     // Loading takes about two seconds; commands get a reply meanwhile.
     let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let mut server = RedisServer::start_with(&slow);
@@ -157,7 +157,7 @@ async fn a_store_that_still_loads_what_it_knew_is_told_when_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_of_a_cluster_that_has_lost_an_end_is_told_it_again() {
+async fn a_node_of_a_cluster_that_has_lost_a_revocation_gets_it_again() {
     let mut nodes = cluster();
     let url = cluster_url(&nodes);
     let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
@@ -247,7 +247,7 @@ async fn login_status(stack: &Stack, user: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
+async fn a_store_that_has_lost_a_block_gets_it_again_unless_it_was_lifted() {
     let mut server = RedisServer::start();
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;
@@ -280,7 +280,7 @@ async fn a_store_that_has_lost_a_block_is_told_it_again_unless_it_was_lifted() {
 
 /// A gateway does not know what others have set in the meantime.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_is_told_again_does_not_shorten_a_later_one() {
+async fn a_restored_block_does_not_shorten_a_later_one() {
     let mut server = RedisServer::start();
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;

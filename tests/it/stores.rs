@@ -131,7 +131,7 @@ macro_rules! in_memory_and_on_redis {
 }
 
 in_memory_and_on_redis! {
-    a_session_ends_when_it_is_not_used_and_at_its_absolute_end("session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"");
+    a_session_expires_after_its_idle_timeout_and_at_its_absolute_end("session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"");
     logging_out_ends_the_session_and_never_fails("");
     a_user_has_so_many_sessions_and_the_oldest_goes_first("session.max_per_user = 2");
     ten_sessions_are_a_users_by_default("");
@@ -149,7 +149,7 @@ in_memory_and_on_redis! {
     each_operator_action_is_one_line_of_the_log(super::NAMED);
 }
 
-async fn a_session_ends_when_it_is_not_used_and_at_its_absolute_end(gateways: Gateways) {
+async fn a_session_expires_after_its_idle_timeout_and_at_its_absolute_end(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let (idle, busy) = (here.login("alice").await, here.login("alice").await);
     let mut last_use = text(&gateways.listed("alice").await[0], "created").to_owned();

@@ -35,7 +35,7 @@ fn token(response: &Response) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_logins_of_one_code_make_one_call_and_get_one_answer() {
+async fn parallel_logins_of_one_code_make_one_call_and_get_one_response() {
     let stack = Stack::start().await;
     let mut logins = JoinSet::new();
     for _ in 0..50 {
@@ -55,7 +55,7 @@ async fn parallel_logins_of_one_code_make_one_call_and_get_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_within_the_window_gets_the_very_same_answer() {
+async fn a_repeat_within_the_window_gets_the_same_response() {
     let stack = Stack::start().await;
     let first = stack.try_login("user-alice-1").await;
     stack.clock.advance(Duration::from_secs(9));
@@ -80,7 +80,7 @@ async fn a_repeat_does_not_bring_back_a_session_that_was_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_phone_that_lost_the_answer_gets_it_when_it_asks_again() {
+async fn a_phone_that_lost_the_response_gets_it_when_it_sends_the_code_again() {
     let stack = Stack::start().await;
     let lost = begin_login(&stack, "slow-300ms-alice").await;
     until_exchanges(&stack.sandbox, 1).await;
@@ -91,7 +91,7 @@ async fn a_phone_that_lost_the_answer_gets_it_when_it_asks_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_come_out_otherwise_is_asked_again() {
+async fn after_a_temporary_failure_the_code_is_exchanged_again() {
     let stack = Stack::start().await;
     stack.try_login("err--1-x").await.assert_error(503, "wechat_busy", "retry");
     stack.try_login("err--1-x").await.assert_error(503, "wechat_busy", "retry");
@@ -99,7 +99,7 @@ async fn what_may_come_out_otherwise_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_at_once() {
+async fn logins_over_the_concurrency_limit_wait_and_those_over_the_queue_are_rejected_at_once() {
     let stack = Stack::start_with(
         "[wechat]\nmax_in_flight = 2\nqueue = 2\nqueue_timeout = \"500ms\"\ntimeout = \"30s\"",
     )
@@ -128,7 +128,7 @@ async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_gets_a_turn_when_another_is_over() {
+async fn a_queued_login_runs_when_another_one_ends() {
     let stack = Stack::start_with("wechat.max_in_flight = 1").await;
     let mut logins = JoinSet::new();
     for number in 0..10 {
@@ -174,7 +174,7 @@ async fn refused_codes_do_not_count_as_failures_of_wechat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_quota_one_login_a_minute_asks() {
+async fn without_quota_one_login_a_minute_calls_wechat() {
     let stack = Stack::start().await;
     let spent = stack.try_login("err-45009-1").await;
     spent.assert_error(503, "wechat_busy", "retry");
@@ -193,7 +193,7 @@ async fn without_quota_one_login_a_minute_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_that_wait_for_their_turn_do_not_ask_when_the_quota_has_ended_meanwhile() {
+async fn queued_logins_do_not_call_wechat_after_the_quota_has_ended() {
     let stack = Stack::start_with("wechat.max_in_flight = 1").await;
     let mut logins = Vec::new();
     for number in 0..20 {
@@ -227,7 +227,7 @@ async fn a_users_limit_halves_the_rate_of_the_app_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_fallback_is_asked_only_where_nothing_was_sent() {
+async fn the_fallback_is_called_only_if_nothing_was_sent() {
     let unused = unused_address().await;
     let sandbox = Sandbox::new(
         vec![(APP.to_owned(), crate::harness::SECRET.to_owned())],
@@ -262,7 +262,7 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
+async fn a_login_that_was_sent_nowhere_may_be_retried() {
     let unused = unused_address().await;
     // Accepts connections, but never responds: TLS fails.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

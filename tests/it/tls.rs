@@ -158,7 +158,7 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
 
 /// Request headers follow the same rules as in HTTP/1, and services get valid HTTP/1.
 #[tokio::test(flavor = "multi_thread")]
-async fn http_2_is_held_to_the_same_rules() {
+async fn http_2_follows_the_same_rules() {
     let (stack, client, _directory) = start("endpoints.health = \"/health\"").await;
     let client = client.build().unwrap();
     let url = |path: &str| format!("https://localhost:{}{path}", stack.gateway.port());
@@ -189,7 +189,7 @@ async fn http_2_is_held_to_the_same_rules() {
 
 /// A phone connects once an hour, and other phones in between.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_comes_again_after_many_others_resumes_its_tls_session() {
+async fn a_client_that_returns_after_many_others_resumes_its_tls_session() {
     let directory = tempfile::tempdir().unwrap();
     let (changes, identity) = https(directory.path(), "");
     let stack = Stack::start_with(&changes).await;
@@ -224,7 +224,7 @@ async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
 
 /// Requested host names, and the certificates that are shown for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
+async fn a_client_gets_the_certificate_of_the_name_that_it_requests() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
     let default = authority.issue(&["localhost", "c.test"]);
@@ -351,7 +351,7 @@ async fn served_with(stack: &Stack, shown: Option<&Issued>) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_show_certificates_where_they_are_asked_for() {
+async fn client_certificates_are_required_where_configured() {
     let directory = tempfile::tempdir().unwrap();
     let client_auth = |params: &mut rcgen::CertificateParams| {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
@@ -388,7 +388,7 @@ async fn clients_show_certificates_where_they_are_asked_for() {
 
 /// A TLS session without a client certificate cannot be resumed where one is required.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_session_gets_around_a_certificate() {
+async fn no_tls_session_bypasses_a_client_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let ours = Authority::root("clients");
     let good = ours.issue(&["client"]);

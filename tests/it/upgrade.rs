@@ -35,7 +35,7 @@ fn handshake<'a>(request: Request<'a>, version: &str) -> Request<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
+async fn an_upgrade_to_another_protocol_is_declined_and_the_request_is_served() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for lines in [
@@ -77,7 +77,7 @@ async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gateways_own_endpoints_decline_an_offer_too() {
+async fn endpoints_decline_an_upgrade_too() {
     let stack = Stack::start_with("endpoints.health = \"/health\"").await;
     let offer = |request: Request<'_>| {
         let request = request.header("Connection", "Upgrade, HTTP2-Settings");
@@ -104,7 +104,7 @@ async fn the_gateways_own_endpoints_decline_an_offer_too() {
 
 /// HTTP/1.0 has no upgrade (RFC 9110, section 7.8).
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_in_http_1_0_is_ignored() {
+async fn an_upgrade_in_http_1_0_is_ignored() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for offer in ["h2c", "websocket", "websocket, h2c", "websocket\r\nUpgrade: websocket"] {
@@ -123,7 +123,7 @@ async fn an_offer_in_http_1_0_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn websocket_beside_another_offer_or_twice_is_400() {
+async fn websocket_beside_another_protocol_or_twice_is_400() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for offers in [
@@ -153,7 +153,7 @@ async fn websocket_beside_another_offer_or_twice_is_400() {
 /// A client with another version can never be served, so the session does not matter;
 /// a route without WebSockets allows no version.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
+async fn a_websocket_of_another_version_is_426_with_the_supported_one() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for version in ["8", "7", "0", "14", "255"] {
@@ -182,7 +182,7 @@ async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_of_http_2_go_no_further_over_http_2() {
+async fn http2_settings_are_removed_over_http_2() {
     let stack = Stack::start_with("server.h2c = true").await;
     let stream = TcpStream::connect(stack.gateway).await.unwrap();
     let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
@@ -196,7 +196,7 @@ async fn settings_of_http_2_go_no_further_over_http_2() {
 
 /// Apache with its HTTP/2 module offers HTTP/2 in every response.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_of_the_service_stays_between_it_and_the_gateway() {
+async fn an_upgrade_offer_of_the_service_is_not_forwarded() {
     let stack = Stack::start_with(CHAT).await;
     for (status, lines) in [
         ("200 OK", "Upgrade: h2,h2c\r\nConnection: Upgrade, Keep-Alive\r\n"),

@@ -100,7 +100,7 @@ async fn an_accepted_handshake_is_not_framed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
+async fn only_a_valid_handshake_on_a_route_that_allows_it_is_forwarded() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     handshake(stack.get("/x")).send().await.assert_error(401, "missing_token", "login");
@@ -120,7 +120,7 @@ async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
 
 /// Bytes after a handshake are a request like any other until the service has accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_a_handshake_that_is_not_accepted_is_a_request() {
+async fn bytes_after_a_handshake_that_is_not_accepted_are_a_request() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     for response in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {

@@ -30,7 +30,7 @@ async fn trailers_without_end_are_cut_off() {
 
 /// Requests that never end do not delay others, and are ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_heads_and_bodies_hold_nobody_up() {
+async fn slow_headers_and_bodies_delay_no_other_client() {
     let limits = "limits = { header_timeout = \"3s\", body_timeout = \"3s\" }\n";
     let mut siege = Siege::start_with(limits, THREE_ROUTES).await;
     siege.may_lose_requests();

@@ -112,7 +112,7 @@ pub fn with_body(lines: &str, body: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_with_two_lengths_or_a_doubtful_one_is_refused() {
+async fn a_body_with_two_lengths_or_a_doubtful_one_is_rejected() {
     let mut siege = Siege::start().await;
     let chunked = format!("0\r\n\r\n{SMUGGLED}");
     for lines in DOUBTFUL_LENGTHS {
@@ -153,7 +153,7 @@ async fn a_body_with_two_lengths_or_a_doubtful_one_is_refused() {
 
 /// The method does not decide whether there is a body.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_is_one_with_every_method() {
+async fn a_body_is_read_with_every_method() {
     let mut siege = Siege::start().await;
     for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "PROPFIND"] {
         for path in ["/required", "/optional", "/none"] {
@@ -176,7 +176,7 @@ async fn a_body_is_one_with_every_method() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chunk_whose_size_or_end_is_doubtful_is_refused() {
+async fn a_chunk_with_a_doubtful_size_or_end_is_rejected() {
     let mut siege = Siege::start().await;
     let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(64 << 10));
     let many = format!("1;{}\r\nx\r\n", "y".repeat(5 << 10)).repeat(30) + "0\r\n\r\n";
@@ -306,7 +306,7 @@ async fn a_request_line_has_one_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_is_too_much_or_has_bare_line_feeds_is_refused() {
+async fn a_request_header_over_its_limits_or_with_bare_line_feeds_is_rejected() {
     let mut siege = Siege::start().await;
     let many: String = (0..300).map(|number| format!("X-{number}: y\r\n")).collect();
     let large: String = (0..100).map(|n| format!("X-{n}: {}\r\n", "y".repeat(60_000))).collect();
@@ -337,7 +337,7 @@ async fn a_head_that_is_too_much_or_has_bare_line_feeds_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_1_0_has_no_chunks_and_nothing_after_it() {
+async fn an_http_1_0_request_has_no_chunks_and_is_the_last_one() {
     let mut siege = Siege::start().await;
     let chunks =
         "POST {path} HTTP/1.0\r\nHost: h\r\n{auth}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -363,7 +363,7 @@ async fn http_1_0_has_no_chunks_and_nothing_after_it() {
 
 /// After a response that came before the body, the body is never taken for a request.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_nobody_reads_is_never_served() {
+async fn an_unread_body_is_never_served_as_a_request() {
     let mut siege = Siege::start_with(
         "limits.max_body = \"1KiB\"\n",
         r#"
@@ -422,7 +422,7 @@ async fn a_body_that_nobody_reads_is_never_served() {
 
 /// A service that responds early gets the rest of the body, or its connection is closed.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_early_takes_no_body_for_a_request() {
+async fn a_service_that_responds_early_takes_no_body_for_a_request() {
     let mut siege = Siege::start().await;
     siege.stack.upstream.respond_early(true);
     let flood = SMUGGLED.repeat(2000);

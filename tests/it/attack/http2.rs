@@ -93,7 +93,7 @@ pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Fie
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
+async fn no_spelling_of_an_identity_header_is_trusted_over_http_2() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let token: Field<'_> = (b"x-3rd-session", token.as_bytes());

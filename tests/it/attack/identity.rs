@@ -36,7 +36,7 @@ pub fn with_lines(lines: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_an_identity_header_is_believed() {
+async fn no_spelling_of_an_identity_header_is_trusted() {
     let mut siege = Siege::start().await;
     for byte in FOLDED {
         // All names at once, with one byte between their words, and with it at each place alone.
@@ -156,7 +156,7 @@ async fn a_line_that_hides_an_identity_header_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nominating_a_header_takes_no_identity_away() {
+async fn naming_a_header_in_connection_removes_no_identity() {
     let mut siege = Siege::start().await;
     for lines in [
         "Connection: X-OpenId\r\n",
@@ -231,7 +231,7 @@ async fn a_trailer_is_no_header() {
 
 /// Neither a response nor an informational one shows reserved headers to the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
+async fn a_response_shows_the_client_no_reserved_header() {
     let mut siege = Siege::start().await;
     let own = "X-OpenId: leaked\r\nx_openid: leaked\r\nX.AppId: leaked\r\nX-UnionId: leaked\r\n\
                X-3rd-Session: leaked\r\nX_3RD_SESSION: leaked\r\nX-Wxgate-Error: leaked\r\n\

@@ -97,7 +97,7 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
 
 /// WeChat gets one code, of the requested app, and the client gets only a token.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
+async fn a_login_shows_wechat_and_the_client_no_more_than_needed() {
     let mut siege = Siege::start().await;
     for extra in [
         "",
@@ -126,7 +126,7 @@ async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
 
 /// Ids of WeChat are validated before they become header values.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_answer_of_wechat_makes_no_session() {
+async fn a_hostile_response_of_wechat_creates_no_session() {
     let mut siege = Siege::start().await;
     let key = siege.wechat.session_key.clone();
     let grant = |openid: serde_json::Value| {

@@ -124,7 +124,7 @@ async fn no_reading_of_a_public_path_is_a_protected_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_public_path_with_one_reading_of_its_route_goes_on_as_it_came() {
+async fn a_public_path_with_one_reading_of_its_route_is_forwarded_unchanged() {
     let mut siege = Siege::start_with("", SITE).await;
     for path in [
         "/public",

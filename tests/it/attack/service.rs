@@ -168,28 +168,28 @@ async fn besiege(service: &Program) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nginx_believes_nobody_but_the_gateway() {
+async fn nginx_trusts_only_identities_of_the_gateway() {
     let service = nginx();
     assert!(is_deceived(&service, "X_OpenId: evil\r\n"), "it folds names");
     besiege(&service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn apache_and_its_cgi_believe_nobody_but_the_gateway() {
+async fn apache_and_its_cgi_trust_only_identities_of_the_gateway() {
     let service = apache();
     assert!(is_deceived(&service, "X.OpenId: evil\r\n"), "it folds names");
     besiege(&service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_believes_nobody_but_the_gateway() {
+async fn node_trusts_only_identities_of_the_gateway() {
     let service = script("node", "believer.js");
     assert!(is_deceived(&service, "X-OpenId: evil\r\n"));
     besiege(&service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wsgi_service_believes_nobody_but_the_gateway() {
+async fn a_wsgi_service_trusts_only_identities_of_the_gateway() {
     let service = script("python3", "believer.py");
     assert!(is_deceived(&service, "X_OpenId: evil\r\n"), "it folds names");
     besiege(&service).await;

@@ -12,7 +12,7 @@ fn get(path: &str, lines: &str) -> String {
 
 /// Malformed, unknown, expired and revoked tokens cannot be told apart.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_no_good_has_one_answer() {
+async fn every_invalid_token_gets_the_same_response() {
     let mut siege =
         Siege::start_with("session = { ttl = \"2h\", idle_timeout = \"2h\" }\n", THREE_ROUTES)
             .await;
@@ -88,7 +88,7 @@ async fn a_token_that_is_no_good_has_one_answer() {
 
 /// Where a token is accepted, and where it is ignored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_counts_only_where_one_can_stand() {
+async fn a_token_counts_only_in_a_carrier() {
     let mut siege = Siege::start().await;
     let token = siege.token().to_owned();
     for lines in [
@@ -155,7 +155,7 @@ async fn a_token_counts_only_where_one_can_stand() {
 
 /// A client can neither choose its session nor keep one that was ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
+async fn a_login_adopts_no_token_and_a_logout_takes_effect_at_once() {
     let mut siege = Siege::start().await;
     let chosen = "B".repeat(43);
     let old = siege.token().to_owned();

@@ -296,7 +296,7 @@ async fn nginx_gives_no_user_the_response_to_another() {
 
 /// As some CDNs do. Responses that the service marks public are not covered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to() {
+async fn a_cache_that_ignores_vary_keeps_nothing_of_a_user_unless_the_service_allows_it() {
     let stack = start("").await;
     let cache =
         nginx(&stack, "proxy_cache_key $uri; proxy_ignore_headers Vary; proxy_cache_valid any 1m;");

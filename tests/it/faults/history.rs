@@ -240,7 +240,7 @@ fn a_session_that_is_gone_and_that_nobody_ended_is_found() {
 }
 
 #[test]
-fn what_was_just_read_must_be_let_in_and_503_has_its_time() {
+fn a_session_that_was_just_read_must_be_accepted_and_503_has_its_time() {
     let read = || story().then(What::Ask, 4_500, 4_600, 200);
     let begun = story().then(What::Ask, 500, 510, 200).then(What::Ask, 1_200, 1_210, 503);
     assert_eq!(begun.verdict(None).missed_hits.len(), 0);
@@ -255,7 +255,7 @@ fn what_was_just_read_must_be_let_in_and_503_has_its_time() {
 }
 
 #[test]
-fn an_answer_that_may_have_been_a_hit_is_no_proof_of_a_read() {
+fn a_response_that_may_have_been_a_cache_hit_proves_no_read() {
     // Each of the first three may have been the last read, unless one of them is refuted.
     let story = story().then(What::Ask, 990, 1_020, 200).then(What::Ask, 1_030, 1_040, 200);
     let story = story.then(What::Ask, 2_000, 2_005, 200).then(What::Ask, 2_022, 2_028, 503);

@@ -275,7 +275,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nginx_asks_with_auth_request() {
+async fn nginx_works_with_auth_request() {
     let stack = start().await;
     let proxy = nginx(&stack, "", &[]);
     holds_its_promises(stack, proxy).await;
@@ -322,14 +322,14 @@ async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caddy_asks_with_forward_auth() {
+async fn caddy_works_with_forward_auth() {
     let stack = start().await;
     let proxy = caddy(&stack);
     holds_its_promises(stack, proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn haproxy_asks_with_its_script() {
+async fn haproxy_works_with_its_script() {
     let stack = start().await;
     let proxy = haproxy(&stack);
     holds_its_promises(stack, proxy).await;

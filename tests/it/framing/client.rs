@@ -75,7 +75,7 @@ const REQUESTS: [(&str, &str, &str, Framed); 20] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_has_one_length_or_is_chunked_as_the_client_said() {
+async fn a_request_has_one_length_or_is_chunked_as_the_client_sent_it() {
     let stack = super::start().await;
     let token = stack.login("alice").await;
     let mut findings = Findings::default();
@@ -120,7 +120,7 @@ async fn an_http_1_0_request_reaches_the_service_as_http_1_1() {
 
 /// Framing headers stay, whatever `Connection` names.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_connection_nominates_is_still_one() {
+async fn a_length_that_connection_names_still_counts() {
     let stack = super::start().await;
     let mut findings = Findings::default();
     for (lines, body) in [
@@ -221,7 +221,7 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
 
 /// It cannot be told from a client that has disconnected. nginx does the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_ends_its_half_before_the_response_has_left() {
+async fn a_client_that_closes_its_half_before_the_response_has_disconnected() {
     for (begin, is_begun) in
         [("", false), ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", true)]
     {

@@ -59,17 +59,17 @@ async fn a_refusal_arrives(end: Step) {
 
 /// Unread bytes make the system reset the connection when the service closes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
+async fn a_rejection_by_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
     a_refusal_arrives(Step::Close).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_a_service_that_reads_on_reaches_a_client_that_still_sends() {
+async fn a_rejection_by_a_service_that_reads_on_reaches_a_client_that_still_sends() {
     a_refusal_arrives(Step::Finish).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
+async fn a_response_that_begins_before_the_end_of_the_body_is_forwarded_while_the_body_continues() {
     let stack = start_early().await;
     let mut findings = Findings::default();
     let (head, begin, end) =
@@ -108,7 +108,7 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
 
 /// Neither side waits for the end of the other; the body is larger than all buffers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_and_its_echo_pass_at_once() {
+async fn a_body_and_its_echo_are_forwarded_at_once() {
     const LENGTH: usize = 16 << 20;
     let stack = Stack::start_with("limits.max_body = \"100MiB\"").await;
     stack.upstream.respond_early(true);
@@ -132,7 +132,7 @@ async fn a_body_and_its_echo_pass_at_once() {
 
 /// No part is held back until more arrives, in either direction.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_parts_of_a_body_pass_as_they_come() {
+async fn parts_of_a_body_are_forwarded_as_they_come() {
     let stack = start_early().await;
     let mut findings = Findings::default();
     let (length, chunked) = ("Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n");
@@ -172,7 +172,7 @@ async fn the_parts_of_a_body_pass_as_they_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
+async fn an_expectation_is_forwarded_and_so_is_the_reaction_of_the_service() {
     let stack = start_early().await;
     let mut findings = Findings::default();
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
@@ -234,7 +234,7 @@ async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
+async fn a_client_gets_100_even_if_the_service_sends_none() {
     let stack = Stack::start().await;
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
     reply(&stack, move |_| Reply::Steps(vec![Step::Body, Step::Send(ok.into())]));
@@ -263,7 +263,7 @@ async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response_has_begun() {
+async fn a_body_after_100_is_forwarded_even_after_the_response_has_begun() {
     let stack = start_early().await;
     let mut findings = Findings::default();
     let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
@@ -297,7 +297,7 @@ async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_gets_one_100_even_if_the_service_asks_late() {
+async fn a_client_gets_one_100_even_if_the_service_sends_a_late_one() {
     let stack = start_early().await;
     let ask = Arc::new(Notify::new());
     let waiting = ask.clone();
@@ -322,7 +322,7 @@ async fn a_client_gets_one_100_even_if_the_service_asks_late() {
 
 /// The service reads a little after its response, and then stops.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more() {
+async fn an_upload_does_not_hang_when_the_service_responds_and_stops_reading() {
     let stack = start_early().await;
     reply(&stack, |_| {
         Reply::Steps(vec![
@@ -359,7 +359,7 @@ async fn an_http_1_0_client_that_expects_100_gets_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn informational_responses_pass_as_they_come() {
+async fn informational_responses_are_forwarded_as_they_come() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let release = Arc::new(Notify::new());

@@ -58,7 +58,7 @@ fn sends(bytes: &str) -> Vec<Step> {
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_used_again_after_a_whole_response() {
+async fn a_connection_is_reused_after_a_complete_response() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKS}");
@@ -93,7 +93,7 @@ async fn a_connection_is_used_again_after_a_whole_response() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_ends_it() {
+async fn a_connection_is_not_reused_after_a_doubtful_response_or_one_that_closes_it() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let extra = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra";
@@ -149,7 +149,7 @@ async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_en
 
 /// The rest of the body would be the next request.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_again() {
+async fn a_connection_whose_response_came_before_the_end_of_the_body_is_not_reused() {
     let stack = start_early().await;
     let mut findings = Findings::default();
     for (lines, begin) in [
@@ -357,7 +357,7 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
 
 /// One address may lead to several processes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
+async fn the_keep_alive_of_a_response_counts_for_its_connection_only() {
     let stack = Stack::start().await;
     stack.upstream.reply(|received| match received.connection {
         0 => Reply::ok("Keep-Alive: timeout=1\r\n", "hello"),

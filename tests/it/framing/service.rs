@@ -252,7 +252,7 @@ async fn a_response_that_has_no_body_is_not_framed_as_one_that_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_chunks_of_a_service_are_written_anew() {
+async fn the_chunks_of_a_service_are_framed_anew() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for chunks in [
@@ -314,7 +314,7 @@ async fn a_malformed_chunk_of_a_service_ends_the_response() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn oddly_spelled_lines_come_out_as_name_and_value() {
+async fn oddly_written_header_lines_are_written_as_name_and_value() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let (length, chunked) = ("hello", "5\r\nhello\r\n0\r\n\r\n");
@@ -344,7 +344,7 @@ async fn oddly_spelled_lines_come_out_as_name_and_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_connection_nominates_is_still_one() {
+async fn a_length_that_connection_names_still_counts() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for (lines, body, framing) in [
@@ -364,7 +364,7 @@ async fn a_length_that_connection_nominates_is_still_one() {
 
 /// It is validated as strictly as a request header.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_header_in_doubt_is_a_bad_gateway() {
+async fn a_doubtful_response_header_is_a_bad_gateway() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for head in [
@@ -401,7 +401,7 @@ async fn a_response_header_in_doubt_is_a_bad_gateway() {
 
 /// Everything that grows with what a service sends has a limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_never_ends_in_the_framing_of_a_response_ends_the_response() {
+async fn framing_of_a_response_that_never_ends_breaks_it_off() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";

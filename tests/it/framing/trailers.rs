@@ -130,7 +130,7 @@ async fn request_trailers_reach_the_service() {
 
 /// Not even in a spelling that a CGI-like service would fold to the same name.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_trailer_says_what_a_client_may_not_say() {
+async fn forbidden_request_trailers_are_removed() {
     let stack = Stack::start_with(
         "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"required\"\n\
          remove_request_headers = [\"X-Debug\"]\n\
@@ -167,7 +167,7 @@ async fn no_request_trailer_says_what_a_client_may_not_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn response_trailers_reach_only_a_client_that_takes_them() {
+async fn response_trailers_reach_only_a_client_that_accepts_them() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let get = |lines: &str| request("GET", "/none", lines, "");
@@ -218,7 +218,7 @@ fn trailers_of(trailers: &Lines) -> (Vec<&str>, Vec<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_response_trailer_says_what_a_service_may_not_say() {
+async fn forbidden_response_trailers_are_removed() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let names = [
@@ -314,7 +314,7 @@ const MALFORMED: [&str; 12] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_request_trailer_ends_the_exchange() {
+async fn a_malformed_request_trailer_fails_the_request() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for trailers in MALFORMED {
@@ -343,7 +343,7 @@ async fn a_malformed_request_trailer_ends_the_exchange() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_response_trailer_ends_the_exchange() {
+async fn a_malformed_response_trailer_breaks_off_the_response() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for trailers in MALFORMED {
@@ -362,7 +362,7 @@ async fn a_malformed_response_trailer_ends_the_exchange() {
 
 /// They count like header lines.
 #[tokio::test(flavor = "multi_thread")]
-async fn trailers_count_towards_the_limits_of_a_head() {
+async fn trailers_count_towards_the_limits_of_a_request_header() {
     let limits = "limits = { max_header = \"2KiB\", max_header_count = 10 }";
     let stack = Stack::start_with(limits).await;
     let mut findings = Findings::default();

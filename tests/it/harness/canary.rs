@@ -57,7 +57,7 @@ fn what_was_planted_is_found() {
 }
 
 #[test]
-fn what_a_gateway_logs_is_looked_through() {
+fn the_log_of_a_gateway_is_searched() {
     super::process_log::install();
     let before = super::process_log::position();
     tracing::info!(target: "wxgate", "a line of this test");
