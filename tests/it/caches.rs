@@ -15,7 +15,7 @@ use crate::tls::https;
 const CARRIERS: &str = "X-3rd-Session, Authorization";
 
 /// A request, with or without a session.
-fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
+fn with_token<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
     match token {
         Some(token) => request.token(token),
         None => request,
@@ -23,7 +23,7 @@ fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
 }
 
 #[track_caller]
-fn assert_told(response: &Response, vary: Option<&str>, cache_control: Option<&str>) {
+fn assert_cacheable(response: &Response, vary: Option<&str>, cache_control: Option<&str>) {
     assert_eq!(response.header("vary"), vary, "{response:?}");
     assert_eq!(response.header("cache-control"), cache_control, "{response:?}");
 }
@@ -33,7 +33,7 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     let with_carriers = |names: &str| format!("{names}, {CARRIERS}");
-    for (said, vary, cache_control, private) in [
+    for (sent, vary, cache_control, private) in [
         ("", CARRIERS.to_owned(), None, Some("private")),
         ("Expires: Thu, 31 Dec 2099 23:59:59 GMT\r\n", CARRIERS.to_owned(), None, Some("private")),
         (
@@ -68,7 +68,7 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
         ),
         ("Connection: vary\r\nVary: Accept\r\n", CARRIERS.to_owned(), None, Some("private")),
     ] {
-        let status = |code: &str| format!("HTTP/1.1 {code} X\r\n{said}");
+        let status = |code: &str| format!("HTTP/1.1 {code} X\r\n{sent}");
         for (reply, code) in [
             (format!("{}Content-Length: 2\r\n\r\nok", status("200")), 200),
             (format!("{}Content-Length: 2\r\n\r\nok", status("206")), 206),
@@ -82,25 +82,25 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
             for (path, token) in
                 [("/", Some(&*token)), ("/optional", Some(&token)), ("/optional", None)]
             {
-                let response = maybe(stack.get(path), token).send().await;
+                let response = with_token(stack.get(path), token).send().await;
                 assert_eq!(response.status, code);
                 let expected = if token.is_some() { private } else { cache_control };
-                assert_told(&response, Some(&vary), expected);
+                assert_cacheable(&response, Some(&vary), expected);
             }
         }
         // And without a body, and with the other carrier.
         let bytes = format!("{}Content-Length: 2\r\n\r\n", status("200")).into_bytes();
         stack.upstream.reply(move |_| Reply::Bytes(bytes.clone()));
         let response = stack.request("HEAD", "/").bearer(&token).send().await;
-        assert_told(&response, Some(&vary), private);
+        assert_cacheable(&response, Some(&vary), private);
     }
     // Where no token is looked up, the service's headers are forwarded unchanged.
-    for (said, vary, cache_control) in [
+    for (sent, vary, cache_control) in [
         ("", None, None),
         ("Vary: Accept\r\nCache-Control: max-age=60\r\n", Some("Accept"), Some("max-age=60")),
     ] {
-        stack.upstream.reply(move |_| Reply::ok(said, "ok"));
-        assert_told(&stack.get("/none").token(&token).send().await, vary, cache_control);
+        stack.upstream.reply(move |_| Reply::ok(sent, "ok"));
+        assert_cacheable(&stack.get("/none").token(&token).send().await, vary, cache_control);
     }
 }
 
@@ -157,23 +157,23 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
     ] {
         let response = request.send().await;
         assert_eq!(response.status, status, "{}", response.text());
-        assert_told(&response, Some(CARRIERS), Some("no-store"));
+        assert_cacheable(&response, Some(CARRIERS), Some("no-store"));
     }
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
     let limited = stack.get("/").token(&token).send().await;
     assert_eq!(limited.status, 429);
-    assert_told(&limited, Some(CARRIERS), Some("no-store"));
+    assert_cacheable(&limited, Some(CARRIERS), Some("no-store"));
 
     let vary = format!("Accept, {CARRIERS}");
-    assert_told(&stack.get("/kept").send().await, Some(&vary), Some("max-age=60"));
+    assert_cacheable(&stack.get("/kept").send().await, Some(&vary), Some("max-age=60"));
     let kept = stack.get("/kept").token(&token).send().await;
-    assert_told(&kept, Some(&vary), Some("private, max-age=60"));
-    assert_told(&stack.get("/open").token(&token).send().await, None, Some("no-store"));
+    assert_cacheable(&kept, Some(&vary), Some("private, max-age=60"));
+    assert_cacheable(&stack.get("/open").token(&token).send().await, None, Some("no-store"));
 
     // With CORS a response depends on the origin as well.
     let vary = format!("Origin, {CARRIERS}");
     let origin = "https://h5.example.com";
-    assert_told(
+    assert_cacheable(
         &stack.get("/page").header("Origin", origin).send().await,
         Some(&vary),
         Some("no-store"),
@@ -181,24 +181,24 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
     let preflight = stack.request("OPTIONS", "/page").header("Origin", origin);
     let preflight = preflight.header("Access-Control-Request-Method", "GET").send().await;
     assert_eq!(preflight.status, 204);
-    assert_told(&preflight, Some(&vary), Some("no-store"));
-    for (said, vary) in [
+    assert_cacheable(&preflight, Some(&vary), Some("no-store"));
+    for (sent, vary) in [
         ("", vary.clone()),
         ("Vary: origin\r\n", format!("origin, {CARRIERS}")),
         ("Vary: *\r\n", "*".to_owned()),
     ] {
-        stack.upstream.reply(move |_| Reply::ok(said, "ok"));
+        stack.upstream.reply(move |_| Reply::ok(sent, "ok"));
         let response = stack.get("/page").token(&token).send().await;
-        assert_told(&response, Some(&vary), Some("private"));
+        assert_cacheable(&response, Some(&vary), Some("private"));
     }
 
     // Endpoints must never be cached.
     let session = stack.get("/session").token(&token).send().await;
-    assert_told(&session, None, Some("no-store"));
-    assert_told(&stack.try_login("user-bob-1").await, None, Some("no-store"));
+    assert_cacheable(&session, None, Some("no-store"));
+    assert_cacheable(&stack.try_login("user-bob-1").await, None, Some("no-store"));
     let out = stack.post("/logout").token(&token).send().await;
     assert_eq!(out.status, 204);
-    assert_told(&out, None, Some("no-store"));
+    assert_cacheable(&out, None, Some("no-store"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,10 +220,10 @@ async fn vary_names_the_carriers_that_are_enabled() {
             true => stack.get("/").bearer(&token),
             false => stack.get("/").header(name, &token),
         };
-        assert_told(&request.send().await, Some(vary), Some("private"));
+        assert_cacheable(&request.send().await, Some(vary), Some("private"));
         let refused = stack.get("/").send().await;
         assert_eq!(refused.status, 401);
-        assert_told(&refused, Some(vary), Some("no-store"));
+        assert_cacheable(&refused, Some(vary), Some("no-store"));
     }
 }
 
@@ -253,21 +253,21 @@ async fn a_route_may_leave_caches_to_its_service() {
         stack.get("/").token(&token).send().await,
         stack.get("/optional").token(&token).send().await,
     );
-    assert_told(&as_sent, Some("Accept"), Some("max-age=60"));
-    assert_told(&removed, None, None);
-    assert_told(&stack.get("/").send().await, None, Some("no-store"));
+    assert_cacheable(&as_sent, Some("Accept"), Some("max-age=60"));
+    assert_cacheable(&removed, None, None);
+    assert_cacheable(&stack.get("/").send().await, None, Some("no-store"));
     assert!(stack.reload(&routes("private")).await);
     let (marked, removed) = (
         stack.get("/").token(&token).send().await,
         stack.get("/optional").token(&token).send().await,
     );
-    assert_told(&marked, Some(&format!("Accept, {CARRIERS}")), Some("private, max-age=60"));
+    assert_cacheable(&marked, Some(&format!("Accept, {CARRIERS}")), Some("private, max-age=60"));
     // A route removes the service's header, not the one that the gateway adds.
-    assert_told(&removed, Some(CARRIERS), Some("private"));
+    assert_cacheable(&removed, Some(CARRIERS), Some("private"));
 }
 
 /// Routes with every kind of response: the gateway's own and a service's.
-const EVERYWHERE: &str = r#"
+const ALL_RESPONSES: &str = r#"
     endpoints.health = "/healthy"
     login.accept = ["json"]
     [[route]]
@@ -303,7 +303,7 @@ const HSTS: &str = "strict-transport-security";
 const FRAMES: &str = "x-frame-options";
 
 #[track_caller]
-fn assert_everywhere(response: &Response, status: u16) {
+fn assert_has_headers(response: &Response, status: u16) {
     assert_eq!(response.status, status, "{}", response.text());
     assert_eq!(response.header(HSTS), Some("max-age=31536000"), "{response:?}");
     assert_eq!(response.header(FRAMES), Some("DENY"), "{response:?}");
@@ -311,7 +311,7 @@ fn assert_everywhere(response: &Response, status: u16) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_of_every_response_is_on_every_response() {
-    let stack = Stack::start_with(&format!("{HEADERS}\nserver.h2c = true\n{EVERYWHERE}")).await;
+    let stack = Stack::start_with(&format!("{HEADERS}\nserver.h2c = true\n{ALL_RESPONSES}")).await;
     let token = stack.login("alice").await;
     stack.upstream.reply(|_| {
         Reply::ok(
@@ -319,17 +319,17 @@ async fn a_header_of_every_response_is_on_every_response() {
             "ok",
         )
     });
-    assert_everywhere(&stack.get("/").token(&token).send().await, 200);
-    assert_everywhere(&stack.request("HEAD", "/").token(&token).send().await, 200);
-    assert_everywhere(&stack.get("/").send().await, 401);
-    assert_everywhere(&stack.get("/static").send().await, 200);
-    assert_everywhere(&stack.get("/login").send().await, 405);
+    assert_has_headers(&stack.get("/").token(&token).send().await, 200);
+    assert_has_headers(&stack.request("HEAD", "/").token(&token).send().await, 200);
+    assert_has_headers(&stack.get("/").send().await, 401);
+    assert_has_headers(&stack.get("/static").send().await, 200);
+    assert_has_headers(&stack.get("/login").send().await, 405);
     let login = stack.try_login("user-bob-1").await;
-    assert_everywhere(&login, 200);
-    assert_told(&login, None, Some("no-store"));
-    assert_everywhere(&stack.post("/logout").send().await, 204);
-    assert_everywhere(&stack.get("/healthy").send().await, 200);
-    assert_everywhere(&stack.get("/own/../x").send().await, 400);
+    assert_has_headers(&login, 200);
+    assert_cacheable(&login, None, Some("no-store"));
+    assert_has_headers(&stack.post("/logout").send().await, 204);
+    assert_has_headers(&stack.get("/healthy").send().await, 200);
+    assert_has_headers(&stack.get("/own/../x").send().await, 400);
     // Not a valid request.
     for (head, status) in [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400),
@@ -337,7 +337,7 @@ async fn a_header_of_every_response_is_on_every_response() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&head).await;
-        assert_everywhere(&connection.response(false).await, status);
+        assert_has_headers(&connection.response(false).await, status);
     }
     // A route's own header replaces it, also on responses of the gateway.
     for (response, status) in [
@@ -349,11 +349,11 @@ async fn a_header_of_every_response_is_on_every_response() {
         assert_eq!((response.header(HSTS), response.header(FRAMES)), (Some("max-age=0"), None));
     }
     let page = stack.get("/page").header("Origin", "https://b.test").send().await;
-    assert_everywhere(&page, 200);
+    assert_has_headers(&page, 200);
     assert_eq!(page.header("access-control-allow-origin"), Some("*"));
     let preflight = stack.request("OPTIONS", "/page").header("Origin", "https://b.test");
     let preflight = preflight.header("Access-Control-Request-Method", "GET").send().await;
-    assert_everywhere(&preflight, 204);
+    assert_has_headers(&preflight, 204);
     assert_eq!(preflight.header("access-control-allow-origin"), Some("*"));
     let service = stack.get("/").token(&token).header("Origin", "https://b.test").send().await;
     assert_eq!(service.header("access-control-allow-origin"), Some("https://a.test"));
@@ -366,7 +366,7 @@ async fn a_header_of_every_response_is_on_every_response() {
         assert_eq!(response.headers()[HSTS], "max-age=31536000");
     }
     stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    assert_everywhere(&stack.get("/").token(&token).send().await, 502);
+    assert_has_headers(&stack.get("/").token(&token).send().await, 502);
     stack.upstream.reply(|_| {
         Reply::Echo(
             b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -379,10 +379,10 @@ async fn a_header_of_every_response_is_on_every_response() {
     let handshake = handshake.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13");
     let handshake = handshake.header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
     socket.send(&handshake.bytes()).await;
-    assert_everywhere(&socket.response(false).await, 101);
+    assert_has_headers(&socket.response(false).await, 101);
 
     // A reload can change and remove it.
-    assert!(stack.reload(EVERYWHERE).await);
+    assert!(stack.reload(ALL_RESPONSES).await);
     let response = stack.get("/").send().await;
     assert_eq!((response.status, response.header(HSTS)), (401, None));
 }
@@ -395,7 +395,7 @@ async fn a_header_of_every_response_is_on_redirects_to_https() {
     for (host, status) in [("Host: a.test\r\n", 308), ("", 400)] {
         let mut connection = Connection::open(stack.public[1]).await;
         connection.send(format!("GET /x HTTP/1.1\r\n{host}\r\n").as_bytes()).await;
-        assert_everywhere(&connection.response(false).await, status);
+        assert_has_headers(&connection.response(false).await, status);
     }
 }
 

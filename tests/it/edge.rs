@@ -219,7 +219,7 @@ async fn an_empty_line_after_a_request_is_no_request() {
     connection.send(&stack.post("/none").body("payload").bytes()).await;
     assert_eq!(connection.response(false).await.status, 200);
     connection.send(b"\r\n").await;
-    assert!(connection.is_closed().await, "closed in the end, and nothing is said");
+    assert!(connection.is_closed().await, "closed in the end, without a response");
     let mut connection = Connection::open(stack.gateway).await;
     connection
         .send(&[stack.get("/none").bytes(), b"\r\n".to_vec(), stack.get("/none").bytes()].concat())

@@ -47,12 +47,12 @@ impl Pair {
     /// The same, with its first request header read.
     async fn accept_request(&self) -> Peer {
         let mut service = self.accept().await;
-        service.head().await;
+        service.read_header().await;
         service
     }
 
     /// Whether the gateway makes no connection for a while.
-    async fn is_left_alone(&self) -> bool {
+    async fn gets_no_connection(&self) -> bool {
         timeout(Duration::from_millis(300), self.listener.accept()).await.is_err()
     }
 }
@@ -65,7 +65,7 @@ struct Peer {
 
 impl Peer {
     /// Reads up to the end of this text; `None` if the connection ends first.
-    async fn until(&mut self, end: &str) -> Option<String> {
+    async fn read_until(&mut self, end: &str) -> Option<String> {
         let read = async {
             loop {
                 let found = self.read.windows(end.len()).position(|part| part == end.as_bytes());
@@ -81,11 +81,11 @@ impl Peer {
         timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{end:?} in time"))
     }
 
-    async fn head(&mut self) -> String {
-        self.until("\r\n\r\n").await.expect("a request")
+    async fn read_header(&mut self) -> String {
+        self.read_until("\r\n\r\n").await.expect("a request")
     }
 
-    async fn say(&mut self, text: &str) {
+    async fn send(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).await.unwrap();
     }
 }
@@ -104,7 +104,7 @@ async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Response,
         let health = "GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
         client.send(format!("{rest}{health}").as_bytes()).await;
         let second = client.response_or_end().await;
-        assert_eq!(second.map(|response| response.status), Some(200), "it was kept alive");
+        assert_eq!(second.map(|response| response.status), Some(200), "the connection was kept");
     }
 }
 
@@ -120,8 +120,8 @@ async fn the_rest_of_a_body_over_its_limit_is_not_a_request() {
     client.send(format!("0\r\n\r\n{GET}").as_bytes()).await;
     if let Ok(accepted) = timeout(Duration::from_millis(300), pair.listener.accept()).await {
         let mut service = Peer { stream: accepted.unwrap().0, read: Vec::new() };
-        let came = service.until("\r\n\r\n").await.unwrap_or_default();
-        assert!(!came.starts_with("GET"), "a part of a body was taken for a request: {came}");
+        let came = service.read_until("\r\n\r\n").await.unwrap_or_default();
+        assert!(!came.starts_with("GET"), "a part of a body was forwarded as a request: {came}");
     }
     assert_eq!(first.header("connection"), Some("close"));
 }
@@ -153,7 +153,7 @@ async fn a_response_before_the_body_announces_whether_the_connection_is_kept() {
     let mut client = pair.client().await;
     client.send(UPLOAD.as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
+    service.send("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
     let first = client.response(false).await;
     assert_eq!(first.status, 404);
     assert_goes_on_unless_closed(&mut client, &first, "hello").await;
@@ -165,10 +165,10 @@ async fn an_upload_goes_on_after_a_whole_response() {
     let mut client = pair.client().await;
     client.send(UPLOAD.as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
+    service.send("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.response(false).await.status, 202);
     client.send(b"hello").await;
-    assert_eq!(service.until("hello").await.as_deref(), Some("hello"));
+    assert_eq!(service.read_until("hello").await.as_deref(), Some("hello"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,8 +177,8 @@ async fn a_client_that_stops_sending_is_cut_while_a_response_runs() {
     let mut client = pair.client().await;
     client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\nh").await;
     let mut service = pair.accept().await;
-    service.until("\r\n\r\nh").await.unwrap();
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh").await;
+    service.read_until("\r\n\r\nh").await.unwrap();
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh").await;
     assert!(client.reads(b"HTTP/1.1 200 OK\r\n").await);
     // The rest of the response would follow the rest of the body.
     let mut rest = Vec::new();
@@ -193,8 +193,8 @@ async fn a_response_of_unknown_length_that_breaks_off_does_not_look_complete() {
     let head = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
     client.write_all(head).await.unwrap();
     let mut service = pair.accept().await;
-    service.until("\r\n\r\nh").await.unwrap();
-    service.say("HTTP/1.1 200 OK\r\n\r\nhalf").await;
+    service.read_until("\r\n\r\nh").await.unwrap();
+    service.send("HTTP/1.1 200 OK\r\n\r\nhalf").await;
     let mut read = Vec::new();
     while !read.ends_with(b"half") {
         assert!(client.read_buf(&mut read).await.unwrap() > 0);
@@ -202,7 +202,7 @@ async fn a_response_of_unknown_length_that_breaks_off_does_not_look_complete() {
     // The rest of the request will never come.
     client.shutdown().await.unwrap();
     let end = timeout(PATIENCE, client.read_to_end(&mut read)).await.expect("an end in time");
-    assert!(end.is_err(), "it ends as if it were whole");
+    assert!(end.is_err(), "the response looks complete");
 }
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_trailer_breaks_off_the_response_whether_or_not_it_is_forwarded() {
@@ -214,7 +214,7 @@ async fn a_malformed_trailer_breaks_off_the_response_whether_or_not_it_is_forwar
         let mut service = pair.accept_request().await;
         // The header of a next response, where the end of this one should be.
         let bad = "1\r\nx\r\n0\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
+        service.send(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
         assert!(!client.response(false).await.is_whole, "{te:?}");
     }
 }
@@ -227,7 +227,7 @@ async fn no_last_chunk_is_sent_before_the_trailers_are_validated() {
     client.write_all(request).await.unwrap();
     let mut service = pair.accept_request().await;
     let bad = "1\r\nx\r\n0\r\nA: b\r\nno colon\r\n\r\n";
-    service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
+    service.send(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
     let mut read = Vec::new();
     let _ = timeout(PATIENCE, client.read_to_end(&mut read)).await.expect("an end in time");
     let text = String::from_utf8(read).unwrap();
@@ -241,14 +241,14 @@ async fn a_request_is_not_sent_again_after_an_informational_response() {
     let mut client = pair.client().await;
     client.send(GET.as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.response(false).await.status, 200);
     client.send(GET.as_bytes()).await;
-    service.head().await;
-    service.say("HTTP/1.1 103 Early Hints\r\n\r\n").await;
+    service.read_header().await;
+    service.send("HTTP/1.1 103 Early Hints\r\n\r\n").await;
     assert_eq!(client.response(true).await.status, 103);
     drop(service);
-    assert!(pair.is_left_alone().await, "it was sent again");
+    assert!(pair.gets_no_connection().await, "it was sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,7 +272,7 @@ async fn a_trailer_that_connection_names_is_not_forwarded() {
     let mut service = pair.accept_request().await;
     let lines = "Transfer-Encoding: chunked\r\nConnection: X-Hop\r\nTrailer: X-Hop, X-End";
     service
-        .say(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n"))
+        .send(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n"))
         .await;
     let mut read = Vec::new();
     while !read.ends_with(b"X-End: 2\r\n\r\n") {
@@ -292,7 +292,7 @@ async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_checked() {
         let lines = "Host: gateway.test\r\nConnection: close";
         client.send(format!("GET {target} HTTP/1.1\r\n{lines}\r\n\r\n").as_bytes()).await;
         let mut service = pair.accept().await;
-        let head = service.head().await;
+        let head = service.read_header().await;
         assert!(head.starts_with("GET /v2/"), "{head}");
     }
 }
@@ -311,12 +311,12 @@ async fn a_connection_with_unread_bytes_serves_no_request() {
             kept.push((client, service));
         }
         for (client, service) in &mut kept {
-            service.say("HTTP/1.1 200 OK\r\nContent-Length: 39\r\n\r\n").await;
+            service.send("HTTP/1.1 200 OK\r\nContent-Length: 39\r\n\r\n").await;
             assert_eq!(client.response(true).await.status, 200);
         }
         for (_, service) in &mut kept {
             // The body, which a response to HEAD must not have.
-            service.say("HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n").await;
+            service.send("HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n").await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         let mut client = pair.client().await;
@@ -327,8 +327,8 @@ async fn a_connection_with_unread_bytes_serves_no_request() {
         }
         let served = async {
             let mut second = pair.accept().await;
-            second.head().await;
-            second.say("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+            second.read_header().await;
+            second.send("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
         };
         let response = tokio::select! {
             response = client.response(false) => response,
@@ -353,14 +353,14 @@ async fn a_websocket_delivers_the_last_message_of_the_service() {
     let mut client = pair.client().await;
     client.send(format!("{WEBSOCKET}\r\n").as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say(SWITCHING).await;
+    service.send(SWITCHING).await;
     assert_eq!(client.response(true).await.status, 101);
     client.send(b"bye").await;
     client.finish().await;
-    service.until("bye").await.unwrap();
+    service.read_until("bye").await.unwrap();
     let mut rest = Vec::new();
     timeout(PATIENCE, service.stream.read_to_end(&mut rest)).await.unwrap().unwrap();
-    service.say("bye to you").await;
+    service.send("bye to you").await;
     assert!(client.reads(b"bye to you").await, "the service's last message is lost");
 }
 
@@ -382,15 +382,15 @@ async fn a_websocket_forwards_bytes_while_the_store_is_slow() {
     let mut client = pair.client().await;
     client.send(format!("{WEBSOCKET}X-3rd-Session: {token}\r\n\r\n").as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say(SWITCHING).await;
+    service.send(SWITCHING).await;
     assert_eq!(client.response(true).await.status, 101);
     redis.stop();
     // Until the session is looked up again.
     tokio::time::sleep(Duration::from_millis(800)).await;
     client.send(b"hello").await;
-    let passed = timeout(Duration::from_millis(500), service.until("hello")).await;
+    let passed = timeout(Duration::from_millis(500), service.read_until("hello")).await;
     redis.go_on();
-    assert!(passed.is_ok(), "it waits for the store");
+    assert!(passed.is_ok(), "the WebSocket waits for the store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,7 +400,7 @@ async fn an_http_1_0_client_with_keep_alive_keeps_its_connection() {
     let head = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
     client.send(head.as_bytes()).await;
     let mut service = pair.accept_request().await;
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let first = client.response(false).await;
     assert_eq!(first.header("connection"), Some("keep-alive"));
 }
@@ -413,7 +413,7 @@ async fn both_directions_move_at_once() {
     let head = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     let mut service = pair.accept_request().await;
-    service.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
+    service.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
     let echo = tokio::spawn(async move {
         let (mut from, mut to) = service.stream.split();
         tokio::io::copy(&mut from, &mut to).await

@@ -256,10 +256,10 @@ async fn shard(fault: Fault, load: Load) -> (Verdict, Duration) {
 
 /// What holds however slow the machine is.
 fn assert_safe(verdict: &Verdict) {
-    assert!(verdict.logins > 12 && verdict.logouts > 5 && verdict.asks > 200, "{verdict:?}");
+    assert!(verdict.logins > 12 && verdict.logouts > 5 && verdict.requests > 200, "{verdict:?}");
     assert_eq!(verdict.revived, [""; 0]);
     assert_eq!(verdict.lost, [""; 0]);
-    assert!(verdict.unavailable > 0, "the fault was none");
+    assert!(verdict.unavailable > 0, "the fault had no effect");
 }
 
 /// `cargo test --release --test it figures_of_faults -- --ignored --nocapture`: six minutes. What
@@ -291,7 +291,7 @@ async fn figures_of_faults() {
                 lasted.as_secs_f64(),
                 verdict.logins,
                 verdict.logouts,
-                verdict.asks,
+                verdict.requests,
                 verdict.unavailable,
                 verdict.out_of_place.len(),
                 verdict.missed_hits.len(),

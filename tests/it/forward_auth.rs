@@ -21,7 +21,7 @@ async fn start_with(changes: &str) -> Stack {
 }
 
 /// A proxy's request for a decision on a request for `uri`.
-fn ask(uri: &str) -> Ask {
+fn about(uri: &str) -> DecisionRequest {
     let lines = [
         ("X-Forwarded-Method", "GET"),
         ("X-Forwarded-Uri", uri),
@@ -30,17 +30,17 @@ fn ask(uri: &str) -> Ask {
         ("X-Forwarded-For", "198.51.100.7"),
     ];
     let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    Ask { request_line: "GET /auth HTTP/1.1".to_owned(), lines, body: String::new() }
+    DecisionRequest { request_line: "GET /auth HTTP/1.1".to_owned(), lines, body: String::new() }
 }
 
 #[derive(Clone)]
-struct Ask {
+struct DecisionRequest {
     request_line: String,
     lines: Vec<(String, String)>,
     body: String,
 }
 
-impl Ask {
+impl DecisionRequest {
     fn line(mut self, name: &str, value: &str) -> Self {
         self.lines.push((name.to_owned(), value.to_owned()));
         self
@@ -76,15 +76,15 @@ impl Ask {
         format!("{}\r\nHost: wxgate\r\n{lines}\r\n{}", self.request_line, self.body).into()
     }
 
-    async fn of(&self, stack: &Stack) -> Response {
-        let response = self.cacheable_of(stack).await;
+    async fn send(&self, stack: &Stack) -> Response {
+        let response = self.send_cacheable(stack).await;
         assert_eq!(response.header("cache-control"), Some("no-store"));
         assert_eq!(response.header("vary"), None);
         response
     }
 
     /// The same where decisions may be cached.
-    async fn cacheable_of(&self, stack: &Stack) -> Response {
+    async fn send_cacheable(&self, stack: &Stack) -> Response {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&self.bytes()).await;
         let response = connection.response(self.request_line.starts_with("HEAD")).await;
@@ -101,7 +101,7 @@ impl Ask {
 
 /// Asserts a 200 with this identity.
 #[track_caller]
-fn assert_of(response: &Response, openid: &str) {
+fn assert_identity(response: &Response, openid: &str) {
     assert_eq!(response.status, 200, "{}", response.text());
     assert_eq!(response.header("x-openid"), Some(openid));
     assert_eq!(response.header("x-appid"), Some(if openid.is_empty() { "" } else { APP }));
@@ -113,18 +113,18 @@ fn assert_of(response: &Response, openid: &str) {
 async fn a_proxy_gets_the_identity_of_the_client() {
     let stack = start().await;
     let (alice, openid_of_alice) = (stack.login("alice").await, openid("alice"));
-    let header = ask("/orders/7?page=2").token(&alice).of(&stack).await;
-    assert_of(&header, &openid_of_alice);
+    let header = about("/orders/7?page=2").token(&alice).send(&stack).await;
+    assert_identity(&header, &openid_of_alice);
     assert_eq!(header.header("x-unionid"), Some(""));
-    let bearer = ask("/").line("Authorization", &format!("Bearer {alice}")).of(&stack).await;
-    assert_of(&bearer, &openid_of_alice);
-    assert_of(&ask("/optional").token(&alice).of(&stack).await, &openid_of_alice);
+    let bearer = about("/").line("Authorization", &format!("Bearer {alice}")).send(&stack).await;
+    assert_identity(&bearer, &openid_of_alice);
+    assert_identity(&about("/optional").token(&alice).send(&stack).await, &openid_of_alice);
 
     let union = stack.login("unionbob").await;
-    let response = ask("/").token(&union).of(&stack).await;
-    assert_of(&response, &openid("unionbob"));
+    let response = about("/").token(&union).send(&stack).await;
+    assert_identity(&response, &openid("unionbob"));
     assert!(response.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
-    assert!(stack.upstream.requests().is_empty(), "it is another proxy that forwards");
+    assert!(stack.upstream.requests().is_empty(), "the other proxy forwards");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,27 +133,29 @@ async fn a_cacheable_decision_varies_on_everything_that_it_depends_on() {
         "X-3rd-Session, Authorization, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host";
     let stack = start_with("forward_auth.cache = \"10s\"").await;
     let token = stack.login("alice").await;
-    for allowed in [ask("/").token(&token), ask("/optional"), ask("/none")] {
-        let response = allowed.cacheable_of(&stack).await;
+    for allowed in [about("/").token(&token), about("/optional"), about("/none")] {
+        let response = allowed.send_cacheable(&stack).await;
         assert_eq!(response.status, 200);
         assert_eq!(response.header("cache-control"), Some("private, max-age=10"));
         assert_eq!(response.header("vary"), Some(VARY));
     }
     // Rejections must not be cached.
-    for refused in [ask("/"), ask("/optional").token("x"), ask("/").told("X-Forwarded-Uri", "x")] {
-        assert!(refused.of(&stack).await.status > 400);
+    for refused in
+        [about("/"), about("/optional").token("x"), about("/").told("X-Forwarded-Uri", "x")]
+    {
+        assert!(refused.send(&stack).await.status > 400);
     }
     let more = "server.response_headers = { X-Frame-Options = \"DENY\" }\n\
         session.carriers = [\"header\"]\nforward_auth.cache = \"1m\"\n[[route]]\npath = \"/\"\n\
         headers = { X-Version = \"2\" }\n[[route]]\npath = \"/pass\"\nupstream = \"recorder\"\n\
         methods = [\"GET\"]\npreflight = \"pass\"";
     assert!(stack.reload(&format!("{ON}\n{more}")).await);
-    let response = ask("/").token(&token).line("X-Version", "2").cacheable_of(&stack).await;
+    let response = about("/").token(&token).line("X-Version", "2").send_cacheable(&stack).await;
     assert_eq!(response.header("cache-control"), Some("private, max-age=60"));
     let vary = "X-3rd-Session, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host, X-Version, \
         Origin, Access-Control-Request-Method";
     assert_eq!(response.header("vary"), Some(vary));
-    assert_eq!(response.header("x-frame-options"), None, "it is of public listeners");
+    assert_eq!(response.header("x-frame-options"), None, "only for public listeners");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,89 +178,97 @@ async fn the_decision_is_the_public_listeners() {
     let unknown = "A".repeat(43);
     let (uri, method) = ("X-Forwarded-Uri", "X-Forwarded-Method");
     for (case, status, error) in [
-        (ask("/required"), 401, "missing_token"),
-        (ask("/required").token(""), 401, "missing_token"),
-        (ask("/required").line("Authorization", "Bearer of-the-service"), 401, "missing_token"),
-        (ask("/required").token(&unknown), 401, "session_expired"),
-        (ask("/required").token("x"), 401, "session_expired"),
-        (ask("/optional").token(&unknown), 401, "session_expired"),
-        (ask("/required").token(&token).token(&token), 403, "bad_request"),
-        (ask("/required/narrow").token(&token), 403, "wrong_app"),
-        (ask("/required/narrow").told(method, "PUT"), 403, "method_not_allowed"),
-        (ask("/required").told(method, "get").token(&token), 403, "bad_request"),
-        (ask("/required").told(method, "TRACE").token(&token), 403, "bad_request"),
-        (ask("/nowhere").token(&token), 403, "no_route"),
-        (ask("/login").token(&token), 403, "bad_request"),
-        (ask("/logout").token(&token), 403, "bad_request"),
-        (ask("/session").token(&token), 403, "bad_request"),
-        (ask("/healthy").token(&token), 403, "bad_request"),
-        (ask("/none/../required"), 403, "bad_request"),
-        (ask("/none/%2e%2e/required"), 403, "bad_request"),
-        (ask("/none/..;/required"), 403, "bad_request"),
-        (ask("/none%2f..%2frequired"), 403, "bad_request"),
-        (ask("//none"), 403, "bad_request"),
-        (ask("/none/%00"), 403, "bad_request"),
-        (ask("/none#/required"), 403, "bad_request"),
-        (ask("http://shop.test/none"), 403, "bad_request"),
-        (ask("none"), 403, "bad_request"),
-        (ask("*"), 403, "bad_request"),
-        (ask(""), 403, "bad_request"),
-        (ask("/none").told(uri, &format!("/none/{}", "x".repeat(9000))), 403, "headers_too_large"),
-        (ask("/none").told("X-Forwarded-Host", "a, b"), 403, "bad_request"),
-        (ask("/none").told("X-Forwarded-Host", ""), 403, "bad_request"),
+        (about("/required"), 401, "missing_token"),
+        (about("/required").token(""), 401, "missing_token"),
+        (about("/required").line("Authorization", "Bearer of-the-service"), 401, "missing_token"),
+        (about("/required").token(&unknown), 401, "session_expired"),
+        (about("/required").token("x"), 401, "session_expired"),
+        (about("/optional").token(&unknown), 401, "session_expired"),
+        (about("/required").token(&token).token(&token), 403, "bad_request"),
+        (about("/required/narrow").token(&token), 403, "wrong_app"),
+        (about("/required/narrow").told(method, "PUT"), 403, "method_not_allowed"),
+        (about("/required").told(method, "get").token(&token), 403, "bad_request"),
+        (about("/required").told(method, "TRACE").token(&token), 403, "bad_request"),
+        (about("/nowhere").token(&token), 403, "no_route"),
+        (about("/login").token(&token), 403, "bad_request"),
+        (about("/logout").token(&token), 403, "bad_request"),
+        (about("/session").token(&token), 403, "bad_request"),
+        (about("/healthy").token(&token), 403, "bad_request"),
+        (about("/none/../required"), 403, "bad_request"),
+        (about("/none/%2e%2e/required"), 403, "bad_request"),
+        (about("/none/..;/required"), 403, "bad_request"),
+        (about("/none%2f..%2frequired"), 403, "bad_request"),
+        (about("//none"), 403, "bad_request"),
+        (about("/none/%00"), 403, "bad_request"),
+        (about("/none#/required"), 403, "bad_request"),
+        (about("http://shop.test/none"), 403, "bad_request"),
+        (about("none"), 403, "bad_request"),
+        (about("*"), 403, "bad_request"),
+        (about(""), 403, "bad_request"),
+        (
+            about("/none").told(uri, &format!("/none/{}", "x".repeat(9000))),
+            403,
+            "headers_too_large",
+        ),
+        (about("/none").told("X-Forwarded-Host", "a, b"), 403, "bad_request"),
+        (about("/none").told("X-Forwarded-Host", ""), 403, "bad_request"),
     ] {
-        let response = case.of(&stack).await;
+        let response = case.send(&stack).await;
         let action = if status == 401 { "login" } else { "none" };
         response.assert_error(status, error, action);
         let challenge = response.header("www-authenticate");
         assert_eq!(challenge, (error == "missing_token").then_some("Bearer"));
     }
-    assert_of(&ask("/optional").of(&stack).await, "");
+    assert_identity(&about("/optional").send(&stack).await, "");
     // The token is not looked up.
-    assert_of(&ask("/none").token(&token).of(&stack).await, "");
-    assert_of(&ask("/none?x=/../required").of(&stack).await, "");
-    assert_of(
-        &ask("/required").told(method, "DELETE").token(&token).of(&stack).await,
+    assert_identity(&about("/none").token(&token).send(&stack).await, "");
+    assert_identity(&about("/none?x=/../required").send(&stack).await, "");
+    assert_identity(
+        &about("/required").told(method, "DELETE").token(&token).send(&stack).await,
         &openid("alice"),
     );
 
     stack.post("/logout").token(&token).send().await;
-    ask("/required").token(&token).of(&stack).await.assert_error(401, "session_expired", "login");
+    about("/required").token(&token).send(&stack).await.assert_error(
+        401,
+        "session_expired",
+        "login",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_described_twice_or_not_at_all_is_rejected() {
     let stack = start().await;
     let token = stack.login("alice").await;
-    let whole = ask("/").token(&token);
-    assert_of(&whole.of(&stack).await, &openid("alice"));
+    let whole = about("/").token(&token);
+    assert_identity(&whole.send(&stack).await, &openid("alice"));
     let told = ["X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host"];
     for name in told {
         let missing = whole.clone().without(name);
-        missing.of(&stack).await.assert_error(403, "bad_request", "none");
+        missing.send(&stack).await.assert_error(403, "bad_request", "none");
     }
     for name in ["X-Forwarded-Proto", "X-Forwarded-For"] {
-        assert_of(&whole.clone().without(name).of(&stack).await, &openid("alice"));
+        assert_identity(&whole.clone().without(name).send(&stack).await, &openid("alice"));
     }
     for name in told.into_iter().chain(["X-Forwarded-Proto", "X-Forwarded-For"]) {
         let value = whole.lines.iter().find(|(known, _)| known == name).unwrap().1.clone();
         let doubled = whole.clone().line(&name.to_lowercase(), &value);
-        doubled.of(&stack).await.assert_error(403, "bad_request", "none");
+        doubled.send(&stack).await.assert_error(403, "bad_request", "none");
         for separator in ["_", ".", "!", "~"] {
             let alias = whole.clone().line(&name.replace('-', separator), &value);
-            alias.of(&stack).await.assert_error(403, "bad_request", "none");
+            alias.send(&stack).await.assert_error(403, "bad_request", "none");
         }
     }
     // Bytes that are not text.
     let odd = whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}");
-    odd.of(&stack).await.assert_error(403, "bad_request", "none");
+    odd.send(&stack).await.assert_error(403, "bad_request", "none");
 }
 
 /// The message names what to correct in the proxy's configuration or in the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rejection_of_a_malformed_description_has_the_reason() {
     let stack = start().await;
-    let whole = ask("/none");
+    let whole = about("/none");
     for (asked, has) in [
         (
             whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}"),
@@ -286,7 +296,7 @@ async fn the_rejection_of_a_malformed_description_has_the_reason() {
         (whole.clone().line("X-Forwarded-Proto", "http"), "X-Forwarded-Proto is repeated"),
         (whole.clone().line("X-Forwarded-For", "192.0.2.1"), "X-Forwarded-For is repeated"),
     ] {
-        let answer = asked.of(&stack).await;
+        let answer = asked.send(&stack).await;
         answer.assert_error(403, "bad_request", "none");
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         assert!(message.contains(has), "{has}: {message}");
@@ -294,7 +304,7 @@ async fn the_rejection_of_a_malformed_description_has_the_reason() {
     // Headers that decide nothing may be odd.
     let odd =
         whole.clone().told("X-Forwarded-For", "caf\u{e9}").told("X-Forwarded-Host", "shop.test:");
-    assert_eq!(odd.of(&stack).await.status, 200);
+    assert_eq!(odd.send(&stack).await.status, 200);
 }
 
 /// Proxies copy the header lines of the client's request.
@@ -302,12 +312,12 @@ async fn the_rejection_of_a_malformed_description_has_the_reason() {
 async fn an_upgrade_header_decides_nothing() {
     let stack = start().await;
     let token = stack.login("alice").await;
-    let asked = ask("/").token(&token).line("Connection", "Upgrade, HTTP2-Settings");
+    let asked = about("/").token(&token).line("Connection", "Upgrade, HTTP2-Settings");
     let asked = asked.line("Upgrade", "h2c").line("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA");
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
     for _ in 0..2 {
         connection.send(&asked.bytes()).await;
-        assert_of(&connection.response(false).await, &openid("alice"));
+        assert_identity(&connection.response(false).await, &openid("alice"));
     }
 }
 
@@ -316,13 +326,13 @@ async fn an_upgrade_header_decides_nothing() {
 async fn a_forged_identity_is_overwritten_or_rejected() {
     let stack = start().await;
     let token = stack.login("alice").await;
-    let forged = |ask: Ask| ask.line("X-OpenId", "evil").line("X-AppId", "evil");
-    assert_of(&forged(ask("/none")).of(&stack).await, "");
-    assert_of(&forged(ask("/optional")).of(&stack).await, "");
-    assert_of(&forged(ask("/").token(&token)).of(&stack).await, &openid("alice"));
+    let forged = |ask: DecisionRequest| ask.line("X-OpenId", "evil").line("X-AppId", "evil");
+    assert_identity(&forged(about("/none")).send(&stack).await, "");
+    assert_identity(&forged(about("/optional")).send(&stack).await, "");
+    assert_identity(&forged(about("/").token(&token)).send(&stack).await, &openid("alice"));
     for alias in ["X_OpenId", "x.appid", "X_UNIONID", "X_WX_OPENID", "x-wx_unionid"] {
         for path in ["/none", "/optional", "/"] {
-            let response = ask(path).token(&token).line(alias, "evil").of(&stack).await;
+            let response = about(path).token(&token).line(alias, "evil").send(&stack).await;
             response.assert_error(403, "bad_request", "none");
         }
     }
@@ -346,13 +356,13 @@ async fn no_header_changes_the_method_where_routes_distinguish_methods() {
         "#,
     )
     .await;
-    assert_of(&ask("/orders").of(&stack).await, "");
+    assert_identity(&about("/orders").send(&stack).await, "");
     for name in ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"] {
-        let response = ask("/orders").line(name, "DELETE").of(&stack).await;
+        let response = about("/orders").line(name, "DELETE").send(&stack).await;
         response.assert_error(403, "bad_request", "none");
     }
     let indifferent = start().await;
-    assert_of(&ask("/none").line("X-HTTP-Method", "GET").of(&indifferent).await, "");
+    assert_identity(&about("/none").line("X-HTTP-Method", "GET").send(&indifferent).await, "");
 }
 
 /// Where the gateway would respond to preflights itself, they do not reach the service.
@@ -363,11 +373,11 @@ async fn a_preflight_is_allowed_without_a_session_only_where_it_is_forwarded() {
     {
         let stack =
             start_with(&format!("[[route]]\npath = \"/\"\nupstream = \"recorder\"\n{says}")).await;
-        let preflight = ask("/orders")
+        let preflight = about("/orders")
             .told("X-Forwarded-Method", "OPTIONS")
             .line("Origin", "https://h5.test")
             .line("Access-Control-Request-Method", "POST");
-        assert_eq!(preflight.of(&stack).await.status, status, "{says}");
+        assert_eq!(preflight.send(&stack).await.status, status, "{says}");
     }
 }
 
@@ -375,11 +385,11 @@ async fn a_preflight_is_allowed_without_a_session_only_where_it_is_forwarded() {
 async fn only_trusted_proxies_get_decisions() {
     let stack = Stack::start_with(&ON.replace("127.0.0.1\"]", "192.0.2.1\"]")).await;
     let token = stack.login("alice").await;
-    for case in [ask("/none"), ask("/").token(&token), ask("/").by("GET /other")] {
-        case.of(&stack).await.assert_error(403, "bad_request", "none");
+    for case in [about("/none"), about("/").token(&token), about("/").by("GET /other")] {
+        case.send(&stack).await.assert_error(403, "bad_request", "none");
     }
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-    connection.send(&ask("/none").bytes()).await;
+    connection.send(&about("/none").bytes()).await;
     assert_eq!(connection.response(false).await.status, 403);
     assert!(connection.is_closed().await);
     let mut silent = Connection::open(stack.forward_auth.unwrap()).await;
@@ -400,17 +410,17 @@ async fn the_proxys_own_request_decides_nothing() {
         "OPTIONS /auth/login",
         "GET http://wxgate/auth/x",
     ] {
-        assert_of(&ask("/").token(&token).by(way).of(&stack).await, &openid("alice"));
-        assert_eq!(ask("/").by(way).of(&stack).await.status, 401, "{way}");
+        assert_identity(&about("/").token(&token).by(way).send(&stack).await, &openid("alice"));
+        assert_eq!(about("/").by(way).send(&stack).await.status, 401, "{way}");
     }
     for elsewhere in ["GET /", "GET /authority", "GET /login", "POST /login", "GET /metrics"] {
-        let response = ask("/").token(&token).by(elsewhere).of(&stack).await;
+        let response = about("/").token(&token).by(elsewhere).send(&stack).await;
         response.assert_error(403, "bad_request", "none");
     }
     // A body is not read, and its rest is not taken for a request.
-    let smuggled = String::from_utf8(ask("/").token(&token).bytes()).unwrap();
+    let smuggled = String::from_utf8(about("/").token(&token).bytes()).unwrap();
     let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-    connection.send(&ask("/").by("POST /auth").body(&smuggled).bytes()).await;
+    connection.send(&about("/").by("POST /auth").body(&smuggled).bytes()).await;
     let response = connection.response(false).await;
     assert_eq!((response.status, response.header("connection")), (401, Some("close")));
     assert!(connection.is_closed().await);
@@ -426,17 +436,17 @@ async fn the_path_and_the_header_names_are_the_operators() {
     )
     .await;
     let token = stack.login("alice").await;
-    let exchange = async |ask: Ask| {
+    let exchange = async |ask: DecisionRequest| {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&ask.bytes()).await;
         connection.response(false).await
     };
-    let response = exchange(ask("/").token(&token).by("GET /internal/decide")).await;
+    let response = exchange(about("/").token(&token).by("GET /internal/decide")).await;
     assert_eq!((response.status, response.header("x-user")), (200, Some(&*openid("alice"))));
     assert_eq!(response.header("x-openid"), None);
-    let alias = ask("/").token(&token).by("GET /internal/decide").line("X_User", "evil");
+    let alias = about("/").token(&token).by("GET /internal/decide").line("X_User", "evil");
     assert_eq!(exchange(alias).await.status, 403);
-    assert_eq!(exchange(ask("/").token(&token)).await.status, 403);
+    assert_eq!(exchange(about("/").token(&token)).await.status, 403);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,9 +462,9 @@ async fn routes_that_another_proxy_forwards_need_no_upstream() {
     )
     .await;
     let token = stack.login("alice").await;
-    assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
-    assert_eq!(ask("/").of(&stack).await.status, 401);
-    assert_of(&ask("/none").of(&stack).await, "");
+    assert_identity(&about("/").token(&token).send(&stack).await, &openid("alice"));
+    assert_eq!(about("/").send(&stack).await.status, 401);
+    assert_identity(&about("/none").send(&stack).await, "");
     for path in ["/", "/none"] {
         let response = stack.get(path).token(&token).send().await;
         response.assert_error(404, "no_route", "none");
@@ -464,9 +474,9 @@ async fn routes_that_another_proxy_forwards_need_no_upstream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn own_endpoints_are_the_gateways_on_their_hosts_only() {
     let stack = start_with("endpoints.hosts = [\"mini.test\"]").await;
-    let own = ask("/login").told("X-Forwarded-Host", "MINI.test:443");
-    own.of(&stack).await.assert_error(403, "bad_request", "none");
-    assert_eq!(ask("/login").of(&stack).await.status, 401, "a path as any other");
+    let own = about("/login").told("X-Forwarded-Host", "MINI.test:443");
+    own.send(&stack).await.assert_error(403, "bad_request", "none");
+    assert_eq!(about("/login").send(&stack).await.status, 401, "not an endpoint on this host");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -487,17 +497,17 @@ async fn rates_of_users_and_addresses_count() {
     .await;
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     for _ in 0..2 {
-        assert_of(&ask("/user").token(&alice).of(&stack).await, &openid("alice"));
-        assert_of(&ask("/address").of(&stack).await, "");
+        assert_identity(&about("/user").token(&alice).send(&stack).await, &openid("alice"));
+        assert_identity(&about("/address").send(&stack).await, "");
     }
-    for refused in [ask("/user").token(&alice), ask("/address")] {
-        let response = refused.of(&stack).await;
+    for refused in [about("/user").token(&alice), about("/address")] {
+        let response = refused.send(&stack).await;
         response.assert_error(403, "rate_limited", "retry");
         assert!(response.header("retry-after").is_some());
     }
-    assert_of(&ask("/user").token(&bob).of(&stack).await, &openid("bob"));
-    let elsewhere = ask("/address").told("X-Forwarded-For", "198.51.100.8");
-    assert_of(&elsewhere.of(&stack).await, "");
+    assert_identity(&about("/user").token(&bob).send(&stack).await, &openid("bob"));
+    let elsewhere = about("/address").told("X-Forwarded-For", "198.51.100.8");
+    assert_identity(&elsewhere.send(&stack).await, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -506,21 +516,21 @@ async fn a_decision_of_200_counts_as_use_of_the_session() {
     let token = stack.login("alice").await;
     for _ in 0..3 {
         stack.clock.advance(std::time::Duration::from_secs(50 * 60));
-        assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
+        assert_identity(&about("/").token(&token).send(&stack).await, &openid("alice"));
     }
     stack.clock.advance(std::time::Duration::from_secs(61 * 60));
-    assert_eq!(ask("/").token(&token).of(&stack).await.status, 401);
+    assert_eq!(about("/").token(&token).send(&stack).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decisions_are_counted_and_logged() {
     let stack = start_with("log.access = \"{dir}/access.log\"").await;
     let token = stack.login("alice").await;
-    let id = ask("/orders/7?secret=1").token(&token).line("X-Request-Id", "of-the-proxy-1");
-    assert_eq!(id.of(&stack).await.header("x-request-id"), Some("of-the-proxy-1"));
-    ask("/orders").told("X-Forwarded-Method", "POST").of(&stack).await;
-    ask("/optional").of(&stack).await;
-    ask("/login").of(&stack).await;
+    let id = about("/orders/7?secret=1").token(&token).line("X-Request-Id", "of-the-proxy-1");
+    assert_eq!(id.send(&stack).await.header("x-request-id"), Some("of-the-proxy-1"));
+    about("/orders").told("X-Forwarded-Method", "POST").send(&stack).await;
+    about("/optional").send(&stack).await;
+    about("/login").send(&stack).await;
     for (name, value) in [
         ("wxgate_http_requests_total{code=\"200\",route=\"@forward_auth\"}", 2.0),
         ("wxgate_http_requests_total{code=\"401\",route=\"@forward_auth\"}", 1.0),
@@ -557,20 +567,20 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
     let mut idle = Connection::open(address).await;
     for _ in 0..3 {
         for connection in [&mut kept, &mut idle] {
-            connection.send(&ask("/").token(&token).bytes()).await;
-            assert_of(&connection.response(false).await, &openid("alice"));
+            connection.send(&about("/").token(&token).bytes()).await;
+            assert_identity(&connection.response(false).await, &openid("alice"));
         }
     }
     stack.commands.send(Command::Drain).await.unwrap();
     while crate::harness::client::get(stack.admin, "/readyz").await.status != 503 {
         tokio::task::yield_now().await;
     }
-    kept.send(&ask("/").token(&token).bytes()).await;
+    kept.send(&about("/").token(&token).bytes()).await;
     let response = kept.response(false).await;
-    assert_of(&response, &openid("alice"));
+    assert_identity(&response, &openid("alice"));
     assert_eq!(response.header("connection"), Some("close"));
     assert!(kept.is_closed().await);
-    assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
+    assert_identity(&about("/").token(&token).send(&stack).await, &openid("alice"));
     stack.commands.send(Command::Drain).await.unwrap();
     assert!(idle.is_closed().await);
     let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
@@ -581,8 +591,8 @@ async fn proxies_keep_their_connections_until_the_gateway_drains() {
 async fn an_idle_connection_of_a_proxy_is_closed() {
     let stack = start_with("limits.idle_timeout = \"50ms\"").await;
     let mut idle = Connection::open(stack.forward_auth.unwrap()).await;
-    idle.send(&ask("/none").bytes()).await;
-    assert_of(&idle.response(false).await, "");
+    idle.send(&about("/none").bytes()).await;
+    assert_identity(&idle.response(false).await, "");
     assert!(idle.is_closed().await);
     let mut half = Connection::open(stack.forward_auth.unwrap()).await;
     half.send(b"GET /auth HTTP/1.1\r\nX-Forwarded-Uri: /").await;

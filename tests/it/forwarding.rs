@@ -233,7 +233,7 @@ async fn an_upstream_that_hangs_is_a_gateway_timeout() {
     stack.get("/none").send().await.assert_error(504, "gateway_timeout", "retry");
     assert!(started.elapsed() >= Duration::from_millis(200));
     stack.post("/none").body("x").send().await.assert_error(504, "gateway_timeout", "retry");
-    assert_eq!(stack.upstream.requests().len(), 2, "neither was repeated");
+    assert_eq!(stack.upstream.requests().len(), 2, "neither was sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +246,7 @@ async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
         let response = stack.post("/none").body("x").send().await;
         response.assert_error(502, "bad_gateway", "retry");
     }
-    assert_eq!(stack.upstream.requests().len(), 4, "none was repeated");
+    assert_eq!(stack.upstream.requests().len(), 4, "none was sent again");
 }
 
 /// A response that breaks off never looks complete.

@@ -203,7 +203,7 @@ async fn a_client_that_reads_nothing_of_a_response_is_cut_off() {
         match timeout(PATIENCE, body.data()).await.unwrap() {
             Some(Ok(data)) => received += data.len(),
             Some(Err(error)) => break error,
-            None => panic!("an answer of {received} bytes came to its end"),
+            None => panic!("a response of {received} bytes was complete"),
         }
     };
     assert!(received <= 10 && end.is_reset(), "{received} bytes, {end}");

@@ -65,7 +65,7 @@ async fn a_connection_is_kept_a_second_less_than_the_service_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keep_alive_of_five_seconds_is_used_for_four() {
     let stack = start("Keep-Alive: timeout=5\r\n").await;
-    assert_eq!(connections(&stack, 3).await, [0, 0, 0], "as long as by default");
+    assert_eq!(connections(&stack, 3).await, [0, 0, 0], "kept as long as by default");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,7 @@ async fn a_panic_within_a_response_breaks_it_off() {
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.get("/panics").bytes()).await;
     let response = client.response_or_end().await;
-    assert!(response.is_none_or(|response| !response.is_whole), "it ends as if it were whole");
+    assert!(response.is_none_or(|response| !response.is_whole), "the response looks complete");
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
     let log = stack.directory.path().join("access.log");
     let written = async {
@@ -141,7 +141,7 @@ async fn a_panic_within_a_response_resets_its_stream() {
         Ok::<_, h2::Error>(())
     };
     let end = timeout(PATIENCE, end).await.expect("an end in time");
-    assert!(end.is_err_and(|error| error.is_reset()), "it ends as if it were whole");
+    assert!(end.is_err_and(|error| error.is_reset()), "the response looks complete");
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }

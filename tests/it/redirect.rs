@@ -15,7 +15,7 @@ async fn start(changes: &str) -> (Stack, SocketAddr) {
     (stack, redirect)
 }
 
-async fn ask(redirect: SocketAddr, request: &str) -> Response {
+async fn send(redirect: SocketAddr, request: &str) -> Response {
     let mut connection = Connection::open(redirect).await;
     connection.send(request.as_bytes()).await;
     let response = connection.response(request.starts_with("HEAD")).await;
@@ -51,7 +51,7 @@ async fn every_request_is_redirected_to_https_unchanged() {
     ] {
         for method in ["GET", "HEAD", "DELETE"] {
             let request = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-            let response = ask(redirect, &request).await;
+            let response = send(redirect, &request).await;
             assert_eq!(response.status, 308, "{request:?}");
             assert_eq!(response.header("location"), Some(location));
             assert_eq!(response.header("content-length"), Some("0"));
@@ -59,10 +59,10 @@ async fn every_request_is_redirected_to_https_unchanged() {
             assert!(response.header("x-request-id").is_some());
         }
     }
-    let old = ask(redirect, "GET /x HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+    let old = send(redirect, "GET /x HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(old.header("location"), Some("https://a.test/x"));
     let offer = "Connection: Upgrade\r\nUpgrade: h2c\r\n";
-    let offer = ask(redirect, &format!("GET /x HTTP/1.1\r\nHost: a.test\r\n{offer}\r\n")).await;
+    let offer = send(redirect, &format!("GET /x HTTP/1.1\r\nHost: a.test\r\n{offer}\r\n")).await;
     assert_eq!(offer.header("location"), Some("https://a.test/x"));
     assert!(stack.upstream.requests().is_empty());
     let metric = "wxgate_http_requests_total{code=\"308\",route=\"@none\"}";
@@ -101,7 +101,7 @@ async fn a_request_without_a_usable_host_is_400() {
         "GET evil HTTP/1.1\r\nHost: a.test\r\n\r\n",
         "PROXY TCP4 192.0.2.1 198.51.100.2 1 80\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
     ] {
-        let response = ask(redirect, head).await;
+        let response = send(redirect, head).await;
         response.assert_error(400, "bad_request", "none");
         assert_eq!(response.header("location"), None);
         assert_eq!(response.header("x-evil"), None);
@@ -114,12 +114,12 @@ async fn another_https_port_is_in_the_redirect_and_health_is_served() {
     let changes = "server.redirect_port = 8443\nendpoints.health = \"/health\"\n\
                    log.access = \"{dir}/access.log\"";
     let (stack, redirect) = start(changes).await;
-    let response = ask(redirect, "POST /x?secret HTTP/1.1\r\nHost: a.test:80\r\n\r\n").await;
+    let response = send(redirect, "POST /x?secret HTTP/1.1\r\nHost: a.test:80\r\n\r\n").await;
     assert_eq!(response.header("location"), Some("https://a.test:8443/x?secret"));
-    assert_eq!(ask(redirect, "GET /health HTTP/1.0\r\n\r\n").await.text(), "ok\n");
-    let head = ask(redirect, "HEAD /health?x HTTP/1.1\r\n\r\n").await;
+    assert_eq!(send(redirect, "GET /health HTTP/1.0\r\n\r\n").await.text(), "ok\n");
+    let head = send(redirect, "HEAD /health?x HTTP/1.1\r\n\r\n").await;
     assert_eq!((head.status, head.header("content-length")), (200, Some("3")));
-    let post = ask(redirect, "POST /health HTTP/1.1\r\n\r\n").await;
+    let post = send(redirect, "POST /health HTTP/1.1\r\n\r\n").await;
     post.assert_error(405, "method_not_allowed", "none");
     assert_eq!(post.header("allow"), Some("GET, HEAD"));
     stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"@health\"}", 2.0).await;
@@ -150,7 +150,7 @@ async fn the_limits_are_those_of_all_public_listeners() {
     let mut silent = Connection::open(redirect).await;
     assert!(silent.is_closed().await);
     let long = format!("GET /{} HTTP/1.1\r\nHost: a.test\r\n\r\n", "x".repeat(9 << 10));
-    ask(redirect, &long).await.assert_error(431, "headers_too_large", "none");
+    send(redirect, &long).await.assert_error(431, "headers_too_large", "none");
     drop(stack);
 
     let (_stack, redirect) = start("limits.max_connections = 1").await;
@@ -158,7 +158,7 @@ async fn the_limits_are_those_of_all_public_listeners() {
     held.send(b"GET /").await;
     let turned_away = async {
         loop {
-            let response = ask(redirect, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+            let response = send(redirect, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
             if response.status == 503 {
                 return response;
             }

@@ -234,8 +234,8 @@ async fn base_url_may_have_a_path_prefix() {
         let stack = Stack::start_with(&changes).await;
         let response = stack.try_login(&format!("user-alice-{number}")).await;
         assert_eq!(response.status, 200, "{suffix}");
-        let asked = wechat.asked().pop().unwrap();
-        assert!(asked.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{asked}");
+        let request = wechat.requests().pop().unwrap();
+        assert!(request.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{request}");
     }
     // So may the fallback; neither path nor query of the two is logged.
     let nobody = unused_address().await;
@@ -245,8 +245,8 @@ async fn base_url_may_have_a_path_prefix() {
     );
     let stack = Stack::start_with(&changes).await;
     assert_eq!(stack.try_login("user-alice-9").await.status, 200);
-    let asked = wechat.asked().pop().unwrap();
-    assert!(asked.starts_with("/path-of-fallback/sns/jscode2session?"), "{asked}");
+    let request = wechat.requests().pop().unwrap();
+    assert!(request.starts_with("/path-of-fallback/sns/jscode2session?"), "{request}");
     let lines = logged_with(&format!("http://{nobody}"));
     let error = lines[0]["fields"]["error"].as_str().unwrap();
     assert_eq!(error, format!("connection refused (http://{nobody})"));

@@ -100,7 +100,7 @@ async fn sessions_outlive_a_reload_and_a_new_ttl_is_for_new_ones() {
         assert!(is_live(&old).await && is_live(&new).await);
         stack.clock.advance(Duration::from_secs(3600));
     }
-    assert!(is_live(&old).await, "it began with a longer life");
+    assert!(is_live(&old).await, "it began with a longer ttl");
     assert!(!is_live(&new).await);
 }
 
@@ -191,7 +191,7 @@ async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
     assert!(said(&stack).contains("gateway.toml:1:8: not TOML"));
     fs::remove_file(stack.config_file()).unwrap();
     assert_eq!(stack.get("/none").send().await.status, 200);
-    assert!(stack.reload("").await, "what is mended is taken");
+    assert!(stack.reload("").await, "the corrected file is loaded");
     assert_eq!(stack.metric(RELOAD_SUCCESSFUL).await, 1.0);
     assert!(stack.metric(RELOAD_TIME).await > taken);
 }
@@ -237,7 +237,7 @@ async fn each_request_has_one_configuration() {
     assert!(stack.reload("identity.openid_header = \"X-Other\"").await);
     release.notify_one();
     let response = busy.response(false).await;
-    assert_eq!(response.header("x-other"), Some("secret"), "the old names are stripped");
+    assert_eq!(response.header("x-other"), Some("secret"), "the old names are removed");
     assert_eq!(response.header("x-openid"), None);
     // The next one, on the same connection, gets the new configuration.
     release.notify_one();
@@ -256,12 +256,12 @@ async fn a_changed_file_is_reloaded_automatically() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
     let open = format!("server.watch_interval = \"10ms\"\n{OPEN}");
     stack.write_config(&open);
-    until("the file is taken", async || stack.get("/").send().await.status == 200).await;
+    until("the file is loaded", async || stack.get("/").send().await.status == 200).await;
     // Broken, and mended.
     fs::write(stack.config_file(), "broken").unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
     stack.write_config("server.watch_interval = \"10ms\"");
-    until("it is taken again", async || stack.get("/").send().await.status == 401).await;
+    until("it is loaded again", async || stack.get("/").send().await.status == 401).await;
     stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
 }
 
@@ -293,7 +293,7 @@ async fn a_changed_file_of_a_response_is_reloaded_automatically() {
     .await;
     assert_eq!(stack.get("/").send().await.text(), "one");
     fs::write(&file, "another").unwrap();
-    until("it is answered with", async || stack.get("/").send().await.text() == "another").await;
+    until("it is the response", async || stack.get("/").send().await.text() == "another").await;
 }
 
 /// Reading a pipe would block, and with it all later reloads.
@@ -338,11 +338,11 @@ async fn a_replaced_link_of_a_config_map_is_noticed() {
     fs::remove_file(&file).unwrap();
     symlink("..data/gateway.toml", &file).unwrap();
     let taken = stack.metric(RELOAD_TIME).await;
-    until("the link is seen", async || stack.metric(RELOAD_TIME).await > taken).await;
+    until("the link is noticed", async || stack.metric(RELOAD_TIME).await > taken).await;
     assert_eq!(stack.get("/").send().await.status, 401);
     symlink("..2", volume.join("..next")).unwrap();
     fs::rename(volume.join("..next"), volume.join("..data")).unwrap();
-    until("the swap is taken", async || stack.get("/").send().await.status == 200).await;
+    until("the replaced link is loaded", async || stack.get("/").send().await.status == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,7 +369,7 @@ async fn included_files_add_routes_and_are_watched() {
     assert!(said(&stack).contains("shop.toml:8:2: session: does not stand in an included"));
     fs::remove_file(folder.join("shop.toml")).unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
-    assert_eq!(stack.get("/shop").send().await.status, 401, "the route of / is left");
+    assert_eq!(stack.get("/shop").send().await.status, 401, "only the route of / is left");
 }
 
 /// Rate limits and recent codes survive a reload.

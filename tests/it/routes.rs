@@ -9,7 +9,7 @@ use crate::harness::upstream::{Reply, Upstream};
 use crate::harness::{Stack, openid};
 
 /// Sends this request line and these header lines, `Host` included.
-async fn ask(stack: &Stack, head: &str) -> Response {
+async fn send(stack: &Stack, head: &str) -> Response {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
     connection.response(head.starts_with("HEAD")).await
@@ -17,7 +17,7 @@ async fn ask(stack: &Stack, head: &str) -> Response {
 
 /// The name of the route that responds.
 async fn route_of(stack: &Stack, head: &str) -> String {
-    let response = ask(stack, head).await;
+    let response = send(stack, head).await;
     assert_eq!(response.status, 200, "{head}: {}", response.text());
     response.header("x-route").unwrap_or_default().to_owned()
 }
@@ -140,7 +140,7 @@ async fn a_header_that_selects_a_route_can_be_read_in_one_way_only() {
         [("X-Staff", "0"), ("x.staff", "1")],
     ] {
         let request =
-            lines.iter().fold(stack.get("/"), |ask, (name, value)| ask.header(name, value));
+            lines.iter().fold(stack.get("/"), |request, (name, value)| request.header(name, value));
         request.send().await.assert_error(400, "bad_request", "none");
     }
     assert_eq!(stack.upstream.requests().len(), 0);
@@ -165,17 +165,17 @@ async fn a_header_that_selects_a_route_cannot_be_removed_by_connection() {
         "#,
     )
     .await;
-    let ask = |connection: &str| {
+    let request = |connection: &str| {
         stack.get("/").header("X-Api-Version", "2").header("Connection", connection)
     };
     for connection in ["X-Api-Version", "close, x-api-version", "x_api_version,keep-alive"] {
-        ask(connection).send().await.assert_error(400, "bad_request", "none");
+        request(connection).send().await.assert_error(400, "bad_request", "none");
     }
-    let twice = ask("keep-alive").header("Connection", "X-Api-Version");
+    let twice = request("keep-alive").header("Connection", "X-Api-Version");
     twice.send().await.assert_error(400, "bad_request", "none");
     assert!(stack.upstream.requests().is_empty());
     for connection in ["keep-alive", "X-Other, X-Api-Versions"] {
-        assert_eq!(ask(connection).forwarded().await.all("x-api-version"), ["2"]);
+        assert_eq!(request(connection).forwarded().await.all("x-api-version"), ["2"]);
     }
 }
 
@@ -443,7 +443,7 @@ async fn a_share_of_the_users_goes_to_another_upstream_and_each_always_to_the_sa
         for _ in 0..8 {
             stack.get("/").forwarded().await;
         }
-        assert_eq!(canary.requests().len(), before, "nobody is no part of the users");
+        assert_eq!(canary.requests().len(), before, "requests without a session stay");
         went
     };
     let went = where_they_go().await;
@@ -471,10 +471,10 @@ async fn a_preflight_gets_a_response_without_a_session_and_responses_have_cors_h
     )
     .await;
     let token = stack.login("alice").await;
-    let asked = |path: &str, origin: &str, method: &str| {
+    let preflight = |path: &str, origin: &str, method: &str| {
         stack.request("OPTIONS", path).header("Origin", origin).header(PREFLIGHT, method).send()
     };
-    let response = asked("/api/x", PAGE, "PUT").await;
+    let response = preflight("/api/x", PAGE, "PUT").await;
     assert_eq!((response.status, response.body.len()), (204, 0));
     assert_eq!(response.header("access-control-allow-origin"), Some(PAGE));
     assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
@@ -487,15 +487,15 @@ async fn a_preflight_gets_a_response_without_a_session_and_responses_have_cors_h
     assert_eq!(response.header("vary"), vary);
     // An origin that is not allowed gets no CORS headers.
     for origin in ["https://evil.example", "null", "https://h5.example.com.evil.example"] {
-        let response = asked("/api/x", origin, "PUT").await;
+        let response = preflight("/api/x", origin, "PUT").await;
         assert_eq!((response.status, response.header("vary")), (204, vary));
         assert_eq!(response.header("access-control-allow-origin"), None);
         assert_eq!(response.header("access-control-allow-methods"), None);
     }
-    assert_eq!(asked("/api/x", PAGE, "DELETE").await.status, 204);
+    assert_eq!(preflight("/api/x", PAGE, "DELETE").await.status, 204);
     assert!(stack.upstream.requests().is_empty());
     // Without `cors` it is a request like any other.
-    asked("/x", PAGE, "PUT").await.assert_error(401, "missing_token", "login");
+    preflight("/x", PAGE, "PUT").await.assert_error(401, "missing_token", "login");
     let options = stack.request("OPTIONS", "/api/x").header("Origin", PAGE).token(&token);
     options.send().await.assert_error(405, "method_not_allowed", "none");
 

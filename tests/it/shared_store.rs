@@ -175,7 +175,7 @@ async fn the_store_sees_neither_tokens_nor_users() {
         };
         stored.extend(values.concat());
         let life: i64 = cmd("PTTL").arg(&key).query(&mut connection).unwrap();
-        assert!(life > 0, "{key} goes by itself");
+        assert!(life > 0, "{key} expires");
     }
     assert!(stored.len() > 100);
     for secret in [&token, SECRET, &openid("alice"), "alice", crate::harness::APP] {

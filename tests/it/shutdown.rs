@@ -35,7 +35,7 @@ async fn draining_finishes_requests_in_flight_and_then_ends() {
         tokio::task::yield_now().await;
     }
     let readiness = client::get(stack.admin, "/readyz").await;
-    assert_eq!(readiness.status, 503, "the admin listener answers until the end");
+    assert_eq!(readiness.status, 503, "the admin listener responds until the end");
     assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
     release.notify_one();
     let response = busy.response(false).await;

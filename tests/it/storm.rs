@@ -121,7 +121,7 @@ async fn logins_over_the_concurrency_limit_wait_and_those_over_the_queue_are_rej
         assert!(response.header("retry-after").is_some());
         responses.push(response);
     }
-    assert!(began.elapsed() >= Duration::from_millis(500), "two of them waited");
+    assert!(began.elapsed() >= Duration::from_millis(500), "two of them were queued");
     // WeChat was not called for rejected logins, and other requests are not affected.
     assert_eq!(stack.sandbox.exchanges(), 2);
     assert_eq!(stack.get("/none").send().await.status, 200);

@@ -152,7 +152,7 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     drop(TcpStream::connect(stack.gateway).await.unwrap());
     let mut begun = crate::harness::client::Connection::open(stack.gateway).await;
     begun.send(&[22, 3, 1, 0]).await;
-    assert!(begun.is_closed().await, "and each byte that comes does not move the deadline");
+    assert!(begun.is_closed().await, "bytes do not extend the deadline");
     stack.until_metric("wxgate_tls_handshakes_failed_total", 3.0).await;
 }
 
@@ -373,7 +373,7 @@ async fn client_certificates_are_required_where_configured() {
     ] {
         let changes = format!("{ca_file}\n{presence}");
         let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
-        let response = served_with(&stack, Some(&good)).await.expect("an answer");
+        let response = served_with(&stack, Some(&good)).await.expect("a response");
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert_eq!(served_with(&stack, None).await.is_some(), serves_nobody, "{presence}");
         for bad in &bad {

@@ -156,7 +156,7 @@ async fn a_websocket_is_cut_when_its_session_ends() {
     second.send(b"still there").await;
     assert!(second.reads(b"still there").await);
     stack.clock.advance(Duration::from_secs(30 * 60));
-    assert!(second.is_closed().await, "not used for too long");
+    assert!(second.is_closed().await, "idle for too long");
 
     let token = stack.login("alice").await;
     let mut third = open(&stack, "/chat", Some(&token)).await;
@@ -225,7 +225,7 @@ async fn a_websocket_whose_way_is_full_is_cut_all_the_same() {
     let mut socket = open(&stack, "/chat", Some(&token)).await;
     let flood = vec![b'x'; 100 << 20];
     let sent = tokio::time::timeout(Duration::from_secs(1), socket.send(&flood)).await;
-    assert!(sent.is_err(), "the way is full");
+    assert!(sent.is_err(), "the buffers are full");
     assert_eq!(stack.post("/logout").token(&token).send().await.status, 204);
     assert!(socket.ends().await);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;

@@ -5,8 +5,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::frames::{
-    CONTINUATION, DATA, END_HEADERS, HEADERS, Heard, PING, PREFACE, RST_STREAM, SETTINGS, block,
-    frame, request,
+    CONTINUATION, DATA, END_HEADERS, FramesRead, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    block, frame, request,
 };
 use super::framing::with_body;
 use super::http2::fields;
@@ -49,7 +49,7 @@ async fn slow_headers_and_bodies_delay_no_other_client() {
         }
     }
     for _ in 0..20 {
-        siege.ask_as_bystander("slow requests").await;
+        siege.send_as_bystander("slow requests").await;
     }
     let ended = async {
         for stream in &mut slow {
@@ -178,9 +178,9 @@ async fn floods_leave_the_program_no_larger_than_it_was() {
                 flooding.spawn(async move {
                     let (mut from, mut to) = tokio::io::split(wire);
                     let sending = async { drop(to.write_all(&sent).await) };
-                    let mut heard = Heard::default();
-                    let listening = heard.listen(&mut from, |heard| heard.pongs > 0);
-                    timeout(PATIENCE, async { tokio::join!(sending, listening) }).await.unwrap();
+                    let mut read = FramesRead::default();
+                    let reading = read.read_until(&mut from, |read| read.pongs > 0);
+                    timeout(PATIENCE, async { tokio::join!(sending, reading) }).await.unwrap();
                 });
             }
             flooding.join_all().await;

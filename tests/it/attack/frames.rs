@@ -82,7 +82,7 @@ impl Stream {
 
 /// Everything that the gateway has sent.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct FramesRead {
     pub streams: BTreeMap<u32, Stream>,
     pub went_away: bool,
     pub has_ended: bool,
@@ -91,12 +91,12 @@ pub struct Heard {
     bytes: Vec<u8>,
 }
 
-impl Heard {
+impl FramesRead {
     /// Reads until `is_enough`, or to the end.
-    pub async fn listen(
+    pub async fn read_until(
         &mut self,
         wire: &mut (impl AsyncRead + Unpin),
-        is_enough: impl Fn(&Heard) -> bool,
+        is_enough: impl Fn(&FramesRead) -> bool,
     ) {
         while !self.has_ended && !is_enough(self) {
             self.has_ended = !matches!(wire.read_buf(&mut self.bytes).await, Ok(1..));
@@ -112,11 +112,11 @@ impl Heard {
         let stream = u32::from_be_bytes(stream);
         match kind {
             DATA | HEADERS => {
-                let heard = self.streams.entry(stream).or_default();
+                let read = self.streams.entry(stream).or_default();
                 if kind == DATA {
-                    heard.body.extend_from_slice(payload);
+                    read.body.extend_from_slice(payload);
                 }
-                heard.has_ended |= flags & END_STREAM != 0;
+                read.has_ended |= flags & END_STREAM != 0;
             }
             RST_STREAM => self.streams.entry(stream).or_default().is_reset = true,
             GOAWAY => self.went_away = true,

@@ -448,8 +448,8 @@ async fn a_service_that_responds_early_takes_no_body_for_a_request() {
                 "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{flood}\r\n0\r\n\r\n",
                 flood.len()
             );
-            let asked = length.replace("Host: h", "Host: h\r\nExpect: 100-continue");
-            for bytes in [length, chunks, asked] {
+            let requests = length.replace("Host: h", "Host: h\r\nExpect: 100-continue");
+            for bytes in [length, chunks, requests] {
                 siege.run(&Attack::new(bytes, Must::Harmless)).await;
             }
         }

@@ -4,8 +4,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::frames::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, GOAWAY, HEADERS, Heard, PING,
-    PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, FramesRead, GOAWAY, HEADERS,
+    PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame,
+    request,
 };
 use super::siege::{Must, Siege};
 use crate::harness::upstream::Received;
@@ -15,7 +16,7 @@ use crate::harness::{PATIENCE, openid};
 const BYSTANDERS_STREAM: u32 = 2_000_001;
 
 struct Outcome {
-    heard: Heard,
+    read: FramesRead,
     received: Vec<Received>,
 }
 
@@ -36,19 +37,19 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
         let _ = to.flush().await;
         std::future::pending::<()>().await;
     };
-    let mut heard = Heard::default();
-    let are_over = |heard: &Heard| {
-        let is_over = |stream| heard.streams.get(stream).is_some_and(frames::Stream::is_over);
+    let mut read = FramesRead::default();
+    let are_over = |read: &FramesRead| {
+        let is_over = |stream| read.streams.get(stream).is_some_and(frames::Stream::is_over);
         streams.iter().chain([&BYSTANDERS_STREAM]).all(is_over)
     };
     tokio::select! {
-        listened = timeout(PATIENCE, heard.listen(&mut from, are_over)) => {
-            assert!(listened.is_ok(), "neither answers nor an end: {name}, {heard:?}");
+        ended = timeout(PATIENCE, read.read_until(&mut from, are_over)) => {
+            assert!(ended.is_ok(), "neither responses nor an end: {name}, {read:?}");
         }
         () = sending => unreachable!(),
     }
     drop((from, to));
-    for stream in heard.streams.values() {
+    for stream in read.streams.values() {
         let text = String::from_utf8_lossy(&stream.body);
         let told = siege.secrets.iter().find(|secret| text.contains(*secret));
         assert_eq!(told, None, "{text}, after {name}");
@@ -58,27 +59,27 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
     let (canaries, received): (Vec<Received>, Vec<Received>) =
         received.into_iter().partition(is_canary);
     let served = |stream: &frames::Stream| stream.body.starts_with(b"{\"openid\":");
-    let goes_on = heard.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
+    let goes_on = read.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
     assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
     if goes_on {
-        let response = String::from_utf8_lossy(&heard.streams[&BYSTANDERS_STREAM].body);
+        let response = String::from_utf8_lossy(&read.streams[&BYSTANDERS_STREAM].body);
         assert!(
             response.contains(&openid("bystander")) && response.contains(&canary),
             "{response}"
         );
     }
-    let served = streams.iter().filter(|stream| heard.streams.get(stream).is_some_and(served));
+    let served = streams.iter().filter(|stream| read.streams.get(stream).is_some_and(served));
     let served = served.count();
-    let told = format!("{must:?}, but {heard:?} and {received:?}: {name}");
+    let told = format!("{must:?}, but {read:?} and {received:?}: {name}");
     match must {
-        Must::Cut => assert!(served == 0 && received.is_empty() && heard.has_ended, "{told}"),
+        Must::Cut => assert!(served == 0 && received.is_empty() && read.has_ended, "{told}"),
         Must::Refused => assert!(served == 0 && received.is_empty(), "{told}"),
         Must::Served(count) => {
             assert!(served == count && received.len() == count && goes_on, "{told}");
         }
         Must::Harmless => {}
     }
-    Outcome { heard, received }
+    Outcome { read, received }
 }
 
 pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Field<'a>> {
@@ -436,7 +437,7 @@ async fn floods_of_frames_stop_nobody_else() {
     run(&mut siege, "SETTINGS", &settings, &[], Must::Harmless).await;
     let pings = frame(PING, 0, 0, &[7; 8]).repeat(20_000);
     let outcome = run(&mut siege, "PING", &pings, &[], Must::Harmless).await;
-    assert!(outcome.heard.pongs <= 20_000);
+    assert!(outcome.read.pongs <= 20_000);
     let priorities = frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 9]).repeat(20_000);
     run(&mut siege, "PRIORITY", &priorities, &[], Must::Harmless).await;
     // More streams at once than are allowed.
@@ -463,7 +464,7 @@ async fn a_window_of_nothing_holds_nobody_else() {
     // Each has been forwarded, and no response is read.
     siege.stack.upstream.until_requests(100).await;
     for _ in 0..20 {
-        siege.ask_as_bystander("streams that are held").await;
+        siege.send_as_bystander("streams that are held").await;
     }
     drop(wire);
     siege.hold("streams that were held").await;
@@ -487,7 +488,7 @@ async fn a_hundred_streams_have_a_hundred_identities() {
     }
     let outcome = run(&mut siege, "99 users", &bytes, &streams, Must::Served(99)).await;
     for (number, stream) in streams.iter().enumerate() {
-        let body = String::from_utf8_lossy(&outcome.heard.streams[stream].body).into_owned();
+        let body = String::from_utf8_lossy(&outcome.read.streams[stream].body).into_owned();
         assert!(body.contains(&openid(&format!("u{number}"))), "{number}: {body}");
     }
 }

@@ -14,7 +14,7 @@ fn post(lines: &str, body: &[u8]) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_no_login_never_reaches_wechat() {
     let mut siege = Siege::start().await;
-    let asked = siege.wechat.asked().len();
+    let requests = siege.wechat.requests().len();
     let deep = "[".repeat(10_000);
     let nested = format!("{{\"code\":{}", "{\"code\":".repeat(2000));
     let long = format!("{{\"code\":\"{}\"}}", "a".repeat(1 << 20));
@@ -92,7 +92,7 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
         let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
         outcome.responses[0].assert_error(405, "method_not_allowed", "none");
     }
-    assert_eq!(siege.wechat.asked().len(), asked);
+    assert_eq!(siege.wechat.requests().len(), requests);
 }
 
 /// WeChat gets one code, of the requested app, and the client gets only a token.
@@ -117,10 +117,10 @@ async fn a_login_shows_wechat_and_the_client_no_more_than_needed() {
         assert_eq!(response.header("location"), None);
         assert_eq!(response.json().as_object().unwrap().len(), 3, "{}", response.text());
         siege.secrets.push(response.json()["token"].as_str().unwrap().to_owned());
-        let asked = siege.wechat.asked().pop().unwrap();
-        assert!(!asked.contains("evil"), "{asked}");
-        assert_eq!(asked.matches("js_code=").count(), 1);
-        assert_eq!(asked.matches('&').count(), 3, "{asked}");
+        let requests = siege.wechat.requests().pop().unwrap();
+        assert!(!requests.contains("evil"), "{requests}");
+        assert_eq!(requests.matches("js_code=").count(), 1);
+        assert_eq!(requests.matches('&').count(), 3, "{requests}");
     }
 }
 

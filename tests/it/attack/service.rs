@@ -26,7 +26,7 @@ fn is_deceived(service: &Program, lines: &str) -> bool {
     // Some servers log after their response.
     let started = Instant::now();
     while !std::fs::read(service.log()).unwrap().ends_with(b"\n") {
-        assert!(started.elapsed() < PATIENCE, "nothing was written down: {answer}");
+        assert!(started.elapsed() < PATIENCE, "nothing was logged: {answer}");
         std::thread::sleep(Duration::from_millis(5));
     }
     answer.contains("[\"evil\"]")

@@ -346,7 +346,7 @@ impl Siege {
             self.assert_bystander(&response, &name);
         }
         for response in &read.responses {
-            self.assert_tells_nothing(response, &name);
+            self.assert_shows_no_secret(response, &name);
         }
         let received = self.hold(&name).await;
         let (received, canaries): (Vec<Received>, Vec<Received>) =
@@ -360,31 +360,31 @@ impl Siege {
 
     fn judge(&self, name: &str, must: Must, outcome: &Outcome, has_ended: bool) {
         let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
-        let told = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.received);
+        let shown = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.received);
         let are_refusals = statuses.iter().all(|status| matches!(status, 100 | 400..=499));
         match must {
             Must::Cut => {
                 assert!(
                     are_refusals && statuses.len() <= 1 && outcome.received.is_empty(),
-                    "{told}"
+                    "{shown}"
                 );
-                assert!(has_ended && !outcome.goes_on, "{told}");
+                assert!(has_ended && !outcome.goes_on, "{shown}");
             }
             Must::Refused => {
-                assert!(are_refusals && outcome.received.is_empty(), "{told}");
-                assert!(!statuses.is_empty() || has_ended, "{told}");
+                assert!(are_refusals && outcome.received.is_empty(), "{shown}");
+                assert!(!statuses.is_empty() || has_ended, "{shown}");
             }
             Must::Served(count) => {
-                assert_eq!(statuses, vec![200; count], "{told}");
-                assert_eq!(outcome.received.len(), count, "{told}");
-                assert!(outcome.goes_on, "{told}");
+                assert_eq!(statuses, vec![200; count], "{shown}");
+                assert_eq!(outcome.received.len(), count, "{shown}");
+                assert!(outcome.goes_on, "{shown}");
             }
             Must::Harmless => {}
         }
     }
 
     /// Sends a request of the bystander on a connection of her own.
-    pub async fn ask_as_bystander(&mut self, after: &str) {
+    pub async fn send_as_bystander(&mut self, after: &str) {
         let (canary, bytes) = self.canary();
         let mut wire = self.connect(&["http/1.1"]).await;
         wire.write_all(&bytes).await.unwrap();
@@ -394,7 +394,7 @@ impl Siege {
         let received = received.unwrap_or_else(|_| panic!("the bystander waits after {after}"));
         let response = received.responses.first();
         let response =
-            response.unwrap_or_else(|| panic!("no answer to the bystander after {after}"));
+            response.unwrap_or_else(|| panic!("no response to the bystander after {after}"));
         assert!(is_response_to(response, &canary), "{}: after {after}", response.text());
         self.assert_bystander(response, after);
     }
@@ -427,7 +427,7 @@ impl Siege {
     /// since the last time.
     pub async fn hold(&mut self, after: &str) -> Vec<Received> {
         if !self.bystander.token.is_empty() {
-            self.ask_as_bystander(after).await;
+            self.send_as_bystander(after).await;
         }
         let (lines, metrics) = self.settle(after).await;
         let begun = self.begun();
@@ -474,7 +474,7 @@ impl Siege {
             Witness::Recorder => self.stack.upstream.begun_after(self.begun),
             Witness::Service { log, read, arrived } => {
                 for line in new_lines(log, read) {
-                    arrived.extend(testimony(&line));
+                    arrived.extend(logged_request(&line));
                 }
                 arrived.clone()
             }
@@ -485,7 +485,7 @@ impl Siege {
     /// every forwarded one has arrived. Returns the new lines, and the metrics.
     async fn settle(&mut self, after: &str) -> (Vec<Value>, String) {
         let mut lines: Vec<Value> = Vec::new();
-        let mut told = String::new();
+        let mut shown = String::new();
         let mut was_quiet = false;
         let settled = async {
             loop {
@@ -521,13 +521,13 @@ impl Siege {
                     was_quiet = true;
                     continue;
                 }
-                told = format!("{in_flight} in flight, {lines:?} for {begun:?}");
+                shown = format!("{in_flight} in flight, {lines:?} for {begun:?}");
                 sleep(Duration::from_millis(2)).await;
             }
         };
         match timeout(PATIENCE, settled).await {
             Ok(metrics) => (lines, metrics),
-            Err(_) => panic!("what was logged is not what came: {told}, after {after}"),
+            Err(_) => panic!("log and requests differ: {shown}, after {after}"),
         }
     }
 
@@ -555,13 +555,13 @@ impl Siege {
             ("x-forwarded-host", host),
             ("x-request-id", Some(line["request_id"].as_str().unwrap().to_owned())),
         ];
-        let none = GATEWAYS_ALONE.map(|name| (name, None));
+        let none = NEVER_SENT.map(|name| (name, None));
         // A service only logs whose request it takes it for.
-        let told = match &self.witness {
+        let shown = match &self.witness {
             Witness::Recorder => usize::MAX,
             Witness::Service { .. } => 1,
         };
-        for (name, value) in expected.into_iter().chain(none).take(told) {
+        for (name, value) in expected.into_iter().chain(none).take(shown) {
             let value: Vec<&str> = value.iter().map(String::as_str).collect();
             assert_eq!(received.folded(name), value, "{name} of {received:?}, after {after}");
             assert_eq!(
@@ -578,13 +578,13 @@ impl Siege {
     }
 
     /// Asserts that a response shows no secret of WeChat, and an error no secret at all.
-    pub fn assert_tells_nothing(&self, response: &Response, after: &str) {
+    pub fn assert_shows_no_secret(&self, response: &Response, after: &str) {
         let text = format!("{response:?} {}", response.text());
         let wechats = [SECRET, &self.wechat.session_key];
         assert!(!wechats.iter().any(|secret| text.contains(secret)), "{text}, after {after}");
         if response.status >= 400 {
-            let told = self.secrets.iter().find(|secret| text.contains(*secret));
-            assert_eq!(told, None, "{text}, after {after}");
+            let shown = self.secrets.iter().find(|secret| text.contains(*secret));
+            assert_eq!(shown, None, "{text}, after {after}");
         }
     }
 }
@@ -613,7 +613,7 @@ pub async fn connect(
 }
 
 /// Reserved headers that the gateway does not send.
-const GATEWAYS_ALONE: [&str; 12] = [
+const NEVER_SENT: [&str; 12] = [
     "x-3rd-session",
     "x-wx-openid",
     "x-wx-appid",
@@ -656,7 +656,7 @@ fn new_lines(file: &Path, read: &mut u64) -> Vec<Value> {
 }
 
 /// A request as a service logs it; `None` for a line about a connection.
-fn testimony(line: &Value) -> Option<Received> {
+fn logged_request(line: &Value) -> Option<Received> {
     let text = |key: &str| line[key].as_str().filter(|text| !matches!(*text, "" | "-"));
     let request_line = text("line")?.to_owned();
     // The header that it received counts if it does not log whom it trusts.

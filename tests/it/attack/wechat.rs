@@ -18,7 +18,7 @@ pub struct WeChat {
     pub address: SocketAddr,
     /// It is in every reply, and must appear nowhere else.
     pub session_key: String,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
     accepting: JoinHandle<()>,
 }
@@ -28,16 +28,16 @@ impl WeChat {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let session_key = format!("canary+{:016x}/==", rand::random::<u64>());
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let replies: Arc<Mutex<Arc<Replies>>> = Arc::new(Mutex::new(granting(&session_key)));
-        let (recorded, scripted) = (asked.clone(), replies.clone());
+        let (recorded, scripted) = (requests.clone(), replies.clone());
         let accepting = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 tokio::spawn(converse(stream, recorded.clone(), scripted.clone()));
             }
         });
-        Self { address, session_key, asked, replies, accepting }
+        Self { address, session_key, requests, replies, accepting }
     }
 
     /// Replies with exactly these bytes from now on.
@@ -51,8 +51,8 @@ impl WeChat {
     }
 
     /// The targets of the requests so far.
-    pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
@@ -88,7 +88,7 @@ pub fn ok(body: &str) -> Vec<u8> {
 
 async fn converse(
     mut stream: TcpStream,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
 ) {
     let mut head = Vec::new();
@@ -99,7 +99,7 @@ async fn converse(
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    asked.lock().unwrap().push(target.clone());
+    requests.lock().unwrap().push(target.clone());
     let reply = replies.lock().unwrap().clone();
     let _ = stream.write_all(&reply(&target)).await;
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Login,
-    Ask,
+    Request,
     Logout,
 }
 
@@ -39,7 +39,7 @@ pub struct Conditions {
 pub struct Verdict {
     pub logins: usize,
     pub logouts: usize,
-    pub asks: usize,
+    pub requests: usize,
     /// 200 after an acknowledged logout, later than the cache explains.
     pub revived: Vec<String>,
     /// 401 for a session that was not ended, and that is not declared lost.
@@ -98,7 +98,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
         match one.what {
             What::Login => verdict.logins += usize::from(one.status == Some(200)),
             What::Logout => verdict.logouts += usize::from(one.status == Some(204)),
-            What::Ask => verdict.asks += 1,
+            What::Request => verdict.requests += 1,
         }
         match one.status {
             Some(503) => {
@@ -110,7 +110,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
             Some(200 | 204 | 401) => {}
             _ => verdict.out_of_place.push(format!("{one:?}")),
         }
-        if one.what != What::Ask {
+        if one.what != What::Request {
             continue;
         }
         if one.status == Some(200)
@@ -223,41 +223,41 @@ fn story() -> Story {
 #[test]
 fn a_session_that_outlives_its_acknowledged_end_by_more_than_the_bound_is_found() {
     let story = story().then(What::Logout, 100, 110, 204);
-    let story = story.then(What::Ask, 1_100, 1_120, 200);
+    let story = story.then(What::Request, 1_100, 1_120, 200);
     assert_eq!(story.verdict(None).revived.len(), 0);
-    assert_eq!(story.then(What::Ask, 1_111, 1_120, 200).verdict(None).revived.len(), 1);
+    assert_eq!(story.then(What::Request, 1_111, 1_120, 200).verdict(None).revived.len(), 1);
 }
 
 #[test]
 fn a_session_that_is_gone_and_that_nobody_ended_is_found() {
-    let lost = story().then(What::Ask, 100, 110, 401);
+    let lost = story().then(What::Request, 100, 110, 401);
     assert_eq!(lost.verdict(None).lost.len(), 1);
     assert_eq!(lost.verdict(Some((0, 5))).lost.len(), 0);
     assert_eq!(lost.verdict(Some((0, 5))).declared_lost, 1);
     assert_eq!(lost.verdict(Some((11, 20))).lost.len(), 1);
-    let ended = story().then(What::Logout, 90, 200, 503).then(What::Ask, 100, 110, 401);
+    let ended = story().then(What::Logout, 90, 200, 503).then(What::Request, 100, 110, 401);
     assert_eq!(ended.verdict(None).lost.len(), 0);
 }
 
 #[test]
 fn a_session_that_was_just_read_must_be_accepted_and_503_has_its_time() {
-    let read = || story().then(What::Ask, 4_500, 4_600, 200);
-    let begun = story().then(What::Ask, 500, 510, 200).then(What::Ask, 1_200, 1_210, 503);
+    let read = || story().then(What::Request, 4_500, 4_600, 200);
+    let begun = story().then(What::Request, 500, 510, 200).then(What::Request, 1_200, 1_210, 503);
     assert_eq!(begun.verdict(None).missed_hits.len(), 0);
-    let verdict = read().then(What::Ask, 5_100, 5_200, 503).verdict(None);
+    let verdict = read().then(What::Request, 5_100, 5_200, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.out_of_place.len()), (1, 0));
-    let verdict = read().then(What::Ask, 5_550, 5_560, 503).verdict(None);
+    let verdict = read().then(What::Request, 5_550, 5_560, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.unavailable), (0, 1));
-    let verdict = read().then(What::Ask, 6_100, 6_200, 503).verdict(None);
+    let verdict = read().then(What::Request, 6_100, 6_200, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.out_of_place.len()), (0, 1));
-    let verdict = read().then(What::Ask, 5_100, 5_200, 200).verdict(None);
+    let verdict = read().then(What::Request, 5_100, 5_200, 200).verdict(None);
     assert_eq!((verdict.hits_before.concat().len(), verdict.hits_during.len()), (0, 1));
 }
 
 #[test]
 fn a_response_that_may_have_been_a_cache_hit_proves_no_read() {
     // Each of the first three may have been the last read, unless one of them is refuted.
-    let story = story().then(What::Ask, 990, 1_020, 200).then(What::Ask, 1_030, 1_040, 200);
-    let story = story.then(What::Ask, 2_000, 2_005, 200).then(What::Ask, 2_022, 2_028, 503);
-    assert_eq!(story.then(What::Ask, 2_100, 2_110, 503).verdict(None).missed_hits.len(), 0);
+    let story = story().then(What::Request, 990, 1_020, 200).then(What::Request, 1_030, 1_040, 200);
+    let story = story.then(What::Request, 2_000, 2_005, 200).then(What::Request, 2_022, 2_028, 503);
+    assert_eq!(story.then(What::Request, 2_100, 2_110, 503).verdict(None).missed_hits.len(), 0);
 }

@@ -77,7 +77,7 @@ impl Traffic {
         let mut user = User::new(&self.shared);
         for (session, token) in ended {
             for gateway in 0..user.connections.len() {
-                user.ask(gateway, session, &token).await;
+                user.send(gateway, session, &token).await;
             }
         }
         std::mem::take(&mut *self.shared.history.lock().unwrap())
@@ -114,17 +114,17 @@ impl User {
                 sleep(PAUSE).await;
                 continue;
             };
-            let asks = rand::rng().random_range(1..40);
-            for _ in 0..asks {
+            let count = rand::rng().random_range(1..40);
+            for _ in 0..count {
                 let any = self.any_gateway();
-                self.ask(any, session, &token).await;
+                self.send(any, session, &token).await;
                 sleep(PAUSE).await;
             }
             // Others send requests while it ends.
             let mut other = Self::new(&self.shared);
             let asking = async {
                 for gateway in 0..other.connections.len() {
-                    other.ask(gateway, session, &token).await;
+                    other.send(gateway, session, &token).await;
                 }
             };
             let any = self.any_gateway();
@@ -134,7 +134,7 @@ impl User {
             let mut until = Instant::now() + self.shared.bound * 2;
             while Instant::now() < until {
                 for gateway in 0..self.connections.len() {
-                    self.ask(gateway, session, &token).await;
+                    self.send(gateway, session, &token).await;
                 }
                 if !is_ended && !self.is_over() {
                     let any = self.any_gateway();
@@ -152,7 +152,7 @@ impl User {
                 sleep(PAUSE).await;
                 continue;
             };
-            while !self.is_over() && self.ask(gateway, session, &token).await != Some(401) {
+            while !self.is_over() && self.send(gateway, session, &token).await != Some(401) {
                 sleep(PAUSE).await;
             }
         }
@@ -170,9 +170,9 @@ impl User {
             .then(|| (session, response.json()["token"].as_str().unwrap().to_owned()))
     }
 
-    async fn ask(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
+    async fn send(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
         let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
-        Some(self.exchange(gateway, session, What::Ask, &request).await?.status)
+        Some(self.exchange(gateway, session, What::Request, &request).await?.status)
     }
 
     /// Whether it is acknowledged.

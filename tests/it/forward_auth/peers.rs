@@ -25,7 +25,7 @@ fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
         ("127.0.0.1:3000", stack.upstream.address.to_string()),
     ];
     for (from, to) in addresses.iter().chain(changes) {
-        assert!(text.contains(from), "{from} stands in {name}");
+        assert!(text.contains(from), "{from} is in {name}");
         text = text.replace(from, to);
     }
     text
@@ -127,7 +127,7 @@ impl Front<'_> {
 
 /// Asserts the identity that the service received, and that it received no token.
 #[track_caller]
-fn assert_of(received: &Received, expected: Option<&str>, token: &str) {
+fn assert_identity(received: &Received, expected: Option<&str>, token: &str) {
     let given = |name| {
         let values = received.folded(name);
         values.into_iter().filter(|value| !value.is_empty()).collect::<Vec<_>>()
@@ -170,20 +170,20 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     let more = [("Authorization", "Basic c2hvcA=="), with_token[0]];
     let lines: Vec<(&str, &str)> = FORGED.into_iter().chain(more).collect();
     let received = front.forwarded("/orders/7?page=2", &lines).await;
-    assert_of(&received, Some(&alice), &token);
+    assert_identity(&received, Some(&alice), &token);
     assert_eq!(received.target(), "/orders/7?page=2");
     assert_eq!(received.all("authorization"), ["Basic c2hvcA=="]);
     let bearer = format!("Bearer {token}");
     let received = front.forwarded("/", &[("Authorization", &*bearer)]).await;
-    assert_of(&received, Some(&alice), &token);
+    assert_identity(&received, Some(&alice), &token);
     assert_eq!(received.all("authorization"), [""; 0]);
     let body = "x".repeat(100_000);
     let (response, received) = front.send("POST /orders", &with_token, &body).await;
     assert_eq!((response.status, received.len()), (200, 1));
     assert_eq!(received[0].body.len(), body.len());
-    assert_of(&received[0], Some(&alice), &token);
+    assert_identity(&received[0], Some(&alice), &token);
     let received = front.forwarded("/optional", &lines).await;
-    assert_of(&received, Some(&alice), &token);
+    assert_identity(&received, Some(&alice), &token);
 
     // Caches in front of the proxy get the headers that keep users apart.
     stack.upstream.reply(|received| match received.target() {
@@ -203,8 +203,8 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     }
 
     // Anonymous has no identity.
-    assert_of(&front.forwarded("/optional", &FORGED).await, None, &token);
-    assert_of(&front.forwarded("/none", &lines).await, None, &token);
+    assert_identity(&front.forwarded("/optional", &FORGED).await, None, &token);
+    assert_identity(&front.forwarded("/none", &lines).await, None, &token);
     // Other spellings that a service would read as the same header.
     for alias in ["X_OpenId", "X.OpenId", "x_openid", "X!OpenId", "X-Open_Id"] {
         let (response, received) = front.get("/none", &[(alias, "evil")]).await;
@@ -302,19 +302,23 @@ async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
     let bearer = format!("Bearer {bob}");
     let decided = "wxgate_http_requests_total{code=\"200\",route=\"@forward_auth\"}";
     for _ in 0..3 {
-        assert_of(&front.forwarded("/orders", &alice_s).await, Some(&openid("alice")), &alice);
+        assert_identity(
+            &front.forwarded("/orders", &alice_s).await,
+            Some(&openid("alice")),
+            &alice,
+        );
     }
     stack.until_metric(decided, 1.0).await;
     for _ in 0..2 {
-        assert_of(&front.forwarded("/orders", &bob_s).await, Some(&openid("bob")), &bob);
+        assert_identity(&front.forwarded("/orders", &bob_s).await, Some(&openid("bob")), &bob);
         let by_bearer = [("Authorization", &*bearer)];
-        assert_of(&front.forwarded("/orders", &by_bearer).await, Some(&openid("bob")), &bob);
+        assert_identity(&front.forwarded("/orders", &by_bearer).await, Some(&openid("bob")), &bob);
         front.assert_refused("/orders", &[], 401, "missing_token").await;
         let wrong = "A".repeat(43);
         front.assert_refused("/orders", &[("X-3rd-Session", &wrong)], 401, "session_expired").await;
         // A path that another route allows is not allowed here.
-        assert_of(&front.forwarded("/none", &[]).await, None, &bob);
-        assert_of(&front.forwarded("/optional", &[]).await, None, &bob);
+        assert_identity(&front.forwarded("/none", &[]).await, None, &bob);
+        assert_identity(&front.forwarded("/optional", &[]).await, None, &bob);
         front.assert_refused("/orders", &[], 401, "missing_token").await;
         front.assert_refused("/orders?x", &[], 401, "missing_token").await;
     }

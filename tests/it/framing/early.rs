@@ -268,10 +268,10 @@ async fn a_body_after_100_is_forwarded_even_after_the_response_has_begun() {
     let mut findings = Findings::default();
     let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
     for is_asked_by_service in [true, false] {
-        let ask = Arc::new(Notify::new());
+        let release = Arc::new(Notify::new());
         let first = match is_asked_by_service {
             true => vec![Step::Send(format!("HTTP/1.1 100 Continue\r\n\r\n{header}").into())],
-            false => vec![Step::Wait(ask.clone()), Step::Send(header.into())],
+            false => vec![Step::Wait(release.clone()), Step::Send(header.into())],
         };
         let steps = [first, vec![Step::Body, Step::Send("hello".into())]].concat();
         reply(&stack, move |_| Reply::Steps(steps.clone()));
@@ -281,7 +281,7 @@ async fn a_body_after_100_is_forwarded_even_after_the_response_has_begun() {
         connection.send(&request("POST", "/none", lines, "")).await;
         let first = connection.strict_response(false).await;
         findings.check(is_asked_by_service, first.as_ref().is_ok_and(|r| r.status == 100), first);
-        ask.notify_one();
+        release.notify_one();
         let begun = connection.reads_up_to(b"\r\n\r\n").await;
         findings.check(is_asked_by_service, begun, "the response has begun");
         connection.send(b"body").await;
@@ -299,8 +299,8 @@ async fn a_body_after_100_is_forwarded_even_after_the_response_has_begun() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_gets_one_100_even_if_the_service_sends_a_late_one() {
     let stack = start_early().await;
-    let ask = Arc::new(Notify::new());
-    let waiting = ask.clone();
+    let release = Arc::new(Notify::new());
+    let waiting = release.clone();
     reply(&stack, move |_| {
         Reply::Steps(vec![
             Step::Wait(waiting.clone()),
@@ -314,7 +314,7 @@ async fn a_client_gets_one_100_even_if_the_service_sends_a_late_one() {
     connection.send(&request("POST", "/none", lines, "")).await;
     let first = connection.strict_response(false).await;
     assert!(first.as_ref().is_ok_and(|first| first.status == 100), "{first:?}");
-    ask.notify_one();
+    release.notify_one();
     connection.send(b"body").await;
     let response = connection.strict_response(false).await;
     assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");

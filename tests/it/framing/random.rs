@@ -422,10 +422,10 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let stack = runtime.block_on(Stack::start());
     let plans = Plans::default();
-    let told = plans.clone();
+    let replies = plans.clone();
     stack.upstream.respond_early(true);
     stack.upstream.reply(move |received| {
-        let mut plans = told.lock().unwrap();
+        let mut plans = replies.lock().unwrap();
         let (round, tries) = plans.get_mut(received.target()).unwrap();
         *tries += 1;
         let second = Round { variant: Length, ..round.clone() };

@@ -12,7 +12,7 @@ use crate::harness::strict::{Framing, StrictResponse};
 use crate::harness::upstream::{Received, Reply, Step};
 
 /// Sends a request on a connection of its own, which ends with the response.
-async fn ask(
+async fn send(
     stack: &Stack,
     method: &str,
     path: &str,
@@ -42,8 +42,8 @@ async fn of_two(stack: &Stack, method: &str, steps: &[Step]) -> [Option<usize>; 
     reply(stack, move |_| Reply::Steps(steps.clone()));
     let before = stack.upstream.begun_after(0).len();
     let body = if method == "POST" { "hello" } else { "" };
-    let _ = ask(stack, method, "/none/first", body).await;
-    let next = ask(stack, "GET", "/none/next", "").await;
+    let _ = send(stack, method, "/none/first", body).await;
+    let next = send(stack, "GET", "/none/next", "").await;
     assert!(is_ok(&next, Framing::Length, "next"), "{next:?}");
     let begun = stack.upstream.begun_after(before);
     let of =
@@ -168,7 +168,7 @@ async fn a_connection_whose_response_came_before_the_end_of_the_body_is_not_reus
             is_ok(&response, Framing::Length, "early"),
             response,
         );
-        let next = ask(&stack, "GET", "/none/next", "").await;
+        let next = send(&stack, "GET", "/none/next", "").await;
         findings.check(format!("{lines}{begin}"), is_ok(&next, Framing::Length, "next"), next);
         let connections = connections_after(&stack, before);
         let is_right = connections.len() == 2 && connections[0] != connections[1];
@@ -192,12 +192,12 @@ async fn an_idle_connection_on_which_something_comes_is_closed() {
             Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra".into()),
         ])
     });
-    let first = ask(&stack, "GET", "/none/first", "").await;
+    let first = send(&stack, "GET", "/none/first", "").await;
     assert!(is_ok(&first, Framing::Length, "hello"), "{first:?}");
     release.notify_one();
     stack.upstream.until_open(0).await;
     for method in ["POST", "GET"] {
-        let next = ask(&stack, method, "/none/next", "x").await;
+        let next = send(&stack, method, "/none/next", "x").await;
         assert!(is_ok(&next, Framing::Length, "next"), "{next:?}");
     }
     assert_eq!(connections_after(&stack, 0), [0, 1, 1]);
@@ -228,9 +228,9 @@ async fn on_a_used_connection(
 ) -> (Result<StrictResponse, String>, Vec<usize>) {
     let stack = Stack::start().await;
     ending(&stack, begin, end);
-    let warm = ask(&stack, "GET", "/none/warm", "").await;
+    let warm = send(&stack, "GET", "/none/warm", "").await;
     assert!(is_ok(&warm, Framing::Length, "hello"), "{warm:?}");
-    let response = ask(&stack, method, "/none/tried", body).await;
+    let response = send(&stack, method, "/none/tried", body).await;
     (response, connections_after(&stack, 1))
 }
 
@@ -281,7 +281,7 @@ async fn a_request_is_not_sent_again_once_the_response_has_begun() {
             let row = format!("{begin} {}", name(&end));
             let stack = Stack::start().await;
             ending(&stack, begin, end.clone());
-            ask(&stack, "GET", "/none/warm", "").await.unwrap();
+            send(&stack, "GET", "/none/warm", "").await.unwrap();
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none/tried", "", "")).await;
             let mut response = connection.strict_response(false).await;
@@ -316,9 +316,9 @@ async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
                     Reply::ok("", "hello")
                 }
             });
-            let warm = (0..USED).map(|_| ask(&stack, "GET", "/none/warm", ""));
+            let warm = (0..USED).map(|_| send(&stack, "GET", "/none/warm", ""));
             futures_util::future::join_all(warm).await;
-            let response = ask(&stack, "GET", "/none/tried", "").await;
+            let response = send(&stack, "GET", "/none/tried", "").await;
             let is_right = match ends_all {
                 true => is_bad_gateway(&response),
                 false => is_ok(&response, Framing::Length, "hello"),
@@ -343,13 +343,13 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
             let response = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
             Reply::Steps(vec![Step::Send(response.into()), ending.clone()])
         });
-        ask(&stack, "GET", "/none/first", "").await.unwrap();
+        send(&stack, "GET", "/none/first", "").await.unwrap();
         stack.upstream.until_open(0).await;
         // The only worker has noticed the end by the time it has served these.
         for _ in 0..10 {
-            ask(&stack, "GET", "/", "").await.unwrap();
+            send(&stack, "GET", "/", "").await.unwrap();
         }
-        let response = ask(&stack, "POST", "/none/next", "x").await;
+        let response = send(&stack, "POST", "/none/next", "x").await;
         findings.check(name(&end), is_ok(&response, Framing::Length, "next"), response);
     }
     findings.end();
@@ -366,7 +366,7 @@ async fn the_keep_alive_of_a_response_counts_for_its_connection_only() {
     });
     // The first is not kept at all; this does not affect the second.
     for _ in 0..3 {
-        ask(&stack, "GET", "/none", "").await.unwrap();
+        send(&stack, "GET", "/none", "").await.unwrap();
     }
     assert_eq!(connections_after(&stack, 0), [0, 1, 1]);
     assert!(
@@ -375,7 +375,7 @@ async fn the_keep_alive_of_a_response_counts_for_its_connection_only() {
     // The second is closed a second before the service's timeout, the third is not.
     stack.upstream.until_open(0).await;
     let started = std::time::Instant::now();
-    ask(&stack, "GET", "/none", "").await.unwrap();
+    send(&stack, "GET", "/none", "").await.unwrap();
     stack.upstream.until_open(0).await;
     assert_eq!(connections_after(&stack, 3), [2]);
     assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());

@@ -13,7 +13,7 @@ fn with_trailers(path: &str, lines: &str, trailers: &str) -> Vec<u8> {
 }
 
 /// Has the service send a chunked response with these trailers, each ended.
-fn trailing(stack: &Stack, lines: &str, trailers: &str) {
+fn reply_with_trailers(stack: &Stack, lines: &str, trailers: &str) {
     let response = format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{lines}\r\n\
          5\r\nhello\r\n0\r\n{trailers}\r\n"
@@ -33,7 +33,7 @@ async fn forwarded(stack: &Stack, request: &[u8]) -> Result<Received, String> {
 }
 
 /// Trailers that a client may not send.
-const NOT_THE_CLIENTS: [&str; 61] = [
+const FORBIDDEN: [&str; 61] = [
     "X-OpenId",
     "x-openid",
     "X_OpenId",
@@ -141,8 +141,8 @@ async fn forbidden_request_trailers_are_removed() {
     reply(&stack, |_| Reply::ok("", "hello"));
     let token = stack.login("alice").await;
     let mut findings = Findings::default();
-    let all: String = NOT_THE_CLIENTS.iter().map(|name| format!("{name}: evil\r\n")).collect();
-    let each = NOT_THE_CLIENTS.iter().map(|name| format!("{name}: evil\r\n"));
+    let all: String = FORBIDDEN.iter().map(|name| format!("{name}: evil\r\n")).collect();
+    let each = FORBIDDEN.iter().map(|name| format!("{name}: evil\r\n"));
     for trailers in each.chain([all]) {
         for (path, session) in
             [("/none", String::new()), ("/", format!("X-3rd-Session: {token}\r\n"))]
@@ -184,7 +184,7 @@ async fn response_trailers_reach_only_a_client_that_accepts_them() {
         ("Trailer: X-Sum\r\n", false),
     ] {
         for announced in ["", "Trailer: X-Sum\r\n"] {
-            trailing(&stack, announced, "X-Sum: 1\r\nx-Other:a b \r\n");
+            reply_with_trailers(&stack, announced, "X-Sum: 1\r\nx-Other:a b \r\n");
             let response = exchange(&stack, &get(lines)).await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let (sum, other) = trailers_of(&response.body.trailers);
@@ -201,7 +201,7 @@ async fn response_trailers_reach_only_a_client_that_accepts_them() {
         }
     }
     // There is no place for them, even if the client accepts trailers.
-    trailing(&stack, "Trailer: X-Sum\r\n", "X-Sum: 1\r\n");
+    reply_with_trailers(&stack, "Trailer: X-Sum\r\n", "X-Sum: 1\r\n");
     let old = b"GET /none HTTP/1.0\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(old).await;
@@ -245,7 +245,7 @@ async fn forbidden_response_trailers_are_removed() {
     let each = names.iter().map(|name| format!("{name}: evil\r\n"));
     for forbidden in each.chain([all]) {
         let lines = "Connection: X-Nominated\r\n";
-        trailing(&stack, lines, &format!("X-Sum: 1\r\n{forbidden}X-Other: 2\r\n"));
+        reply_with_trailers(&stack, lines, &format!("X-Sum: 1\r\n{forbidden}X-Other: 2\r\n"));
         let lines = "TE: trailers\r\nConnection: TE\r\n";
         let response = exchange(&stack, &request("GET", "/none", lines, "")).await;
         let is_right = response.as_ref().is_ok_and(|response| {
@@ -348,7 +348,7 @@ async fn a_malformed_response_trailer_breaks_off_the_response() {
     let mut findings = Findings::default();
     for trailers in MALFORMED {
         for lines in ["", "TE: trailers\r\nConnection: TE\r\n"] {
-            trailing(&stack, "", &format!("{trailers}\r\n"));
+            reply_with_trailers(&stack, "", &format!("{trailers}\r\n"));
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", lines, "")).await;
             let response = connection.strict_response(false).await;
@@ -393,7 +393,7 @@ async fn trailers_count_towards_the_limits_of_a_request_header() {
         let received = stack.upstream.requests_after(before);
         findings.check(&row, received.len() == usize::from(is_served), received);
 
-        trailing(&stack, &head, &trailers);
+        reply_with_trailers(&stack, &head, &trailers);
         for taken in ["", "TE: trailers\r\n"] {
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", taken, "")).await;

@@ -100,7 +100,7 @@ impl<'a> Request<'a> {
         let response = self.send().await;
         assert_eq!(response.status, 200, "{}", response.text());
         let received = stack.upstream.requests();
-        assert_eq!(received.len(), before + 1, "one request for one");
+        assert_eq!(received.len(), before + 1, "the request is forwarded once");
         received.last().unwrap().clone()
     }
 }
@@ -129,12 +129,12 @@ impl Connection {
     /// The next response; `is_bodyless` for a response to HEAD.
     pub async fn response(&mut self, is_bodyless: bool) -> Response {
         let response = timeout(PATIENCE, self.read_response(is_bodyless)).await;
-        response.expect("an answer in time").expect("an answer")
+        response.expect("a response in time").expect("a response")
     }
 
     /// The next response, or `None` if the connection ends before it has begun.
     pub async fn response_or_end(&mut self) -> Option<Response> {
-        timeout(PATIENCE, self.read_response(false)).await.expect("an answer or an end in time")
+        timeout(PATIENCE, self.read_response(false)).await.expect("a response or an end in time")
     }
 
     /// The next response, read strictly; anything malformed is an error.
@@ -360,7 +360,7 @@ impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(known, _)| known == name);
         let value = values.next().map(|(_, value)| value.as_str());
-        assert!(values.next().is_none(), "{name} stands twice: {self:?}");
+        assert!(values.next().is_none(), "{name} is repeated: {self:?}");
         value
     }
 

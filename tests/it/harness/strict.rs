@@ -85,7 +85,7 @@ pub async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> 
 }
 
 /// Reads a header without its empty line; `None` if the connection ends before one begins.
-pub async fn read_head(
+pub async fn read_header(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
 ) -> Result<Option<Vec<u8>>, String> {
@@ -102,7 +102,7 @@ pub async fn read_head(
 }
 
 /// The first line of a header, and the others.
-pub fn split_head(head: &[u8]) -> Result<(String, Lines), String> {
+pub fn split_header(head: &[u8]) -> Result<(String, Lines), String> {
     let text = String::from_utf8_lossy(head);
     if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
         return Err(fault("control bytes", head));
@@ -214,21 +214,21 @@ pub async fn read_response(
     read: &mut Vec<u8>,
     is_to_head: bool,
 ) -> Result<Option<StrictResponse>, String> {
-    let Some(head) = read_head(stream, read).await? else { return Ok(None) };
-    let (status_line, lines) = split_head(&head)?;
+    let Some(head) = read_header(stream, read).await? else { return Ok(None) };
+    let (status_line, lines) = split_header(&head)?;
     let status =
         status_line.strip_prefix("HTTP/1.1 ").filter(|rest| rest.as_bytes()[3..4] == *b" ");
     let status = status.and_then(|rest| rest[..3].parse().ok());
     let status: u16 = status.ok_or_else(|| fault("no status line", &head))?;
-    let said = framing(&lines).ok_or_else(|| fault("doubtful framing", &head))?;
-    let framing = match (status, said) {
+    let announced = framing(&lines).ok_or_else(|| fault("doubtful framing", &head))?;
+    let framing = match (status, announced) {
         (100..=199 | 204, Framing::Length | Framing::Chunked) | (304, Framing::Chunked) => {
             return Err(fault("framing where there is no body", &head));
         }
         (100..=199 | 204 | 304, _) => Framing::Nothing,
         _ if is_to_head => Framing::Nothing,
         (_, Framing::Nothing) => Framing::Close,
-        (_, said) => said,
+        (_, announced) => announced,
     };
     let mut body = Body::default();
     let is_whole = match framing {

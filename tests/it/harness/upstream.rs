@@ -208,7 +208,7 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.accepting.abort();
         if !std::thread::panicking() {
-            assert_eq!(self.faults(), [""; 0], "the service was sent what it cannot read");
+            assert_eq!(self.faults(), [""; 0], "the service received malformed bytes");
         }
     }
 }
@@ -267,9 +267,9 @@ async fn converse(
     let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
     loop {
         let idle = Idle::new(&it.stream, connection, records).map_err(|error| error.to_string())?;
-        let Some(head) = strict::read_head(&mut it.stream, &mut it.read).await? else { break };
+        let Some(head) = strict::read_header(&mut it.stream, &mut it.read).await? else { break };
         drop(idle);
-        it.request = Received { connection, ..parse_head(&head)? };
+        it.request = Received { connection, ..parse_header(&head)? };
         it.is_body_read = false;
         records.lock().unwrap().begun.push(it.request.clone());
         let is_early = responds_early.load(Ordering::Relaxed);
@@ -404,8 +404,8 @@ impl Conversation<'_> {
 }
 
 /// RFC 9112, read strictly.
-fn parse_head(head: &[u8]) -> Result<Received, String> {
-    let (request_line, lines) = strict::split_head(head)?;
+fn parse_header(head: &[u8]) -> Result<Received, String> {
+    let (request_line, lines) = strict::split_header(head)?;
     let parts: Vec<&str> = request_line.split(' ').collect();
     let [method, target, "HTTP/1.1"] = parts[..] else {
         return Err(fault("no request line", head));
