@@ -5,6 +5,7 @@
 
 mod client;
 mod early;
+mod informational;
 mod random;
 mod reuse;
 mod service;

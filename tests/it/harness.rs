@@ -10,6 +10,7 @@ pub mod fault_proxy;
 pub mod process_log;
 pub mod program;
 pub mod redis;
+mod response;
 pub mod strict;
 pub mod upstream;
 

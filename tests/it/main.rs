@@ -36,6 +36,7 @@ mod rate_limits;
 mod redirect;
 mod relay;
 mod reload;
+mod response_headers;
 mod response_rate;
 mod routes;
 mod session;

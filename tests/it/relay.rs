@@ -1,4 +1,6 @@
 //! Responses of WeChat and of relays and proxies in front of it, and how failures are logged.
+//!
+//! One file, because all tests compare what the process log has about a login.
 
 use std::net::SocketAddr;
 use std::time::Duration;

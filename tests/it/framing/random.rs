@@ -2,6 +2,8 @@
 //!
 //! Whatever came before, each response belongs to its request, each request reaches the
 //! service as it was sent, and no connection is reused after a response that forbids it.
+//!
+//! One file, because the plan of a round, the service's part in it and the check are one model.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
