@@ -58,7 +58,7 @@ async fn a_none_route_never_looks_at_a_token_and_never_forwards_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn conflicting_tokens_are_refused() {
+async fn conflicting_tokens_are_rejected() {
     let stack = Stack::start().await;
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     for request in [

@@ -271,7 +271,7 @@ async fn a_route_may_leave_caches_to_its_service() {
 
 /// A browser may send requests for two hosts of one certificate on one connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_for_two_hosts_on_one_connection_are_each_judged_alone() {
+async fn requests_for_two_hosts_on_one_connection_are_each_checked_alone() {
     let stack = Stack::start_with(
         r#"
         server.h2c = true

@@ -77,7 +77,7 @@ fn a_chain_up_to_its_root_has_no_warning() {
 }
 
 #[test]
-fn certificates_out_of_order_are_refused_with_the_order_found() {
+fn certificates_out_of_order_are_rejected_with_the_order_found() {
     let chain = Chain::new();
     let (leaf, middle, root) =
         (&chain.leaf.certificate, &chain.middle.certificate, &chain.root.certificate);
@@ -93,7 +93,7 @@ fn certificates_out_of_order_are_refused_with_the_order_found() {
 }
 
 #[test]
-fn an_issuer_of_the_right_name_that_has_not_signed_is_refused() {
+fn an_issuer_of_the_right_name_that_has_not_signed_is_rejected() {
     let chain = Chain::new();
     let other = chain.root.intermediate("the middle");
     let parsed = chain.parse(&[&chain.leaf.certificate, &other.certificate]);

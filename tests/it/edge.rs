@@ -108,7 +108,7 @@ async fn pipelined_requests_are_served_in_order() {
 
 /// A client in the middle of an upload gets the rejection, not a reset.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_reaches_a_client_that_is_still_sending() {
+async fn a_rejection_reaches_a_client_that_is_still_sending() {
     let stack = Stack::start_with(r#"limits.max_body = "100MiB""#).await;
     let mut connection = Connection::open(stack.gateway).await;
     // More than the buffers of a connection hold.
@@ -148,7 +148,7 @@ async fn a_health_endpoint_exists_if_it_is_configured() {
 
 /// A body whose end is in doubt is rejected by service and endpoint, and nothing after it is served.
 #[tokio::test(flavor = "multi_thread")]
-async fn doubtful_chunks_are_refused() {
+async fn doubtful_chunks_are_rejected() {
     let stack = Stack::start().await;
     for path in ["/none", "/login"] {
         for body in

@@ -161,7 +161,7 @@ async fn a_response_before_the_body_announces_whether_the_connection_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_after_a_whole_response() {
+async fn an_upload_continues_after_a_complete_response() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(UPLOAD.as_bytes()).await;

@@ -79,7 +79,7 @@ async fn an_absolute_target_reaches_the_service_in_its_own_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_over_the_limit_is_refused() {
+async fn a_body_over_the_limit_is_rejected() {
     let stack = Stack::start_with(r#"limits.max_body = "1KiB""#).await;
     let token = stack.login("alice").await;
     stack.post("/none").body(vec![b'x'; 1024]).forwarded().await;

@@ -371,7 +371,7 @@ async fn an_authority_with_an_empty_port_is_legal() {
 
 /// As over HTTP/1.1: services differ in how they read two lines, even equal ones.
 #[tokio::test]
-async fn a_length_that_is_there_twice_is_refused() {
+async fn a_repeated_length_is_rejected() {
     let stack = Stack::start_with("server.h2c = true").await;
     let client = Client::open(stack.gateway).await;
     for path in ["/none", "/login"] {

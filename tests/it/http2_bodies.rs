@@ -166,7 +166,7 @@ async fn many_tiny_frames_are_a_body_like_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trailers_pass_but_not_those_that_are_ours() {
+async fn trailers_are_forwarded_but_not_reserved_ones() {
     let stack = Stack::start_with("server.h2c = true").await;
     stack.upstream.reply(|_: &Received| {
         let trailers = "Grpc-Status: 0\r\nX-Request-Id: evil\r\nSet-Cookie: a=b\r\n\

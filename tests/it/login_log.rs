@@ -22,7 +22,7 @@ fn warnings(responses: &[Response]) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_other_app_id() {
+async fn an_app_that_has_only_rejected_codes_is_logged_once_a_minute_with_the_other_app_id() {
     let stack = Stack::start().await;
     let mut responses = Vec::new();
     for number in 0..5 {

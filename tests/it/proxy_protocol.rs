@@ -19,7 +19,7 @@ const ON: &str = r#"
 const REQUEST: &[u8] = b"GET /none HTTP/1.1\r\nHost: h\r\n\r\n";
 
 #[tokio::test]
-async fn the_address_that_a_balancer_names_is_the_clients() {
+async fn the_address_in_a_proxy_header_is_the_clients() {
     let stack = Stack::start_with(ON).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n").await;
@@ -35,7 +35,7 @@ async fn the_address_that_a_balancer_names_is_the_clients() {
 }
 
 #[tokio::test]
-async fn a_balancer_that_speaks_for_itself_is_itself() {
+async fn a_local_proxy_header_keeps_the_address_of_the_balancer() {
     let stack = Stack::start_with(ON).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00").await;

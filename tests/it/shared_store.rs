@@ -124,7 +124,7 @@ async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn look_ups_and_logouts_beyond_the_limit_are_refused_before_they_reach_the_store() {
+async fn look_ups_and_logouts_over_the_limit_are_rejected_before_they_reach_the_store() {
     let made_up = ["A", "B"].map(|letter| letter.repeat(43));
     for (method, path) in [("GET", "/"), ("POST", "/logout")] {
         // Each with a store of its own: a store that hangs is detected after a while.

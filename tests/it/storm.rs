@@ -164,7 +164,7 @@ async fn a_wechat_that_fails_again_and_again_is_left_alone_and_then_tried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_codes_do_not_count_as_failures_of_wechat() {
+async fn rejected_codes_do_not_count_as_failures_of_wechat() {
     let stack = Stack::start_with("wechat.breaker_failures = 3").await;
     for number in 0..10 {
         let refused = stack.try_login(&format!("err-40029-{number}")).await;

@@ -60,7 +60,7 @@ async fn open(stack: &Stack, path: &str, token: Option<&str>) -> Connection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
+async fn a_websocket_forwards_bytes_in_both_directions_with_a_verified_identity() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     let mut socket = open(&stack, "/chat", Some(&token)).await;

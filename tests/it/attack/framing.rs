@@ -219,7 +219,7 @@ async fn an_http_1_0_request_has_no_chunks_and_is_the_last_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_of_one_packet_are_each_judged_by_themselves() {
+async fn requests_of_one_packet_are_each_checked_separately() {
     let mut siege = Siege::start().await;
     let token = siege.token().to_owned();
     let mine = format!("GET /required HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");

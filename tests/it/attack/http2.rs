@@ -147,7 +147,7 @@ async fn no_spelling_of_an_identity_header_is_trusted_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_http_1_could_not_carry_is_refused() {
+async fn a_field_that_http_1_cannot_carry_is_rejected() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let more: [&[Field<'_>]; 40] = [
@@ -204,7 +204,7 @@ async fn a_field_that_http_1_could_not_carry_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_line_would_be_doubtful_is_refused() {
+async fn a_request_whose_request_line_would_be_doubtful_is_rejected() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let (get, https, none, host): (&[u8], &[u8], &[u8], &[u8]) =
@@ -339,7 +339,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
 
 /// Frames that break the rules end their stream or the connection, and affect no other client.
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_out_of_order_are_refused() {
+async fn frames_out_of_order_are_rejected() {
     let mut siege = Siege::start_https("").await;
     let open = block(&fields("POST", "/none", &[]));
     let get = request(1, &fields("GET", "/none", &[]));

@@ -103,7 +103,7 @@ async fn an_identity_header_may_come_in_any_number_case_and_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_hides_an_identity_header_is_refused() {
+async fn a_line_that_hides_an_identity_header_is_rejected() {
     let mut siege = Siege::start().await;
     for lines in [
         &b"X-OpenId : evil\r\n"[..],

@@ -229,7 +229,7 @@ fn a_session_that_outlives_its_acknowledged_end_by_more_than_the_bound_is_found(
 }
 
 #[test]
-fn a_session_that_is_gone_and_that_nobody_ended_is_found() {
+fn a_session_that_is_lost_without_a_logout_is_found() {
     let lost = story().then(What::Request, 100, 110, 401);
     assert_eq!(lost.verdict(None).lost.len(), 1);
     assert_eq!(lost.verdict(Some((0, 5))).lost.len(), 0);

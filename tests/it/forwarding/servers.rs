@@ -14,7 +14,7 @@ use crate::harness::upstream::Reply;
 use crate::harness::{Stack, unused_address};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_refuses_is_a_bad_gateway() {
+async fn a_server_that_refuses_connections_is_a_bad_gateway() {
     let unused = unused_address().await;
     let stack = Stack::start_with(&upstream(&format!("[\"{unused}\"]"))).await;
     let response = stack.get("/none").send().await;
@@ -58,7 +58,7 @@ async fn host_names_are_resolved_and_one_that_cannot_be_has_no_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_hangs_is_a_gateway_timeout() {
+async fn a_server_that_hangs_is_a_gateway_timeout() {
     let changes =
         "[[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"200ms\"";
     let stack = Stack::start_with(changes).await;
@@ -71,7 +71,7 @@ async fn an_upstream_that_hangs_is_a_gateway_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
+async fn a_server_that_breaks_off_or_does_not_speak_http_is_a_bad_gateway() {
     let stack = Stack::start().await;
     for garbage in
         ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Half: "]

@@ -12,7 +12,7 @@ use crate::harness::openid;
 
 /// However many streams are begun and reset, others are served, and everything is freed.
 #[tokio::test(flavor = "multi_thread")]
-async fn floods_of_frames_stop_nobody_else() {
+async fn floods_of_frames_affect_no_other_client() {
     let mut siege = Siege::start_https("").await;
     siege.may_lose_requests();
     let reset = |stream| frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
@@ -78,7 +78,7 @@ async fn floods_of_frames_stop_nobody_else() {
 
 /// A client that reads nothing blocks its own streams, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_of_nothing_holds_nobody_else() {
+async fn a_window_of_zero_affects_no_other_client() {
     let mut siege = Siege::start_https("limits.write_timeout = \"500ms\"\n").await;
     siege.may_lose_requests();
     let mut held = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
