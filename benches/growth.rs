@@ -1,6 +1,6 @@
-//! Memory and look-up time by number of sessions: `cargo bench --bench growth > benches/GROWTH.md`
+//! Memory and lookup time by number of sessions: `cargo bench --bench growth > benches/GROWTH.md`
 //!
-//! Memory and the time of a look-up with ten thousand, a million and ten million sessions, each
+//! Memory and the time of a lookup with ten thousand, a million and ten million sessions, each
 //! in a process of its own; memory of ten thousand idle connections; the cost of a login.
 //! Gateway and WeChat are processes of their own. Needs 6 GB of memory, and `ulimit -n 20000`.
 
@@ -44,12 +44,12 @@ async fn main() {
         return hold(size.parse().unwrap()).await;
     }
     println!(
-        "# Memory and look-up time by number of sessions\n\n\
+        "# Memory and lookup time by number of sessions\n\n\
          Printed by `cargo bench --bench growth`. Each session has openid, unionid, app and idle timeout.\n\
-         {LOOK_UPS} look-ups in random order, {ROUNDS} rounds, median (minimum to maximum). Every 64th look-up also\n\
-         does the book-keeping of the store for the look-ups before it; this is the 99th percentile. The\n\
+         {LOOK_UPS} lookups in random order, {ROUNDS} rounds, median (minimum to maximum). Every 64th lookup also\n\
+         does the book-keeping of the store for the lookups before it; this is the 99th percentile. The\n\
          last column compares two measurements of the same sessions.\n\n\
-         | sessions | bytes each | look-up, ns: median | 99th percentile | second / first measurement |\n\
+         | sessions | bytes each | lookup, ns: median | 99th percentile | second / first measurement |\n\
          |---|---|---|---|---|"
     );
     for size in SIZES {

@@ -16,7 +16,7 @@ use wxgate::access::trusted_proxies::TrustedProxies;
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
 use wxgate::identity::{AppId, Identity, OpenId};
-use wxgate::route::{Asked, Routes};
+use wxgate::route::{RouteLookup, Routes};
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
 
@@ -81,7 +81,7 @@ fn hot_path(criterion: &mut Criterion) {
         bencher.iter_batched(
             || turn.next().unwrap().clone(),
             |mut request| {
-                let endpoint = routes.resolve(&Asked {
+                let endpoint = routes.resolve(&RouteLookup {
                     path: "/api/orders/1234",
                     host: None,
                     method: &Method::GET,

@@ -59,7 +59,7 @@ async fn main() {
     println!(
         "\n{USERS} simulated users open a page every {} s on average, at random times, with {REQUESTS} requests within\n\
          {} s. Gateways cache a session for {} s (`near_cache_ttl`). Counted for {} minutes of simulated\n\
-         time. Store operations are look-ups and writes of the last use.\n\n\
+         time. Store operations are lookups and writes of the last use.\n\n\
          | gateways | a user's requests go | served from the cache | store operations per request |\n\
          |---|---|---|---|",
         PAGE_EVERY.as_secs(),
@@ -120,7 +120,7 @@ async fn costs() {
     })
     .await;
     assert!(found.iter().all(|is_found| *is_found));
-    costs("look-up", before, began.elapsed());
+    costs("lookup", before, began.elapsed());
 
     let (before, began) = (server.cpu(), Instant::now());
     let sessions = other.sessions.clone();
@@ -274,7 +274,7 @@ impl Gateway {
         );
         let config = Config::parse("bench", &text, Secrets::Load).unwrap();
         let metrics = Metrics::new().unwrap();
-        metrics.with_store().unwrap();
+        metrics.register_store().unwrap();
         let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
         let running = sessions.clone();
         tokio::spawn(async move { running.run().await });

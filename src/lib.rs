@@ -4,19 +4,19 @@
 //!
 //! # The map
 //!
-//! A folder uses only folders of lower layers; a test compares this table with the code. The header
-//! of a folder's `mod.rs`, or of the file itself, says what each file is for.
+//! A folder uses only folders of lower layers; a test compares this table with the code. The module
+//! comment of a folder's `mod.rs`, or of the file itself, says what each file is for.
 //!
 //! | layer | folder | what it is for |
 //! |---|---|---|
 //! | 11 | `cli` | the commands: `run`, `check`, `explain`, `demo`, `sandbox` |
 //! | 10 | `server` | listeners, workers, signals, reload: starts the gateway from a configuration, and stops it |
 //! | 9 | `edge` | accepts connections, finds the client's address and the protocol; forward-auth |
-//! | 8 | `proxy` | handles requests: reads and writes every byte to clients and services |
+//! | 8 | `proxy` | handles requests: reads and writes every byte on the connections to clients and services |
 //! | 8 | `admin` | metrics, probes, and the operator's actions on sessions |
 //! | 7 | `policy` | the state of the process, and of one configuration; which requests are admitted |
-//! | 6 | `login` | from the body of a login request to its response |
-//! | 5 | `access` | from headers to a session or a rejection; trusted proxies; identity headers; rate limits |
+//! | 6 | `login` | handles logins: turns the body of a login request into its response |
+//! | 5 | `access` | finds the session of a request, or rejects it; trusted proxies; identity headers; rate limits |
 //! | 5 | `wechat` | the call that turns a code into an identity; a simulated WeChat |
 //! | 4 | `session` | sessions and when they end: in memory, and in Redis |
 //! | 4 | `route` | matches a path to a route or endpoint; how a route changes a request |
@@ -37,8 +37,8 @@
 //! and writes the gateway's own. Then both bodies are forwarded, in both directions at once. At the
 //! end the request is counted and logged.
 //!
-//! Responses of services are not trusted either: their headers are validated as strictly, their
-//! framing is written anew, and headers about the connection are not forwarded.
+//! Responses of services are not trusted either: their headers are validated just as strictly,
+//! their bodies are framed anew, and hop-by-hop headers are not forwarded.
 //!
 //! # What this crate does itself
 //!
@@ -48,7 +48,7 @@
 //! pingora is used for two things: its connectors open connections to servers (`proxy`), and its
 //! service discovery updates an upstream's list of servers (`upstream`). Its proxy, its HTTP
 //! parsers, its connection pool and its server are not used. Listeners that are not public use
-//! hyper (`listener::internal`).
+//! hyper (`listener::internal` and `edge::forward_auth`).
 //!
 //! # The life of a login
 //!
@@ -82,8 +82,7 @@ pub mod fuzzing {
     pub use crate::message::chunked::{Chunked, Malformed};
     pub use crate::message::header::lines;
     pub use crate::message::rejection::Rejection;
-    pub use crate::message::request_header::{Framing, Head, HeadLimits, judge};
-    pub use crate::message::response_header::{self as response, Fault, ResponseHead};
+    pub use crate::message::response_header::{self as response, Fault, ResponseHeader};
     pub use crate::proxy::body;
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};

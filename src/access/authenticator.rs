@@ -16,7 +16,7 @@ use crate::message::header::{self, Headers};
 use crate::message::rejection::Rejection;
 use crate::session::{Session, Sessions, StoreError};
 
-/// Authenticates requests by one configuration.
+/// Authenticates requests as one configuration requires.
 pub struct Authenticator {
     sessions: Sessions,
     /// The configured apps; sessions of other apps are invalid.
@@ -26,7 +26,7 @@ pub struct Authenticator {
     reads_bearer: bool,
 }
 
-/// The result for a request; routes with `auth = "none"` have none.
+/// The outcome of authentication. On a route with `auth = "none"` there is no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Ok,
@@ -55,7 +55,7 @@ impl Decision {
 pub enum AuthError {
     #[error("no token")]
     MissingToken,
-    #[error("the token stands for no session")]
+    #[error("no session for this token")]
     InvalidToken,
     #[error("more than one token")]
     ConflictingTokens,
@@ -89,7 +89,7 @@ impl From<&AuthError> for Rejection {
 #[derive(Debug, PartialEq, Eq)]
 enum Presented<'a> {
     Nothing,
-    /// Not a token, in a header that holds nothing else.
+    /// The session header has a value that is not a token.
     Malformed,
     Token(&'a [u8]),
 }
@@ -104,8 +104,8 @@ impl Authenticator {
         }
     }
 
-    /// The session of a request. `None` if the request may be anonymous and has no token, or if the
-    /// route needs no lookup.
+    /// The session of a request. `None` if the request has no token and may be anonymous, or if the
+    /// route does not look up sessions.
     ///
     /// # Errors
     /// With an [`AuthError`] the request is rejected, on `optional` routes too.
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_is_found_and_two_are_refused() {
+    fn one_token_is_found_and_two_are_rejected() {
         let (a, b) = ("A".repeat(43), "B".repeat(43));
         let (bearer_a, bearer_b) = (format!("Bearer {a}"), format!("Bearer {b}"));
         let both = authenticator(true, true);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_of_an_app_that_is_not_configured_any_more_is_no_good() {
+    async fn a_session_of_a_removed_app_is_invalid() {
         let authenticator = authenticator(true, true);
         let identity = crate::identity::Identity {
             app_id: AppId::parse("wx2").unwrap(),
@@ -303,13 +303,13 @@ mod tests {
         let (token, _) = authenticator.sessions.create(identity, CLIENT).await.unwrap();
         let lines = headers(&[("x-3rd-session", token.expose())]);
         for access in [Access::Required, Access::Optional] {
-            let judged = authenticator.authenticate(&lines, access).await;
-            assert!(matches!(judged, Err(AuthError::InvalidToken)));
+            let outcome = authenticator.authenticate(&lines, access).await;
+            assert!(matches!(outcome, Err(AuthError::InvalidToken)));
         }
     }
 
     #[tokio::test]
-    async fn a_route_gets_a_session_a_refusal_or_nobody_by_its_access() {
+    async fn a_request_is_authenticated_by_the_access_of_its_route() {
         let authenticator = authenticator(true, true);
         let identity = crate::identity::Identity {
             app_id: AppId::parse("wx1").unwrap(),
@@ -317,28 +317,34 @@ mod tests {
             unionid: None,
         };
         let (token, _) = authenticator.sessions.create(identity.clone(), CLIENT).await.unwrap();
-        let known = headers(&[("x-3rd-session", token.expose())]);
+        let valid = headers(&[("x-3rd-session", token.expose())]);
         let unknown = headers(&[("x-3rd-session", &"A".repeat(43))]);
         let malformed = headers(&[("x-3rd-session", "short")]);
         let nothing = HeaderMap::new();
-        let judge = async |lines: &HeaderMap, access| {
-            let judged = authenticator.authenticate(lines, access).await;
-            judged.map(|session| session.map(|session| session.identity.clone()))
+        let authenticate = async |lines: &HeaderMap, access| {
+            let outcome = authenticator.authenticate(lines, access).await;
+            outcome.map(|session| session.map(|session| session.identity.clone()))
         };
         for access in [Access::Required, Access::Optional] {
-            assert_eq!(judge(&known, access).await.unwrap(), Some(identity.clone()));
+            assert_eq!(authenticate(&valid, access).await.unwrap(), Some(identity.clone()));
             for bad in [&unknown, &malformed] {
-                assert!(matches!(judge(bad, access).await, Err(AuthError::InvalidToken)));
+                assert!(matches!(authenticate(bad, access).await, Err(AuthError::InvalidToken)));
             }
         }
-        assert!(matches!(judge(&nothing, Access::Required).await, Err(AuthError::MissingToken)));
-        assert_eq!(judge(&nothing, Access::Optional).await.unwrap(), None);
-        assert_eq!(judge(&known, Access::None).await.unwrap(), None);
+        assert!(matches!(
+            authenticate(&nothing, Access::Required).await,
+            Err(AuthError::MissingToken)
+        ));
+        assert_eq!(authenticate(&nothing, Access::Optional).await.unwrap(), None);
+        assert_eq!(authenticate(&valid, Access::None).await.unwrap(), None);
 
         authenticator.revoke(&nothing).await.unwrap();
         authenticator.revoke(&malformed).await.unwrap();
-        assert!(judge(&known, Access::Required).await.is_ok());
-        authenticator.revoke(&known).await.unwrap();
-        assert!(matches!(judge(&known, Access::Required).await, Err(AuthError::InvalidToken)));
+        assert!(authenticate(&valid, Access::Required).await.is_ok());
+        authenticator.revoke(&valid).await.unwrap();
+        assert!(matches!(
+            authenticate(&valid, Access::Required).await,
+            Err(AuthError::InvalidToken)
+        ));
     }
 }

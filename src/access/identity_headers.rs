@@ -3,9 +3,9 @@
 //! Services trust these headers blindly, so only this code may write them. It first removes what
 //! the client sent under the same names, on every route, including those with `auth = "none"`.
 //! CGI-like services fold `X_OpenId`, `X.OpenId` and `X-OpenId` into one variable, so names are
-//! compared folded: every byte that is not a letter or digit counts as `_`, and case is ignored. It
-//! must run after everything else that removes headers (`proxy::compose`). It does not know how an
-//! identity was verified.
+//! compared folded: every byte that is not a letter or digit counts as `_`, and case is ignored.
+//! The gateway's headers are written after everything else that removes headers has run;
+//! `proxy::compose` ensures that order. This module does not know how an identity was verified.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{HeaderMap, StatusCode};
@@ -15,7 +15,8 @@ use crate::identity::token;
 use crate::identity::{Identity, UnionId};
 use crate::message::header::lines::write_line;
 use crate::message::header::reserved::{
-    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, TOLD, WRITTEN,
+    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, ORIGINAL_REQUEST,
+    WRITTEN,
 };
 use crate::message::header::{FoldedNames, HeadersMut, nominated};
 use crate::message::rejection::ERROR_HEADER;
@@ -29,14 +30,15 @@ static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub static FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 pub static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
-/// Removes and writes headers as one configuration says.
+/// Removes and writes headers as one configuration requires.
 pub struct IdentityHeaders {
     request: FoldedNames,
     response: FoldedNames,
     strips_bearer: bool,
     /// The names for the openid, the app id and the unionid.
     identity: [HeaderName; 3],
-    /// Headers that a forward-auth proxy writes or removes; folded, to recognise other spellings.
+    /// Headers that a forward-auth proxy writes or removes. They are also kept folded, to recognise
+    /// other spellings.
     decision_names: Vec<HeaderName>,
     decision_names_folded: FoldedNames,
 }
@@ -56,7 +58,7 @@ pub struct Forwarding {
 /// Why a header of a request is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemovalReason {
-    #[error("reserved: only the gateway writes the identity")]
+    #[error("reserved: only the gateway sends the identity")]
     Identity,
     #[error("the session header")]
     SessionHeader,
@@ -64,7 +66,7 @@ pub enum RemovalReason {
     Token,
     #[error("reserved: services written for WeChat Cloud Run trust it")]
     CloudRun,
-    #[error("replaced: the gateway writes it and ignores the client's value")]
+    #[error("replaced: the gateway sends its own value")]
     Written,
     #[error("only a trusted proxy may send it")]
     Untrusted,
@@ -89,7 +91,7 @@ impl IdentityHeaders {
             identity.app_id_header.clone(),
             identity.union_id_header.clone(),
         ];
-        let decision_names: Vec<_> = TOLD
+        let decision_names: Vec<_> = ORIGINAL_REQUEST
             .into_iter()
             .chain(CLOUD_RUN)
             .map(HeaderName::from_static)
@@ -218,16 +220,16 @@ impl IdentityHeaders {
 
     /// Whether another proxy forwarded a header that it should have written or removed, in a
     /// spelling that it does not recognise.
-    pub fn has_lookalike(&self, passed_on: &HeaderMap) -> bool {
-        passed_on.keys().any(|name| {
+    pub fn has_lookalike(&self, forwarded: &HeaderMap) -> bool {
+        forwarded.keys().any(|name| {
             self.decision_names_folded.contains(name.as_str())
                 && !self.decision_names.contains(name)
         })
     }
 
     fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
-        let is_it = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
-        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|one| is_it(one)))
+        let is_it = |other: &str| other.as_bytes().eq_ignore_ascii_case(name);
+        self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|name| is_it(name)))
     }
 
     /// Why a header line of a request is removed; `None` if it is not. Only for `wxgate explain`.
@@ -261,8 +263,8 @@ impl IdentityHeaders {
         })
     }
 
-    /// Removes from a service's response the identity and session headers, error marks (only the
-    /// gateway may set them), and headers about the service's connection.
+    /// Removes from a service's response the identity and session headers, the header that marks
+    /// the gateway's own errors, and hop-by-hop headers.
     pub fn clean_response(&self, status: u16, response: &mut impl HeadersMut) {
         let is_kept = |name: &[u8]| {
             // A service must not remove framing; the others are connection options.
@@ -293,8 +295,8 @@ fn is_framing(name: &[u8]) -> bool {
     is_any(name, &["content-length", "transfer-encoding"])
 }
 
-fn is_any(name: &[u8], known: &[&str]) -> bool {
-    known.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+fn is_any(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
 }
 
 #[cfg(test)]

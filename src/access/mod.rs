@@ -1,9 +1,9 @@
 //! Who may send a request, and which identity its service gets.
 //!
-//! `authenticator` gets from headers to a session, or to a rejection. `trusted_proxies` decides
-//! from which peers `X-Forwarded-*` headers are used, and `identity_headers` which headers only the
-//! gateway may write. `rate_limiter` limits how often a user or an address may send requests, and
-//! `websocket` decides when a request may become a WebSocket.
+//! `authenticator` finds the session of a request, or rejects the request. `trusted_proxies`
+//! decides from which peers `X-Forwarded-*` headers are used, and `identity_headers` which headers
+//! only the gateway may write. `rate_limiter` limits how often a user or an address may send
+//! requests, and `websocket` decides when a request may be upgraded to a WebSocket.
 
 pub mod authenticator;
 pub mod identity_headers;

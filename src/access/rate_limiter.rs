@@ -2,8 +2,8 @@
 //!
 //! A [`RateLimit`] has one bucket for each user or address (GCRA, by `governor`). Clients can
 //! choose their addresses, and there may be many users, so the number of buckets is limited: at the
-//! limit the least recently used bucket is dropped. A dropped bucket is full again, and so is one
-//! that was not used for a whole period.
+//! limit the least recently used bucket is dropped. A user or an address whose bucket was dropped
+//! starts with a full one, as if it had sent nothing for a whole period.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
@@ -127,19 +127,19 @@ mod tests {
         for _ in 0..3 {
             limit.check(&"a").unwrap();
         }
-        let refused = limit.check(&"a").unwrap_err();
-        assert!(matches!(refused, Rejection::RateLimited { retry_after: 2 }), "{refused:?}");
+        let rejection = limit.check(&"a").unwrap_err();
+        assert!(matches!(rejection, Rejection::RateLimited { retry_after: 2 }), "{rejection:?}");
         limit.check(&"b").unwrap();
         clock.advance(Duration::from_millis(1500));
-        let refused = limit.check(&"a").unwrap_err();
-        assert!(matches!(refused, Rejection::RateLimited { retry_after: 1 }), "{refused:?}");
+        let rejection = limit.check(&"a").unwrap_err();
+        assert!(matches!(rejection, Rejection::RateLimited { retry_after: 1 }), "{rejection:?}");
         clock.advance(Duration::from_millis(500));
         limit.check(&"a").unwrap();
         limit.check(&"a").unwrap_err();
     }
 
     #[test]
-    fn no_more_keys_are_remembered_than_may_be() {
+    fn the_number_of_buckets_is_limited() {
         let limit = RateLimit::new(rate(1, 3600), 1000, Clock::manual());
         for key in 0..10_000u32 {
             limit.check(&key).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_one_network_of_ipv6_are_one() {
+    fn addresses_of_one_ipv6_network_share_a_bucket() {
         let limit = RateLimit::new(rate(1, 60), 10, Clock::manual());
         let check = |address: &str| limit.check_address(address.parse().unwrap());
         check("2001:db8:1:2::1").unwrap();
@@ -163,13 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_and_the_slowest_rate_are_kept() {
+    fn the_fastest_and_the_slowest_rate_work() {
         let clock = Clock::manual();
         let fast = Rate { count: NonZeroU32::MAX, period: Duration::from_millis(1) };
         RateLimit::new(fast, 10, clock.clone()).check(&0).unwrap();
         let slow = RateLimit::new(rate(1, 24 * 3600), 10, clock.clone());
         slow.check(&0).unwrap();
-        let refused = slow.check(&0).unwrap_err();
-        assert!(matches!(refused, Rejection::RateLimited { retry_after: 86_400 }), "{refused:?}");
+        let rejection = slow.check(&0).unwrap_err();
+        assert!(
+            matches!(rejection, Rejection::RateLimited { retry_after: 86_400 }),
+            "{rejection:?}"
+        );
     }
 }

@@ -64,8 +64,8 @@ impl TrustedProxies {
         if is_news {
             tracing::warn!(
                 %peer,
-                "X-Forwarded-For of a peer that is not in server.trusted_proxies does not count; \
-                 this is said once"
+                "ignoring X-Forwarded-For from an untrusted peer: if it is your proxy, add it to \
+                 server.trusted_proxies; logged once"
             );
         }
     }
@@ -101,7 +101,7 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
 impl Client {
     /// The request id of a trusted proxy, or a new one.
     pub fn request_id(&self, headers: &impl Headers) -> HeaderValue {
-        self.claimed(headers, &REQUEST_ID, is_request_id).unwrap_or_else(fresh_request_id)
+        self.trusted_value(headers, &REQUEST_ID, is_request_id).unwrap_or_else(fresh_request_id)
     }
 
     /// The forwarding headers for the service; `own_proto` is the scheme of the gateway's listener.
@@ -113,7 +113,7 @@ impl Client {
         authority: Option<&str>,
     ) -> Forwarding {
         let is_proto = |value: &[u8]| matches!(value, b"http" | b"https");
-        let host = self.claimed(headers, &FORWARDED_HOST, |value| !value.is_empty());
+        let host = self.trusted_value(headers, &FORWARDED_HOST, |value| !value.is_empty());
         let forwarded_for = self.forwarded_for(headers);
         let client = if self.is_trusted {
             address_value(self.address)
@@ -125,7 +125,7 @@ impl Client {
             request_id,
             forwarded_for,
             proto: self
-                .claimed(headers, &FORWARDED_PROTO, is_proto)
+                .trusted_value(headers, &FORWARDED_PROTO, is_proto)
                 .unwrap_or_else(|| own_proto.clone()),
             host: host
                 .or_else(|| HeaderValue::from_bytes(headers.first(&HOST)?).ok())
@@ -146,16 +146,16 @@ impl Client {
     }
 
     /// The only value of a header, if the peer is trusted and the value is valid.
-    fn claimed(
+    fn trusted_value(
         &self,
         headers: &impl Headers,
         name: &HeaderName,
-        makes_sense: impl Fn(&[u8]) -> bool,
+        is_valid: impl Fn(&[u8]) -> bool,
     ) -> Option<HeaderValue> {
         if !self.is_trusted {
             return None;
         }
-        let value = headers.only(name).filter(|value| makes_sense(value))?;
+        let value = headers.only(name).filter(|value| is_valid(value))?;
         HeaderValue::from_bytes(value).ok()
     }
 }
@@ -181,7 +181,7 @@ pub fn address_value(address: IpAddr) -> HeaderValue {
     value.unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Whether it can be written to logs and headers without escaping.
+/// Whether a request id can be written to logs and headers without escaping.
 pub fn is_request_id(value: &[u8]) -> bool {
     let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=128).contains(&value.len()) && value.iter().all(legal)
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_written_as_everywhere() {
+    fn addresses_are_formatted_as_by_the_standard_library() {
         for address in
             ["0.0.0.0", "9.10.99.100", "127.0.0.1", "200.101.109.255", "2001:db8::1", "::"]
         {
@@ -225,11 +225,11 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_word_does_not_count() {
-        let stranger = client(&["10.0.0.0/8"], "192.0.2.1", &["198.51.100.7"]);
-        assert_eq!(stranger.address, stranger.peer);
-        assert!(!stranger.is_trusted);
-        let forwarding = stranger.forwarding(
+    fn headers_of_an_untrusted_peer_are_ignored() {
+        let untrusted = client(&["10.0.0.0/8"], "192.0.2.1", &["198.51.100.7"]);
+        assert_eq!(untrusted.address, untrusted.peer);
+        assert!(!untrusted.is_trusted);
+        let forwarding = untrusted.forwarding(
             &forwarded_for(&["6.6.6.6"]),
             fresh_request_id(),
             &HeaderValue::from_static("http"),
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_and_sound_request_id_is_taken_over() {
+    fn only_a_valid_request_id_of_a_trusted_peer_is_used() {
         let mut headers = HeaderMap::new();
         headers.insert(&REQUEST_ID, HeaderValue::from_static("abc-1"));
         assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[]).request_id(&headers), "abc-1");

@@ -1,4 +1,4 @@
-//! WebSocket: when a request may become one.
+//! Decides when a request may be upgraded to a WebSocket.
 //!
 //! `Upgrade` to any other protocol is ignored, and the request is served normally (RFC 9110,
 //! section 7.8). A handshake is validated strictly (RFC 6455, section 4). Until the service has
@@ -20,13 +20,13 @@ use crate::message::rejection::Rejection;
 /// Appended to the client's key before it is hashed (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Whether an HTTP/1.1 request asks for a WebSocket.
-pub fn is_asked_for(headers: &impl Headers) -> bool {
+/// Whether an HTTP/1.1 request is for a WebSocket.
+pub fn is_requested(headers: &impl Headers) -> bool {
     headers.values_of(&UPGRADE).any(offers_websocket)
 }
 
-/// The rejection where no WebSocket is allowed.
-pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowed on this path");
+/// The rejection of a handshake on a path that allows no WebSocket.
+pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("WebSocket is not allowed on this path");
 
 /// Validates the handshake of a request for a WebSocket.
 ///
@@ -35,25 +35,25 @@ pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("no WebSocket is allowe
 /// is not 13. The version is checked before the key, because another version may have another key.
 pub fn judge_handshake(method: &Method, headers: &impl Headers) -> Result<(), Rejection> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
-        return Err(Rejection::BadRequest("Upgrade must be one \"websocket\" and nothing else"));
+        return Err(Rejection::BadRequest("Upgrade must be \"websocket\" only"));
     }
     let has_body = headers.first(&TRANSFER_ENCODING).is_some()
         || headers.first(&CONTENT_LENGTH).is_some_and(|length| length != b"0");
     if method != Method::GET || has_body {
-        return Err(Rejection::BadRequest("a WebSocket handshake is a GET without a body"));
+        return Err(Rejection::BadRequest("a WebSocket handshake must be a GET without a body"));
     }
     if !nominated(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade")) {
-        return Err(Rejection::BadRequest("Connection does not name Upgrade"));
+        return Err(Rejection::BadRequest("Connection does not contain \"Upgrade\""));
     }
     if is_only(headers, &SEC_WEBSOCKET_VERSION, |value| is_version(value) && value != b"13") {
         return Err(Rejection::UpgradeRequired);
     }
     if !is_only(headers, &SEC_WEBSOCKET_VERSION, |value| value == b"13") {
-        return Err(Rejection::BadRequest("Sec-WebSocket-Version is not exactly one number"));
+        return Err(Rejection::BadRequest("Sec-WebSocket-Version must be one number"));
     }
     let is_key = |value: &[u8]| STANDARD.decode(value).is_ok_and(|key| key.len() == 16);
     if !is_only(headers, &SEC_WEBSOCKET_KEY, is_key) {
-        return Err(Rejection::BadRequest("Sec-WebSocket-Key is not 16 bytes of base64"));
+        return Err(Rejection::BadRequest("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
     Ok(())
 }
@@ -67,7 +67,7 @@ fn is_version(value: &[u8]) -> bool {
 /// Why a `101` does not accept the handshake of a request; begins with the header at fault.
 pub fn fault(request: &impl Headers, headers: &impl Headers) -> Option<&'static str> {
     if !is_only(headers, &UPGRADE, |value| value.eq_ignore_ascii_case(b"websocket")) {
-        return Some("Upgrade (not websocket alone)");
+        return Some("Upgrade (not \"websocket\" only)");
     }
     let Some(key) = request.first(&SEC_WEBSOCKET_KEY) else {
         return Some("Sec-WebSocket-Accept (the request has no key)");
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     /// The example of RFC 6455, section 1.3.
-    const SOUND: [(&str, &str); 5] = [
+    const VALID: [(&str, &str); 5] = [
         ("Host", "h"),
         ("Connection", "keep-alive, Upgrade"),
         ("Upgrade", "WebSocket"),
@@ -115,12 +115,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sound_handshake_is_one() {
-        assert_eq!(judge(&Method::GET, &SOUND), Ok(()));
-        assert!(is_malformed(&Method::POST, &SOUND));
-        for left_out in &SOUND[1..] {
-            let lines: Vec<_> = SOUND.into_iter().filter(|line| line != left_out).collect();
-            assert!(is_malformed(&Method::GET, &lines), "without {}", left_out.0);
+    fn only_a_valid_handshake_is_accepted() {
+        assert_eq!(judge(&Method::GET, &VALID), Ok(()));
+        assert!(is_malformed(&Method::POST, &VALID));
+        for omitted in &VALID[1..] {
+            let lines: Vec<_> = VALID.into_iter().filter(|line| line != omitted).collect();
+            assert!(is_malformed(&Method::GET, &lines), "without {}", omitted.0);
         }
         for added in [
             ("Upgrade", "websocket"),
@@ -131,18 +131,18 @@ mod tests {
             ("Content-Length", "5"),
             ("Transfer-Encoding", "chunked"),
         ] {
-            let lines = [&SOUND[..], &[added]].concat();
+            let lines = [&VALID[..], &[added]].concat();
             assert!(is_malformed(&Method::GET, &lines), "{added:?}");
         }
-        let mut odd = SOUND;
+        let mut odd = VALID;
         odd[2] = ("Upgrade", "websocket, h2c");
         assert!(is_malformed(&Method::GET, &odd));
     }
 
     #[test]
-    fn another_version_is_told_apart_from_a_malformed_one() {
+    fn another_version_is_not_a_malformed_one() {
         let of_version = |version: &str| {
-            let mut lines = SOUND;
+            let mut lines = VALID;
             lines[3] = ("Sec-WebSocket-Version", version);
             // A later version may have another kind of key, or none.
             let lines = &lines[..4];
@@ -157,25 +157,25 @@ mod tests {
     }
 
     #[test]
-    fn only_what_names_a_websocket_asks_for_one() {
-        let asks = |lines: &[(&'static str, &str)]| is_asked_for(&headers(lines));
+    fn only_an_upgrade_to_websocket_requests_one() {
+        let requests = |lines: &[(&'static str, &str)]| is_requested(&headers(lines));
         for offer in ["websocket", "WebSocket", "h2c, websocket", "h2c,websocket/13 ,foo"] {
-            assert!(asks(&[("Upgrade", offer)]), "{offer}");
-            assert!(asks(&[("Upgrade", "h2c"), ("Upgrade", offer)]), "{offer}");
+            assert!(requests(&[("Upgrade", offer)]), "{offer}");
+            assert!(requests(&[("Upgrade", "h2c"), ("Upgrade", offer)]), "{offer}");
         }
         for offer in ["", ",", "h2c", "TLS/1.2", "foo/websocket", "websockets", "web socket"] {
-            assert!(!asks(&[("Upgrade", offer), ("Connection", "websocket")]), "{offer}");
+            assert!(!requests(&[("Upgrade", offer), ("Connection", "websocket")]), "{offer}");
         }
     }
 
     #[test]
-    fn only_the_right_answer_accepts() {
-        let asked = headers(&SOUND);
-        let answer =
+    fn only_a_matching_response_accepts() {
+        let request = headers(&VALID);
+        let response =
             |accept: &str| headers(&[("Upgrade", "websocket"), ("Sec-WebSocket-Accept", accept)]);
-        assert_eq!(fault(&asked, &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")), None);
-        assert!(fault(&asked, &answer("AAAAAAAAAAAAAAAAAAAAAAAAAAA=")).is_some());
-        assert!(fault(&asked, &HeaderMap::new()).is_some());
-        assert!(fault(&HeaderMap::new(), &answer("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")).is_some());
+        assert_eq!(fault(&request, &response("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")), None);
+        assert!(fault(&request, &response("AAAAAAAAAAAAAAAAAAAAAAAAAAA=")).is_some());
+        assert!(fault(&request, &HeaderMap::new()).is_some());
+        assert!(fault(&HeaderMap::new(), &response("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")).is_some());
     }
 }

@@ -1,18 +1,18 @@
-//! Errors of the admin listener, in the shape of those of the public listeners.
+//! Errors of the admin listener, in the same format as those of the public listeners.
 
 use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 
 use crate::access::identity_headers::REQUEST_ID;
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::{Action, error_response};
-use crate::session::{BlockError, MOST_BLOCKED, StoreError};
+use crate::session::{BlockError, MAX_BLOCKED, StoreError};
 
 /// Why a request is rejected.
 pub enum AdminError {
     BadRequest(&'static str),
     Unauthorized,
     NotFound,
-    /// The user has no session of this id.
+    /// The user has no session with this id.
     NoSession,
     /// No user has this name.
     NoUser,
@@ -24,7 +24,7 @@ pub enum AdminError {
 }
 
 impl AdminError {
-    /// The word for logs and programs.
+    /// The `error` word, for logs and for programs that read the response.
     pub fn error(&self) -> &'static str {
         self.row().1
     }
@@ -32,29 +32,33 @@ impl AdminError {
     fn row(&self) -> (u16, &'static str, Action, &'static str) {
         use Action::{None, Retry};
 
-        const { assert!(MOST_BLOCKED == 100_000, "as a message says") };
+        const { assert!(MAX_BLOCKED == 100_000, "named in a message") };
         match self {
             Self::BadRequest(message) => (400, "bad_request", None, message),
             Self::Unauthorized => {
-                let message = "Authorization: Bearer with admin.token is needed";
+                let message = "send Authorization: Bearer with the value of admin.token";
                 (401, "unauthorized", None, message)
             }
-            Self::NotFound => (404, "not_found", None, "/metrics, /healthz and /readyz are here"),
-            Self::NoSession => (404, "no_session", None, "the user has no such session"),
+            Self::NotFound => {
+                (404, "not_found", None, "unknown path: try /metrics, /healthz or /readyz")
+            }
+            Self::NoSession => (404, "no_session", None, "no session of this user has this id"),
             Self::NoUser => {
                 let message =
-                    "no session and no block of this user was found: block the user by openid";
+                    "no session or block of this user found: block the user by openid instead";
                 (404, "no_user", None, message)
             }
-            Self::MethodNotAllowed(_) => (405, "method_not_allowed", None, "not by this method"),
-            Self::Internal => (500, "internal_error", None, "metrics cannot be rendered"),
+            Self::MethodNotAllowed(_) => {
+                (405, "method_not_allowed", None, "method not allowed: see the Allow header")
+            }
+            Self::Internal => (500, "internal_error", None, "cannot render metrics"),
             Self::StoreUnavailable => {
-                let message = "the session store failed before all was done: see the log, and \
-                               repeat the request";
+                let message = "session store failed, the action may be incomplete: see the log, \
+                               then repeat the request";
                 (503, "store_unavailable", Retry, message)
             }
             Self::TooManyBlocks => {
-                let message = "the limit of 100000 blocked users is reached: nothing was changed";
+                let message = "limit of 100000 blocked users reached, nothing changed";
                 (503, "too_many_blocks", None, message)
             }
         }

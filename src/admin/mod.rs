@@ -1,4 +1,5 @@
-//! The admin listener: metrics, probes and control of users' sessions. Never on a public port.
+//! The admin listener: decides what operators can request (metrics, probes, sessions of users), and
+//! how. None of it is served on a public listener.
 
 mod error;
 mod sessions;
@@ -22,7 +23,7 @@ pub async fn respond(process: &Process, policy: &Policy, request: &Request) -> R
     let request_id = request_id.cloned().unwrap_or_else(fresh_request_id);
     match route(process, policy, request, &request_id).await {
         Ok(response) => response,
-        Err(error) => sent(error.response(&request_id)),
+        Err(error) => into_response(error.response(&request_id)),
     }
 }
 
@@ -37,7 +38,9 @@ async fn route(
         && (rest.is_empty() || rest.starts_with('/'))
     {
         let id = rest.strip_prefix('/');
-        return sessions::respond(process, policy, token, request, request_id, id).await.map(sent);
+        return sessions::respond(process, policy, token, request, request_id, id)
+            .await
+            .map(into_response);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(AdminError::MethodNotAllowed("GET, HEAD"));
@@ -54,7 +57,7 @@ async fn route(
     })
 }
 
-fn sent(own: OwnResponse) -> Response {
+fn into_response(own: OwnResponse) -> Response {
     let mut response = Response::new(Full::new(Bytes::from(own.body)));
     *response.status_mut() =
         StatusCode::from_u16(own.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -65,7 +68,7 @@ fn sent(own: OwnResponse) -> Response {
 fn metrics(process: &Process) -> Result<Response, AdminError> {
     process.sessions.maintain();
     let text = process.metrics.render().map_err(|error| {
-        tracing::error!(%error, "metrics cannot be rendered");
+        tracing::error!(%error, "cannot render metrics");
         AdminError::Internal
     })?;
     Ok(response(200, "text/plain; version=0.0.4; charset=utf-8", text))

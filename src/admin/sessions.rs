@@ -1,10 +1,10 @@
-//! Sessions of a user, for operators: list them, end one or all, block the user.
+//! Sessions of a user, for operators: list them, revoke one or all, block the user.
 //!
 //! Requires `admin.token`; without a configured token the path does not exist. A session is
 //! identified by the first digits of its token's digest, which cannot be used as a token, and a
 //! user by the openid or by the name in the access log. When the 204 is sent, every session that
-//! was created before the call has ended; with a shared store, other gateways learn of it as they
-//! learn of a logout. A block is set before the sessions are ended, so that no login in flight
+//! was created before the call is revoked; with a shared store, other gateways learn of it as they
+//! learn of a logout. A block is set before the sessions are revoked, so that no login in flight
 //! escapes both. Each action is logged in one line.
 
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use crate::login::Apps;
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
 use crate::session::Session;
+use crate::telemetry::access_log::UserNames;
 
 pub const PATH: &str = "/sessions";
 
@@ -44,7 +45,7 @@ enum Subject {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SessionAction {
     List,
-    End,
+    Revoke,
     Block(Duration),
     Unblock,
 }
@@ -58,12 +59,46 @@ struct Query {
     block: Option<String>,
 }
 
-/// What is logged about an action.
-#[derive(Default)]
-struct Audit<'a> {
+/// A request for an action, as its log line shows it, and the action's result.
+struct Report<'a> {
     app_id: Option<&'a str>,
     user: Option<String>,
+    result: Result<Done, Failed>,
+}
+
+/// The response to an action, and how many sessions it has listed or revoked.
+struct Done {
+    response: OwnResponse,
     sessions: usize,
+}
+
+/// Why an action failed, and how many sessions it had revoked before.
+struct Failed {
+    error: AdminError,
+    sessions: usize,
+}
+
+impl<E: Into<AdminError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), sessions: 0 }
+    }
+}
+
+impl Done {
+    fn empty(sessions: usize) -> Self {
+        Self { response: OwnResponse::empty(204), sessions }
+    }
+}
+
+impl Subject {
+    /// The user's name in the access log, if that log names users.
+    fn name(&self, names: Option<&UserNames>) -> Option<String> {
+        let names = names?;
+        Some(match self {
+            Self::OpenId(openid) => names.name(openid),
+            Self::Name(name) => name.clone(),
+        })
+    }
 }
 
 /// Responds to a request for [`PATH`], or for a session below it.
@@ -77,7 +112,7 @@ pub async fn respond(
 ) -> Result<OwnResponse, AdminError> {
     let client = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
     let request_id = request_id.to_str().ok();
-    if !is_shown(token, request.headers()) {
+    if !is_authorized(token, request.headers()) {
         // Guesses must not fill the log.
         if let Some(suppressed) = process.operator_refusals.suppressed() {
             let outcome = "unauthorized";
@@ -85,36 +120,37 @@ pub async fn respond(
         }
         return Err(AdminError::Unauthorized);
     }
-    let is_look = matches!(*request.method(), Method::GET | Method::HEAD) && id.is_none();
-    if !is_look && request.method() != Method::DELETE {
+    let is_list = matches!(*request.method(), Method::GET | Method::HEAD) && id.is_none();
+    if !is_list && request.method() != Method::DELETE {
         let allowed = if id.is_some() { "DELETE" } else { "GET, HEAD, DELETE" };
         return Err(AdminError::MethodNotAllowed(allowed));
     }
     let query = request.uri().query().unwrap_or_default();
-    let mut audit = Audit::default();
-    let acted = act(process, policy, query, is_look, id, &mut audit).await;
-    let outcome = acted.as_ref().map_or_else(AdminError::error, |_| "ok");
-    let Audit { app_id, user, sessions } = audit;
-    let action = word(query, is_look);
+    let Report { app_id, user, result } = act(process, policy, query, is_list, id).await;
+    let (outcome, sessions) = match &result {
+        Ok(done) => ("ok", done.sessions),
+        Err(failed) => (failed.error.error(), failed.sessions),
+    };
+    let action = action_name(query, is_list);
     tracing::info!(action, outcome, user, app_id, sessions, request_id, client, "operator action");
-    acted
+    result.map(|done| done.response).map_err(|failed| failed.error)
 }
 
 /// Compares digests: their bytes do not reveal how much of a guess is right.
-fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
+fn is_authorized(token: &Secret, headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let Some((scheme, shown)) = value.as_bytes().split_at_checked(7) else { return false };
+    let Some((scheme, presented)) = value.as_bytes().split_at_checked(7) else { return false };
     scheme.eq_ignore_ascii_case(b"bearer ")
-        && Sha256::digest(shown.trim_ascii()) == Sha256::digest(token.expose())
+        && Sha256::digest(presented.trim_ascii()) == Sha256::digest(token.expose())
 }
 
 /// The name of an action in the log, even of a rejected one.
-fn word(query: &str, is_look: bool) -> &'static str {
+fn action_name(query: &str, is_list: bool) -> &'static str {
     let mut fields = form_urlencoded::parse(query.as_bytes());
     let block = fields.find(|(name, _)| name == "block");
     match block.map(|(_, time)| block_time(&time)) {
-        _ if is_look => "list",
+        _ if is_list => "list",
         None => "end",
         Some(Some(Duration::ZERO)) => "unblock",
         Some(_) => "block",
@@ -132,8 +168,8 @@ fn block_time(text: &str) -> Option<Duration> {
 fn parse<'a>(
     apps: &'a Apps,
     query: &str,
-    is_look: bool,
-    is_of_one: bool,
+    is_list: bool,
+    has_id: bool,
 ) -> Result<(&'a AppId, Subject, SessionAction), AdminError> {
     let mut fields = Query::default();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -143,35 +179,39 @@ fn parse<'a>(
             "user" => &mut fields.user,
             "block" => &mut fields.block,
             // An unknown parameter might have meant fewer sessions.
-            _ => return Err(BadRequest("a query may have app_id, openid or user, and block")),
+            _ => {
+                return Err(BadRequest("unknown parameter: use app_id, openid or user, and block"));
+            }
         };
         if field.replace(value.into_owned()).is_some() {
-            return Err(BadRequest("a parameter is repeated"));
+            return Err(BadRequest("duplicate parameter"));
         }
     }
     let app_id = apps.find(fields.app_id.as_deref()).map_err(BadRequest)?.app_id();
     let subject = match (fields.openid, fields.user) {
         (Some(openid), None) => {
             let openid = OpenId::parse(&openid);
-            Subject::OpenId(openid.ok_or(BadRequest("openid is malformed"))?)
+            Subject::OpenId(openid.ok_or(BadRequest("invalid openid"))?)
         }
         (None, Some(name)) if is_name(&name) => Subject::Name(name),
         (None, Some(_)) => {
-            return Err(BadRequest("user must be the 16 characters of the access log"));
+            return Err(BadRequest("user must be the 16-character name from the access log"));
         }
-        _ => return Err(BadRequest("exactly one of openid and user is required")),
+        _ => return Err(BadRequest("set exactly one of openid and user")),
     };
     let action = match fields.block {
-        None if is_look => SessionAction::List,
-        None => SessionAction::End,
-        Some(_) if is_look || is_of_one => {
-            return Err(BadRequest("block is allowed with DELETE /sessions only"));
+        None if is_list => SessionAction::List,
+        None => SessionAction::Revoke,
+        Some(_) if is_list || has_id => {
+            return Err(BadRequest("block is only allowed with DELETE /sessions"));
         }
         Some(time) => match block_time(&time) {
             Some(Duration::ZERO) => SessionAction::Unblock,
             Some(time) => SessionAction::Block(time),
             None => {
-                return Err(BadRequest("block must be a time from 1s to 365d, or 0s to lift it"));
+                return Err(BadRequest(
+                    "block must be a duration from 1s to 365d, or 0s to unblock",
+                ));
             }
         },
     };
@@ -187,69 +227,75 @@ async fn act<'a>(
     process: &Process,
     policy: &'a Policy,
     query: &str,
-    is_look: bool,
+    is_list: bool,
     id: Option<&str>,
-    audit: &mut Audit<'a>,
-) -> Result<OwnResponse, AdminError> {
-    let (app_id, subject, action) = parse(policy.login.apps(), query, is_look, id.is_some())?;
-    audit.app_id = Some(app_id.as_str());
-    let Some(user) = find(process, app_id, subject, audit).await? else {
+) -> Report<'a> {
+    match parse(policy.login.apps(), query, is_list, id.is_some()) {
+        Ok((app_id, subject, action)) => {
+            let user = subject.name(process.access_log.user_names().as_ref());
+            let result = perform(process, app_id, subject, action, id).await;
+            Report { app_id: Some(app_id.as_str()), user, result }
+        }
+        Err(error) => Report { app_id: None, user: None, result: Err(error.into()) },
+    }
+}
+
+async fn perform(
+    process: &Process,
+    app_id: &AppId,
+    subject: Subject,
+    action: SessionAction,
+    id: Option<&str>,
+) -> Result<Done, Failed> {
+    let Some(user) = find_user(process, app_id, subject).await? else {
         return match action {
-            SessionAction::Block(_) => Err(AdminError::NoUser),
+            SessionAction::Block(_) => Err(AdminError::NoUser.into()),
             SessionAction::List => Ok(listing(process, &[], None)),
-            SessionAction::End if id.is_some() => Err(AdminError::NoSession),
-            SessionAction::End | SessionAction::Unblock => Ok(OwnResponse::empty(204)),
+            SessionAction::Revoke if id.is_some() => Err(AdminError::NoSession.into()),
+            SessionAction::Revoke | SessionAction::Unblock => Ok(Done::empty(0)),
         };
     };
     let sessions = &process.sessions;
     match action {
         SessionAction::List => {
-            let mut found = sessions.of_user(&user).await?;
-            found.retain(|session| sessions.is_live(session));
-            audit.sessions = found.len();
-            return Ok(listing(process, &found, sessions.blocked_until(&user).await?));
+            let mut live = sessions.of_user(&user).await?;
+            live.retain(|session| sessions.is_live(session));
+            Ok(listing(process, &live, sessions.blocked_until(&user).await?))
         }
-        SessionAction::Unblock => sessions.unblock(&user).await?,
+        SessionAction::Unblock => {
+            sessions.unblock(&user).await?;
+            Ok(Done::empty(0))
+        }
         SessionAction::Block(time) => {
             // The block comes first: a login in flight is rejected, or its session exists and is
-            // ended below.
+            // revoked below.
             sessions.block(&user, time).await?;
-            end(process, &user, None, &mut audit.sessions).await?;
+            Ok(Done::empty(revoke(process, &user, None).await?))
         }
-        SessionAction::End => end(process, &user, id, &mut audit.sessions).await?,
+        SessionAction::Revoke => Ok(Done::empty(revoke(process, &user, id).await?)),
     }
-    Ok(OwnResponse::empty(204))
 }
 
-/// The user with this name, if it has a session or is blocked.
-async fn find(
+/// The user of an openid, or the user with this name if it has a session or is blocked.
+async fn find_user(
     process: &Process,
     app_id: &AppId,
     subject: Subject,
-    audit: &mut Audit<'_>,
 ) -> Result<Option<User>, AdminError> {
-    let names = process.access_log.user_names();
     match subject {
-        Subject::OpenId(openid) => {
-            audit.user = names.map(|names| names.name(&openid));
-            Ok(Some(User { app_id: app_id.clone(), openid }))
-        }
+        Subject::OpenId(openid) => Ok(Some(User { app_id: app_id.clone(), openid })),
         Subject::Name(name) => {
-            let names = names.ok_or(BadRequest("user needs log.openid_key, which is not set"))?;
-            audit.user = Some(name.clone());
-            let is_sought = move |openid: &OpenId| names.name(openid) == name;
-            Ok(process.sessions.find_user(app_id, is_sought).await?)
+            let names = process.access_log.user_names();
+            let names = names.ok_or(BadRequest("set log.openid_key to look up a user by name"))?;
+            let matches = move |openid: &OpenId| names.name(openid) == name;
+            Ok(process.sessions.find_user(app_id, matches).await?)
         }
     }
 }
 
-fn listing(
-    process: &Process,
-    sessions: &[Arc<Session>],
-    blocked_until: Option<u64>,
-) -> OwnResponse {
+fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u64>) -> Done {
     #[derive(Serialize)]
-    struct Listed {
+    struct Entry {
         id: String,
         created: String,
         last_seen: String,
@@ -257,7 +303,7 @@ fn listing(
     }
     #[derive(Serialize)]
     struct Listing {
-        sessions: Vec<Listed>,
+        sessions: Vec<Entry>,
         blocked_until: Option<String>,
     }
 
@@ -265,33 +311,29 @@ fn listing(
         let wall = Duration::from_millis(process.clock.to_wall(millis));
         humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + wall).to_string()
     };
-    let listed = |session: &Arc<Session>| Listed {
+    let entry = |session: &Arc<Session>| Entry {
         id: session.digest().id(),
         created: time(session.created_at_millis),
         last_seen: time(session.last_used()),
         client: session.client.to_string(),
     };
-    let sessions = sessions.iter().map(listed).collect();
-    OwnResponse::json(200, &Listing { sessions, blocked_until: blocked_until.map(time) })
+    let entries = sessions.iter().map(entry).collect();
+    let listing = Listing { sessions: entries, blocked_until: blocked_until.map(time) };
+    Done { response: OwnResponse::json(200, &listing), sessions: sessions.len() }
 }
 
-/// Ends the session with this id, or all sessions, and counts those that were ended.
-async fn end(
-    process: &Process,
-    user: &User,
-    id: Option<&str>,
-    ended: &mut usize,
-) -> Result<(), AdminError> {
+/// Revokes the session with this id, or all sessions, and returns how many.
+async fn revoke(process: &Process, user: &User, id: Option<&str>) -> Result<usize, Failed> {
     let mut sessions = process.sessions.of_user(user).await?;
     if let Some(id) = id {
         sessions.retain(|session| session.digest().id() == id);
         if sessions.is_empty() {
-            return Err(AdminError::NoSession);
+            return Err(AdminError::NoSession.into());
         }
     }
-    for session in &sessions {
-        process.sessions.revoke(session.digest()).await?;
-        *ended += 1;
+    for (revoked, session) in sessions.iter().enumerate() {
+        let result = process.sessions.revoke(session.digest()).await;
+        result.map_err(|error| Failed { error: error.into(), sessions: revoked })?;
     }
-    Ok(())
+    Ok(sessions.len())
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::run::refuse_key_log;
-use super::{Failure, block_on, refuse_config};
+use super::run::reject_key_log;
+use super::{Failure, block_on, report_problems};
 use crate::clock::Clock;
 use crate::config::{Config, Secrets};
 use crate::server::Server;
@@ -30,13 +30,13 @@ pub fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
             println!("{}: ok\n{}", path.display(), config.summary());
             if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
         }
-        Err(problems) => refuse_config(&problems),
+        Err(problems) => report_problems(&problems),
     }
 }
 
 /// Does everything that a start does before it listens.
 fn rehearse(config: &Config) -> Result<(), Failure> {
-    refuse_key_log()?;
+    reject_key_log()?;
     Server::rehearse(config, Metrics::new()?)?;
     Ok(())
 }
@@ -49,7 +49,7 @@ async fn check_live(config: &Config) -> Result<(), Failure> {
         let app_id = app.app_id.as_str();
         for (address, outcome) in wechat.probe(app).await {
             match outcome {
-                Ok(()) => println!("{app_id}: {address}: WeChat takes the app"),
+                Ok(()) => println!("{app_id}: {address}: WeChat accepts the app"),
                 Err(error) => {
                     failed += 1;
                     println!("{app_id}: {address}: {error}{}", error.details());
@@ -59,7 +59,7 @@ async fn check_live(config: &Config) -> Result<(), Failure> {
     }
     match failed {
         0 => Ok(()),
-        1 => Err("one check of WeChat failed".into()),
+        1 => Err("1 check of WeChat failed".into()),
         failed => Err(format!("{failed} checks of WeChat failed").into()),
     }
 }

@@ -1,8 +1,8 @@
 //! `wxgate demo`: a complete gateway to try, in one process.
 //!
 //! It runs a simulated WeChat, an echo service (or the user's own service) and the gateway between
-//! them, on loopback. It needs no account and no file. It prints lines to paste, and says what each
-//! of them shows.
+//! them, on loopback. It needs no account and no file. It prints commands to paste into a shell,
+//! and says what each of them shows.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,7 +43,7 @@ pub enum DemoError {
 }
 
 impl Demo {
-    /// Runs until a command to stop; `say` prints the tour when the gateway listens.
+    /// Runs until a command to stop. Once the gateway listens, `say` prints the commands to paste.
     ///
     /// # Errors
     /// When an address is in use, or the service's address is invalid.
@@ -72,7 +72,7 @@ impl Demo {
         tokio::select! {
             ended = server.run(commands) => ended.map_err(DemoError::from),
             () = sandbox.serve(wechat) => Ok(()),
-            never = internal::serve(echo, |request| async move { Ok(echo_answer(&request)) }) => match never {},
+            never = internal::serve(echo, |request| async move { Ok(echo_response(&request)) }) => match never {},
         }
     }
 
@@ -111,7 +111,7 @@ impl Demo {
         let admin = server.admin_address();
         let shown = match &self.upstream {
             Some(upstream) => format!("your service at http://{upstream}"),
-            None => "an echo service that shows what it is sent".to_owned(),
+            None => "an echo service that returns the requests it gets".to_owned(),
         };
         let mut tour = format!(
             "wxgate demo: the gateway is at {gateway}, in front of {shown};\n\
@@ -122,30 +122,30 @@ impl Demo {
         );
         let steps = [
             (
-                "Log in as alice. A Mini Program gets its code from wx.login; here \"user-NAME-ANYTHING\" is one.",
+                "Log in as alice. A Mini Program gets the code from wx.login; here, any \"user-NAME-ANYTHING\" is a code.",
                 login,
             ),
             (
-                "Call the service with the token: it sees X-OpenId, written by the gateway.",
+                "Call the service with the token: it gets X-OpenId, written by the gateway.",
                 format!("curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\""),
             ),
             (
-                "Try to be somebody else: the forged headers never arrive.",
+                "Try to forge the identity: the service does not get the forged headers.",
                 format!(
                     "curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\" -H 'X-OpenId: mallory' -H 'X_OpenId: mallory'"
                 ),
             ),
             (
-                "Call without a token: the service is not asked at all.",
+                "Call without a token: the gateway responds with 401, and the service gets no request.",
                 format!("curl -s {gateway}/hello"),
             ),
             (
-                "Log out: the session is gone at once.",
+                "Log out: the token is invalid at once.",
                 format!(
                     "curl -s -X POST {gateway}/logout -H \"X-3rd-Session: $TOKEN\"; curl -s {gateway}/hello -H \"X-3rd-Session: $TOKEN\""
                 ),
             ),
-            ("See what was counted.", format!("curl -s http://{admin}/metrics | grep ^wxgate_")),
+            ("Show the metrics.", format!("curl -s http://{admin}/metrics | grep ^wxgate_")),
         ];
         for (number, (what, line)) in (1..).zip(steps) {
             // Writing to a string cannot fail.
@@ -157,18 +157,18 @@ impl Demo {
 }
 
 /// Returns the request as the service received it.
-fn echo_answer(request: &Request) -> Response {
+fn echo_response(request: &Request) -> Response {
     let mut headers = Map::new();
     for (name, value) in request.headers() {
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
         headers.insert(name.to_string(), value.into());
     }
-    let seen: Value = json!({
+    let received: Value = json!({
         "method": request.method().as_str(),
         "path": request.uri().path_and_query().map(ToString::to_string),
         "headers": headers,
     });
-    let text = serde_json::to_string_pretty(&seen).unwrap_or_default() + "\n";
+    let text = serde_json::to_string_pretty(&received).unwrap_or_default() + "\n";
     response(200, "application/json", text)
 }
 

@@ -21,7 +21,7 @@ use crate::config::{LogDestination, LogFormat, LogLevel, LogSection, Problems};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::process_log::{self, Flush};
 
-/// WeChat Mini Program login in front of services that stay as they are.
+/// WeChat Mini Program login for services, without changes to the services.
 #[derive(Parser)]
 #[command(name = "wxgate", version, arg_required_else_help = true)]
 struct Arguments {
@@ -31,74 +31,74 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the gateway in the foreground; it logs to stderr.
+    /// Run the gateway in the foreground, and log to stderr.
     Run {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Validate a configuration as `run` does, and print every problem. Does all that a start does,
-    /// except to listen and to create the access log's file.
+    /// Validate a configuration as `run` does, and print every problem. Does everything that a
+    /// start does, except listening and creating the access log file.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
         /// Do not read secrets, keys and certificates, and do not check the folder of the access
-        /// log: for machines that do not have them, as in CI.
+        /// log. For machines that do not have them, such as in CI.
         #[arg(long)]
         without_secrets: bool,
-        /// Also ask WeChat, at each of its addresses, whether it can be reached, its certificate
-        /// is good and it takes each app. Each is asked once for each app, with a code that is
-        /// none: no code is spent. That it looks at the secret before the code is its habit,
-        /// not its promise.
+        /// Also call WeChat, once for each app and each of its addresses, to check that it is
+        /// reachable, that its certificate is valid, and that it accepts the app id and secret.
+        /// The login code of the call is invalid, so none is consumed. This relies on WeChat
+        /// checking the secret before the code, which it does today but does not document.
         #[arg(long, conflicts_with = "without_secrets")]
         live: bool,
     },
-    /// Show what would happen to a request: which route matches, why the others do not, what the
-    /// service would get, and what is removed. Reads no secrets, keys, certificates or response
-    /// files, and calls nothing. The client is not a trusted proxy.
+    /// Show how a request would be handled: which route matches and why the others do not, which
+    /// headers the service would get, and which are removed. Reads no secrets, keys, certificates
+    /// or response files, and makes no calls. Assumes that the client is not a trusted proxy.
     #[command(after_help = explain::command::HELP)]
     Explain {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// The method, as GET.
+        /// The method, such as GET.
         #[arg(value_name = "METHOD")]
         method: http::Method,
-        /// The URL, as https://api.example.com/orders?page=2, or its path alone.
+        /// The URL, such as https://api.example.com/orders?page=2, or only its path.
         #[allow(rustdoc::bare_urls, reason = "it is the help text, too")]
         #[arg(value_name = "URL")]
         url: String,
-        /// A header of the request, repeatable.
+        /// A header of the request. Can be repeated.
         #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = explain::command::parse_header)]
         headers: Vec<(HeaderName, HeaderValue)>,
         /// Write one JSON object instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Try a whole gateway with a simulated WeChat; no account and no file is needed.
+    /// Try a complete gateway with a simulated WeChat. Needs no account and no file.
     Demo {
-        /// A service of your own to stand in front of, as http://127.0.0.1:3000.
+        /// Your own service to put behind the gateway, such as http://127.0.0.1:3000.
         #[arg(long, value_name = "URL", value_parser = demo::parse_upstream)]
         upstream: Option<String>,
-        /// Where the gateway listens.
+        /// Address on which the gateway listens.
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
         listen: SocketAddr,
-        /// Where metrics and probes are.
+        /// Address of metrics and probes.
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
         admin: SocketAddr,
     },
     /// Run the simulated WeChat alone, for development and CI.
     #[command(after_help = sandbox::HELP)]
     Sandbox {
-        /// Where it listens; `wechat.base_url` of a gateway is http://ADDR then.
+        /// Address on which it listens. Set `wechat.base_url` of the gateway to http://ADDR.
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
-        /// An app that it knows, repeatable.
+        /// An app that it accepts. Can be repeated.
         #[arg(long = "app", value_name = "APP_ID:SECRET", value_parser = sandbox::parse_app)]
         apps: Vec<(String, String)>,
         #[command(flatten)]
-        mood: sandbox::Mood,
+        options: sandbox::SandboxOptions,
     },
 }
 
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
             explain::command::explain(&config, method, &url, headers, json)
         }
         Command::Demo { upstream, listen, admin } => demo::demo(Demo { listen, admin, upstream }),
-        Command::Sandbox { listen, apps, mood } => sandbox::sandbox(listen, apps, &mood),
+        Command::Sandbox { listen, apps, options } => sandbox::sandbox(listen, apps, &options),
     }
 }
 
@@ -127,7 +127,7 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let outcome = runtime().map_err(Failure::from).and_then(|runtime| runtime.block_on(future));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => refuse(&*error),
+        Err(error) => report_failure(&*error),
     }
 }
 
@@ -135,13 +135,13 @@ fn runtime() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
+fn report_failure(error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("wxgate: {error}");
     ExitCode::FAILURE
 }
 
 /// Problems already contain their file and position.
-fn refuse_config(problems: &Problems) -> ExitCode {
+fn report_problems(problems: &Problems) -> ExitCode {
     eprint!("{problems}");
     ExitCode::FAILURE
 }

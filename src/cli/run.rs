@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Failure, refuse, refuse_config, runtime};
+use super::{Failure, report_failure, report_problems, runtime};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
 use crate::server::Server;
@@ -18,23 +18,23 @@ use crate::telemetry::process_log;
 pub fn run(path: &Path) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_failure(&error),
     };
     let signals = {
         let _entered = runtime.enter();
         match Signals::catch() {
             Ok(signals) => signals,
-            Err(error) => return refuse(&error),
+            Err(error) => return report_failure(&error),
         }
     };
     let Loaded { config, files } = Config::read(path, Secrets::Load, None);
     let config = match config {
         Ok(config) => Arc::new(config),
-        Err(problems) => return refuse_config(&problems),
+        Err(problems) => return report_problems(&problems),
     };
     let metrics = match Metrics::new() {
         Ok(metrics) => metrics,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_failure(&error),
     };
     // Dropped last, because it writes queued lines.
     let (_log, level) = process_log::install(&config.log, &metrics);
@@ -61,7 +61,7 @@ pub fn run(path: &Path) -> ExitCode {
 
 /// Keeps memory, which contains secrets and tokens, out of core dumps and key logs.
 fn harden() -> Result<(), String> {
-    refuse_key_log()?;
+    reject_key_log()?;
     let no_core = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, no_core).map_err(|error| format!("core dumps: {error}"))?;
     #[cfg(target_os = "linux")]
@@ -70,10 +70,9 @@ fn harden() -> Result<(), String> {
     Ok(())
 }
 
-pub fn refuse_key_log() -> Result<(), String> {
+pub fn reject_key_log() -> Result<(), String> {
     if std::env::var_os("SSLKEYLOGFILE").is_some() {
-        return Err("SSLKEYLOGFILE is set: it asks for the keys of TLS connections to be written \
-                    down. Unset it"
+        return Err("SSLKEYLOGFILE is set, which would write the keys of TLS connections to a file: unset it"
             .to_owned());
     }
     Ok(())

@@ -11,54 +11,62 @@ use super::{block_on, log_warnings};
 use crate::clock::Clock;
 use crate::server::Command;
 use crate::server::signals::Signals;
-use crate::wechat::sandbox::{DEFAULT_APP, Habits, Sandbox};
+use crate::wechat::sandbox::{Behaviour, DEFAULT_APP, Sandbox};
 
 /// How the simulated WeChat behaves.
 #[derive(clap::Args)]
-pub struct Mood {
-    /// Time that an exchange takes.
+pub struct SandboxOptions {
+    /// Time that each exchange takes.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// So long after the start exchanges take longer: two seconds at first, less and less.
+    /// Simulate a slow start for this long: exchanges take two seconds at first, then less.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     slow_start: Duration,
-    /// Logins of one user in a minute; those beyond get 45011.
+    /// Maximum number of logins per user and minute; further ones get errcode 45011.
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     user_quota: u32,
-    /// Logins in all; those beyond get 45009. By default any number.
+    /// Maximum number of logins in total; further ones get errcode 45009. By default no limit.
     #[arg(long, value_name = "COUNT")]
     quota: Option<u64>,
-    /// Answer everything with 40164, as if the caller's address were not on the whitelist.
+    /// Respond to everything with errcode 40164, as if the caller's address were not on the
+    /// whitelist.
     #[arg(long)]
     refuse_ip: bool,
 }
 
 pub const HELP: &str = "\
 Codes:
-  user-NAME, user-NAME-ANYTHING  good once, for user NAME; names that begin with
-                                 \"union\" have a unionid
+  user-NAME, user-NAME-ANYTHING  valid once, for user NAME; users whose name begins
+                                 with \"union\" have a unionid
   POST /sandbox/codes {\"user\":\"NAME\"}
-                                 gives a fresh code that ages like a real one:
-                                 good once, for five minutes
-  err-40029-ANYTHING             is answered with that errcode
-  slow-3s-NAME                   is answered after three seconds
-  hang-, garbage-, drop-ANYTHING is never answered, is answered with no JSON, or
-                                 ends the connection
-  status-500-, half-, huge-      is answered with that HTTP status, with half of a
-                                 JSON, or with 100 MiB
+                                 creates a code that is valid once, for five minutes,
+                                 like a real one
+  err-40029-ANYTHING             the response has this errcode
+  slow-3s-NAME                   the response comes after three seconds
+  hang-ANYTHING                  there is no response
+  garbage-ANYTHING               the response is not JSON
+  drop-ANYTHING                  the connection is closed without a response
+  status-500-ANYTHING            the response has this HTTP status
+  half-ANYTHING                  the response ends in the middle of the JSON
+  huge-ANYTHING                  the response has 100 MiB
 
-Each login gives the user a new session_key and makes the one before worthless:
+Each login gives the user a new session_key and invalidates the previous one:
   GET /wxa/checksession?access_token=ANY&openid=...&signature=...&sig_method=hmac_sha256
-                                 says whether a signature is of the last one
-  GET /sandbox/stats             exchanges so far, and the most at once";
+                                 whether a signature is of the current session_key
+  GET /sandbox/stats             the number of exchanges so far, and the largest
+                                 number at the same time";
 
-pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood) -> ExitCode {
-    let habits = Habits {
-        latency: mood.latency,
-        slow_start: mood.slow_start,
-        user_quota: mood.user_quota,
-        quota: mood.quota,
-        refuses_address: mood.refuse_ip,
+pub fn sandbox(
+    listen: SocketAddr,
+    mut apps: Vec<(String, String)>,
+    options: &SandboxOptions,
+) -> ExitCode {
+    let behaviour = Behaviour {
+        latency: options.latency,
+        slow_start: options.slow_start,
+        user_quota: options.user_quota,
+        quota: options.quota,
+        rejects_address: options.refuse_ip,
     };
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
@@ -75,7 +83,7 @@ pub fn sandbox(listen: SocketAddr, mut apps: Vec<(String, String)>, mood: &Mood)
         for (app_id, secret) in &apps {
             let _ = writeln!(out, "app {app_id} with secret {secret}");
         }
-        let sandbox = Sandbox::with_habits(apps, Clock::system(), habits);
+        let sandbox = Sandbox::with_behaviour(apps, Clock::system(), behaviour);
         tokio::select! {
             () = sandbox.serve(listener) => {}
             () = stopped(&mut commands) => {}
@@ -89,8 +97,8 @@ async fn stopped(commands: &mut mpsc::Receiver<Command>) {
     loop {
         match commands.recv().await {
             None | Some(Command::Drain | Command::Stop) => return,
-            Some(Command::Reload) => tracing::warn!("SIGHUP: there is no file to reload"),
-            Some(Command::HandOver) => tracing::warn!("SIGQUIT has no effect"),
+            Some(Command::Reload) => tracing::warn!("SIGHUP ignored: no configuration file"),
+            Some(Command::HandOver) => tracing::warn!("SIGQUIT ignored"),
             Some(Command::ReopenLogs | Command::Ignored { .. }) => {}
         }
     }

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_counts_is_where_the_deadline_is_by_then() {
+    async fn a_moved_deadline_applies_at_once() {
         let start = Instant::now();
         let seconds = |count| start + Duration::from_secs(count);
         let mut deadline = Deadline::new();

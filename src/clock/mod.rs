@@ -24,12 +24,12 @@ enum TimeSource {
 
 impl Clock {
     pub fn system() -> Self {
-        Self(TimeSource::System(Instant::now(), wall()))
+        Self(TimeSource::System(Instant::now(), unix_time()))
     }
 
-    /// A clock that stands still until [`Clock::advance`] moves it.
+    /// A clock that moves only by [`Clock::advance`].
     pub fn manual() -> Self {
-        Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), wall()))
+        Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), unix_time()))
     }
 
     /// Time since 1970 in whole milliseconds, counted from the wall clock's time when the clock was
@@ -41,11 +41,8 @@ impl Clock {
     /// [`Clock::now`] in milliseconds.
     pub fn now_millis(&self) -> u64 {
         match &self.0 {
-            // A process does not run for 2^64 milliseconds.
-            TimeSource::System(start, then) => {
-                u64::try_from((*then + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
-            }
-            TimeSource::Manual(millis, _) => millis.load(Ordering::Acquire),
+            TimeSource::System(start, then) => millis(*then + start.elapsed()),
+            TimeSource::Manual(time, _) => time.load(Ordering::Acquire),
         }
     }
 
@@ -55,29 +52,35 @@ impl Clock {
         self.wall_millis().saturating_add(millis).saturating_sub(self.now_millis())
     }
 
-    /// The reverse. Times before a manual clock was made become its beginning.
+    /// The reverse of [`Clock::to_wall`]. Times before a manual clock was made become its
+    /// beginning.
     pub fn from_wall(&self, millis: u64) -> u64 {
         self.now_millis().saturating_add(millis).saturating_sub(self.wall_millis())
     }
 
     fn wall_millis(&self) -> u64 {
         let wall = match &self.0 {
-            TimeSource::System(..) => wall(),
+            TimeSource::System(..) => unix_time(),
             TimeSource::Manual(_, beginning) => *beginning + self.now(),
         };
-        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+        millis(wall)
     }
 
     /// Moves a manual clock; the system's clock moves by itself and ignores this.
     pub fn advance(&self, by: Duration) {
-        if let TimeSource::Manual(millis, _) = &self.0 {
-            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-            millis.fetch_add(by, Ordering::AcqRel);
+        if let TimeSource::Manual(time, _) = &self.0 {
+            time.fetch_add(millis(by), Ordering::AcqRel);
         }
     }
 }
 
 /// The wall clock's time since 1970.
-fn wall() -> Duration {
+pub(crate) fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A duration in whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    // No process runs for 2^64 milliseconds.
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,8 +7,8 @@ use super::{Config, Route, Target};
 /// Maximum number of names that one log line lists.
 const MOST: usize = 20;
 
-/// Names of sections, such as `[limits]`, and of routes, upstreams and apps. Changes of the
-/// certificates in `server.tls.client_ca_file` are not detected.
+/// Names of what differs: sections, such as `[limits]`, and routes, upstreams and apps. Changes of
+/// the certificates in `server.tls.client_ca_file` are not detected.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub added: Vec<String>,
@@ -18,33 +18,51 @@ pub struct Changes {
 
 impl Changes {
     pub fn between(before: &Config, after: &Config) -> Self {
+        // Every field is named, so that a new section cannot be forgotten.
+        let Config {
+            server,
+            admin,
+            forward_auth,
+            wechat,
+            apps,
+            session,
+            login,
+            endpoints,
+            identity,
+            limits,
+            log,
+            upstreams,
+            routes,
+            errors,
+            warnings: _,
+        } = before;
         let mut changes = Self::default();
         for (name, is_same) in [
-            ("[server]", before.server == after.server),
-            ("[admin]", before.admin == after.admin),
-            ("[forward_auth]", before.forward_auth == after.forward_auth),
-            ("[wechat]", before.wechat == after.wechat),
-            ("[session]", before.session == after.session),
-            ("[login]", before.login == after.login),
-            ("[endpoints]", before.endpoints == after.endpoints),
-            ("[identity]", before.identity == after.identity),
-            ("[limits]", before.limits == after.limits),
-            ("[log]", before.log == after.log),
-            ("[errors]", before.errors == after.errors),
+            ("[server]", *server == after.server),
+            ("[admin]", *admin == after.admin),
+            ("[forward_auth]", *forward_auth == after.forward_auth),
+            ("[wechat]", *wechat == after.wechat),
+            ("[session]", *session == after.session),
+            ("[login]", *login == after.login),
+            ("[endpoints]", *endpoints == after.endpoints),
+            ("[identity]", *identity == after.identity),
+            ("[limits]", *limits == after.limits),
+            ("[log]", *log == after.log),
+            ("[errors]", *errors == after.errors),
         ] {
             if !is_same {
                 changes.changed.push(name.to_owned());
             }
         }
         let app = |app: &super::App| app.app_id.as_str().to_owned();
-        changes.compare("app", &before.apps, &after.apps, app, PartialEq::eq);
+        changes.compare("app", apps, &after.apps, app, PartialEq::eq);
         let upstream = |upstream: &super::Upstream| upstream.name.clone();
-        changes.compare("upstream", &before.upstreams, &after.upstreams, upstream, PartialEq::eq);
+        changes.compare("upstream", upstreams, &after.upstreams, upstream, PartialEq::eq);
         let route = |route: &Route| route.name.clone();
-        changes.compare("route", &before.routes, &after.routes, route, |a, b| {
+        changes.compare("route", routes, &after.routes, route, |a, b| {
             // Moving a route within its file is not a change.
             let rest = |route: &Route| Route {
-                target: Target::Elsewhere,
+                target: Target::ForwardAuthOnly,
                 place: b.place.clone(),
                 ..route.clone()
             };
@@ -91,7 +109,7 @@ impl Changes {
     }
 }
 
-/// Some of the names, as one text; `None` if there are none.
+/// The first names and the number of the others, as one text; `None` if there are none.
 pub fn listed(names: &[String]) -> Option<String> {
     let shown = names.get(..MOST).unwrap_or(names).join(", ");
     match names.len() {
@@ -147,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named() {
+    fn changes_are_listed_by_name() {
         let before = upstream("a") + &route("/", "a") + &route("/gone", "a");
         assert_eq!(changes(&before, &before), "+  -  ~ ");
         // A new line above a route is not a change of the route.

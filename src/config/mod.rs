@@ -37,7 +37,7 @@ pub use self::section::limits::LimitsSection;
 pub use self::section::log::{LogDestination, LogFormat, LogLevel, LogSection};
 pub use self::section::login::{LoginForms, LoginSection};
 pub use self::section::route::{
-    Access, Cors, HeaderEdits, Origins, Preflight, Rewriting, Route, Share, StaticAnswer, Target,
+    Access, Cors, HeaderEdits, Origins, Preflight, Rewriting, Route, Share, StaticResponse, Target,
     Timeouts,
 };
 pub use self::section::server::ServerSection;

@@ -71,7 +71,7 @@ pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
     sections(Table::root(&documents, &report), Secrets::Ignore, true);
-    report.into_inner().known.into_iter().collect()
+    report.into_inner().keys.into_iter().collect()
 }
 
 fn format_problem(source: usize, format: &str, span: Range<usize>) -> Diagnostic {
@@ -122,7 +122,7 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
         server.as_ref().is_some_and(|server| !server.trusted_proxies.is_empty()),
         session.idle_timeout,
     );
-    let is_asked = !forward_auth.listen.is_empty();
+    let has_forward_auth = !forward_auth.listen.is_empty();
     let wechat = wechat::read(root.table("wechat"), secrets);
     let (login, rate_per_app) = login::read(root.table("login"));
     let (apps, app_ids) = app::read(&root, secrets, rate_per_app);
@@ -131,12 +131,12 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
-    let upstreams = upstream::read(&root, is_asked, &listeners);
+    let upstreams = upstream::read(&root, has_forward_auth, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = endpoints::read(root.table("endpoints"), tls);
     let references = References {
         upstreams: &upstreams,
-        upstream_may_be_absent: is_asked,
+        upstream_may_be_absent: has_forward_auth,
         apps: apps.as_deref(),
         max_body: limits.max_body,
         session: &session,

@@ -44,8 +44,8 @@ pub fn problems(
         source: 0,
         span: Some(place(key, document)),
         key: (*key).to_owned(),
-        message: "cannot change while the gateway runs".to_owned(),
-        help: "restart needed".to_owned(),
+        message: "cannot be changed by a reload".to_owned(),
+        help: "restart the gateway".to_owned(),
         redaction: Redaction::IfSecret,
     })
 }
@@ -55,10 +55,10 @@ fn place(key: &str, document: &Spanned<DeTable<'_>>) -> Range<usize> {
     let mut span = 0..0;
     let mut table = Some(document.get_ref());
     for name in key.split('.') {
-        let entry = table.and_then(|table| table.iter().find(|(known, _)| known.get_ref() == name));
-        let Some((known, value)) = entry else { break };
+        let entry = table.and_then(|table| table.iter().find(|(key, _)| key.get_ref() == name));
+        let Some((key, value)) = entry else { break };
         let is_table = matches!(value.get_ref(), DeValue::Table(_));
-        span = if is_table { known.span() } else { value.span() };
+        span = if is_table { key.span() } else { value.span() };
         table = value.get_ref().as_table();
     }
     span

@@ -37,13 +37,13 @@ use crate::listener::internal::{Request, Response};
 use crate::message::rejection::Rejection;
 use crate::message::request_header;
 use crate::policy::{Policies, Policy, Process, RoutedRequest, ServedRoute, Verdict};
-use crate::route::{Asked, Endpoint, Route};
+use crate::route::{Endpoint, Route, RouteLookup};
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::Metrics;
 
 /// How long an untrusted peer's connection may last, and how long an idle connection may take to
 /// close.
-const SHORTLY: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The smallest buffer that hyper accepts for a request header.
 const LEAST_BUFFER: usize = 8 << 10;
@@ -75,7 +75,7 @@ impl ForwardAuth {
         let is_trusted = policy.trusted_proxies.contains(peer);
         // A connection must not keep a policy for its whole life.
         drop(policy);
-        let patience = if is_trusted { limits.idle_timeout } else { SHORTLY };
+        let patience = if is_trusted { limits.idle_timeout } else { SHORT_TIMEOUT };
         let is_used = AtomicBool::new(false);
         let is_busy = AtomicBool::new(false);
         let respond = |request: Request| async {
@@ -114,7 +114,8 @@ impl ForwardAuth {
         }
         connection.as_mut().graceful_shutdown();
         // An incomplete request header must not delay closing.
-        let left = if is_busy.load(Ordering::Relaxed) { limits.header_timeout } else { SHORTLY };
+        let left =
+            if is_busy.load(Ordering::Relaxed) { limits.header_timeout } else { SHORT_TIMEOUT };
         let _ = timeout(left, connection).await;
     }
 
@@ -144,7 +145,7 @@ impl ForwardAuth {
                 content = own.body.into();
             }
         }
-        self.write_down(&Recorded {
+        self.record(&Recorded {
             policy: &policy,
             request: &request,
             client,
@@ -167,47 +168,53 @@ impl ForwardAuth {
 
     /// The decision on the original request, and its session.
     async fn judge<'a>(policy: &'a Policy, request: &request::Parts, client: Client) -> Judged<'a> {
-        let met = match meet(policy, request, client) {
-            Ok(met) => met,
+        let matched = match match_route(policy, request, client) {
+            Ok(matched) => matched,
             Err(rejection) => {
                 let verdict = Verdict::default();
                 return Judged { route: None, verdict, outcome: Err(rejection) };
             }
         };
-        let Met { route, method, path, host, is_preflight } = met;
-        let asked = Asked { path, host: Some(host), method: &method, headers: &request.headers };
+        let Matched { route, method, path, host, is_preflight } = matched;
+        let lookup =
+            RouteLookup { path, host: Some(host), method: &method, headers: &request.headers };
         // A preflight that the gateway responds to must not reach the service without a session.
         let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
-        let routed = RoutedRequest { asked, is_preflight, client: client.address, length: None };
+        let routed = RoutedRequest { lookup, is_preflight, client: client.address, length: None };
         let (verdict, outcome) = policy.admit(route, &routed).await;
         Judged { route: Some(&route.route), verdict, outcome }
     }
 
     /// Counts the request and writes its access log line, which describes the original request.
-    fn write_down(&self, seen: &Recorded<'_>) {
-        let metrics = &seen.policy.forward_auth_metrics;
-        metrics.observe(seen.status.as_u16(), seen.took);
+    fn record(&self, recorded: &Recorded<'_>) {
+        let metrics = &recorded.policy.forward_auth_metrics;
+        metrics.observe(recorded.status.as_u16(), recorded.took);
         let access_log = &self.process.access_log;
         if !access_log.is_on() {
             return;
         }
         // Headers of untrusted peers are not logged.
-        let told = |name| {
-            let value = only(&seen.request.headers, name, "", "").ok()?.to_str().ok()?;
-            seen.client.is_trusted.then_some(value)
+        let logged = |name| {
+            let value = only(&recorded.request.headers, name, "", "").ok()?.to_str().ok()?;
+            recorded.client.is_trusted.then_some(value)
         };
-        let Judged { route, verdict, outcome } = seen.judged;
-        let request_id = seen.request_id.to_str().unwrap_or_default();
+        let Judged { route, verdict, outcome } = recorded.judged;
+        let request_id = recorded.request_id.to_str().unwrap_or_default();
         access_log.write(&AccessLine {
-            method: told(&FORWARDED_METHOD).unwrap_or_default(),
-            path: told(&FORWARDED_URI).map_or("", path_of),
+            method: logged(&FORWARDED_METHOD).unwrap_or_default(),
+            path: logged(&FORWARDED_URI).map_or("", path_of),
             route: route.map_or(metrics.label(), |route| &route.name),
             error: outcome.as_ref().err().map(Rejection::error),
-            bytes_out: seen.bytes_out,
+            bytes_out: recorded.bytes_out,
             decision: verdict.decision.map(Decision::as_str),
             app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
             user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
-            ..AccessLine::new(request_id, seen.client.address, seen.status.as_u16(), seen.took)
+            ..AccessLine::new(
+                request_id,
+                recorded.client.address,
+                recorded.status.as_u16(),
+                recorded.took,
+            )
         });
     }
 }
@@ -220,7 +227,7 @@ struct Judged<'a> {
 }
 
 /// The original request, and the route that it matched.
-struct Met<'p, 'r> {
+struct Matched<'p, 'r> {
     route: &'p ServedRoute,
     method: Method,
     path: &'r str,
@@ -229,42 +236,49 @@ struct Met<'p, 'r> {
 }
 
 /// Reads the original request, and finds its route.
-fn meet<'p, 'r>(
+fn match_route<'p, 'r>(
     policy: &'p Policy,
     request: &'r request::Parts,
     client: Client,
-) -> Result<Met<'p, 'r>, Rejection> {
+) -> Result<Matched<'p, 'r>, Rejection> {
     if !client.is_trusted {
-        return Err(Rejection::BadRequest("only server.trusted_proxies may ask"));
+        return Err(Rejection::BadRequest(
+            "only proxies in server.trusted_proxies may use forward-auth",
+        ));
     }
     // Envoy and Higress append the path of the original request.
     let rest = request.uri.path().strip_prefix(policy.forward_auth_path.as_str());
     if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-        return Err(Rejection::BadRequest("only forward_auth.path is answered here"));
+        return Err(Rejection::BadRequest("this listener serves only forward_auth.path"));
     }
     let headers = &request.headers;
     if policy.identity_headers.has_lookalike(headers) {
         return Err(Rejection::BadRequest(
-            "a header that the proxy in front would pass on could be taken for another",
+            "a header name is a different spelling of an identity or X-Forwarded header",
         ));
     }
-    let told = OriginalRequest::read(headers)?;
-    request_header::judge_told(told.method, told.target, told.host, policy.head_limits)?;
-    let method = Method::from_bytes(told.method).map_err(|_| Rejection::InternalError)?;
+    let original = OriginalRequest::read(headers)?;
+    request_header::judge_forwarded(
+        original.method,
+        original.target,
+        original.host,
+        policy.header_limits,
+    )?;
+    let method = Method::from_bytes(original.method).map_err(|_| Rejection::InternalError)?;
     let text = |bytes| str::from_utf8(bytes).map_err(|_| Rejection::InternalError);
-    let (path, host) = (path_of(text(told.target)?), text(told.host)?);
-    let asked = Asked { path, host: Some(host), method: &method, headers };
-    let (endpoint, is_preflight) = policy.routes.meet(&asked)?;
+    let (path, host) = (path_of(text(original.target)?), text(original.host)?);
+    let lookup = RouteLookup { path, host: Some(host), method: &method, headers };
+    let (endpoint, is_preflight) = policy.routes.match_request(&lookup)?;
     let route = match endpoint {
         Endpoint::Route(index) => policy.routes.served(index).ok_or(Rejection::NoRoute)?,
         Endpoint::None => return Err(Rejection::NoRoute),
         Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
             return Err(Rejection::BadRequest(
-                "this path is the gateway's own: it belongs on its public listener",
+                "this path is an endpoint of the gateway: send it to a public listener",
             ));
         }
     };
-    Ok(Met { route, method, path, host, is_preflight })
+    Ok(Matched { route, method, path, host, is_preflight })
 }
 
 /// What is counted and logged.
@@ -296,11 +310,11 @@ impl<'a> OriginalRequest<'a> {
                 only(headers, &$name, missing, repeated)
             }};
         }
-        let is_there = |name| headers.contains_key(name);
-        if is_there(&FORWARDED_PROTO) {
+        let has = |name| headers.contains_key(name);
+        if has(&FORWARDED_PROTO) {
             once!(FORWARDED_PROTO, "X-Forwarded-Proto")?;
         }
-        if is_there(&FORWARDED_FOR) {
+        if has(&FORWARDED_FOR) {
             once!(FORWARDED_FOR, "X-Forwarded-For")?;
         }
         Ok(Self {
@@ -357,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_one_that_proxies_know() {
+    fn every_rejection_has_a_status_that_proxies_expect() {
         for (rejection, expected) in [
             (Rejection::MissingToken, 401),
             (Rejection::SessionExpired, 401),

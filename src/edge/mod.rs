@@ -24,23 +24,23 @@ use crate::config::LimitsSection;
 use crate::listener::proxy_protocol::{self, ConnectionOrigin};
 use crate::message::rejection::Rejection;
 use crate::policy::{Policies, Policy, Process};
-use crate::proxy::{Client, Gateway, closed};
+use crate::proxy::{ClientConnection, Gateway, closed};
 
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The most idle connections to services that each worker keeps. All workers together keep no more
+/// Maximum idle connections to services that each worker keeps. All workers together keep no more
 /// than half of `limits.max_connections`, because file descriptors are shared. With fewer idle
 /// connections than concurrent requests, connections would be opened and closed for every request.
 const MOST_IDLE: usize = 1024;
 
-/// The most unsent bytes that the system buffers for a client. By default it would buffer
-/// megabytes, and report only after a third of them that the client reads.
+/// Maximum unsent bytes that the system buffers for a client. By default it would buffer megabytes,
+/// and the socket would become writable again only after the client had read a third of them.
 #[cfg(target_os = "linux")]
 const MOST_UNSENT: u32 = 64 << 10;
 
 /// Time for each step of rejecting a connection that is beyond a limit.
-const TURN_AWAY: Duration = Duration::from_millis(100);
+const REJECT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Serves public connections.
 pub struct Edge {
@@ -52,7 +52,7 @@ pub struct Edge {
     /// Connections by address, if they are limited. Never more than there are permits.
     by_address: Mutex<HashMap<IpAddr, usize>>,
     /// Whether the warning about an unexpected peer of a PROXY listener was logged.
-    odd_balancer: Once,
+    proxy_header_warning: Once,
 }
 
 /// What the connections of a listener begin with.
@@ -68,14 +68,14 @@ pub enum ListenerKind {
 
 /// A connection that is ready for requests.
 struct Opened<'a> {
-    client: Client,
-    speaks: Speaks,
+    client: ClientConnection,
+    protocol: Protocol,
     _permit: SemaphorePermit<'a>,
-    _share: Option<AddressSlot<'a>>,
+    _slot: Option<AddressSlot<'a>>,
 }
 
 /// The protocol of a connection.
-enum Speaks {
+enum Protocol {
     /// `begun` is the deadline of a request header that has been received in part.
     Http1 {
         begun: Option<Instant>,
@@ -93,7 +93,7 @@ impl Edge {
             gateway: Arc::new(Gateway::new(process.clone(), policies.clone(), most_idle)),
             permits: Semaphore::new(max_connections),
             by_address: Mutex::default(),
-            odd_balancer: Once::new(),
+            proxy_header_warning: Once::new(),
             policies,
             process,
         }
@@ -111,12 +111,14 @@ impl Edge {
         // Rare futures are boxed: an idle connection takes as much memory as its largest future.
         let open = Box::pin(self.open(stream, peer, kind, closing.clone()));
         let Some(mut opened) = open.await else { return };
-        match opened.speaks {
-            Speaks::Http1 { begun } => self.gateway.serve(&mut opened.client, closing, begun).await,
-            Speaks::Http2(limits) => {
+        match opened.protocol {
+            Protocol::Http1 { begun } => {
+                self.gateway.serve(&mut opened.client, closing, begun).await
+            }
+            Protocol::Http2(limits) => {
                 Box::pin(self.gateway.serve_http2(opened.client, closing, *limits)).await;
             }
-            Speaks::Redirect => Box::pin(self.redirect(&mut opened.client, closing)).await,
+            Protocol::Redirect => Box::pin(self.redirect(&mut opened.client, closing)).await,
         }
     }
 
@@ -135,7 +137,7 @@ impl Edge {
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MOST_UNSENT);
         let policy = self.policies.current();
         let Ok(permit) = self.permits.try_acquire() else {
-            self.turn_away(stream, peer, kind, &policy).await;
+            self.reject_connection(stream, peer, kind, &policy).await;
             return None;
         };
         let peer = match kind {
@@ -147,22 +149,22 @@ impl Edge {
                 }
             }
         };
-        let Ok(share) = self.share(peer.ip().to_canonical(), &policy) else {
-            self.turn_away(stream, peer, kind, &policy).await;
+        let Ok(slot) = self.take_slot(peer.ip().to_canonical(), &policy) else {
+            self.reject_connection(stream, peer, kind, &policy).await;
             return None;
         };
         let opened =
-            |client, speaks| Some(Opened { client, speaks, _permit: permit, _share: share });
+            |client, protocol| Some(Opened { client, protocol, _permit: permit, _slot: slot });
         // A connection must not keep a policy for its whole life.
         let (limits, tls, h2c) = (Box::new(policy.limits.clone()), policy.tls.clone(), policy.h2c);
         drop(policy);
         if kind == ListenerKind::Redirect {
-            return opened(Client::plain(stream, peer), Speaks::Redirect);
+            return opened(ClientConnection::plain(stream, peer), Protocol::Redirect);
         }
         let Some(tls) = tls else {
-            let mut client = Client::plain(stream, peer);
+            let mut client = ClientConnection::plain(stream, peer);
             if !h2c {
-                return opened(client, Speaks::Http1 { begun: None });
+                return opened(client, Protocol::Http1 { begun: None });
             }
             let deadline = Instant::now() + limits.header_timeout;
             client.deadline.set(deadline);
@@ -170,20 +172,21 @@ impl Edge {
                 begins = begins_as_http2(&mut client) => begins?,
                 () = closed(&mut closing) => return None,
             };
-            let speaks = if begins_as_http2 {
-                Speaks::Http2(limits)
+            let protocol = if begins_as_http2 {
+                Protocol::Http2(limits)
             } else {
-                Speaks::Http1 { begun: Some(deadline) }
+                Protocol::Http1 { begun: Some(deadline) }
             };
-            return opened(client, speaks);
+            return opened(client, protocol);
         };
-        let shaken = tokio::select! {
-            shaken = tls.accept(stream) => shaken?,
+        let handshaken = tokio::select! {
+            handshaken = tls.accept(stream) => handshaken?,
             () = closed(&mut closing) => return None,
         };
-        let is_http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
-        let speaks = if is_http2 { Speaks::Http2(limits) } else { Speaks::Http1 { begun: None } };
-        opened(Client::tls(shaken, peer), speaks)
+        let is_http2 = handshaken.get_ref().1.alpn_protocol() == Some(b"h2");
+        let protocol =
+            if is_http2 { Protocol::Http2(limits) } else { Protocol::Http1 { begun: None } };
+        opened(ClientConnection::tls(handshaken, peer), protocol)
     }
 
     /// The client's address from the PROXY header, if the load balancer is trusted.
@@ -192,7 +195,7 @@ impl Edge {
         stream: &mut TcpStream,
         balancer: SocketAddr,
         policy: &Policy,
-    ) -> Result<SocketAddr, Unbelievable> {
+    ) -> Result<SocketAddr, NoProxyHeader> {
         let is_trusted = policy.trusted_proxies.contains(balancer.ip().to_canonical());
         let header = async {
             match proxy_protocol::read(stream).await {
@@ -202,30 +205,35 @@ impl Edge {
                 Ok(ConnectionOrigin::Unknown) => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
                 // A port probe is not a mistake.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
-                Err(_) => Err(Some("does not begin its connections with a PROXY header")),
+                Err(_) => Err(Some("rejected a connection without a valid PROXY header")),
             }
         };
         let read = if is_trusted {
             timeout(policy.limits.header_timeout, header).await.unwrap_or(Err(None))
         } else {
-            Err(Some("is not in server.trusted_proxies"))
+            Err(Some(
+                "rejected a connection of a load balancer that is not in server.trusted_proxies",
+            ))
         };
         read.map_err(|mistake| {
             if let Some(mistake) = mistake {
-                self.odd_balancer.call_once(|| {
+                self.proxy_header_warning.call_once(|| {
                     tracing::warn!(
                         peer = %balancer.ip(),
-                        "who connects to a listener of server.proxy_protocol {mistake}, and is \
-                         refused; this is said once"
+                        "server.proxy_protocol: {mistake} (logged once)"
                     );
                 });
             }
-            Unbelievable
+            NoProxyHeader
         })
     }
 
     /// Counts one more connection of an address, unless it has reached its limit.
-    fn share(&self, address: IpAddr, policy: &Policy) -> Result<Option<AddressSlot<'_>>, TooMany> {
+    fn take_slot(
+        &self,
+        address: IpAddr,
+        policy: &Policy,
+    ) -> Result<Option<AddressSlot<'_>>, TooMany> {
         let Some(most) = policy.limits.max_connections_per_address else { return Ok(None) };
         if policy.trusted_proxies.contains(address) {
             return Ok(None);
@@ -241,7 +249,7 @@ impl Edge {
     }
 
     /// Rejects a connection beyond a limit, quickly: it holds a file descriptor.
-    async fn turn_away(
+    async fn reject_connection(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
@@ -252,16 +260,17 @@ impl Edge {
             // A handshake would cost more than the connection is worth.
             return;
         }
-        let mut client = Client::plain(stream, peer);
+        let mut client = ClientConnection::plain(stream, peer);
         // Closing with unread data would reset the connection.
-        let _ = timeout(TURN_AWAY, client.read_more()).await;
-        let _ = timeout(TURN_AWAY, self.gateway.refuse(&mut client, &Rejection::Overloaded)).await;
+        let _ = timeout(REJECT_TIMEOUT, client.read_more()).await;
+        let _ =
+            timeout(REJECT_TIMEOUT, self.gateway.reject(&mut client, &Rejection::Overloaded)).await;
     }
 }
 
 /// Whether an unencrypted connection begins as HTTP/2 (RFC 9113, section 3.3); `None` at the
 /// deadline. The bytes that were read stay in the client's buffer.
-async fn begins_as_http2(client: &mut Client) -> Option<bool> {
+async fn begins_as_http2(client: &mut ClientConnection) -> Option<bool> {
     loop {
         if client.held.starts_with(PREFACE) {
             return Some(true);
@@ -276,8 +285,8 @@ async fn begins_as_http2(client: &mut Client) -> Option<bool> {
     }
 }
 
-/// The connection has no acceptable PROXY header.
-struct Unbelievable;
+/// The connection has no PROXY header that can be used.
+struct NoProxyHeader;
 
 /// The address has reached its limit of connections.
 struct TooMany;

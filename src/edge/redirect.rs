@@ -15,50 +15,56 @@ use tokio::sync::watch;
 use super::Edge;
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
-use crate::message::request_header::Asked;
-use crate::proxy::{self, Client, Plain, Wait, closed};
+use crate::message::request_header::RequestSummary;
+use crate::proxy::{self, ClientConnection, NextRequest, UnroutedRequest, closed};
 use crate::route::Endpoint;
 
 const HTTPS: u16 = 443;
 
 impl Edge {
-    pub(super) async fn redirect(&self, client: &mut Client, mut closing: watch::Receiver<bool>) {
+    pub(super) async fn redirect(
+        &self,
+        client: &mut ClientConnection,
+        mut closing: watch::Receiver<bool>,
+    ) {
         let wait = tokio::select! {
-            wait = client.next_head(&self.policies, true, None) => wait,
+            wait = client.next_request(&self.policies, true, None) => wait,
             () = closed(&mut closing) => return,
         };
-        let (head, policy) = match wait {
-            Wait::Head(head, policy) => (head, policy),
-            Wait::Refused(rejection) => return self.gateway.refuse(client, &rejection).await,
-            Wait::Over => return,
+        let (header, policy) = match wait {
+            NextRequest::Header(header, policy) => (header, policy),
+            NextRequest::Rejected(rejection) => {
+                return self.gateway.reject(client, &rejection).await;
+            }
+            NextRequest::Ended => return,
         };
         let began = Instant::now();
         let text = std::mem::take(&mut client.held);
-        let asked = Asked {
-            method: head.method.text(&text),
-            path_and_query: head.path_and_query.text(&text),
-            host: head.host.map(|host| host.text(&text)),
+        let summary = RequestSummary {
+            method: header.method.text(&text),
+            path_and_query: header.path_and_query.text(&text),
+            host: header.host.map(|host| host.text(&text)),
         };
-        let is_health = policy.routes.is_health(asked.path().as_bytes());
+        let is_health = policy.routes.is_health(summary.path().as_bytes());
         let (endpoint, response) = if is_health {
-            let judged = Endpoint::Health.judge_method(asked.method, false);
+            let judged = Endpoint::Health.judge_method(summary.method, false);
             (Endpoint::Health, judged.map(|()| proxy::health(&self.process.lifecycle)))
         } else {
-            (Endpoint::None, elsewhere(&asked, policy.redirect_port))
+            (Endpoint::None, elsewhere(&summary, policy.redirect_port))
         };
-        let (method, path, took) = (asked.method, asked.path(), began.elapsed());
-        let request = Plain { endpoint, method, path, took };
-        self.gateway.end_with(client, &request, response).await;
+        let (method, path, took) = (summary.method, summary.path(), began.elapsed());
+        let request = UnroutedRequest { endpoint, method, path, took };
+        self.gateway.respond_and_close(client, &request, response).await;
     }
 }
 
 /// 308, because with 301 clients may change the method and drop the body.
-fn elsewhere(asked: &Asked<'_>, port: u16) -> Result<OwnResponse, Rejection> {
-    let host = asked.host.ok_or(Rejection::BadRequest("Host is missing"))?;
+fn elsewhere(summary: &RequestSummary<'_>, port: u16) -> Result<OwnResponse, Rejection> {
+    let host = summary.host.ok_or(Rejection::BadRequest("Host is missing"))?;
     let host = without_port(host);
     let port = if port == HTTPS { String::new() } else { format!(":{port}") };
-    let slash = if asked.path_and_query.starts_with('/') { "" } else { "/" };
-    let location = format!("https://{host}{port}{slash}{}", asked.path_and_query);
+    let slash = if summary.path_and_query.starts_with('/') { "" } else { "/" };
+    let location = format!("https://{host}{port}{slash}{}", summary.path_and_query);
     let location = HeaderValue::try_from(location).map_err(|_| Rejection::InternalError)?;
     let mut response = OwnResponse::empty(308);
     response.header(LOCATION, location);

@@ -15,15 +15,15 @@ use std::sync::Arc;
 /// Longest id accepted. WeChat's have 28 characters.
 const LONGEST: usize = 128;
 
-/// The id of a Mini Program. Cheap to clone: sessions share it with the configuration.
+/// The id of an app. Cheap to clone: sessions share it with the configuration.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct AppId(Arc<str>);
 
-/// A user of one Mini Program.
+/// The id of a user in one app.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct OpenId(Text);
 
-/// A user across all apps bound to one Open Platform account.
+/// The id of a user in all apps that are bound to one Open Platform account.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UnionId(Text);
 
@@ -92,7 +92,8 @@ fn is_legal(text: &str) -> bool {
 macro_rules! id {
     ($name:ident) => {
         impl $name {
-            /// 1 to 128 of `A-Z a-z 0-9 - _`, the alphabet of WeChat's ids.
+            /// Parses an id: 1 to 128 characters of `A-Z a-z 0-9 - _`, the alphabet of WeChat's
+            /// ids.
             pub fn parse(text: &str) -> Option<Self> {
                 is_legal(text).then(|| Self(text.into()))
             }
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_of_any_legal_length_is_kept_to_the_letter() {
+    fn an_id_of_any_valid_length_is_kept_unchanged() {
         for length in [1, 28, 30, 31, LONGEST] {
             let text = "oAbC-_09".repeat(LONGEST).split_off(8 * LONGEST - length);
             let id = OpenId::parse(&text).unwrap();

@@ -4,6 +4,9 @@
 //! tokens, login codes. `Debug` is redacted, memory is wiped on drop, and only [`Secret::expose`]
 //! returns the text, so that every use can be found and reviewed. Copies, in a socket's buffer or a
 //! client library, are not wiped.
+//!
+//! The types of the crate `secrecy` are not used: they cannot be compared, as a reload must do to
+//! find what has changed, and making one from a `String` may leave an unwiped copy behind.
 
 use std::fmt;
 
@@ -38,7 +41,8 @@ impl fmt::Debug for Secret {
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
 impl SealKey {
-    /// From 32 bytes in base64, of either alphabet, padded or not, or in hexadecimal digits.
+    /// Parses 32 bytes, written in hexadecimal digits, or in standard or URL-safe base64 with or
+    /// without padding.
     pub fn parse(text: &str) -> Option<Self> {
         let mut key = Zeroizing::new([0; 32]);
         if text.len() == 64 {

@@ -3,7 +3,7 @@
 //! Decides what a token looks like, how it is generated and where in a header it may be.
 //! `access::authenticator` reads tokens and `access::identity_headers` removes them with the same
 //! functions, so that what is read and what is removed cannot differ. Only the [`TokenDigest`] is
-//! stored: whoever reads the session store finds no usable token.
+//! stored: a reader of the session store finds no usable token.
 
 use std::hash::{Hash, Hasher};
 
@@ -89,7 +89,7 @@ pub fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     has_token_shape(token).then_some(token)
 }
 
-/// 43 characters of base64url, like every token of the gateway.
+/// Whether a text is 43 characters of base64url, like every token of the gateway.
 pub fn has_token_shape(text: &[u8]) -> bool {
     text.len() == TOKEN_LENGTH
         && all(text, |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))

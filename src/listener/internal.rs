@@ -28,7 +28,7 @@ pub struct Peer(pub IpAddr);
 /// Time to receive a complete request header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time until the next try when no file descriptor is left.
+/// How long accepting pauses when no file descriptor is left.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The handler's signal to drop the connection.

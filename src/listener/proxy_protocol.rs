@@ -21,7 +21,7 @@ const LONGEST_V2: usize = 4 << 10;
 /// The byte after the signature for a connection of the load balancer itself.
 const LOCAL: u8 = 0x20;
 
-/// The client of a connection, by its PROXY header.
+/// Where a connection comes from, according to its PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionOrigin {
     /// The load balancer itself, as in its health checks.
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_versions_say_whose_the_bytes_are_and_leave_what_follows() {
+    async fn both_versions_give_the_address_and_leave_what_follows() {
         let v4 = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\nGET".as_slice();
         let v6 = b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\nGET".as_slice();
         assert_eq!(read_all(v4).await, (Some(client("192.0.2.1:56324")), 3));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_besides_is_passed_over_however_long_it_claims_to_be() {
+    async fn extensions_are_skipped_whatever_length_they_claim() {
         let mut bytes = version_2("192.0.2.1:1", "198.51.100.2:443");
         // A type, a length that is far too long, and one byte.
         bytes.extend_from_slice(&[4, 0xff, 0xff, 0]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_refused() {
+    async fn an_invalid_header_is_rejected() {
         let mut short = version_2("192.0.2.1:1", "198.51.100.2:443");
         short[14..16].copy_from_slice(&4u16.to_be_bytes());
         let mut long = short.clone();

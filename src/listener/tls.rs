@@ -1,9 +1,10 @@
 //! TLS of the public listeners, for one configuration.
 //!
-//! It is built from what the configuration has read and verified, and from nothing else, so that a
-//! reload builds a new one. The keys for session tickets must outlive it, so they are passed in: a
-//! phone can resume its session after a reload. TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
-//! `edge` calls it for the handshake; it does not know what is sent afterwards.
+//! A [`Tls`] is built from what the configuration has read and verified, and from nothing else; a
+//! reload builds a new one. The keys for session tickets outlive it, so they are passed in: a phone
+//! can resume its TLS session after a reload. TLS 1.2 and 1.3 are accepted, and ALPN selects HTTP/2
+//! or HTTP/1.1. `edge` calls this module for the handshake; the module does not know what is sent
+//! afterwards.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,9 +34,9 @@ pub struct Tls {
     metrics: Arc<Metrics>,
 }
 
-/// Keys for the session tickets of clients, which live as long as the process. A ticket is what is
-/// needed to resume a session, and the client keeps it: by default rustls would keep the last 256
-/// sessions of all clients. A ticket is valid for twelve hours at most.
+/// Keys for TLS session tickets; they live as long as the process. With tickets, the client keeps
+/// what is needed to resume its TLS session: by default rustls would keep the sessions itself, and
+/// only the last 256 of all clients. A ticket is valid for twelve hours at most.
 ///
 /// # Errors
 /// When the system provides no random bytes.
@@ -44,8 +45,10 @@ pub fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
 }
 
 impl Tls {
+    /// Builds the TLS configuration of the public listeners.
+    ///
     /// # Errors
-    /// Only if the versions and ciphers in this code did not fit together.
+    /// Only if the versions and ciphers in this code were not compatible.
     pub fn new(
         section: &TlsSection,
         tickets: Arc<dyn ProducesTickets>,
@@ -82,10 +85,10 @@ impl Tls {
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
             // A client that disconnects may be a load balancer's port probe.
             Ok(Err(_)) => return None,
-            Err(_) => "it was not over in time".to_owned(),
+            Err(_) => "timed out".to_owned(),
         };
         // It is unknown whose fault it is, and most failures come from scans.
-        tracing::debug!(reason, "a handshake failed");
+        tracing::debug!(reason, "TLS handshake failed");
         self.metrics.handshake_failed();
         None
     }

@@ -1,10 +1,10 @@
-//! The login rate of one app.
+//! How many logins of one app are exchanged with WeChat.
 //!
-//! This is the configured rate, with a bucket of one period's logins. WeChat's errcode 45011 is
-//! about the calls of one user in a minute, but it also shows that the app calls often. It halves
-//! the rate, which is back to the full rate after a minute. The rate is never less than half:
-//! WeChat does not say whose calls they were, and one user must not stop the others. When the quota
-//! of the day is used up (45009), WeChat is called only once a minute.
+//! The limit is the configured rate, with a bucket for the logins of one period. Errcode 45011
+//! means that one user made too many calls in a minute, but it also shows that the app calls often.
+//! So it halves the rate, which grows back to the full rate within a minute. The rate is never less
+//! than half: WeChat does not say whose calls they were, and one user must not stop the others.
+//! When the daily quota is used up (45009), WeChat is called only once a minute.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,7 @@ impl AppRateLimit {
         rate: Option<Rate>,
         clock: &Clock,
     ) -> Arc<Self> {
-        let same = previous.filter(|known| known.rate == rate);
+        let same = previous.filter(|previous| previous.rate == rate);
         same.cloned().unwrap_or_else(|| Arc::new(Self::new(rate, clock.clone())))
     }
 
@@ -62,7 +62,7 @@ impl AppRateLimit {
         Self { rate, clock, state: Mutex::new(state) }
     }
 
-    /// Takes one login from the rate.
+    /// Counts one login.
     ///
     /// # Errors
     /// The rejection. Its retry time is random, because clients that are rejected at the same time
@@ -83,7 +83,7 @@ impl AppRateLimit {
     ///
     /// # Errors
     /// As [`AppRateLimit::check`].
-    pub fn ask(&self) -> Result<(), Rejection> {
+    pub fn admit_call(&self) -> Result<(), Rejection> {
         let now = self.clock.now();
         let mut state = self.state.lock();
         state.has_quota(now)?;
@@ -92,7 +92,7 @@ impl AppRateLimit {
         Ok(())
     }
 
-    /// WeChat limits a user for a while (45011).
+    /// Halves the rate, because WeChat has limited a user for a while (45011).
     pub fn slow(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -102,13 +102,13 @@ impl AppRateLimit {
         state.slowed_at = Some(now);
     }
 
-    /// The quota of the day is used up (45009).
+    /// Limits calls to one a minute, because the daily quota is used up (45009).
     pub fn pause(&self) {
         let now = self.clock.now();
         self.state.lock().next_probe = Some(now + QUOTA_PROBE);
     }
 
-    /// There is quota.
+    /// Allows calls again, because there is quota.
     pub fn resume(&self) {
         self.state.lock().next_probe = None;
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_halves_the_rate_which_recovers_over_a_minute() {
+    fn errcode_45011_halves_the_rate_for_a_minute() {
         let (rate_limit, clock) = rate_limit(160);
         assert!((159..=161).contains(&passes(&rate_limit, &clock)));
         rate_limit.slow();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn complaints_without_end_leave_half_of_the_rate() {
+    fn repeated_45011_leaves_half_of_the_rate() {
         let (rate_limit, clock) = rate_limit(160);
         for _ in 0..20 {
             (0..100).for_each(|_| rate_limit.slow());
@@ -219,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn without_quota_one_login_a_minute_asks() {
+    fn without_quota_wechat_is_called_once_a_minute() {
         let (rate_limit, clock) = rate_limit(1000);
         rate_limit.check().unwrap();
-        rate_limit.ask().unwrap();
+        rate_limit.admit_call().unwrap();
         rate_limit.pause();
         let assert_busy = |least: u32| {
-            for outcome in [rate_limit.check(), rate_limit.ask()] {
+            for outcome in [rate_limit.check(), rate_limit.admit_call()] {
                 match outcome {
                     // Random, so that phones do not all come back for the one call.
                     Err(Rejection::WeChatBusy { retry_after }) => {
@@ -241,11 +241,11 @@ mod tests {
         clock.advance(Duration::from_millis(500));
         // Several logins may pass the check, but only the first to leave the queue calls WeChat.
         assert_eq!((rate_limit.check(), rate_limit.check()), (Ok(()), Ok(())));
-        assert_eq!(rate_limit.ask(), Ok(()));
+        assert_eq!(rate_limit.admit_call(), Ok(()));
         assert_busy(60);
         rate_limit.resume();
         assert_eq!(
-            (rate_limit.check(), rate_limit.ask(), rate_limit.ask()),
+            (rate_limit.check(), rate_limit.admit_call(), rate_limit.admit_call()),
             (Ok(()), Ok(()), Ok(()))
         );
     }

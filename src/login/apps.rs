@@ -28,14 +28,14 @@ impl Apps {
     /// Apps that `previous` had keep their state, and their rate limit if the rate is the same.
     pub fn new(apps: &[App], previous: Option<&Self>, clock: &Clock) -> Self {
         let served = |app: &App| {
-            let known = previous.and_then(|previous| previous.get(app.app_id.as_str()));
-            let rejected_codes = known.map(|known| known.rejected_codes.clone());
+            let before = previous.and_then(|previous| previous.get(app.app_id.as_str()));
+            let rejected_codes = before.map(|before| before.rejected_codes.clone());
             Arc::new(ServedApp {
                 app: app.clone(),
                 rejected_codes: rejected_codes
                     .unwrap_or_else(|| Arc::new(RejectedCodes::new(clock.clone()))),
                 rate_limit: AppRateLimit::carried_over(
-                    known.map(|known| &known.rate_limit),
+                    before.map(|before| &before.rate_limit),
                     app.login_rate,
                     clock,
                 ),
@@ -50,12 +50,12 @@ impl Apps {
     /// Why there is none, for the client.
     pub fn find(&self, app_id: Option<&str>) -> Result<&Arc<ServedApp>, &'static str> {
         match app_id {
-            Some(app_id) => self.get(app_id).ok_or("this app_id is not known here"),
+            Some(app_id) => self.get(app_id).ok_or("unknown app_id"),
             None => self
                 .0
                 .iter()
                 .find(|served| served.app.is_default)
-                .ok_or("app_id is needed: there are several apps and no default"),
+                .ok_or("app_id is missing: there are several apps and no default"),
         }
     }
 

@@ -3,8 +3,8 @@
 //! A code can be used once, but phones send it again: two pages log in at once, or a response is
 //! lost. Logins with the same code share one exchange, which continues when a client disconnects.
 //! For `login.replay_window` after it, a login with the code gets the same response. Outcomes that
-//! may differ on the next try are not kept. Outcomes are kept in memory only, under the digest of
-//! app and code; tokens are wiped when they are dropped.
+//! may differ on the next attempt are not kept. Outcomes are kept in memory only, under the digest
+//! of app and code; tokens are wiped when they are dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::identity::OpenId;
 use crate::identity::token::SessionToken;
 use crate::message::rejection::Rejection;
@@ -59,7 +59,7 @@ impl From<&WeChatError> for Failure {
 
 pub type Outcome = Result<Arc<Grant>, Failure>;
 
-/// An app and a code.
+/// The digest of an app id and a code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
@@ -111,7 +111,7 @@ impl Coalescing {
         let exchanges = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Retention { under_way: longest * 2, over: window })
+            .expire_after(Retention { in_flight: longest * 2, completed: window })
             .build();
         Self { exchanges, window, longest, clock }
     }
@@ -123,7 +123,8 @@ impl Coalescing {
         longest: Duration,
         clock: &Clock,
     ) -> Self {
-        let same = previous.filter(|known| (known.window, known.longest) == (window, longest));
+        let same =
+            previous.filter(|previous| (previous.window, previous.longest) == (window, longest));
         same.cloned().unwrap_or_else(|| Self::new(window, longest, clock.clone()))
     }
 
@@ -194,8 +195,7 @@ impl Completion {
             ),
         };
         let kept = if is_final { self.coalescing.window } else { Duration::ZERO };
-        let kept_until = (self.coalescing.clock.now() + kept).as_millis();
-        let kept_until = u64::try_from(kept_until).unwrap_or(u64::MAX);
+        let kept_until = millis(self.coalescing.clock.now() + kept);
         self.exchange.kept_until.store(kept_until, Ordering::Release);
         self.exchange.outcome.send_replace(Some(outcome));
         self.coalescing.exchanges.entry(self.key).and_compute_with(|entry| match entry {
@@ -217,8 +217,8 @@ impl Drop for Completion {
 
 /// When memory is freed, in real time.
 struct Retention {
-    under_way: Duration,
-    over: Duration,
+    in_flight: Duration,
+    completed: Duration,
 }
 
 impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
@@ -228,7 +228,7 @@ impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
         _: &Arc<CoalescedExchange>,
         _: Instant,
     ) -> Option<Duration> {
-        Some(self.under_way)
+        Some(self.in_flight)
     }
 
     fn expire_after_update(
@@ -238,8 +238,8 @@ impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        let is_over = exchange.outcome.borrow().is_some();
-        Some(if is_over { self.over } else { self.under_way })
+        let is_completed = exchange.outcome.borrow().is_some();
+        Some(if is_completed { self.completed } else { self.in_flight })
     }
 }
 
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repeat_gets_the_same_answer_until_the_window_is_over() {
+    async fn a_repeat_gets_the_same_response_within_the_window() {
         let (coalescing, clock) = coalescing(10);
         let (first, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
         assert_eq!(coalesced, Coalesced::No);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_cannot_come_out_otherwise_is_remembered() {
+    async fn only_final_outcomes_are_cached() {
         let (coalescing, _) = coalescing(100);
         for (number, (rejection, expected)) in [
             (Rejection::InvalidCode, Coalesced::Cached),
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_does_not_end_the_exchange_and_who_stays_shares_it() {
+    async fn an_exchange_continues_when_its_client_disconnects() {
         let (coalescing, _) = coalescing(10);
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let left = {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_exchange_that_panics_is_a_fault_and_forgotten() {
+    async fn a_panic_of_an_exchange_is_an_internal_error_and_not_cached() {
         let (coalescing, _) = coalescing(10);
         let panics = || async { panic!("a fault") };
         let (outcome, _) = coalescing.share(key(1), panics).await;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_codes_are_remembered_than_may_be() {
+    async fn the_number_of_cached_codes_is_limited() {
         let (coalescing, _) = coalescing(100);
         for code in 0..1000 {
             coalescing.share(key(code), || async { Ok(grant()) }).await.0.unwrap();

@@ -19,7 +19,7 @@ pub struct Exchange {
     wechat: Arc<WeChat>,
     sessions: Sessions,
     failure_log: FailureLog,
-    unkept: LogThrottle,
+    store_throttle: LogThrottle,
 }
 
 impl Exchange {
@@ -36,13 +36,13 @@ impl Exchange {
     ) -> Result<Self, ClientError> {
         let wechat = previous.map(|previous| &previous.wechat);
         let wechat = WeChat::carried_over(wechat, &config.wechat, clock, metrics)?;
-        let (failure_log, unkept) =
+        let (failure_log, store_throttle) =
             (FailureLog::new(clock.clone()), LogThrottle::new(clock.clone()));
-        Ok(Self { wechat, sessions, failure_log, unkept })
+        Ok(Self { wechat, sessions, failure_log, store_throttle })
     }
 
     /// Turns a code of an app, sent by `client`, into a session.
-    pub async fn trade(
+    pub async fn log_in(
         &self,
         served: &ServedApp,
         code: Code,
@@ -51,28 +51,28 @@ impl Exchange {
     ) -> Outcome {
         let ServedApp { app, rate_limit, .. } = served;
         rate_limit.check()?;
-        let refused = |error: WeChatError| {
+        let rejected = |error: WeChatError| {
             self.failure_log.log(&error, app.app_id.as_str(), request_id);
             Failure::from(&error)
         };
-        let unkept = |error: StoreError| {
-            if let Some(suppressed) = self.unkept.suppressed() {
-                tracing::error!(request_id, %error, suppressed, "a session cannot be stored");
+        let store_failed = |error: StoreError| {
+            if let Some(suppressed) = self.store_throttle.suppressed() {
+                tracing::error!(request_id, %error, suppressed, "cannot store a session");
             }
             Rejection::StoreUnavailable
         };
         // Checked before the code is spent.
-        self.sessions.check().map_err(unkept)?;
-        let permit = self.wechat.permit().await.map_err(refused)?;
-        rate_limit.ask()?;
+        self.sessions.check().map_err(store_failed)?;
+        let permit = self.wechat.permit().await.map_err(rejected)?;
+        rate_limit.admit_call()?;
         let exchanged = permit.exchange(app, &code).await;
         match &exchanged {
             Err(WeChatError::RateLimited(_)) => rate_limit.slow(),
             Err(WeChatError::OutOfQuota(_)) => rate_limit.pause(),
-            Err(error) if !error.is_answer() => {}
+            Err(error) if !error.wechat_works() => {}
             Ok(_) | Err(_) => rate_limit.resume(),
         }
-        let identity = exchanged.map_err(refused)?;
+        let identity = exchanged.map_err(rejected)?;
         let openid = identity.openid.clone();
         let rejection = match self.sessions.create(identity, client).await {
             Ok((token, expires_in)) => {
@@ -82,11 +82,11 @@ impl Exchange {
                 tracing::debug!(
                     request_id,
                     app_id = app.app_id.as_str(),
-                    "the user of a login is blocked"
+                    "login rejected: the user is blocked"
                 );
                 Rejection::LoginRefused
             }
-            Err(CreateError::Store(error)) => unkept(error),
+            Err(CreateError::Store(error)) => store_failed(error),
         };
         Err(Failure { rejection, errcode: None, openid: Some(openid) })
     }

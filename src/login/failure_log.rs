@@ -12,12 +12,12 @@ use crate::wechat::{ErrCode, WeChatError};
 /// Limits how often the same failure is logged.
 pub struct FailureLog {
     /// By app and kind of failure. WeChat decides how many errcodes there are.
-    said: LogThrottles<(String, Cow<'static, str>)>,
+    throttles: LogThrottles<(String, Cow<'static, str>)>,
 }
 
 impl FailureLog {
     pub fn new(clock: Clock) -> Self {
-        Self { said: LogThrottles::new(clock) }
+        Self { throttles: LogThrottles::new(clock) }
     }
 
     /// Logs why a login failed, unless the same was logged less than a minute ago.
@@ -28,7 +28,7 @@ impl FailureLog {
             return;
         }
         let kind = (app_id.to_owned(), error.kind());
-        let Some(suppressed) = self.said.suppressed(kind) else { return };
+        let Some(suppressed) = self.throttles.suppressed(kind) else { return };
         if matches!(error, WeChatError::UserBlocked(_)) {
             let what = "login rejected; logged once a minute";
             tracing::info!(request_id, app_id, %error, meaning, suppressed, "{what}");
@@ -43,7 +43,7 @@ impl FailureLog {
             rid = report.and_then(|report| report.rid.as_deref()),
             seen_address = report.and_then(|r| r.seen_address).map(tracing::field::display),
             suppressed,
-            "logins fail; logged once a minute"
+            "login failed; logged once a minute"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! A login, from the request's body to the response.
+//! Serves a login: from the request's body to the response.
 //!
 //! Takes the code in one of the accepted forms (`request`) and finds the app. Logins with one code
 //! share an exchange and its response, which contains the token but no identity. This module does
@@ -57,7 +57,7 @@ const OUTCOMES: [&str; 11] = [
 const UNKNOWN_OUTCOMES: [&str; 4] =
     ["bad_request", "rate_limited", "body_too_large", "request_timeout"];
 
-/// Serves logins by one configuration.
+/// Serves logins as one configuration requires.
 pub struct Login {
     section: LoginSection,
     apps: Apps,
@@ -87,8 +87,8 @@ pub struct LoginFacts {
 }
 
 impl Login {
-    /// Whatever is configured as in `previous` continues from there: codes in flight stay in
-    /// flight, and slowed apps stay slow.
+    /// Whatever is configured as in `previous` keeps its state: exchanges in flight are still
+    /// shared, and the rate of an app that was halved stays halved.
     ///
     /// # Errors
     /// When the client for WeChat cannot be built.
@@ -140,7 +140,7 @@ impl Login {
     }
 
     /// Counts a login that was rejected before it could be read.
-    pub fn refused(&self, rejection: &Rejection) {
+    pub fn count_rejected(&self, rejection: &Rejection) {
         self.metrics.login(UNKNOWN_APP, rejection.error());
     }
 
@@ -153,7 +153,7 @@ impl Login {
         let (fields, served) = match self.read(request) {
             Ok(read) => read,
             Err(rejection) => {
-                self.refused(&rejection);
+                self.count_rejected(&rejection);
                 return (LoginFacts::default(), Err(rejection));
             }
         };
@@ -192,13 +192,13 @@ impl Login {
             return Err(Rejection::InvalidCode.into());
         }
         let code = Code::parse(fields.code.expose())
-            .ok_or(Rejection::BadRequest("code is not one of wx.login"))?;
+            .ok_or(Rejection::BadRequest("\"code\" is not a code of wx.login"))?;
 
         let key = Key::of(app_id, fields.code.expose());
         let (exchange, app) = (self.exchange.clone(), served.clone());
         let (client, request_id) = (sender.client, sender.request_id.to_owned());
-        let trade = || async move { exchange.trade(&app, code, client, &request_id).await };
-        let (outcome, coalesced) = self.coalescing.share(key, trade).await;
+        let log_in = || async move { exchange.log_in(&app, code, client, &request_id).await };
+        let (outcome, coalesced) = self.coalescing.share(key, log_in).await;
         if coalesced != Coalesced::No {
             self.metrics.login_coalesced();
         }
@@ -222,28 +222,36 @@ impl Login {
         let app_id = served.app_id().as_str();
         let named = sender.referer.and_then(ClaimedAppId::in_referer);
         let Some(report) = served.rejected_codes.rejected(app_id, named) else { return };
-        let AllRejected { refused, named } = report;
+        let AllRejected { count, named } = report;
         let referer_app_id = named.as_ref().map(ClaimedAppId::as_str);
         let what = match referer_app_id {
             None => "WeChat rejects every code of this app; logged once a minute",
             Some(named) if self.apps.contains(named) => {
-                "WeChat rejects every code of this app, and the clients name another [[app]]: \
-                 their logins must send its app_id; logged once a minute"
+                "WeChat rejects every code of this app, and its clients belong to another [[app]]: \
+                 they must send app_id with each login; logged once a minute"
             }
             Some(_) => {
-                "WeChat rejects every code of this app, and the clients name another app id: the \
-                 gateway and the Mini Program must have the same app id; logged once a minute"
+                "WeChat rejects every code of this app, and its clients belong to another app: set \
+                 app_id to that of the Mini Program; logged once a minute"
             }
         };
         let (errcode, meaning) = (errcode.number(), errcode.meaning());
         let request_id = sender.request_id;
-        tracing::warn!(request_id, app_id, refused, errcode, meaning, referer_app_id, "{what}");
+        tracing::warn!(
+            request_id,
+            app_id,
+            refused = count,
+            errcode,
+            meaning,
+            referer_app_id,
+            "{what}"
+        );
     }
 
     /// Whether the session is still live.
     async fn is_live(&self, grant: &Grant) -> Result<bool, Rejection> {
-        let known = self.sessions.knows(&grant.token.digest()).await;
-        known.map_err(|_| Rejection::StoreUnavailable)
+        let is_live = self.sessions.contains(&grant.token.digest()).await;
+        is_live.map_err(|_| Rejection::StoreUnavailable)
     }
 }
 
@@ -259,8 +267,8 @@ fn report_mock(served: &ServedApp, sender: Sender<'_>) {
         app_id,
         referer_app_id,
         suppressed,
-        "a login had the mock code of the developer tools: the project there has no app id or a \
-         test app id, so set the Mini Program's app id there; logged once a minute"
+        "login with the mock code of the developer tools: set the Mini Program's app id in the \
+         project there; logged once a minute"
     );
 }
 

@@ -1,10 +1,10 @@
 //! Detects an app whose codes are all rejected by WeChat.
 //!
 //! A single rejected code is normal: it was used twice, or has expired. When all codes of an app
-//! have been rejected for a minute, its clients most often have another app id than the gateway,
-//! and nothing else shows that. It is logged once a minute. The check runs only when a login is
-//! served, and the state for each app has a fixed size. What clients send about themselves is
-//! logged but never trusted.
+//! have been rejected for a minute, the usual reason is that its clients have a different app id
+//! from the gateway, and nothing else shows that. It is logged once a minute. The check runs only
+//! when a login is served, and the state for each app has a fixed size. What clients send about
+//! themselves is logged but never trusted.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ struct CodeCounts {
     succeeded_at: Option<Duration>,
     reported_at: Option<Duration>,
     /// Since the last success or log line.
-    refused: u64,
+    rejected: u64,
     /// How many clients named the right app id.
     named_right: u64,
     /// The other app id that most clients named, and its lead over all others.
@@ -58,11 +58,11 @@ impl ClaimedAppId {
     }
 }
 
-/// What to log.
+/// What to log about an app whose codes are all rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AllRejected {
     /// Rejected codes since the last success or log line.
-    pub refused: u64,
+    pub count: u64,
     /// Another app id that the clients named.
     pub named: Option<ClaimedAppId>,
 }
@@ -72,7 +72,7 @@ impl RejectedCodes {
         Self { state: Mutex::default(), mock: LogThrottle::new(clock.clone()), clock }
     }
 
-    /// A login of the app has succeeded.
+    /// Records that a login of the app has succeeded.
     pub fn succeeded(&self) {
         let now = self.clock.now();
         let mut state = self.state.lock();
@@ -88,7 +88,7 @@ impl RejectedCodes {
     pub fn rejected(&self, app_id: &str, named: Option<ClaimedAppId>) -> Option<AllRejected> {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        state.refused += 1;
+        state.rejected += 1;
         match named {
             Some(named) if named.as_str() == app_id => state.named_right += 1,
             Some(named) => state.count(named),
@@ -102,7 +102,7 @@ impl RejectedCodes {
         let named_right = std::mem::take(&mut state.named_right);
         let named = state.named.take().filter(|(_, count)| *count >= named_right);
         let named = named.map(|(named, _)| named);
-        Some(AllRejected { refused: std::mem::take(&mut state.refused), named })
+        Some(AllRejected { count: std::mem::take(&mut state.rejected), named })
     }
 
     /// Counts a mock code of the developer tools. If it is to be logged now, returns how many were
@@ -116,8 +116,8 @@ impl CodeCounts {
     /// Keeps the id that a majority of clients named, if there is one, in constant space.
     fn count(&mut self, named: ClaimedAppId) {
         self.named = match self.named {
-            Some((known, count)) if known == named => Some((known, count.saturating_add(1))),
-            Some((known, count @ 2..)) => Some((known, count - 1)),
+            Some((first, count)) if first == named => Some((first, count.saturating_add(1))),
+            Some((first, count @ 2..)) => Some((first, count - 1)),
             _ => Some((named, 1)),
         };
     }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_the_shape_of_an_app_id_is_taken_from_a_referer() {
+    fn only_a_valid_app_id_is_taken_from_a_referer() {
         assert_eq!(named("wx0123456789abcdef").unwrap().as_str(), "wx0123456789abcdef");
         for wrong in [
             "",
@@ -162,11 +162,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_refusals_is_reported_once_a_minute_with_their_number() {
+    fn all_rejected_is_reported_once_a_minute_with_the_count() {
         let clock = Clock::manual();
         let rejected_codes = RejectedCodes::new(clock.clone());
         let other = named("wxfedcba9876543210");
-        let report = |refused, named| Some(AllRejected { refused, named });
+        let report = |count, named| Some(AllRejected { count, named });
         assert_eq!(rejected_codes.rejected(APP, named(APP)), report(1, None));
         for _ in 0..5 {
             assert_eq!(rejected_codes.rejected(APP, other), None);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_that_names_another_app_id_does_not_speak_for_those_that_name_the_right_one() {
+    fn one_client_with_another_app_id_does_not_outweigh_those_with_the_right_one() {
         let clock = Clock::manual();
         let rejected_codes = RejectedCodes::new(clock.clone());
         let other = named("wxfedcba9876543210");
@@ -188,12 +188,12 @@ mod tests {
             assert_eq!(rejected_codes.rejected(APP, client), None);
         }
         clock.advance(MINUTE);
-        let report = Some(AllRejected { refused: 4, named: None });
+        let report = Some(AllRejected { count: 4, named: None });
         assert_eq!(rejected_codes.rejected(APP, named(APP)), report);
     }
 
     #[test]
-    fn a_success_keeps_an_app_silent_for_a_minute() {
+    fn after_a_success_nothing_is_reported_for_a_minute() {
         let clock = Clock::manual();
         let rejected_codes = RejectedCodes::new(clock.clone());
         for _ in 0..10 {
@@ -202,7 +202,7 @@ mod tests {
             assert_eq!(rejected_codes.rejected(APP, None), None);
         }
         clock.advance(Duration::from_millis(1));
-        let report = Some(AllRejected { refused: 2, named: None });
+        let report = Some(AllRejected { count: 2, named: None });
         assert_eq!(rejected_codes.rejected(APP, None), report);
     }
 }

@@ -1,7 +1,8 @@
 //! Reads the fields of a login from its body or query.
 //!
-//! A login is read as its Content-Type says, and in no other way. If the body does not fit, the
-//! message says how it was read: tools such as `curl -d` declare a form for every body.
+//! A login is read as its Content-Type says, and in no other way. If the body does not match the
+//! Content-Type, the message says how it was read: tools such as `curl -d` declare every body as a
+//! form.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -66,7 +67,7 @@ impl ContentType {
 /// section 8.1).
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-const TWICE: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is repeated");
+const REPEATED: Rejection = Rejection::BadRequest("\"code\" or \"app_id\" is repeated");
 
 const NO_CODE: Rejection = Rejection::BadRequest("\"code\" is missing");
 
@@ -163,7 +164,7 @@ fn json_fault(body: &[u8], accept: LoginForms) -> Rejection {
         (_, Some(app_id)) if !app_id.is_string() && !app_id.is_null() => {
             Rejection::BadRequest("\"app_id\" must be a string")
         }
-        _ => TWICE,
+        _ => REPEATED,
     }
 }
 
@@ -177,7 +178,7 @@ fn parse_form(body: &[u8], no_code: Rejection) -> Result<Fields, Rejection> {
             _ => continue,
         };
         if field.replace(value.into_owned()).is_some() {
-            return Err(TWICE);
+            return Err(REPEATED);
         }
     }
     let code = code.ok_or(no_code)?;
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_is_told_by_the_content_type() {
+    fn the_content_type_decides_how_a_body_is_read() {
         let json = r#"{"code":"abc","x":[1,{"y":2}]}"#;
         for content_type in [
             None,
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_code_is_refused() {
+    fn anything_but_one_code_is_rejected() {
         for body in [
             "",
             "null",
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn one_media_type_is_that_type_however_often_it_is_there() {
+    fn a_repeated_media_type_counts_once() {
         let read = |lines: &[&str]| ContentType::read(lines.iter().map(|line| line.as_bytes()));
         for (lines, expected) in [
             (&[][..], ContentType::Json),

@@ -29,7 +29,7 @@ impl Caching {
         Self { vary, is_private: !carriers.is_empty() }
     }
 
-    /// Marks a response of the service; `has_session` says whether its request had one.
+    /// Adds the cache headers to a service's response; `has_session`: its request had a session.
     pub fn mark(&self, response: &mut impl HeadersMut, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values_of(&VARY))
@@ -44,7 +44,7 @@ impl Caching {
         }
     }
 
-    /// Marks a response of the gateway itself.
+    /// Adds the cache headers to one of the gateway's own responses.
     pub fn mark_own_response(&self, response: &mut OwnResponse, has_session: bool) {
         if let Some(vary) = &self.vary
             && let Some(value) = vary.merged(|| response.values(&VARY).map(HeaderValue::as_bytes))
@@ -119,7 +119,7 @@ impl Vary {
 /// Replaces all lines of a header with one.
 fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
     if response.first(name).is_some() {
-        response.remove_if(|known, _| known.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        response.remove_if(|other, _| other.eq_ignore_ascii_case(name.as_str().as_bytes()));
     }
     response.add(name, value);
 }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn private_is_added_where_nothing_decides() {
+    fn private_is_added_where_no_directive_decides() {
         for (given, expected) in [
             (&[][..], "private"),
             (&[""], "private"),

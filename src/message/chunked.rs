@@ -6,19 +6,19 @@
 //! byte after the body is known exactly, so that the next request is not read as a part of this
 //! one.
 
-/// The most hexadecimal digits of a size: enough for 2^60 bytes.
+/// Maximum hexadecimal digits of a size: enough for 2^60 bytes.
 const MOST_DIGITS: u8 = 15;
 
-/// The most bytes of an extension.
+/// Maximum bytes of an extension.
 const LONGEST_EXTENSION: u32 = 4 << 10;
 
-/// The most bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
+/// Maximum bytes of all trailers. `proxy::body`, which keeps them, has a smaller limit.
 const LONGEST_TRAILERS: u32 = 1 << 20;
 
 /// The position in a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunked {
-    place: Place,
+    state: State,
     /// Bytes left of the current chunk.
     left: u64,
     digits: u8,
@@ -37,7 +37,7 @@ pub enum Part {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum State {
     Size,
     Extension,
     SizeLineFeed,
@@ -64,11 +64,11 @@ impl Default for Chunked {
 
 impl Chunked {
     pub fn new() -> Self {
-        Self { place: Place::Size, left: 0, digits: 0, extra: 0 }
+        Self { state: State::Size, left: 0, digits: 0, extra: 0 }
     }
 
     pub fn is_over(&self) -> bool {
-        self.place == Place::End
+        self.state == State::End
     }
 
     /// Follows more bytes of a connection; returns how many of them belong to the body.
@@ -89,21 +89,21 @@ impl Chunked {
     /// # Errors
     /// As [`Chunked::follow`].
     pub fn next(&mut self, bytes: &[u8]) -> Result<Option<(Part, usize)>, Malformed> {
-        if bytes.is_empty() || self.place == Place::End {
+        if bytes.is_empty() || self.state == State::End {
             return Ok(None);
         }
-        if self.place == Place::Data {
+        if self.state == State::Data {
             let passed = self.left.min(bytes.len() as u64);
             self.left -= passed;
             if self.left == 0 {
-                self.place = Place::DataReturn;
+                self.state = State::DataReturn;
             }
             return Ok(Some((Part::Data, usize::try_from(passed).unwrap_or(bytes.len()))));
         }
         let part = self.part();
         let mut passed = 0;
         for byte in bytes {
-            if self.place == Place::End || self.part() != part {
+            if self.state == State::End || self.part() != part {
                 break;
             }
             self.step(*byte)?;
@@ -113,9 +113,9 @@ impl Chunked {
     }
 
     fn part(&self) -> Part {
-        match self.place {
-            Place::Data => Part::Data,
-            Place::TrailerStart | Place::Trailer | Place::TrailerLineFeed | Place::EndLineFeed => {
+        match self.state {
+            State::Data => Part::Data,
+            State::TrailerStart | State::Trailer | State::TrailerLineFeed | State::EndLineFeed => {
                 Part::Trailers
             }
             _ => Part::Framing,
@@ -123,51 +123,51 @@ impl Chunked {
     }
 
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
-        self.place = match (self.place, byte) {
-            (Place::Size, b'\r') if self.digits > 0 => Place::SizeLineFeed,
-            (Place::Size, b';') if self.digits > 0 => self.begin_extra(Place::Extension),
-            (Place::Size, _) => {
+        self.state = match (self.state, byte) {
+            (State::Size, b'\r') if self.digits > 0 => State::SizeLineFeed,
+            (State::Size, b';') if self.digits > 0 => self.begin_extra(State::Extension),
+            (State::Size, _) => {
                 let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
                 if self.digits == MOST_DIGITS {
                     return Err(Malformed);
                 }
                 self.digits += 1;
                 self.left = self.left << 4 | u64::from(digit);
-                Place::Size
+                State::Size
             }
-            (Place::Extension, b'\r') => Place::SizeLineFeed,
-            (Place::Extension | Place::Trailer, b'\t' | 0x20..=0x7e | 0x80..) => self.extend()?,
-            (Place::SizeLineFeed, b'\n') if self.left > 0 => Place::Data,
-            (Place::SizeLineFeed, b'\n') => self.begin_extra(Place::TrailerStart),
-            (Place::DataReturn, b'\r') => Place::DataLineFeed,
-            (Place::DataLineFeed, b'\n') => {
+            (State::Extension, b'\r') => State::SizeLineFeed,
+            (State::Extension | State::Trailer, b'\t' | 0x20..=0x7e | 0x80..) => self.extend()?,
+            (State::SizeLineFeed, b'\n') if self.left > 0 => State::Data,
+            (State::SizeLineFeed, b'\n') => self.begin_extra(State::TrailerStart),
+            (State::DataReturn, b'\r') => State::DataLineFeed,
+            (State::DataLineFeed, b'\n') => {
                 self.digits = 0;
-                Place::Size
+                State::Size
             }
-            (Place::TrailerStart, b'\r') => Place::EndLineFeed,
+            (State::TrailerStart, b'\r') => State::EndLineFeed,
             // A name. A blank would continue the previous line (obsolete folding).
-            (Place::TrailerStart, 0x21..=0x7e) => {
-                self.place = Place::Trailer;
+            (State::TrailerStart, 0x21..=0x7e) => {
+                self.state = State::Trailer;
                 self.extend()?
             }
-            (Place::Trailer, b'\r') => Place::TrailerLineFeed,
-            (Place::TrailerLineFeed, b'\n') => Place::TrailerStart,
-            (Place::EndLineFeed, b'\n') => Place::End,
+            (State::Trailer, b'\r') => State::TrailerLineFeed,
+            (State::TrailerLineFeed, b'\n') => State::TrailerStart,
+            (State::EndLineFeed, b'\n') => State::End,
             _ => return Err(Malformed),
         };
         Ok(())
     }
 
-    fn begin_extra(&mut self, place: Place) -> Place {
+    fn begin_extra(&mut self, state: State) -> State {
         self.extra = 0;
-        place
+        state
     }
 
-    fn extend(&mut self) -> Result<Place, Malformed> {
+    fn extend(&mut self) -> Result<State, Malformed> {
         self.extra += 1;
         let longest =
-            if self.place == Place::Extension { LONGEST_EXTENSION } else { LONGEST_TRAILERS };
-        if self.extra > longest { Err(Malformed) } else { Ok(self.place) }
+            if self.state == State::Extension { LONGEST_EXTENSION } else { LONGEST_TRAILERS };
+        if self.extra > longest { Err(Malformed) } else { Ok(self.state) }
     }
 }
 
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_that_two_parsers_could_read_differently_is_refused() {
+    fn framing_that_two_parsers_could_read_differently_is_rejected() {
         for body in [
             "0x5\r\n",
             "+5\r\n",

@@ -6,33 +6,6 @@
 
 use http::HeaderValue;
 
-/// All errors of the gateway, by name.
-pub const ERRORS: [&str; 23] = [
-    "bad_request",
-    "missing_token",
-    "session_expired",
-    "invalid_code",
-    "user_blocked",
-    "login_refused",
-    "wrong_app",
-    "no_route",
-    "method_not_allowed",
-    "request_timeout",
-    "body_too_large",
-    "headers_too_large",
-    "upgrade_required",
-    "rate_limited",
-    "internal_error",
-    "wechat_rejected",
-    "bad_gateway",
-    "wechat_busy",
-    "store_unavailable",
-    "no_upstream",
-    "overloaded",
-    "wechat_timeout",
-    "gateway_timeout",
-];
-
 /// The values that a template can contain.
 #[derive(Clone, Copy)]
 pub struct ErrorFacts<'a> {
@@ -64,6 +37,8 @@ enum Piece {
 }
 
 impl ErrorBody {
+    /// Parses a template.
+    ///
     /// # Errors
     /// What is wrong with the template.
     pub fn parse(
@@ -76,7 +51,7 @@ impl ErrorBody {
         pieces.extend(parts.next().map(|text| Piece::Text(text.to_owned())));
         for part in parts {
             let Some((name, text)) = part.split_once('}') else {
-                return Err("holds a \"${\" without its \"}\"".to_owned());
+                return Err("\"${\" without \"}\"".to_owned());
             };
             pieces.push(match name {
                 "status" => Piece::Status,
@@ -85,7 +60,7 @@ impl ErrorBody {
                 "action" => Piece::Action,
                 "request_id" => Piece::RequestId,
                 "code" => Piece::Code,
-                _ => return Err(format!("holds \"${{{name}}}\", which stands for nothing")),
+                _ => return Err(format!("unknown placeholder \"${{{name}}}\"")),
             });
             pieces.push(Piece::Text(text.to_owned()));
         }
@@ -97,7 +72,9 @@ impl ErrorBody {
             // A code may be negative.
             for code in [500, -1] {
                 serde_json::from_slice::<serde::de::IgnoredAny>(&body.render_code(&facts, code))
-                    .map_err(|_| "gives no JSON: texts stand in quotes, as \"${message}\"")?;
+                    .map_err(
+                        |_| "does not give valid JSON: put text in quotes, as in \"${message}\"",
+                    )?;
             }
         }
         Ok(body)
@@ -130,8 +107,8 @@ impl ErrorBody {
     }
 
     fn code(&self, facts: &ErrorFacts<'_>) -> i64 {
-        let known = self.codes.iter().find(|(error, _)| error == facts.error);
-        known.map_or(i64::from(facts.status), |(_, code)| *code)
+        let code = self.codes.iter().find(|(error, _)| error == facts.error);
+        code.map_or(i64::from(facts.status), |(_, code)| *code)
     }
 }
 
@@ -172,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_no_json_is_refused_where_json_is_promised() {
+    fn a_template_that_gives_no_json_is_rejected_for_a_json_content_type() {
         for template in ["{\"m\":${message}}", "", "{${code}}", "{\"m\":\"${message}\"", "${error}"]
         {
             assert!(parse(template, "application/json; charset=utf-8").is_err(), "{template}");

@@ -3,6 +3,7 @@
 pub mod cache_control;
 pub mod lines;
 pub mod reserved;
+pub mod syntax;
 
 use http::header::{CONNECTION, HeaderName};
 use http::{HeaderMap, HeaderValue};
@@ -154,7 +155,7 @@ impl FoldedNames {
         self.0.get(name.len()).is_some_and(|same_length| {
             same_length
                 .iter()
-                .any(|known| known.iter().zip(name).all(|(known, byte)| *known == fold(*byte)))
+                .any(|own| own.iter().zip(name).all(|(own, byte)| *own == fold(*byte)))
         })
     }
 }

@@ -45,12 +45,12 @@ impl OwnResponse {
         &'a self,
         name: &'a HeaderName,
     ) -> impl Iterator<Item = &'a HeaderValue> + Clone {
-        self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value)
+        self.headers.iter().filter(move |(other, _)| other == name).map(|(_, value)| value)
     }
 
     /// Replaces all lines of a header with one.
     pub fn replace(&mut self, name: HeaderName, value: HeaderValue) {
-        self.headers.retain(|(known, _)| *known != name);
+        self.headers.retain(|(other, _)| *other != name);
         self.headers.push((name, value));
     }
 
@@ -63,8 +63,8 @@ impl OwnResponse {
         }
     }
 
-    /// The response as HTTP/1.1, for a connection that is closed after it. If it `is_to_head`, it
-    /// declares the length of its body but omits the body.
+    /// The response as HTTP/1.1, for a connection that is closed after it. `is_to_head`: it
+    /// responds to a HEAD request, and declares the length of its body but omits the body.
     pub fn to_closing_http1(&self, is_to_head: bool) -> Vec<u8> {
         let reason = http::StatusCode::from_u16(self.status)
             .ok()

@@ -7,22 +7,22 @@
 
 use std::fmt::Write as _;
 
-use super::request_header::{end_of_head, is_name, is_value};
 use crate::message::header::lines::{Line, Span};
-use crate::message::header::{elements, is_blank, trim};
+use crate::message::header::syntax::{end_of_header, is_name, is_value, parse_length, split_line};
+use crate::message::header::{elements, trim};
 
-/// The most bytes of a response header.
+/// Maximum bytes of a response header.
 pub const LONGEST: usize = 64 << 10;
 
-/// The most lines of a response header.
+/// Maximum lines of a response header.
 const MOST_LINES: usize = 256;
 
-/// The most bytes of a header name that a [`Fault`] shows.
+/// Maximum bytes of a header name that a [`Fault`] shows.
 const LONGEST_NAME: usize = 64;
 
 /// A response header that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponseHead {
+pub struct ResponseHeader {
     /// Bytes up to and including the empty line.
     pub length: usize,
     /// 100 to 999.
@@ -76,8 +76,8 @@ pub fn read(
     read: &[u8],
     is_to_head: bool,
     mut each: impl FnMut(Line),
-) -> Result<Option<ResponseHead>, Fault> {
-    let Some(length) = end_of_head(read, 0) else {
+) -> Result<Option<ResponseHeader>, Fault> {
+    let Some(length) = end_of_header(read, 0) else {
         judge_beginning(read)?;
         return if read.len() > LONGEST { Err(Fault::TooLarge) } else { Ok(None) };
     };
@@ -89,7 +89,7 @@ pub fn read(
     let mut at = memchr::memchr(b'\n', text).ok_or_else(malformed)? + 1;
     let first = text.get(..at).and_then(|line| line.strip_suffix(b"\r\n"));
     let (is_http_10, status) = first.and_then(status_line).ok_or_else(malformed)?;
-    let mut found = ResponseHead {
+    let mut found = ResponseHeader {
         length,
         status,
         reason: Span::new((STATUS.min(at - 2))..at - 2),
@@ -113,7 +113,7 @@ pub fn read(
         if count >= MOST_LINES {
             return Err(malformed());
         }
-        let line = split(at, line).ok_or_else(malformed)?;
+        let line = split_line(at, line).ok_or_else(malformed)?;
         at += end + 1;
         found.lines += 1;
         each(line);
@@ -138,10 +138,10 @@ pub fn read(
 fn judge_line(
     name: &[u8],
     value: &[u8],
-    found: &mut ResponseHead,
+    found: &mut ResponseHeader,
     is_chunked: &mut bool,
 ) -> Result<(), Fault> {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
     match name.len() {
         10 if is(b"connection") => {
             for name in elements(value) {
@@ -155,7 +155,7 @@ fn judge_line(
         10 if is(b"keep-alive") => found.has_keep_alive = true,
         14 if is(b"content-length") => {
             for one in value.split(|byte| *byte == b',').map(trim) {
-                let length = super::request_header::parse_length(one).map_err(|_| LENGTH)?;
+                let length = parse_length(one).ok_or(LENGTH)?;
                 if found.content_length.replace(length).is_some_and(|other| other != length) {
                     return Err(LENGTH);
                 }
@@ -212,20 +212,6 @@ fn judge_beginning(read: &[u8]) -> Result<(), Fault> {
     if can_be { Ok(()) } else { Err(Fault::Malformed(STATUS_LINE.to_owned())) }
 }
 
-/// Name and value of the line that begins at `at`.
-fn split(at: usize, line: &[u8]) -> Option<Line> {
-    let colon = memchr::memchr(b':', line)?;
-    let (name, rest) = line.split_at_checked(colon)?;
-    let value = rest.get(1..)?;
-    if !is_name(name) || !is_value(value) {
-        return None;
-    }
-    let blanks = value.iter().take_while(|byte| is_blank(**byte)).count();
-    let begin = at + colon + 1 + blanks;
-    let value = Span::new(begin..begin + trim(value).len());
-    Some(Line { name: Span::new(at..at + name.len()), value })
-}
-
 const STATUS_LINE: &str = "status line";
 
 /// What is wrong with a response header, without showing values.
@@ -254,13 +240,13 @@ pub fn fault(header: &[u8]) -> String {
             return format!("line {number} (not a header name)");
         }
         if !is_value(value) {
-            let mut place = String::new();
+            let mut shown = String::new();
             for byte in name.iter().take(LONGEST_NAME) {
-                place.push(char::from(*byte));
+                shown.push(char::from(*byte));
             }
             // Writing to a string cannot fail.
-            let _ = write!(place, " (control character in the value)");
-            return place;
+            let _ = write!(shown, " (control character in the value)");
+            return shown;
         }
     }
     "too many header lines".to_owned()
@@ -270,13 +256,13 @@ pub fn fault(header: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn judged(text: &str) -> Result<Option<ResponseHead>, Fault> {
+    fn judged(text: &str) -> Result<Option<ResponseHeader>, Fault> {
         read(text.as_bytes(), false, |_| {})
     }
 
     fn framing(lines: &str) -> Result<(Framing, bool), Fault> {
-        let head = judged(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n"))?.unwrap();
-        Ok((head.framing, head.persists))
+        let header = judged(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n"))?.unwrap();
+        Ok((header.framing, header.persists))
     }
 
     #[test]
@@ -305,19 +291,19 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_body_is_over_with_its_header() {
+    fn a_response_without_a_body_ends_with_its_header() {
         for (status, is_to_head) in [(200, true), (103, false), (204, false), (304, false)] {
             let text = format!("HTTP/1.1 {status} x\r\nContent-Length: 5\r\n\r\n");
-            let head = read(text.as_bytes(), is_to_head, |_| {}).unwrap().unwrap();
-            assert_eq!((head.framing, head.persists), (Framing::Length(0), true), "{status}");
-            assert_eq!(head.content_length, Some(5));
+            let header = read(text.as_bytes(), is_to_head, |_| {}).unwrap().unwrap();
+            assert_eq!((header.framing, header.persists), (Framing::Length(0), true), "{status}");
+            assert_eq!(header.content_length, Some(5));
         }
         let old = judged("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n").unwrap().unwrap();
         assert_eq!((old.framing, old.persists), (Framing::Length(5), false));
     }
 
     #[test]
-    fn a_header_is_waited_for_as_long_as_it_can_be_one() {
+    fn an_incomplete_header_is_waited_for_as_long_as_it_can_be_valid() {
         for text in ["", "H", "HTTP/1.1 200 OK", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200\r\nA: b\r\n"]
         {
             assert_eq!(judged(text), Ok(None), "{text:?}");
@@ -332,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_header_only_names_are_shown_and_not_too_much_of_them() {
+    fn of_a_header_only_names_are_shown_up_to_a_length() {
         let name = "N".repeat(LONGEST_NAME);
         let many = "A: b\r\n".repeat(MOST_LINES + 1);
         for (lines, expected) in [

@@ -1,7 +1,7 @@
 //! The state of the process, and the state of one configuration.
 //!
-//! A [`Policy`] is everything that requests are judged and served by. Each request keeps the same
-//! one from its first byte to its last. [`Process`] is what outlives a configuration: sessions,
+//! A [`Policy`] has everything that decides how requests are served. Each request keeps the same
+//! policy from its first byte to its last. [`Process`] has what outlives a configuration: sessions,
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
 pub(crate) mod lifecycle;
@@ -29,7 +29,7 @@ use crate::listener::tls::Tls;
 use crate::login::Login;
 use crate::message::caching::Vary;
 use crate::message::error_body::ErrorBody;
-use crate::message::request_header::HeadLimits;
+use crate::message::request_header::HeaderLimits;
 use crate::policy::lifecycle::Lifecycle;
 use crate::route::{Endpoint, Routes, Served};
 use crate::session::Sessions;
@@ -48,17 +48,17 @@ impl Policies {
         Self(ArcSwap::from_pointee(policy))
     }
 
-    /// The policy for what begins now.
+    /// The policy for requests and connections that begin now.
     pub fn current(&self) -> Arc<Policy> {
         self.0.load_full()
     }
 
     /// Reads from the current policy without taking it.
-    pub fn look<T>(&self, at: impl FnOnce(&Policy) -> T) -> T {
+    pub fn read<T>(&self, at: impl FnOnce(&Policy) -> T) -> T {
         at(&self.0.load())
     }
 
-    /// Everything that begins from now on is served by another policy.
+    /// Replaces the policy for all requests and connections that begin from now on.
     pub fn replace(&self, policy: Arc<Policy>) {
         self.0.store(policy);
     }
@@ -95,8 +95,8 @@ pub struct Policy {
     /// take after that.
     pub shutdown_delay: Duration,
     pub drain_timeout: Duration,
-    pub head_limits: HeadLimits,
-    /// Whether unencrypted connections may begin as HTTP/2.
+    pub header_limits: HeaderLimits,
+    /// Whether unencrypted connections may use HTTP/2 with prior knowledge.
     pub h2c: bool,
     /// Set if the public listeners use HTTPS.
     pub tls: Option<Tls>,
@@ -121,7 +121,7 @@ pub struct Policy {
     none_metrics: RouteMetrics,
 }
 
-/// Why a configuration cannot be served.
+/// Why a configuration cannot be made into a policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error(transparent)]
@@ -161,7 +161,7 @@ pub struct RouteState {
 pub type ServedRoute = Served<RouteState>;
 
 impl Policy {
-    /// What is configured as in `previous` continues from there: addresses of servers, logins in
+    /// Whatever is configured as in `previous` keeps its state: addresses of servers, logins in
     /// flight, rate limits.
     ///
     /// # Errors
@@ -187,15 +187,15 @@ impl Policy {
         metrics.set_certificates(
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
-        let rate_limit = |rate: Option<Rate>, known: Option<&Arc<RateLimit>>| {
+        let rate_limit = |rate: Option<Rate>, previous: Option<&Arc<RateLimit>>| {
             let capacity = config.limits.max_rate_clients;
-            Some(RateLimit::carried_over(known, rate?, capacity, &process.clock))
+            Some(RateLimit::carried_over(previous, rate?, capacity, &process.clock))
         };
         let route_state = |route: &config::Route| {
-            let known = previous.and_then(|previous| previous.routes.named(&route.name));
-            let known = known.map(|known| &known.state);
-            let per_user = known.and_then(|known| known.rate_per_user.as_ref());
-            let per_address = known.and_then(|known| known.rate_per_address.as_ref());
+            let same = previous.and_then(|previous| previous.routes.named(&route.name));
+            let same = same.map(|same| &same.state);
+            let per_user = same.and_then(|same| same.rate_per_user.as_ref());
+            let per_address = same.and_then(|same| same.rate_per_address.as_ref());
             RouteState {
                 rate_per_user: rate_limit(route.rate_per_user, per_user),
                 rate_per_address: rate_limit(route.rate_per_address, per_address),
@@ -204,8 +204,8 @@ impl Policy {
         };
         let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
         let pool = |section: &Upstream| {
-            let known = previous.map_or(&[][..], |previous| &previous.pools);
-            Pool::carried_over(known, section, &process.clock)
+            let pools = previous.map_or(&[][..], |previous| &previous.pools);
+            Pool::carried_over(pools, section, &process.clock)
         };
         Ok(Self {
             pools: config.upstreams.iter().map(pool).collect(),
@@ -227,7 +227,7 @@ impl Policy {
             limits: config.limits.clone(),
             shutdown_delay: config.server.shutdown_delay,
             drain_timeout: config.server.drain_timeout,
-            head_limits: HeadLimits::from(&config.limits),
+            header_limits: HeaderLimits::from(&config.limits),
             h2c: config.server.h2c,
             proto: HeaderValue::from_static(if tls.is_some() { "https" } else { "http" }),
             tls,

@@ -16,12 +16,12 @@ use crate::config::Access;
 use crate::identity::Identity;
 use crate::message::header::Headers;
 use crate::message::rejection::Rejection;
-use crate::route::Asked;
+use crate::route::RouteLookup;
 use crate::session::Session;
 
 /// A request that has matched a route.
 pub struct RoutedRequest<'a, H = http::HeaderMap> {
-    pub asked: Asked<'a, H>,
+    pub lookup: RouteLookup<'a, H>,
     /// Whether it is a preflight that is handled as the route says.
     pub is_preflight: bool,
     /// The client's address, as far as it is known.
@@ -30,7 +30,7 @@ pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub length: Option<u64>,
 }
 
-/// The session of a request. Only `required` routes need one.
+/// The session of a request, if it has one, and the outcome of authentication.
 #[derive(Default)]
 pub struct Verdict {
     pub session: Option<Arc<Session>>,
@@ -44,7 +44,7 @@ impl Verdict {
 }
 
 impl Policy {
-    /// The verdict on a request, and the rejection if the route does not accept it.
+    /// Finds the session of a request, and the rejection if the route does not accept the request.
     pub async fn admit(
         &self,
         served: &ServedRoute,
@@ -55,7 +55,7 @@ impl Policy {
         }
         // Browsers send no token with a preflight.
         let access = if routed.is_preflight { Access::None } else { served.route.access };
-        let (verdict, found) = self.authenticate(routed.asked.headers, access).await;
+        let (verdict, found) = self.authenticate(routed.lookup.headers, access).await;
         let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
         (verdict, admitted)
     }
@@ -67,9 +67,9 @@ impl Policy {
         routed: &RoutedRequest<'_, impl Headers>,
     ) -> Result<(), Rejection> {
         let ServedRoute { route, state } = served;
-        let RoutedRequest { asked, is_preflight, client, length } = *routed;
-        if !is_preflight && !route.allows_method(asked.method) {
-            let allow = Cow::Owned(self.routes.allow(&asked));
+        let RoutedRequest { lookup, is_preflight, client, length } = *routed;
+        if !is_preflight && !route.allows_method(lookup.method) {
+            let allow = Cow::Owned(self.routes.allow(&lookup));
             return Err(Rejection::MethodNotAllowed { allow });
         }
         self.check_address(client, state.rate_per_address.as_deref())?;

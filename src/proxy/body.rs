@@ -2,22 +2,23 @@
 //!
 //! The sender's framing is removed, and the body is framed anew: chunk sizes, extensions and line
 //! ends are never copied. The end of the body is written once, and only after all of it was
-//! received, so that the receiver can see when a body breaks off. At most one read is buffered:
-//! while the receiver accepts nothing, nothing is read.
+//! received, so that the receiver can detect a truncated body. At most one read is buffered: while
+//! the receiver accepts nothing, nothing is read. `limits` decides how long each side may
+//! take.
+
+mod limits;
 
 use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use self::limits::Pace;
+pub use self::limits::{Limits, Wait};
 use super::buffers;
 use crate::message::chunked::{Chunked, Part};
-
-/// Waiting time before a minimum rate applies, because connections start slowly.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Maximum bytes of trailers that are held until they can be sent.
 const MOST_TRAILERS: usize = 64 << 10;
@@ -73,13 +74,6 @@ pub enum Broken {
     ReceiverTooSlow,
 }
 
-/// What a body waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    Sender,
-    Receiver,
-}
-
 /// Writes the trailers of a chunked body, which are given as received: each line with its CR LF.
 pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers> {}
 impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers>> WriteTrailers for F {}
@@ -100,45 +94,17 @@ impl From<BadTrailers> for Broken {
     }
 }
 
-/// Limits on a body.
-#[derive(Clone, Copy)]
-pub struct Limits {
-    /// Maximum bytes of the whole body.
-    pub bytes: u64,
-    /// The longest wait for bytes from the sender.
-    pub read_timeout: Duration,
-    /// The longest time in which the receiver may accept nothing.
-    pub write_timeout: Duration,
-    /// Bytes per second that the sender must send, after [`GRACE`]; 0: no minimum.
-    pub min_rate: u64,
-    /// Bytes per second that the receiver must accept, after [`GRACE`]; 0: no minimum.
-    pub min_taken: u64,
-    /// Maximum bytes of one read; not more than [`buffers::LARGE`].
-    pub read: usize,
-}
-
-impl Limits {
-    pub const NONE: Self = Self {
-        bytes: u64::MAX,
-        read_timeout: Duration::MAX,
-        write_timeout: Duration::MAX,
-        min_rate: 0,
-        min_taken: 0,
-        read: buffers::LARGE,
-    };
-}
-
 /// How far a body has been forwarded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    Coming,
+    Receiving,
     /// All of it was received, and its end is in `output`.
-    Come,
+    Received,
     Sent,
 }
 
-/// One body, from its first byte to its last.
-pub struct Relay {
+/// Forwards one body, from its first byte to its last.
+pub struct Transfer {
     source: BodySource,
     target: BodyTarget,
     limits: Limits,
@@ -154,22 +120,15 @@ pub struct Relay {
     /// Trailers to be sent, for [`BodyTarget::Stream`].
     pub tail: Vec<u8>,
     /// Bytes of the body received, without framing.
-    pub passed: u64,
-    waits_for: Wait,
-    /// When the current wait began; `None` while there is none.
-    waiting_since: Option<Instant>,
-    /// Time spent waiting for the sender.
-    waited: Duration,
-    /// Time spent waiting for the receiver, and bytes that it accepted.
-    waited_to_send: Duration,
-    taken: u64,
+    pub received: u64,
+    pace: Pace,
 }
 
-impl Relay {
+impl Transfer {
     /// `output` is sent before the body.
     pub fn new(source: BodySource, target: BodyTarget, limits: Limits, output: Vec<u8>) -> Self {
         let is_over = matches!(source, BodySource::Length(0));
-        let stage = if is_over { Stage::Come } else { Stage::Coming };
+        let stage = if is_over { Stage::Received } else { Stage::Receiving };
         Self {
             source,
             target,
@@ -181,18 +140,14 @@ impl Relay {
             stage,
             trailers: Vec::new(),
             tail: Vec::new(),
-            passed: 0,
-            waits_for: Wait::Sender,
-            waiting_since: None,
-            waited: Duration::ZERO,
-            waited_to_send: Duration::ZERO,
-            taken: 0,
+            received: 0,
+            pace: Pace::new(),
         }
     }
 
     /// Whether the whole body was received.
-    pub fn has_come(&self) -> bool {
-        self.stage != Stage::Coming
+    pub fn is_received(&self) -> bool {
+        self.stage != Stage::Receiving
     }
 
     /// Whether the whole body was sent.
@@ -202,23 +157,19 @@ impl Relay {
 
     /// Whether everything sent is still held, so that it can be sent again.
     pub fn can_repeat(&self) -> bool {
-        self.has_come() && self.is_held
+        self.is_received() && self.is_held
     }
 
     /// Starts again with the held bytes.
     pub fn repeat(&mut self) {
         self.sent = 0;
-        self.stage = Stage::Come;
-        self.waiting_since = None;
+        self.stage = Stage::Received;
+        self.pace.stop_waiting();
     }
 
     /// Which side is waited for, and the deadline.
     pub fn due(&self) -> Option<(Wait, Instant)> {
-        let limit = match self.waits_for {
-            Wait::Sender => self.limits.read_timeout,
-            Wait::Receiver => self.limits.write_timeout,
-        };
-        Some((self.waits_for, self.waiting_since?.checked_add(limit)?))
+        self.pace.due(&self.limits)
     }
 
     /// Moves the bytes of the body from `input` to `output`, with the new framing.
@@ -230,20 +181,20 @@ impl Relay {
         input: &mut Vec<u8>,
         trailers: &mut impl WriteTrailers,
     ) -> Result<(), Broken> {
-        let before = self.passed;
-        let mut taken = 0;
+        let before = self.received;
+        let mut moved = 0;
         let mut is_over = false;
         match &mut self.source {
             BodySource::Length(left) => {
-                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                *left -= taken as u64;
+                moved = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= moved as u64;
                 is_over = *left == 0;
-                self.passed += taken as u64;
-                move_bytes(input, taken, &mut self.output);
+                self.received += moved as u64;
+                move_bytes(input, moved, &mut self.output);
             }
             BodySource::Close => {
                 let length = input.len();
-                self.passed += length as u64;
+                self.received += length as u64;
                 match self.target {
                     BodyTarget::Plain | BodyTarget::Stream => {
                         move_bytes(input, length, &mut self.output);
@@ -260,15 +211,15 @@ impl Relay {
                     self.output = buffers::take();
                 }
                 while let Some((part, length)) = chunked
-                    .next(input.get(taken..).unwrap_or_default())
+                    .next(input.get(moved..).unwrap_or_default())
                     .map_err(|_| Broken::Malformed)?
                 {
-                    let bytes = input.get(taken..taken + length).unwrap_or_default();
-                    taken += length;
+                    let bytes = input.get(moved..moved + length).unwrap_or_default();
+                    moved += length;
                     match part {
                         Part::Framing => {}
                         Part::Data => {
-                            self.passed += length as u64;
+                            self.received += length as u64;
                             match self.target {
                                 BodyTarget::Plain | BodyTarget::Stream => {
                                     self.output.extend_from_slice(bytes);
@@ -289,10 +240,10 @@ impl Relay {
                     // The empty line after the trailers is not a trailer.
                     self.trailers.truncate(self.trailers.len().saturating_sub(2));
                 }
-                input.drain(..taken);
+                input.drain(..moved);
             }
         }
-        if self.passed > self.limits.bytes && self.passed > before {
+        if self.received > self.limits.bytes && self.received > before {
             return Err(Broken::TooLarge);
         }
         if is_over {
@@ -316,7 +267,7 @@ impl Relay {
             self.output.truncate(end);
             return Err(bad.into());
         }
-        self.stage = Stage::Come;
+        self.stage = Stage::Received;
         match self.target {
             BodyTarget::Chunked => self.output.extend_from_slice(b"\r\n"),
             BodyTarget::Plain => self.output.truncate(begin),
@@ -341,7 +292,7 @@ impl Relay {
                     if input.is_empty() {
                         buffers::give(std::mem::take(input));
                     }
-                    return self.wait_for(Wait::Receiver);
+                    return self.pace.wait_for(Wait::Receiver);
                 };
                 match written {
                     Ok(0) => {
@@ -350,30 +301,24 @@ impl Relay {
                     Ok(length) => {
                         self.sent += length;
                         self.is_flushed = false;
-                        self.taken += length as u64;
-                        if let Some(since) = self.waiting_since.take()
-                            && self.waits_for == Wait::Receiver
-                        {
-                            self.waited_to_send += since.elapsed();
-                            if is_too_slow(self.taken, self.waited_to_send, self.limits.min_taken) {
-                                return Poll::Ready(Err(Broken::ReceiverTooSlow));
-                            }
+                        if self.pace.is_receiver_too_slow(length, &self.limits) {
+                            return Poll::Ready(Err(Broken::ReceiverTooSlow));
                         }
                     }
                     Err(error) => return Poll::Ready(Err(Broken::Write(error))),
                 }
             }
-            if !self.is_flushed && (self.has_come() || input.is_empty()) {
+            if !self.is_flushed && (self.is_received() || input.is_empty()) {
                 match Pin::new(&mut *writer).poll_flush(cx) {
                     Poll::Ready(Ok(())) => {
                         self.is_flushed = true;
-                        self.waiting_since = None;
+                        self.pace.stop_waiting();
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Write(error))),
-                    Poll::Pending => return self.wait_for(Wait::Receiver),
+                    Poll::Pending => return self.pace.wait_for(Wait::Receiver),
                 }
             }
-            if self.has_come() {
+            if self.is_received() {
                 self.stage = Stage::Sent;
                 return Poll::Ready(Ok(()));
             }
@@ -383,7 +328,7 @@ impl Relay {
             if !input.is_empty() {
                 self.take(input, trailers)?;
                 // Everything sent so far is flushed before waiting for more.
-                if self.has_come() || !self.output.is_empty() || !self.is_flushed {
+                if self.is_received() || !self.output.is_empty() || !self.is_flushed {
                     continue;
                 }
             }
@@ -413,13 +358,9 @@ impl Relay {
                 buffers::give(std::mem::take(input));
             }
             buffers::give(std::mem::take(&mut self.output));
-            return self.wait_for(Wait::Sender);
+            return self.pace.wait_for(Wait::Sender);
         };
-        if let Some(since) = self.waiting_since.take()
-            && self.waits_for == Wait::Sender
-        {
-            self.waited += since.elapsed();
-        }
+        self.pace.sender_sent();
         match read {
             Ok(0) if matches!(self.source, BodySource::Close) => {
                 self.trailers = reader.take_trailers();
@@ -427,8 +368,8 @@ impl Relay {
             }
             Ok(0) => return Poll::Ready(Err(Broken::Ended)),
             Ok(_) => {
-                let came = self.passed + input.len() as u64;
-                if is_too_slow(came, self.waited, self.limits.min_rate) {
+                let bytes = self.received + input.len() as u64;
+                if self.pace.is_sender_too_slow(bytes, &self.limits) {
                     return Poll::Ready(Err(Broken::TooSlow));
                 }
             }
@@ -436,20 +377,6 @@ impl Relay {
         }
         Poll::Ready(Ok(()))
     }
-
-    fn wait_for<T>(&mut self, wait: Wait) -> Poll<T> {
-        if self.waits_for != wait {
-            self.waiting_since = None;
-            self.waits_for = wait;
-        }
-        self.waiting_since.get_or_insert_with(Instant::now);
-        Poll::Pending
-    }
-}
-
-/// Whether `bytes` are too few after waiting for `waited`.
-fn is_too_slow(bytes: u64, waited: Duration, least_a_second: u64) -> bool {
-    waited > GRACE && bytes < least_a_second.saturating_mul(waited.as_secs())
 }
 
 /// Moves the first `length` bytes of `from` to the end of `to`.

@@ -27,7 +27,7 @@ use crate::access::trusted_proxies::address_value;
 use crate::clock::deadline::Deadline;
 use crate::message::header::lines::Line;
 use crate::message::rejection::Rejection;
-use crate::message::request_header::{self, RequestHead};
+use crate::message::request_header::{self, RequestHeader};
 use crate::policy::{Policies, Policy};
 
 /// A connection, plain or TLS.
@@ -46,7 +46,7 @@ pub enum Io {
 }
 
 /// A client's connection, or its stream.
-pub struct Client {
+pub struct ClientConnection {
     pub io: Io,
     /// Bytes that were read and belong to no request yet.
     pub held: Vec<u8>,
@@ -61,18 +61,18 @@ pub struct Client {
 }
 
 /// The result of waiting for a request header.
-pub enum Wait {
-    /// The policy is the one the header was judged by; the request keeps it.
-    Head(RequestHead, Arc<Policy>),
-    Refused(Rejection),
+pub enum NextRequest {
+    /// The header was checked against the limits of this policy; the request keeps the policy.
+    Header(RequestHeader, Arc<Policy>),
+    Rejected(Rejection),
     /// The client disconnected, or was idle for too long.
-    Over,
+    Ended,
 }
 
 /// The client has closed its connection.
-pub struct Left;
+pub struct Disconnected;
 
-impl Client {
+impl ClientConnection {
     pub fn plain(stream: TcpStream, peer: SocketAddr) -> Self {
         Self::new(Io::Http1(Either::Left(stream)), Vec::new(), peer)
     }
@@ -101,12 +101,12 @@ impl Client {
     /// byte; for the first header of a connection that time begins with the connection. `begun` is
     /// the deadline of a header whose first bytes have already been received. Afterwards the header
     /// is at the start of `held`, and its lines are in `spare`.
-    pub async fn next_head(
+    pub async fn next_request(
         &mut self,
         policies: &Policies,
         is_first: bool,
         begun: Option<Instant>,
-    ) -> Wait {
+    ) -> NextRequest {
         let mut policy = None;
         for _ in 0..2 {
             // Some old clients send an empty line after a request. It is not the start of the next
@@ -118,13 +118,13 @@ impl Client {
                 break;
             }
             let is_idle = !is_first && policy.is_none();
-            let time = policies.look(|policy| {
+            let time = policies.read(|policy| {
                 let limits = &policy.limits;
                 if is_idle { limits.idle_timeout } else { limits.header_timeout }
             });
             self.deadline.set(Instant::now() + time);
             if !matches!(self.read_more().await, Some(Ok(1..))) {
-                return Wait::Over;
+                return NextRequest::Ended;
             }
             policy = Some(policies.current());
         }
@@ -134,19 +134,19 @@ impl Client {
             let is_health = |path: &[u8]| policy.routes.is_health(path);
             let list = &mut self.spare;
             list.clear();
-            match request_header::read(&self.held, policy.head_limits, is_health, |line| {
+            match request_header::read(&self.held, policy.header_limits, is_health, |line| {
                 list.push(line);
             }) {
-                Ok(Some(head)) => return Wait::Head(head, policy),
+                Ok(Some(header)) => return NextRequest::Header(header, policy),
                 Ok(None) => {}
-                Err(rejection) => return Wait::Refused(rejection),
+                Err(rejection) => return NextRequest::Rejected(rejection),
             }
             let end = *end.get_or_insert_with(|| Instant::now() + policy.limits.header_timeout);
             self.deadline.set(end);
             match self.read_more().await {
                 Some(Ok(1..)) => {}
-                Some(_) => return Wait::Over,
-                None => return Wait::Refused(Rejection::RequestTimeout),
+                Some(_) => return NextRequest::Ended,
+                None => return NextRequest::Rejected(Rejection::RequestTimeout),
             }
         }
     }
@@ -177,14 +177,14 @@ impl Client {
     }
 
     /// Ready when the client has closed its connection. Bytes that it sends early are held.
-    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Left> {
+    pub fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<Disconnected> {
         if let Io::Http2(stream) = &mut self.io {
-            return stream.poll_left(cx).map(|()| Left);
+            return stream.poll_disconnect(cx).map(|()| Disconnected);
         }
         while self.held.len() < MOST_HELD {
             match self.poll_read(cx) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) => return Poll::Ready(Left),
+                Poll::Ready(_) => return Poll::Ready(Disconnected),
                 Poll::Pending => break,
             }
         }
@@ -228,18 +228,18 @@ impl Client {
     /// Sends a whole response; `header` is the length of its header.
     ///
     /// # Errors
-    /// As [`Client::send`].
+    /// As [`ClientConnection::send`].
     pub async fn respond(
         &mut self,
         message: &[u8],
         header: usize,
         patience: Duration,
     ) -> io::Result<()> {
-        let Some((head, body)) = message.split_at_checked(header) else {
+        let Some((header, body)) = message.split_at_checked(header) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         if let Io::Http2(stream) = &mut self.io {
-            stream.send_header(head, body.is_empty())?;
+            stream.send_header(header, body.is_empty())?;
             self.send(body, patience).await?;
             return self.io.finish(&[]);
         }
@@ -249,8 +249,12 @@ impl Client {
     /// Sends an informational response (1xx).
     ///
     /// # Errors
-    /// As [`Client::send`].
-    pub async fn announce(&mut self, header: &[u8], patience: Duration) -> io::Result<()> {
+    /// As [`ClientConnection::send`].
+    pub async fn send_informational(
+        &mut self,
+        header: &[u8],
+        patience: Duration,
+    ) -> io::Result<()> {
         match &mut self.io {
             Io::Http2(stream) => stream.send_header(header, false),
             Io::Http1(_) => self.send(header, patience).await,

@@ -2,7 +2,7 @@
 //!
 //! Forwarded lines are rewritten as `name: value`. Framing lines are never copied, but written from
 //! the framing that was judged. The gateway's own lines come last, and nothing is removed after
-//! them. No other code writes these headers; requests without a route (`plain`) have their own
+//! them. No other code writes these headers; requests without a route (`unrouted`) have their own
 //! responses.
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::header::{DATE, UPGRADE};
 
 use super::body::BodyTarget;
-use super::client::Client;
+use super::client::ClientConnection;
 use super::request::Request;
 use super::trailers;
 use crate::access::identity_headers::REQUEST_ID;
@@ -21,14 +21,14 @@ use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{Headers, HeadersMut, nominated};
 use crate::message::own_response::OwnResponse;
 use crate::message::request_header::Framing;
-use crate::message::response_header::ResponseHead;
+use crate::message::response_header::ResponseHeader;
 
-/// Whether a header concerns the framing or the connection. Such lines are never copied.
+/// Whether a header is about framing, or is a hop-by-hop header. Such lines are never copied.
 pub fn is_of_connection(name: &[u8]) -> bool {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
     match name.len() {
         14 => is(b"content-length") || is(b"http2-settings"),
-        2 | 7 | 10 | 16..=19 => HOP_BY_HOP.iter().any(|known| is(known.as_bytes())),
+        2 | 7 | 10 | 16..=19 => HOP_BY_HOP.iter().any(|other| is(other.as_bytes())),
         _ => false,
     }
 }
@@ -43,25 +43,25 @@ pub fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
 }
 
 /// Writes a request header for the service. `None` is an internal error.
-pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Option<()> {
+pub fn request(request: &mut Request, client: &ClientConnection, out: &mut Vec<u8>) -> Option<()> {
     let policy = request.policy.clone();
     let route = request.route()?;
     let is_trusted = request.client.is_trusted;
     // Read before any line is removed.
-    let told = is_trusted.then(|| {
+    let forwarding = is_trusted.then(|| {
         let id = request.id.clone();
         request.client.forwarding(&request.lines, id, &policy.proto, None)
     });
-    let nominated = if request.head.nominates { nominations(&request.lines) } else { Vec::new() };
+    let nominated = if request.header.nominates { nominations(&request.lines) } else { Vec::new() };
     let announced = trailers::announced_by_client(request);
 
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    let target = request.head.path_and_query.of(request.lines.text());
+    let target = request.header.path_and_query.of(request.lines.text());
     // A target in absolute form may have no path.
     let slash = if target.starts_with(b"/") { "" } else { "/" };
     if route.rewrites() {
-        let target = format!("{slash}{}", request.text(request.head.path_and_query));
+        let target = format!("{slash}{}", request.text(request.header.path_and_query));
         out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
     } else {
         out.extend_from_slice(slash.as_bytes());
@@ -71,22 +71,22 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
 
     let edits = &route.request_edits;
     for (name, value) in request.lines.iter() {
-        let goes = is_of_connection(name)
+        let is_removed = is_of_connection(name)
             || is_among(&nominated, name)
             || policy.identity_headers.strips(name, value, is_trusted)
             || edits.removes(name);
-        if !goes {
+        if !is_removed {
             write_line(out, name, value);
         }
     }
-    match request.head.head.framing {
+    match request.header.framing {
         Framing::Chunked => {
             write_line(out, b"transfer-encoding", b"chunked");
             if let Some(names) = &announced {
                 write_line(out, b"trailer", names);
             }
         }
-        Framing::Length(length) if request.head.content_length.is_some() || length > 0 => {
+        Framing::Length(length) if request.header.content_length.is_some() || length > 0 => {
             write_number(out, b"content-length", length);
         }
         Framing::Length(_) => {}
@@ -95,15 +95,15 @@ pub fn request(request: &mut Request, client: &Client, out: &mut Vec<u8>) -> Opt
         write_line(out, b"connection", b"Upgrade");
         write_line(out, b"upgrade", b"websocket");
     }
-    match &told {
-        Some(told) => policy.identity_headers.write(told, out),
+    match &forwarding {
+        Some(forwarding) => policy.identity_headers.write(forwarding, out),
         None => {
             write_line(out, b"x-request-id", request.id.as_bytes());
             let address = client.address_value.as_bytes();
             write_line(out, b"x-forwarded-for", address);
             write_line(out, b"x-forwarded-proto", policy.proto.as_bytes());
             write_line(out, b"x-real-ip", address);
-            if let Some(host) = request.head.host {
+            if let Some(host) = request.header.host {
                 write_line(out, b"x-forwarded-host", host.of(request.lines.text()));
             }
         }
@@ -129,17 +129,17 @@ pub struct Framed {
 /// lines.
 pub fn response(
     request: &mut Request,
-    head: &ResponseHead,
+    header: &ResponseHeader,
     lines: &mut Lines,
     out: &mut Vec<u8>,
 ) -> Framed {
     use crate::message::response_header::Framing as Of;
 
     let policy = request.policy.clone();
-    write_status(out, head.status, head.reason.of(lines.text()));
-    let announces = head.framing == Of::Chunked && request.head.takes_trailers;
+    write_status(out, header.status, header.reason.of(lines.text()));
+    let announces = header.framing == Of::Chunked && request.header.accepts_trailers;
     let names = announces.then(|| trailers::announced_by_service(request, lines)).flatten();
-    policy.identity_headers.clean_response(head.status, lines);
+    policy.identity_headers.clean_response(header.status, lines);
     lines.remove_if(|name, _| is_of_connection(name) || name.eq_ignore_ascii_case(b"x-request-id"));
 
     if let Some(route) = request.route() {
@@ -156,7 +156,7 @@ pub fn response(
         write_date(out);
     }
     let is_old = request.is_http_10();
-    let framed = match head.framing {
+    let framed = match header.framing {
         _ if request.is_http2 => Framed { target: BodyTarget::Stream, by_close: false },
         Of::Length(_) => Framed { target: BodyTarget::Plain, by_close: false },
         Of::Chunked | Of::Close if is_old => Framed { target: BodyTarget::Plain, by_close: true },
@@ -168,8 +168,8 @@ pub fn response(
         if let Some(names) = &names {
             write_line(out, b"trailer", names);
         }
-    } else if let Some(length) = head.content_length
-        && head.status != 204
+    } else if let Some(length) = header.content_length
+        && header.status != 204
     {
         write_number(out, b"content-length", length);
     }
@@ -178,25 +178,30 @@ pub fn response(
 }
 
 /// Writes an informational response: a status of 100 to 199, except 101.
-pub fn informational(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
-    write_status(out, head.status, head.reason.of(lines.text()));
-    request.policy.identity_headers.clean_response(head.status, lines);
+pub fn informational(
+    request: &Request,
+    header: &ResponseHeader,
+    lines: &mut Lines,
+    out: &mut Vec<u8>,
+) {
+    write_status(out, header.status, header.reason.of(lines.text()));
+    request.policy.identity_headers.clean_response(header.status, lines);
     lines.remove_if(|name, _| is_of_connection(name));
     lines.write_to(out);
     out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the 101 that accepts a WebSocket.
-pub fn switching(request: &Request, head: &ResponseHead, lines: &mut Lines, out: &mut Vec<u8>) {
-    write_status(out, head.status, head.reason.of(lines.text()));
-    request.policy.identity_headers.clean_response(head.status, lines);
+pub fn switching(request: &Request, header: &ResponseHeader, lines: &mut Lines, out: &mut Vec<u8>) {
+    write_status(out, header.status, header.reason.of(lines.text()));
+    request.policy.identity_headers.clean_response(header.status, lines);
     let everywhere = request.route().map(|route| &route.response_headers[..]).unwrap_or_default();
     lines.remove_if(|name, _| {
         is_of_connection(name)
             || name.eq_ignore_ascii_case(b"x-request-id")
             || everywhere
                 .iter()
-                .any(|(known, _)| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+                .any(|(other, _)| other.as_str().as_bytes().eq_ignore_ascii_case(name))
     });
     lines.write_to(out);
     for (name, value) in everywhere {
@@ -279,9 +284,9 @@ fn write_date(out: &mut Vec<u8>) {
     }
     let now = SystemTime::now();
     let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    LAST.with_borrow_mut(|(known, text)| {
-        if known.as_secs() != second || text.is_empty() {
-            *known = Duration::from_secs(second);
+    LAST.with_borrow_mut(|(last, text)| {
+        if last.as_secs() != second || text.is_empty() {
+            *last = Duration::from_secs(second);
             *text = httpdate::fmt_http_date(now);
         }
         write_line(out, DATE.as_str().as_bytes(), text.as_bytes());

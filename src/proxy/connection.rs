@@ -6,19 +6,19 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::client::{Client, Wait};
+use super::client::{ClientConnection, NextRequest};
 use super::request::Request;
 
 /// What happens to a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    GoesOn,
+    KeepAlive,
     /// It is closed; the client has sent its whole request.
-    Closes,
+    Close,
     /// It is closed; the client may still be sending.
-    Lingers,
+    Linger,
     /// It is reset: the response is incomplete, and nothing else would show that.
-    Resets,
+    Reset,
 }
 
 /// Resolves when idle connections must end.
@@ -32,34 +32,34 @@ impl Gateway {
     /// bytes have already been received.
     pub async fn serve(
         &self,
-        client: &mut Client,
+        client: &mut ClientConnection,
         mut closing: watch::Receiver<bool>,
         mut begun: Option<Instant>,
     ) {
         // Created once for all requests of the connection, since each of them waits for it.
         let mut closed = pin!(closed(&mut closing));
         for number in 1.. {
-            let wait = client.next_head(&self.policies, number == 1, begun.take());
+            let wait = client.next_request(&self.policies, number == 1, begun.take());
             let wait = tokio::select! {
                 biased;
                 wait = wait => wait,
                 () = &mut closed => return,
             };
-            let (head, policy) = match wait {
-                Wait::Head(head, policy) => (head, policy),
-                Wait::Refused(rejection) => return self.refuse(client, &rejection).await,
-                Wait::Over => return,
+            let (header, policy) = match wait {
+                NextRequest::Header(header, policy) => (header, policy),
+                NextRequest::Rejected(rejection) => return self.reject(client, &rejection).await,
+                NextRequest::Ended => return,
             };
             let is_last = number >= policy.limits.max_requests_per_connection;
-            let mut request = Request::new(policy, self.process.clone(), head, client);
+            let mut request = Request::new(policy, self.process.clone(), header, client);
             request.closes |= is_last;
             let after = self.serve_request(client, &mut request).await;
             request.recycle(client);
             match after {
-                After::GoesOn => {}
-                After::Closes => return client.close(false).await,
-                After::Lingers => return client.close(true).await,
-                After::Resets => return client.reset(),
+                After::KeepAlive => {}
+                After::Close => return client.close(false).await,
+                After::Linger => return client.close(true).await,
+                After::Reset => return client.reset(),
             }
         }
     }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::body::{BodySource, BodyTarget, Broken, Limits, Relay};
-use super::client::Client;
+use super::body::{BodySource, BodyTarget, Broken, Limits, Transfer};
+use super::client::ClientConnection;
 use super::failure::{Stop, of_request_body};
 use super::request::{CONTINUE, Request};
 use crate::config::Access;
@@ -25,14 +25,14 @@ use crate::policy::lifecycle::Lifecycle;
 impl Gateway {
     pub(super) async fn login(
         &self,
-        client: &mut Client,
+        client: &mut ClientConnection,
         request: &mut Request,
     ) -> Result<OwnResponse, Stop> {
         let policy = request.policy.clone();
         let login = &policy.login;
         let address = request.client.address;
         if let Err(rejection) = policy.check_address(address, policy.login_rate.as_deref()) {
-            login.refused(&rejection);
+            login.count_rejected(&rejection);
             return Err(rejection.into());
         }
         if request.method == Method::GET {
@@ -44,7 +44,7 @@ impl Gateway {
             Ok(body) => body,
             Err(stop) => {
                 if let Stop::Rejected(rejection) = &stop {
-                    login.refused(rejection);
+                    login.count_rejected(rejection);
                 }
                 return Err(stop);
             }
@@ -105,12 +105,12 @@ pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
 
 /// Reads a whole body of at most `limit` bytes, within `time`.
 async fn read_body(
-    client: &mut Client,
+    client: &mut ClientConnection,
     request: &mut Request,
     limit: usize,
     time: Duration,
 ) -> Result<Vec<u8>, Stop> {
-    let source = match request.head.head.framing {
+    let source = match request.header.framing {
         Framing::Length(length) if length > limit as u64 => {
             return Err(Rejection::BodyTooLarge.into());
         }
@@ -120,29 +120,29 @@ async fn read_body(
     };
     if request.expects_continue() {
         let patience = request.policy.limits.write_timeout;
-        let sent = client.announce(CONTINUE, patience).await;
-        sent.map_err(|_| Stop::Left)?;
+        let sent = client.send_informational(CONTINUE, patience).await;
+        sent.map_err(|_| Stop::Disconnected)?;
     }
     let limits = Limits { bytes: limit as u64, ..Limits::NONE };
-    let mut relay = Relay::new(source, BodyTarget::Plain, limits, Vec::new());
+    let mut transfer = Transfer::new(source, BodyTarget::Plain, limits, Vec::new());
     let end = Instant::now() + time;
     // The connection cannot be reused until the whole body has been read.
     let closes = std::mem::replace(&mut request.closes, true);
     request.is_read = true;
     loop {
-        relay.take(&mut client.held, &mut |_, _| Ok(())).map_err(of_request_body)?;
-        if relay.has_come() {
+        transfer.take(&mut client.held, &mut |_, _| Ok(())).map_err(of_request_body)?;
+        if transfer.is_received() {
             break;
         }
         client.deadline.set(end);
         match client.read_more().await {
             Some(Ok(1..)) => {}
-            Some(Ok(0)) if request.is_http2 && request.head.content_length.is_none() => break,
+            Some(Ok(0)) if request.is_http2 && request.header.content_length.is_none() => break,
             Some(_) => return Err(of_request_body(Broken::Ended)),
             None => return Err(Rejection::RequestTimeout.into()),
         }
     }
     request.closes = closes;
-    request.bytes_in = relay.passed;
-    Ok(std::mem::take(&mut relay.output))
+    request.bytes_in = transfer.received;
+    Ok(std::mem::take(&mut transfer.output))
 }

@@ -12,7 +12,7 @@ use super::body::Broken;
 use crate::clock::Clock;
 use crate::message::rejection::Rejection;
 use crate::message::response_header::Fault;
-use crate::route::PathError;
+use crate::route::MatchError;
 use crate::telemetry::log_throttle::LogThrottles;
 
 /// Prefix of the cause when a response header is malformed.
@@ -22,7 +22,7 @@ const MALFORMED: &str = "response header malformed: ";
 const KINDS_MALFORMED: usize = 16;
 
 /// The fault of a `101` to a request that was not a WebSocket handshake.
-pub const UNASKED: &str = "Upgrade (101 to a request that is no WebSocket handshake)";
+pub const UNREQUESTED_UPGRADE: &str = "Upgrade (101 without a WebSocket handshake)";
 
 /// Why a request ends early.
 pub enum Stop {
@@ -31,7 +31,7 @@ pub enum Stop {
     /// The service failed, or could not be reached. This is logged.
     Failed(Failed),
     /// The client disconnected, or stopped reading.
-    Left,
+    Disconnected,
 }
 
 impl From<Rejection> for Stop {
@@ -40,8 +40,8 @@ impl From<Rejection> for Stop {
     }
 }
 
-impl From<PathError> for Stop {
-    fn from(error: PathError) -> Self {
+impl From<MatchError> for Stop {
+    fn from(error: MatchError) -> Self {
         Self::Rejected(error.into())
     }
 }
@@ -71,7 +71,7 @@ pub enum Failed {
     Write(io::Error),
     NoResponse,
     BodyStalled,
-    RequestNotTaken,
+    RequestNotAccepted,
     Header(Fault),
     /// The chunks of a body, or its trailers, are malformed.
     Chunks,
@@ -95,7 +95,7 @@ impl Failed {
                 }
                 _ => Rejection::BadGateway,
             },
-            Self::NoResponse | Self::BodyStalled | Self::RequestNotTaken => {
+            Self::NoResponse | Self::BodyStalled | Self::RequestNotAccepted => {
                 Rejection::GatewayTimeout
             }
             _ => Rejection::BadGateway,
@@ -106,11 +106,11 @@ impl Failed {
     /// names.
     pub fn cause(&self, patience: &Patience) -> Cow<'static, str> {
         match self {
-            Self::NoServer => "no server is left to try".into(),
+            Self::NoServer => "no server left to try".into(),
             Self::Connect(error) => of_connect(error, patience.connect),
-            Self::Closed => "closed before a response".into(),
-            Self::ClosedInHeader => "closed within the response header".into(),
-            Self::ClosedInBody => "closed before the end of the response body".into(),
+            Self::Closed => "connection closed before a response".into(),
+            Self::ClosedInHeader => "connection closed within the response header".into(),
+            Self::ClosedInBody => "connection closed before the end of the response body".into(),
             Self::Read(error) => of_io("cannot read the response", error),
             Self::Write(error) => of_io("cannot send the request", error),
             Self::NoResponse => {
@@ -121,9 +121,9 @@ impl Failed {
                 let time = format_duration(patience.read);
                 format!("response body stalled for read_timeout ({time})").into()
             }
-            Self::RequestNotTaken => {
+            Self::RequestNotAccepted => {
                 let time = format_duration(patience.write);
-                format!("request not taken within write_timeout ({time})").into()
+                format!("request not accepted within write_timeout ({time})").into()
             }
             Self::Header(fault) => fault.to_string().into(),
             Self::Chunks => "response body malformed: chunked encoding".into(),
@@ -167,13 +167,13 @@ fn innermost(error: &Error) -> &Error {
 /// How a request ends if its body could not be forwarded to the service.
 pub fn of_request_body(broken: Broken) -> Stop {
     match broken {
-        Broken::Read(_) | Broken::Ended => Stop::Left,
+        Broken::Read(_) | Broken::Ended => Stop::Disconnected,
         Broken::Malformed => Rejection::BadRequest("the body is malformed").into(),
         Broken::TooLarge => Rejection::BodyTooLarge.into(),
         Broken::TrailersTooLarge => Rejection::HeadersTooLarge.into(),
         Broken::TooSlow => Rejection::RequestTimeout.into(),
         Broken::Write(error) => Failed::Write(error).into(),
-        Broken::ReceiverTooSlow => Failed::RequestNotTaken.into(),
+        Broken::ReceiverTooSlow => Failed::RequestNotAccepted.into(),
     }
 }
 
@@ -184,7 +184,7 @@ pub fn of_response_body(broken: Broken) -> Stop {
         Broken::Ended => Failed::ClosedInBody.into(),
         Broken::Malformed | Broken::TrailersTooLarge => Failed::Chunks.into(),
         Broken::Write(_) | Broken::ReceiverTooSlow | Broken::TooLarge | Broken::TooSlow => {
-            Stop::Left
+            Stop::Disconnected
         }
     }
 }
@@ -228,7 +228,7 @@ impl Failures {
     }
 
     /// Logs that a connection to a server failed; another server may still serve the request.
-    pub fn log_passed_over(&self, failure: &Failure<'_>) {
+    pub fn log_failed_connect(&self, failure: &Failure<'_>) {
         let server = failure.server.map(|server| server.to_string()).unwrap_or_default();
         let Some(suppressed) = self.0.suppressed((server, kind(failure.cause.clone()))) else {
             return;

@@ -1,8 +1,8 @@
 //! One HTTP/2 connection, from its preface to its end.
 //!
 //! `h2` does the framing, and each request is served like an HTTP/1 request. This module decides
-//! how long the connection may be idle, how its end is announced, how much of a body a client may
-//! send ahead (its windows), and when a client that resets its requests is disconnected.
+//! how long the connection may be idle, how its end is announced (GOAWAY), how much of a body a
+//! client may send ahead (its windows), and when a client that resets its requests is disconnected.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::client::{Client, Io, Transport};
+use super::client::{ClientConnection, Io, Transport};
 use super::request::Request;
 use super::stream::{Stream, header_text};
 use super::{Gateway, closed};
@@ -31,13 +31,13 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::{self, Framing};
 
 /// A request that the client resets within this time counts towards `limits.max_early_resets`.
-const EARLY: Duration = Duration::from_secs(1);
+const EARLY_RESET: Duration = Duration::from_secs(1);
 
 /// How long a client may take to read what is left, and to close, when its connection ends.
-const GOODBYE: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often to check whether everything has been sent.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Bytes of a response that are buffered while the client's window is full.
 const SEND_BUFFER: usize = 16 << 10;
@@ -56,17 +56,17 @@ const WINDOW: u32 = 64 << 10;
 const GROWN: u32 = 1 << 20;
 const GROWN_CONNECTION: u32 = 2 << 20;
 
-/// The request of streams for larger windows on their connection.
+/// With this, streams ask their connection for larger windows.
 #[derive(Default)]
 pub struct Growth {
     is_wanted: AtomicBool,
-    asked: Notify,
+    requested: Notify,
 }
 
 impl Growth {
-    pub fn ask(&self) {
+    pub fn request(&self) {
         if !self.is_wanted.swap(true, Ordering::Relaxed) {
-            self.asked.notify_one();
+            self.requested.notify_one();
         }
     }
 }
@@ -78,7 +78,7 @@ impl<'a> WindowShare<'a> {
     fn take(gateway: &'a Gateway) -> Option<Self> {
         let most = gateway.policies.current().limits.max_buffered;
         let more = u64::from(GROWN_CONNECTION);
-        let add = |taken: u64| Some(taken + more).filter(|taken| *taken <= most);
+        let add = |used: u64| Some(used + more).filter(|used| *used <= most);
         let before =
             gateway.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         gateway.process.metrics.set_buffered(before + more);
@@ -192,11 +192,11 @@ impl Gateway {
     /// Serves an HTTP/2 connection to its end.
     pub async fn serve_http2(
         self: &Arc<Self>,
-        client: Client,
+        client: ClientConnection,
         mut closing: watch::Receiver<bool>,
         limits: LimitsSection,
     ) {
-        let Client { io: Io::Http1(transport), held, peer, .. } = client else { return };
+        let ClientConnection { io: Io::Http1(transport), held, peer, .. } = client else { return };
         let traffic = Arc::new(AtomicU64::new(0));
         let wire = Wire {
             transport,
@@ -209,11 +209,11 @@ impl Gateway {
             sent: traffic.clone(),
         };
         let handshake = options(&limits).handshake::<_, Bytes>(wire);
-        let shaken = tokio::select! {
-            shaken = timeout(limits.header_timeout, handshake) => shaken,
+        let handshaken = tokio::select! {
+            handshaken = timeout(limits.header_timeout, handshake) => handshaken,
             () = closed(&mut closing) => return,
         };
-        let Ok(Ok(mut connection)) = shaken else { return };
+        let Ok(Ok(mut connection)) = handshaken else { return };
         let mut streams = JoinSet::new();
         let (mut early, mut total) = (0, 0);
         let mut patience = limits.header_timeout;
@@ -235,8 +235,8 @@ impl Gateway {
                 (sent, sent_at) = (now_sent, Instant::now());
             }
             let time = match (is_sending, ending) {
-                (true, _) => LOOK,
-                (false, Some(_)) => GOODBYE,
+                (true, _) => CHECK_INTERVAL,
+                (false, Some(_)) => CLOSE_TIMEOUT,
                 (false, None) => patience,
             };
             tokio::select! {
@@ -245,7 +245,7 @@ impl Gateway {
                     connection.graceful_shutdown();
                     ending = Some(Instant::now());
                 }
-                () = growth.asked.notified(), if grown.is_none() && !streams.is_empty() => {
+                () = growth.requested.notified(), if grown.is_none() && !streams.is_empty() => {
                     grown = WindowShare::take(self);
                     if grown.is_some() {
                         if connection.set_initial_window_size(GROWN).is_ok() {
@@ -267,7 +267,7 @@ impl Gateway {
                     let Some(Ok((request, respond))) = accepted else { break };
                     // Dropped, which resets it: the client was notified long ago that the
                     // connection ends.
-                    if ending.is_some_and(|since: Instant| since.elapsed() > GOODBYE) {
+                    if ending.is_some_and(|since: Instant| since.elapsed() > CLOSE_TIMEOUT) {
                         continue;
                     }
                     patience = limits.idle_timeout;
@@ -308,10 +308,10 @@ impl Gateway {
         match request {
             Ok(mut request) => {
                 self.serve_request(&mut client, &mut request).await;
-                request.status.is_none() && began.elapsed() < EARLY
+                request.status.is_none() && began.elapsed() < EARLY_RESET
             }
             Err(rejection) => {
-                self.refuse_stream(&mut client, rejection).await;
+                self.reject_stream(&mut client, rejection).await;
                 false
             }
         }
@@ -325,38 +325,38 @@ impl Gateway {
         respond: SendResponse<Bytes>,
         peer: SocketAddr,
         growth: Arc<Growth>,
-    ) -> (Client, Result<Request, Rejection>) {
+    ) -> (ClientConnection, Result<Request, Rejection>) {
         let (parts, body) = request.into_parts();
         let mut text = super::buffers::take();
         header_text(&parts, &mut text);
         let stream = Stream::new(body, respond, growth);
         let is_bodyless = stream.is_bodyless();
-        let mut client = Client::new(Io::Http2(stream), text, peer);
+        let mut client = ClientConnection::new(Io::Http2(stream), text, peer);
         let policy = self.policies.current();
         let is_health = |path: &[u8]| policy.routes.is_health(path);
         let list = &mut client.spare;
-        let read = request_header::read(&client.held, policy.head_limits, is_health, |line| {
+        let read = request_header::read(&client.held, policy.header_limits, is_health, |line| {
             list.push(line);
         });
-        let mut head = match read {
-            Ok(Some(head)) => head,
+        let mut header = match read {
+            Ok(Some(header)) => header,
             Ok(None) => return (client, Err(Rejection::InternalError)),
             Err(rejection) => return (client, Err(rejection)),
         };
-        if !is_bodyless && head.content_length.is_none() {
+        if !is_bodyless && header.content_length.is_none() {
             // The length of the body is unknown.
-            head.head.framing = Framing::Chunked;
+            header.framing = Framing::Chunked;
         }
-        head.nominates = false;
-        let request = Request::new(policy, self.process.clone(), head, &mut client);
+        header.nominates = false;
+        let request = Request::new(policy, self.process.clone(), header, &mut client);
         (client, Ok(request))
     }
 
     /// Rejects a request header that cannot be parsed. Other streams continue.
-    async fn refuse_stream(&self, client: &mut Client, rejection: Rejection) {
+    async fn reject_stream(&self, client: &mut ClientConnection, rejection: Rejection) {
         let policy = self.policies.current();
-        let plain = super::Plain::NONE;
-        let message = plain.respond(&self.process, &policy, client.address, Err(rejection));
+        let request = super::UnroutedRequest::UNPARSED;
+        let message = request.respond(&self.process, &policy, client.address, Err(rejection));
         let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
         client.held.clear();
         // An error means that the client has disconnected.

@@ -1,10 +1,10 @@
 //! Decides whether a request is served, and by whom: the gateway itself, or the service of a route.
 
 use super::Gateway;
-use super::client::Client;
+use super::client::ClientConnection;
 use super::endpoints::health;
 use super::failure::Stop;
-use super::request::{Request, asked};
+use super::request::{Request, route_lookup};
 use crate::access::websocket;
 use crate::message::chunked::Chunked;
 use crate::message::own_response::OwnResponse;
@@ -14,14 +14,14 @@ use crate::policy::RoutedRequest;
 use crate::route::Endpoint;
 
 impl Gateway {
-    /// Judges a request. `Some` is the gateway's own response; with `None` the request is
-    /// forwarded.
+    /// Decides how a request is served. `Some` is the gateway's own response; with `None` the
+    /// request is forwarded.
     pub(super) async fn judge(
         &self,
-        client: &mut Client,
+        client: &mut ClientConnection,
         request: &mut Request,
     ) -> Result<Option<OwnResponse>, Stop> {
-        if request.head.head.framing == Framing::Chunked
+        if request.header.framing == Framing::Chunked
             && !request.is_http2
             && Chunked::new().follow(&client.held).is_err()
         {
@@ -30,9 +30,9 @@ impl Gateway {
             return Err(Rejection::BadRequest("the body is malformed").into());
         }
         let policy = request.policy.clone();
-        let asked = asked(&request.head, &request.lines, &request.method, &policy.routes);
-        (request.endpoint, request.is_preflight) = policy.routes.meet(&asked)?;
-        if request.head.head.asks_websocket {
+        let lookup = route_lookup(&request.header, &request.lines, &request.method, &policy.routes);
+        (request.endpoint, request.is_preflight) = policy.routes.match_request(&lookup)?;
+        if request.header.wants_websocket {
             // Checked before the session is looked up: a rejected handshake needs no session.
             if !request.route().is_some_and(|route| route.websocket) {
                 return Err(websocket::NOT_ALLOWED.into());
@@ -55,10 +55,10 @@ impl Gateway {
                     return Ok(Some(cors.preflight_response(&request.lines)));
                 }
                 let routed = RoutedRequest {
-                    asked,
+                    lookup,
                     is_preflight: request.is_preflight,
                     client: request.client.address,
-                    length: match request.head.head.framing {
+                    length: match request.header.framing {
                         Framing::Length(length) => Some(length),
                         Framing::Chunked => None,
                     },

@@ -1,14 +1,16 @@
-//! The life of a request.
+//! Handles requests, from the first byte of the request to the last of its response.
 //!
 //! [`Gateway::serve`] serves the requests of an HTTP/1 connection one after another, and
-//! [`Gateway::serve_http2`] those of an HTTP/2 connection concurrently. [`Gateway::exchange`]
-//! handles one request: it is judged (`judge`), and then either the gateway responds itself or the
-//! request is forwarded to a server (`forward`). If a request ends early, [`Gateway::stop`] decides
-//! on the response. Each request is counted and logged exactly once, even if its code panics.
+//! [`Gateway::serve_http2`] those of an HTTP/2 connection concurrently. [`Gateway::handle`]
+//! handles one request: `judge` decides whether the gateway responds itself (`endpoints`, or a
+//! fixed response) or forwards the request to a server (`forward`; `tunnel` after an upgrade). If a
+//! request ends early, [`Gateway::stop`] decides on the response; `failure` has the causes. Each
+//! request is counted and logged exactly once, even if its code panics.
 //!
-//! The other modules: `connection` is the loop over the requests of a connection, `request` the state
-//! of one request, `client` and `stream` are the client's side, `service` is the service's side.
-//! `compose` writes headers and `trailers` trailers; `body` moves bodies.
+//! `connection` is the loop over the requests of an HTTP/1 connection, `http2` the same for HTTP/2,
+//! and `request` the state of one request. `client` and `stream` are the client's side, and
+//! `service` is the service's side. `compose` writes headers, `trailers` writes trailers, and
+//! `body` forwards bodies, in memory from `buffers`. `plain` responds to requests without a route.
 
 pub mod body;
 mod buffers;
@@ -20,12 +22,12 @@ mod failure;
 mod forward;
 mod http2;
 mod judge;
-mod plain;
 mod request;
 mod service;
 mod stream;
 mod trailers;
 mod tunnel;
+mod unrouted;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -38,14 +40,14 @@ use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::server::configuration::ServerConf;
 use tokio::time::Instant;
 
-use self::body::{BodySource, BodyTarget, Limits, Relay};
-pub use self::client::{Client, Wait};
+use self::body::{BodySource, BodyTarget, Limits, Transfer};
+pub use self::client::{ClientConnection, NextRequest};
 use self::connection::After;
 pub use self::connection::closed;
 pub use self::endpoints::health;
 use self::failure::{Failures, Stop};
-pub use self::plain::Plain;
 use self::request::Request;
+pub use self::unrouted::UnroutedRequest;
 use crate::message::chunked::Chunked;
 use crate::message::header::Headers;
 use crate::message::own_response::OwnResponse;
@@ -65,7 +67,7 @@ pub struct Gateway {
     policies: Arc<Policies>,
     failures: Failures,
     connector: TransportConnector,
-    /// Bytes of `limits.max_buffered` that are taken by grown HTTP/2 windows.
+    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows use.
     buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,
@@ -85,9 +87,9 @@ impl Gateway {
     }
 
     /// Serves one request, then counts and logs it. A panic fails only this request.
-    async fn serve_request(&self, client: &mut Client, request: &mut Request) -> After {
-        let exchange = AssertUnwindSafe(self.exchange(client, request)).catch_unwind().await;
-        let after = match exchange {
+    async fn serve_request(&self, client: &mut ClientConnection, request: &mut Request) -> After {
+        let handled = AssertUnwindSafe(self.handle(client, request)).catch_unwind().await;
+        let after = match handled {
             Ok(after) => after,
             Err(_) => Box::pin(self.panicked(client, request)).await,
         };
@@ -96,7 +98,7 @@ impl Gateway {
     }
 
     /// Serves one request, from its header to the end of its response.
-    async fn exchange(&self, client: &mut Client, request: &mut Request) -> After {
+    async fn handle(&self, client: &mut ClientConnection, request: &mut Request) -> After {
         let served = match self.judge(client, request).await {
             Ok(None) => self.forward(client, request).await,
             Ok(Some(response)) => self.respond(client, request, response).await,
@@ -109,32 +111,37 @@ impl Gateway {
     }
 
     /// Sends the client the reason why its request failed, unless a response has begun.
-    async fn stop(&self, client: &mut Client, request: &mut Request, stop: Stop) -> After {
+    async fn stop(
+        &self,
+        client: &mut ClientConnection,
+        request: &mut Request,
+        stop: Stop,
+    ) -> After {
         let rejection = match stop {
-            Stop::Left => return After::Closes,
+            Stop::Disconnected => return After::Close,
             Stop::Rejected(rejection) => rejection,
             Stop::Failed(failed) => {
                 self.failures.log(&request.failure(&failed));
                 failed.rejection()
             }
         };
-        let response = request.refuse(&rejection);
+        let response = request.rejection_response(&rejection);
         request.rejection = Some(rejection);
         if request.status.is_some() {
-            // Part of a response has been sent: the client can only see that it breaks off.
-            return After::Lingers;
+            // Part of a response has been sent: the client can only see that it is truncated.
+            return After::Linger;
         }
         // The rest of a body that was being forwarded is not read, so the connection cannot be
         // reused.
         request.closes |= request.is_begun;
-        self.respond(client, request, response).await.unwrap_or(After::Closes)
+        self.respond(client, request, response).await.unwrap_or(After::Close)
     }
 
     /// Sends one of the gateway's own responses. The connection is reused if the whole request has
     /// been received, or is received within [`SKIP`].
     async fn respond(
         &self,
-        client: &mut Client,
+        client: &mut ClientConnection,
         request: &mut Request,
         response: OwnResponse,
     ) -> Result<After, Stop> {
@@ -144,9 +151,9 @@ impl Gateway {
             request.closes = true;
         }
         rest.output.clear();
-        let is_long = matches!(request.head.head.framing, Framing::Length(n) if n > MOST_SKIPPED);
+        let is_long = matches!(request.header.framing, Framing::Length(n) if n > MOST_SKIPPED);
         // On HTTP/2 the next request does not have to wait for the rest.
-        let is_whole = rest.has_come() || request.is_http2;
+        let is_whole = rest.is_received() || request.is_http2;
         // A client that waits for 100 (Continue) may never send its body.
         let waits = request.lines.first(&EXPECT).is_some();
         request.closes |= self.process.lifecycle.is_draining() || !is_whole && (is_long || waits);
@@ -157,26 +164,26 @@ impl Gateway {
         let header = compose::own_response(request, response, &mut out);
         let sent = client.respond(&out, header, request.policy.limits.write_timeout).await;
         buffers::give(out);
-        sent.map_err(|_| Stop::Left)?;
+        sent.map_err(|_| Stop::Disconnected)?;
         request.bytes_out = if is_bodyless { 0 } else { body as u64 };
         match (is_whole, request.closes) {
-            (true, false) => Ok(After::GoesOn),
-            (true, true) if client.held.is_empty() => Ok(After::Closes),
-            (_, true) => Ok(After::Lingers),
+            (true, false) => Ok(After::KeepAlive),
+            (true, true) if client.held.is_empty() => Ok(After::Close),
+            (_, true) => Ok(After::Linger),
             (false, false) => Ok(skip(client, rest).await),
         }
     }
 
     /// Rejects a request header that cannot be parsed, and closes the connection.
-    pub async fn refuse(&self, client: &mut Client, rejection: &Rejection) {
-        self.end_with(client, &Plain::NONE, Err(rejection.clone())).await;
+    pub async fn reject(&self, client: &mut ClientConnection, rejection: &Rejection) {
+        self.respond_and_close(client, &UnroutedRequest::UNPARSED, Err(rejection.clone())).await;
     }
 
     /// Responds to a request without a route, and closes the connection.
-    pub async fn end_with(
+    pub async fn respond_and_close(
         &self,
-        client: &mut Client,
-        request: &Plain<'_>,
+        client: &mut ClientConnection,
+        request: &UnroutedRequest<'_>,
         response: Result<OwnResponse, Rejection>,
     ) {
         let policy = self.policies.current();
@@ -190,42 +197,42 @@ impl Gateway {
     }
 
     /// Responds with 500 to a request that panicked, unless a response has begun.
-    async fn panicked(&self, client: &mut Client, request: &mut Request) -> After {
+    async fn panicked(&self, client: &mut ClientConnection, request: &mut Request) -> After {
         tracing::error!(request_id = request.id_text(), "a request panicked");
         let rejection = Rejection::InternalError;
-        let response = request.refuse(&rejection);
+        let response = request.rejection_response(&rejection);
         request.rejection = Some(rejection);
         request.closes = true;
         if request.status.is_some() {
-            return After::Resets;
+            return After::Reset;
         }
-        self.respond(client, request, response).await.unwrap_or(After::Closes)
+        self.respond(client, request, response).await.unwrap_or(After::Close)
     }
 }
 
 /// The part of a request's body that has not been read.
-fn rest_of_body(request: &Request) -> Relay {
-    let source = match request.head.head.framing {
+fn rest_of_body(request: &Request) -> Transfer {
+    let source = match request.header.framing {
         // An endpoint has read it.
         _ if request.is_read => BodySource::Length(0),
         Framing::Length(length) => BodySource::Length(length),
         Framing::Chunked => BodySource::Chunked(Chunked::new()),
     };
     let limits = Limits { bytes: MOST_SKIPPED, ..Limits::NONE };
-    Relay::new(source, BodyTarget::Plain, limits, Vec::new())
+    Transfer::new(source, BodyTarget::Plain, limits, Vec::new())
 }
 
 /// Reads and discards the rest of a body.
-async fn skip(client: &mut Client, mut rest: Relay) -> After {
+async fn skip(client: &mut ClientConnection, mut rest: Transfer) -> After {
     client.deadline.set(Instant::now() + SKIP);
-    while !rest.has_come() {
+    while !rest.is_received() {
         if !matches!(client.read_more().await, Some(Ok(1..))) {
-            return After::Lingers;
+            return After::Linger;
         }
         if rest.take(&mut client.held, &mut |_, _| Ok(())).is_err() {
-            return After::Lingers;
+            return After::Linger;
         }
         rest.output.clear();
     }
-    After::GoesOn
+    After::KeepAlive
 }

@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Version};
 
 use tokio::time::Instant;
 
-use super::client::Client;
+use super::client::ClientConnection;
 use super::failure::{Failed, Failure, Patience};
 use crate::access::authenticator::Decision;
 use crate::access::trusted_proxies;
@@ -18,35 +18,35 @@ use crate::message::header::Headers;
 use crate::message::header::lines::{Lines, Span};
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
-use crate::message::request_header::RequestHead;
+use crate::message::request_header::RequestHeader;
 use crate::policy::{Policy, Process, RouteState, Verdict};
-use crate::route::{Asked, Endpoint, Route, Routes};
+use crate::route::{Endpoint, Route, RouteLookup, Routes};
 use crate::telemetry::access_log::AccessLine;
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 
 /// The parts of a request that select its route.
-pub fn asked<'a>(
-    head: &RequestHead,
+pub fn route_lookup<'a>(
+    header: &RequestHeader,
     lines: &'a Lines,
     method: &'a Method,
     routes: &Routes<RouteState>,
-) -> Asked<'a, Lines> {
-    let path = match head.path.text(lines.text()) {
+) -> RouteLookup<'a, Lines> {
+    let path = match header.path.text(lines.text()) {
         // A target in absolute form may have no path (RFC 9110, section 4.2.3).
         "" => "/",
         path => path,
     };
-    let host = head.host.filter(|_| routes.have_hosts());
+    let host = header.host.filter(|_| routes.have_hosts());
     let host = host.map(|host| host.text(lines.text()));
-    Asked { path, host, method, headers: lines }
+    RouteLookup { path, host, method, headers: lines }
 }
 
-/// Asks a client to send the body that it holds back.
+/// Tells a client to send the body that it holds back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The status that nginx logs for a client that disconnected before its response.
-const CLIENT_LEFT: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The state of one request.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -55,7 +55,7 @@ pub struct Request {
     pub policy: Arc<Policy>,
     process: Arc<Process>,
     pub started: Instant,
-    pub head: RequestHead,
+    pub header: RequestHeader,
     /// Its header lines. Their text begins with the whole request header.
     pub lines: Lines,
     pub method: Method,
@@ -83,7 +83,7 @@ pub struct Request {
     /// Servers that could not be connected to.
     pub tried: Vec<SocketAddr>,
     pub server: Option<SocketAddr>,
-    /// Whether the connection to that server has served a request before.
+    /// Whether the connection to `server` has served a request before.
     pub is_reused: bool,
     pub upstream_status: Option<u16>,
     /// The status of the response, once that has begun.
@@ -98,23 +98,23 @@ impl Request {
     pub fn new(
         policy: Arc<Policy>,
         process: Arc<Process>,
-        head: RequestHead,
-        client: &mut Client,
+        header: RequestHeader,
+        client: &mut ClientConnection,
     ) -> Self {
         process.metrics.request_started();
         let is_http2 = client.io.is_http2();
         // The header keeps the buffer: what follows it, if anything, is short and cheap to copy.
-        let rest = client.held.get(head.head.length..).unwrap_or_default();
+        let rest = client.held.get(header.length..).unwrap_or_default();
         let mut early = if rest.is_empty() { Vec::new() } else { super::buffers::take() };
         early.extend_from_slice(rest);
         let text = std::mem::replace(&mut client.held, early);
         let lines = Lines::new(text, std::mem::take(&mut client.spare));
-        let method = Method::from_bytes(head.method.of(lines.text())).unwrap_or_default();
-        let whence = policy.trusted_proxies.client(client.address, &lines);
+        let method = Method::from_bytes(header.method.of(lines.text())).unwrap_or_default();
+        let sender = policy.trusted_proxies.client(client.address, &lines);
         Self {
             started: Instant::now(),
-            id: whence.request_id(&lines),
-            client: whence,
+            id: sender.request_id(&lines),
+            client: sender,
             method,
             lines,
             endpoint: Endpoint::None,
@@ -126,7 +126,7 @@ impl Request {
             is_read: false,
             is_begun: false,
             is_http2,
-            closes: !head.persists,
+            closes: !header.persists,
             rejection: None,
             tried: Vec::new(),
             server: None,
@@ -135,7 +135,7 @@ impl Request {
             status: None,
             bytes_in: 0,
             bytes_out: 0,
-            head,
+            header,
             policy,
             process,
         }
@@ -151,15 +151,15 @@ impl Request {
 
     /// The path as it was sent, without the query.
     pub fn path(&self) -> &str {
-        self.text(self.head.path)
+        self.text(self.header.path)
     }
 
     pub fn query(&self) -> Option<&str> {
-        self.text(self.head.path_and_query).split_once('?').map(|(_, query)| query)
+        self.text(self.header.path_and_query).split_once('?').map(|(_, query)| query)
     }
 
     pub fn is_http_10(&self) -> bool {
-        self.head.version == Version::HTTP_10
+        self.header.version == Version::HTTP_10
     }
 
     /// Whether the client may wait for [`CONTINUE`] before it sends the body (RFC 9110, section
@@ -198,11 +198,11 @@ impl Request {
         }
     }
 
-    /// The log entry of a failure: of the whole request, or of one try.
+    /// The log entry of a failure: of the whole request, or of one attempt.
     pub fn failure(&self, failed: &Failed) -> Failure<'_> {
         let cause = match self.pool() {
             Some(pool) if self.server.is_none() && pool.is_empty() => {
-                "no address known for the upstream".into()
+                "the upstream has no known address".into()
             }
             _ => failed.cause(&self.patience()),
         };
@@ -217,12 +217,12 @@ impl Request {
     }
 
     /// The response to a rejected request.
-    pub fn refuse(&self, rejection: &Rejection) -> OwnResponse {
+    pub fn rejection_response(&self, rejection: &Rejection) -> OwnResponse {
         rejection.response(self.id_text(), self.policy.error_body.as_ref())
     }
 
     /// Returns the buffers to the connection.
-    pub fn recycle(mut self, client: &mut Client) {
+    pub fn recycle(mut self, client: &mut ClientConnection) {
         let (text, mut list) = std::mem::take(&mut self.lines).into_parts();
         super::buffers::give(text);
         list.clear();
@@ -232,8 +232,9 @@ impl Request {
     /// Counts the request and writes its access line.
     pub fn record(&self) {
         let took = self.started.elapsed();
-        let unanswered = self.rejection.as_ref().map_or(CLIENT_LEFT, Rejection::status);
-        let status = self.status.unwrap_or(unanswered);
+        let without_response =
+            self.rejection.as_ref().map_or(CLIENT_CLOSED_REQUEST, Rejection::status);
+        let status = self.status.unwrap_or(without_response);
         let metrics = self.policy.metrics(self.endpoint);
         metrics.observe(status, took);
         let access_log = &self.process.access_log;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 /// How often to check for connections that a service has closed.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection to a service.
 pub struct Service {
@@ -26,12 +26,12 @@ pub struct Service {
     /// Whether it has served a request before.
     pub is_reused: bool,
     /// Whether anything was received since the current request was sent.
-    pub has_spoken: bool,
+    pub has_received: bool,
 }
 
 impl Service {
     pub fn new(io: Stream, address: SocketAddr) -> Self {
-        Self { io, address, is_reused: false, has_spoken: false }
+        Self { io, address, is_reused: false, has_received: false }
     }
 }
 
@@ -60,7 +60,7 @@ pub fn take_idle(address: SocketAddr) -> Option<Service> {
             at = kept.idle.get(..at)?.iter().rposition(|idle| idle.address == address)?;
             let Idle { mut io, until, .. } = kept.idle.swap_remove(at);
             if Instant::now() < until && is_silent(&mut io) {
-                return Some(Service { io, address, is_reused: true, has_spoken: false });
+                return Some(Service { io, address, is_reused: true, has_received: false });
             }
         }
     })
@@ -98,7 +98,7 @@ async fn keep_sweeping() {
             next
         });
         let Some(next) = next else { return };
-        sleep_until(next.min(now + LOOK)).await;
+        sleep_until(next.min(now + CHECK_INTERVAL)).await;
     }
 }
 

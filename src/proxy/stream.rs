@@ -1,6 +1,6 @@
 //! One stream of an HTTP/2 connection: a request body to read, and a response to write.
 //!
-//! The request header is converted to HTTP/1 and judged like any other, because services get
+//! The request header is converted to HTTP/1 and checked like any other, because services get
 //! HTTP/1. `h2` does the framing.
 
 use std::io;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::http2::Growth;
 use crate::clock::deadline::Deadline;
 use crate::message::header::lines::write_line;
-use crate::message::request_header;
+use crate::message::header::syntax::name_and_value;
 
 /// Once this many bytes of a body have been received, and all of them read, larger windows are
 /// requested.
@@ -92,7 +92,7 @@ impl Stream {
         let Poll::Ready(first) = self.poll_frame(cx) else {
             if self.received >= KEEPS_UP {
                 // All received bytes have been read: the window is what limits the client.
-                self.growth.ask();
+                self.growth.request();
             }
             return Poll::Pending;
         };
@@ -176,7 +176,7 @@ impl Stream {
     }
 
     /// Ready when the client has reset the stream.
-    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.send {
             Some(send) => send.poll_reset(cx).map(drop),
             None => self.respond.poll_reset(cx).map(drop),
@@ -274,7 +274,7 @@ fn response(header: &[u8]) -> Option<Response<()>> {
 /// Calls `each` with every header line of a text that the gateway wrote.
 fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r\n").and_then(request_header::name_and_value);
+        let line = line.strip_suffix(b"\r\n").and_then(name_and_value);
         let Some((name, value)) = line else { continue };
         if let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))

@@ -1,7 +1,7 @@
 //! Trailers: which of them are announced and forwarded, in both directions.
 //!
-//! What is removed from headers is removed from trailers, and so is what may only be a header.
-//! Trailers count towards the limits of their message's header.
+//! A header that is not forwarded is not forwarded as a trailer either, and neither is one that is
+//! allowed only before the body. Trailers count towards the limits of their message's header.
 
 use std::sync::LazyLock;
 
@@ -13,9 +13,10 @@ use super::request::Request;
 use crate::access::identity_headers::IdentityHeaders;
 use crate::message::header::lines::{Lines, write_line};
 use crate::message::header::reserved::HOP_BY_HOP;
+use crate::message::header::syntax::{is_name, name_and_value};
 use crate::message::header::{FoldedNames, Headers, elements, fold};
-use crate::message::request_header::{self, Framing, HeadLimits};
-use crate::message::response_header::{Framing as ResponseFraming, ResponseHead};
+use crate::message::request_header::{Framing, HeaderLimits};
+use crate::message::response_header::{Framing as ResponseFraming, ResponseHeader};
 
 /// What is needed to check the trailers of a response.
 pub struct Trailers {
@@ -26,12 +27,12 @@ pub struct Trailers {
 }
 
 impl Trailers {
-    pub fn new(request: &Request, head: &ResponseHead, lines: &Lines) -> Self {
-        let nominates = head.nominates && head.framing == ResponseFraming::Chunked;
+    pub fn new(request: &Request, header: &ResponseHeader, lines: &Lines) -> Self {
+        let nominates = header.nominates && header.framing == ResponseFraming::Chunked;
         Self {
-            used: (head.length, head.lines),
+            used: (header.length, header.lines),
             nominated: if nominates { nominations(lines) } else { Vec::new() },
-            is_taken: request.head.takes_trailers || request.is_http2,
+            is_taken: request.header.accepts_trailers || request.is_http2,
         }
     }
 
@@ -50,7 +51,7 @@ impl Trailers {
 
 /// The trailer names that the client announced and that may be forwarded to the service.
 pub fn announced_by_client(request: &Request) -> Option<Vec<u8>> {
-    if request.head.head.framing != Framing::Chunked {
+    if request.header.framing != Framing::Chunked {
         return None;
     }
     let identity_headers = &request.policy.identity_headers;
@@ -58,9 +59,7 @@ pub fn announced_by_client(request: &Request) -> Option<Vec<u8>> {
         .lines
         .values_of(&TRAILER)
         .flat_map(elements)
-        .filter(|name| {
-            request_header::is_name(name) && passes_to_service(identity_headers, name, b"", false)
-        })
+        .filter(|name| is_name(name) && passes_to_service(identity_headers, name, b"", false))
         .collect();
     (!names.is_empty()).then(|| names.join(&b", "[..]))
 }
@@ -80,7 +79,7 @@ fn passes_to_service(
     const CONTENT: &[u8] = b"content_";
     let is_of_content = name
         .get(..CONTENT.len())
-        .is_some_and(|begin| begin.iter().zip(CONTENT).all(|(byte, known)| fold(*byte) == *known));
+        .is_some_and(|begin| begin.iter().zip(CONTENT).all(|(byte, other)| fold(*byte) == *other));
     !(is_of_content
         || OF_HEADERS.contains(name)
         || identity_headers.strips(name, value, is_trusted))
@@ -92,11 +91,11 @@ pub fn write_to_service(
     trailers: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), BadTrailers> {
-    let limits = request.policy.head_limits;
+    let limits = request.policy.header_limits;
     let identity_headers = &request.policy.identity_headers;
     let nominated = nominations(&request.lines);
     let route = request.route();
-    let used = (request.head.head.length, request.head.lines);
+    let used = (request.header.length, request.header.lines);
     each_trailer(trailers, limits, used, |name, value| {
         let passes = passes_to_service(identity_headers, name, value, false)
             && !is_among(&nominated, name)
@@ -118,7 +117,7 @@ fn response_trailers(
     nominated: &[Box<[u8]>],
     out: &mut Vec<u8>,
 ) -> Result<(), BadTrailers> {
-    let limits = request.policy.head_limits;
+    let limits = request.policy.header_limits;
     let identity_headers = &request.policy.identity_headers;
     let route = request.route();
     each_trailer(trailers, limits, used, |name, value| {
@@ -138,7 +137,7 @@ fn response_trailers(
 /// trailers count towards the same limits.
 fn each_trailer(
     trailers: &[u8],
-    limits: HeadLimits,
+    limits: HeaderLimits,
     used: (usize, usize),
     mut each: impl FnMut(&[u8], &[u8]),
 ) -> Result<(), BadTrailers> {
@@ -149,7 +148,7 @@ fn each_trailer(
     for line in trailers.split_inclusive(|byte| *byte == b'\n') {
         lines += 1;
         let line = line.strip_suffix(b"\r\n").ok_or(BadTrailers::Malformed)?;
-        let (name, value) = request_header::name_and_value(line).ok_or(BadTrailers::Malformed)?;
+        let (name, value) = name_and_value(line).ok_or(BadTrailers::Malformed)?;
         if lines > limits.lines {
             return Err(BadTrailers::TooLarge);
         }
@@ -162,7 +161,7 @@ fn each_trailer(
 pub fn announced_by_service(request: &Request, lines: &Lines) -> Option<Vec<u8>> {
     let identity_headers = &request.policy.identity_headers;
     let passes = |name: &&[u8]| {
-        request_header::is_name(name)
+        is_name(name)
             && !is_of_connection(name)
             && !identity_headers.cleans(name)
             && !name.eq_ignore_ascii_case(b"set-cookie")

@@ -9,33 +9,33 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::body::{BodySource, BodyTarget, Limits, Relay};
+use super::body::{BodySource, BodyTarget, Limits, Transfer};
 use super::failure::Stop;
-use super::forward::{Exchange, Response};
+use super::forward::{ForwardedRequest, Response};
 use super::{After, Gateway, buffers, compose};
 
 /// How often to check that the session has not ended.
-const WATCH: Duration = Duration::from_millis(500);
+const SESSION_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long both sides may take to close properly after a WebSocket was ended.
-const ORDERLY_END: Duration = Duration::from_millis(250);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl Gateway {
     /// Forwards bytes both ways until one side closes, or until the session or the time of the
     /// tunnel ends.
     pub(super) async fn tunnel(
         &self,
-        exchange: Exchange<'_>,
+        forwarded: ForwardedRequest<'_>,
         response: Response,
     ) -> Result<After, Stop> {
-        let Exchange { client, request, mut service, .. } = exchange;
-        let Response { head, mut lines, rest: mut from_service } = response;
+        let ForwardedRequest { client, request, mut service, .. } = forwarded;
+        let Response { header, mut lines, rest: mut from_service } = response;
         request.upstream_status = Some(101);
         let mut out = buffers::take();
-        compose::switching(request, &head, &mut lines, &mut out);
+        compose::switching(request, &header, &mut lines, &mut out);
         let sent = client.send(&out, request.policy.limits.write_timeout).await;
         buffers::give(out);
-        sent.map_err(|_| Stop::Left)?;
+        sent.map_err(|_| Stop::Disconnected)?;
         request.status = Some(101);
 
         let (idle, lifetime) = (
@@ -45,7 +45,7 @@ impl Gateway {
         let raw = || {
             // Messages are short, and there may be many tunnels.
             let limits = Limits { read: buffers::SMALL, ..Limits::NONE };
-            Relay::new(BodySource::Close, BodyTarget::Plain, limits, Vec::new())
+            Transfer::new(BodySource::Close, BodyTarget::Plain, limits, Vec::new())
         };
         let (mut up, mut down) = (raw(), raw());
         let session = request.verdict.session.clone();
@@ -53,9 +53,9 @@ impl Gateway {
         let watch = async {
             let started = Instant::now();
             while started.elapsed() < lifetime {
-                sleep(WATCH.min(lifetime)).await;
+                sleep(SESSION_CHECK_INTERVAL.min(lifetime)).await;
                 if let Some(session) = &session
-                    && !self.process.sessions.lives_on(session).await
+                    && !self.process.sessions.is_still_live(session).await
                 {
                     return;
                 }
@@ -65,18 +65,18 @@ impl Gateway {
         let mut none = |_: &[u8], _: &mut Vec<u8>| Ok(());
         client.deadline.set(Instant::now() + idle);
         poll_fn(|cx| {
-            let before = (up.passed, down.passed);
+            let before = (up.received, down.received);
             let io = &mut client.io;
             let sent = up.poll(cx, io, &mut client.held, &mut service.io, &mut none);
             let read = down.poll(cx, &mut service.io, &mut from_service, io, &mut none);
-            if let Some(session) = session.as_ref().filter(|_| up.passed > before.0) {
+            if let Some(session) = session.as_ref().filter(|_| up.received > before.0) {
                 // Bytes from the client count as a use of the session.
                 self.process.sessions.touch(session);
             }
             if sent.is_ready() || read.is_ready() {
                 return Poll::Ready(());
             }
-            if before != (up.passed, down.passed) {
+            if before != (up.received, down.received) {
                 client.deadline.set(Instant::now() + idle);
             }
             if client.deadline.poll_over(cx).is_ready() {
@@ -94,8 +94,8 @@ impl Gateway {
             let _ = rest.await;
             let _ = client.io.shutdown().await;
         };
-        let _ = timeout(ORDERLY_END, end).await;
-        (request.bytes_in, request.bytes_out) = (up.passed, down.passed);
-        Ok(After::Closes)
+        let _ = timeout(CLOSE_TIMEOUT, end).await;
+        (request.bytes_in, request.bytes_out) = (up.received, down.received);
+        Ok(After::Close)
     }
 }

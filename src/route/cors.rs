@@ -25,18 +25,18 @@ pub struct Cors {
     actual: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// The method that a preflight asks for; `None` if the request is not a preflight.
+/// The method that a preflight names; `None` if the request is not a preflight.
 pub fn preflight_method(method: &Method, headers: &impl Headers) -> Option<Method> {
     if method != Method::OPTIONS || headers.first(&ORIGIN).is_none() {
         return None;
     }
-    let asked = headers.only(&ACCESS_CONTROL_REQUEST_METHOD)?;
-    let method = Method::from_bytes(asked).ok()?;
+    let requested = headers.only(&ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(requested).ok()?;
     // These headers are removed before forwarding, so the service would not see a preflight.
     let is_of_one = |name: &[u8]| {
         [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD]
             .iter()
-            .any(|known| name.eq_ignore_ascii_case(known.as_str().as_bytes()))
+            .any(|other| name.eq_ignore_ascii_case(other.as_str().as_bytes()))
     };
     (!nominated(headers).any(is_of_one)).then_some(method)
 }
@@ -107,7 +107,7 @@ impl Cors {
         let origin = headers.only(&ORIGIN)?;
         match &self.origins {
             Origins::Any => Some(HeaderValue::from_static("*")),
-            Origins::Listed(listed) => listed.iter().find(|known| *known == origin).cloned(),
+            Origins::Listed(listed) => listed.iter().find(|other| *other == origin).cloned(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::message::rejection::Rejection;
 
-/// What a request matched.
+/// What a request matched: an endpoint of the gateway, a route, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Login,

@@ -8,7 +8,7 @@
 
 use memchr::memmem;
 
-use super::PathError;
+use super::MatchError;
 
 /// A path with more readings has no clear meaning.
 const MOST_READINGS: usize = 64;
@@ -48,7 +48,7 @@ pub fn is_rewritable(path: &str) -> bool {
 ///
 /// # Errors
 /// When it is not a path, or has too many readings.
-pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
+pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, MatchError> {
     check_raw(path)?;
     let mut readings: Vec<(u8, Vec<u8>)> = vec![(0, path.as_bytes().to_vec())];
     let mut next = 0;
@@ -68,12 +68,12 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
         }
         for (decoded, reading) in found {
             // A known reading with fewer decodings leads to all readings that this one leads to.
-            if !readings.iter().any(|(other, known)| *other <= decoded && *known == reading) {
+            if !readings.iter().any(|(times, other)| *times <= decoded && *other == reading) {
                 readings.push((decoded, reading));
             }
         }
         if readings.len() > MOST_READINGS {
-            return Err(PathError::Ambiguous);
+            return Err(MatchError::Ambiguous);
         }
         next += 1;
     }
@@ -82,7 +82,7 @@ pub fn readings(path: &str) -> Result<Vec<Vec<u8>>, PathError> {
 
 /// Rejects what no path has: no leading slash, bytes outside printable ASCII, a fragment, malformed
 /// escapes.
-fn check_raw(path: &str) -> Result<(), PathError> {
+fn check_raw(path: &str) -> Result<(), MatchError> {
     let bytes = path.as_bytes();
     let is_legal = bytes.first() == Some(&b'/')
         && bytes.iter().all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'?'));
@@ -91,7 +91,7 @@ fn check_raw(path: &str) -> Result<(), PathError> {
         .enumerate()
         .filter(|(_, byte)| **byte == b'%')
         .all(|(at, _)| escape(bytes, at).is_some());
-    if is_legal && are_escapes { Ok(()) } else { Err(PathError::Malformed) }
+    if is_legal && are_escapes { Ok(()) } else { Err(MatchError::Malformed) }
 }
 
 /// The byte for which the escape at `at` stands.
@@ -151,7 +151,7 @@ fn escaped_kinds(text: &[u8]) -> u8 {
 }
 
 /// Decodes once. A `%` that begins no escape is kept: `100%25` is a valid name for a file.
-fn decode(text: &[u8], kinds: u8) -> Result<Vec<u8>, PathError> {
+fn decode(text: &[u8], kinds: u8) -> Result<Vec<u8>, MatchError> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut at = 0;
     while let Some(byte) = text.get(at) {
@@ -167,7 +167,7 @@ fn decode(text: &[u8], kinds: u8) -> Result<Vec<u8>, PathError> {
         }
     }
     if decoded.iter().any(u8::is_ascii_control) || has_overlong(&decoded) {
-        return Err(PathError::Malformed);
+        return Err(MatchError::Malformed);
     }
     Ok(decoded)
 }
@@ -335,8 +335,8 @@ mod tests {
     }
 
     #[test]
-    fn a_path_built_to_have_many_readings_is_refused() {
+    fn a_path_built_to_have_many_readings_is_rejected() {
         let path = "/a;b%2fc%5cd%3be/..;%2e%2e\\x//y%252f%255c..%253b/./z%2f%2e%2e//..\\%252e";
-        assert!(readings(path) == Err(PathError::Ambiguous));
+        assert!(readings(path) == Err(MatchError::Ambiguous));
     }
 }

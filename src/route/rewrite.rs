@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_gives_way_to_another() {
+    fn a_prefix_is_replaced() {
         for (strip, add, path, expected) in [
             ("/api", "", "/api", "/"),
             ("/api", "", "/api/", "/"),

@@ -3,9 +3,9 @@
 //! For hosts, the exact name comes first, then the wildcard with the longest suffix, then the
 //! routes for every host. For paths, the exact one comes first, then the longest prefix that ends
 //! at the end of a segment. The remaining routes have the same host and path: those with more
-//! headers come first, then those with methods, then the order of the file. A look-up allocates
-//! nothing; its time depends on the segments of the path and the labels of the host, and not on the
-//! number of routes.
+//! headers come first, then those with methods; equal ones are in the order of the file. A lookup
+//! allocates nothing; its time depends on the segments of the path and the labels of the host, and
+//! not on the number of routes.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -88,7 +88,8 @@ impl Table {
         !(self.exact_hosts.is_empty() && self.wildcards.is_empty())
     }
 
-    /// The most specific routes for the path and host of which at least one `accepts` the request.
+    /// Of the groups of equally specific routes for the path and host, the most specific one in
+    /// which at least one route `accepts` the request.
     pub fn find(
         &self,
         path: &[u8],
@@ -123,7 +124,7 @@ impl Paths {
     }
 
     fn find(&self, path: &[u8], accepts: impl Fn(usize) -> bool) -> Option<&[usize]> {
-        let accepted = |place: &&Vec<usize>| place.iter().any(|index| accepts(*index));
+        let accepted = |routes: &&Vec<usize>| routes.iter().any(|index| accepts(*index));
         let prefixes = || {
             borders(path, self.longest_prefix)
                 .filter_map(|prefix| self.prefixes.get(prefix))
@@ -147,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::config::{Config, HostPattern, Route, Secrets};
-    use crate::route::{Asked, Endpoint, Routes};
+    use crate::route::{Endpoint, RouteLookup, Routes};
 
     const HOSTS: [&str; 6] = ["", "a.b", "c.a.b", "*.a.b", "*.b", "d"];
     const PATHS: [&str; 6] = ["/", "/x", "/x/", "/x/y", "/xy", "/x/y/z"];
@@ -184,54 +185,54 @@ mod tests {
         Config::parse("test", &text, Secrets::Ignore).ok()
     }
 
-    fn host_rank(route: &Route, asked: &str) -> Option<usize> {
+    fn host_rank(route: &Route, host_name: &str) -> Option<usize> {
         if route.hosts.is_empty() {
             return Some(0);
         }
         let rank = |host: &HostPattern| match host {
-            HostPattern::Exact(name) => (name == asked).then_some(1000),
-            HostPattern::Wildcard(rest) => {
-                (asked.ends_with(rest.as_str()) && asked.len() > rest.len()).then_some(rest.len())
-            }
+            HostPattern::Exact(name) => (name == host_name).then_some(1000),
+            HostPattern::Wildcard(rest) => (host_name.ends_with(rest.as_str())
+                && host_name.len() > rest.len())
+            .then_some(rest.len()),
         };
         route.hosts.iter().filter_map(rank).max()
     }
 
-    fn path_rank(route: &Route, asked: &str) -> Option<usize> {
+    fn path_rank(route: &Route, path: &str) -> Option<usize> {
         if route.is_exact {
-            return (route.path.as_str() == asked).then_some(1000);
+            return (route.path.as_str() == path).then_some(1000);
         }
         let prefix = route.path.as_str().trim_end_matches('/');
-        let rest = asked.strip_prefix(prefix)?;
+        let rest = path.strip_prefix(prefix)?;
         (rest.is_empty() || rest.starts_with('/')).then_some(prefix.len())
     }
 
     /// The rules, applied one after the other to all routes.
-    fn by_the_rules(routes: &[Route], asked: &Asked<'_>) -> Endpoint {
-        let value = asked.headers.get("v");
-        let mut places: Vec<_> = routes
+    fn by_the_rules(routes: &[Route], lookup: &RouteLookup<'_>) -> Endpoint {
+        let value = lookup.headers.get("v");
+        let mut ranked: Vec<_> = routes
             .iter()
             .enumerate()
-            .filter(|(_, route)| route.headers.iter().all(|(_, asks)| Some(asks) == value))
+            .filter(|(_, route)| route.headers.iter().all(|(_, expected)| Some(expected) == value))
             .filter_map(|(index, route)| {
-                let host = host_rank(route, asked.host.unwrap())?;
-                let place = (host, path_rank(route, asked.path)?);
-                Some((place, route.headers.len(), !route.methods.is_empty(), routes.len() - index))
+                let host = host_rank(route, lookup.host.unwrap())?;
+                let rank = (host, path_rank(route, lookup.path)?);
+                Some((rank, route.headers.len(), !route.methods.is_empty(), routes.len() - index))
             })
             .collect();
-        places.sort_unstable();
-        let Some((best, ..)) = places.last().copied() else { return Endpoint::None };
-        let at_best: Vec<usize> = places
+        ranked.sort_unstable();
+        let Some((best, ..)) = ranked.last().copied() else { return Endpoint::None };
+        let at_best: Vec<usize> = ranked
             .iter()
             .rev()
-            .filter(|(place, ..)| *place == best)
+            .filter(|(rank, ..)| *rank == best)
             .map(|(.., from_last)| routes.len() - from_last)
             .collect();
-        let takes = |index: &&usize| {
+        let allows = |index: &&usize| {
             let methods = &routes[**index].methods;
-            methods.is_empty() || methods.iter().any(|method| asked.method == method.as_str())
+            methods.is_empty() || methods.iter().any(|method| lookup.method == method.as_str())
         };
-        Endpoint::Route(*at_best.iter().find(takes).unwrap_or(&at_best[0]))
+        Endpoint::Route(*at_best.iter().find(allows).unwrap_or(&at_best[0]))
     }
 
     proptest! {
@@ -250,10 +251,10 @@ mod tests {
                 headers.insert("v", HeaderValue::from_static(value));
             }
             let method = if is_get { Method::GET } else { Method::POST };
-            let asked = Asked { path, host: Some(host), method: &method, headers: &headers };
-            let found = Routes::new(&config.endpoints, &config.routes).resolve(&asked).unwrap();
+            let lookup = RouteLookup { path, host: Some(host), method: &method, headers: &headers };
+            let found = Routes::new(&config.endpoints, &config.routes).resolve(&lookup).unwrap();
             let host = if host == "A.B.:80" { "a.b" } else { host };
-            prop_assert_eq!(found, by_the_rules(&config.routes, &Asked { host: Some(host), ..asked }));
+            prop_assert_eq!(found, by_the_rules(&config.routes, &RouteLookup { host: Some(host), ..lookup }));
         }
     }
 }

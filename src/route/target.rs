@@ -1,4 +1,4 @@
-//! What responds to the requests of a route: a pool of servers, or the gateway itself.
+//! What responds to the requests of a route: an upstream, or the gateway itself.
 //!
 //! If shares of the users go to other upstreams, a user always goes to the same one. It is chosen
 //! by a digest of the identity, which is not stored and does not change with a restart. A share
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::edit::Edits;
 use crate::config;
-use crate::config::StaticAnswer;
+use crate::config::StaticResponse;
 use crate::identity::Identity;
 use crate::message::own_response::OwnResponse;
 
@@ -25,13 +25,13 @@ impl RouteTarget {
             config::Target::Service { upstream, split } => {
                 Self::Service { main: *upstream, shares: split.clone() }
             }
-            config::Target::Answer(response) => Self::OwnResponse(prepared(response, edits)),
-            config::Target::Elsewhere => Self::ForwardAuthOnly,
+            config::Target::OwnResponse(response) => Self::OwnResponse(prepared(response, edits)),
+            config::Target::ForwardAuthOnly => Self::ForwardAuthOnly,
         }
     }
 }
 
-fn prepared(section: &StaticAnswer, edits: &Edits) -> OwnResponse {
+fn prepared(section: &StaticResponse, edits: &Edits) -> OwnResponse {
     let mut response = OwnResponse::empty(section.status);
     if !section.body.is_empty() {
         response.header(CONTENT_TYPE, section.content_type.clone());
@@ -41,7 +41,7 @@ fn prepared(section: &StaticAnswer, edits: &Edits) -> OwnResponse {
     response
 }
 
-/// The pool for a user; requests without a user go to the main pool.
+/// The upstream for a user; requests without a user go to the main upstream.
 pub fn pool_for(
     route: &str,
     main: usize,
@@ -49,10 +49,10 @@ pub fn pool_for(
     identity: Option<&Identity>,
 ) -> usize {
     let Some(identity) = identity.filter(|_| !shares.is_empty()) else { return main };
-    let mut place = place(route, identity);
+    let mut position = position(route, identity);
     for share in shares {
-        match place.checked_sub(share.users) {
-            Some(beyond) => place = beyond,
+        match position.checked_sub(share.users) {
+            Some(beyond) => position = beyond,
             None => return share.upstream,
         }
     }
@@ -61,7 +61,7 @@ pub fn pool_for(
 
 /// The position of a user among 10,000. It depends on the route, so that it is not always the same
 /// users who are moved first.
-fn place(route: &str, identity: &Identity) -> u16 {
+fn position(route: &str, identity: &Identity) -> u16 {
     let mut digest = Sha256::new();
     for part in [route, identity.app_id.as_str(), identity.openid.as_str()] {
         // The separator occurs in none of the parts.
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_users_is_as_large_as_it_is_said_to_be_and_keeps_them_as_it_grows() {
+    fn a_share_has_its_number_of_users_and_keeps_them_as_it_grows() {
         let five = users_of(1, &[Share { upstream: 1, users: 500 }]);
         assert!((400..600).contains(&five.len()), "{}", five.len());
         let ten = users_of(1, &[Share { upstream: 1, users: 1000 }]);
@@ -107,12 +107,12 @@ mod tests {
 
     /// A change here would move users of running gateways to other upstreams.
     #[test]
-    fn a_users_place_is_always_the_same() {
-        assert_eq!([1, 2, 3].map(|number| place("shop", &user(number))), [4101, 6649, 2711]);
+    fn a_users_position_is_always_the_same() {
+        assert_eq!([1, 2, 3].map(|number| position("shop", &user(number))), [4101, 6649, 2711]);
     }
 
     #[test]
-    fn nobody_goes_where_most_go() {
+    fn requests_without_a_user_go_to_the_main_pool() {
         let all = [Share { upstream: 1, users: 10_000 }];
         assert_eq!(pool_for("shop", 0, &all, None), 0);
         assert_eq!(pool_for("shop", 0, &all, Some(&user(1))), 1);

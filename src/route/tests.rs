@@ -1,9 +1,10 @@
 use super::*;
 use crate::config::{Config, Secrets};
+use crate::identity::AppId;
 
 /// What a GET without headers matches.
-fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, PathError> {
-    routes.resolve(&Asked { path, host, method: &Method::GET, headers: &HeaderMap::new() })
+fn resolve(routes: &Routes, path: &str, host: Option<&str>) -> Result<Endpoint, MatchError> {
+    routes.resolve(&RouteLookup { path, host, method: &Method::GET, headers: &HeaderMap::new() })
 }
 
 fn routes() -> Routes {
@@ -57,7 +58,7 @@ fn the_longest_prefix_wins_at_segment_borders() {
 }
 
 #[test]
-fn readings_that_meet_different_routes_are_refused() {
+fn readings_that_match_different_routes_are_rejected() {
     let routes = routes();
     for path in [
         "/public/../admin",
@@ -96,12 +97,12 @@ fn readings_that_meet_different_routes_are_refused() {
         "/%2fx/public/y",
         "//x/login",
     ] {
-        assert_eq!(resolve(&routes, path, None), Err(PathError::Ambiguous), "{path}");
+        assert_eq!(resolve(&routes, path, None), Err(MatchError::Ambiguous), "{path}");
     }
 }
 
 #[test]
-fn readings_that_meet_one_route_are_forwarded() {
+fn readings_that_match_one_route_are_forwarded() {
     let routes = routes();
     for (path, index) in [
         ("/objects/a%2Fb", 0),
@@ -120,7 +121,7 @@ fn readings_that_meet_one_route_are_forwarded() {
 }
 
 #[test]
-fn malformed_paths_are_refused_wherever_they_lead() {
+fn malformed_paths_are_rejected_on_every_route() {
     let routes = routes();
     for path in [
         "",
@@ -144,12 +145,12 @@ fn malformed_paths_are_refused_wherever_they_lead() {
         "/a b",
         "/a#b",
     ] {
-        assert_eq!(resolve(&routes, path, None), Err(PathError::Malformed), "{path:?}");
+        assert_eq!(resolve(&routes, path, None), Err(MatchError::Malformed), "{path:?}");
     }
 }
 
 #[test]
-fn a_route_takes_the_methods_and_apps_that_it_lists() {
+fn a_route_accepts_the_methods_and_apps_that_it_lists() {
     let text = r#"
         [server]
         listen = "127.0.0.1:0"
@@ -171,14 +172,14 @@ fn a_route_takes_the_methods_and_apps_that_it_lists() {
     let config = Config::parse("test", text, Secrets::Ignore).unwrap();
     let routes = Routes::new(&config.endpoints, &config.routes);
     let (wide, narrow) = (routes.get(0).unwrap(), routes.get(1).unwrap());
-    let (known, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
+    let (listed, other) = (AppId::parse("wx1").unwrap(), AppId::parse("wx2").unwrap());
     assert!(wide.allows_method(&Method::DELETE) && wide.accepts_app(&other));
     assert!(narrow.allows_method(&Method::GET) && narrow.allows_method(&Method::POST));
     assert!(
         !narrow.allows_method(&Method::DELETE)
             && !narrow.allows_method(&Method::from_bytes(b"get").unwrap())
     );
-    assert!(narrow.accepts_app(&known) && !narrow.accepts_app(&other));
+    assert!(narrow.accepts_app(&listed) && !narrow.accepts_app(&other));
     let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["/", "/narrow"]);
     assert!(routes.get(2).is_none());

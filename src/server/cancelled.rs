@@ -1,7 +1,8 @@
 //! Tests that nothing is left of a request when its connection is dropped.
 //!
 //! Each request is served repeatedly, and dropped at its first poll, at its second poll, and so on,
-//! until it completes.
+//! until it completes. It is longer than other files because it needs a client and a strict
+//! service of its own: only here can a connection be polled one step at a time.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -24,10 +25,10 @@ use crate::policy::Process;
 use crate::server::reload;
 use crate::telemetry::metrics::Metrics;
 
-const MOST_CONNECTIONS: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 
-/// Longer than any working operation takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any successful operation takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Separates the parts of a request.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -79,7 +80,7 @@ impl Bench {
         tokio::spawn(async move {
             for number in 0.. {
                 let (stream, _) = service.accept().await.unwrap();
-                tokio::spawn(converse(stream, number, recorded.clone()));
+                tokio::spawn(respond(stream, number, recorded.clone()));
             }
         });
         let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -96,7 +97,7 @@ impl Bench {
             [admin]
             listen = "127.0.0.1:0"
             [limits]
-            max_connections = {MOST_CONNECTIONS}
+            max_connections = {MAX_CONNECTIONS}
             max_connections_per_address = 8
             [[app]]
             app_id = "wx0123456789abcdef"
@@ -145,9 +146,9 @@ impl Bench {
         let (stream, peer) = self.listener.accept().await.unwrap();
         let served = self.edge.serve(stream, peer, ListenerKind::Client);
         let cut = Cut { future: Box::pin(served), polls };
-        let has_ended = timeout(PATIENCE, cut).await.expect("an end in time");
-        let got = timeout(PATIENCE, client).await.expect("an end of the client's").unwrap();
-        (has_ended, got)
+        let has_completed = timeout(TIMEOUT, cut).await.expect("the connection ends in time");
+        let got = timeout(TIMEOUT, client).await.expect("the client ends in time").unwrap();
+        (has_completed, got)
     }
 
     /// Asserts that nothing is left of a connection.
@@ -160,7 +161,7 @@ impl Bench {
             yield_now().await;
         }
         assert_eq!(self.process.metrics.requests_in_flight(), 0, "{what}");
-        assert_eq!(self.edge.held(), (MOST_CONNECTIONS, 0), "{what}");
+        assert_eq!(self.edge.held(), (MAX_CONNECTIONS, 0), "{what}");
         let metrics = String::from_utf8(self.process.metrics.render().unwrap()).unwrap();
         for gauge in ["wxgate_http_requests_in_flight 0\n", "wxgate_buffered_bytes 0\n"] {
             assert!(metrics.contains(gauge), "{what}: {metrics}");
@@ -204,7 +205,7 @@ async fn send(stream: TcpStream, parts: &[String]) -> Vec<u8> {
 async fn upload(stream: TcpStream, length: usize) -> Vec<u8> {
     let Ok((requests, connection)) = h2::client::handshake(stream).await else { return Vec::new() };
     let connection = tokio::spawn(connection);
-    let exchange = async {
+    let request = async {
         let request = Request::post("http://g/length?h2").body(()).unwrap();
         let mut requests = requests.ready().await?;
         let (response, mut body) = requests.send_request(request, false)?;
@@ -226,14 +227,14 @@ async fn upload(stream: TcpStream, length: usize) -> Vec<u8> {
         }
         Ok::<_, h2::Error>(got)
     };
-    let got = exchange.await.unwrap_or_default();
+    let got = request.await.unwrap_or_default();
     connection.abort();
     let _ = connection.await;
     got
 }
 
 /// The service: parses requests strictly, and repeats the target in each response.
-async fn converse(mut stream: TcpStream, number: usize, records: Arc<Mutex<Records>>) {
+async fn respond(mut stream: TcpStream, number: usize, records: Arc<Mutex<Records>>) {
     stream.set_nodelay(true).unwrap();
     let mut read = Vec::new();
     let fault = |what: &str, read: &[u8]| {
@@ -241,14 +242,14 @@ async fn converse(mut stream: TcpStream, number: usize, records: Arc<Mutex<Recor
         records.lock().unwrap().faults.push(text);
     };
     loop {
-        let Some(head) = until(&mut stream, &mut read, b"\r\n\r\n").await else { return };
-        let head = String::from_utf8(head).unwrap();
-        let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        if !(head.starts_with("GET /") || head.starts_with("POST /")) {
-            return fault("no request", head.as_bytes());
+        let Some(header) = until(&mut stream, &mut read, b"\r\n\r\n").await else { return };
+        let header = String::from_utf8(header).unwrap();
+        let target = header.split(' ').nth(1).unwrap_or_default().to_owned();
+        if !(header.starts_with("GET /") || header.starts_with("POST /")) {
+            return fault("no request", header.as_bytes());
         }
         records.lock().unwrap().served.push((number, target.clone()));
-        let lower = head.to_ascii_lowercase();
+        let lower = header.to_ascii_lowercase();
         let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
         if let Some(length) = length {
             let length: usize = length.parse().unwrap();
@@ -337,31 +338,31 @@ async fn until(stream: &mut TcpStream, read: &mut Vec<u8>, end: &[u8]) -> Option
 }
 
 /// Drops a request at each of its polls. The response of the completed one must end with `end`.
-async fn drop_at_each_poll(name: &str, script: Script, end: &str) {
+async fn drop_after_each_poll(name: &str, script: Script, end: &str) {
     let bench = Bench::start().await;
     for polls in 1.. {
         let what = format!("{name}, dropped after {polls} polls");
-        let (has_ended, got) = bench.serve(script.clone(), polls).await;
+        let (has_completed, got) = bench.serve(script.clone(), polls).await;
         bench.assert_nothing_is_left(&what).await;
         let target = format!("/length?probe={polls}");
-        let head = format!("GET {target} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n");
-        let (_, probe) = bench.serve(Script::Http1(vec![head]), usize::MAX).await;
+        let header = format!("GET {target} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n");
+        let (_, probe) = bench.serve(Script::Http1(vec![header]), usize::MAX).await;
         let probe = String::from_utf8(probe).unwrap();
         assert!(probe.contains("HTTP/1.1 200 OK\r\n"), "{what}: {probe}");
         assert!(probe.ends_with(&format!("\r\n\r\n{target}")), "{what}: {probe}");
         bench.assert_nothing_is_left(&what).await;
         let served = bench.served();
         assert_eq!(served.iter().filter(|(_, of)| *of == target).count(), 1, "{what}");
-        if has_ended {
+        if has_completed {
             let got = String::from_utf8(got).unwrap();
             assert!(got.ends_with(end), "{what}: {got}");
-            assert!(polls > 2, "{name} is over after {polls} polls");
+            assert!(polls > 2, "{name} has completed after {polls} polls");
             // Connections are reused; otherwise correct responses would prove nothing.
             let connections: BTreeSet<usize> = served.iter().map(|(number, _)| *number).collect();
             assert!(connections.len() < served.len(), "{name}: {connections:?}");
             return;
         }
-        assert!(polls < 2000, "{name} does not end");
+        assert!(polls < 2000, "{name} does not complete");
     }
 }
 
@@ -373,7 +374,7 @@ fn parts(parts: &[&str]) -> Script {
 #[tokio::test]
 async fn a_request_without_a_body() {
     let script = parts(&["GET /length?get HT", "TP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"]);
-    drop_at_each_poll("GET", script, "\r\n\r\n/length?get").await;
+    drop_after_each_poll("GET", script, "\r\n\r\n/length?get").await;
 }
 
 #[tokio::test]
@@ -383,7 +384,7 @@ async fn a_second_request_of_a_connection() {
         "GET /chunked?second HTTP/1.1\r\nHost: g\r\n",
         "TE: trailers\r\nConnection: close, TE\r\n\r\n",
     ]);
-    drop_at_each_poll("two requests", script, "1\r\n!\r\n0\r\nX-End: 1\r\n\r\n").await;
+    drop_after_each_poll("two requests", script, "1\r\n!\r\n0\r\nX-End: 1\r\n\r\n").await;
 }
 
 #[tokio::test]
@@ -394,7 +395,7 @@ async fn a_request_with_a_length() {
         "xx",
         "xxx",
     ]);
-    drop_at_each_poll("POST with a length", script, "\r\n\r\n/length?post").await;
+    drop_after_each_poll("POST with a length", script, "\r\n\r\n/length?post").await;
 }
 
 #[tokio::test]
@@ -406,13 +407,13 @@ async fn a_request_in_chunks() {
         "\nxx\r\n0\r\nX-Sum: 1",
         "\r\n\r\n",
     ]);
-    drop_at_each_poll("POST in chunks", script, "\r\n\r\n/length?chunks").await;
+    drop_after_each_poll("POST in chunks", script, "\r\n\r\n/length?chunks").await;
 }
 
 #[tokio::test]
 async fn a_response_in_chunks() {
     let script = parts(&["GET /chunked HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"]);
-    drop_at_each_poll("a response in chunks", script, "1\r\n!\r\n0\r\n\r\n").await;
+    drop_after_each_poll("a response in chunks", script, "1\r\n!\r\n0\r\n\r\n").await;
 }
 
 #[tokio::test]
@@ -424,7 +425,7 @@ async fn a_websocket() {
         "llo",
         "bye",
     ]);
-    drop_at_each_poll("a WebSocket", script, "\r\n\r\n/websocket!").await;
+    drop_after_each_poll("a WebSocket", script, "\r\n\r\n/websocket!").await;
 }
 
 #[tokio::test]
@@ -434,10 +435,10 @@ async fn a_request_for_a_dead_server() {
         "x",
         "x",
     ]);
-    drop_at_each_poll("a dead server", script, "}\n").await;
+    drop_after_each_poll("a dead server", script, "}\n").await;
 }
 
 #[tokio::test]
 async fn an_upload_over_http_2() {
-    drop_at_each_poll("HTTP/2", Script::Http2(300_000), "/length?h2").await;
+    drop_after_each_poll("HTTP/2", Script::Http2(300_000), "/length?h2").await;
 }

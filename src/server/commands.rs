@@ -15,33 +15,34 @@ const REOPEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Commands, and the tasks that carry them out.
 pub struct Commands {
-    pub given: mpsc::Receiver<Command>,
-    /// One waiting command of a kind is enough. `None`: there is no file.
+    pub receiver: mpsc::Receiver<Command>,
+    /// `None`: there is no file to reload or reopen. A command is dropped if one of its kind is
+    /// already waiting.
     pub reload: Option<mpsc::Sender<()>>,
     pub reopen: Option<mpsc::Sender<()>>,
 }
 
 impl Commands {
-    /// Waits for [`Command::Drain`] or [`Command::Stop`]. Stops, too, when no more commands can be
-    /// given.
+    /// Waits for [`Command::Drain`] or [`Command::Stop`]. Also returns `Stop` when the channel of
+    /// commands is closed.
     pub async fn wait_for_stop(&mut self) -> Command {
         loop {
-            match self.given.recv().await {
+            match self.receiver.recv().await {
                 Some(command @ (Command::Drain | Command::Stop)) => return command,
                 Some(Command::Reload) => match &self.reload {
                     // A reload that is already waiting will read the current files.
                     Some(reload) => drop(reload.try_send(())),
-                    None => tracing::warn!("SIGHUP: there is no file to reload"),
+                    None => tracing::warn!("SIGHUP ignored: no configuration file"),
                 },
                 Some(Command::ReopenLogs) => match &self.reopen {
                     Some(reopen) => drop(reopen.try_send(())),
-                    None => tracing::info!("SIGUSR1: no log is a file, nothing to reopen"),
+                    None => tracing::info!("SIGUSR1 ignored: no log file"),
                 },
                 Some(Command::HandOver) => {
-                    tracing::warn!("SIGQUIT has no effect: a restart ends connections");
+                    tracing::warn!("SIGQUIT ignored: no handover to a new process");
                 }
                 Some(Command::Ignored { name, number }) => {
-                    tracing::info!(name, number, "a signal is ignored");
+                    tracing::info!(name, number, "signal ignored");
                 }
                 None => return Command::Stop,
             }
@@ -50,9 +51,9 @@ impl Commands {
 }
 
 /// Reopens a log file on each command, and retries until it succeeds.
-pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::Receiver<()>) {
+pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut requests: mpsc::Receiver<()>) {
     let failed = LogThrottle::new(clock);
-    while asked.recv().await.is_some() {
+    while requests.recv().await.is_some() {
         loop {
             let (done, reopened) = oneshot::channel();
             let opened = file.clone();
@@ -63,7 +64,7 @@ pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::R
             let path = file.path().display();
             match outcome {
                 Ok(()) => {
-                    tracing::info!(file = %path, "the access log is reopened");
+                    tracing::info!(file = %path, "access log reopened");
                     break;
                 }
                 Err(error) => {
@@ -72,13 +73,13 @@ pub async fn keep_reopening(file: Arc<LogFile>, clock: Clock, mut asked: mpsc::R
                             file = %path,
                             %error,
                             suppressed,
-                            "cannot reopen the access log: lines go on to the file before, \
-                             trying again every second"
+                            "cannot reopen the access log: still writing to the old file, \
+                             retrying every second"
                         );
                     }
                 }
             }
-            let again = tokio::time::timeout(REOPEN_RETRY, asked.recv()).await;
+            let again = tokio::time::timeout(REOPEN_RETRY, requests.recv()).await;
             if again == Ok(None) {
                 return;
             }

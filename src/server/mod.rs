@@ -1,7 +1,7 @@
 //! The composition root: starts the gateway from a configuration, and stops it.
 //!
 //! [`Server::bind`] does everything that can fail at the start, including binding the listeners;
-//! [`Server::run`] serves until the process is told to stop. pingora's server is not used: it
+//! [`Server::run`] serves until a command to stop. pingora's server is not used: it
 //! closes every listener at once, and then always waits for its whole grace period.
 
 #[cfg(test)]
@@ -9,7 +9,7 @@ mod cancelled;
 mod commands;
 pub mod reload;
 pub mod signals;
-mod summary;
+mod start_log;
 mod workers;
 
 use std::io;
@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::commands::{Commands, keep_reopening};
 use self::reload::{Origin, Reloader};
-use self::summary::{Started, Summary};
+use self::start_log::{ConfigSummary, StartLog};
 use self::workers::Workers;
 use crate::admin;
 use crate::clock::Clock;
@@ -56,11 +56,11 @@ pub enum Command {
     Stop,
     /// SIGHUP.
     Reload,
-    /// SIGQUIT.
+    /// SIGQUIT, with which pingora's server hands over to a new process. Here it is only logged.
     HandOver,
     /// SIGUSR1.
     ReopenLogs,
-    /// A signal without a command.
+    /// A signal that has no effect except a log line.
     Ignored { name: &'static str, number: i32 },
 }
 
@@ -73,7 +73,7 @@ pub enum StartError {
     AccessLog(io::Error),
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    #[error("keys for the tickets of TLS: {0}")]
+    #[error("cannot create keys for TLS session tickets: {0}")]
     Tickets(rustls::Error),
     #[error("metrics: {0}")]
     Metrics(String),
@@ -90,8 +90,8 @@ pub struct Server {
     process: Arc<Process>,
     policies: Arc<Policies>,
     origin: Option<Origin>,
-    threads: usize,
-    summary: Summary,
+    workers: usize,
+    summary: ConfigSummary,
 }
 
 struct Listener {
@@ -124,8 +124,8 @@ impl Server {
             process,
             policies,
             origin: None,
-            threads: config.server.threads,
-            summary: Summary::new(config),
+            workers: config.server.threads,
+            summary: ConfigSummary::new(config),
         })
     }
 
@@ -141,7 +141,7 @@ impl Server {
         prepare(config, access_log, clock, metrics).map(drop)
     }
 
-    /// Makes the gateway reload the file that its configuration came from.
+    /// Enables reloads from the file that the configuration came from.
     #[must_use]
     pub fn following(mut self, origin: Origin) -> Self {
         self.origin = Some(origin);
@@ -163,42 +163,42 @@ impl Server {
         self.admin.address
     }
 
-    /// Serves until a command to stop, or until no more commands can be given.
+    /// Serves until a command to stop, or until the channel of commands is closed.
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
     pub async fn run(self, commands: mpsc::Receiver<Command>) -> Result<(), StartError> {
-        let started = Started::new(&self);
-        let Self { public, forward_auth, admin, edge, process, policies, origin, threads, .. } =
+        let start_log = StartLog::new(&self);
+        let Self { public, forward_auth, admin, edge, process, policies, origin, workers, .. } =
             self;
-        let workers = Workers::start(threads).map_err(StartError::Workers)?;
+        let workers = Workers::start(workers).map_err(StartError::Workers)?;
         let mut background = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut background).await;
 
         let admin_socket = into_tokio(admin)?;
         let (admin_process, admin_policies) = (process.clone(), policies.clone());
         background.spawn(async move {
-            let answer = move |request| {
+            let respond = move |request| {
                 let (process, policy) = (admin_process.clone(), admin_policies.current());
                 // A client that disconnects does not cancel its operation.
-                let answered =
+                let response =
                     tokio::spawn(async move { admin::respond(&process, &policy, &request).await });
-                async move { answered.await.map_err(|_| Dropped) }
+                async move { response.await.map_err(|_| Dropped) }
             };
-            match internal::serve(admin_socket, answer).await {}
+            match internal::serve(admin_socket, respond).await {}
         });
         let sessions = process.sessions.clone();
         background.spawn(async move { sessions.run().await });
         background.spawn(keep_maintaining(process.clone(), policies.clone()));
-        let (reopen, asked) = mpsc::channel(1);
+        let (reopen, reopen_requests) = mpsc::channel(1);
         let reopen = process.access_log.file().map(|file| {
-            background.spawn(keep_reopening(file.clone(), process.clock.clone(), asked));
+            background.spawn(keep_reopening(file.clone(), process.clock.clone(), reopen_requests));
             reopen
         });
-        let (reload, asked) = mpsc::channel(1);
+        let (reload, reload_requests) = mpsc::channel(1);
         let reload = origin.map(|origin| {
             let reloader = Reloader::new(origin, process.clone(), policies.clone());
-            background.spawn(reloader.run(asked));
+            background.spawn(reloader.run(reload_requests));
             reload
         });
 
@@ -227,9 +227,9 @@ impl Server {
             accepting.spawn(workers.accept(socket, serve, connections.clone(), throttle));
         }
         process.lifecycle.set_ready();
-        started.log();
+        start_log.write();
 
-        let mut commands = Commands { given: commands, reload, reopen };
+        let mut commands = Commands { receiver: commands, reload, reopen };
         if commands.wait_for_stop().await == Command::Stop {
             tracing::info!("stopped");
             return Ok(());
@@ -259,7 +259,7 @@ impl Server {
         };
         if is_stopped || !in_time.await {
             let cut = process.metrics.requests_in_flight();
-            tracing::warn!(cut, "the drain was cut short");
+            tracing::warn!(cut, "drain ended early: requests in flight are cut off");
         }
         tracing::info!("stopped");
         background.shutdown().await;
@@ -275,7 +275,7 @@ fn prepare(
     metrics: Arc<Metrics>,
 ) -> Result<(Process, Policy), StartError> {
     if config.session.shared.is_some() {
-        metrics.with_store().map_err(|error| StartError::Metrics(error.to_string()))?;
+        metrics.register_store().map_err(|error| StartError::Metrics(error.to_string()))?;
     }
     let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
     let lifecycle = Lifecycle::default();
@@ -314,10 +314,10 @@ async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
 }
 
 fn listen(address: SocketAddr) -> Result<Listener, StartError> {
-    let refused = |error: io::Error| {
+    let listen_error = |error: io::Error| {
         let reason = match error.kind() {
-            io::ErrorKind::AddrInUse => "the address is in use".to_owned(),
-            io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            io::ErrorKind::AddrInUse => "address in use".to_owned(),
+            io::ErrorKind::AddrNotAvailable => "no such address on this machine".to_owned(),
             io::ErrorKind::PermissionDenied => {
                 "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)".to_owned()
             }
@@ -339,7 +339,7 @@ fn listen(address: SocketAddr) -> Result<Listener, StartError> {
         let address = socket.local_addr()?;
         Ok(Listener { socket, address })
     };
-    bind().map_err(refused)
+    bind().map_err(listen_error)
 }
 
 fn into_tokio(listener: Listener) -> Result<TcpListener, StartError> {

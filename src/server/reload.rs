@@ -6,9 +6,9 @@
 //! nothing changes; the log says what is wrong, as `wxgate check` does, and a metric is 0 until a
 //! reload succeeds.
 //!
-//! Files are checked periodically. Notifications of the system are not enough: they cover one name
-//! on one file system, while Kubernetes replaces a link beside it, and network file systems send
-//! none. A change is loaded when two checks in a row see the same files.
+//! Files are polled. Change notifications of the system (inotify) are not enough: they watch one
+//! name on one file system, while Kubernetes replaces a symbolic link in its path, and network file
+//! systems send none. A change is loaded when two checks in a row see the same files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,38 +46,39 @@ pub struct Reloader {
     origin: Origin,
     process: Arc<Process>,
     policies: Arc<Policies>,
-    seen: Looks,
+    loaded: FileStates,
     resolving: JoinSet<()>,
 }
 
 /// The state of a file: device, inode, length, and times of the last changes.
-type Look = (u64, u64, u64, (i64, i64), (i64, i64));
+type FileState = (u64, u64, u64, (i64, i64), (i64, i64));
 
 /// `None`: the file does not exist.
-type Looks = BTreeMap<PathBuf, Option<Look>>;
+type FileStates = BTreeMap<PathBuf, Option<FileState>>;
 
 /// Why a configuration was rejected.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
-    #[error("the configuration has {} problems", .0.len())]
+    #[error("{} problems in the configuration", .0.len())]
     Config(#[from] Problems),
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    #[error("the configuration cannot be read: {0}")]
+    #[error("cannot read the configuration: {0}")]
     Read(io::Error),
 }
 
 impl Reloader {
     pub fn new(origin: Origin, process: Arc<Process>, policies: Arc<Policies>) -> Self {
-        let seen = look(&origin.files);
-        Self { origin, process, policies, seen, resolving: JoinSet::new() }
+        let loaded = file_states(&origin.files);
+        Self { origin, process, policies, loaded, resolving: JoinSet::new() }
     }
 
-    /// Reloads on each command and when a file has changed, until no more commands can be given.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+    /// Reloads on each command and when a file has changed, until the channel of commands is
+    /// closed.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<()>) {
         loop {
             tokio::select! {
-                asked = asked.recv() => match asked {
+                request = requests.recv() => match request {
                     Some(()) => tracing::info!("SIGHUP: reloading"),
                     None => return,
                 },
@@ -94,11 +95,11 @@ impl Reloader {
         if interval.is_zero() {
             return std::future::pending().await;
         }
-        let mut before = self.seen.clone();
+        let mut before = self.loaded.clone();
         loop {
             sleep(interval).await;
-            let now = self.look().await;
-            if now != self.seen && now == before {
+            let now = self.file_states().await;
+            if now != self.loaded && now == before {
                 return;
             }
             before = now;
@@ -106,26 +107,26 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
-        let before = self.look().await;
+        let before = self.file_states().await;
         let files = self.changed_files(&before);
         let outcome = self.try_reload().await;
         // A file that changed during the reload may have been read before or after the change, so
         // it must count as changed.
-        self.seen = self.look().await;
-        for (file, known) in before {
-            self.seen.entry(file).and_modify(|look| *look = known);
+        self.loaded = self.file_states().await;
+        for (file, before) in before {
+            self.loaded.entry(file).and_modify(|state| *state = before);
         }
         let files = listed(&files);
         match &outcome {
             Ok(changes) if changes.is_empty() => {
-                tracing::info!(files, "the configuration is reloaded without changes");
+                tracing::info!(files, "configuration reloaded without changes");
             }
             Ok(Changes { added, removed, changed }) => tracing::info!(
                 files,
                 added = listed(added),
                 removed = listed(removed),
                 changed = listed(changed),
-                "the configuration is reloaded"
+                "configuration reloaded"
             ),
             Err(error) => {
                 if let ReloadError::Config(problems) = error {
@@ -143,12 +144,12 @@ impl Reloader {
     }
 
     /// Files that have changed since they were last read, and new and removed files.
-    fn changed_files(&self, now: &Looks) -> Vec<String> {
-        let of = |looks: &Looks, file: &PathBuf| looks.get(file).copied().flatten();
-        let mut files: Vec<_> = now.keys().chain(self.seen.keys()).collect();
+    fn changed_files(&self, now: &FileStates) -> Vec<String> {
+        let of = |states: &FileStates, file: &PathBuf| states.get(file).copied().flatten();
+        let mut files: Vec<_> = now.keys().chain(self.loaded.keys()).collect();
         files.sort_unstable();
         files.dedup();
-        files.retain(|file| of(now, file) != of(&self.seen, file));
+        files.retain(|file| of(now, file) != of(&self.loaded, file));
         files.into_iter().map(|file| file.display().to_string()).collect()
     }
 
@@ -165,7 +166,7 @@ impl Reloader {
         let current = self.policies.current();
         let policy = Arc::new(Policy::new(&config, &self.process, Some(&current))?);
         let is_new =
-            |pool: &&Arc<Pool>| !current.pools.iter().any(|known| Arc::ptr_eq(known, pool));
+            |pool: &&Arc<Pool>| !current.pools.iter().any(|current| Arc::ptr_eq(current, pool));
         let new: Vec<_> = policy.pools.iter().filter(is_new).cloned().collect();
         resolve(&new, &mut self.resolving).await;
 
@@ -199,24 +200,24 @@ impl Reloader {
         }
     }
 
-    async fn look(&self) -> Looks {
+    async fn file_states(&self) -> FileStates {
         let files = self.origin.files.clone();
         // A file system may be slow.
-        spawn_blocking(move || look(&files)).await.unwrap_or_default()
+        spawn_blocking(move || file_states(&files)).await.unwrap_or_default()
     }
 }
 
-fn look(files: &Files) -> Looks {
-    let look = |file: PathBuf| {
+fn file_states(files: &Files) -> FileStates {
+    let state = |file: PathBuf| {
         // Follows links, so that a new target counts as a change.
         let metadata = std::fs::metadata(&file).ok();
-        let look = metadata.map(|of| {
+        let state = metadata.map(|of| {
             let modified = (of.mtime(), of.mtime_nsec());
             (of.dev(), of.ino(), of.len(), modified, (of.ctime(), of.ctime_nsec()))
         });
-        (file, look)
+        (file, state)
     };
-    files.find().into_iter().map(look).collect()
+    files.find().into_iter().map(state).collect()
 }
 
 /// Logs one line for each problem, up to [`MOST_PROBLEMS`].
@@ -229,13 +230,13 @@ fn log_problems(problems: &Problems) {
             key = problem.key,
             problem = problem.message,
             help = (!problem.help.is_empty()).then_some(problem.help),
-            "the configuration has a problem"
+            "problem in the configuration"
         );
     }
 }
 
-/// Resolves the servers of pools: waits for the first results for a moment, and then continues for
-/// as long as a pool is in use.
+/// Resolves the servers of upstreams: waits briefly for the first results, and then continues for
+/// as long as an upstream is in use.
 pub async fn resolve(pools: &[Arc<Pool>], resolving: &mut JoinSet<()>) {
     // Removes the tasks of pools that are no longer in use.
     while resolving.try_join_next().is_some() {}

@@ -25,7 +25,7 @@ pub struct Signals(Vec<(Signal, Command)>);
 
 impl Signals {
     /// Catches all signals except SIGTERM and SIGINT, so that the process can still be ended during
-    /// the start. Needs a runtime.
+    /// the start. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the system does not allow a signal to be caught.

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::listener::internal;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Threads with a runtime each. They end when this is dropped.
+/// Threads, each with its own runtime. They end when this is dropped.
 pub struct Workers {
     all: Arc<[Worker]>,
     threads: Vec<JoinHandle<()>>,
@@ -34,15 +34,15 @@ struct Worker {
 }
 
 /// A connection of a worker, counted until it is dropped.
-struct Held(Arc<[Worker]>, usize);
+struct WorkerConnection(Arc<[Worker]>, usize);
 
-impl Held {
+impl WorkerConnection {
     /// Chooses the worker with the fewest connections, the first of them from `turn` on.
     fn new(workers: &Arc<[Worker]>, turn: usize) -> Option<Self> {
         let count = workers.len();
-        let order = (turn..turn + count).map(|place| place % count);
-        let least = order.min_by_key(|place| {
-            workers.get(*place).map(|worker| worker.connections.load(Ordering::Relaxed))
+        let order = (turn..turn + count).map(|index| index % count);
+        let least = order.min_by_key(|index| {
+            workers.get(*index).map(|worker| worker.connections.load(Ordering::Relaxed))
         })?;
         workers.get(least)?.connections.fetch_add(1, Ordering::Relaxed);
         Some(Self(workers.clone(), least))
@@ -53,7 +53,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for WorkerConnection {
     fn drop(&mut self) {
         if let Some(worker) = self.0.get(self.1) {
             worker.connections.fetch_sub(1, Ordering::Relaxed);
@@ -62,6 +62,8 @@ impl Drop for Held {
 }
 
 impl Workers {
+    /// Starts this many worker threads.
+    ///
     /// # Errors
     /// When a thread or its runtime cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
@@ -100,14 +102,14 @@ impl Workers {
                 // Deregisters the connection from this thread's reactor, so that its worker can
                 // register it.
                 let Ok(stream) = stream.into_std() else { continue };
-                let Some(held) = Held::new(&workers, turn) else { continue };
+                let Some(connection) = WorkerConnection::new(&workers, turn) else { continue };
                 let serve = serve.clone();
-                let runtime = held.runtime().cloned();
+                let runtime = connection.runtime().cloned();
                 let served = async move {
                     if let Ok(stream) = TcpStream::from_std(stream) {
                         serve(stream, peer).await;
                     }
-                    drop(held);
+                    drop(connection);
                 };
                 if let Some(runtime) = runtime {
                     runtime.spawn(connections.track_future(served));
@@ -155,7 +157,7 @@ mod tests {
     use crate::clock::Clock;
 
     #[tokio::test]
-    async fn a_connection_goes_to_the_worker_that_has_the_fewest() {
+    async fn a_connection_goes_to_the_worker_with_the_fewest() {
         let workers = Workers::start(3).unwrap();
         let (name, mut names) = mpsc::unbounded_channel();
         let serve = move |mut stream: TcpStream, _| {

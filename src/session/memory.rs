@@ -5,7 +5,7 @@
 //! moka drops sessions that were not looked up for the idle timeout, by its own clock. That only
 //! frees memory: `Sessions` judges whether a session has ended. A session past its absolute end
 //! that is not looked up again is kept for one more idle timeout; an expiry for each entry would
-//! free it at once, but needs 40 bytes per session and moves a timer at every look-up.
+//! free it at once, but needs 40 bytes per session and moves a timer at every lookup.
 
 mod blocks;
 mod users;
@@ -21,7 +21,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use self::blocks::Blocks;
-use self::users::Users;
+use self::users::UserIndex;
 use super::{Blocked, Removal, Removals, Session};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
@@ -29,8 +29,8 @@ use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
 pub struct Memory {
-    cache: Cache<Key, Arc<Session>, DigestHash>,
-    users: Arc<Users>,
+    cache: Cache<CacheKey, Arc<Session>, DigestHash>,
+    users: Arc<UserIndex>,
     pub blocks: Arc<Blocks>,
     max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
@@ -38,7 +38,7 @@ pub struct Memory {
 }
 
 /// Has the same hash and equality as the session's digest, and is smaller.
-struct Key(Arc<Session>);
+struct CacheKey(Arc<Session>);
 
 impl Memory {
     pub fn new(
@@ -47,7 +47,7 @@ impl Memory {
         longest_unused: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let users = Arc::new(Users::new());
+        let users = Arc::new(UserIndex::new());
         let removals = Removal::counters(&metrics);
         let (counted, listed) = (removals.clone(), users.clone());
         let cache = Cache::builder()
@@ -81,37 +81,37 @@ impl Memory {
             return Err(Blocked);
         }
         let session = Arc::new(session);
-        self.cache.insert(Key(session.clone()), session.clone());
+        self.cache.insert(CacheKey(session.clone()), session.clone());
         self.metrics.session_created();
-        let held = self.users.add(session.clone());
+        let count = self.users.add(session.clone());
         if session.is_removed() {
             // It was evicted before it was listed.
             self.users.remove(&session);
         }
-        if let Some(most) = self.max_per_user.map(NonZeroUsize::get)
-            && held > most
+        if let Some(limit) = self.max_per_user.map(NonZeroUsize::get)
+            && count > limit
         {
             let mut others = self.of_user(&user);
             others.retain(|other| !Arc::ptr_eq(other, &session));
             others.sort_by_key(|other| other.created_at_millis);
-            let excess = (others.len() + 1).saturating_sub(most);
+            let excess = (others.len() + 1).saturating_sub(limit);
             for other in others.iter().take(excess) {
-                self.remove(&other.digest, Removal::Replaced);
+                self.remove(other.digest(), Removal::Replaced);
             }
         }
         // An operator sets the block before revoking the sessions: either this session is among
         // those, or the block is seen here.
         if is_blocked() {
-            self.remove(&session.digest, Removal::Revoked);
+            self.remove(session.digest(), Removal::Revoked);
             return Err(Blocked);
         }
         Ok(())
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
     /// block. Takes about a second for a million sessions.
-    pub fn find_user(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        self.blocks.find(app_id, is_sought).or_else(|| self.users.find(app_id, is_sought))
+    pub fn find_user(&self, app_id: &AppId, matches: &impl Fn(&OpenId) -> bool) -> Option<User> {
+        self.blocks.find(app_id, matches).or_else(|| self.users.find(app_id, matches))
     }
 
     /// The sessions of a user, unordered.
@@ -143,23 +143,23 @@ impl Memory {
     }
 }
 
-impl Borrow<TokenDigest> for Key {
+impl Borrow<TokenDigest> for CacheKey {
     fn borrow(&self) -> &TokenDigest {
-        &self.0.digest
+        self.0.digest()
     }
 }
 
-impl PartialEq for Key {
+impl PartialEq for CacheKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.digest == other.0.digest
+        self.0.digest() == other.0.digest()
     }
 }
 
-impl Eq for Key {}
+impl Eq for CacheKey {}
 
-impl Hash for Key {
+impl Hash for CacheKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.digest.hash(state);
+        self.0.digest().hash(state);
     }
 }
 

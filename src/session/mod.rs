@@ -3,33 +3,38 @@
 //! A session ends at its absolute end (`session.ttl`), when it was not used for
 //! `session.idle_timeout`, when it is revoked, when its user has `session.max_per_user` newer ones,
 //! or when the store is full and it is the least recently used. Absolute and idle end are computed
-//! from the session itself at every lookup, on the [`Clock`]; the store's own expiry only frees
+//! from the session itself at every lookup, by the [`Clock`]; the store's own expiry only frees
 //! memory. Each session that was created is counted as removed exactly once, by its cause. A user
 //! can be blocked for a time: then no session is created. The key is the token's digest; the token
-//! itself is not stored. The private backend decides where sessions are kept.
+//! itself is not stored. Callers do not know where sessions are kept.
 
+mod error;
 mod memory;
 mod redis;
+mod state;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub use self::error::{BlockError, Blocked, CreateError, StoreError};
 use self::memory::DigestHash;
-use crate::clock::Clock;
+use self::state::Removals;
+pub use self::state::{Removal, Session};
+use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity, OpenId, User};
-use crate::telemetry::metrics::{Counters, Metrics};
+use crate::telemetry::metrics::Metrics;
 
 /// How often a continuous stream of uses is recorded.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Maximum number of blocked users, of all apps together.
-pub const MOST_BLOCKED: usize = 100_000;
+pub const MAX_BLOCKED: usize = 100_000;
 
 /// The session store of a process. Clones share it.
 #[derive(Clone)]
@@ -51,102 +56,17 @@ enum Backend {
     Redis(redis::Redis),
 }
 
-/// The store is unavailable. Never treated as "no session".
-#[derive(Debug, thiserror::Error)]
-#[error("the session store is not available")]
-pub struct StoreError;
-
-/// The session was not created, because its user is blocked.
-#[derive(Debug)]
-pub struct Blocked;
-
-/// Why a session was not created.
-#[derive(Debug)]
-pub enum CreateError {
-    Store(StoreError),
-    Blocked,
-}
-
-impl From<StoreError> for CreateError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<Blocked> for CreateError {
-    fn from(_: Blocked) -> Self {
-        Self::Blocked
-    }
-}
-
-/// Why a user was not blocked.
-#[derive(Debug)]
-pub enum BlockError {
-    Store(StoreError),
-    /// The limit [`MOST_BLOCKED`] is reached.
-    Full,
-}
-
-impl From<StoreError> for BlockError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// The session of one login. Times are the clock's, in milliseconds.
-pub struct Session {
-    pub identity: Identity,
-    digest: TokenDigest,
-    /// The address that the login came from.
-    pub client: IpAddr,
-    pub created_at_millis: u64,
-    pub ends_at_millis: u64,
-    last_used_millis: AtomicU64,
-    is_removed: AtomicBool,
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    Expired,
-    Revoked,
-    Evicted,
-    /// Replaced by newer sessions of its user.
-    Replaced,
-}
-
-impl Removal {
-    const ALL: [Self; 4] = [Self::Expired, Self::Revoked, Self::Evicted, Self::Replaced];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Evicted => "evicted",
-            Self::Replaced => "replaced",
-        }
-    }
-
-    /// Counters of removed sessions by cause.
-    fn counters(metrics: &Metrics) -> Removals {
-        metrics.removals(Self::ALL.map(Self::as_str))
-    }
-}
-
-/// Counters of removed sessions, by [`Removal`].
-type Removals = Counters<4>;
-
 impl Sessions {
-    /// Sessions in memory or in a shared store, by the configuration. A shared store is connected
-    /// to once [`Sessions::run`] runs.
+    /// Sessions in memory or in a shared store, as configured. The connection to a shared store is
+    /// opened by [`Sessions::run`].
     pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let (backend, slack) = match &section.shared {
             None => {
                 let capacity = section.capacity;
-                let most = section.max_per_user;
-                let memory = memory::Memory::new(capacity, most, idle_timeout, metrics);
+                let max_per_user = section.max_per_user;
+                let memory = memory::Memory::new(capacity, max_per_user, idle_timeout, metrics);
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
@@ -165,8 +85,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps the connection to a shared store, and never returns; without such a store, returns at
-    /// once.
+    /// Maintains the connection to a shared store, and never returns; without such a store, returns
+    /// at once.
     pub async fn run(&self) {
         match &self.backend {
             Backend::Memory(_) => {}
@@ -210,15 +130,8 @@ impl Sessions {
     ) -> Result<(SessionToken, Duration), CreateError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
-        let session = Session {
-            identity,
-            digest: token.digest(),
-            client,
-            created_at_millis: now,
-            ends_at_millis: now.saturating_add(self.ttl_millis.load(Ordering::Relaxed)),
-            last_used_millis: AtomicU64::new(now),
-            is_removed: AtomicBool::new(false),
-        };
+        let ends_at = now.saturating_add(self.ttl_millis.load(Ordering::Relaxed));
+        let session = Session::new(token.digest(), identity, client, now, ends_at, now);
         let expires_in = self.expires_in(&session);
         match &self.backend {
             Backend::Memory(memory) => memory.insert(session)?,
@@ -244,8 +157,8 @@ impl Sessions {
             return Ok(None);
         }
         match &self.backend {
-            Backend::Memory(_) => session.last_used_millis.store(now, Ordering::Relaxed),
-            Backend::Redis(redis) => redis.used(&session, now),
+            Backend::Memory(_) => session.set_last_used(now),
+            Backend::Redis(redis) => redis.record_use(&session, now),
         }
         Ok(Some(session))
     }
@@ -254,7 +167,7 @@ impl Sessions {
     ///
     /// # Errors
     /// When the store is unavailable.
-    pub async fn knows(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
+    pub async fn contains(&self, digest: &TokenDigest) -> Result<bool, StoreError> {
         let found = match &self.backend {
             Backend::Memory(memory) => memory.get(digest),
             Backend::Redis(redis) => redis.get(digest).await?,
@@ -269,7 +182,7 @@ impl Sessions {
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
-            Backend::Redis(redis) => redis.end(digest, Removal::Revoked).await?,
+            Backend::Redis(redis) => redis.revoke(digest, Removal::Revoked).await?,
         }
         Ok(())
     }
@@ -277,7 +190,7 @@ impl Sessions {
     fn remove(&self, digest: &TokenDigest, cause: Removal) {
         match &self.backend {
             Backend::Memory(memory) => memory.remove(digest, cause),
-            Backend::Redis(redis) => redis.forget(digest),
+            Backend::Redis(redis) => redis.remove_cached(digest),
         }
     }
 
@@ -300,10 +213,10 @@ impl Sessions {
 
     /// Whether a session found earlier is still live. This is not a use of the session. It counts
     /// as ended if the store is unavailable.
-    pub async fn lives_on(&self, session: &Session) -> bool {
+    pub async fn is_still_live(&self, session: &Session) -> bool {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
-            Backend::Redis(_) => self.knows(&session.digest).await.unwrap_or(false),
+            Backend::Redis(_) => self.contains(session.digest()).await.unwrap_or(false),
         }
     }
 
@@ -315,17 +228,18 @@ impl Sessions {
                 let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
                 let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
                 if is_due && self.is_live(session) {
-                    session.last_used_millis.store(now, Ordering::Relaxed);
-                    // A look-up also restarts moka's idle time.
-                    drop(memory.get(&session.digest));
+                    session.set_last_used(now);
+                    // A lookup also restarts moka's idle time.
+                    drop(memory.get(session.digest()));
                 }
             }
-            Backend::Redis(redis) => redis.used(session, now),
+            Backend::Redis(redis) => redis.record_use(session, now),
         }
     }
 
-    /// The sessions of a user, oldest first. With a shared store, uses may be known one interval
-    /// late, and some sessions may have expired by this gateway's clock but not by others'.
+    /// The sessions of a user, oldest first. With a shared store, the last use may be outdated by
+    /// one refresh interval, and some sessions may have expired by this gateway's clock but not by
+    /// others'.
     ///
     /// # Errors
     /// When the store is unavailable.
@@ -350,11 +264,11 @@ impl Sessions {
     pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
         let now = self.clock.now_millis();
         let until = now.saturating_add(millis(time));
-        let is_taken = match &self.backend {
+        let has_room = match &self.backend {
             Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
             Backend::Redis(redis) => redis.block(user, until).await?,
         };
-        if is_taken { Ok(()) } else { Err(BlockError::Full) }
+        if has_room { Ok(()) } else { Err(BlockError::Full) }
     }
 
     /// Removes the block of a user, if there is one.
@@ -363,13 +277,13 @@ impl Sessions {
     /// When the store is unavailable.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Memory(memory) => memory.blocks.lift(user),
+            Backend::Memory(memory) => memory.blocks.remove(user),
             Backend::Redis(redis) => redis.unblock(user).await?,
         }
         Ok(())
     }
 
-    /// When the block of a user ends, on the clock, in milliseconds.
+    /// When the block of a user ends, in milliseconds of the [`Clock`].
     ///
     /// # Errors
     /// When the store is unavailable.
@@ -381,7 +295,7 @@ impl Sessions {
         }
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
     /// block. Searches all sessions in the background, one search at a time. A million sessions
     /// take about a second, in a shared store about 15; the limit is a minute.
     ///
@@ -390,21 +304,21 @@ impl Sessions {
     pub async fn find_user(
         &self,
         app_id: &AppId,
-        is_sought: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
+        matches: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
     ) -> Result<Option<User>, StoreError> {
         // The semaphore is never closed.
-        let turn = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
+        let permit = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
         match &self.backend {
             Backend::Memory(memory) => {
                 let (memory, app_id) = (memory.clone(), app_id.clone());
                 let search = move || {
                     // Held by the task, because the caller may have disconnected.
-                    let _turn = turn;
-                    memory.find_user(&app_id, &is_sought)
+                    let _permit = permit;
+                    memory.find_user(&app_id, &matches)
                 };
                 tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
             }
-            Backend::Redis(redis) => redis.find_user(app_id, &is_sought).await,
+            Backend::Redis(redis) => redis.find_user(app_id, &matches).await,
         }
     }
 
@@ -415,37 +329,6 @@ impl Sessions {
             Backend::Redis(redis) => redis.maintain(),
         }
     }
-}
-
-impl Session {
-    /// The key under which it is stored.
-    pub fn digest(&self) -> &TokenDigest {
-        &self.digest
-    }
-
-    /// On the clock, in milliseconds.
-    pub fn last_used(&self) -> u64 {
-        self.last_used_millis.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether this call has changed the last use.
-    fn set_used(&self, from: u64, to: u64) -> bool {
-        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.last_used_millis.compare_exchange(from, to, success, failure).is_ok()
-    }
-
-    fn is_removed(&self) -> bool {
-        self.is_removed.load(Ordering::Acquire)
-    }
-
-    /// Returns whether this call has removed it: later calls must not count it again.
-    fn mark_removed(&self) -> bool {
-        !self.is_removed.swap(true, Ordering::AcqRel)
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,52 +1,47 @@
 //! Sessions in a Redis or Valkey store that several gateways share.
 //!
-//! Decides the layout of sessions in the store, and when it is called. A session is a sealed record
-//! under the digest of its token, and expires on the server one refresh interval after its end. Its
-//! last use is written when the stored one is an interval old: an idle session never expires early,
-//! and at most one interval late. Ending a session replaces it by a tombstone for the rest of the
+//! Decides when the store is called; `key_names` has the layout. A session is a sealed record under
+//! the digest of its token, and expires on the server one refresh interval after its end. Its last
+//! use is written when the stored one is an interval old: an idle session never expires early, and
+//! at most one interval late. Revoking a session replaces it by a tombstone for the rest of the
 //! record's lifetime, so that no later write can restore it. Sessions that were read are cached for
 //! a moment (`local_cache.rs`). If the store does not respond in time, that is an error, never "no
 //! session" and never a session.
 //!
-//! | key | value |
-//! |---|---|
-//! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
-//! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
-//! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
-//! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
-//! | `{prefix}revoked` | channel for digests of ended sessions, and names of unblocked users |
-//! | `{prefix}lease` | empty: written to check whether replicas follow |
-//!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), before
-//! its response is sent. A session has ended once its tombstone is written; it is removed from the
+//! its response is sent. A session is revoked once its tombstone is written; it is removed from the
 //! list afterwards.
 
 mod address;
 mod blocks;
 mod connection;
+mod key_names;
 mod local_cache;
+mod notices;
+mod primaries;
 mod revocations;
 mod seal;
 mod sentinel;
+mod user_search;
 mod users;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use redis::{ErrorKind, RedisError, RedisResult, Script, cmd};
+use redis::{ErrorKind, RedisError, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::blocks::OwnBlocks;
-use self::connection::{Connection, Store, StoreConnection, StoreOutcome};
+use self::connection::{StoreConnection, StoreOutcome};
+use self::key_names::KeyNames;
 use self::local_cache::LocalCache;
-use self::seal::{Record, SealError, Seals, TOMBSTONE, Value};
-use self::users::Users;
+use self::primaries::Connection;
+use self::seal::{Record, SealError, Seals, StoredValue};
+use self::users::UserIndex;
 use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
@@ -56,25 +51,11 @@ use crate::telemetry::metrics::Metrics;
 /// The longest time between two writes of a last use.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time to list the sessions of a user for an operator.
-const LISTING_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for an operator's action on one user.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Revocations or blocks of this gateway that are written again in one command.
-const TOLD_AT_ONCE: usize = 1000;
-
-/// KEYS: the session. ARGV: channel, digest. Returns the outcome, the rest of the session's
-/// lifetime, and the record.
-static END: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"local value = redis.call('GET', KEYS[1])
-        if not value then return {0, 0, ''} end
-        local left = math.max(redis.call('PTTL', KEYS[1]), 1)
-        redis.call('SET', KEYS[1], 'T', 'PX', left)
-        redis.call('PUBLISH', ARGV[1], ARGV[2])
-        if value == 'T' then return {1, left, ''} end
-        return {2, left, value}",
-    )
-});
+const REWRITE_BATCH: usize = 1000;
 
 /// KEYS: the session. ARGV: time of last use, record, lifetime. Returns whether the session exists.
 static REFRESH: LazyLock<Script> = LazyLock::new(|| {
@@ -95,11 +76,11 @@ struct Inner {
     connection: StoreConnection,
     local_cache: LocalCache,
     seals: Seals,
-    keys: Keys,
+    key_names: KeyNames,
     own_blocks: OwnBlocks,
-    /// Limits concurrent look-ups and ends, each kind separately.
-    look_ups: Semaphore,
-    ends: Semaphore,
+    /// Limits concurrent lookups and revocations, each kind separately.
+    lookup_permits: Semaphore,
+    revocation_permits: Semaphore,
     max_per_user: Option<NonZeroUsize>,
     timeout: Duration,
     idle_timeout: Duration,
@@ -107,51 +88,8 @@ struct Inner {
     clock: Clock,
     metrics: Arc<Metrics>,
     removals: Removals,
-    has_listened: AtomicBool,
+    was_subscribed: AtomicBool,
     unreadable: LogThrottle,
-}
-
-/// Names in the store.
-pub struct Keys {
-    prefix: String,
-    channel: String,
-}
-
-impl Keys {
-    fn session(&self, digest: &TokenDigest) -> String {
-        format!("{}s:{}", self.prefix, URL_SAFE_NO_PAD.encode(digest.as_bytes()))
-    }
-
-    fn user(&self, name: &str) -> String {
-        format!("{}u:{name}", self.prefix)
-    }
-
-    fn block(&self, name: &str) -> String {
-        format!("{}b:{name}", self.prefix)
-    }
-
-    fn blocks(&self) -> String {
-        format!("{}blocked", self.prefix)
-    }
-
-    /// A `SCAN` pattern for the keys of sessions and blocks.
-    fn pattern(&self) -> String {
-        let mut pattern = String::new();
-        for c in self.prefix.chars() {
-            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
-        pattern + "[sb]:*"
-    }
-
-    /// The digest in the key of a session.
-    fn token(&self, key: &str) -> Option<TokenDigest> {
-        let digest = key.strip_prefix(&self.prefix)?.strip_prefix("s:")?;
-        let digest = URL_SAFE_NO_PAD.decode(digest).ok()?;
-        Some(TokenDigest::from_bytes(digest.try_into().ok()?))
-    }
 }
 
 impl Redis {
@@ -172,18 +110,15 @@ impl Redis {
                 idle_timeout + interval,
             ),
             seals: Seals::new(&shared.seal_keys),
-            keys: Keys {
-                prefix: redis.key_prefix.clone(),
-                channel: format!("{}revoked", redis.key_prefix),
-            },
+            key_names: KeyNames::new(&redis.key_prefix),
             own_blocks: OwnBlocks::default(),
-            look_ups: Semaphore::new(redis.max_lookups),
-            ends: Semaphore::new(redis.max_lookups),
+            lookup_permits: Semaphore::new(redis.max_lookups),
+            revocation_permits: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
             timeout: redis.timeout,
             idle_timeout,
             interval,
-            has_listened: AtomicBool::new(false),
+            was_subscribed: AtomicBool::new(false),
             unreadable: LogThrottle::new(clock.clone()),
             clock,
             removals: Removal::counters(&metrics),
@@ -196,30 +131,31 @@ impl Redis {
         self.0.interval
     }
 
-    /// Keeps the connection to the store, and receives notices from other gateways. Never returns.
+    /// Maintains the connection to the store, and receives notices from other gateways. Never
+    /// returns.
     pub async fn run(&self) {
         let this = &*self.0;
-        let heard = |notice: &[u8]| match notice.try_into() {
+        let on_notice = |notice: &[u8]| match notice.try_into() {
             Ok(digest) => {
                 let digest = TokenDigest::from_bytes(digest);
                 this.local_cache.revoked_elsewhere(&digest, this.clock.now_millis());
             }
             // A digest never has the length of a name.
-            Err(_) => this.heard_of_lift(notice),
+            Err(_) => this.unblocked_elsewhere(notice),
         };
-        let listens = || this.has_listened.store(true, Ordering::Release);
+        let on_subscribed = || this.was_subscribed.store(true, Ordering::Release);
         tokio::join!(
             this.connection.run(|store| async move {
-                this.tell_of_ends(&store).await?;
-                this.tell_of_blocks(&store).await
+                this.rewrite_revocations(&store).await?;
+                this.rewrite_blocks(&store).await
             }),
-            revocations::listen(&this.connection, &this.keys.channel, listens, heard),
+            notices::listen(&this.connection, &this.key_names.channel, on_subscribed, on_notice),
         );
     }
 
     /// Whether the store and its channel have been reached since the start.
     pub fn was_reached(&self) -> bool {
-        self.0.connection.was_reached() && self.0.has_listened.load(Ordering::Acquire)
+        self.0.connection.was_reached() && self.0.was_subscribed.load(Ordering::Acquire)
     }
 
     /// Whether the store is available at present.
@@ -227,31 +163,31 @@ impl Redis {
         self.0.connection.store().map(|_| ())
     }
 
-    /// Stores a new session, and ends the oldest sessions of its user above the limit.
+    /// Stores a new session, and revokes the oldest sessions of its user above the limit.
     ///
     /// # Errors
     /// When the store does not respond in time, or the user is blocked.
     pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
         let this = &*self.0;
         let store = this.connection.store()?;
-        let digest = session.digest;
+        let digest = *session.digest();
         let record = this.record(&session, this.clock.now_millis());
-        let asked = this.clock.now_millis();
+        let started = this.clock.now_millis();
         let stored = async {
             let (life, interval) = (this.life(&record), millis(this.interval));
             let mut connection = store.common();
             let listed =
                 this.users().insert(&mut connection, &digest, &record, life, interval).await?;
             let Some(listed) = listed else { return Ok(Err(Blocked)) };
-            if let Some(most) = this.max_per_user.map(NonZeroUsize::get)
-                && listed > most
+            if let Some(limit) = this.max_per_user.map(NonZeroUsize::get)
+                && listed > limit
             {
-                this.trim(&store, &digest, &record.identity.user(), most).await?;
+                this.trim(&store, &digest, &record.identity.user(), limit).await?;
             }
             Ok(Ok(()))
         };
         this.connection.within(this.timeout, stored).await??;
-        this.local_cache.insert(session, asked);
+        this.local_cache.insert(session, started);
         this.metrics.session_created();
         Ok(())
     }
@@ -267,33 +203,34 @@ impl Redis {
             return Ok(None);
         }
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.look_ups)?;
+        let _permit = this.permit(&this.lookup_permits)?;
         let read = async {
-            let key = this.keys.session(digest);
+            let key = this.key_names.session(digest);
             cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut store.common()).await
         };
         let value = this.connection.within(this.timeout, read).await?;
         Ok(match value.map(|value| this.seals.open(digest, &value)) {
-            Some(Value::Session(record)) => {
+            Some(StoredValue::Session(record)) => {
                 this.local_cache.insert(this.session(*digest, record), now)
             }
-            Some(Value::Unreadable) => {
+            Some(StoredValue::Unreadable) => {
                 if let Some(suppressed) = this.unreadable.suppressed() {
                     tracing::warn!(
                         suppressed,
-                        "a session in the store was sealed by no key that is configured"
+                        "cannot open a stored session: check session.seal_key and previous_seal_keys"
                     );
                 }
                 None
             }
-            Some(Value::Tombstone) | None => None,
+            Some(StoredValue::Tombstone) | None => None,
         })
     }
 
     /// Records a use of a session; writes it to the store if that is due.
-    pub fn used(&self, session: &Arc<Session>, now: u64) {
+    pub fn record_use(&self, session: &Arc<Session>, now: u64) {
         let written = session.last_used();
-        if now.saturating_sub(written) < millis(self.0.interval) || !session.set_used(written, now)
+        if now.saturating_sub(written) < millis(self.0.interval)
+            || !session.replace_last_used(written, now)
         {
             return;
         }
@@ -301,31 +238,31 @@ impl Redis {
         tokio::spawn(async move {
             if this.refresh(&session, now).await.is_err() {
                 // The next use retries.
-                session.set_used(now, written);
+                session.replace_last_used(now, written);
             }
         });
     }
 
     async fn refresh(&self, session: &Session, now: u64) -> Result<(), StoreError> {
         let this = &*self.0;
-        let digest = &session.digest;
+        let digest = session.digest();
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.look_ups)?;
+        let _permit = this.permit(&this.lookup_permits)?;
         let record = this.record(session, now);
         let written = async {
             let value = this.seals.seal(digest, &record).map_err(unsealable)?;
-            let mut refresh = REFRESH.key(this.keys.session(digest));
+            let mut refresh = REFRESH.key(this.key_names.session(digest));
             refresh.arg(record.used).arg(value).arg(this.life(&record));
             let mut connection = store.common();
-            let is_there = refresh.invoke_async::<bool>(&mut connection).await?;
-            if is_there && matches!(connection, Connection::Cluster(_)) {
+            let exists = refresh.invoke_async::<bool>(&mut connection).await?;
+            if exists && matches!(connection, Connection::Cluster(_)) {
                 let interval = millis(this.interval);
                 this.users().list(&mut connection, digest, &record, interval).await?;
             }
-            Ok(is_there)
+            Ok(exists)
         };
         if !this.connection.within(this.timeout, written).await? {
-            this.local_cache.forget(digest);
+            this.local_cache.remove(digest);
         }
         Ok(())
     }
@@ -335,12 +272,12 @@ impl Redis {
         let this = &*self.0;
         let store = this.connection.store()?;
         let read = async { this.users().sessions(&mut store.common(), user).await };
-        let sessions = this.connection.within(LISTING_PATIENCE, read).await?;
+        let sessions = this.connection.within(OPERATOR_TIMEOUT, read).await?;
         let session = |(digest, record)| Arc::new(this.session(digest, record));
         Ok(sessions.into_iter().map(session).collect())
     }
 
-    /// Blocks a user until `until`, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         self.0.block(user, until).await
     }
@@ -349,46 +286,46 @@ impl Redis {
         self.0.unblock(user).await
     }
 
-    /// When the block of a user ends, on the clock.
+    /// When the block of a user ends, in the time of the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         self.0.blocked_until(user).await
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
     /// block.
     pub async fn find_user(
         &self,
         app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
+        matches: &(impl Fn(&OpenId) -> bool + Sync),
     ) -> Result<Option<User>, StoreError> {
-        self.0.find_user(app_id, is_sought).await
+        self.0.find_user(app_id, matches).await
     }
 
-    /// Ends a session. It is counted under `cause` if the store still had it.
-    pub async fn end(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
+    /// Revokes a session. It is counted under `cause` if the store still had it.
+    pub async fn revoke(&self, digest: &TokenDigest, cause: Removal) -> Result<(), StoreError> {
         let this = &*self.0;
         // Whatever the store responds: here it is no longer cached.
-        this.local_cache.forget(digest);
+        this.local_cache.remove(digest);
         let store = this.connection.store()?;
-        let _permit = this.permit(&this.ends)?;
-        let ended = this.end(&store, digest, cause, this.timeout);
-        this.connection.within(this.timeout, ended).await
+        let _permit = this.permit(&this.revocation_permits)?;
+        let revoked = this.revoke(&store, digest, cause, this.timeout);
+        this.connection.within(this.timeout, revoked).await
     }
 
     /// Removes an expired session from the cache.
-    pub fn forget(&self, digest: &TokenDigest) {
-        self.0.local_cache.forget(digest);
+    pub fn remove_cached(&self, digest: &TokenDigest) {
+        self.0.local_cache.remove(digest);
     }
 
     pub fn maintain(&self) {
         self.0.local_cache.maintain();
-        self.0.metrics.sessions_known(self.0.local_cache.len());
+        self.0.metrics.set_sessions(self.0.local_cache.len());
     }
 }
 
 impl Inner {
-    fn users(&self) -> Users<'_> {
-        Users { seals: &self.seals, keys: &self.keys }
+    fn users(&self) -> UserIndex<'_> {
+        UserIndex { seals: &self.seals, key_names: &self.key_names }
     }
 
     /// # Errors
@@ -399,80 +336,6 @@ impl Inner {
             self.connection.count(StoreOutcome::Refused);
             StoreError
         })
-    }
-
-    async fn end(
-        &self,
-        store: &Store,
-        digest: &TokenDigest,
-        cause: Removal,
-        patience: Duration,
-    ) -> RedisResult<()> {
-        let mut connection = store.revocations();
-        let key = self.keys.session(digest);
-        let mut end = END.key(&key);
-        end.arg(&self.keys.channel).arg(digest.as_bytes());
-        let (outcome, left, value): (u8, u64, Vec<u8>) = end.invoke_async(&mut connection).await?;
-        if outcome == 0 {
-            return Ok(());
-        }
-        self.local_cache.revoke(digest, self.clock.now_millis().saturating_add(left));
-        if outcome == 2 {
-            self.removals.count(cause as usize);
-        }
-        store.confirm(&mut connection, key.as_bytes(), patience).await?;
-        if let Value::Session(record) = self.seals.open(digest, &value) {
-            let user = record.identity.user();
-            // If this fails, the next listing removes it.
-            let _ = self.users().remove(&mut store.common(), digest, &user).await;
-        }
-        Ok(())
-    }
-
-    /// Ends the oldest sessions of a user until `most` are left. The session of `newest` is kept,
-    /// because the clocks of gateways may differ.
-    async fn trim(
-        &self,
-        store: &Store,
-        newest: &TokenDigest,
-        user: &User,
-        most: usize,
-    ) -> RedisResult<()> {
-        let sessions = self.users().sessions(&mut store.common(), user).await?;
-        let live: Vec<_> = sessions.iter().filter(|(_, record)| self.is_live(record)).collect();
-        let excess = live.len().saturating_sub(most);
-        let others = live.iter().filter(|(digest, _)| digest != newest);
-        for (digest, _) in others.take(excess) {
-            self.end(store, digest, Removal::Replaced, self.timeout).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes this gateway's revocations again, because the store may have lost them.
-    ///
-    /// # Errors
-    /// When one of them was not written.
-    async fn tell_of_ends(&self, store: &Store) -> RedisResult<()> {
-        let ends = self.local_cache.own_revocations(self.clock.now_millis());
-        for some in ends.chunks(TOLD_AT_ONCE) {
-            let written = some.iter().map(|(digest, left)| {
-                let mut connection = store.revocations();
-                let key = self.keys.session(digest);
-                async move {
-                    let mut set = cmd("SET");
-                    set.arg(key).arg(TOMBSTONE).arg("PX").arg((*left).max(1));
-                    set.exec_async(&mut connection).await
-                }
-            });
-            let written = futures_util::future::try_join_all(written);
-            let late = |_| RedisError::from((ErrorKind::Io, "what was ended here is not taken"));
-            tokio::time::timeout(address::DIAL, written).await.map_err(late)??;
-        }
-        if !ends.is_empty() {
-            let count = ends.len();
-            tracing::info!(count, "sessions that were ended here are ended in the new store");
-        }
-        Ok(())
     }
 
     /// How long a record is stored, in milliseconds: until its end, plus one interval.
@@ -504,15 +367,8 @@ impl Inner {
 
     fn session(&self, digest: TokenDigest, record: Record) -> Session {
         let Record { identity, client, created, ends, used } = record;
-        Session {
-            identity,
-            digest,
-            client,
-            created_at_millis: self.clock.from_wall(created),
-            ends_at_millis: self.clock.from_wall(ends),
-            last_used_millis: AtomicU64::new(self.clock.from_wall(used)),
-            is_removed: AtomicBool::new(false),
-        }
+        let [created, ends, used] = [created, ends, used].map(|time| self.clock.from_wall(time));
+        Session::new(digest, identity, client, created, ends, used)
     }
 }
 
@@ -521,10 +377,10 @@ fn interval(idle_timeout: Duration) -> Duration {
     LONGEST_INTERVAL.min(idle_timeout / 10)
 }
 
-fn unsealable(_: SealError) -> RedisError {
-    RedisError::from((ErrorKind::Client, "there is no key to seal with"))
+fn failure(reason: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::Io, reason))
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn unsealable(_: SealError) -> RedisError {
+    RedisError::from((ErrorKind::Client, "no seal key configured"))
 }

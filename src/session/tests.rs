@@ -72,7 +72,7 @@ async fn a_session_that_is_not_used_ends_after_the_idle_timeout() {
 }
 
 #[tokio::test]
-async fn a_revoked_session_is_gone_and_counted_once() {
+async fn a_revoked_session_is_removed_and_counted_once() {
     let store = Store::new(100);
     let digest = store.login().await;
     store.sessions.revoke(&digest).await.unwrap();
@@ -83,7 +83,7 @@ async fn a_revoked_session_is_gone_and_counted_once() {
 }
 
 #[tokio::test]
-async fn a_full_store_takes_new_logins_and_lets_the_least_recently_used_go() {
+async fn a_full_store_accepts_new_logins_and_evicts_the_least_recently_used() {
     let store = Store::new(100);
     let first = store.login().await;
     let mut others = Vec::new();
@@ -104,7 +104,7 @@ async fn a_full_store_takes_new_logins_and_lets_the_least_recently_used_go() {
 }
 
 #[tokio::test]
-async fn created_less_removed_is_what_is_held() {
+async fn created_minus_removed_equals_the_number_of_sessions() {
     let store = Store::new(50);
     for round in 0..500u64 {
         let digest = store.login().await;
@@ -158,7 +158,7 @@ async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
 
 /// As for frames of a WebSocket.
 #[tokio::test]
-async fn what_is_done_under_a_session_keeps_it_like_a_look_up() {
+async fn touching_a_session_keeps_it_like_a_lookup() {
     let store = Store::new(3);
     let held = store.login().await;
     let session = store.sessions.get(&held).await.unwrap().unwrap();

@@ -164,7 +164,8 @@ impl AccessLog {
         self.user_names.name(openid)
     }
 
-    /// How names are made, if `log.openid_key` is set: without it they differ between processes.
+    /// Makes the names of users, if `log.openid_key` is set: without that key, names differ between
+    /// processes.
     pub fn user_names(&self) -> Option<UserNames> {
         self.has_key.then(|| self.user_names.clone())
     }

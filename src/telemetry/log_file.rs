@@ -28,7 +28,7 @@ impl LogFile {
     /// Opens a file for appending, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Errors of the system, for example for a pipe without a reader.
+    /// When the system cannot open it, for example because it is a pipe without a reader.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let file = append_to(path)?;
         Ok(Arc::new(Self { path: path.to_owned(), file: ArcSwap::from_pointee(file) }))
@@ -41,7 +41,7 @@ impl LogFile {
     /// Reopens the path. Blocks while the file system does not respond.
     ///
     /// # Errors
-    /// Errors of the system; lines then still go to the old file.
+    /// When the system cannot open it; lines then still go to the old file.
     pub fn reopen(&self) -> io::Result<()> {
         self.file.store(Arc::new(append_to(&self.path)?));
         Ok(())
@@ -49,10 +49,10 @@ impl LogFile {
 
     /// A writer to the file, for one thread. Counts lines that cannot be written.
     pub fn writer(self: &Arc<Self>, clock: Clock, metrics: &Metrics) -> impl Write + Send + use<> {
-        let lost = Arc::new(AtomicUsize::new(0));
-        let counted = lost.clone();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let counted = dropped.clone();
         metrics.watch_log(move || counted.load(Ordering::Relaxed));
-        Lines { file: self.clone(), lost, failed: LogThrottle::new(clock), is_broken: false }
+        Lines { file: self.clone(), dropped, failed: LogThrottle::new(clock), is_broken: false }
     }
 }
 
@@ -66,7 +66,7 @@ fn append_to(path: &Path) -> io::Result<File> {
 
 struct Lines {
     file: Arc<LogFile>,
-    lost: Arc<AtomicUsize>,
+    dropped: Arc<AtomicUsize>,
     failed: LogThrottle,
     /// Whether the last line was written only in part.
     is_broken: bool,
@@ -89,7 +89,7 @@ impl Write for Lines {
         match written {
             Ok(()) => self.is_broken = false,
             Err(error) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
                 if let Some(suppressed) = self.failed.suppressed() {
                     let file = self.file.path.display();
                     tracing::error!(%file, %error, suppressed, "cannot write the access log");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_holds_nothing_up() {
+    fn a_pipe_without_a_reader_does_not_block() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         let file = LogFile::open(&path).unwrap();
@@ -150,7 +150,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let mut lines = file.writer(Clock::manual(), &metrics);
         for _ in 0..3 {
-            lines.write_all(b"lost\n").unwrap();
+            lines.write_all(b"dropped\n").unwrap();
         }
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains("wxgate_log_lines_dropped_total 3"), "{text}");

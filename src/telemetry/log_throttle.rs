@@ -12,7 +12,7 @@ use crate::clock::Clock;
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Maximum number of kinds of events that one [`LogThrottles`] distinguishes.
-const MOST: usize = 1000;
+const MAX_KINDS: usize = 1000;
 
 /// When an event was last logged, and how often it has happened since.
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl Logged {
     }
 }
 
-/// Whether to log one kind of event.
+/// Decides whether one kind of event is logged now.
 pub struct LogThrottle {
     clock: Clock,
     last: Mutex<Logged>,
@@ -70,9 +70,9 @@ impl<K: Eq + Hash> LogThrottles<K> {
     pub fn suppressed(&self, kind: K) -> Option<u64> {
         let now = self.clock.now();
         let mut each = self.each.lock();
-        if each.len() >= MOST && !each.contains_key(&kind) {
+        if each.len() >= MAX_KINDS && !each.contains_key(&kind) {
             each.retain(|_, logged| !logged.is_old(now));
-            if each.len() >= MOST {
+            if each.len() >= MAX_KINDS {
                 drop(each);
                 return self.rest.suppressed();
             }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_logged_once_a_minute_with_the_number_that_was_not() {
+    fn an_event_is_logged_once_a_minute_with_the_suppressed_count() {
         let clock = Clock::manual();
         let throttle = LogThrottle::new(clock.clone());
         assert_eq!(throttle.suppressed(), Some(0));
@@ -99,12 +99,12 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_apart_as_long_as_there_are_not_too_many() {
+    fn the_number_of_distinguished_kinds_is_limited() {
         let clock = Clock::manual();
         let throttle = LogThrottles::new(clock.clone());
         assert_eq!(throttle.suppressed(0), Some(0));
         assert_eq!(throttle.suppressed(0), None);
-        assert_eq!((1..10_000).filter_map(|kind| throttle.suppressed(kind)).count(), MOST);
+        assert_eq!((1..10_000).filter_map(|kind| throttle.suppressed(kind)).count(), MAX_KINDS);
         assert_eq!(throttle.suppressed(0), None);
         clock.advance(INTERVAL);
         assert_eq!(throttle.suppressed(5_000), Some(0), "old kinds make room");

@@ -1,6 +1,6 @@
 //! Writes logs without making requests wait.
 //!
-//! Lines go through a bounded queue to a separate thread. When the queue is full, because nobody
+//! Lines go through a bounded queue to a separate thread. When the queue is full, because nothing
 //! reads or the disk is full, lines are dropped and counted; no request and no exit of the process
 //! waits for long.
 

@@ -23,7 +23,7 @@ pub use crate::telemetry::log_writer::Flush;
 use crate::telemetry::log_writer::{queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
-/// Control of the level of an installed log.
+/// Changes the level of an installed log.
 pub struct LogControl(reload::Handle<Targets, Registry>);
 
 impl LogControl {
@@ -87,17 +87,17 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let metadata = event.metadata();
-        let mut head = Fields::default();
-        head.add("time", &timestamp());
-        head.add("log", "process");
-        head.add("level", metadata.level().as_str());
+        let mut start = Fields::default();
+        start.add("time", &timestamp());
+        start.add("log", "process");
+        start.add("level", metadata.level().as_str());
         let mut end = Fields::default();
         end.add("target", metadata.target());
         let Fields { message, others } = fields;
-        let (head, end) = (head.others, end.others);
+        let (start, end) = (start.others, end.others);
         // Each member begins with a comma.
-        let head = head.get(1..).unwrap_or_default();
-        writeln!(out, "{{{head}{message}{others}{end}}}")
+        let start = start.get(1..).unwrap_or_default();
+        writeln!(out, "{{{start}{message}{others}{end}}}")
     }
 }
 
@@ -112,9 +112,9 @@ impl Fields {
     fn add<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
         let (name_json, value) = (serde_json::to_string(name), serde_json::to_string(value));
         let (Ok(name_json), Ok(value)) = (name_json, value) else { return };
-        let place = if name == "message" { &mut self.message } else { &mut self.others };
+        let members = if name == "message" { &mut self.message } else { &mut self.others };
         for part in [",", &name_json, ":", &value] {
-            place.push_str(part);
+            members.push_str(part);
         }
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_json_whatever_they_hold() {
+    fn fields_are_valid_json() {
         let mut fields = Fields::default();
         fields.add("message", "\"quoted\"\n\u{1b}[31m名");
         fields.add("count", &3_u64);

@@ -18,13 +18,16 @@ const LONGEST: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// How long to keep a connection whose last response had these `Keep-Alive` lines; `None`: it is
-/// closed. `set` is the configured limit.
-pub fn time<'a>(set: Option<Duration>, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
-    let Some(seconds) = said.filter_map(timeout).min() else {
-        return Some(set.unwrap_or(DEFAULT));
+/// closed. `configured` is the limit of the configuration.
+pub fn time<'a>(
+    configured: Option<Duration>,
+    lines: impl Iterator<Item = &'a [u8]>,
+) -> Option<Duration> {
+    let Some(seconds) = lines.filter_map(timeout).min() else {
+        return Some(configured.unwrap_or(DEFAULT));
     };
     let time = Duration::from_secs(seconds.into()).checked_sub(MARGIN)?.min(LONGEST);
-    Some(set.map_or(time, |set| set.min(time))).filter(|time| !time.is_zero())
+    Some(configured.map_or(time, |configured| configured.min(time))).filter(|time| !time.is_zero())
 }
 
 /// The smallest `timeout` of a line, in seconds. Malformed values are ignored.
@@ -48,18 +51,18 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn after(set: Option<Duration>, said: &[&str]) -> Option<Duration> {
-        time(set, said.iter().map(|line| line.as_bytes()))
+    fn after(configured: Option<Duration>, lines: &[&str]) -> Option<Duration> {
+        time(configured, lines.iter().map(|line| line.as_bytes()))
     }
 
     #[test]
-    fn a_connection_is_kept_a_second_less_than_the_server_says() {
+    fn a_connection_is_kept_a_second_less_than_the_server_announces() {
         assert_eq!(after(None, &[]), Some(4 * SECOND));
         for (seconds, kept) in
             [(0, None), (1, None), (2, Some(1)), (5, Some(4)), (61, Some(60)), (600, Some(60))]
         {
-            let said = format!("timeout={seconds}");
-            assert_eq!(after(None, &[&said]), kept.map(|kept| kept * SECOND));
+            let lines = format!("timeout={seconds}");
+            assert_eq!(after(None, &[&lines]), kept.map(|kept| kept * SECOND));
         }
         assert_eq!(after(Some(SECOND / 2), &["timeout=5"]), Some(SECOND / 2));
         assert_eq!(after(Some(75 * SECOND), &["timeout=5"]), Some(4 * SECOND));
@@ -69,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_does_not_count() {
+    fn malformed_values_are_ignored() {
         for (line, seconds) in [
             ("timeout=5", Some(5)),
             ("max=100, Timeout = 5", Some(5)),

@@ -1,9 +1,9 @@
 //! The servers of an upstream: which one is next, and how to connect to it.
 //!
-//! A [`Pool`] turns the configured servers into peers for pingora's connectors, and returns their
-//! addresses in turn. Host names are resolved at the start and every 30 seconds; when a name cannot
-//! be resolved, its last known addresses stay in use. If connecting to a server fails, `proxy`
-//! tries one that it has not tried yet.
+//! A [`Pool`] is the running state of one upstream. It turns the configured servers into peers for
+//! pingora's connectors, and returns their addresses in turn (round robin). Host names are resolved
+//! at the start and every 30 seconds; when a name cannot be resolved, its last known addresses stay
+//! in use. If connecting to a server fails, `proxy` tries one that it has not tried yet.
 
 mod keep_alive;
 
@@ -24,13 +24,13 @@ use crate::clock::Clock;
 use crate::config::{ServerAddress, Timeouts, Upstream};
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Time between two look-ups of host names.
+/// Time between two resolutions of host names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Time for one look-up; the system's own timeout may be longer.
+/// Time for one resolution; the system's own timeout may be longer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Time between two look-ups while a pool has no address.
+/// Time between two resolutions while an upstream has no address.
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes for a server that the system buffers before it sends them. By default it would buffer
@@ -55,7 +55,8 @@ struct Peer {
 impl Pool {
     pub fn new(section: Upstream, clock: Clock) -> Self {
         let servers = section.servers.clone();
-        let names = Names { pool: section.name.clone(), servers, clock, known: Mutex::default() };
+        let names =
+            Names { pool: section.name.clone(), servers, clock, resolved: Mutex::default() };
         Self {
             backends: Backends::new(Box::new(names)),
             peers: ArcSwap::default(),
@@ -99,8 +100,8 @@ impl Pool {
 
     /// How long to keep an idle connection after a response with these `Keep-Alive` lines; `None`:
     /// it is closed.
-    pub fn idle_time<'a>(&self, said: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
-        keep_alive::time(self.section.idle_timeout, said)
+    pub fn idle_time<'a>(&self, lines: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+        keep_alive::time(self.section.idle_timeout, lines)
     }
 
     /// Whether no address of any server is known.
@@ -113,18 +114,18 @@ impl Pool {
         self.peers.load().iter().any(|peer| !tried.contains(&peer.address))
     }
 
-    /// Looks up the host names, and uses the addresses found.
+    /// Resolves the host names, and uses the addresses found.
     pub async fn resolve(&self) {
-        let taken = self.backends.update(|backends| {
+        let updated = self.backends.update(|backends| {
             let addresses = backends.iter().filter_map(|backend| backend.addr.as_inet());
             let peers = addresses.map(|address| self.peer(*address)).collect();
             self.peers.store(Arc::new(peers));
         });
         // `Names` itself logs failures and keeps the known addresses.
-        let _ = taken.await;
+        let _ = updated.await;
     }
 
-    /// Looks up the host names of a pool repeatedly, for as long as the pool is in use.
+    /// Resolves the host names of a pool repeatedly, for as long as the pool is in use.
     pub async fn keep_resolving(pool: Weak<Self>) {
         let is_name = |server: &ServerAddress| matches!(server, ServerAddress::Host { .. });
         let interval = |pool: &Self| {
@@ -160,12 +161,12 @@ struct Names {
     pool: String,
     servers: Vec<ServerAddress>,
     clock: Clock,
-    known: Mutex<HashMap<String, Name>>,
+    resolved: Mutex<HashMap<String, HostAddresses>>,
 }
 
-/// The known addresses of a host name with a port.
-struct Name {
-    /// The addresses found by the last successful look-up.
+/// The last known addresses of a host name with a port.
+struct HostAddresses {
+    /// The addresses found by the last successful resolution.
     addresses: Vec<SocketAddr>,
     failed: LogThrottle,
     /// Whether the last log line about it says that it cannot be resolved.
@@ -198,14 +199,14 @@ impl Names {
             Ok(found) => found.map(Iterator::collect),
             Err(elapsed) => Err(elapsed.into()),
         };
-        self.learn(&name, found)
+        self.record(&name, found)
     }
 
-    /// Stores the result of a look-up. Returns the addresses, or those of an earlier look-up if it
-    /// failed.
-    fn learn(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
-        let mut known = self.known.lock();
-        let name = known.entry(host.to_owned()).or_insert_with(|| Name {
+    /// Stores the result of a resolution. Returns the addresses, or those of an earlier resolution
+    /// if this one failed.
+    fn record(&self, host: &str, found: std::io::Result<Vec<SocketAddr>>) -> Vec<SocketAddr> {
+        let mut resolved = self.resolved.lock();
+        let name = resolved.entry(host.to_owned()).or_insert_with(|| HostAddresses {
             addresses: Vec::new(),
             failed: LogThrottle::new(self.clock.clone()),
             is_logged: false,
@@ -213,7 +214,7 @@ impl Names {
         match found {
             Ok(addresses) => {
                 if std::mem::take(&mut name.is_logged) {
-                    tracing::info!(upstream = self.pool, host, "a host name resolves again");
+                    tracing::info!(upstream = self.pool, host, "host name resolves again");
                 }
                 name.addresses = addresses;
             }
@@ -227,7 +228,7 @@ impl Names {
                         %error,
                         kept,
                         suppressed,
-                        "a host name cannot be resolved"
+                        "cannot resolve host name"
                     );
                 }
             }
@@ -255,16 +256,16 @@ mod tests {
             pool: "shop".to_owned(),
             servers: Vec::new(),
             clock: clock.clone(),
-            known: Mutex::default(),
+            resolved: Mutex::default(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
-        let learn = |found| names.learn("shop.internal:80", found);
-        let fail = || learn(Err(std::io::Error::other("unknown")));
-        let find = || learn(Ok(vec![address]));
+        let record = |found| names.record("shop.internal:80", found);
+        let fail = || record(Err(std::io::Error::other("unknown")));
+        let find = || record(Ok(vec![address]));
         assert_eq!(logged(|| drop(find())), "");
         let log = logged(|| {
             for _ in 0..100 {
-                assert_eq!(fail(), [address], "what was known is kept");
+                assert_eq!(fail(), [address], "the last addresses are kept");
             }
         });
         assert_eq!(log.lines().count(), 1, "{log}");

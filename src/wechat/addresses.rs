@@ -1,28 +1,28 @@
 //! Which of WeChat's addresses is called first.
 //!
-//! `wechat.base_url`, as long as it can be connected to. If that fails and there is a fallback, the
-//! fallback is called first, and once a minute one login tries the base, so that not every login
-//! waits for the failing connection.
+//! It is `wechat.base_url`, as long as it can be connected to. If that fails and there is a
+//! fallback, the fallback is called first, and once a minute one login tries `wechat.base_url`
+//! again, so that not every login waits for the failing connection.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::trouble::{Place, Trouble};
+use super::call_error::{CallError, Destination};
 
 use crate::clock::Clock;
 use crate::config::WeChatSection;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// Time between two tries of a base that cannot be connected to.
-const HOLD: Duration = Duration::from_secs(60);
+/// Time between two attempts to connect to a base URL that could not be connected to.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A base URL of WeChat's API.
 pub struct Address {
     /// Without a trailing slash.
     pub url: String,
-    pub place: Arc<Place>,
+    pub destination: Arc<Destination>,
 }
 
 /// Base URLs of WeChat's API.
@@ -32,20 +32,20 @@ pub struct Addresses {
     clock: Clock,
     /// When the base is tried again; `None`: it is called first.
     next_try: Mutex<Option<Duration>>,
-    said: LogThrottle,
+    throttle: LogThrottle,
 }
 
 impl Addresses {
     pub fn new(section: &WeChatSection, clock: Clock) -> Self {
         let address = |url: &String| Address {
             url: url.clone(),
-            place: Arc::new(Place::new(url, section.proxy.as_ref())),
+            destination: Arc::new(Destination::new(url, section.proxy.as_ref())),
         };
         Self {
             base: address(&section.base_url),
             fallback: section.fallback_base_url.as_ref().map(address),
             next_try: Mutex::new(None),
-            said: LogThrottle::new(clock.clone()),
+            throttle: LogThrottle::new(clock.clone()),
             clock,
         }
     }
@@ -63,32 +63,32 @@ impl Addresses {
             None => (&self.base, Some(fallback)),
             Some(next_try) if now >= *next_try => {
                 // This login tries the base.
-                *next_try = now + HOLD;
+                *next_try = now + RETRY_INTERVAL;
                 (&self.base, Some(fallback))
             }
             Some(_) => (fallback, Some(&self.base)),
         }
     }
 
-    /// Reports whether an address could be connected to; `trouble` is the reason if not.
-    pub fn report(&self, address: &Address, trouble: Option<&Trouble>) {
+    /// Reports whether an address could be connected to; `call_error` is the reason if not.
+    pub fn report(&self, address: &Address, call_error: Option<&CallError>) {
         if self.fallback.is_none() || address.url != self.base.url {
             return;
         }
         let mut next_try = self.next_try.lock();
-        match (*next_try, trouble) {
+        match (*next_try, call_error) {
             (Some(_), None) => *next_try = None,
-            (None, Some(_)) => *next_try = Some(self.clock.now() + HOLD),
+            (None, Some(_)) => *next_try = Some(self.clock.now() + RETRY_INTERVAL),
             (None, None) | (Some(_), Some(_)) => {}
         }
         drop(next_try);
-        if let Some(error) = trouble
-            && let Some(suppressed) = self.said.suppressed()
+        if let Some(error) = call_error
+            && let Some(suppressed) = self.throttle.suppressed()
         {
             tracing::warn!(
                 %error,
                 suppressed,
-                "no connection to wechat.base_url; wechat.fallback_base_url is called first"
+                "cannot connect to wechat.base_url: calling wechat.fallback_base_url first"
             );
         }
     }

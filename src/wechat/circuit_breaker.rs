@@ -1,18 +1,18 @@
-//! A circuit breaker for calls to WeChat.
+//! When calls to WeChat stop after failures, and when they start again.
 //!
-//! It opens after a number of consecutive failures, and then rejects calls. After the pause it
-//! admits one call at a time as a probe; a success closes it, a failure opens it again. It has no
-//! clock and makes no calls: the caller passes the time.
+//! The circuit breaker opens after a number of consecutive failures, and then rejects calls. After
+//! a pause it admits one call at a time as a probe; a success closes it, a failure opens it again.
+//! It has no clock and makes no calls: the caller passes the time.
 
 use std::time::Duration;
 
 /// The circuit breaker of one service.
 pub struct CircuitBreaker {
     /// Consecutive failures after which it opens; 0: never.
-    most_failures: u32,
+    failure_threshold: u32,
     pause: Duration,
     /// The longest time that a probe may take.
-    patience: Duration,
+    probe_timeout: Duration,
     state: CircuitState,
 }
 
@@ -27,9 +27,14 @@ enum CircuitState {
 }
 
 impl CircuitBreaker {
-    pub fn new(most_failures: u32, pause: Duration, patience: Duration) -> Self {
-        let patience = patience.max(pause);
-        Self { most_failures, pause, patience, state: CircuitState::Closed { failures: 0 } }
+    pub fn new(failure_threshold: u32, pause: Duration, probe_timeout: Duration) -> Self {
+        let probe_timeout = probe_timeout.max(pause);
+        Self {
+            failure_threshold,
+            pause,
+            probe_timeout,
+            state: CircuitState::Closed { failures: 0 },
+        }
     }
 
     /// Whether a call is allowed now.
@@ -42,7 +47,7 @@ impl CircuitBreaker {
             return Err(until.saturating_sub(now));
         }
         // This call is the probe. If it never reports, another call becomes the probe later.
-        *until = now + self.patience;
+        *until = now + self.probe_timeout;
         Ok(())
     }
 
@@ -52,7 +57,7 @@ impl CircuitBreaker {
             _ if is_success => self.state = CircuitState::Closed { failures: 0 },
             CircuitState::Closed { failures } => {
                 *failures += 1;
-                if *failures == self.most_failures {
+                if *failures == self.failure_threshold {
                     self.state = CircuitState::Open { until: now + self.pause };
                     return true;
                 }
@@ -87,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_in_a_row_open_it() {
+    fn only_consecutive_failures_open_it() {
         let mut breaker = CircuitBreaker::new(3, PAUSE, PAUSE);
         for _ in 0..10 {
             breaker.report(false, at(0));
@@ -99,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_pause_one_probe_passes_at_a_time() {
+    fn after_the_pause_one_probe_is_admitted_at_a_time() {
         let mut breaker = open();
         assert_eq!(breaker.admit(at(5)), Ok(()));
         assert_eq!(breaker.admit(at(5)), Err(PAUSE));
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn none_opens_that_may_fail_for_ever() {
+    fn a_threshold_of_zero_never_opens_it() {
         let mut breaker = CircuitBreaker::new(0, PAUSE, PAUSE);
         for _ in 0..1000 {
             assert!(!breaker.report(false, at(0)));

@@ -1,4 +1,4 @@
-//! Limits how many calls to WeChat run at once, and whether any are allowed.
+//! Decides whether a call to WeChat may be made now, must wait, or is rejected.
 //!
 //! Calls beyond `wechat.max_in_flight` wait in a queue of `wechat.queue` calls, for at most
 //! `wechat.queue_timeout`. Further calls are rejected at once, and so are all calls while the
@@ -25,8 +25,8 @@ pub struct ConcurrencyLimit {
     waiting: Semaphore,
     queue_timeout: Duration,
     breaker: Mutex<CircuitBreaker>,
-    said_open: LogThrottle,
-    said_closed: LogThrottle,
+    open_throttle: LogThrottle,
+    closed_throttle: LogThrottle,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -60,8 +60,8 @@ impl ConcurrencyLimit {
                 // Slightly more than an exchange, so that its report comes first.
                 section.timeout + Duration::from_secs(1),
             )),
-            said_open: LogThrottle::new(clock.clone()),
-            said_closed: LogThrottle::new(clock.clone()),
+            open_throttle: LogThrottle::new(clock.clone()),
+            closed_throttle: LogThrottle::new(clock.clone()),
             clock,
             metrics,
         }
@@ -70,7 +70,7 @@ impl ConcurrencyLimit {
     /// Waits for permission to make a call.
     ///
     /// # Errors
-    /// When none is given.
+    /// When the call is not allowed.
     pub async fn acquire(&self) -> Result<CallPermit<'_>, NoPermit> {
         let permit = match self.in_flight.try_acquire() {
             Ok(permit) => permit,
@@ -106,20 +106,20 @@ impl CallPermit<'_> {
         drop(breaker);
         if has_opened
             && let Some(error) = failure
-            && let Some(suppressed) = self.limit.said_open.suppressed()
+            && let Some(suppressed) = self.limit.open_throttle.suppressed()
         {
             tracing::error!(
                 %error,
                 suppressed,
-                "circuit breaker open after exchanges that failed in a row: logins are rejected \
-                 until one succeeds"
+                "circuit breaker open after consecutive failed exchanges: logins are rejected until \
+                 an exchange succeeds"
             );
         }
         if was_open
             && is_success
-            && let Some(suppressed) = self.limit.said_closed.suppressed()
+            && let Some(suppressed) = self.limit.closed_throttle.suppressed()
         {
-            tracing::info!(suppressed, "circuit breaker closed: WeChat works again");
+            tracing::info!(suppressed, "circuit breaker closed: an exchange succeeded");
         }
     }
 }

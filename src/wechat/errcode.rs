@@ -9,12 +9,12 @@ pub struct ErrCode(pub(super) i64);
 impl ErrCode {
     /// The label in metrics: a known number, or `other`, so that no response can create new series.
     pub fn label(self) -> &'static str {
-        self.known().map_or("other", |known| known.label)
+        self.info().map_or("other", |info| info.label)
     }
 
     /// What it means and what to do, for operators.
     pub fn meaning(self) -> Option<&'static str> {
-        self.known().map(|known| known.meaning)
+        self.info().map(|info| info.meaning)
     }
 
     /// The number itself.
@@ -22,8 +22,8 @@ impl ErrCode {
         self.0
     }
 
-    fn known(self) -> Option<&'static KnownErrcode> {
-        KNOWN.iter().find(|known| known.code == self.0)
+    fn info(self) -> Option<&'static ErrCodeInfo> {
+        ERRCODES.iter().find(|info| info.code == self.0)
     }
 }
 
@@ -33,92 +33,92 @@ impl fmt::Display for ErrCode {
     }
 }
 
-/// A known errcode.
-struct KnownErrcode {
+/// What is known about an errcode.
+struct ErrCodeInfo {
     code: i64,
     label: &'static str,
     /// What it means and what to do, for operators.
     meaning: &'static str,
 }
 
-const fn known(code: i64, label: &'static str, meaning: &'static str) -> KnownErrcode {
-    KnownErrcode { code, label, meaning }
+const fn info(code: i64, label: &'static str, meaning: &'static str) -> ErrCodeInfo {
+    ErrCodeInfo { code, label, meaning }
 }
 
 /// The errcodes of code2Session's page, and those seen in practice.
-const KNOWN: [KnownErrcode; 21] = [
-    known(-1, "-1", "WeChat is overloaded: try again later"),
-    known(40001, "40001", "the AppSecret is wrong: copy it from mp.weixin.qq.com"),
-    known(
+const ERRCODES: [ErrCodeInfo; 21] = [
+    info(-1, "-1", "WeChat is overloaded: try again later"),
+    info(40001, "40001", "the AppSecret is wrong: copy it from mp.weixin.qq.com"),
+    info(
         40013,
         "40013",
-        "the app id is wrong: copy that of the Mini Program from mp.weixin.qq.com, without quotes",
+        "the app id is wrong: copy the Mini Program's app id from mp.weixin.qq.com, without quotes",
     ),
-    known(
+    info(
         40029,
         "40029",
         "the code belongs to another app id, was used before, is older than five minutes, or is \
          not from wx.login",
     ),
-    known(
+    info(
         40125,
         "40125",
         "the AppSecret is wrong or was reset: copy the current one from mp.weixin.qq.com",
     ),
-    known(40163, "40163", "the code was used before, here or by another server"),
-    known(
+    info(40163, "40163", "the code was used before, here or by another server"),
+    info(
         40164,
         "40164",
-        "the address that the call came from is not on the app's IP allow list: add it at \
-         mp.weixin.qq.com, or call WeChat through a proxy whose address is on it",
+        "the gateway's address is not on the app's IP allow list: add it at mp.weixin.qq.com, or \
+         call WeChat through a proxy whose address is on the list",
     ),
-    known(40226, "40226", "WeChat blocks this user as a high risk; the gateway cannot change that"),
-    known(40243, "40243", "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com"),
-    known(41002, "41002", "the app id did not arrive: a relay or proxy drops the query"),
-    known(41004, "41004", "the AppSecret did not arrive: a relay or proxy drops the query"),
-    known(41008, "41008", "the code did not arrive: a relay or proxy drops the query"),
-    known(
+    info(40226, "40226", "WeChat blocks this user as high-risk; the gateway cannot change that"),
+    info(40243, "40243", "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com"),
+    info(41002, "41002", "WeChat received no app id: a relay or proxy drops the query"),
+    info(41004, "41004", "WeChat received no AppSecret: a relay or proxy drops the query"),
+    info(41008, "41008", "WeChat received no code: a relay or proxy drops the query"),
+    info(
         45009,
         "45009",
-        "the app's quota of calls is used up for today: WeChat is called once a minute until \
-         there is some again; the quota can be reset or raised at mp.weixin.qq.com",
+        "the app has used up its quota of calls for today: reset or raise the quota at \
+         mp.weixin.qq.com; until then WeChat is called once a minute",
     ),
-    known(45011, "45011", "too many calls for one user within a minute"),
-    known(
+    info(45011, "45011", "too many calls for one user in a minute"),
+    info(
         48001,
         "48001",
-        "the app may not use this API: check at mp.weixin.qq.com that it is a Mini Program and \
-         that its permissions were not withdrawn",
+        "the app has no permission for this API: check at mp.weixin.qq.com that it is a Mini \
+         Program and has its permissions",
     ),
-    known(
+    info(
         50002,
         "50002",
         "WeChat has restricted the app, possibly for a violation of its rules: see the notices at \
          mp.weixin.qq.com",
     ),
-    known(50007, "50007", "the app's account is frozen: see the notices at mp.weixin.qq.com"),
-    known(
+    info(50007, "50007", "the app's account is frozen: see the notices at mp.weixin.qq.com"),
+    info(
         61024,
         "61024",
         "a third-party platform manages this app: its codes are exchanged by that platform, not \
          with an AppSecret",
     ),
-    known(
+    info(
         89503,
         "89503",
         "an administrator of the app must confirm calls from this address: WeChat has sent a \
          message to confirm",
     ),
-    known(
+    info(
         89506,
         "89506",
-        "an administrator of the app has refused calls from this address: wait 24 hours and ask \
-         for confirmation",
+        "an administrator of the app has rejected calls from this address: wait 24 hours, then \
+         request confirmation again",
     ),
-    known(
+    info(
         89507,
         "89507",
-        "an administrator of the app has refused calls from this address: wait an hour and ask \
-         for confirmation",
+        "an administrator of the app has rejected calls from this address: wait an hour, then \
+         request confirmation again",
     ),
 ];

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ErrCode;
+use super::call_error::{CallError, Cause, Destination};
 use super::concurrency_limit::NoPermit;
-use super::trouble::{Cause, Place, Trouble};
 use crate::message::rejection::{Rejection, jittered};
 
 /// The longest `Retry-After` of a relay that is forwarded, in seconds.
-const LONGEST_PAUSE: u32 = 300;
+const MAX_RETRY_AFTER: u32 = 300;
 
 /// Why there is no identity, grouped by what the client or the operator can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeChatError {
-    #[error("WeChat does not accept the code ({0})")]
+    #[error("WeChat rejects the code ({0})")]
     InvalidCode(ErrCode),
     #[error("WeChat blocks the user ({0})")]
     UserBlocked(ErrCode),
-    #[error("WeChat limits the calls of this user ({})", .0.errcode)]
+    #[error("WeChat limits the calls for this user ({})", .0.errcode)]
     RateLimited(ErrorReport),
     #[error("WeChat is busy ({})", .0.errcode)]
     Busy(ErrorReport),
@@ -28,21 +28,21 @@ pub enum WeChatError {
     OutOfQuota(ErrorReport),
     #[error("WeChat rejects the app ({})", .0.errcode)]
     Refused(ErrorReport),
-    #[error("WeChat's response cannot be understood: {0}")]
-    Malformed(Trouble),
+    #[error("invalid response from WeChat: {0}")]
+    Malformed(CallError),
     #[error("WeChat's address responded with {0}")]
-    Status(Trouble),
-    /// With the seconds of the response's `Retry-After`.
+    Status(CallError),
+    /// With the `Retry-After` of the response, in seconds.
     #[error("WeChat's address responded with {0}")]
-    TooManyRequests(Trouble, Option<u32>),
-    #[error("WeChat's certificate is not accepted: {0}")]
-    Certificate(Trouble),
+    TooManyRequests(CallError, Option<u32>),
+    #[error("WeChat's certificate is not trusted: {0}")]
+    Certificate(CallError),
     #[error("WeChat cannot be reached: {0}")]
-    Unreachable(Trouble),
-    #[error("WeChat did not respond in time, and the code may be spent: {0}")]
-    Timeout(Trouble),
-    #[error("WeChat failed, and the code may be spent: {0}")]
-    Broken(Trouble),
+    Unreachable(CallError),
+    #[error("WeChat did not respond in time; the code may be spent: {0}")]
+    Timeout(CallError),
+    #[error("call to WeChat failed; the code may be spent: {0}")]
+    Broken(CallError),
     #[error("login queue full")]
     QueueFull,
     #[error("circuit breaker open")]
@@ -52,13 +52,13 @@ pub enum WeChatError {
 impl WeChatError {
     /// A response that is not WeChat's, without the address that it came from.
     pub(super) fn malformed(how: &'static str) -> Self {
-        Self::Malformed(Trouble::new(None, Cause::Nonsense(how)))
+        Self::Malformed(CallError::new(None, Cause::Malformed(how)))
     }
 
     /// Adds the address that was called.
-    pub(super) fn at(mut self, place: &Arc<Place>) -> Self {
-        if let Self::Malformed(trouble) = &mut self {
-            trouble.place = Some(place.clone());
+    pub(super) fn at(mut self, destination: &Arc<Destination>) -> Self {
+        if let Self::Malformed(call_error) = &mut self {
+            call_error.destination = Some(destination.clone());
         }
         self
     }
@@ -97,30 +97,30 @@ impl WeChatError {
         if let Some(errcode) = self.errcode() {
             return Cow::Owned(errcode.to_string());
         }
-        match (self, self.trouble().map(Trouble::kind)) {
+        match (self, self.call_error().map(CallError::kind)) {
             (_, Some((_, Cause::Status(status)))) => Cow::Owned(format!("status {status}")),
-            (_, Some((true, cause))) => Cow::Owned(format!("proxy: {}", cause.words())),
-            (_, Some((false, cause))) => Cow::Borrowed(cause.words()),
-            (Self::QueueFull, None) => Cow::Borrowed("queue full"),
-            (_, None) => Cow::Borrowed("left alone"),
+            (_, Some((true, cause))) => Cow::Owned(format!("proxy: {}", cause.text())),
+            (_, Some((false, cause))) => Cow::Borrowed(cause.text()),
+            (Self::QueueFull, None) => Cow::Borrowed("login queue full"),
+            (_, None) => Cow::Borrowed("circuit breaker open"),
         }
     }
 
-    fn trouble(&self) -> Option<&Trouble> {
+    fn call_error(&self) -> Option<&CallError> {
         match self {
-            Self::Malformed(trouble)
-            | Self::Status(trouble)
-            | Self::TooManyRequests(trouble, _)
-            | Self::Certificate(trouble)
-            | Self::Unreachable(trouble)
-            | Self::Timeout(trouble)
-            | Self::Broken(trouble) => Some(trouble),
+            Self::Malformed(call_error)
+            | Self::Status(call_error)
+            | Self::TooManyRequests(call_error, _)
+            | Self::Certificate(call_error)
+            | Self::Unreachable(call_error)
+            | Self::Timeout(call_error)
+            | Self::Broken(call_error) => Some(call_error),
             _ => None,
         }
     }
 
     /// Whether WeChat itself reported the error: then its service works.
-    pub fn is_answer(&self) -> bool {
+    pub fn wechat_works(&self) -> bool {
         matches!(
             self,
             Self::InvalidCode(_)
@@ -139,7 +139,7 @@ impl WeChatError {
         let rid = report.and_then(|report| report.rid.as_deref());
         [
             meaning.map(|meaning| format!(": {meaning}")),
-            address.map(|address| format!("; WeChat saw the address {address}")),
+            address.map(|address| format!("; WeChat saw address {address}")),
             rid.map(|rid| format!("; rid {rid}")),
         ]
         .into_iter()
@@ -167,7 +167,7 @@ impl From<&WeChatError> for Rejection {
             // WeChat's limit is per user and minute.
             WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
             WeChatError::TooManyRequests(_, Some(pause)) => {
-                let least = (*pause).clamp(1, LONGEST_PAUSE);
+                let least = (*pause).clamp(1, MAX_RETRY_AFTER);
                 Self::WeChatBusy { retry_after: jittered(least, least + least / 4 + 2) }
             }
             WeChatError::Busy(_)

@@ -1,20 +1,20 @@
-//! WeChat's side of a login: exchanges a one-time code for an identity.
+//! The part of a login that calls WeChat: exchanges a one-time code for an identity.
 //!
 //! [`ExchangePermit::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
-//! once, within the concurrency limit. Once a byte may have been sent, the code may be spent, so a
-//! call is never repeated. The URL contains the app secret. No URL and no text from WeChat gets
-//! into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP 200
-//! and `text/plain`, also to report errors, so the body decides; errors to which a relay gives
-//! another status are read as well.
+//! once, within the concurrency limit. As soon as a byte may have been sent, the code may be used
+//! up, so a call is never repeated. The URL contains the app secret. No URL and no text from WeChat
+//! gets into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP
+//! 200 and `text/plain` even when it reports an error, so the body decides; an error that a relay
+//! sends with another status is read as well.
 
 mod addresses;
+mod call_error;
 mod circuit_breaker;
 mod concurrency_limit;
 mod errcode;
 mod error;
 pub mod reply;
 pub mod sandbox;
-mod trouble;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ use reqwest::{StatusCode, redirect};
 use zeroize::Zeroizing;
 
 use self::addresses::{Address, Addresses};
+pub use self::call_error::{CallError, Cause, Destination};
 use self::concurrency_limit::{CallPermit, ConcurrencyLimit};
 pub use self::errcode::ErrCode;
 pub use self::error::{ErrorReport, WeChatError};
 use self::reply::Reply;
-pub use self::trouble::{Cause, Place, Trouble};
 use crate::clock::Clock;
 use crate::config::{App, WeChatSection};
 use crate::identity::Identity;
@@ -36,7 +36,7 @@ use crate::identity::secret::Secret;
 use crate::telemetry::metrics::Metrics;
 
 /// Maximum bytes of a response that are read; WeChat's have less than 300.
-const LONGEST_REPLY: usize = 64 << 10;
+const MAX_RESPONSE: usize = 64 << 10;
 
 /// Labels of exchanges whose series exist from the start.
 pub const WATCHED_ERRCODES: [&str; 12] = [
@@ -62,16 +62,16 @@ const POOL_IDLE: Duration = Duration::from_secs(10);
 pub struct Code(Secret);
 
 impl Code {
-    /// 1 to 128 of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet; the codes seen have 32
-    /// letters and digits.
+    /// Parses a code: 1 to 128 characters of `A-Z a-z 0-9 - _ . ~`. WeChat documents no alphabet;
+    /// the codes seen have 32 letters and digits.
     pub fn parse(text: &str) -> Option<Self> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
         let is_code = (1..=128).contains(&text.len()) && text.bytes().all(legal);
         is_code.then(|| Self(Secret::new(text.to_owned())))
     }
 
-    /// Whether it is the text that the developer tools give without an app id (observed, not
-    /// documented).
+    /// Whether a text is the code that the developer tools return if the project has no app id
+    /// (observed, not documented).
     pub fn is_mock(text: &str) -> bool {
         text == "the code is a mock one"
     }
@@ -81,11 +81,11 @@ impl Code {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no CA certificates were found on this machine, so WeChat cannot be verified: install \
-         the package ca-certificates, set SSL_CERT_FILE, or set wechat.ca_file"
+        "no CA certificates found on this machine to verify WeChat's certificate with: install \
+         the package ca-certificates, or set SSL_CERT_FILE or wechat.ca_file"
     )]
     NoRoots,
-    #[error("the client for WeChat cannot be built: {0}")]
+    #[error("cannot create the client for WeChat: {0}")]
     Other(String),
 }
 
@@ -105,6 +105,8 @@ pub struct ExchangePermit<'a> {
 }
 
 impl WeChat {
+    /// Creates a client.
+    ///
     /// # Errors
     /// When there are no root certificates to verify WeChat with, or the client cannot be created.
     pub fn new(
@@ -147,8 +149,8 @@ impl WeChat {
         clock: &Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ClientError> {
-        match previous.filter(|known| known.section == *section) {
-            Some(known) => Ok(known.clone()),
+        match previous.filter(|client| client.section == *section) {
+            Some(client) => Ok(client.clone()),
             None => Self::new(section, clock.clone(), metrics).map(Arc::new),
         }
     }
@@ -161,42 +163,44 @@ impl WeChat {
         Ok(ExchangePermit { wechat: self, permit: self.limit.acquire().await? })
     }
 
-    /// Checks whether each address of WeChat can be reached and accepts the app, with an invalid
-    /// code. Returns for each why logins of the app would fail there, whatever their code. An
-    /// address is shown without its path, which may be a secret of a relay.
+    /// Checks, with an invalid code, whether each address of WeChat can be reached and accepts the
+    /// app. For each address, the error is why logins of the app would fail there, whatever their
+    /// code. An address is shown without its path, which may be a secret of a relay.
     pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
-        let mut found = Vec::new();
+        let mut outcomes = Vec::new();
         for address in self.addresses.all() {
             let deadline = Instant::now() + self.section.timeout;
-            let outcome = match self.ask(address, app, &no_code, deadline).await {
+            let outcome = match self.exchange_at(address, app, &no_code, deadline).await {
                 // An address that rejects the code has accepted the app.
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
                 Err(error) => Err(error),
             };
-            found.push((address.place.address(), outcome));
+            outcomes.push((address.destination.address(), outcome));
         }
-        found
+        outcomes
     }
 
     async fn call(&self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let deadline = Instant::now() + self.section.timeout;
         let (first, second) = self.addresses.in_order();
-        let outcome = self.ask(first, app, code, deadline).await;
-        let trouble = match &outcome {
-            Err(WeChatError::Unreachable(trouble)) => Some(trouble),
+        let outcome = self.exchange_at(first, app, code, deadline).await;
+        let call_error = match &outcome {
+            Err(WeChatError::Unreachable(call_error)) => Some(call_error),
             _ => None,
         };
-        self.addresses.report(first, trouble);
+        self.addresses.report(first, call_error);
         match second {
             // Nothing was sent, so this is not a repeated exchange.
-            Some(second) if trouble.is_some() => self.ask(second, app, code, deadline).await,
+            Some(second) if call_error.is_some() => {
+                self.exchange_at(second, app, code, deadline).await
+            }
             _ => outcome,
         }
     }
 
     /// Exchanges a code at one address.
-    async fn ask(
+    async fn exchange_at(
         &self,
         address: &Address,
         app: &App,
@@ -205,12 +209,12 @@ impl WeChat {
     ) -> Result<Identity, WeChatError> {
         let Response { status, retry_after, body } =
             self.send(address, app, code, deadline).await?;
-        let place = &address.place;
+        let destination = &address.destination;
         let secrets = [app.secret.expose(), code.0.expose()];
         let reply = Reply::parse(&body).map(|reply| reply.without(secrets));
         if status.is_success() {
             let identity = reply.and_then(|reply| reply.into_identity(&app.app_id));
-            return identity.map_err(|error| error.at(place));
+            return identity.map_err(|error| error.at(destination));
         }
         // WeChat's only status is 200, but a relay may change the status of errors. It never
         // changes the status of a successful exchange.
@@ -218,10 +222,10 @@ impl WeChat {
         if let Some(error) = reported.filter(|_| status.is_client_error()) {
             return Err(error);
         }
-        let trouble = Trouble::new(Some(place.clone()), Cause::Status(status.as_u16()));
+        let call_error = CallError::new(Some(destination.clone()), Cause::Status(status.as_u16()));
         Err(match status {
-            StatusCode::TOO_MANY_REQUESTS => WeChatError::TooManyRequests(trouble, retry_after),
-            _ => WeChatError::Status(trouble),
+            StatusCode::TOO_MANY_REQUESTS => WeChatError::TooManyRequests(call_error, retry_after),
+            _ => WeChatError::Status(call_error),
         })
     }
 
@@ -242,20 +246,23 @@ impl WeChat {
         let url = format!("{}/sns/jscode2session", address.url);
         let url = reqwest::Url::parse_with_params(&url, query)
             .map_err(|_| WeChatError::malformed("base_url"))?;
-        let broken = |error: reqwest::Error| transport_error(&address.place, &error);
+        let broken = |error: reqwest::Error| transport_error(&address.destination, &error);
         let request = self.client.get(url).timeout(deadline - Instant::now());
         let mut response = request.send().await.map_err(broken)?;
         let status = response.status();
         if status.is_server_error() {
             let cause = Cause::Status(status.as_u16());
-            return Err(WeChatError::Broken(Trouble::new(Some(address.place.clone()), cause)));
+            return Err(WeChatError::Broken(CallError::new(
+                Some(address.destination.clone()),
+                cause,
+            )));
         }
         let retry_after = response.headers().get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let mut body = Zeroizing::new(Vec::with_capacity(1024));
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if body.len() + chunk.len() > LONGEST_REPLY {
-                return Err(WeChatError::malformed("too long").at(&address.place));
+            if body.len() + chunk.len() > MAX_RESPONSE {
+                return Err(WeChatError::malformed("too long").at(&address.destination));
             }
             body.extend_from_slice(&chunk);
         }
@@ -279,7 +286,7 @@ impl ExchangePermit<'_> {
     pub async fn exchange(self, app: &App, code: &Code) -> Result<Identity, WeChatError> {
         let started = Instant::now();
         let outcome = self.wechat.call(app, code).await;
-        self.permit.report(outcome.as_ref().err().filter(|error| !error.is_answer()));
+        self.permit.report(outcome.as_ref().err().filter(|error| !error.wechat_works()));
         let label = outcome.as_ref().map_or_else(WeChatError::label, |_| "ok");
         self.wechat.metrics.exchanged(app.app_id.as_str(), label, started.elapsed());
         outcome
@@ -287,16 +294,16 @@ impl ExchangePermit<'_> {
 }
 
 /// Distinguishes errors before anything was sent from errors after.
-fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
-    let after = |cause| Trouble::new(Some(place.clone()), cause);
+fn transport_error(destination: &Arc<Destination>, error: &reqwest::Error) -> WeChatError {
+    let after = |cause| CallError::new(Some(destination.clone()), cause);
     // All connect timeouts together are shorter than the total timeout, so when the total timeout
     // ends, the request has been sent, at least in part.
-    if let Some(trouble) = Trouble::of_certificate(place, error) {
-        WeChatError::Certificate(trouble)
-    } else if is_nonsense(error) {
-        WeChatError::malformed("not HTTP").at(place)
+    if let Some(call_error) = CallError::of_certificate(destination, error) {
+        WeChatError::Certificate(call_error)
+    } else if is_not_http(error) {
+        WeChatError::malformed("not HTTP").at(destination)
     } else if error.is_connect() {
-        WeChatError::Unreachable(Trouble::of_connection(place, error))
+        WeChatError::Unreachable(CallError::of_connection(destination, error))
     } else if error.is_timeout() {
         WeChatError::Timeout(after(Cause::NoResponse))
     } else {
@@ -305,8 +312,8 @@ fn transport_error(place: &Arc<Place>, error: &reqwest::Error) -> WeChatError {
 }
 
 /// Whether something was received that is not HTTP.
-fn is_nonsense(error: &reqwest::Error) -> bool {
-    trouble::chain(error)
+fn is_not_http(error: &reqwest::Error) -> bool {
+    call_error::chain(error)
         .any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
 }
 

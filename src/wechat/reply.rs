@@ -51,7 +51,7 @@ impl Reply {
     /// # Errors
     /// When it is not exactly one JSON object, or has a field that affects the result twice.
     pub fn parse(body: &[u8]) -> Result<Self, WeChatError> {
-        let wrong = || WeChatError::malformed("not the JSON expected");
+        let wrong = || WeChatError::malformed("not the expected JSON");
         let text = readable(body);
         // serde would also read the fields from an array.
         if !text.starts_with(b"{") {
@@ -238,7 +238,7 @@ impl<'de> Deserialize<'de> for Reply {
                         }
                     };
                     if field.replace(map.next_value()?).is_some() {
-                        return Err(de::Error::custom("a field that decides is there twice"));
+                        return Err(de::Error::custom("repeated field"));
                     }
                 }
                 Ok(reply)

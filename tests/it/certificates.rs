@@ -83,21 +83,21 @@ fn certificates_out_of_order_are_rejected_with_the_order_found() {
         (&chain.leaf.certificate, &chain.middle.certificate, &chain.root.certificate);
     let found = "found 1: \"a.test\" issued by \"the middle\", 2: \"the root\" issued by \
                  \"the root\", 3: \"the middle\" issued by \"the root\"";
-    let order = "the certificates are not in order: ";
+    let order = "the certificates are in the wrong order: ";
     let what = format!("{order}number 2 is not the issuer of number 1");
     assert_problem(chain.parse(&[leaf, root, middle]), "cert_file", &[&what, found]);
-    let what = format!("{order}number 3 is the one of key_file");
+    let what = format!("{order}number 3 is the one that matches key_file");
     assert_problem(chain.parse(&[root, middle, leaf]), "cert_file", &[&what]);
     let what = format!("{order}number 2 is not the issuer of number 1");
     assert_problem(chain.parse(&[leaf, leaf, middle]), "cert_file", &[&what]);
 }
 
 #[test]
-fn an_issuer_of_the_right_name_that_has_not_signed_is_rejected() {
+fn an_issuer_with_the_right_name_that_did_not_sign_is_rejected() {
     let chain = Chain::new();
     let other = chain.root.intermediate("the middle");
     let parsed = chain.parse(&[&chain.leaf.certificate, &other.certificate]);
-    let what = "certificate 2 has the name of the issuer of number 1, but has not signed it";
+    let what = "certificate 2 has the name of the issuer of certificate 1, but did not sign it";
     assert_problem(parsed, "cert_file", &[what]);
 }
 
@@ -105,7 +105,7 @@ fn an_issuer_of_the_right_name_that_has_not_signed_is_rejected() {
 fn the_key_must_be_that_of_the_first_certificate() {
     let chain = Chain::new();
     let other = chain.middle.issue(&["a.test"]);
-    let what = "does not belong to the certificate in cert_file";
+    let what = "does not match the certificate in cert_file";
     assert_problem(chain.parse(&[&other.certificate]), "key_file", &[what]);
 }
 
@@ -116,7 +116,7 @@ fn a_file_that_is_not_a_certificate_is_rejected() {
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let file = chain.directory.path().join("leaf.crt");
     std::fs::write(file, chain.leaf.certificate.pem() + pem).unwrap();
-    assert_problem(parse(&tls), "cert_file", &["certificate 2 of it cannot be read"]);
+    assert_problem(parse(&tls), "cert_file", &["certificate 2 in it cannot be parsed"]);
 }
 
 /// Valid between these days, counted from today.
@@ -157,31 +157,31 @@ fn a_certificate_further_up_must_be_valid_too() {
     let leaf = middle.issue(&["a.test"]);
     let directory = tempfile::tempdir().unwrap();
     let tls = leaf.write(directory.path(), "leaf", &[&middle.certificate, &root.certificate]);
-    let what = ["certificate 2, \"the middle\", expired on", "take the chain that comes with"];
+    let what = ["certificate 2, \"the middle\", expired on", "use the chain of a renewed"];
     assert_problem(parse(&tls), "cert_file", &what);
 }
 
 #[test]
-fn a_chain_that_phones_would_have_to_complete_is_warned_of() {
+fn an_incomplete_chain_is_warned_of() {
     let chain = Chain::new();
     let alone = chain.parse(&[&chain.leaf.certificate]).unwrap();
     assert_eq!(
         alone,
         ["server.tls.cert_file: the chain ends with certificate 1, \"a.test\", whose issuer \
-          \"the middle\" is no root that this machine knows: phones do not complete a chain; add \
-          the certificates up to the root"]
+          \"the middle\" is not a root certificate of this machine: phones do not fetch missing \
+          certificates; add all of them, up to the root"]
     );
     let identity = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
     let own = Issued { certificate: identity.cert, key: identity.signing_key };
     let directory = tempfile::tempdir().unwrap();
     assert_eq!(
         parse(&own.write(directory.path(), "own", &[])).unwrap(),
-        ["server.tls.cert_file: the certificate is signed by itself: phones do not trust it"]
+        ["server.tls.cert_file: the certificate is self-signed: phones do not trust it"]
     );
 }
 
 #[test]
-fn check_knows_the_roots_of_the_machine_and_shows_warnings() {
+fn check_reads_the_roots_of_the_machine_and_shows_warnings() {
     let chain = Chain::new();
     let path = |name: &str| chain.directory.path().join(name);
     std::fs::write(path("roots.pem"), chain.root.certificate.pem()).unwrap();
@@ -223,27 +223,27 @@ fn missing_and_duplicate_names_are_warned_of() {
     assert_eq!(
         parse_with(&listed, &hosts.replace("endpoints.", "[endpoints]\n")).unwrap(),
         [
-            "server.tls.certificate[1].cert_file: \"one.test\" is in \
-             server.tls.certificate[0].cert_file too, which is used for it",
-            "server.tls.cert_file: \"two.test\" is in server.tls.certificate[1].cert_file too, \
+            "server.tls.certificate[1].cert_file: \"one.test\" is also in \
+             server.tls.certificate[0].cert_file, which is used for it",
+            "server.tls.cert_file: \"two.test\" is also in server.tls.certificate[1].cert_file, \
              which is used for it",
-            "endpoints.hosts: no certificate of server.tls is for \"a.two.test\"",
-            "endpoints.hosts: no certificate of server.tls is for \"b.a.one.test\"",
+            "endpoints.hosts: no certificate in server.tls is valid for \"a.two.test\"",
+            "endpoints.hosts: no certificate in server.tls is valid for \"b.a.one.test\"",
         ]
     );
 }
 
 #[test]
-fn a_certificate_that_is_for_no_name_is_of_no_use() {
+fn a_certificate_without_a_host_name_is_reported() {
     let root = Authority::root("the root");
     let directory = tempfile::tempdir().unwrap();
     let nameless = root.issue_with(&["a.test"], |params| params.subject_alt_names.clear());
     let nameless = nameless.write(directory.path(), "nameless", &[&root.certificate]);
-    let expected =
-        "server.tls.cert_file: the certificate holds no host name that clients would look for";
+    let expected = "server.tls.cert_file: the certificate has no host name in its subject alternative names: \
+         clients reject it";
     assert_eq!(parse(&nameless).unwrap(), [expected]);
     let default = root.issue(&["a.test"]).write(directory.path(), "a", &[&root.certificate]);
     let parsed = parse(&format!("certificate = [{{ {nameless} }}], {default}"));
-    let what = ["no client would get this certificate: it holds no host name"];
+    let what = ["this certificate would never be used: it has no host name"];
     assert_problem(parsed, "certificate[0].cert_file", &what);
 }

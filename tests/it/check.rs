@@ -135,7 +135,7 @@ fn an_app_secret_that_looks_wrong_is_warned_of_and_never_shown() {
         (format!("{}\u{200b}{}", &SECRET[..16], &SECRET[16..]), "invisible character, U+200B"),
         (format!("{} {}", &SECRET[..16], &SECRET[16..]), "contains whitespace"),
         (APP.to_owned(), "it is the app id"),
-        (STANDARD.encode(SECRET), "it is base64 of a text: decode it"),
+        (STANDARD.encode(SECRET), "it is base64-encoded text: decode it"),
         (format!("WECHAT_APP_SECRET={SECRET}"), "NAME=VALUE"),
         (SECRET[1..].to_owned(), "it has 31 characters"),
         (SECRET.to_uppercase(), "upper-case"),
@@ -200,13 +200,13 @@ fn an_app_id_that_looks_wrong_is_warned_of() {
 }
 
 #[test]
-fn other_secrets_that_look_wrong_are_warned_of_or_refused() {
+fn other_secrets_that_look_wrong_are_warned_of_or_rejected() {
     let folder = Folder::new();
     let token = "an-operator-s-token-of-so-many-letters";
     for (content, expected) in [
         (format!("\"{token}\""), "admin.token: it begins with a quote"),
-        (format!("{token}\u{feff}x"), "admin.token: it has an invisible character, U+FEFF"),
-        (format!("TOKEN={token}"), "admin.token: it is written as NAME=VALUE"),
+        (format!("{token}\u{feff}x"), "admin.token: it contains an invisible character, U+FEFF"),
+        (format!("TOKEN={token}"), "admin.token: it has the form NAME=VALUE"),
     ] {
         folder.write("given", content);
         folder.check("admin.token = { file = \"{dir}/given\" }").warns(expected);
@@ -215,11 +215,13 @@ fn other_secrets_that_look_wrong_are_warned_of_or_refused() {
     folder.check("admin.token = { file = \"{dir}/given\" }").refuses("several lines");
 
     folder.write("given", "short");
-    folder.check("log.openid_key = { file = \"{dir}/given\" }").warns("log.openid_key: it has 5");
+    folder
+        .check("log.openid_key = { file = \"{dir}/given\" }")
+        .warns("log.openid_key: it has only 5");
 
     let key = STANDARD.encode([7; 32]);
     for (content, expected) in [
-        (STANDARD.encode(&key), "base64 of a text"),
+        (STANDARD.encode(&key), "base64-encoded text"),
         (format!("\"{key}\""), "begins with a quote"),
         (key[..40].to_owned(), "it is base64 of 30 bytes"),
         (key[..41].to_owned(), "it has 41 characters"),
@@ -228,7 +230,7 @@ fn other_secrets_that_look_wrong_are_warned_of_or_refused() {
         let changes = "session.redis.url = \"redis://127.0.0.1\"\n\
                        session.seal_key = { file = \"{dir}/given\" }";
         let outcome = folder.check(changes);
-        outcome.refuses("session.seal_key: does not hold 32 bytes");
+        outcome.refuses("session.seal_key: must be 32 bytes");
         outcome.refuses(expected);
         assert!(!outcome.err.contains(&content[..10]), "{}", outcome.err);
     }
@@ -240,7 +242,7 @@ fn other_secrets_that_look_wrong_are_warned_of_or_refused() {
 }
 
 #[test]
-fn a_certificate_or_key_file_of_another_kind_is_named() {
+fn the_kind_of_a_wrong_certificate_or_key_file_is_shown() {
     let folder = Folder::new();
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(["a.test".to_owned()]).unwrap();
@@ -263,23 +265,23 @@ fn a_certificate_or_key_file_of_another_kind_is_named() {
         assert_eq!(outcome.code, 0, "{}", outcome.err);
     }
     for (cert, expected) in [
-        (request.as_bytes(), "cert_file: holds no certificate: it is a certificate request"),
-        (key_pem.as_bytes(), "cert_file: holds no certificate: it is a private key"),
-        (&der, "cert_file: holds no certificate: it is DER or PKCS#12, not PEM"),
-        (indented(&pem).as_bytes(), "its PEM does not begin at the beginning of a line"),
-        (labelled("PKCS7").as_bytes(), "holds no certificate: it is PKCS7"),
-        (labelled("PUBLIC KEY").as_bytes(), "holds no certificate: it is a public key"),
-        (b"", "cert_file: holds no certificate\n"),
+        (request.as_bytes(), "cert_file: contains no certificate: it is a certificate request"),
+        (key_pem.as_bytes(), "cert_file: contains no certificate: it is a private key"),
+        (&der, "cert_file: contains no certificate: it is DER or PKCS#12, not PEM"),
+        (indented(&pem).as_bytes(), "its PEM does not start at the beginning of a line"),
+        (labelled("PKCS7").as_bytes(), "contains no certificate: it is PKCS7"),
+        (labelled("PUBLIC KEY").as_bytes(), "contains no certificate: it is a public key"),
+        (b"", "cert_file: contains no certificate\n"),
     ] {
         check(cert, key_pem.as_bytes()).refuses(expected);
     }
     for (key, expected) in [
-        (pem.as_bytes(), "key_file: holds no private key: it is a certificate"),
-        (request.as_bytes(), "key_file: holds no private key: it is a certificate request"),
-        (labelled("PUBLIC KEY").as_bytes(), "holds no private key: it is a public key"),
+        (pem.as_bytes(), "key_file: contains no private key: it is a certificate"),
+        (request.as_bytes(), "key_file: contains no private key: it is a certificate request"),
+        (labelled("PUBLIC KEY").as_bytes(), "contains no private key: it is a public key"),
         (labelled("ENCRYPTED PRIVATE KEY").as_bytes(), "a private key with a passphrase"),
-        (labelled("OPENSSH PRIVATE KEY").as_bytes(), "it is a key for SSH"),
-        (&key.serialize_der(), "holds no private key: it is DER"),
+        (labelled("OPENSSH PRIVATE KEY").as_bytes(), "it is an SSH key"),
+        (&key.serialize_der(), "contains no private key: it is DER"),
         (
             b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
             "a private key with a passphrase",
@@ -296,7 +298,7 @@ fn a_certificate_or_key_file_of_another_kind_is_named() {
 }
 
 #[test]
-fn what_a_start_would_fail_of_is_found_before() {
+fn problems_that_would_fail_a_start_are_found_by_check() {
     let folder = Folder::new();
     folder.write("plain", "");
     for (access, expected) in [
@@ -333,7 +335,7 @@ fn what_a_start_would_fail_of_is_found_before() {
 
 /// A request would loop until it times out.
 #[test]
-fn an_upstream_that_is_a_listener_of_the_same_file_is_refused() {
+fn an_upstream_that_is_a_listener_of_the_same_file_is_rejected() {
     let folder = Folder::new();
     let own = own_address();
     let check = |listen: &str, server: &str| {
@@ -396,7 +398,7 @@ fn own_address() -> String {
 }
 
 #[test]
-fn what_works_and_is_probably_not_meant_is_warned_of() {
+fn values_that_work_but_look_like_mistakes_are_warned_of() {
     let folder = Folder::new();
     for (changes, expected) in [
         (
@@ -423,21 +425,24 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
             "[[upstream]]\nname = \"recorder\"\nservers = [\"h:1\"]\n[[upstream]]\nname = \"old\"\nservers = [\"h:2\"]",
             "upstream[1].name: no route uses \"old\"",
         ),
-        ("session.capacity = 100_000_000", "session.capacity: sessions may take 50 GB of memory"),
-        ("limits.max_rate_clients = 1_000_000_000", "each rate limit may take 400 GB of memory"),
-        ("session.max_per_user = 0", "session.max_per_user: one user can take all"),
+        ("session.capacity = 100_000_000", "session.capacity: sessions may use 50 GB of memory"),
+        ("limits.max_rate_clients = 1_000_000_000", "each rate limit may use 400 GB of memory"),
+        (
+            "session.max_per_user = 0",
+            "session.max_per_user: there is no limit: one user can use all",
+        ),
         ("session.ttl = \"3650d\"", "session.ttl: a stolen token"),
         ("session.ttl = \"30s\"", "session.ttl: every user must log in"),
         ("session.idle_timeout = \"1ms\"", "session.idle_timeout: users must log in again"),
-        (
-            "endpoints.login = \"/api/login/\"",
-            "endpoints.login: \"/api/login\" is not this endpoint",
-        ),
+        ("endpoints.login = \"/api/login/\"", "endpoints.login: \"/api/login\" does not match"),
         (
             "[[route]]\npath = \"/api/orders$\"\nupstream = \"recorder\"",
-            "a path is not a regular expression",
+            "regular expressions are not supported",
         ),
-        ("[[route]]\npath = \"/users/:id\"\nupstream = \"recorder\"", "a path has no parameters"),
+        (
+            "[[route]]\npath = \"/users/:id\"\nupstream = \"recorder\"",
+            "path parameters are not supported",
+        ),
     ] {
         folder.check(changes).warns(expected);
     }
@@ -455,7 +460,7 @@ fn what_works_and_is_probably_not_meant_is_warned_of() {
 }
 
 #[test]
-fn what_others_write_is_refused_with_the_reason() {
+fn syntax_of_other_programs_is_rejected_with_the_reason() {
     let folder = Folder::new();
     let of_server = |server: &str| {
         folder.check(&format!("[[upstream]]\nname = \"recorder\"\nservers = [\"{server}\"]"))
@@ -485,10 +490,10 @@ fn what_others_write_is_refused_with_the_reason() {
         r"/a/\d+",
     ] {
         let route = format!("[[route]]\npath = '{path}'\nupstream = \"recorder\"");
-        folder.check(&route).refuses("looks like a regular expression: a path is a prefix");
+        folder.check(&route).refuses("looks like a regular expression: paths are prefixes");
     }
     let route = "[[route]]\npath = \"/users/{id}\"\nupstream = \"recorder\"";
-    folder.check(route).refuses("holds '{': a path has no parameters");
+    folder.check(route).refuses("contains '{': path parameters are not supported");
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ncors = true";
     folder.check(route).refuses("write [route.cors]");
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ntimeout = \"5s\"";
@@ -532,7 +537,7 @@ fn what_others_write_is_refused_with_the_reason() {
 
 /// The file of the first steps has no other warnings.
 #[test]
-fn the_file_that_newcomers_start_from_warns_of_its_secret_alone() {
+fn the_smallest_file_has_no_warnings() {
     let folder = Folder::new();
     let secret = folder.write("secret", SECRET);
     let text = fs::read_to_string("config/gateway.toml").unwrap();

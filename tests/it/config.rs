@@ -128,7 +128,7 @@ fn every_valid_file_loads() {
 }
 
 #[test]
-fn every_invalid_file_is_refused_with_its_problems_and_their_places() {
+fn every_invalid_file_is_rejected_with_its_problems_and_their_places() {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path("../config/snapshots");
     settings.set_prepend_module_to_snapshot(false);
@@ -208,7 +208,7 @@ fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<St
 }
 
 #[test]
-fn a_value_of_a_type_that_a_key_does_not_take_is_a_problem_of_that_key() {
+fn a_value_of_a_wrong_type_is_a_problem_of_its_key() {
     let reference: toml::Table = reference_with_examples().parse().unwrap();
     let values = "string = \"\\u0001\"\ninteger = -1\nfloat = -1.5\nboolean = true\n\
                   date = 1979-05-27\narray = [[]]\ntable = { \"\\u0001\" = [] }";
@@ -286,7 +286,7 @@ fn no_message_repeats_a_secret() {
 
 /// Every rejection has a reason, and no file makes the gateway panic.
 #[test]
-fn whatever_is_changed_in_a_file_it_loads_or_says_why_not() {
+fn a_changed_file_loads_or_has_problems_with_places() {
     const VALUES: [&str; 12] = [
         "",
         "5",
@@ -405,7 +405,7 @@ fn secrets_are_read_from_variables_and_files() {
 }
 
 #[test]
-fn what_lets_caches_give_users_responses_of_others_is_warned_of() {
+fn settings_that_let_caches_mix_up_users_are_warned_of() {
     let text = fs::read_to_string("config/gateway.toml").unwrap();
     for (lines, expected) in [
         ("cache = \"as_sent\"", Some("route[0].cache: responses to users are not marked")),
@@ -431,7 +431,7 @@ fn what_lets_caches_give_users_responses_of_others_is_warned_of() {
 }
 
 #[test]
-fn a_route_that_clients_can_choose_by_a_header_of_the_gateway_is_warned_of() {
+fn a_route_that_matches_on_a_reserved_header_is_warned_of() {
     let text = fs::read_to_string("config/gateway.toml").unwrap();
     for (name, is_warned) in [
         ("X-Api-Version", false),
@@ -475,8 +475,11 @@ fn a_certificate_needs_its_own_key() {
     let certificate = load("one.crt", "one.key").unwrap().server.tls.unwrap().default.unwrap();
     assert_eq!(certificate.names, ["localhost"]);
     let problems = load("one.crt", "two.key").unwrap_err().to_string();
-    assert!(problems.contains("does not belong to the certificate"), "{problems}");
+    assert!(problems.contains("does not match the certificate"), "{problems}");
     let problems = load("one.key", "one.crt").unwrap_err().to_string();
-    assert!(problems.contains("cert_file: holds no certificate"), "{problems}");
-    assert!(problems.contains("key_file: holds no private key: it is a certificate"), "{problems}");
+    assert!(problems.contains("cert_file: contains no certificate"), "{problems}");
+    assert!(
+        problems.contains("key_file: contains no private key: it is a certificate"),
+        "{problems}"
+    );
 }

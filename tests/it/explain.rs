@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
-use wxgate::cli::explain::{Explanation, Outcome, Question, explain};
+use wxgate::cli::explain::{DescribedRequest, Explanation, Outcome, explain};
 use wxgate::config::{Config, Secrets};
 
 use crate::command::{text, write_config, wxgate};
@@ -10,7 +10,7 @@ use crate::harness::Stack;
 use crate::harness::client::Connection;
 
 #[test]
-fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would_see() {
+fn explain_shows_the_matching_route_why_others_do_not_match_and_the_forwarded_request() {
     let directory = tempfile::tempdir().unwrap();
     let file = write_config(
         directory.path(),
@@ -93,9 +93,9 @@ fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would
   limits: max_body 10MiB, rate_per_user off, rate_per_address off
   2.5% of users: upstream "canary" at canary.internal:3000
     connect_timeout 2s, read_timeout 5m, write_timeout 1m
-  everybody else: upstream "recorder" at 127.0.0.1:1
+  all other users: upstream "recorder" at 127.0.0.1:1
     connect_timeout 2s, read_timeout 5m, write_timeout 1m
-  the upstream sees:
+  the service gets:
     GET /v2/%E5%95%86?x=1
     host: m.example.com:8443
     x-request-id: REQUEST_ID
@@ -105,19 +105,19 @@ fn explain_says_which_route_matches_why_others_do_not_and_what_the_service_would
     x-forwarded-host: m.example.com:8443
     x-openid: OPENID
     x-appid: APP_ID
-    x-unionid: UNIONID-where-there-is-one
+    x-unionid: UNIONID-if-known
     authorization: (not shown)
     x-version: 2
   removed from the request:
-    x_debug: the route's remove_request_headers names it
+    x_debug: removed by the route's remove_request_headers
     x-openid: reserved: only the gateway writes the identity
-  responses get x-served-by: shop
-  responses get Vary: X-3rd-Session, Authorization
-  responses to users get Cache-Control: private, unless the service's own Cache-Control decides
-route[1] "beta" does not match: it asks for other values of x-beta
+  added to responses: x-served-by: shop
+  added to responses: Vary: X-3rd-Session, Authorization
+  added to responses to users: Cache-Control: private, unless the service sends a Cache-Control that decides
+route[1] "beta" does not match: it requires other values of x-beta
 route[2] "staff" does not match: it is for the host staff.example.net
 route[3] "docs" does not match: its prefix is /docs
-route[4] "write" does not match: it asks for other values of x-beta
+route[4] "write" does not match: it requires other values of x-beta
 route[5] "rest" does not match: the matching route is more specific
 route[6] "file" does not match: its path is /file.txt
 "#
@@ -136,8 +136,8 @@ route[6] "file" does not match: its path is /file.txt
         (&["TRACE", "/docs"], 1, "400 bad_request: this method is not supported"),
         (&["GET", "/elsewhere"], 1, "404 no_route"),
         (&["DELETE", "http://m.example.com/api"], 1, "405 method_not_allowed: Allow: GET, POST\n"),
-        (&["GET", "http://m.example.com/api/a%2Fb"], 1, "400 bad_request: servers would read"),
-        (&["GET", "/api/%zz"], 1, "400 bad_request: the path holds"),
+        (&["GET", "http://m.example.com/api/a%2Fb"], 1, "400 bad_request: servers could read"),
+        (&["GET", "/api/%zz"], 1, "400 bad_request: the path contains invalid bytes"),
         (&["PUT", "http://m.example.com/api", "-H", "X-Beta: 1"], 0, "route[4] \"write\" matches"),
         (&["GET", "/api", "-H", "Host: m.example.com"], 0, "route[0] \"shop\" matches"),
         (
@@ -173,13 +173,14 @@ fn explained(stack: &Stack, method: &str, path: &str, headers: &[(&str, &str)]) 
     };
     let headers = headers.iter().map(header).collect();
     let url = format!("http://gateway.test{path}");
-    let question = Question::new(Method::from_bytes(method.as_bytes()).unwrap(), &url, headers);
-    explain(&config, &question.unwrap())
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let request = DescribedRequest::new(method, &url, headers);
+    explain(&config, &request.unwrap())
 }
 
 /// The explanation never differs from what the gateway does.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
+async fn explain_agrees_with_what_the_gateway_does() {
     const PREFLIGHT: [(&str, &str); 2] =
         [("Origin", "https://h5.example.com"), ("Access-Control-Request-Method", "PUT")];
     const OLD_WEBSOCKET: [(&str, &str); 4] = [
@@ -231,7 +232,7 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
     let long = format!("/{}", "x".repeat(100));
     let many: Vec<(String, &str)> = (0..20).map(|number| (format!("x-{number}"), "1")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
-    let mut met = std::collections::BTreeSet::new();
+    let mut outcomes = std::collections::BTreeSet::new();
     for (changes, hosts) in [
         ("", true),
         ("login.accept = [\"json\", \"query\"]", true),
@@ -277,27 +278,34 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
             ("POST", "/needs", &[("Content-Length", "1025")][..]),
         ];
         for (method, path, headers) in plain.chain(preflights).chain(odd_headers) {
-            let told = explained(&stack, method, path, headers);
+            let explanation = explained(&stack, method, path, headers);
             let mut connection = Connection::open(stack.gateway).await;
             let lines: String =
                 headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
             let request = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n{lines}\r\n");
             connection.send(request.as_bytes()).await;
             let answer = connection.response(method == "HEAD").await;
-            let what = format!("{changes} {method} {path} {headers:?}: {told:?}");
-            match told.outcome {
+            let what = format!("{changes} {method} {path} {headers:?}: {explanation:?}");
+            match explanation.outcome {
                 Outcome::Rejected => {
-                    assert_eq!(Some(answer.status), told.status, "{what}");
-                    assert_eq!(answer.header("allow"), told.allow.as_deref(), "{what}");
+                    assert_eq!(Some(answer.status), explanation.status, "{what}");
+                    assert_eq!(answer.header("allow"), explanation.allow.as_deref(), "{what}");
                     if let Some(error) = answer.header("x-wxgate-error") {
-                        assert_eq!(Some(error), told.error, "{what}");
+                        assert_eq!(Some(error), explanation.error, "{what}");
                     }
                 }
                 Outcome::Answered => {
                     let refused = [400, 404, 405, 431].contains(&answer.status);
                     // A login without a body is 400, as an endpoint's own.
-                    assert!(!refused || told.endpoint == Some("login"), "{what} {}", answer.status);
-                    assert!(told.status.is_none_or(|status| status == answer.status), "{what}");
+                    assert!(
+                        !refused || explanation.endpoint == Some("login"),
+                        "{what} {}",
+                        answer.status
+                    );
+                    assert!(
+                        explanation.status.is_none_or(|status| status == answer.status),
+                        "{what}"
+                    );
                 }
                 Outcome::Forwarded => {
                     assert_eq!(answer.status, 200, "{what}");
@@ -305,15 +313,15 @@ async fn what_is_explained_of_a_request_is_what_the_gateway_does() {
                 }
                 Outcome::ForwardAuth => panic!("{what}"),
             }
-            let meets = hosts && path == "/login" && !odd_method(method);
-            assert!(told.endpoint != Some("login") || meets, "{what}");
-            met.insert((format!("{:?}", told.outcome), told.status));
+            let is_login = hosts && path == "/login" && !odd_method(method);
+            assert!(explanation.endpoint != Some("login") || is_login, "{what}");
+            outcomes.insert((format!("{:?}", explanation.outcome), explanation.status));
         }
     }
     for status in [Some(400), Some(405), Some(413), Some(426), Some(431)] {
-        assert!(met.contains(&("Rejected".to_owned(), status)), "{met:?}");
+        assert!(outcomes.contains(&("Rejected".to_owned(), status)), "{outcomes:?}");
     }
-    assert!(met.contains(&("Answered".to_owned(), Some(204))), "{met:?}");
+    assert!(outcomes.contains(&("Answered".to_owned(), Some(204))), "{outcomes:?}");
 }
 
 fn odd_method(method: &str) -> bool {
@@ -321,7 +329,7 @@ fn odd_method(method: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
+async fn headers_explained_as_removed_do_not_reach_the_service() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -337,17 +345,17 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
     let token = "A".repeat(43);
     let bearer = format!("Bearer {token}");
     let sent = [
-        ("X-OpenId", "me", "only the gateway writes the identity"),
+        ("X-OpenId", "me", "only the gateway sends the identity"),
         ("X_Open.Id", "me", ""),
-        ("x.appid", "me", "only the gateway writes the identity"),
-        ("X_UnionId", "me", "only the gateway writes the identity"),
+        ("x.appid", "me", "only the gateway sends the identity"),
+        ("X_UnionId", "me", "only the gateway sends the identity"),
         ("X-3rd-Session", &*token, "the session header"),
         ("Authorization", &*bearer, "the session token"),
         ("X-WX-OPENID", "me", "WeChat Cloud Run"),
         ("X-Wx_Source", "me", "WeChat Cloud Run"),
-        ("X-Forwarded-For", "1.2.3.4", "ignores the client's value"),
-        ("X_Real_IP", "1.2.3.4", "ignores the client's value"),
-        ("X-Request-Id", "mine", "ignores the client's value"),
+        ("X-Forwarded-For", "1.2.3.4", "the gateway sends its own value"),
+        ("X_Real_IP", "1.2.3.4", "the gateway sends its own value"),
+        ("X-Request-Id", "mine", "the gateway sends its own value"),
         ("Forwarded", "for=1.2.3.4", "only a trusted proxy may send it"),
         ("X-Original-URL", "/x", "only a trusted proxy may send it"),
         ("X-HTTP-Method-Override", "DELETE", "it could override the method"),
@@ -356,19 +364,19 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
         ("Keep-Alive", "timeout=5", "only to the client's connection"),
         ("TE", "trailers", "only to the client's connection"),
         ("Proxy-Authorization", "Basic eDp5", "only to the client's connection"),
-        ("X-Version", "1", "set_request_headers replaces it"),
-        ("X_Debug", "1", "remove_request_headers names it"),
+        ("X-Version", "1", "replaced by the route's set_request_headers"),
+        ("X_Debug", "1", "removed by the route's remove_request_headers"),
         ("Accept", "*/*", ""),
         ("Cookie", "a=b", ""),
         ("X-Kept", "1", ""),
     ];
     let headers = sent.map(|(name, value, _)| (name, value));
-    let told = explained(&stack, "GET", "/x?y=1", &headers);
+    let explanation = explained(&stack, "GET", "/x?y=1", &headers);
     let seen = headers
         .iter()
         .fold(stack.get("/x?y=1"), |request, (name, value)| request.header(name, value));
     let seen = seen.forwarded().await;
-    let forwarded = told.request.unwrap();
+    let forwarded = explanation.request.unwrap();
     assert_eq!(forwarded.target, seen.target());
     let names = |names: Vec<String>| {
         let mut names: Vec<_> = names.iter().map(|name| name.to_lowercase()).collect();
@@ -379,7 +387,7 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
     let explained = forwarded.headers.iter().map(|header| header.name.clone());
     assert_eq!(names(explained.collect()), on_the_wire);
     for (name, value, why) in sent {
-        let removed = told.removed.iter().find(|one| one.name.eq_ignore_ascii_case(name));
+        let removed = explanation.removed.iter().find(|one| one.name.eq_ignore_ascii_case(name));
         assert_eq!(seen.all(name).contains(&value), removed.is_none(), "{name}");
         match removed {
             None => assert_eq!(why, "", "{name} is not removed"),
@@ -391,8 +399,8 @@ async fn what_is_explained_as_removed_is_what_the_service_does_not_get() {
         }
     }
     // Where Authorization carries something else it stays.
-    let told = explained_authorization(&stack, "Basic eDp5");
-    assert!(told.removed.is_empty(), "{:?}", told.removed);
+    let explanation = explained_authorization(&stack, "Basic eDp5");
+    assert!(explanation.removed.is_empty(), "{:?}", explanation.removed);
 }
 
 fn explained_authorization(stack: &Stack, value: &str) -> Explanation {
@@ -415,12 +423,12 @@ fn an_explanation_as_json_has_the_fields_that_help_names() {
         let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         (output.status.code(), json)
     };
-    let (code, told) = explain(&["GET", "https://h/docs/1?x=2", "-H", "X-OpenId: me"]);
+    let (code, explanation) = explain(&["GET", "https://h/docs/1?x=2", "-H", "X-OpenId: me"]);
     assert_eq!(code, Some(0));
     let included = directory.path().join("docs.toml").display().to_string();
-    assert_eq!(told["outcome"], "forwarded");
+    assert_eq!(explanation["outcome"], "forwarded");
     assert_eq!(
-        told["route"],
+        explanation["route"],
         json!({
             "index": 3, "name": "/docs", "file": included, "line": 2, "auth": "required",
             "preflight": false, "apps": [], "max_body": 1024, "rate_per_user": "50/10s",
@@ -429,28 +437,28 @@ fn an_explanation_as_json_has_the_fields_that_help_names() {
         })
     );
     assert_eq!(
-        told["upstreams"],
+        explanation["upstreams"],
         json!([{
             "name": "recorder", "servers": ["127.0.0.1:1"], "percent": 100.0,
             "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m",
         }])
     );
-    assert_eq!(told["request"]["target"], "/docs/1?x=2");
-    assert_eq!(told["request"]["headers"][0], json!({ "name": "host", "value": "h" }));
-    assert_eq!(told["removed"][0]["name"], "x-openid");
-    assert_eq!(told["other_routes"].as_array().unwrap().len(), 3);
+    assert_eq!(explanation["request"]["target"], "/docs/1?x=2");
+    assert_eq!(explanation["request"]["headers"][0], json!({ "name": "host", "value": "h" }));
+    assert_eq!(explanation["removed"][0]["name"], "x-openid");
+    assert_eq!(explanation["other_routes"].as_array().unwrap().len(), 3);
 
-    let (code, told) = explain(&["GET", "/login"]);
+    let (code, explanation) = explain(&["GET", "/login"]);
     assert_eq!(code, Some(1));
     let facts =
-        ["outcome", "status", "error", "allow", "endpoint"].map(|field| told[field].clone());
+        ["outcome", "status", "error", "allow", "endpoint"].map(|field| explanation[field].clone());
     assert_eq!(json!(facts), json!(["rejected", 405, "method_not_allowed", "POST", "login"]));
 
     // Each field is named in the help, and none is not.
     let help = wxgate().args(["explain", "--help"]).output().unwrap();
     let help = text(&help.stdout);
     let (_, fields) = help.split_once("JSON fields").unwrap();
-    for field in told.as_object().unwrap().keys() {
+    for field in explanation.as_object().unwrap().keys() {
         assert!(fields.contains(field.as_str()), "{field}");
     }
 }

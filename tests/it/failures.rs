@@ -58,7 +58,7 @@ async fn a_failed_request_is_logged_with_upstream_server_and_cause() {
     let [line] = &lines_of(&response)[..] else { panic!("{:?}", lines_of(&response)) };
     assert_eq!(line["upstream"], "recorder");
     assert_eq!(line.get("server"), None);
-    assert_eq!(line["cause"], "no address known for the upstream");
+    assert_eq!(line["cause"], "the upstream has no known address");
 }
 
 /// Its queue is full, so that the connection is never accepted.
@@ -89,8 +89,11 @@ async fn a_rejected_response_is_logged_with_the_reason_and_the_header_line() {
     let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
     let secret = "a-secret-in-a-value";
     for (reply, cause) in [
-        (Reply::Last(vec![]), "closed before a response"),
-        (Reply::Last(b"HTTP/1.1 200 OK\r\nX-Ha".to_vec()), "closed within the response header"),
+        (Reply::Last(vec![]), "connection closed before a response"),
+        (
+            Reply::Last(b"HTTP/1.1 200 OK\r\nX-Ha".to_vec()),
+            "connection closed within the response header",
+        ),
         (Reply::Stall(vec![]), "no response within read_timeout (300ms)"),
         (Reply::Last(b"SSH-2.0-OpenSSH\r\n".to_vec()), "response header malformed: status line"),
         (Reply::Last(b"HTTP/1.1 abc\r\n\r\n".to_vec()), "response header malformed: status line"),
@@ -130,7 +133,7 @@ async fn a_rejected_response_is_logged_with_the_reason_and_the_header_line() {
                   Upgrade: websocket\r\n\r\n"
                     .to_vec(),
             ),
-            "response header rejected: Upgrade (101 to a request that is no WebSocket handshake)",
+            "response header rejected: Upgrade (101 without a WebSocket handshake)",
         ),
     ] {
         let stack = Stack::start_with(&changes).await;
@@ -150,13 +153,13 @@ async fn a_response_that_breaks_off_is_logged_as_begun() {
     for (reply, cause) in [
         (
             Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
-            "closed before the end of the response body",
+            "connection closed before the end of the response body",
         ),
         (
             Reply::Last(
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec(),
             ),
-            "closed before the end of the response body",
+            "connection closed before the end of the response body",
         ),
         (
             Reply::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
@@ -185,7 +188,7 @@ async fn a_failure_on_a_reused_connection_is_logged_as_such() {
     let response = stack.post("/none").body("x").send().await;
     response.assert_error(502, "bad_gateway", "retry");
     let lines = lines_of(&response);
-    assert_eq!(lines[0]["cause"], "closed before a response");
+    assert_eq!(lines[0]["cause"], "connection closed before a response");
     assert_eq!(lines[0]["reused"], true);
 }
 
@@ -270,7 +273,7 @@ async fn logins_while_the_store_is_down_are_one_line_a_minute() {
         logged.extend(lines_of(&response));
     }
     assert_eq!(logged.len(), 1, "{logged:?}");
-    assert_eq!(logged[0]["message"], "a session cannot be stored");
+    assert_eq!(logged[0]["message"], "cannot store a session");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -269,7 +269,7 @@ async fn every_errcode_has_its_response() {
         let counter =
             format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"{counted}\"}}");
         assert_eq!(stack.metric(&counter).await, 1.0, "{counter}");
-        // Without quota WeChat is not called for the app for a minute.
+        // Without quota WeChat is called once a minute.
         stack.clock.advance(Duration::from_secs(60));
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);

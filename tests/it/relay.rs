@@ -336,7 +336,7 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
         (
             format!("https://{closed}"),
             String::new(),
-            format!("the connection was closed (https://{closed})"),
+            format!("connection closed (https://{closed})"),
         ),
         (
             "https://wechat.invalid".to_owned(),
@@ -352,15 +352,15 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
             "https://wechat.invalid".to_owned(),
             behind(&proxy.to_string()),
             format!(
-                "egress proxy http://{proxy}: it requires another user and password (HTTP status \
-                 407) (https://wechat.invalid)"
+                "egress proxy http://{proxy}: wrong or missing user and password \
+                 (HTTP status 407) (https://wechat.invalid)"
             ),
         ),
         (
             "https://wechat.invalid".to_owned(),
             behind(&forbidding.to_string()),
             format!(
-                "egress proxy http://{forbidding}: it did not open a tunnel to WeChat \
+                "egress proxy http://{forbidding}: no tunnel to WeChat \
                  (https://wechat.invalid)"
             ),
         ),
@@ -368,7 +368,7 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
             "https://wechat.invalid".to_owned(),
             behind(&closed.to_string()),
             format!(
-                "egress proxy http://{closed}: it did not open a tunnel to WeChat \
+                "egress proxy http://{closed}: no tunnel to WeChat \
                  (https://wechat.invalid)"
             ),
         ),
@@ -403,7 +403,7 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
     assert_eq!(
         error(&response),
         format!(
-            "WeChat did not respond in time, and the code may be spent: no response within \
+            "WeChat did not respond in time; the code may be spent: no response within \
              wechat.timeout (http://{wechat})"
         )
     );
@@ -413,7 +413,7 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
             None,
             504,
             format!(
-                "WeChat failed, and the code may be spent: the connection was closed (http://{closed})"
+                "call to WeChat failed; the code may be spent: connection closed (http://{closed})"
             ),
         ),
         (
@@ -421,15 +421,10 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
             None,
             504,
             format!(
-                "WeChat failed, and the code may be spent: the connection was closed (http://{half})"
+                "call to WeChat failed; the code may be spent: connection closed (http://{half})"
             ),
         ),
-        (
-            other,
-            None,
-            502,
-            format!("WeChat's response cannot be understood: not HTTP (http://{other})"),
-        ),
+        (other, None, 502, format!("invalid response from WeChat: not HTTP (http://{other})")),
         (
             wechat,
             Some(forbidding),
@@ -467,9 +462,9 @@ async fn a_certificate_that_is_not_accepted_is_logged_with_the_reason() {
     std::fs::write(&ca_file, ours.certificate.pem()).unwrap();
     for (issued, expected) in [
         (theirs.issue(&["localhost"]), "unknown issuer"),
-        (ours.issue_with(&["localhost"], long_ago), "it has expired"),
-        (ours.issue_with(&["localhost"], to_come), "it is not valid yet"),
-        (ours.issue(&["api.weixin.qq.com"]), "it is for another host name"),
+        (ours.issue_with(&["localhost"], long_ago), "expired"),
+        (ours.issue_with(&["localhost"], to_come), "not valid yet"),
+        (ours.issue(&["api.weixin.qq.com"]), "issued for another host name"),
     ] {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(issued.key.serialize_der()));
         let config = rustls::ServerConfig::builder()
@@ -493,7 +488,7 @@ async fn a_certificate_that_is_not_accepted_is_logged_with_the_reason() {
         let response = stack.try_login("user-a-1").await;
         response.assert_error(502, "wechat_rejected", "none");
         let error = error(&response);
-        let begin = format!("WeChat's certificate is not accepted: {expected}");
+        let begin = format!("WeChat's certificate is not trusted: {expected}");
         assert!(error.starts_with(&begin), "{error}");
         assert!(error.ends_with(&format!("(https://localhost:{port})")), "{error}");
     }

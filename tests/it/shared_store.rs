@@ -40,7 +40,7 @@ pub async fn status(stack: &Stack, token: &str) -> u16 {
     stack.get("/").token(token).send().await.status
 }
 
-/// Sends requests until the response has a status, and returns how long that took.
+/// Sends requests until a response has this status, and returns how long that took.
 pub async fn until_status(stack: &Stack, token: &str, wanted: u16) -> Duration {
     let begun = Instant::now();
     while status(stack, token).await != wanted {
@@ -72,7 +72,7 @@ async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_whose_notice_is_lost_takes_effect_within_the_bound() {
+async fn a_revocation_whose_notice_is_lost_takes_effect_within_the_cache_ttl() {
     let server = RedisServer::start();
     let bound = "session.redis.near_cache_ttl = \"3s\"";
     let stack = gateway(&url(&server), bound).await;
@@ -84,7 +84,7 @@ async fn a_revocation_whose_notice_is_lost_takes_effect_within_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
+async fn while_the_store_is_silent_cached_sessions_work_and_all_else_is_503() {
     let server = RedisServer::start();
     let bound =
         "admin.token = { file = \"{dir}/operator\" }\nsession.redis.near_cache_ttl = \"1m\"";
@@ -124,7 +124,7 @@ async fn while_the_store_is_silent_hits_go_on_and_all_else_is_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn look_ups_and_logouts_over_the_limit_are_rejected_before_they_reach_the_store() {
+async fn lookups_and_logouts_above_the_limit_do_not_reach_the_store() {
     let made_up = ["A", "B"].map(|letter| letter.repeat(43));
     for (method, path) in [("GET", "/"), ("POST", "/logout")] {
         // Each with a store of its own: a store that hangs is detected after a while.
@@ -225,7 +225,7 @@ async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_sessio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_ends_a_session_that_has_expired_by_the_gateways_clock_only() {
+async fn an_operator_revokes_sessions_that_only_his_gateways_clock_says_are_expired() {
     let server = RedisServer::start();
     let operator = "admin.token = { file = \"{dir}/operator\" }";
     let (ahead, right) =

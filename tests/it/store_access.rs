@@ -102,7 +102,7 @@ async fn the_shipped_user_may_do_what_a_gateway_does_on_a_server() {
 
 /// As with the file of an earlier version.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_the_store_without_scan_keeps_operators_from_finding_users_by_name_only() {
+async fn without_scan_permission_only_lookups_of_users_by_name_fail() {
     let directory = tempfile::tempdir().unwrap();
     let users = acl_file(directory.path(), "users.acl");
     let shipped = std::fs::read_to_string(&users).unwrap();
@@ -160,7 +160,7 @@ async fn the_shipped_user_may_do_what_a_gateway_does_on_a_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_reached_over_tls_and_only_with_the_right_certificate() {
+async fn a_store_is_used_over_tls_only_with_a_trusted_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::root("ours"), Authority::root("another"));
     ours.issue(&["localhost"]).write(directory.path(), "store", &[]);
@@ -206,7 +206,7 @@ async fn assert_unready(stack: &Stack) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_is_ready_only_when_the_store_has_been_there() {
+async fn a_gateway_is_ready_only_once_the_store_was_reached() {
     let server = RedisServer::start();
     let door = FaultProxy::to(server.port).await;
     for way in [Way::Cut, Way::Silent] {

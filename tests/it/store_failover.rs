@@ -38,7 +38,7 @@ async fn two_gateways(server: &RedisServer) -> (FaultProxy, Stack, Stack) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_primary_knows_what_was_acknowledged() {
+async fn a_new_primary_has_all_confirmed_logouts() {
     let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
@@ -87,7 +87,7 @@ async fn a_logout_waits_for_each_replica_that_sentinels_may_make_the_primary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_has_lost_a_revocation_gets_it_again() {
+async fn a_revocation_that_the_store_has_lost_is_written_again() {
     let mut server = RedisServer::start();
     let (way, one, other) = two_gateways(&server).await;
     let token = one.login("alice").await;
@@ -96,7 +96,7 @@ async fn a_store_that_has_lost_a_revocation_gets_it_again() {
     way.set(Way::Cut);
     one.until_metric("wxgate_store_up", 0.0).await;
     server.restart();
-    // It has forgotten by now what it was notified of itself.
+    // Its own record of the notice has expired by now.
     other.clock.advance(Duration::from_secs(5));
     until_status(&other, &token, 200).await;
     way.set(Way::Open);
@@ -106,7 +106,7 @@ async fn a_store_that_has_lost_a_revocation_gets_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_used_only_after_it_has_accepted_the_revocations() {
+async fn a_store_is_used_only_once_it_accepts_the_revocations() {
     let mut server = RedisServer::start();
     let (way, one, other) = two_gateways(&server).await;
     let (token, known) = (one.login("alice").await, other.login("bob").await);
@@ -136,8 +136,8 @@ async fn a_store_is_used_only_after_it_has_accepted_the_revocations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_still_loads_its_data_gets_the_revocations_afterwards() {
-    // Loading takes about two seconds; commands get a reply meanwhile.
+async fn revocations_are_written_again_once_the_store_has_loaded() {
+    // Loading takes about two seconds, and the server responds meanwhile.
     let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let mut server = RedisServer::start_with(&slow);
     let (_way, one, other) = two_gateways(&server).await;
@@ -157,7 +157,7 @@ async fn a_store_that_still_loads_its_data_gets_the_revocations_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_of_a_cluster_that_has_lost_a_revocation_gets_it_again() {
+async fn a_revocation_that_a_cluster_node_has_lost_is_written_again() {
     let mut nodes = cluster();
     let url = cluster_url(&nodes);
     let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
@@ -247,7 +247,7 @@ async fn login_status(stack: &Stack, user: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_has_lost_a_block_gets_it_again_unless_it_was_lifted() {
+async fn a_block_that_the_store_has_lost_is_written_again_unless_it_was_removed() {
     let mut server = RedisServer::start();
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;
@@ -280,7 +280,7 @@ async fn a_store_that_has_lost_a_block_gets_it_again_unless_it_was_lifted() {
 
 /// A gateway does not know what others have set in the meantime.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_block_does_not_shorten_a_later_one() {
+async fn a_block_that_is_written_again_does_not_shorten_a_later_one() {
     let mut server = RedisServer::start();
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), OPERATING).await;
@@ -302,7 +302,7 @@ async fn a_restored_block_does_not_shorten_a_later_one() {
 
 /// While keys are being changed a block has several names.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_finds_no_room_leaves_nothing_behind() {
+async fn a_block_above_the_limit_writes_nothing() {
     let server = RedisServer::start();
     let directory = tempfile::tempdir().unwrap();
     let old = directory.path().join("old");
@@ -324,7 +324,7 @@ async fn a_block_that_finds_no_room_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_primary_knows_who_is_blocked() {
+async fn a_new_primary_has_all_blocks() {
     let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, OPERATING).await, gateway(&url, "").await);

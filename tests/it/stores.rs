@@ -95,7 +95,7 @@ async fn try_login(stack: &Stack, user: &str) -> Response {
     stack.try_login(&format!("user-{user}-{code}")).await
 }
 
-async fn assert_login_is_refused(stack: &Stack, user: &str) {
+async fn assert_login_is_rejected(stack: &Stack, user: &str) {
     try_login(stack, user).await.assert_error(403, "login_refused", "none");
 }
 
@@ -111,7 +111,7 @@ fn text<'a>(session: &'a Value, field: &str) -> &'a str {
     session[field].as_str().unwrap()
 }
 
-/// Each test, for each store.
+/// Each test once per kind of store.
 macro_rules! in_memory_and_on_redis {
     ($($name:ident($more:expr);)*) => {
         mod in_memory {
@@ -133,16 +133,16 @@ macro_rules! in_memory_and_on_redis {
 in_memory_and_on_redis! {
     a_session_expires_after_its_idle_timeout_and_at_its_absolute_end("session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"");
     logging_out_ends_the_session_and_never_fails("");
-    a_user_has_so_many_sessions_and_the_oldest_goes_first("session.max_per_user = 2");
-    ten_sessions_are_a_users_by_default("");
-    an_operator_sees_the_sessions_of_a_user("server.trusted_proxies = [\"127.0.0.0/8\"]");
-    an_operator_ends_one_session("");
-    an_operator_ends_all_sessions_of_a_user("session.max_per_user = 0");
-    no_session_outlives_the_end_of_all_by_a_race("session.max_per_user = 0");
-    what_has_ended_is_not_listed_and_takes_no_place("session.max_per_user = 2\nsession.idle_timeout = \"30m\"");
+    a_login_above_the_limit_replaces_the_oldest_session("session.max_per_user = 2");
+    a_user_has_ten_sessions_by_default("");
+    an_operator_lists_the_sessions_of_a_user("server.trusted_proxies = [\"127.0.0.0/8\"]");
+    an_operator_revokes_one_session("");
+    an_operator_revokes_all_sessions_of_a_user("session.max_per_user = 0");
+    no_session_survives_a_racing_revocation_of_all("session.max_per_user = 0");
+    ended_sessions_are_not_listed_and_do_not_count_towards_the_limit("session.max_per_user = 2\nsession.idle_timeout = \"30m\"");
     an_operator_finds_a_user_by_the_name_of_the_access_log(super::NAMED);
     a_blocked_user_cannot_log_in_until_the_block_expires("");
-    a_block_is_lifted_and_ends_nothing_then("");
+    unblocking_a_user_revokes_no_session("");
     a_user_without_a_session_is_unblocked_by_name(super::NAMED);
     a_login_in_flight_does_not_slip_past_a_block("");
     no_login_slips_past_a_block_by_a_race("");
@@ -186,7 +186,7 @@ async fn logging_out_ends_the_session_and_never_fails(gateways: Gateways) {
     here.get("/logout").send().await.assert_error(405, "method_not_allowed", "none");
 }
 
-async fn a_user_has_so_many_sessions_and_the_oldest_goes_first(gateways: Gateways) {
+async fn a_login_above_the_limit_replaces_the_oldest_session(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let first = here.login("alice").await;
     gateways.advance(Duration::from_millis(1));
@@ -202,7 +202,7 @@ async fn a_user_has_so_many_sessions_and_the_oldest_goes_first(gateways: Gateway
         assert_eq!(status(here, token).await, 200);
     }
     assert_eq!(there.metric("wxgate_sessions_removed_total{cause=\"replaced\"}").await, 1.0);
-    // A place of a session that was logged out is free.
+    // An ended session makes room.
     assert_eq!(here.post("/logout").token(&second).send().await.status, 204);
     let fourth = here.login("alice").await;
     for token in [&third, &fourth] {
@@ -210,7 +210,7 @@ async fn a_user_has_so_many_sessions_and_the_oldest_goes_first(gateways: Gateway
     }
 }
 
-async fn ten_sessions_are_a_users_by_default(gateways: Gateways) {
+async fn a_user_has_ten_sessions_by_default(gateways: Gateways) {
     let stack = gateways.here();
     for _ in 0..12 {
         stack.login("alice").await;
@@ -218,7 +218,7 @@ async fn ten_sessions_are_a_users_by_default(gateways: Gateways) {
     assert_eq!(gateways.listed("alice").await.len(), 10);
 }
 
-async fn an_operator_sees_the_sessions_of_a_user(gateways: Gateways) {
+async fn an_operator_lists_the_sessions_of_a_user(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let login = |stack: &Stack, address: &str, code: &str| {
         let body = serde_json::json!({ "code": format!("user-alice-{code}") });
@@ -248,12 +248,12 @@ async fn an_operator_sees_the_sessions_of_a_user(gateways: Gateways) {
     }
     assert_eq!(status(there, &tokens[0]).await, 200);
     until_used_after(&gateways, text(other, "last_seen")).await;
-    // Listing a session does not count as use.
+    // Listing a session is not a use of it.
     assert_eq!(text(&gateways.listed("alice").await[1], "last_seen"), text(other, "last_seen"));
     assert!(gateways.listed("nobody").await.is_empty());
 }
 
-/// Waits until a session of alice is listed with a use after a time, and returns when.
+/// Waits until the list shows a use of alice's session after a time, and returns when.
 async fn until_used_after(gateways: &Gateways, before: &str) -> String {
     let begun = Instant::now();
     loop {
@@ -266,7 +266,7 @@ async fn until_used_after(gateways: &Gateways, before: &str) -> String {
     }
 }
 
-async fn an_operator_ends_one_session(gateways: Gateways) {
+async fn an_operator_revokes_one_session(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let first = here.login("alice").await;
     gateways.advance(Duration::from_millis(1));
@@ -289,7 +289,7 @@ async fn an_operator_ends_one_session(gateways: Gateways) {
     assert_eq!(here.metric("wxgate_sessions_removed_total{cause=\"revoked\"}").await, 1.0);
 }
 
-async fn an_operator_ends_all_sessions_of_a_user(gateways: Gateways) {
+async fn an_operator_revokes_all_sessions_of_a_user(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let mut tokens = Vec::new();
     for stack in [here, there].repeat(10) {
@@ -314,7 +314,7 @@ async fn an_operator_ends_all_sessions_of_a_user(gateways: Gateways) {
     assert_eq!(status(here, &again).await, 200);
 }
 
-async fn no_session_outlives_the_end_of_all_by_a_race(gateways: Gateways) {
+async fn no_session_survives_a_racing_revocation_of_all(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let (mut before, mut during) = (Vec::new(), Vec::new());
     for _ in 0..5 {
@@ -339,7 +339,7 @@ async fn no_session_outlives_the_end_of_all_by_a_race(gateways: Gateways) {
     }
 }
 
-async fn what_has_ended_is_not_listed_and_takes_no_place(gateways: Gateways) {
+async fn ended_sessions_are_not_listed_and_do_not_count_towards_the_limit(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     here.login("alice").await;
     there.login("alice").await;
@@ -389,7 +389,7 @@ async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways
         until_status(there, token, 401).await;
     }
     for stack in [here, there] {
-        assert_login_is_refused(stack, "alice").await;
+        assert_login_is_rejected(stack, "alice").await;
         assert_eq!(try_login(stack, "bob").await.status, 200);
     }
     let listed = gateways.list(&of("alice")).await;
@@ -404,7 +404,7 @@ async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways
     // Longer than the test can have taken: the store has its own clock.
     let margin = Duration::from_secs(600);
     gateways.advance(day - margin);
-    assert_login_is_refused(there, "alice").await;
+    assert_login_is_rejected(there, "alice").await;
     gateways.advance(margin);
     for stack in [here, there] {
         assert_eq!(try_login(stack, "alice").await.status, 200);
@@ -412,12 +412,12 @@ async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways
     assert_eq!(gateways.list(&of("alice")).await["blocked_until"], Value::Null);
 }
 
-async fn a_block_is_lifted_and_ends_nothing_then(gateways: Gateways) {
+async fn unblocking_a_user_revokes_no_session(gateways: Gateways) {
     let there = gateways.there();
     gateways.delete(&format!("{}&block=365d", of("alice"))).await;
     // The second replaces the first.
     gateways.delete(&format!("{}&block=1s", of("alice"))).await;
-    assert_login_is_refused(there, "alice").await;
+    assert_login_is_rejected(there, "alice").await;
     gateways.delete(&format!("{}&block=0s", of("alice"))).await;
     let token = there.login("alice").await;
     gateways.delete(&format!("{}&block=0s", of("alice"))).await;
@@ -429,11 +429,11 @@ async fn a_user_without_a_session_is_unblocked_by_name(gateways: Gateways) {
     let token = here.login("alice").await;
     let by_name = format!("/sessions?user={}", name_in_the_log(here, &token).await);
     gateways.delete(&format!("{by_name}&block=24h")).await;
-    assert_login_is_refused(there, "alice").await;
+    assert_login_is_rejected(there, "alice").await;
     assert!(gateways.list(&by_name).await["blocked_until"].is_string());
     // Again, without a session to find the user by.
     gateways.delete(&format!("{by_name}&block=48h")).await;
-    assert_login_is_refused(there, "alice").await;
+    assert_login_is_rejected(there, "alice").await;
     gateways.delete(&format!("{by_name}&block=0s")).await;
     there.login("alice").await;
 }
@@ -474,7 +474,7 @@ async fn no_login_slips_past_a_block_by_a_race(gateways: Gateways) {
             until_status(there, &token, 401).await;
         }
         assert!(gateways.listed("alice").await.is_empty());
-        assert_login_is_refused(here, "alice").await;
+        assert_login_is_rejected(here, "alice").await;
         gateways.delete(&format!("{}&block=0s", of("alice"))).await;
     }
 }
@@ -532,7 +532,7 @@ async fn each_operator_action_is_one_line_of_the_log(gateways: Gateways) {
 
 /// The action is completed and logged.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_who_does_not_wait_for_the_response_has_acted_all_the_same() {
+async fn an_operator_action_completes_without_its_client() {
     let store = RedisServer::start();
     let patient = "session.redis.timeout = \"10s\"";
     let stack = gateway(&url(&store), &with_operator(patient)).await;
@@ -546,13 +546,13 @@ async fn an_operator_who_does_not_wait_for_the_response_has_acted_all_the_same()
         of("alice")
     );
     operator.send(request.as_bytes()).await;
-    assert!(operator.is_silent(Duration::from_millis(50)).await, "the store is asked");
+    assert!(operator.is_silent(Duration::from_millis(50)).await, "the store was called");
     drop(operator);
     // What was sent is read before the connection's end is seen.
     assert_eq!(stack.get("/healthz").send_to_admin().await.status, 200);
     store.go_on();
     until_status(&stack, &token, 401).await;
-    assert_login_is_refused(&stack, "alice").await;
+    assert_login_is_rejected(&stack, "alice").await;
     let begun = Instant::now();
     while actions_after(position, &mark).is_empty() {
         assert!(begun.elapsed() < PATIENCE, "it is not logged");
@@ -561,7 +561,7 @@ async fn an_operator_who_does_not_wait_for_the_response_has_acted_all_the_same()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_shows_the_token_may_operate() {
+async fn operator_actions_require_the_token() {
     let gateways = Gateways::in_memory("").await;
     let stack = gateways.here();
     let path = of("alice");
@@ -605,7 +605,7 @@ async fn only_who_shows_the_token_may_operate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operators_mistakes_are_told_and_end_nothing() {
+async fn malformed_operator_requests_are_rejected_and_revoke_nothing() {
     let gateways = Gateways::in_memory("").await;
     let token = gateways.here().login("alice").await;
     let openid = openid("alice");
@@ -657,7 +657,7 @@ async fn an_operators_mistakes_are_told_and_end_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn apps_are_told_apart_by_operators_as_at_a_login() {
+async fn operators_name_the_app_as_at_a_login() {
     let apps = format!(
         r#"
         app = [

@@ -138,11 +138,11 @@ async fn a_queued_login_runs_when_another_one_ends() {
     for response in logins.join_all().await {
         token(&response);
     }
-    assert_eq!(stack.sandbox.most_at_once(), 1);
+    assert_eq!(stack.sandbox.most_in_flight(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wechat_that_fails_again_and_again_is_left_alone_and_then_tried() {
+async fn a_wechat_that_keeps_failing_opens_the_circuit_breaker() {
     let stack = Stack::start_with("[wechat]\nbreaker_failures = 3\nbreaker_pause = \"10s\"").await;
     for number in 0..3 {
         let lost = stack.try_login(&format!("drop-{number}")).await;
@@ -244,7 +244,7 @@ async fn the_fallback_is_called_only_if_nothing_was_sent() {
     .await;
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
-    assert!(process_log::text_after(before).contains("wechat.fallback_base_url is called first"));
+    assert!(process_log::text_after(before).contains("calling wechat.fallback_base_url first"));
     // The first is not tried again within a minute.
     let back = TcpListener::bind(unused).await.unwrap();
     token(&stack.try_login("user-alice-2").await);

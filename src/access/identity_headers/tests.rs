@@ -29,7 +29,7 @@ fn forwarding(is_trusted: bool) -> Forwarding {
 }
 
 /// Listed here again, independently of the code under test.
-const GATEWAYS_OWN: [&str; 27] = [
+const RESERVED: [&str; 27] = [
     "x_openid",
     "x_appid",
     "x_unionid",
@@ -69,7 +69,7 @@ fn cgi_name(name: &str) -> String {
 fn spelling() -> impl Strategy<Value = String> {
     let separators = prop::sample::select("!#$%&'*+-.^_`|~".chars().collect::<Vec<_>>());
     (
-        prop::sample::select(GATEWAYS_OWN.to_vec()),
+        prop::sample::select(RESERVED.to_vec()),
         prop::collection::vec((any::<bool>(), separators), 24),
     )
         .prop_map(|(name, choices)| {
@@ -91,9 +91,9 @@ fn any_name() -> impl Strategy<Value = String> {
 proptest! {
     /// No list of headers gets another spelling through.
     #[test]
-    fn upstream_sees_of_the_gateways_names_only_what_the_gateway_wrote(
+    fn services_get_reserved_headers_only_from_the_gateway(
         names in prop::collection::vec(any_name(), 0..24),
-        is_known in any::<bool>(),
+        has_identity in any::<bool>(),
     ) {
         let mut request = HeaderMap::new();
         for name in &names {
@@ -104,31 +104,31 @@ proptest! {
             openid: OpenId::parse("gateway").unwrap(),
             unionid: None,
         };
-        identity_headers().apply(&mut request, &forwarding(false), is_known.then_some(&identity)).unwrap();
+        identity_headers().apply(&mut request, &forwarding(false), has_identity.then_some(&identity)).unwrap();
 
         let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}\n", value.to_str().unwrap());
         let wire: String = request.iter().map(line).collect();
-        let mut seen = std::collections::HashMap::new();
+        let mut counts = std::collections::HashMap::new();
         for line in wire.lines() {
             let (name, value) = line.split_once(": ").unwrap();
             let name = cgi_name(name);
-            if GATEWAYS_OWN.contains(&name.as_str()) {
+            if RESERVED.contains(&name.as_str()) {
                 prop_assert_eq!(value, "gateway", "{}", line);
-                *seen.entry(name).or_insert(0) += 1;
+                *counts.entry(name).or_insert(0) += 1;
             }
         }
-        prop_assert!(seen.values().all(|count| *count == 1), "{:?}", seen);
-        prop_assert_eq!(seen.contains_key("x_openid"), is_known);
-        prop_assert_eq!(seen.contains_key("x_appid"), is_known);
-        prop_assert!(!seen.contains_key("x_unionid"));
-        prop_assert_eq!(seen.len(), if is_known { 7 } else { 5 });
-        let foreign = names.iter().filter(|name| !GATEWAYS_OWN.contains(&cgi_name(name).as_str()));
+        prop_assert!(counts.values().all(|count| *count == 1), "{:?}", counts);
+        prop_assert_eq!(counts.contains_key("x_openid"), has_identity);
+        prop_assert_eq!(counts.contains_key("x_appid"), has_identity);
+        prop_assert!(!counts.contains_key("x_unionid"));
+        prop_assert_eq!(counts.len(), if has_identity { 7 } else { 5 });
+        let foreign = names.iter().filter(|name| !RESERVED.contains(&cgi_name(name).as_str()));
         prop_assert_eq!(foreign.count(), wire.lines().filter(|line| line.ends_with(": client")).count());
     }
 }
 
 #[test]
-fn a_trusted_proxys_headers_pass_only_in_their_own_spelling() {
+fn headers_of_a_trusted_proxy_are_forwarded_only_in_their_own_spelling() {
     let mut request = HeaderMap::new();
     for name in ["X-Forwarded-Port", "X_Forwarded_Port", "Forwarded", "X_Forwarded_For"] {
         append(&mut request, name, "client");
@@ -144,7 +144,7 @@ fn a_trusted_proxys_headers_pass_only_in_their_own_spelling() {
 }
 
 #[test]
-fn only_authorization_lines_with_a_token_of_ours_are_removed() {
+fn only_authorization_lines_with_a_session_token_are_removed() {
     let mut request = HeaderMap::new();
     let ours = format!("Bearer {}", "a".repeat(token::TOKEN_LENGTH));
     append(&mut request, "Authorization", "Basic abc");
@@ -171,8 +171,8 @@ fn names(response: &HeaderMap) -> Vec<&str> {
 }
 
 #[test]
-fn an_answer_keeps_only_what_is_for_the_client() {
-    let answer = cleaned(
+fn a_response_keeps_only_headers_for_the_client() {
+    let response = cleaned(
         200,
         &[
             ("X-OpenId", "o1"),
@@ -188,12 +188,12 @@ fn an_answer_keeps_only_what_is_for_the_client() {
             ("X-Foreign", "kept"),
         ],
     );
-    assert_eq!(names(&answer), ["content-length", "x-foreign", "x-request-id"]);
+    assert_eq!(names(&response), ["content-length", "x-foreign", "x-request-id"]);
 }
 
 #[test]
-fn what_an_answers_connection_nominates_goes_but_for_its_framing() {
-    let answer = cleaned(
+fn headers_that_connection_names_are_removed_except_framing() {
+    let response = cleaned(
         101,
         &[
             ("Connection", "upgrade, X-Hop"),
@@ -206,17 +206,17 @@ fn what_an_answers_connection_nominates_goes_but_for_its_framing() {
             ("Upgrade", "websocket"),
         ],
     );
-    assert_eq!(names(&answer), ["connection", "upgrade", "x-foreign"]);
+    assert_eq!(names(&response), ["connection", "upgrade", "x-foreign"]);
     let framing = [("Connection", "content-length, x-hop"), ("Content-Length", "5")];
-    let answer = cleaned(200, &[&framing[..], &[("X-Hop", "1")]].concat());
-    assert_eq!(names(&answer), ["connection", "content-length"]);
+    let response = cleaned(200, &[&framing[..], &[("X-Hop", "1")]].concat());
+    assert_eq!(names(&response), ["connection", "content-length"]);
 }
 
 #[test]
-fn an_answer_without_a_body_has_no_length() {
+fn a_response_without_a_body_has_no_length() {
     let framing = [("Content-Length", "0"), ("Transfer-Encoding", "chunked")];
     for status in [100, 103, 204] {
-        let answer = cleaned(status, &[&framing[..], &[("X-Foreign", "kept")]].concat());
-        assert_eq!(names(&answer), ["x-foreign"], "{status}");
+        let response = cleaned(status, &[&framing[..], &[("X-Foreign", "kept")]].concat());
+        assert_eq!(names(&response), ["x-foreign"], "{status}");
     }
 }

@@ -1,4 +1,4 @@
-//! The command: what it does with its arguments, and what it prints.
+//! The `wxgate explain` command: how it reads its arguments, and what it prints.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,30 +6,30 @@ use std::process::ExitCode;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use super::Question;
-use crate::cli::refuse_config;
+use super::DescribedRequest;
+use crate::cli::report_problems;
 use crate::config::{Config, Secrets};
 
 pub const HELP: &str = "\
 Exit code:
-  0  the request is forwarded, or the gateway responds; a session may be needed
+  0  the request is forwarded, if it has a session where one is required, or the gateway responds
   1  it is rejected, or the file has problems
   2  wrong usage
 
-JSON fields, all of them always present:
+JSON fields, always all of them:
   method, host, path  the request
   outcome             forwarded, answered, rejected or forward_auth
   status, error, reason, allow
-                      the gateway's own response, as far as it is known
-  endpoint            login, logout, session or health, where the path is one
+                      the gateway's own response, if it is known
+  endpoint            login, logout, session or health, if the path is one of them
   route               index, name, file, line, auth, preflight, apps, max_body (bytes),
                       rate_per_user, rate_per_address, websocket, cors, preflights
-  upstreams           for each: name, servers, percent, connect_timeout, read_timeout,
+  upstreams           for each one: name, servers, percent, connect_timeout, read_timeout,
                       write_timeout
   request             method, target and headers (name, value) as the service gets them
   removed             for each header that the service does not get: name, reason
   response_headers    set (name, value), removed (names), vary
-  other_routes        for each: index, name, file, line, reason";
+  other_routes        for each one: index, name, file, line, reason";
 
 pub fn explain(
     path: &Path,
@@ -38,8 +38,8 @@ pub fn explain(
     headers: Vec<(HeaderName, HeaderValue)>,
     is_json: bool,
 ) -> ExitCode {
-    let question = match Question::new(method, url, headers) {
-        Ok(question) => question,
+    let request = match DescribedRequest::new(method, url, headers) {
+        Ok(request) => request,
         Err(error) => {
             eprintln!("wxgate: {url}: {error}");
             return ExitCode::from(2);
@@ -47,7 +47,7 @@ pub fn explain(
     };
     match Config::load(path, Secrets::Ignore) {
         Ok(config) => {
-            let explanation = super::explain(&config, &question);
+            let explanation = super::explain(&config, &request);
             let text = match serde_json::to_string_pretty(&explanation) {
                 Ok(json) if is_json => json + "\n",
                 _ => explanation.to_string(),
@@ -56,13 +56,13 @@ pub fn explain(
             let _ = std::io::stdout().write_all(text.as_bytes());
             if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(problems) => refuse_config(&problems),
+        Err(problems) => report_problems(&problems),
     }
 }
 
 pub fn parse_header(line: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = line.split_once(':').ok_or("expected NAME: VALUE")?;
-    let name = name.trim().parse().map_err(|_| "that is not a header's name".to_owned())?;
-    let value = value.trim().parse().map_err(|_| "that is not a header's value".to_owned())?;
+    let name = name.trim().parse().map_err(|_| "invalid header name".to_owned())?;
+    let value = value.trim().parse().map_err(|_| "invalid header value".to_owned())?;
     Ok((name, value))
 }

@@ -7,9 +7,9 @@ use super::{ChosenUpstream, Explanation, MatchedRoute, Outcome};
 impl Display for Explanation {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match (&self.route, self.endpoint) {
-            (Some(route), _) => self.tell_route(out, route)?,
+            (Some(route), _) => self.write_route(out, route)?,
             (None, Some(endpoint)) if self.outcome == Outcome::Rejected => {
-                self.tell_rejection(out, "")?;
+                self.write_rejection(out, "")?;
                 writeln!(out, "  this is the path of endpoints.{endpoint}")?;
             }
             (None, Some(endpoint)) => {
@@ -18,7 +18,7 @@ impl Display for Explanation {
                     "the gateway responds itself: this is the path of endpoints.{endpoint}"
                 )?;
             }
-            (None, None) => self.tell_rejection(out, "")?,
+            (None, None) => self.write_rejection(out, "")?,
         }
         for other in &self.other_routes {
             let (index, name, reason) = (other.index, &other.name, &other.reason);
@@ -29,7 +29,7 @@ impl Display for Explanation {
 }
 
 impl Explanation {
-    fn tell_rejection(&self, out: &mut Formatter<'_>, indent: &str) -> fmt::Result {
+    fn write_rejection(&self, out: &mut Formatter<'_>, indent: &str) -> fmt::Result {
         let status = self.status.unwrap_or_default();
         let error = self.error.unwrap_or_default();
         match (&self.allow, &self.reason) {
@@ -39,18 +39,20 @@ impl Explanation {
         }
     }
 
-    fn tell_route(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
+    fn write_route(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
         let MatchedRoute { index, name, file, line, .. } = route;
         writeln!(out, "route[{index}] \"{name}\" matches, {file}:{line}")?;
         if self.outcome == Outcome::Rejected {
-            return self.tell_rejection(out, "  ");
+            return self.write_rejection(out, "  ");
         }
         if route.preflight && route.cors {
-            return writeln!(out, "  a preflight: the gateway responds with 204, without identity");
+            return writeln!(out, "  a preflight: the gateway responds with 204");
         }
         let auth = match route.auth {
             "required" => "required: 401 without a session",
-            "optional" => "optional: shown here with a session; anonymous without one",
+            "optional" => {
+                "optional: without a session the request is anonymous; shown here with one"
+            }
             _ if route.preflight => "none: preflights are forwarded without identity",
             none => none,
         };
@@ -65,31 +67,31 @@ impl Explanation {
             (Outcome::ForwardAuth, _) => {
                 writeln!(out, "  only for forward-auth: 404 on the public listeners")?;
             }
-            _ => self.tell_service(out, route)?,
+            _ => self.write_service(out, route)?,
         }
         for header in &self.response_headers.set {
-            writeln!(out, "  responses get {}: {}", header.name, header.value)?;
+            writeln!(out, "  added to responses: {}: {}", header.name, header.value)?;
         }
         for name in &self.response_headers.removed {
-            writeln!(out, "  responses lose {name}")?;
+            writeln!(out, "  removed from responses: {name}")?;
         }
         if let Some(vary) = &self.response_headers.vary {
-            writeln!(out, "  responses get Vary: {vary}")?;
+            writeln!(out, "  added to responses: Vary: {vary}")?;
             writeln!(
                 out,
-                "  responses to users get Cache-Control: private, unless the service's own \
-                 Cache-Control decides"
+                "  added to responses to users: Cache-Control: private, unless the service sends a \
+                 Cache-Control that decides"
             )?;
         }
         if route.cors {
-            writeln!(out, "  responses say which origins may read them (cors)")?;
+            writeln!(out, "  added to responses: the headers of cors")?;
         } else if route.preflights == "pass" {
             writeln!(out, "  preflights are forwarded without identity")?;
         }
         Ok(())
     }
 
-    fn tell_service(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
+    fn write_service(&self, out: &mut Formatter<'_>, route: &MatchedRoute) -> fmt::Result {
         let rate = |rate: &Option<String>| rate.clone().unwrap_or_else(|| "off".to_owned());
         writeln!(
             out,
@@ -102,7 +104,7 @@ impl Explanation {
         for (at, upstream) in self.upstreams.iter().enumerate() {
             let who = match (self.upstreams.len(), at + 1) {
                 (1, _) => String::new(),
-                (count, number) if number == count => "everybody else: ".to_owned(),
+                (count, number) if number == count => "all other users: ".to_owned(),
                 _ => format!("{}% of users: ", upstream.percent),
             };
             let ChosenUpstream { name, servers, .. } = upstream;
@@ -114,7 +116,7 @@ impl Explanation {
             )?;
         }
         if let Some(request) = &self.request {
-            writeln!(out, "  the upstream sees:")?;
+            writeln!(out, "  the service gets:")?;
             writeln!(out, "    {} {}", request.method, request.target)?;
             for header in &request.headers {
                 writeln!(out, "    {}: {}", header.name, header.value)?;

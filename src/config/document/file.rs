@@ -27,7 +27,7 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         return Err(ErrorKind::IsADirectory.into());
     }
     if !kind.is_file() {
-        return Err(Error::other("is no regular file"));
+        return Err(Error::other("is not a regular file"));
     }
     let mut bytes = Vec::new();
     let length = file.take(most + 1).read_to_end(&mut bytes)?;

@@ -11,23 +11,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
 
-/// A type of values in the file.
+/// A type that a value of the file can be converted to.
 pub trait FromValue: Sized {
+    /// Converts a value.
+    ///
     /// # Errors
     /// A message with the expected and the found value.
     fn from_value(value: &DeValue<'_>) -> Result<Self, String>;
 }
 
-/// A number of bytes, written `"16KiB"`.
+/// A number of bytes, written as a string such as `"16KiB"`.
 #[derive(Clone, Copy, Debug)]
 pub struct Size(pub u64);
 
-/// Text of one line. No key takes several lines. Text that is part of the value only because quotes
-/// are not closed is not repeated in messages, as it may contain a secret.
+/// The text of a value. It must be one line: no key takes several. A longer text is not repeated in
+/// the message: it may be longer only because a quote is not closed, and may contain a secret.
 pub fn text<'a>(value: &'a DeValue<'_>, expected: &str) -> Result<&'a str, String> {
     match value.as_str() {
         Some(given) if given.contains('\n') => {
-            Err(format!("expected {expected}, found a text of several lines"))
+            Err(format!("expected {expected}, found a string of several lines"))
         }
         Some(given) => Ok(given),
         None => Err(format!("expected {expected}, found {}", kind(value))),
@@ -72,7 +74,7 @@ impl FromValue for u64 {
         let number = value.as_integer();
         number
             .and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
-            .ok_or_else(|| format!("expected a whole number from 0, found {}", kind(value)))
+            .ok_or_else(|| format!("expected a whole number, 0 or more, found {}", kind(value)))
     }
 }
 
@@ -93,7 +95,7 @@ impl FromValue for usize {
 
 impl FromValue for Duration {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        const EXPECTED: &str = "a duration with its unit, as \"500ms\", \"30s\" or \"2h\"";
+        const EXPECTED: &str = "a duration with its unit, such as \"500ms\", \"30s\" or \"2h\"";
         const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
         let given = text(value, EXPECTED)?;
         // humantime reads `M` as months, but operators mean minutes.
@@ -109,7 +111,7 @@ impl FromValue for Duration {
 
 impl FromValue for Size {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        const EXPECTED: &str = "a size with its unit, as \"16KiB\" or \"10MiB\"";
+        const EXPECTED: &str = "a size with its unit, such as \"16KiB\" or \"10MiB\"";
         let given = text(value, EXPECTED)?;
         let has_unit = given.ends_with(|c: char| c.is_ascii_alphabetic());
         let size = given.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit);
@@ -120,7 +122,7 @@ impl FromValue for Size {
 
 impl FromValue for SocketAddr {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        const EXPECTED: &str = "an address with a port, as \"0.0.0.0:8080\" or \"[::]:8080\"";
+        const EXPECTED: &str = "an address with a port, such as \"0.0.0.0:8080\" or \"[::]:8080\"";
         let given = text(value, EXPECTED)?;
         given.parse().map_err(|_| format!("expected {EXPECTED}, found \"{given}\""))
     }
@@ -128,7 +130,7 @@ impl FromValue for SocketAddr {
 
 impl FromValue for IpNet {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        const EXPECTED: &str = "a network or an address, as \"10.0.0.0/8\" or \"10.0.0.1\"";
+        const EXPECTED: &str = "a network or an address, such as \"10.0.0.0/8\" or \"10.0.0.1\"";
         let given = text(value, EXPECTED)?;
         given
             .parse()
@@ -146,7 +148,7 @@ impl FromValue for PathBuf {
         if given.is_empty() {
             Err("expected a path, found \"\"".to_owned())
         } else if given.contains(char::is_control) {
-            Err("expected a path, found a control character in it".to_owned())
+            Err("expected a path without control characters".to_owned())
         } else {
             Ok(given.into())
         }
@@ -156,21 +158,23 @@ impl FromValue for PathBuf {
 impl FromValue for HeaderName {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         let given = text(value, "a header name")?;
-        given.parse().map_err(|_| format!("\"{given}\" is not a header name"))
+        given.parse().map_err(|_| format!("\"{given}\" is not a valid header name"))
     }
 }
 
 impl FromValue for HeaderValue {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let given = text(value, "the value of a header")?;
+        let given = text(value, "a header value")?;
         if given.trim_matches([' ', '\t']) != given {
-            return Err("the value of a header does not begin or end with a blank".to_owned());
+            return Err("header values must not begin or end with whitespace".to_owned());
         }
-        given.parse().map_err(|_| "holds characters that no header may hold".to_owned())
+        given
+            .parse()
+            .map_err(|_| "contains characters that are not allowed in a header value".to_owned())
     }
 }
 
-/// One word of a list.
+/// The meaning of a value that must be one of `words`.
 pub fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
     let list = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let given = text(value, &format!("one of {list}"))?;
@@ -186,7 +190,7 @@ mod tests {
     use crate::config::{Config, Secrets};
 
     #[test]
-    fn a_text_of_several_lines_is_refused_and_not_repeated() {
+    fn a_multi_line_string_is_rejected_and_not_repeated() {
         for key in
             ["server.listen", "session.ttl", "limits.max_body", "wechat.base_url", "log.level"]
         {

@@ -27,11 +27,11 @@ pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic>
     let Some(main) = sources.first() else { return Vec::new() };
     let path = PathBuf::from(&main.name);
     let documents = [DeTable::parse_recoverable(&main.text).0];
-    let (report, unheard) = (RefCell::default(), RefCell::default());
+    let (report, ignored) = (RefCell::default(), RefCell::default());
     let root = Table::root(&documents, &report);
     // A value that is not text, or a file that is not TOML, is reported when the whole file is
     // read.
-    let given = Table::root(&documents, &unheard).list::<String>("include");
+    let given = Table::root(&documents, &ignored).list::<String>("include");
     let mut included: Vec<SourceFile> = Vec::new();
     for given in given.unwrap_or_default() {
         let pattern = whole(&given.value, &path);
@@ -42,11 +42,11 @@ pub fn read(sources: &mut Vec<SourceFile>, files: &mut Files) -> Vec<Diagnostic>
         files.patterns.insert(pattern);
         for file in found {
             let name = file.display().to_string();
-            if included.iter().any(|known| known.name == name) {
+            if included.iter().any(|other| other.name == name) {
                 continue;
             }
             match file::read_text(&file) {
-                _ if file == path => root.problem(&given, "finds this file itself", ""),
+                _ if file == path => root.problem(&given, "matches this file itself", ""),
                 Ok(text) => included.push(SourceFile { name, text }),
                 Err(error) => {
                     let reason = format!("cannot read {name}: {}", io_reason(&error));
@@ -73,7 +73,7 @@ fn whole(given: &str, from: &Path) -> String {
 /// When the pattern is invalid, or is a path that does not exist.
 pub fn find(pattern: &str) -> Result<Vec<PathBuf>, String> {
     let found = glob::glob_with(pattern, OPTIONS)
-        .map_err(|error| format!("is not a pattern of paths: {}", error.msg))?;
+        .map_err(|error| format!("is not a valid pattern: {}", error.msg))?;
     let found: Vec<_> = found
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{}: {}", error.path().display(), io_reason(error.error())))?;

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_formats_are_known_by_their_first_line() {
+    fn other_formats_are_recognised_by_their_first_line() {
         for (text, expected) in [
             ("{ \"server\": {} }", Some("JSON")),
             ("\n[\n", None),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_looks_like_one_of_tomls_is_named() {
+    fn a_lookalike_of_a_toml_character_is_shown() {
         let of = |line: &str| lookalike_in_line(line, 0).unwrap_or_default();
         for (line, said) in [
             ("listen = “0.0.0.0:8080”", "'“' is not ASCII: write \""),

@@ -123,7 +123,8 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Same as `Display`, because the text of the file may contain a secret.
+/// Same as `Display`: a derived `Debug` would show the text of the file, which may contain a
+/// secret.
 impl fmt::Debug for Problems {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, out)
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_count_characters_and_carets_stand_under_wide_ones() {
+    fn columns_count_characters_and_carets_fit_wide_ones() {
         let text = "a = 1\n名 = \"值\" # x\n";
         let start = text.find('"').unwrap();
         let place = Excerpt::find(text, &(start..start + 5), Redaction::IfSecret).unwrap();

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_redacted_where_a_secret_may_stand() {
+    fn a_line_that_may_contain_a_secret_is_redacted() {
         assert!(is_sensitive("AppSecret = 1"));
         assert!(is_sensitive(r#"proxy = "http://me:word@10.0.0.9""#));
         assert!(is_sensitive(r#"proxy = "me:word@10.0.0.9:3128""#));

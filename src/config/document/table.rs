@@ -45,7 +45,7 @@ pub struct Table<'a> {
     included: Vec<Table<'a>>,
     /// The value is not a table, and that was reported. No other problem is reported for it.
     is_reported: bool,
-    asked: RefCell<Vec<&'static str>>,
+    read_keys: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Table<'a> {
@@ -69,7 +69,7 @@ impl<'a> Table<'a> {
             span: 0..0,
             included: Vec::new(),
             is_reported: false,
-            asked: RefCell::default(),
+            read_keys: RefCell::default(),
         }
     }
 
@@ -101,7 +101,7 @@ impl<'a> Table<'a> {
     }
 
     fn own_tables(&self, name: &'static str) -> Vec<Table<'a>> {
-        self.asked.borrow_mut().push(name);
+        self.read_keys.borrow_mut().push(name);
         let found = self.find(name);
         let path = format!("{}{name}", prefix(&self.path));
         let pattern = format!("{name}[]");
@@ -142,7 +142,7 @@ impl<'a> Table<'a> {
         table: Option<&'a DeTable<'a>>,
         found: Option<(Range<usize>, &Spanned<DeValue<'a>>)>,
     ) -> Table<'a> {
-        self.asked.borrow_mut().push(name);
+        self.read_keys.borrow_mut().push(name);
         let is_reported = found.is_some() && table.is_none();
         let span = match found {
             // The span of `[section]` and `[[section]]` is that of the header line.
@@ -159,13 +159,13 @@ impl<'a> Table<'a> {
             span,
             included: Vec::new(),
             is_reported,
-            asked: RefCell::default(),
+            read_keys: RefCell::default(),
         }
     }
 
     /// The value of a key. `None`: it is missing, or a problem was reported.
     pub fn get<T: FromValue>(&self, name: &'static str) -> Option<Located<T>> {
-        self.ask(name);
+        self.mark_read(name);
         let (_, value) = self.find(name)?;
         match T::from_value(value.get_ref()) {
             Ok(parsed) => Some(self.located(name, parsed, value.span())),
@@ -193,7 +193,7 @@ impl<'a> Table<'a> {
 
     /// One value or a list of values. `None` if the key is missing; problems are reported.
     pub fn list<T: FromValue>(&self, name: &'static str) -> Option<Vec<Located<T>>> {
-        self.ask(name);
+        self.mark_read(name);
         let (_, value) = self.find(name)?;
         let values: Vec<_> = match value.get_ref() {
             DeValue::Array(array) => array.iter().collect(),
@@ -211,7 +211,7 @@ impl<'a> Table<'a> {
         Some(located)
     }
 
-    /// An optional list, which must not be empty.
+    /// An optional list, which must not be empty if it is present.
     pub fn some<T: FromValue>(&self, name: &'static str, help: &str) -> Option<Vec<Located<T>>> {
         let array = self.raw(name).and_then(|raw| raw.get_ref().as_array());
         if array.is_some_and(|array| array.is_empty()) {
@@ -233,7 +233,7 @@ impl<'a> Table<'a> {
         &self,
         name: &'static str,
     ) -> Vec<(Located<K>, Located<V>)> {
-        self.ask(name);
+        self.mark_read(name);
         let Some((_, value)) = self.find(name) else { return Vec::new() };
         let DeValue::Table(table) = value.get_ref() else {
             self.wrong_type(name, value, "a table", format!("write {name} = {{ KEY = ... }}"));
@@ -277,30 +277,30 @@ impl<'a> Table<'a> {
 
     /// Reports the keys that were not read.
     pub fn finish(self) {
-        let asked = self.asked.borrow();
+        let read_keys = self.read_keys.borrow();
         for (key, _) in self.keys.into_iter().flatten() {
             let name: &str = key.get_ref();
-            if asked.contains(&name) {
+            if read_keys.contains(&name) {
                 continue;
             }
-            let help = suggestion(&asked, name);
+            let help = suggestion(&read_keys, name);
             // It may be a secret under a misspelled name.
             let place = (self.key(name), key.span());
             self.report(self.source, place.0, place.1, "unknown key", help, Redaction::Always);
         }
-        drop(asked);
+        drop(read_keys);
         self.included.into_iter().for_each(Table::finish_included);
     }
 
     fn finish_included(self) {
-        let asked = self.asked.borrow();
+        let read_keys = self.read_keys.borrow();
         for (key, _) in self.keys.into_iter().flatten() {
             let name: &str = key.get_ref();
-            if !asked.contains(&name) {
-                let message = "does not stand in an included file";
-                let names: BTreeSet<_> = asked.iter().collect();
+            if !read_keys.contains(&name) {
+                let message = "is not allowed in an included file";
+                let names: BTreeSet<_> = read_keys.iter().collect();
                 let tables: Vec<_> = names.iter().map(|name| format!("[[{name}]]")).collect();
-                let help = format!("only {} do", tables.join(", "));
+                let help = format!("only {} are allowed", tables.join(", "));
                 self.report(
                     self.source,
                     self.key(name),
@@ -320,9 +320,9 @@ impl<'a> Table<'a> {
             .map(|(key, value)| (key.span(), value))
     }
 
-    fn ask(&self, name: &'static str) {
-        self.asked.borrow_mut().push(name);
-        self.report.borrow_mut().known.insert(format!("{}{name}", prefix(&self.pattern)));
+    fn mark_read(&self, name: &'static str) {
+        self.read_keys.borrow_mut().push(name);
+        self.report.borrow_mut().keys.insert(format!("{}{name}", prefix(&self.pattern)));
     }
 }
 

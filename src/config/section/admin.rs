@@ -27,14 +27,14 @@ const SHORTEST_TOKEN: usize = 32;
 /// Reads the section. `public` are the listeners of `[server]`; the admin listener must not be one
 /// of them.
 pub fn read(section: Table<'_>, public: &[Located<SocketAddr>], secrets: Secrets) -> AdminSection {
-    const HELP: &str = "metrics never stand on a public listener: choose another port";
+    const HELP: &str = "metrics must not be public: choose another port";
     let default = SocketAddr::from(([127, 0, 0, 1], 9464));
     let given = section.get::<SocketAddr>("listen");
     let listen = given.as_ref().map_or(default, |given| given.value);
     if let Some(public) = public.iter().find(|public| overlap(public.value, listen)) {
         match &given {
-            Some(given) => section.problem(given, "is a public listener too", HELP),
-            None => section.problem(public, "is where admin.listen is by default", HELP),
+            Some(given) => section.problem(given, "is also a public listener", HELP),
+            None => section.problem(public, "is the default address of admin.listen", HELP),
         }
     }
     let token = read_any_secret(&section, "token", secrets);
@@ -43,7 +43,7 @@ pub fn read(section: Table<'_>, public: &[Located<SocketAddr>], secrets: Secrets
         && token.value.expose().len() < SHORTEST_TOKEN
     {
         let message = format!("is shorter than {SHORTEST_TOKEN} characters");
-        section.problem(token, message, "openssl rand -base64 32");
+        section.problem(token, message, "create one with: openssl rand -base64 32");
     }
     section.finish();
     AdminSection { listen, token: token.map(|token| token.value) }

@@ -21,7 +21,7 @@ use crate::config::value::secret::{REFERENCE_HELP, oddity, read_secret};
 use crate::identity::AppId;
 use crate::identity::secret::Secret;
 
-/// A Mini Program.
+/// A WeChat app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
     pub app_id: AppId,
@@ -39,22 +39,22 @@ pub fn read(
     default_rate: Option<Rate>,
 ) -> (Option<Vec<App>>, Vec<Located<AppId>>) {
     let sections = root.tables("app");
-    root.report_missing("app", "one [[app]] for each Mini Program");
+    root.report_missing("app", "add an [[app]] for each Mini Program");
     if sections.is_empty() {
         return (None, Vec::new());
     }
     let mut ids = Vec::with_capacity(sections.len());
     let mut apps = Vec::with_capacity(sections.len());
-    let mut seen: HashMap<AppId, String> = HashMap::new();
+    let mut listed: HashMap<AppId, String> = HashMap::new();
     let mut default: Option<String> = None;
     let mut is_complete = true;
     let is_only = sections.len() == 1;
     for section in sections {
         let app_id = section.require::<AppId>("app_id");
         if let Some(app_id) = &app_id
-            && let Some(first) = seen.insert(app_id.value.clone(), app_id.key.clone())
+            && let Some(first) = listed.insert(app_id.value.clone(), app_id.key.clone())
         {
-            section.problem(app_id, "this app stands twice", format!("first as {first}"));
+            section.problem(app_id, "this app is listed twice", format!("first in {first}"));
         }
         section.report_missing("app_secret", REFERENCE_HELP);
         let secret = read_secret(&section, "app_secret", secrets);
@@ -72,7 +72,7 @@ pub fn read(
             match &default {
                 Some(first) => section.problem(
                     is_default,
-                    "a second default app",
+                    "only one app can be the default",
                     format!("the first is {first}"),
                 ),
                 None => default = Some(is_default.key.clone()),
@@ -116,7 +116,7 @@ fn warn_of_app_id(section: &Table<'_>, app_id: &Located<AppId>) {
     } else if text.len() != 18 {
         format!("it has {} characters", text.len())
     } else {
-        "it has a character that is not a hexadecimal digit".to_owned()
+        "it contains a character that is not a hexadecimal digit".to_owned()
     };
     let message =
         format!("does not look like an app id, \"wx\" and 16 lower-case hexadecimal digits: {why}");
@@ -157,7 +157,7 @@ fn describe(text: &str) -> String {
     let decoded = STANDARD.decode(text).map(Zeroizing::new).ok();
     let inner = decoded.as_deref().and_then(|decoded| std::str::from_utf8(decoded).ok());
     if inner.is_some_and(|inner| inner.trim().bytes().all(|b| b.is_ascii_graphic())) {
-        return "it is base64 of a text: decode it".to_owned();
+        return "it is base64-encoded text: decode it".to_owned();
     }
     let length = text.chars().count();
     if length != 32 {
@@ -165,7 +165,7 @@ fn describe(text: &str) -> String {
     } else if text.bytes().all(|b| b.is_ascii_hexdigit()) {
         "it has upper-case letters".to_owned()
     } else {
-        "it has a character that is not a hexadecimal digit".to_owned()
+        "it contains a character that is not a hexadecimal digit".to_owned()
     }
 }
 
@@ -173,8 +173,8 @@ fn describe(text: &str) -> String {
 pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route]) {
     for app_id in apps {
         let is_used = routes.iter().any(|route| {
-            let takes = route.apps.is_empty() || route.apps.contains(&app_id.value);
-            route.access != Access::None && takes
+            let is_accepted = route.apps.is_empty() || route.apps.contains(&app_id.value);
+            route.access != Access::None && is_accepted
         });
         if !is_used {
             root.warn(app_id, "no route accepts the sessions of this app");
@@ -184,9 +184,11 @@ pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route
 
 impl FromValue for AppId {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let given = text(value, "an app id, as \"wx0123456789abcdef\"")?;
+        let given = text(value, "an app id, such as \"wx0123456789abcdef\"")?;
         AppId::parse(given).ok_or_else(|| {
-            format!("\"{given}\" is not an app id: letters, digits, \"-\" and \"_\" only")
+            format!(
+                "\"{given}\" is not an app id: only letters, digits, \"-\" and \"_\" are allowed"
+            )
         })
     }
 }
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_odd_about_a_secret_is_said_without_it() {
+    fn an_odd_secret_is_described_without_showing_it() {
         let hex = "0123456789abcdef0123456789abcdef";
         assert!(is_secret(hex) && !is_secret(&hex[1..]) && !is_secret(&hex.to_uppercase()));
         for (text, said) in [

@@ -18,7 +18,7 @@ pub struct EndpointsSection {
 
 /// Reads the section. Warns of hosts without a certificate.
 pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
-    let mut seen: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
+    let mut earlier: Vec<(RoutePath, &'static str, Option<Located<RoutePath>>)> = Vec::new();
     let mut paths = |name: &'static str, default: Option<&str>| -> Vec<RoutePath> {
         let listed = match section.list::<RoutePath>(name) {
             Some(listed) => {
@@ -30,8 +30,8 @@ pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
             if let Some(place) = place {
                 warn_of_trailing_slash(&section, place);
             }
-            let Some((_, other, first)) = seen.iter().find(|(known, ..)| known == path) else {
-                seen.push((path.clone(), name, place.clone()));
+            let Some((_, other, first)) = earlier.iter().find(|(other, ..)| other == path) else {
+                earlier.push((path.clone(), name, place.clone()));
                 continue;
             };
             // If one of the two is a default, the one in the file has to change.
@@ -39,8 +39,8 @@ pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
             if let Some(place) = place {
                 section.problem(
                     place,
-                    "this path stands twice",
-                    format!("endpoints.{other} has it too"),
+                    "this path is listed twice",
+                    format!("also in endpoints.{other}"),
                 );
             }
         }
@@ -53,7 +53,7 @@ pub fn read(section: Table<'_>, tls: Option<&TlsSection>) -> EndpointsSection {
     let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
     for host in &hosts {
         if let HostPattern::Wildcard(_) = host.value {
-            section.problem(host, "is a wildcard", "write each host name in full");
+            section.problem(host, "wildcards are not allowed here", "write each host name in full");
         }
     }
     if let Some(tls) = tls {
@@ -69,7 +69,7 @@ fn warn_of_trailing_slash(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let without = text.trim_end_matches('/');
     if !without.is_empty() && without != text {
-        let message = format!("\"{without}\" is not this endpoint: paths must be equal");
+        let message = format!("\"{without}\" does not match: endpoint paths must be equal");
         section.warn(path, &message);
     }
 }

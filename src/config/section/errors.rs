@@ -3,7 +3,8 @@
 use http::HeaderValue;
 
 use crate::config::document::table::Table;
-use crate::message::error_body::{ERRORS, ErrorBody};
+use crate::message::error_body::ErrorBody;
+use crate::message::rejection::Rejection;
 
 /// `None`: the section is missing, or a problem was reported.
 pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
@@ -11,10 +12,11 @@ pub fn read(root: &Table<'_>) -> Option<ErrorBody> {
     let template = section.require::<String>("template");
     let content_type = section.get::<HeaderValue>("content_type");
     let listed = section.entries::<String, i64>("codes");
+    let errors = Rejection::errors();
     for (error, _) in &listed {
-        if !ERRORS.contains(&error.value.as_str()) {
-            let help = format!("one of {}", ERRORS.join(", "));
-            section.problem(error, format!("no error is called \"{}\"", error.value), help);
+        if !errors.contains(&error.value.as_str()) {
+            let help = format!("one of {}", errors.join(", "));
+            section.problem(error, format!("unknown error \"{}\"", error.value), help);
         }
     }
     let codes = listed.into_iter().map(|(error, code)| (error.value, code.value)).collect();

@@ -31,25 +31,25 @@ pub fn read(
     has_trusted_proxies: bool,
     idle_timeout: Duration,
 ) -> ForwardAuthSection {
-    const HELP: &str = "decisions never stand on another listener: choose another port";
+    const HELP: &str = "forward-auth needs its own listener: choose another port";
     let path = section.get_or("path", RoutePath("/auth".to_owned()));
     let cache = read_cache(&section, idle_timeout);
     if section.has("path") || !cache.is_zero() {
-        section.report_missing("listen", "as \"127.0.0.1:8081\"");
+        section.report_missing("listen", "such as \"127.0.0.1:8081\"");
     }
     let listen = section.list::<SocketAddr>("listen").unwrap_or_default();
     report_overlaps(&section, &listen);
     for one in &listen {
         if public.iter().any(|public| overlap(public.value, one.value)) {
-            section.problem(one, "is a public listener too", HELP);
+            section.problem(one, "is also a public listener", HELP);
         }
         if overlap(admin.listen, one.value) {
-            section.problem(one, "is admin.listen too", HELP);
+            section.problem(one, "is also admin.listen", HELP);
         }
     }
     if let Some(first) = listen.first().filter(|_| !has_trusted_proxies) {
-        let message = "nobody could ask: server.trusted_proxies is empty";
-        section.problem(first, message, "name the addresses of the proxies in front there");
+        let message = "every proxy would be rejected: server.trusted_proxies is empty";
+        section.problem(first, message, "list the addresses of your proxies there");
     }
     section.finish();
     ForwardAuthSection { listen: values(listen), path, cache }
@@ -59,7 +59,7 @@ pub fn read(
 fn read_cache(section: &Table<'_>, idle_timeout: Duration) -> Duration {
     let Some(given) = section.get::<Duration>("cache") else { return Duration::ZERO };
     if given.value.subsec_nanos() != 0 {
-        section.problem(&given, "must be whole seconds", "as \"10s\", or \"0s\" for never");
+        section.problem(&given, "must be whole seconds", "such as \"10s\"; \"0s\" means never");
     }
     let longest = idle_timeout / 2;
     if given.value > longest {

@@ -6,7 +6,7 @@ use super::session::SessionSection;
 use crate::config::document::table::{Located, Table};
 use crate::config::value::headers::{folded, report_taken};
 
-/// The section `[identity]`. Services can tell all of its names apart.
+/// The section `[identity]`. Its header names stay different when a service folds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySection {
     pub openid_header: HeaderName,
@@ -36,8 +36,8 @@ pub fn read(
         let name =
             given.as_ref().map_or(HeaderName::from_static(default), |given| given.value.clone());
         let folded = folded(name.as_str());
-        if let Some((_, other, place)) = names.iter().find(|(known, ..)| *known == folded) {
-            let message = |other: &str| format!("an upstream could not tell it from {other}");
+        if let Some((_, other, place)) = names.iter().find(|(name, ..)| *name == folded) {
+            let message = |other: &str| format!("services could not distinguish it from {other}");
             match (&given, place) {
                 (Some(given), _) => section.problem(given, message(other), ""),
                 // The header in the file collides with a default.

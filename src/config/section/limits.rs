@@ -1,4 +1,4 @@
-//! `[limits]`: limits per client, per connection and in all.
+//! `[limits]`: limits per client, per connection and in total.
 
 use std::time::Duration;
 
@@ -45,13 +45,13 @@ pub struct LimitsSection {
     pub max_early_resets: usize,
     /// Concurrent public connections.
     pub max_connections: usize,
-    /// Concurrent connections of one address; `None`: no limit of its own.
+    /// Concurrent connections of one address; `None`: no limit per address.
     pub max_connections_per_address: Option<usize>,
     /// Users or addresses that one rate limit keeps track of.
     pub max_rate_clients: u64,
 }
 
-impl From<&LimitsSection> for crate::message::request_header::HeadLimits {
+impl From<&LimitsSection> for crate::message::request_header::HeaderLimits {
     fn from(limits: &LimitsSection) -> Self {
         Self { bytes: limits.max_header, lines: limits.max_header_count, target: limits.max_target }
     }
@@ -134,7 +134,7 @@ pub fn warn_of_memory(section: &Table<'_>, name: &str, count: u64, bytes_each: u
     const MUCH: u64 = 10_000_000_000;
     let bytes = count.saturating_mul(bytes_each);
     if bytes > MUCH {
-        let message = format!("{what} may take {} GB of memory", bytes / 1_000_000_000);
+        let message = format!("{what} may use {} GB of memory", bytes / 1_000_000_000);
         section.warn_of(name, &message);
     }
 }

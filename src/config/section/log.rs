@@ -89,8 +89,9 @@ pub fn read(section: Table<'_>, secrets: Secrets, is_start: bool) -> LogSection 
 fn warn_of_short_key<T>(section: &Table<'_>, place: &Located<T>, key: &Secret) {
     let length = key.expose().chars().count();
     if length < SHORTEST_KEY {
-        let message =
-            format!("it has {length} characters and can be guessed: use openssl rand -base64 32");
+        let message = format!(
+            "it has only {length} characters and could be guessed: create one with openssl rand -base64 32"
+        );
         section.warn(place, &message);
     }
 }
@@ -104,7 +105,7 @@ fn judge_append(path: &Path) -> Result<(), String> {
         let outcome = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
         // If the system does not know, the start will find out.
         let is_denied = matches!(outcome, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
-        if is_denied { Err(format!("{} cannot be written to", path.display())) } else { Ok(()) }
+        if is_denied { Err(format!("cannot write to {}", path.display())) } else { Ok(()) }
     };
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Err("is a directory".to_owned()),

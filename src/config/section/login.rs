@@ -54,7 +54,7 @@ pub fn read(section: Table<'_>) -> (LoginSection, Option<Rate>) {
     let max_body = section.size("max_body", 16 << 10, 64..=1 << 20);
     let replay_window = section.get::<Duration>("replay_window");
     if let Some(given) = replay_window.as_ref().filter(|given| given.value > CODE_LIFE) {
-        section.problem(given, "must be at most 5m: no code lives longer", "");
+        section.problem(given, "must be at most 5m, the lifetime of a code", "");
     }
     let replay_window =
         replay_window.map_or(Duration::from_secs(10), |given| given.value.min(CODE_LIFE));

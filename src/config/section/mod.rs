@@ -1,5 +1,5 @@
-//! One file for each section of the configuration file: its type, and `read`, which has its keys,
-//! their defaults and checks, and the keys that a reload cannot change.
+//! One file for each section of the configuration file. Each has the section's type, its
+//! restart-only keys, and `read`, which reads the section's keys with their defaults and checks.
 //!
 //! To add a key, add a field to the type and a line to `read`. A test requires the key in
 //! `config/reference.toml`, too.

@@ -20,13 +20,13 @@ use self::header_edits::{on_route, request_edits, response_edits};
 use self::matching::{Matched, report_duplicate};
 use self::references::References;
 pub use self::rewriting::Rewriting;
-pub use self::target::{Share, StaticAnswer, Target};
+pub use self::target::{Share, StaticResponse, Target};
 use super::app::App;
 use super::limits::max_body;
 use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::table::{Located, Place, Table};
 use crate::config::value::host::HostPattern;
-use crate::config::value::name::report_odd_name;
+use crate::config::value::name::report_invalid_name;
 use crate::config::value::path::RoutePath;
 use crate::config::value::rate::{self, Rate};
 use crate::identity::AppId;
@@ -51,7 +51,7 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Empty: sessions of all apps.
     pub apps: Vec<AppId>,
-    /// Whether a request may become a WebSocket.
+    /// Whether a request may be upgraded to a WebSocket.
     pub websocket: bool,
     /// Bytes of a request body.
     pub max_body: u64,
@@ -61,7 +61,7 @@ pub struct Route {
     pub rate_per_address: Option<Rate>,
     pub rewriting: Option<Rewriting>,
     pub request_edits: HeaderEdits,
-    /// Edits of the service's responses and of [`Target::Answer`], including
+    /// Edits of the service's responses and of [`Target::OwnResponse`], including
     /// `server.response_headers`.
     pub response_edits: HeaderEdits,
     /// Headers of the gateway's own responses on this route.
@@ -95,7 +95,7 @@ pub struct Timeouts {
 /// Reads all routes. `None` means that a problem was reported.
 pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>> {
     let sections = root.tables("route");
-    root.report_missing("route", "one [[route]] at least, as path = \"/\"");
+    root.report_missing("route", "add at least one [[route]], such as one with path = \"/\"");
     let mut routes: Vec<Route> = Vec::with_capacity(sections.len());
     let mut matched: Vec<Matched> = Vec::with_capacity(sections.len());
     let mut names: Vec<RouteName> = Vec::with_capacity(sections.len());
@@ -108,7 +108,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
         let matching = matching::read(&section, references);
         let name = section.get::<String>("name");
         if let Some(name) = &name {
-            report_odd_name(&section, name);
+            report_invalid_name(&section, name);
         }
         let default_name = path.as_ref().map(|path| {
             let host = matching.hosts.first().map_or_else(String::new, ToString::to_string);
@@ -135,7 +135,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
                 && is_set
                 && access == Access::None
             {
-                let message = "has no effect where auth is \"none\": no session is looked up";
+                let message = "has no effect with auth = \"none\": no session is looked up";
                 section.push(section.key(name), raw.span(), message, "");
             }
         }
@@ -191,7 +191,7 @@ fn read_timeouts(section: &Table<'_>) -> Timeouts {
 }
 
 fn route_apps(section: &Table<'_>, apps: Option<&[App]>) -> Vec<AppId> {
-    let listed = section.some::<AppId>("apps", "leave it out for sessions of every app");
+    let listed = section.some::<AppId>("apps", "leave it out to accept every app");
     let listed = listed.unwrap_or_default();
     for app_id in &listed {
         if apps.is_some_and(|apps| apps.iter().all(|app| app.app_id != app_id.value)) {
@@ -210,13 +210,13 @@ fn warn_of_pattern(section: &Table<'_>, path: &Located<RoutePath>) {
     let text = path.value.as_str();
     let has_parameter = text.split('/').any(|segment| segment.starts_with(':'));
     let why = if text.ends_with('$') || text.contains('(') {
-        "a path is not a regular expression"
+        "regular expressions are not supported"
     } else if has_parameter {
-        "a path has no parameters"
+        "path parameters are not supported"
     } else {
         return;
     };
-    section.warn(path, &format!("\"{text}\" is compared literally: {why}"));
+    section.warn(path, &format!("\"{text}\" is matched literally: {why}"));
 }
 
 /// The name of a route in metrics and logs.
@@ -232,8 +232,8 @@ fn report_repeated_names(root: &Table<'_>, names: &[RouteName]) {
         let Some(given) = &one.given else {
             if names.iter().take(index).any(|other| other.given.is_none() && other.name == one.name)
             {
-                let help = "its path is the name of another route: write name = \"...\"";
-                root.problem(&one.path, "needs a name of its own", help);
+                let help = "it is named after its path, and another route has that name: add name = \"...\"";
+                root.problem(&one.path, "needs a unique name", help);
             }
             continue;
         };
@@ -243,7 +243,7 @@ fn report_repeated_names(root: &Table<'_>, names: &[RouteName]) {
         };
         if let Some((_, other)) = names.iter().enumerate().find(is_other) {
             let first = other.given.as_ref().map_or(&other.path.key, |given| &given.key);
-            root.problem(given, "this name stands twice", format!("first as {first}"));
+            root.problem(given, "duplicate name", format!("first in {first}"));
         }
     }
 }

@@ -60,7 +60,7 @@ pub fn read(
     reserved: ReservedHeaders<'_>,
     secrets: Secrets,
 ) -> (Option<ServerSection>, Vec<Located<SocketAddr>>) {
-    let listen = section.require_some::<SocketAddr>("listen", "as \"0.0.0.0:8080\"");
+    let listen = section.require_some::<SocketAddr>("listen", "such as \"0.0.0.0:8080\"");
     let redirect = section.list::<SocketAddr>("redirect").unwrap_or_default();
     let public = [&*listen, &*redirect].concat();
     report_overlaps(&section, &public);
@@ -72,8 +72,8 @@ pub fn read(
     let tls_section = section.optional_table("tls");
     let h2c = section.get::<bool>("h2c");
     if let Some(h2c) = h2c.as_ref().filter(|h2c| h2c.value && tls_section.is_some()) {
-        let help = "HTTP/2 is agreed on by the handshake there";
-        section.problem(h2c, "has no effect where the listeners are HTTPS", help);
+        let help = "with TLS, HTTP/2 is negotiated in the handshake";
+        section.problem(h2c, "has no effect with server.tls", help);
     }
     let redirect_port = redirect_port(&section, &redirect, tls_section.is_some());
     let trusted_proxies = section.list("trusted_proxies").unwrap_or_default();
@@ -84,7 +84,7 @@ pub fn read(
         && !given.value.is_zero()
         && given.value < Duration::from_millis(10)
     {
-        section.problem(given, "must be at least 10ms, or 0s for never", "");
+        section.problem(given, "must be at least 10ms; 0s means never", "");
     }
     let server = ServerSection {
         listen: values(listen.clone()),
@@ -107,8 +107,8 @@ pub fn read(
 fn redirect_port(section: &Table<'_>, redirect: &[Located<SocketAddr>], is_tls: bool) -> u16 {
     const HTTPS: u16 = 443;
     if let Some(first) = redirect.first().filter(|_| !is_tls) {
-        let help = "server.tls makes the others HTTPS";
-        section.problem(first, "there is no HTTPS to send clients to", help);
+        let help = "add server.tls for those of server.listen";
+        section.problem(first, "there is no HTTPS listener to redirect to", help);
     }
     let port = section.number("redirect_port", HTTPS.into(), 1..=u16::MAX.into());
     if let Some(given) = section.raw("redirect_port")
@@ -129,12 +129,12 @@ fn proxy_protocol(
     let given = section.list::<SocketAddr>("proxy_protocol").unwrap_or_default();
     for one in &given {
         if !listen.iter().any(|listen| listen.value == one.value) {
-            section.problem(one, "is not one of server.listen", "");
+            section.problem(one, "is not in server.listen", "");
         }
     }
     if let Some(first) = given.first().filter(|_| !has_trusted_proxies) {
-        let message = "nobody could connect: server.trusted_proxies is empty";
-        section.problem(first, message, "name the networks of the balancers there");
+        let message = "every connection would be rejected: server.trusted_proxies is empty";
+        section.problem(first, message, "list the addresses of your load balancers there");
     }
     values(given)
 }
@@ -149,8 +149,8 @@ fn response_headers(
     let given = section.entries::<HeaderName, HeaderValue>("response_headers");
     for (name, _) in &given {
         if of_one.contains(name.value.as_str()) {
-            let message = format!("\"{}\" is not the same for every response", name.value);
-            section.problem(name, message, "a route may have it in set_response_headers");
+            let message = format!("\"{}\" cannot be the same for every response", name.value);
+            section.problem(name, message, "set it on a route, in set_response_headers");
         }
     }
     check_edits(section, given, &[], &reserved)

@@ -94,7 +94,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Loc
     if idle_timeout > ttl
         && let Some(given) = section.raw("idle_timeout")
     {
-        let message = format!("is longer than ttl, {}", humantime::format_duration(ttl));
+        let message = format!("must not be longer than ttl, {}", humantime::format_duration(ttl));
         section.push(section.key("idle_timeout"), given.span(), message, "");
     }
     let capacity = section.get::<u64>("capacity");
@@ -124,7 +124,8 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Loc
     warn_of_life(&section, ttl, idle_timeout);
     let max_per_user = NonZeroUsize::new(section.number("max_per_user", 10, 0..=1000));
     if max_per_user.is_none() {
-        section.warn_of("max_per_user", "one user can take all of session.capacity");
+        section
+            .warn_of("max_per_user", "there is no limit: one user can use all of session.capacity");
     }
     let shared = shared(&section, idle_timeout, secrets);
     section.finish();
@@ -155,14 +156,14 @@ fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
     let Some(section) = section else {
         for key in ["seal_key", "previous_seal_keys"] {
             if let Some(given) = session.raw(key) {
-                let message = "is for sessions in a shared store";
+                let message = "has no effect without a shared store";
                 session.push(session.key(key), given.span(), message, "add [session.redis]");
             }
         }
         return None;
     };
     if !session.has("seal_key") {
-        session.report_missing("seal_key", "32 bytes: openssl rand -base64 32");
+        session.report_missing("seal_key", "create one with: openssl rand -base64 32");
     }
     let redis = redis::read(section, idle_timeout, secrets)?;
     Some(SharedSection { redis, seal_keys })
@@ -178,13 +179,17 @@ fn read_seal_keys(session: &Table<'_>, secrets: Secrets) -> Vec<SealKey> {
         let text = given.value.expose();
         match SealKey::parse(text) {
             Some(key) if keys.contains(&key) => {
-                session.reference_problem(&given, "the same key is listed twice", "");
+                session.reference_problem(&given, "is listed twice", "");
             }
             Some(key) => keys.push(key),
             None => {
-                let message = "does not hold 32 bytes as base64 or hexadecimal digits";
+                let message = "must be 32 bytes, as base64 or hexadecimal digits";
                 let message = format!("{message}: {}", describe_key(text));
-                session.reference_problem(&given, message, "openssl rand -base64 32");
+                session.reference_problem(
+                    &given,
+                    message,
+                    "create one with: openssl rand -base64 32",
+                );
             }
         }
     }
@@ -199,7 +204,7 @@ fn describe_key(text: &str) -> String {
         (Some(oddity), _) => oddity,
         // At least 43 characters, like the base64 of 32 bytes: a key that was encoded twice.
         (None, Some(decoded)) if decoded.len() > 42 && is_text(&decoded) => {
-            "it is base64 of a text: decode it".to_owned()
+            "it is base64-encoded text: decode it".to_owned()
         }
         (None, Some(decoded)) => format!("it is base64 of {} bytes", decoded.len()),
         (None, None) => format!("it has {} characters", text.chars().count()),

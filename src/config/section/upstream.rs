@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::route::{Route, Target};
 use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::table::{Located, Table, values};
-use crate::config::value::name::report_odd_name;
+use crate::config::value::name::report_invalid_name;
 
 /// A group of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,25 +46,26 @@ pub fn read(
 ) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
     if !may_be_absent {
-        root.report_missing("upstream", "one [[upstream]] for each service");
+        root.report_missing("upstream", "add an [[upstream]] for each service");
     }
     let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
     for section in sections {
         let name = section.require::<String>("name");
         if let Some(name) = &name {
-            report_odd_name(&section, name);
+            report_invalid_name(&section, name);
             if let Some(first) = upstreams.iter().find(|upstream| upstream.value.name == name.value)
             {
-                section.problem(name, "this name stands twice", format!("first as {}", first.key));
+                section.problem(name, "duplicate name", format!("first in {}", first.key));
             }
         }
-        let servers = section.require_some::<ServerAddress>("servers", "as [\"127.0.0.1:3000\"]");
+        let servers =
+            section.require_some::<ServerAddress>("servers", "such as [\"127.0.0.1:3000\"]");
         for (index, server) in servers.iter().enumerate() {
             if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
-                section.problem(server, "stands twice", "");
+                section.problem(server, "is listed twice", "");
             }
             if let Some((key, _)) =
-                listeners.iter().find(|(_, listener)| is_met(*listener, &server.value))
+                listeners.iter().find(|(_, listener)| would_reach(*listener, &server.value))
             {
                 let message = format!("is a listener of this gateway, {key}: requests would loop");
                 section.problem(server, message, "write the address of the service");
@@ -90,7 +91,7 @@ pub fn read(
 
 /// Whether a connection to a server would reach a listener of this gateway. Names other than
 /// `localhost` are not resolved.
-fn is_met(listener: SocketAddr, server: &ServerAddress) -> bool {
+fn would_reach(listener: SocketAddr, server: &ServerAddress) -> bool {
     let (addresses, port) = match server {
         // A connection to the unspecified address reaches the loopback address.
         ServerAddress::Socket(server) => {
@@ -138,7 +139,7 @@ pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes:
             Target::Service { upstream, split } => {
                 *upstream == index || split.iter().any(|share| share.upstream == index)
             }
-            Target::Answer(_) | Target::Elsewhere => false,
+            Target::OwnResponse(_) | Target::ForwardAuthOnly => false,
         })
     };
     for (_, upstream) in upstreams.iter().enumerate().filter(|(index, _)| !is_used(*index)) {
@@ -149,7 +150,7 @@ pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes:
 impl FromValue for ServerAddress {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str =
-            "an address or a host name with a port, as \"10.0.0.7:3000\" or \"shop:3000\"";
+            "an address or a host name with a port, such as \"10.0.0.7:3000\" or \"shop:3000\"";
         let given = text(value, EXPECTED)?;
         if given.contains('@') {
             return Err(format!("expected {EXPECTED}, without a user and a password"));

@@ -59,7 +59,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
     if let Some(given) = &proxy
         && (http_url(&given.value).is_none() || reqwest::Proxy::all(&given.value).is_err())
     {
-        section.problem(given, "is not an http URL", "as \"http://10.0.0.9:3128\"");
+        section.problem(given, "is not an http URL", "such as \"http://10.0.0.9:3128\"");
     }
     let ca_file = section.get::<PathBuf>("ca_file");
     let ca_file = ca_file.filter(|_| secrets == Secrets::Load);
@@ -73,7 +73,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> Option<WeChatSection> {
         && fallback_base_url.is_some()
         && fallback_base_url == base_url
     {
-        section.problem(given, "is base_url itself", "as \"https://api2.weixin.qq.com\"");
+        section.problem(given, "is the same as base_url", "such as \"https://api2.weixin.qq.com\"");
     }
     // After the total timeout it is unknown whether anything was sent. So all connect timeouts
     // together must be shorter.
@@ -116,8 +116,8 @@ fn check_base_url(
     allow_plain_http: bool,
     is_direct: bool,
 ) -> Option<String> {
-    const HELP: &str = "as \"https://api.weixin.qq.com\"";
-    const HELP_PREFIX: &str = "as \"https://relay.example.com/wxapi\"";
+    const HELP: &str = "such as \"https://api.weixin.qq.com\"";
+    const HELP_PREFIX: &str = "such as \"https://relay.example.com/wxapi\"";
     let Some(url) = http_url(&given.value) else {
         section.problem(given, "is not an http or https URL", HELP);
         return None;
@@ -128,7 +128,7 @@ fn check_base_url(
     } else if url.query().is_some() || url.fragment().is_some() {
         ("must not have a query or a fragment", HELP_PREFIX)
     } else if path.ends_with("/jscode2session") || path.ends_with("/sns") {
-        ("must end before /sns/jscode2session, which is added to it", HELP)
+        ("must not include /sns/jscode2session, which the gateway appends", HELP)
     } else if path.contains("//") || path_of(&given.value) != path {
         // Dot segments, backslashes, spaces and other characters that URL parsing changes.
         ("its path is not in normal form", HELP_PREFIX)
@@ -144,7 +144,7 @@ fn check_base_url(
     if url.scheme() == "http" && !stays_here && !allow_plain_http {
         section.problem(
             given,
-            "plain http to another machine would show the app secret to the network",
+            "plain http to another machine would expose the app secret on the network",
             "use https, or set allow_plain_http = true",
         );
         return None;
@@ -182,8 +182,8 @@ fn warn_of_base_url(section: &Table<'_>, given: &Located<String>, is_loopback: b
     let is_api = host.starts_with("api") || host.contains(".api.");
     if is_loopback {
         let message = "this is not WeChat, but a program on this machine, such as `wxgate \
-                       sandbox`, where any code logs in. In production it must be a relay of your \
-                       own";
+                       sandbox`, which accepts any code. In production, use only a relay of your own \
+                       here";
         section.warn(given, message);
     } else if host.ends_with("weixin.qq.com") && !is_api {
         let message = format!("{host} is not the host of WeChat's API, api.weixin.qq.com");

@@ -52,8 +52,8 @@ pub fn report_taken(section: &Table<'_>, header: &Located<HeaderName>) {
     ];
     let folded = folded(header.value.as_str());
     if TAKEN.contains(&folded.as_str()) || folded.starts_with("x_forwarded_") {
-        let message = format!("\"{}\" has a meaning of its own", header.value);
-        section.problem(header, message, "choose a name that nothing else uses");
+        let message = format!("\"{}\" already has another meaning", header.value);
+        section.problem(header, message, "choose another name");
     }
 }
 
@@ -69,16 +69,20 @@ pub fn check_edits(
     remove: &[Located<HeaderName>],
     reserved: &FoldedNames,
 ) -> Vec<(HeaderName, HeaderValue)> {
-    let mut seen: Vec<String> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
     for name in set.iter().map(|(name, _)| name).chain(remove) {
         let folded = folded(name.value.as_str());
         if reserved.contains(name.value.as_str()) {
-            let message = format!("\"{}\" is the gateway's to write", name.value);
+            let message = format!("\"{}\" is reserved for the gateway", name.value);
             section.problem(name, message, "");
-        } else if seen.contains(&folded) {
-            section.problem(name, "stands twice", "a header that is set replaces what was there");
+        } else if names.contains(&folded) {
+            section.problem(
+                name,
+                "is listed twice",
+                "a header that is set replaces the existing one",
+            );
         }
-        seen.push(folded);
+        names.push(folded);
     }
     let set = set.into_iter().map(|(name, mut value)| {
         value.value.set_sensitive(may_be_secret(name.value.as_str()));

@@ -1,4 +1,4 @@
-//! Host names of routes and endpoints.
+//! Host names of routes and endpoints: how they are written, and which of them are valid.
 
 use toml::de::DeValue;
 
@@ -24,7 +24,7 @@ impl std::fmt::Display for HostPattern {
 impl FromValue for HostPattern {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str =
-            "a host name without port, as \"api.example.com\" or \"*.example.com\"";
+            "a host name without port, such as \"api.example.com\" or \"*.example.com\"";
         let given = text(value, EXPECTED)?;
         let name = given.strip_prefix("*.").unwrap_or(given);
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');

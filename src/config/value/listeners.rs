@@ -9,9 +9,10 @@ pub fn report_overlaps(section: &Table<'_>, listed: &[Located<SocketAddr>]) {
     for (index, one) in listed.iter().enumerate() {
         for earlier in listed.iter().take(index) {
             if one.value == earlier.value && one.value.port() != 0 {
-                section.problem(one, "stands twice", "");
+                section.problem(one, "is listed twice", "");
             } else if overlap(one.value, earlier.value) {
-                let help = "0.0.0.0 is all of IPv4, and [::] all of IPv6 and IPv4";
+                let help =
+                    "0.0.0.0 includes all IPv4 addresses, and [::] all IPv6 and IPv4 addresses";
                 section.problem(one, format!("overlaps with {}", earlier.value), help);
             }
         }

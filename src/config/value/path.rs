@@ -1,4 +1,4 @@
-//! Paths of routes and endpoints.
+//! Which paths routes and endpoints may have.
 
 use toml::de::DeValue;
 
@@ -16,7 +16,7 @@ impl RoutePath {
 
 impl FromValue for RoutePath {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let given = text(value, "a path, as \"/api\"")?;
+        let given = text(value, "a path, such as \"/api\"")?;
         // These occur in most regular expressions, but not in paths.
         let is_pattern = given.starts_with(['^', '~'])
             || given.contains(".*")
@@ -25,26 +25,28 @@ impl FromValue for RoutePath {
             || given.contains("(?");
         if is_pattern {
             return Err(format!(
-                "\"{given}\" looks like a regular expression: a path is a prefix, or exact with match = \"exact\""
+                "\"{given}\" looks like a regular expression: paths are prefixes, or exact with match = \"exact\""
             ));
         }
         if !given.starts_with('/') {
-            return Err(format!("\"{given}\" does not begin with \"/\""));
+            return Err(format!("\"{given}\" must begin with \"/\""));
         }
         if given.contains('*') {
-            return Err(format!("\"{given}\" holds '*': there are no wildcards"));
+            return Err(format!("\"{given}\" contains '*': wildcards are not supported"));
         }
         if given.contains('{') {
-            return Err(format!("\"{given}\" holds '{{': a path has no parameters"));
+            return Err(format!("\"{given}\" contains '{{': path parameters are not supported"));
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()+,=:@".contains(&b);
         if let Some(odd) = given.chars().find(|c| !u8::try_from(*c).is_ok_and(plain)) {
             return Err(format!(
-                "\"{given}\" holds '{odd}': only characters that every server reads alike can stand here"
+                "\"{given}\" contains '{odd}': only characters that all servers read the same way are allowed"
             ));
         }
         if given.contains("//") || given.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Err(format!("\"{given}\" holds a segment that servers read in different ways"));
+            return Err(format!(
+                "\"{given}\" contains a segment that servers read in different ways"
+            ));
         }
         Ok(Self(given.to_owned()))
     }

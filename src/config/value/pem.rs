@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM files.
+//! How certificates and keys are read from PEM files.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub fn certificates(
         }
         Ok(certificates) => Some(certificates),
         Err(_) => {
-            section.reference_problem(file, "holds no valid PEM", "");
+            section.reference_problem(file, "contains no valid PEM", "");
             None
         }
     }
@@ -47,7 +47,7 @@ pub fn private_key(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Priva
             None
         }
         Err(_) => {
-            section.reference_problem(file, "holds no valid PEM", "");
+            section.reference_problem(file, "contains no valid PEM", "");
             None
         }
     }
@@ -71,22 +71,22 @@ pub fn read(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Zeroizing<Ve
     }
 }
 
-const ENCRYPTED: &str = "holds a private key with a passphrase";
-const DECRYPT: &str = "openssl pkey -in FILE -out NEW_FILE removes it";
+const ENCRYPTED: &str = "contains a private key with a passphrase";
+const DECRYPT: &str = "remove it with: openssl pkey -in FILE -out NEW_FILE";
 
 /// Reports what a file contains instead of the expected PEM blocks.
 fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str, help: &str) {
     let problem = |found: &str, help: &str| {
         let found = if found.is_empty() { String::new() } else { format!(": {found}") };
-        section.reference_problem(file, format!("holds no {wanted}{found}"), help);
+        section.reference_problem(file, format!("contains no {wanted}{found}"), help);
     };
     match pem {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return problem("it is UTF-16", "save it as UTF-8"),
         // An ASN.1 sequence of more than 127 bytes.
         [0x30, 0x81..=0x83, ..] => {
             let help = match wanted {
-                CERTIFICATE => "openssl x509 -inform der -in FILE makes PEM of DER",
-                _ => "openssl pkey -inform der -in FILE makes PEM of DER",
+                CERTIFICATE => "convert DER to PEM with: openssl x509 -inform der -in FILE",
+                _ => "convert DER to PEM with: openssl pkey -inform der -in FILE",
             };
             return problem("it is DER or PKCS#12, not PEM", help);
         }
@@ -95,15 +95,18 @@ fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str
     let labels = labels(pem);
     let has = |end: &str| labels.iter().any(|label| label.ends_with(end));
     if labels.is_empty() && memchr::memmem::find(pem, b"-----BEGIN ").is_some() {
-        problem("its PEM does not begin at the beginning of a line", "is it indented?");
+        problem("its PEM does not start at the beginning of a line", "is it indented?");
     } else if has("ENCRYPTED PRIVATE KEY") {
         section.reference_problem(file, ENCRYPTED, DECRYPT);
     } else if has("OPENSSH PRIVATE KEY") {
-        problem("it is a key for SSH", help);
+        problem("it is an SSH key", help);
     } else if has("PRIVATE KEY") {
         problem("it is a private key", "are cert_file and key_file swapped?");
     } else if has("CERTIFICATE REQUEST") {
-        problem("it is a certificate request", "use what the authority made of it");
+        problem(
+            "it is a certificate request",
+            "use the certificate that the authority issued for it",
+        );
     } else if has("PUBLIC KEY") {
         problem("it is a public key", help);
     } else if wanted == PRIVATE_KEY && has("CERTIFICATE") {

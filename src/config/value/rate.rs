@@ -1,4 +1,4 @@
-//! Rate limits.
+//! How a rate limit is written.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -28,7 +28,7 @@ struct RateLimit(Option<Rate>);
 impl FromValue for RateLimit {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
         const EXPECTED: &str =
-            "\"off\" or a rate, as \"10/s\", \"600/m\" or \"50/10s\" (50 in 10 seconds)";
+            "\"off\" or a rate, such as \"10/s\", \"600/m\" or \"50/10s\" (50 in 10 seconds)";
         let given = text(value, EXPECTED)?;
         if given == "off" {
             return Ok(Self(None));
@@ -43,7 +43,7 @@ impl FromValue for RateLimit {
         };
         let period = period.map_err(|_| wrong())?;
         if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&period) {
-            return Err(format!("\"{given}\": a rate is of 1ms to 24h"));
+            return Err(format!("\"{given}\": the period must be from 1ms to 24h"));
         }
         Ok(Self(Some(Rate { count, period })))
     }

@@ -24,11 +24,11 @@ enum Reference {
 
 impl FromValue for Reference {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let literal = || Err(format!("a secret does not stand in this file: {REFERENCE_HELP}"));
+        let literal = || Err(format!("secrets must not be written in this file: {REFERENCE_HELP}"));
         let Some(table) = value.as_table() else { return literal() };
         let mut entries = table.iter().map(|(key, value)| (&**key.get_ref(), value.get_ref()));
         let (Some((key, value)), None) = (entries.next(), entries.next()) else {
-            return Err(format!("expected one of env and file: {REFERENCE_HELP}"));
+            return Err(format!("expected either env or file: {REFERENCE_HELP}"));
         };
         match (key, value.as_str()) {
             ("env" | "file", Some(name)) if looks_like_secret(name) => literal(),
@@ -36,7 +36,7 @@ impl FromValue for Reference {
             ("env", Some(name)) => Ok(Self::Variable(name.to_owned())),
             ("file", Some(name)) => Ok(Self::File(name.to_owned())),
             ("env" | "file", None) => Err(format!("{key} is not a string: {REFERENCE_HELP}")),
-            _ => Err(format!("expected one of env and file: {REFERENCE_HELP}")),
+            _ => Err(format!("expected either env or file: {REFERENCE_HELP}")),
         }
     }
 }
@@ -97,7 +97,7 @@ fn resolve(
     if let Reference::File(file) = &reference.value
         && is_open_to_all(file)
     {
-        section.warn(&reference, &format!("file {file} can be read by every user of this machine"));
+        section.warn(&reference, &format!("file {file} is readable by every user of this machine"));
     }
     match found.and_then(|text| one_line(&reference.value, text)) {
         Ok(value) => {
@@ -119,8 +119,8 @@ fn one_line(reference: &Reference, text: String) -> Result<Secret, String> {
     let reason =
         match secret.expose().chars().find(|c| c.is_control() && *c != '\t' || is_break(*c)) {
             None => return Ok(secret),
-            Some(odd) if is_break(odd) => "has several lines, but a secret is one line",
-            Some(_) => "holds a control character",
+            Some(odd) if is_break(odd) => "has several lines, but a secret must be one line",
+            Some(_) => "contains a control character",
         };
     Err(match reference {
         Reference::Variable(variable) => format!("environment variable {variable} {reason}"),
@@ -164,23 +164,23 @@ fn warn_of_oddity<T>(section: &Table<'_>, place: &Located<T>, secret: &Secret) {
     }
 }
 
-/// Signs of a mistake, which no secret has on purpose.
+/// What looks like a mistake in a secret, such as quotes or whitespace; `None` if nothing does.
 pub fn oddity(text: &str) -> Option<String> {
     let is_quoted = ["\"", "'", "`", "“", "‘"].iter().any(|quote| text.starts_with(quote));
     if is_quoted {
-        return Some("it begins with a quote, which becomes part of it".to_owned());
+        return Some("it begins with a quote, which is then part of the secret".to_owned());
     }
     if let Some(odd) = text.chars().find(|c| is_invisible(*c)) {
-        return Some(format!("it has an invisible character, U+{:04X}", u32::from(odd)));
+        return Some(format!("it contains an invisible character, U+{:04X}", u32::from(odd)));
     }
     if text.contains(char::is_whitespace) {
         return Some("it contains whitespace".to_owned());
     }
     if !text.is_ascii() {
-        return Some("it has a character that is not ASCII".to_owned());
+        return Some("it contains a character that is not ASCII".to_owned());
     }
     let is_name =
         |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     let assigned = text.split_once('=').filter(|(name, value)| is_name(name) && !value.is_empty());
-    assigned.map(|_| "it is written as NAME=VALUE: only the value belongs there".to_owned())
+    assigned.map(|_| "it has the form NAME=VALUE: write only the value".to_owned())
 }

@@ -29,7 +29,7 @@ impl Directives {
             None => (self.0, None),
             Some(argument) => (self.1, Some(argument)),
         };
-        names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+        names.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
             && argument.is_none_or(is_seconds)
     }
 }
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_for_one_client_is_told_from_what_is_for_all() {
+    fn directives_for_shared_caches_are_recognised() {
         for line in ["public", "max-age=1, must-revalidate", "s-maxage=1"] {
             assert!(is_shared(line.as_bytes()), "{line}");
         }

@@ -28,7 +28,7 @@ impl Span {
         text.get(self.begin as usize..self.end as usize).unwrap_or_default()
     }
 
-    /// The same as text; empty if it is not UTF-8.
+    /// This part of the text as a `str`; empty if it is not UTF-8.
     pub fn text(self, text: &[u8]) -> &str {
         std::str::from_utf8(self.of(text)).unwrap_or_default()
     }

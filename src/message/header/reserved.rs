@@ -20,7 +20,7 @@ pub const WRITTEN: [&str; 5] =
     ["x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"];
 
 /// Headers in which a forward-auth proxy describes the original request.
-pub const TOLD: [&str; 5] = [
+pub const ORIGINAL_REQUEST: [&str; 5] = [
     "x-forwarded-method",
     "x-forwarded-uri",
     "x-forwarded-host",
@@ -28,9 +28,9 @@ pub const TOLD: [&str; 5] = [
     "x-forwarded-for",
 ];
 
-/// Never written by the gateway. Trusted proxies may send them, in exactly this spelling. Some
-/// servers read another path from them than the request's, or (`Proxy`) the proxy for their own
-/// requests.
+/// Never written by the gateway. Trusted proxies may send them, in exactly this spelling. From most
+/// of them some servers read the path, instead of from the request line; from `Proxy` some read the
+/// proxy for their own requests (httpoxy).
 pub const FROM_TRUSTED: [&str; 10] = [
     "forwarded",
     "x-forwarded-port",
@@ -44,7 +44,7 @@ pub const FROM_TRUSTED: [&str; 10] = [
     "proxy",
 ];
 
-/// Headers about its connection that a service may send without nominating them.
+/// Hop-by-hop headers that some services send without nominating them in `Connection`.
 pub const OF_CONNECTION: [&str; 2] = ["keep-alive", "proxy-connection"];
 
 /// Belongs to an upgrade to HTTP/2, which the gateway ignores: removed from requests.
@@ -53,7 +53,7 @@ pub const HTTP2_SETTINGS: &str = "http2-settings";
 /// Marks an error response as the gateway's own.
 pub const ERROR: &str = "x-wxgate-error";
 
-/// Headers about one connection, besides those that `Connection` nominates: never forwarded.
+/// Hop-by-hop headers, besides those that `Connection` nominates: never forwarded.
 pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",
@@ -99,7 +99,7 @@ pub const OF_ONE_RESPONSE: [&str; 24] = [
     "www-authenticate",
 ];
 
-/// The framing of a message, and headers about its connection only.
+/// Headers that frame a message, and hop-by-hop headers. The configuration cannot set them.
 pub const OF_FRAMING: [&str; 8] = [
     "connection",
     "content-length",

@@ -1,9 +1,14 @@
 use super::*;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 8, target: 100 };
+const LIMITS: HeaderLimits = HeaderLimits { bytes: 1024, lines: 8, target: 100 };
 
-fn verdict(text: &str) -> Result<Option<Head>, Rejection> {
-    judge(text.as_bytes(), LIMITS, |path| path == b"/healthz")
+fn judged(text: &str) -> Result<Option<RequestHeader>, Rejection> {
+    read(text.as_bytes(), LIMITS, |path| path == b"/healthz", |_| {})
+}
+
+/// The length of the header, and the framing of what follows it.
+fn verdict(text: &str) -> Result<Option<(usize, Framing)>, Rejection> {
+    Ok(judged(text)?.map(|header| (header.length, header.framing)))
 }
 
 fn is_bad(text: &str) -> bool {
@@ -11,13 +16,13 @@ fn is_bad(text: &str) -> bool {
 }
 
 #[test]
-fn a_plain_head_passes_with_its_length_and_framing() {
-    let head = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
-    let passed = |framing, length| Ok(Some(Head { length, framing, asks_websocket: false }));
-    assert_eq!(verdict(head), passed(Framing::Length(0), head.len()));
-    assert_eq!(verdict(&format!("{head}rest")), passed(Framing::Length(0), head.len()));
-    let with_blank = format!("\r\n{head}");
-    assert_eq!(verdict(&with_blank), passed(Framing::Length(0), head.len() + 2));
+fn a_plain_header_passes_with_its_length_and_framing() {
+    let header = "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n";
+    let passed = |framing, length: usize| Ok(Some((length, framing)));
+    assert_eq!(verdict(header), passed(Framing::Length(0), header.len()));
+    assert_eq!(verdict(&format!("{header}rest")), passed(Framing::Length(0), header.len()));
+    let with_blank = format!("\r\n{header}");
+    assert_eq!(verdict(&with_blank), passed(Framing::Length(0), header.len() + 2));
     let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n";
     assert_eq!(verdict(post), passed(Framing::Length(12), post.len()));
     let chunked = "POST / HTTP/1.1\r\nhost:h\r\ntransfer-encoding:  Chunked \r\n\r\n";
@@ -25,13 +30,13 @@ fn a_plain_head_passes_with_its_length_and_framing() {
     let absolute = "GET http://h:80/x HTTP/1.1\r\nHost: h:80\r\n\r\n";
     assert_eq!(verdict(absolute), passed(Framing::Length(0), absolute.len()));
     for target in ["HTTP://h/", "hTTps://h?x", "Http://h"] {
-        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
-        assert_eq!(verdict(&head), passed(Framing::Length(0), head.len()), "{target}");
+        let header = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(verdict(&header), passed(Framing::Length(0), header.len()), "{target}");
     }
 }
 
 #[test]
-fn a_head_that_has_not_ended_is_waited_for_up_to_its_limit() {
+fn an_incomplete_header_is_waited_for_up_to_its_limit() {
     for text in ["", "\r", "G", "GET / HTTP/1.1\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r"]
     {
         assert_eq!(verdict(text), Ok(None), "{text:?}");
@@ -46,7 +51,7 @@ fn a_head_that_has_not_ended_is_waited_for_up_to_its_limit() {
 }
 
 #[test]
-fn a_request_line_that_two_servers_could_read_differently_is_refused() {
+fn a_request_line_that_two_servers_could_read_differently_is_rejected() {
     for line in [
         "",
         " GET / HTTP/1.1",
@@ -89,8 +94,8 @@ fn a_request_line_that_two_servers_could_read_differently_is_refused() {
 }
 
 #[test]
-fn a_field_that_two_servers_could_read_differently_is_refused() {
-    for field in [
+fn a_header_line_that_two_servers_could_read_differently_is_rejected() {
+    for line in [
         "X-OpenId : a",
         "X-OpenId\t: a",
         " X-OpenId: a",
@@ -112,7 +117,7 @@ fn a_field_that_two_servers_could_read_differently_is_refused() {
         "Connection: Host",
         "Connection: a,b,c,d,e,f,g,h,i,j",
     ] {
-        assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n")), "{field:?}");
+        assert!(is_bad(&format!("GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n")), "{line:?}");
     }
     for host in [
         "",
@@ -134,7 +139,7 @@ fn a_field_that_two_servers_could_read_differently_is_refused() {
 }
 
 #[test]
-fn framing_that_two_servers_could_read_differently_is_refused() {
+fn framing_that_two_servers_could_read_differently_is_rejected() {
     for fields in [
         "Content-Length: 5\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 5",
@@ -185,32 +190,32 @@ fn hosts_of_every_kind_pass() {
         "[2001:db8::1]:443",
         "a_b-c.",
     ] {
-        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        assert!(matches!(verdict(&head), Ok(Some(_))), "{host}");
+        let header = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert!(matches!(verdict(&header), Ok(Some(_))), "{host}");
     }
 }
 
 #[test]
-fn a_websocket_is_asked_for_over_http_1_1_alone() {
-    let asks = |version: &str, offers: &str| {
-        let head = format!("GET / {version}\r\nHost: h\r\n{offers}\r\n");
-        verdict(&head).unwrap().unwrap().asks_websocket
+fn a_websocket_is_offered_over_http_1_1_only() {
+    let wants = |version: &str, offers: &str| {
+        let header = format!("GET / {version}\r\nHost: h\r\n{offers}\r\n");
+        judged(&header).unwrap().unwrap().wants_websocket
     };
     for offers in [
         "Upgrade: websocket\r\n",
         "upgrade: h2c, WebSocket\r\n",
         "Upgrade: h2c\r\nUpgrade: websocket/13\r\n",
     ] {
-        assert!(asks("HTTP/1.1", offers), "{offers}");
-        assert!(!asks("HTTP/1.0", offers), "{offers}");
+        assert!(wants("HTTP/1.1", offers), "{offers}");
+        assert!(!wants("HTTP/1.0", offers), "{offers}");
     }
     for offers in ["Upgrade: h2c\r\n", "Upgrade:\r\n", "X: websocket\r\n"] {
-        assert!(!asks("HTTP/1.1", offers), "{offers}");
+        assert!(!wants("HTTP/1.1", offers), "{offers}");
     }
 }
 
 #[test]
-fn only_a_health_path_may_be_asked_for_without_a_host() {
+fn only_a_health_path_may_be_requested_without_a_host() {
     assert!(verdict("GET /healthz HTTP/1.0\r\n\r\n").is_ok());
     assert!(verdict("GET /healthz?x HTTP/1.1\r\n\r\n").is_ok());
     assert!(is_bad("GET /healthz/ HTTP/1.0\r\n\r\n"));

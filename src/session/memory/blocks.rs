@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use crate::identity::{AppId, OpenId, User};
-use crate::session::MOST_BLOCKED;
+use crate::session::MAX_BLOCKED;
 
-/// Blocks by user, and when they end, on the clock.
+/// The end of each user's block, in the time of the clock.
 #[derive(Default)]
 pub struct Blocks(Mutex<HashMap<User, u64>>);
 
@@ -15,9 +15,9 @@ impl Blocks {
     /// Blocks a user. Returns whether there was room.
     pub fn set(&self, user: User, until: u64, now: u64) -> bool {
         let mut blocks = self.0.lock();
-        if blocks.len() >= MOST_BLOCKED && !blocks.contains_key(&user) {
+        if blocks.len() >= MAX_BLOCKED && !blocks.contains_key(&user) {
             blocks.retain(|_, until| now < *until);
-            if blocks.len() >= MOST_BLOCKED {
+            if blocks.len() >= MAX_BLOCKED {
                 return false;
             }
         }
@@ -25,7 +25,7 @@ impl Blocks {
         true
     }
 
-    pub fn lift(&self, user: &User) {
+    pub fn remove(&self, user: &User) {
         self.0.lock().remove(user);
     }
 
@@ -34,12 +34,12 @@ impl Blocks {
         self.0.lock().get(user).copied().filter(|until| now < *until)
     }
 
-    /// Finds the blocked user of an app for whom `is_sought` is true.
-    pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        // `is_sought` is slow, and logins wait for the lock.
+    /// Finds the blocked user of an app for whom `matches` is true.
+    pub fn find(&self, app_id: &AppId, matches: &impl Fn(&OpenId) -> bool) -> Option<User> {
+        // `matches` is slow, and logins wait for the lock.
         let users: Vec<User> =
             self.0.lock().keys().filter(|user| user.app_id == *app_id).cloned().collect();
-        users.into_iter().find(|user| is_sought(&user.openid))
+        users.into_iter().find(|user| matches(&user.openid))
     }
 }
 
@@ -55,20 +55,20 @@ mod tests {
     }
 
     #[test]
-    fn at_the_limit_a_block_is_refused_and_none_is_dropped_before_it_ends() {
+    fn at_the_limit_a_block_is_rejected_and_none_is_removed_before_it_ends() {
         let blocks = Blocks::default();
-        for number in 0..MOST_BLOCKED {
+        for number in 0..MAX_BLOCKED {
             assert!(blocks.set(user(number), 100, 0));
         }
-        assert!(!blocks.set(user(MOST_BLOCKED), 1000, 99));
+        assert!(!blocks.set(user(MAX_BLOCKED), 1000, 99));
         assert_eq!(blocks.until(&user(0), 99), Some(100));
         // An existing block can be changed, and a removed one makes room.
         assert!(blocks.set(user(0), 1000, 99));
-        blocks.lift(&user(1));
-        assert!(blocks.set(user(MOST_BLOCKED), 1000, 99));
-        assert!(!blocks.set(user(MOST_BLOCKED + 1), 1000, 99));
+        blocks.remove(&user(1));
+        assert!(blocks.set(user(MAX_BLOCKED), 1000, 99));
+        assert!(!blocks.set(user(MAX_BLOCKED + 1), 1000, 99));
         // Expired ones make room as well.
-        assert!(blocks.set(user(MOST_BLOCKED + 1), 1000, 100));
+        assert!(blocks.set(user(MAX_BLOCKED + 1), 1000, 100));
         assert_eq!(blocks.0.lock().len(), 3);
     }
 }

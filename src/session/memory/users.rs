@@ -1,9 +1,9 @@
-//! Which sessions a user has.
+//! Which sessions a user has, when sessions are kept in memory.
 //!
-//! A table that finds sessions by user, with about 9 to 18 bytes of memory for each. It is divided
-//! into parts, each with its own lock, so that a part that grows delays few requests. No part is
-//! locked while moka is called: moka reports the sessions it drops from within its calls, and these
-//! reports lock a part.
+//! A hash table of sessions by user, with about 9 to 18 bytes of memory for each session. It is
+//! divided into shards, each with its own lock, so that a shard that grows delays few requests. No
+//! shard is locked while moka is called: from within its calls, moka reports the sessions that it
+//! drops, and handling a report locks a shard.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -18,12 +18,12 @@ const PARTS: u64 = 1024;
 
 type Part = HashTable<Arc<Session>>;
 
-pub struct Users {
+pub struct UserIndex {
     parts: Box<[Mutex<Part>]>,
     hashing: RandomState,
 }
 
-impl Users {
+impl UserIndex {
     pub fn new() -> Self {
         let parts = (0..PARTS).map(|_| Mutex::default()).collect();
         Self { parts, hashing: RandomState::new() }
@@ -60,15 +60,15 @@ impl Users {
         })
     }
 
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session. Searches
-    /// all sessions, one part at a time, and calls `is_sought` without a lock because it is slow.
-    pub fn find(&self, app_id: &AppId, is_sought: &impl Fn(&OpenId) -> bool) -> Option<User> {
+    /// Finds the user of an app for whom `matches` is true, among those with a session. Searches
+    /// all sessions, one part at a time, and calls `matches` without a lock because it is slow.
+    pub fn find(&self, app_id: &AppId, matches: &impl Fn(&OpenId) -> bool) -> Option<User> {
         self.parts.iter().find_map(|part| {
             let part = part.lock();
             let is_of_app = |session: &&Arc<Session>| session.identity.app_id == *app_id;
             let sessions: Vec<_> = part.iter().filter(is_of_app).cloned().collect();
             drop(part);
-            let found = sessions.iter().find(|session| is_sought(&session.identity.openid));
+            let found = sessions.iter().find(|session| matches(&session.identity.openid));
             found.map(|session| session.identity.user())
         })
     }
@@ -81,11 +81,11 @@ impl Users {
         self.hashing.hash_one((app_id, openid))
     }
 
-    fn in_part<T: Default>(&self, hash: u64, act: impl FnOnce(&mut Part) -> T) -> T {
+    fn in_part<T: Default>(&self, hash: u64, operation: impl FnOnce(&mut Part) -> T) -> T {
         // The table itself uses the lower bits, and some of the upper ones.
         let index = usize::try_from((hash >> 32) % PARTS).unwrap_or_default();
         let Some(part) = self.parts.get(index) else { return T::default() };
-        act(&mut part.lock())
+        operation(&mut part.lock())
     }
 }
 

@@ -14,10 +14,10 @@ use redis::{
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 
 /// Time to connect, including TLS and authentication.
-pub const DIAL: Duration = Duration::from_secs(1);
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The same for each node of a cluster: a silent node delays the others.
-const DIAL_NODE: Duration = Duration::from_millis(500);
+const NODE_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The kind of a server, which determines the user and password.
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ impl Dialer {
         role: Role,
     ) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(DIAL))
+            .set_connection_timeout(Some(DIAL_TIMEOUT))
             .set_response_timeout(None);
         self.client(address, role)?.get_multiplexed_async_connection_with_config(&config).await
     }
@@ -58,9 +58,9 @@ impl Dialer {
         let nodes: RedisResult<Vec<_>> =
             nodes.iter().map(|node| self.info(node, Role::Server)).collect();
         let mut builder = ClusterClient::builder(nodes?)
-            .connection_timeout(DIAL_NODE)
+            .connection_timeout(NODE_DIAL_TIMEOUT)
             // The caller's timeout ends first.
-            .response_timeout(DIAL)
+            .response_timeout(DIAL_TIMEOUT)
             .retries(3)
             .min_retry_wait(10)
             .max_retry_wait(200)

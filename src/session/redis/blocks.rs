@@ -1,4 +1,4 @@
-//! Users whose logins are rejected for a time, and a search for users.
+//! Users whose logins are rejected for a time.
 //!
 //! A block is stored like a session: its end, and a record of the user, sealed for the key it is
 //! stored under. It has one key per seal key, and all of them are read, so that gateways see it
@@ -8,28 +8,21 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{ErrorKind, RedisError, RedisResult, Script, cmd, from_redis_value};
+use redis::{RedisResult, Script, cmd};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::address::DIAL;
-use super::connection::{Connection, Store};
-use super::seal::{NO_END, Record, SealError, Value, ends_of, stamp};
-use super::{Inner, LISTING_PATIENCE, TOLD_AT_ONCE, unsealable};
+use super::address::DIAL_TIMEOUT;
+use super::connection::Store;
+use super::primaries::Connection;
+use super::seal::{MAX_TIME, Record, SealError, stamp, stamped_time};
+use super::{Inner, OPERATOR_TIMEOUT, REWRITE_BATCH, failure, unsealable};
 use crate::identity::token::TokenDigest;
-use crate::identity::{AppId, Identity, OpenId, User};
-use crate::session::{MOST_BLOCKED, StoreError};
-
-/// Time for a search through all stored sessions.
-const SEARCH_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Keys that are read together.
-const CHUNK: usize = 500;
+use crate::identity::{Identity, User};
+use crate::session::{MAX_BLOCKED, StoreError};
 
 /// KEYS: the list of blocks. ARGV: the user, the block's end, now, its lifetime, the limit of
 /// blocks. Returns whether there was room.
@@ -69,8 +62,8 @@ enum Existing {
     Lengthen,
 }
 
-/// The blocks that this gateway has set, and their ends on the clock. They are written again to a
-/// store that replaces another.
+/// The blocks that this gateway has set, and their ends in the time of the clock. They are written
+/// again to a store that replaces another.
 #[derive(Default)]
 pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
 
@@ -78,7 +71,7 @@ impl OwnBlocks {
     fn set(&self, user: &User, until: u64, now: u64) {
         let mut blocks = self.0.lock();
         // The store does not keep more of them either.
-        if blocks.len() >= MOST_BLOCKED {
+        if blocks.len() >= MAX_BLOCKED {
             blocks.retain(|_, until| now < *until);
         }
         blocks.insert(user.clone(), until);
@@ -92,7 +85,7 @@ impl OwnBlocks {
 }
 
 impl Inner {
-    /// Blocks a user until `until`, on the clock. Returns whether there was room.
+    /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
     pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
         let store = self.connection.store()?;
         let written = async {
@@ -103,11 +96,11 @@ impl Inner {
             self.confirm_block(&store, &mut connection, user).await?;
             Ok(true)
         };
-        let is_taken = self.connection.within(LISTING_PATIENCE, written).await?;
-        if is_taken {
+        let has_room = self.connection.within(OPERATOR_TIMEOUT, written).await?;
+        if has_room {
             self.own_blocks.set(user, until, self.clock.now_millis());
         }
-        Ok(is_taken)
+        Ok(has_room)
     }
 
     /// Removes the block of a user.
@@ -116,48 +109,49 @@ impl Inner {
         self.own_blocks.0.lock().remove(user);
         let written = async {
             let mut connection = store.revocations();
-            for name in self.seals.users(user) {
+            for name in self.seals.user_names(user) {
                 let mut publish = cmd("PUBLISH");
-                publish.arg(&self.keys.channel).arg(&name.name);
+                publish.arg(&self.key_names.channel).arg(&name.name);
                 publish.exec_async(&mut connection).await?;
                 // Expiry works without permission to delete.
                 let mut set = cmd("SET");
-                set.arg(self.keys.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
+                set.arg(self.key_names.block(&name.name)).arg(stamp(0)).arg("PX").arg(1);
                 set.exec_async(&mut connection).await?;
                 let mut remove = cmd("ZREM");
-                remove.arg(self.keys.blocks()).arg(&name.name);
+                remove.arg(self.key_names.blocks()).arg(&name.name);
                 remove.exec_async(&mut connection).await?;
             }
             self.confirm_block(&store, &mut connection, user).await
         };
-        self.connection.within(LISTING_PATIENCE, written).await
+        self.connection.within(OPERATOR_TIMEOUT, written).await
     }
 
-    /// Another gateway reports that it has removed the block of the user with this name.
-    pub fn heard_of_lift(&self, name: &[u8]) {
-        let is_meant = |user: &User| self.seals.users(user).any(|own| own.name.as_bytes() == name);
-        self.own_blocks.0.lock().retain(|user, _| !is_meant(user));
+    /// Forgets this gateway's block of the user with this name, which another gateway has removed.
+    pub fn unblocked_elsewhere(&self, name: &[u8]) {
+        let has_name =
+            |user: &User| self.seals.user_names(user).any(|own| own.name.as_bytes() == name);
+        self.own_blocks.0.lock().retain(|user, _| !has_name(user));
     }
 
     /// Writes this gateway's blocks again, because the store may have lost them.
     ///
     /// # Errors
     /// When one of them was not written.
-    pub async fn tell_of_blocks(&self, store: &Store) -> RedisResult<()> {
+    pub async fn rewrite_blocks(&self, store: &Store) -> RedisResult<()> {
         let blocks = self.own_blocks.live(self.clock.now_millis());
-        for some in blocks.chunks(TOLD_AT_ONCE) {
-            let written = some.iter().map(|(user, until)| {
+        for batch in blocks.chunks(REWRITE_BATCH) {
+            let writes = batch.iter().map(|(user, until)| {
                 let mut connection = store.revocations();
                 // Another gateway may have set a longer one in the meantime.
                 let existing = Existing::Lengthen;
                 async move { self.put_block(&mut connection, user, *until, existing).await }
             });
-            let late = |_| RedisError::from((ErrorKind::Io, "a block is not accepted"));
-            timeout(DIAL, try_join_all(written)).await.map_err(late)??;
+            let timed_out = |_| failure("timed out writing blocks");
+            timeout(DIAL_TIMEOUT, try_join_all(writes)).await.map_err(timed_out)??;
         }
         if !blocks.is_empty() {
             let count = blocks.len();
-            tracing::info!(count, "the blocks set by this gateway are written to the new store");
+            tracing::info!(count, "wrote the blocks of this gateway to the new session store");
         }
         Ok(())
     }
@@ -186,15 +180,17 @@ impl Inner {
         };
         // Counted under only one of its names, so that it counts once. Nothing is written if there
         // is no room.
-        let Some(name) = self.seals.users(user).next() else { return Err(unsealable(SealError)) };
-        let mut count = COUNT.key(self.keys.blocks());
-        count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MOST_BLOCKED);
+        let Some(name) = self.seals.user_names(user).next() else {
+            return Err(unsealable(SealError));
+        };
+        let mut count = COUNT.key(self.key_names.blocks());
+        count.arg(&name.name).arg(ends).arg(now).arg(life).arg(MAX_BLOCKED);
         if !count.invoke_async::<bool>(connection).await? {
             return Ok(false);
         }
-        for name in self.seals.users(user) {
-            let key = self.keys.block(&name.name);
-            let value = self.seals.seal(&place(&key), &record).map_err(unsealable)?;
+        for name in self.seals.user_names(user) {
+            let key = self.key_names.block(&name.name);
+            let value = self.seals.seal(&block_digest(&key), &record).map_err(unsealable)?;
             if existing == Existing::Lengthen {
                 let mut lengthen = LENGTHEN.key(key);
                 lengthen.arg(value).arg(life).arg(ends);
@@ -215,18 +211,18 @@ impl Inner {
         connection: &mut Connection,
         user: &User,
     ) -> RedisResult<()> {
-        for name in self.seals.users(user) {
-            let key = self.keys.block(&name.name);
+        for name in self.seals.user_names(user) {
+            let key = self.key_names.block(&name.name);
             store.confirm(connection, key.as_bytes(), self.timeout).await?;
         }
         Ok(())
     }
 
-    /// When the block of a user ends, on the clock.
+    /// When the block of a user ends, in the time of the clock.
     pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
         let store = self.connection.store()?;
         let read = async {
-            let names = self.seals.users(user).map(|name| self.keys.block(&name.name));
+            let names = self.seals.user_names(user).map(|name| self.key_names.block(&name.name));
             let names: Vec<_> = names.collect();
             blocked_until(&mut store.common(), &names).await
         };
@@ -234,96 +230,6 @@ impl Inner {
         let now = self.clock.to_wall(self.clock.now_millis());
         Ok(until.filter(|until| now < *until).map(|until| self.clock.from_wall(until)))
     }
-
-    /// Finds the user of an app for whom `is_sought` is true, among those with a session or a
-    /// block.
-    pub async fn find_user(
-        &self,
-        app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
-    ) -> Result<Option<User>, StoreError> {
-        let store = self.connection.store()?;
-        let search = async {
-            let found = self.search(store.common(), app_id, is_sought).await;
-            found.inspect_err(|error| {
-                tracing::warn!(%error, "the session store cannot be searched for a user");
-            })
-        };
-        self.connection.within(SEARCH_PATIENCE, search).await
-    }
-
-    async fn search(
-        &self,
-        mut connection: Connection,
-        app_id: &AppId,
-        is_sought: &(impl Fn(&OpenId) -> bool + Sync),
-    ) -> RedisResult<Option<User>> {
-        for node in nodes(&mut connection).await? {
-            let mut cursor = "0".to_owned();
-            loop {
-                let keys: Vec<String>;
-                (cursor, keys) = self.scan(&mut connection, node.as_ref(), &cursor).await?;
-                if !keys.is_empty() {
-                    let values: Vec<Option<Vec<u8>>> =
-                        cmd("MGET").arg(&keys).query_async(&mut connection).await?;
-                    let users = keys.iter().zip(values).filter_map(|(key, value)| {
-                        let digest = self.keys.token(key).unwrap_or_else(|| place(key));
-                        match self.seals.open(&digest, &value?) {
-                            Value::Session(record) => Some(record.identity.user()),
-                            Value::Tombstone | Value::Unreadable => None,
-                        }
-                    });
-                    let mut of_app = users.filter(|user| user.app_id == *app_id);
-                    if let Some(found) = of_app.find(|user| is_sought(&user.openid)) {
-                        return Ok(Some(found));
-                    }
-                }
-                if cursor == "0" {
-                    break;
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Keys of sessions and blocks from a cursor on, and the next cursor.
-    async fn scan(
-        &self,
-        connection: &mut Connection,
-        node: Option<&Node>,
-        cursor: &str,
-    ) -> RedisResult<(String, Vec<String>)> {
-        let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(self.keys.pattern()).arg("COUNT").arg(CHUNK);
-        match (connection, node) {
-            (Connection::Cluster(cluster), Some(node)) => {
-                let (host, port) = (node.host.clone(), node.port);
-                let node = SingleNodeRoutingInfo::ByAddress { host, port };
-                let found = cluster.route_command(scan, RoutingInfo::SingleNode(node)).await?;
-                Ok(from_redis_value(found)?)
-            }
-            (connection, _) => scan.query_async(connection).await,
-        }
-    }
-}
-
-/// A primary of a cluster.
-struct Node {
-    host: String,
-    port: u16,
-}
-
-/// The primaries of a cluster; otherwise the only server.
-async fn nodes(connection: &mut Connection) -> RedisResult<Vec<Option<Node>>> {
-    let Connection::Cluster(cluster) = connection else { return Ok(vec![None]) };
-    let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-    let roles = cluster.route_command(cmd("PING"), all).await?;
-    let addresses: HashMap<String, redis::Value> = from_redis_value(roles)?;
-    let node = |address: String| {
-        let (host, port) = address.rsplit_once(':')?;
-        Some(Node { host: host.to_owned(), port: port.parse().ok()? })
-    };
-    Ok(addresses.into_keys().map(node).collect())
 }
 
 /// The latest end of the blocks under these keys, on the wall clock, even if it has passed.
@@ -336,10 +242,10 @@ pub async fn blocked_until(
     }
     let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
     // Any other value was written there to block the user.
-    Ok(values.into_iter().flatten().map(|value| ends_of(&value).unwrap_or(NO_END)).max())
+    Ok(values.into_iter().flatten().map(|value| stamped_time(&value).unwrap_or(MAX_TIME)).max())
 }
 
 /// A block's record is sealed for this digest, which no token has.
-fn place(key: &str) -> TokenDigest {
+pub fn block_digest(key: &str) -> TokenDigest {
     TokenDigest::from_bytes(Sha256::digest(key).into())
 }

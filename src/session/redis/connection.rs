@@ -1,89 +1,49 @@
 //! The connections to a shared store, and whether its responses can be trusted.
 //!
 //! A separate task connects, checks the store twice a second, and reconnects when a check fails.
-//! Requests use the existing connections, or fail at once. A primary that was replaced without our
-//! knowledge still responds, with outdated data. So a primary with Sentinels is trusted only while
-//! most of them name it or, if the Sentinels cannot be reached, while all of its replicas that were
-//! up still follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`):
-//! by one, if a server or a primary of a cluster has any; with Sentinels by all replicas that they
-//! see up, because any of these may become the primary.
+//! Requests use the existing connections, or fail at once. A primary that was replaced unnoticed
+//! still responds, with outdated data. So a primary with Sentinels is trusted only while most of
+//! them name it or, if the Sentinels cannot be reached, while all of its replicas that were up still
+//! follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`): by one,
+//! if a server or a primary of a cluster has any; with Sentinels by all replicas that they see up,
+//! because any of these may become the primary.
 //!
 //! Before a new primary is used, this gateway's revocations are written to it again. If that fails,
 //! it is not used.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{
-    MultipleNodeRoutingInfo, ResponsePolicy, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr,
-};
-use redis::{
-    Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd,
-    from_redis_value, pipe,
-};
+use redis::{RedisError, RedisResult, cmd};
 use tokio::time::{sleep, timeout};
 
 use super::address::{Dialer, Role};
+use super::failure;
+use super::key_names::KeyNames;
+use super::primaries::{Connection, primary_ids, process_id, ready_replicas};
 use super::sentinel::Sentinels;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{RedisAddress, RedisSection, RedisServers};
 use crate::session::StoreError;
 use crate::telemetry::log_throttle::LogThrottles;
 use crate::telemetry::metrics::{Counters, Metrics};
 
-const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Time for one heartbeat.
-const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(450);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(450);
 
 /// How long the store is trusted after the beginning of the last successful heartbeat.
-const BELIEF: Duration = Duration::from_millis(1500);
+const TRUST_PERIOD: Duration = Duration::from_millis(1500);
 
-/// Time to reach the store.
-const REACH: Duration = Duration::from_secs(3);
+/// Time to connect to the store, with the Sentinels before it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Pause between two attempts to reach the store.
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// One pipeline to a server, or one to each primary of a cluster. Clones share it.
-#[derive(Clone)]
-pub enum Connection {
-    Node(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Node(node) => node.req_packed_command(command),
-            Self::Cluster(cluster) => cluster.req_packed_command(command),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        commands: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Node(node) => node.req_packed_commands(commands, offset, count),
-            Self::Cluster(cluster) => cluster.req_packed_commands(commands, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Node(node) => node.get_db(),
-            Self::Cluster(cluster) => cluster.get_db(),
-        }
-    }
-}
+/// Pause between two attempts to connect.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A store that was reached.
 pub struct Store {
@@ -117,36 +77,10 @@ impl Store {
         &self,
         connection: &mut Connection,
         key: &[u8],
-        patience: Duration,
+        time_limit: Duration,
     ) -> RedisResult<()> {
-        // Zero would mean no timeout.
-        let patience = millis(patience).max(1);
-        let wait = |needed: usize| cmd("WAIT").arg(needed).arg(patience).to_owned();
-        let (needed, confirmed): (usize, usize) = match connection {
-            Connection::Node(node) => {
-                let needed = self.acknowledgements.load(Ordering::Acquire);
-                if needed == 0 {
-                    return Ok(());
-                }
-                (needed, wait(needed).query_async(node).await?)
-            }
-            Connection::Cluster(cluster) => {
-                let route = Route::with_key(key, SlotAddr::Master);
-                let primary =
-                    || RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
-                let role = cluster.route_command(cmd("ROLE"), primary()).await?;
-                let needed = replicas(role)?.min(1);
-                if needed == 0 {
-                    return Ok(());
-                }
-                let confirmed = cluster.route_command(wait(needed), primary()).await?;
-                (needed, from_redis_value(confirmed)?)
-            }
-        };
-        if confirmed < needed {
-            return Err(failure("too few replicas have it"));
-        }
-        Ok(())
+        let required = self.acknowledgements.load(Ordering::Acquire);
+        connection.wait(key, required, time_limit).await
     }
 }
 
@@ -180,7 +114,7 @@ pub struct StoreConnection {
     lease: String,
     store: ArcSwapOption<Store>,
     was_reached: AtomicBool,
-    made: Instant,
+    created: Instant,
     metrics: Arc<Metrics>,
     outcomes: Counters<4>,
     /// Throttled by cause.
@@ -192,10 +126,10 @@ impl StoreConnection {
         Self {
             dialer: Arc::new(Dialer::new(section)),
             servers: section.servers.clone(),
-            lease: format!("{}lease", section.key_prefix),
+            lease: KeyNames::new(&section.key_prefix).lease(),
             store: ArcSwapOption::empty(),
             was_reached: AtomicBool::new(false),
-            made: Instant::now(),
+            created: Instant::now(),
             outcomes: metrics.store_outcomes(StoreOutcome::ALL.map(StoreOutcome::as_str)),
             metrics,
             failures: LogThrottles::new(clock),
@@ -211,7 +145,7 @@ impl StoreConnection {
     pub fn usable(&self) -> Option<Arc<Store>> {
         self.store
             .load_full()
-            .filter(|store| self.since_made() < store.usable_until.load(Ordering::Acquire))
+            .filter(|store| self.age_millis() < store.usable_until.load(Ordering::Acquire))
     }
 
     /// The store, for a request.
@@ -228,20 +162,20 @@ impl StoreConnection {
     /// Runs an operation on the store, with a time limit.
     pub async fn within<T>(
         &self,
-        patience: Duration,
-        dealings: impl Future<Output = RedisResult<T>>,
+        time_limit: Duration,
+        operation: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, StoreError> {
-        let begun = Instant::now();
-        let (outcome, result) = match timeout(patience, dealings).await {
+        let started = Instant::now();
+        let (outcome, result) = match timeout(time_limit, operation).await {
             Ok(Ok(value)) => (StoreOutcome::Ok, Ok(value)),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "the session store answered with an error");
+                tracing::debug!(%error, "the session store returned an error");
                 (StoreOutcome::Error, Err(StoreError))
             }
             Err(_) => (StoreOutcome::Timeout, Err(StoreError)),
         };
         self.count(outcome);
-        self.metrics.store_took(begun.elapsed());
+        self.metrics.store_took(started.elapsed());
         result
     }
 
@@ -258,8 +192,8 @@ impl StoreConnection {
     }
 
     /// Keeps the connection to the store, and never returns. If a store may have lost this
-    /// gateway's revocations, `tell` writes them again before the store is used.
-    pub async fn run<F>(&self, tell: impl Fn(Arc<Store>) -> F)
+    /// gateway's revocations, `rewrite` writes them again before the store is used.
+    pub async fn run<F>(&self, rewrite: impl Fn(Arc<Store>) -> F)
     where
         F: Future<Output = RedisResult<()>>,
     {
@@ -269,23 +203,28 @@ impl StoreConnection {
             }
             _ => None,
         };
-        let mut told = None;
+        // That of the last store that had all of them.
+        let mut last_identity = None;
         // Whether the last log line says that the store is unavailable.
         let mut is_logged = true;
         loop {
-            match self.reach(sentinels.as_mut(), told.as_deref(), &tell).await {
+            match self.connect(sentinels.as_mut(), last_identity.as_deref(), &rewrite).await {
                 Ok(store) => {
-                    told = Some(store.identity.clone());
+                    last_identity = Some(store.identity.clone());
                     self.store.store(Some(store.clone()));
                     self.was_reached.store(true, Ordering::Release);
                     self.metrics.store_up(true);
                     if std::mem::take(&mut is_logged) {
-                        tracing::info!("the session store is reached");
+                        tracing::info!("connected to the session store");
                     }
                     let reason = self.watch(&store, sentinels.as_mut()).await.to_string();
                     if let Some(suppressed) = self.failures.suppressed(reason.clone()) {
                         is_logged = true;
-                        tracing::warn!(reason, suppressed, "the session store is lost");
+                        tracing::warn!(
+                            reason,
+                            suppressed,
+                            "session store check failed, reconnecting"
+                        );
                     }
                     // In a cluster, the other primaries may still be available.
                     if store.address.is_some() {
@@ -296,200 +235,143 @@ impl StoreConnection {
                     let error = error.to_string();
                     if let Some(suppressed) = self.failures.suppressed(error.clone()) {
                         is_logged = true;
-                        tracing::error!(error, suppressed, "the session store is not reached");
+                        tracing::error!(error, suppressed, "cannot connect to the session store");
                     }
                 }
             }
             self.metrics.store_up(false);
-            sleep(PAUSE).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
     /// Connects to a store, and makes sure that it has this gateway's revocations.
-    async fn reach<F>(
+    async fn connect<F>(
         &self,
         sentinels: Option<&mut Sentinels>,
-        told: Option<&str>,
-        tell: &impl Fn(Arc<Store>) -> F,
+        last_identity: Option<&str>,
+        rewrite: &impl Fn(Arc<Store>) -> F,
     ) -> RedisResult<Arc<Store>>
     where
         F: Future<Output = RedisResult<()>>,
     {
-        let dialled = timeout(REACH, self.dial(sentinels)).await;
-        let store = dialled.unwrap_or_else(|_| Err(failure("no connection in time")))?;
+        let dialled = timeout(CONNECT_TIMEOUT, self.dial(sentinels)).await;
+        let store = dialled.unwrap_or_else(|_| Err(failure("connection timed out")))?;
         let store = Arc::new(store);
-        if told.is_some_and(|told| *told != store.identity) {
-            tell(store.clone()).await?;
+        if last_identity.is_some_and(|last| *last != store.identity) {
+            rewrite(store.clone()).await?;
         }
         Ok(store)
     }
 
     async fn dial(&self, sentinels: Option<&mut Sentinels>) -> RedisResult<Store> {
-        let begun = self.since_made();
-        let (common, revocations, address, identity, acknowledgements) = match &self.servers {
+        let usable_until = self.age_millis() + millis(TRUST_PERIOD);
+        match &self.servers {
             RedisServers::Single { address, .. } => {
-                self.dial_primary(address.clone(), None).await?
+                self.dial_primary(address.clone(), None, usable_until).await
             }
             RedisServers::Sentinel { .. } => {
-                let agreed = match sentinels {
-                    Some(sentinels) => sentinels.ask().await,
+                let agreement = match sentinels {
+                    Some(sentinels) => sentinels.agreement().await,
                     None => None,
                 };
-                let agreed = agreed.ok_or_else(|| failure("most Sentinels name no primary"))?;
-                self.dial_primary(agreed.primary, Some(agreed.replicas)).await?
+                let agreement = agreement
+                    .ok_or_else(|| failure("no majority of Sentinels agrees on a primary"))?;
+                self.dial_primary(agreement.primary, Some(agreement.replicas), usable_until).await
             }
-            RedisServers::Cluster { nodes } => {
-                let dialled =
-                    tokio::try_join!(self.dialer.cluster(nodes), self.dialer.cluster(nodes));
-                let (mut common, revocations) = dialled?;
-                let identity = primaries(&mut common).await?;
-                (Connection::Cluster(common), Connection::Cluster(revocations), None, identity, 0)
-            }
-        };
-        Ok(Store {
-            common,
-            revocations,
-            address,
-            identity,
-            acknowledgements: AtomicUsize::new(acknowledgements),
-            // A cluster's primary stops responding when it is cut off from most of the others.
-            usable_until: AtomicU64::new(match &self.servers {
-                RedisServers::Cluster { .. } => u64::MAX,
-                _ => begun + millis(BELIEF),
-            }),
-        })
+            RedisServers::Cluster { nodes } => self.dial_cluster(nodes).await,
+        }
     }
 
     async fn dial_primary(
         &self,
         address: RedisAddress,
         acknowledgements: Option<usize>,
-    ) -> RedisResult<(Connection, Connection, Option<RedisAddress>, String, usize)> {
+        usable_until: u64,
+    ) -> RedisResult<Store> {
         let dialled = tokio::try_join!(
             self.dialer.node(&address, Role::Server),
             self.dialer.node(&address, Role::Server)
         );
         let (mut common, revocations) = dialled?;
-        let replicas = followers(&mut common).await?;
-        let info: String = cmd("INFO").arg("server").query_async(&mut common).await?;
-        Ok((
-            Connection::Node(common),
-            Connection::Node(revocations),
-            Some(address),
-            run_id(&info)?.to_owned(),
-            acknowledgements.unwrap_or(replicas.min(1)),
-        ))
+        let replicas = ready_replicas(&mut common).await?;
+        let identity = process_id(&mut common).await?;
+        Ok(Store {
+            common: Connection::Node(common),
+            revocations: Connection::Node(revocations),
+            address: Some(address),
+            identity,
+            acknowledgements: AtomicUsize::new(acknowledgements.unwrap_or(replicas.min(1))),
+            usable_until: AtomicU64::new(usable_until),
+        })
+    }
+
+    async fn dial_cluster(&self, nodes: &[RedisAddress]) -> RedisResult<Store> {
+        let dialled = tokio::try_join!(self.dialer.cluster(nodes), self.dialer.cluster(nodes));
+        let (mut common, revocations) = dialled?;
+        let identity = primary_ids(&mut common).await?;
+        Ok(Store {
+            common: Connection::Cluster(common),
+            revocations: Connection::Cluster(revocations),
+            address: None,
+            identity,
+            acknowledgements: AtomicUsize::new(0),
+            // A cluster's primary stops responding when it is cut off from most of the others.
+            usable_until: AtomicU64::new(u64::MAX),
+        })
     }
 
     /// Checks a store until a check fails, and returns the reason.
     async fn watch(&self, store: &Store, mut sentinels: Option<&mut Sentinels>) -> RedisError {
         loop {
-            sleep(HEARTBEAT).await;
-            let begun = self.since_made();
-            let beat = timeout(HEARTBEAT_PATIENCE, self.beat(store, sentinels.as_deref_mut()));
-            match beat.await.unwrap_or_else(|_| Err(failure("no answer in time"))) {
+            sleep(HEARTBEAT_INTERVAL).await;
+            let started = self.age_millis();
+            let heartbeat =
+                timeout(HEARTBEAT_TIMEOUT, self.heartbeat(store, sentinels.as_deref_mut()));
+            match heartbeat.await.unwrap_or_else(|_| Err(failure("no response in time"))) {
                 Ok(()) => {
-                    store.usable_until.fetch_max(begun + millis(BELIEF), Ordering::AcqRel);
+                    store.usable_until.fetch_max(started + millis(TRUST_PERIOD), Ordering::AcqRel);
                 }
                 Err(error) => return error,
             }
         }
     }
 
-    async fn beat(&self, store: &Store, sentinels: Option<&mut Sentinels>) -> RedisResult<()> {
+    async fn heartbeat(&self, store: &Store, sentinels: Option<&mut Sentinels>) -> RedisResult<()> {
         let mut node = match store.common() {
             Connection::Node(node) => node,
             Connection::Cluster(mut cluster) => {
-                if primaries(&mut cluster).await? != store.identity {
-                    return Err(failure("the cluster has other primaries"));
+                if primary_ids(&mut cluster).await? != store.identity {
+                    return Err(failure("the primaries of the cluster have changed"));
                 }
                 return Ok(());
             }
         };
-        let replicas = followers(&mut node).await?;
+        let replicas = ready_replicas(&mut node).await?;
         let Some(sentinels) = sentinels else {
             store.acknowledgements.store(replicas.min(1), Ordering::Release);
             return Ok(());
         };
-        match sentinels.ask().await {
-            Some(agreed) if Some(&agreed.primary) == store.address.as_ref() => {
-                store.acknowledgements.store(agreed.replicas, Ordering::Release);
+        match sentinels.agreement().await {
+            Some(agreement) if Some(&agreement.primary) == store.address.as_ref() => {
+                store.acknowledgements.store(agreement.replicas, Ordering::Release);
                 Ok(())
             }
-            Some(_) => Err(failure("the Sentinels name another primary")),
-            None => self.hold_lease(store).await,
+            Some(_) => Err(failure("the Sentinels report another primary")),
+            None => self.confirm_lease(store).await,
         }
     }
 
     /// Checks that all replicas that were up still follow, so that none of them has become the
     /// primary.
-    async fn hold_lease(&self, store: &Store) -> RedisResult<()> {
+    async fn confirm_lease(&self, store: &Store) -> RedisResult<()> {
         let mut connection = store.revocations();
-        let life = millis(10 * BELIEF);
+        let life = millis(10 * TRUST_PERIOD);
         let written = cmd("SET").arg(&self.lease).arg("").arg("PX").arg(life).to_owned();
         written.query_async::<()>(&mut connection).await?;
-        store.confirm(&mut connection, self.lease.as_bytes(), HEARTBEAT_PATIENCE / 3).await
+        store.confirm(&mut connection, self.lease.as_bytes(), HEARTBEAT_TIMEOUT / 3).await
     }
 
-    fn since_made(&self) -> u64 {
-        millis(self.made.elapsed())
+    fn age_millis(&self) -> u64 {
+        millis(self.created.elapsed())
     }
-}
-
-/// The number of replicas in the response to `ROLE`.
-///
-/// # Errors
-/// When it is not the response of a primary.
-fn replicas(role: Value) -> RedisResult<usize> {
-    type Primary = (String, u64, Vec<Value>);
-    match Primary::from_redis_value(role) {
-        Ok((role, _, replicas)) if role == "master" => Ok(replicas.len()),
-        _ => Err(failure("the server is not a primary")),
-    }
-}
-
-/// The number of replicas of a primary that is ready to serve.
-async fn followers(node: &mut MultiplexedConnection) -> RedisResult<usize> {
-    // A server that is still loading rejects the first command.
-    let (_, role): (Value, Value) = pipe().cmd("PING").cmd("ROLE").query_async(node).await?;
-    replicas(role)
-}
-
-/// The id of a server's process, from the response to `INFO server`.
-fn run_id(info: &str) -> RedisResult<&str> {
-    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-    id.ok_or_else(|| failure("a server without an id"))
-}
-
-/// The ids of a cluster's primaries and of their processes, as one text, if all of them are ready
-/// to serve.
-async fn primaries(cluster: &mut ClusterConnection) -> RedisResult<String> {
-    let all = |policy| RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, policy));
-    cluster.route_command(cmd("PING"), all(Some(ResponsePolicy::AllSucceeded))).await?;
-    let infos = cluster.route_command(cmd("INFO").arg("server").to_owned(), all(None)).await?;
-    let infos: HashMap<String, String> = from_redis_value(infos)?;
-    let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-    let slots = cluster.route_command(cmd("CLUSTER").arg("SLOTS").to_owned(), random).await?;
-    let ranges: Vec<Vec<Value>> = from_redis_value(slots)?;
-    let mut ids = Vec::new();
-    for info in infos.values() {
-        ids.push(run_id(info)?.to_owned());
-    }
-    for range in ranges {
-        let primary = range.into_iter().nth(2).ok_or_else(|| failure("a slot without a node"))?;
-        let node: Vec<Value> = from_redis_value(primary)?;
-        let id = node.into_iter().nth(2).ok_or_else(|| failure("a node without an id"))?;
-        ids.push(from_redis_value::<String>(id)?);
-    }
-    ids.sort();
-    ids.dedup();
-    Ok(ids.join(" "))
-}
-
-fn failure(reason: &'static str) -> RedisError {
-    RedisError::from((redis::ErrorKind::Io, reason))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,11 @@
-//! Sessions that are cached, so that they need not be looked up in the store.
+//! Which sessions of a shared store need not be looked up there, because they are cached here or
+//! known to be revoked.
 //!
 //! A session that was read is cached for at most `session.redis.near_cache_ttl`: this limits how
-//! long a logout on another gateway can go unnoticed. A session that is known to be revoked stays
-//! so until it would have expired. The size of both caches is limited; the least recently used
-//! entries are evicted.
+//! long a logout on another gateway can go unnoticed. A revocation by this gateway is remembered
+//! until the session would have expired, and one by another gateway while an earlier lookup may
+//! still be in flight. The size of each cache is limited; the least recently used entries are
+//! evicted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use crate::clock::millis;
 use crate::identity::token::TokenDigest;
 use crate::session::{DigestHash, Session};
 
@@ -19,9 +22,9 @@ const REVOCATIONS: u64 = 100_000;
 
 pub struct LocalCache {
     sessions: Cache<TokenDigest, CachedSession, DigestHash>,
-    /// Revocations by this gateway, and until when they must be remembered, on the clock.
+    /// Revocations by this gateway, and until when they must be remembered, in the clock's time.
     own_revocations: Cache<TokenDigest, u64, DigestHash>,
-    /// Revocations by other gateways, remembered while an earlier look-up may still be in flight.
+    /// Revocations by other gateways, remembered while an earlier lookup may still be in flight.
     other_revocations: Cache<TokenDigest, u64, DigestHash>,
     ttl: u64,
 }
@@ -29,7 +32,7 @@ pub struct LocalCache {
 #[derive(Clone)]
 struct CachedSession {
     session: Arc<Session>,
-    /// On the clock.
+    /// In the clock's time.
     cached_until: u64,
 }
 
@@ -52,33 +55,33 @@ impl LocalCache {
             sessions,
             own_revocations: revocations(longest),
             other_revocations: revocations(ttl),
-            ttl: super::millis(ttl),
+            ttl: millis(ttl),
         }
     }
 
     /// A session that is still cached.
     pub fn get(&self, digest: &TokenDigest, now: u64) -> Option<Arc<Session>> {
-        let known = self.sessions.get(digest)?;
-        (now < known.cached_until).then_some(known.session)
+        let cached = self.sessions.get(digest)?;
+        (now < cached.cached_until).then_some(cached.session)
     }
 
     /// Whether a token's session is known to be revoked.
     pub fn is_revoked(&self, digest: &TokenDigest, now: u64) -> bool {
-        let is_in =
-            |known: &Cache<_, _, _>| known.get(digest).is_some_and(|until: u64| now < until);
-        is_in(&self.own_revocations) || is_in(&self.other_revocations)
+        let contains =
+            |cache: &Cache<_, _, _>| cache.get(digest).is_some_and(|until: u64| now < until);
+        contains(&self.own_revocations) || contains(&self.other_revocations)
     }
 
-    /// Caches the store's response to a look-up that began at `asked`. `None` if the session was
+    /// Caches the store's response to a lookup that began at `started`. `None` if the session was
     /// revoked in the meantime.
-    pub fn insert(&self, session: Session, asked: u64) -> Option<Arc<Session>> {
+    pub fn insert(&self, session: Session, started: u64) -> Option<Arc<Session>> {
         let session = Arc::new(session);
         let digest = session.digest();
-        let cached_until = asked.saturating_add(self.ttl);
+        let cached_until = started.saturating_add(self.ttl);
         self.sessions.insert(*digest, CachedSession { session: session.clone(), cached_until });
         // Inserted before it is checked, while `revoke` records before it removes: one of the two
         // sees the other's change.
-        if self.is_revoked(digest, asked) {
+        if self.is_revoked(digest, started) {
             self.sessions.invalidate(digest);
             return None;
         }
@@ -86,22 +89,23 @@ impl LocalCache {
     }
 
     /// Removes a session from the cache, and returns it.
-    pub fn forget(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
-        let known = self.sessions.remove(digest)?;
-        known.session.mark_removed();
-        Some(known.session)
+    pub fn remove(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
+        let cached = self.sessions.remove(digest)?;
+        cached.session.mark_removed();
+        Some(cached.session)
     }
 
-    /// Records a revocation by this gateway, until `until`: the session could have lived so long.
+    /// Records a revocation by this gateway. It is kept until `until`, when the session would have
+    /// expired.
     pub fn revoke(&self, digest: &TokenDigest, until: u64) {
         self.own_revocations.insert(*digest, until);
-        self.forget(digest);
+        self.remove(digest);
     }
 
     /// Records a revocation by some gateway.
     pub fn revoked_elsewhere(&self, digest: &TokenDigest, now: u64) {
         self.other_revocations.insert(*digest, now.saturating_add(self.ttl));
-        self.forget(digest);
+        self.remove(digest);
     }
 
     /// The revocations by this gateway, and the rest of each session's lifetime.

@@ -34,8 +34,8 @@ pub const TOMBSTONE: &[u8] = b"T";
 /// Digits of the time of last use before the sealed part: the store compares them.
 const DIGITS: usize = 13;
 
-/// The latest time that these digits can express.
-pub const NO_END: u64 = 9_999_999_999_999;
+/// The latest time that the digits at the start of a value can express.
+pub const MAX_TIME: u64 = 9_999_999_999_999;
 
 const NONCE: usize = 12;
 
@@ -53,7 +53,7 @@ pub struct Record {
 
 /// The kind of a value in the store.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum StoredValue {
     Session(Record),
     Tombstone,
     /// Not sealed with any known key, or sealed for another token.
@@ -62,10 +62,10 @@ pub enum Value {
 
 pub struct Seals {
     /// The first key seals.
-    keys: Vec<Keys>,
+    keys: Vec<DerivedKeys>,
 }
 
-struct Keys {
+struct DerivedKeys {
     records: Aes256GcmSiv,
     members: Aes256GcmSiv,
     users: Hmac<Sha256>,
@@ -78,7 +78,7 @@ pub struct SealError;
 
 impl Seals {
     pub fn new(keys: &[SealKey]) -> Self {
-        Self { keys: keys.iter().filter_map(Keys::derive).collect() }
+        Self { keys: keys.iter().filter_map(DerivedKeys::derive).collect() }
     }
 
     /// Seals a record for the token it is stored under.
@@ -96,11 +96,11 @@ impl Seals {
         Ok(value)
     }
 
-    pub fn open(&self, digest: &TokenDigest, value: &[u8]) -> Value {
+    pub fn open(&self, digest: &TokenDigest, value: &[u8]) -> StoredValue {
         if value == TOMBSTONE {
-            return Value::Tombstone;
+            return StoredValue::Tombstone;
         }
-        self.open_record(digest, value).map_or(Value::Unreadable, Value::Session)
+        self.open_record(digest, value).map_or(StoredValue::Unreadable, StoredValue::Session)
     }
 
     fn open_record(&self, digest: &TokenDigest, value: &[u8]) -> Option<Record> {
@@ -117,15 +117,15 @@ impl Seals {
     }
 
     /// The names under which a user's sessions are listed; new sessions are listed under the first.
-    pub fn users<'a>(&'a self, user: &'a User) -> impl Iterator<Item = UserName<'a>> {
+    pub fn user_names<'a>(&'a self, user: &'a User) -> impl Iterator<Item = UserName<'a>> {
         self.keys.iter().map(move |keys| UserName { name: keys.name(user), keys })
     }
 }
 
-/// A user in the store, under one of the keys.
+/// The name of a user in the store, made with one of the seal keys.
 pub struct UserName<'a> {
     pub name: String,
-    keys: &'a Keys,
+    keys: &'a DerivedKeys,
 }
 
 impl UserName<'_> {
@@ -143,7 +143,7 @@ impl UserName<'_> {
     }
 }
 
-impl Keys {
+impl DerivedKeys {
     fn derive(key: &SealKey) -> Option<Self> {
         let derive = |purpose: &[u8]| {
             let hmac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
@@ -167,7 +167,7 @@ impl Keys {
 }
 
 /// The time at the start of a value: the last use of a session, or the end of a block.
-pub fn ends_of(value: &[u8]) -> Option<u64> {
+pub fn stamped_time(value: &[u8]) -> Option<u64> {
     let (&[SESSION], digits) = value.get(..1 + DIGITS)?.split_first_chunk()? else { return None };
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_key_sealed_opens_with_it_and_for_its_token_only() {
+    fn a_record_opens_only_with_its_key_and_for_its_token() {
         let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
         for record in [
             record(),
@@ -260,14 +260,14 @@ mod tests {
             Record { client: "2001:db8::1".parse().unwrap(), ..record() },
         ] {
             let value = seals.seal(&digest, &record).unwrap();
-            assert_eq!(seals.open(&digest, &value), Value::Session(record));
+            assert_eq!(seals.open(&digest, &value), StoredValue::Session(record));
             let other = SessionToken::generate().digest();
-            assert_eq!(seals.open(&other, &value), Value::Unreadable);
-            assert_eq!(Seals::new(&[key(2)]).open(&digest, &value), Value::Unreadable);
+            assert_eq!(seals.open(&other, &value), StoredValue::Unreadable);
+            assert_eq!(Seals::new(&[key(2)]).open(&digest, &value), StoredValue::Unreadable);
             let rotated = Seals::new(&[key(2), key(1)]);
-            assert!(matches!(rotated.open(&digest, &value), Value::Session(_)));
+            assert!(matches!(rotated.open(&digest, &value), StoredValue::Session(_)));
         }
-        assert_eq!(seals.open(&digest, TOMBSTONE), Value::Tombstone);
+        assert_eq!(seals.open(&digest, TOMBSTONE), StoredValue::Tombstone);
     }
 
     #[test]
@@ -277,15 +277,15 @@ mod tests {
         for bit in 0..value.len() * 8 {
             let mut changed = value.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(seals.open(&digest, &changed), Value::Unreadable, "bit {bit}");
+            assert_eq!(seals.open(&digest, &changed), StoredValue::Unreadable, "bit {bit}");
         }
         for length in 0..value.len() {
-            assert_eq!(seals.open(&digest, &value[..length]), Value::Unreadable, "{length}");
+            assert_eq!(seals.open(&digest, &value[..length]), StoredValue::Unreadable, "{length}");
         }
     }
 
     #[test]
-    fn a_value_shows_nothing_of_whose_it_is() {
+    fn a_value_does_not_reveal_its_user() {
         let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
         let value = seals.seal(&digest, &record()).unwrap();
         let holds = |text: &[u8]| value.windows(text.len()).any(|window| window == text);
@@ -294,19 +294,19 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_a_user_are_the_same_each_time_and_the_users_own() {
+    fn list_entries_are_deterministic_and_specific_to_their_user() {
         let seals = Seals::new(&[key(1), key(2)]);
         let user =
             User { app_id: AppId::parse("wx1").unwrap(), openid: OpenId::parse("o1").unwrap() };
         let other = User { openid: OpenId::parse("o2").unwrap(), ..user.clone() };
         let digest = SessionToken::generate().digest();
-        let names: Vec<_> = seals.users(&user).collect();
+        let names: Vec<_> = seals.user_names(&user).collect();
         assert_eq!(names.len(), 2);
         let member = names[0].member(&digest).unwrap();
         assert_eq!(member, names[0].member(&digest).unwrap());
         assert!(names[0].digest(&member) == Some(digest));
         assert!(names[1].digest(&member).is_none());
-        let others = seals.users(&other).next().unwrap();
+        let others = seals.user_names(&other).next().unwrap();
         assert_ne!(others.name, names[0].name);
         assert!(others.digest(&member).is_none());
         assert!(!names[0].name.contains("o1"));

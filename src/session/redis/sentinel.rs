@@ -16,7 +16,7 @@ use super::address::{Dialer, Role};
 use crate::config::RedisAddress;
 
 /// Time for the responses of all Sentinels.
-const PATIENCE: Duration = Duration::from_millis(300);
+const QUERY_TIMEOUT: Duration = Duration::from_millis(300);
 
 pub struct Sentinels {
     dialer: Arc<Dialer>,
@@ -28,7 +28,7 @@ pub struct Sentinels {
 }
 
 /// What most of the Sentinels agree on.
-pub struct Agreed {
+pub struct Agreement {
     pub primary: RedisAddress,
     /// Replicas that are up and follow, as counted by the Sentinel that sees most of them.
     pub replicas: usize,
@@ -44,49 +44,53 @@ impl Sentinels {
         }
     }
 
-    /// `None` if most do not respond, or do not agree.
-    pub async fn ask(&mut self) -> Option<Agreed> {
-        let mut asking = JoinSet::new();
-        for (index, (address, known)) in
-            self.addresses.iter().zip(&mut self.connections).enumerate()
+    /// Asks all Sentinels for the primary. `None` if most do not respond, or do not agree.
+    pub async fn agreement(&mut self) -> Option<Agreement> {
+        let mut queries = JoinSet::new();
+        for (index, (address, open)) in self.addresses.iter().zip(&mut self.connections).enumerate()
         {
-            let (dialer, address, known) = (self.dialer.clone(), address.clone(), known.take());
+            let (dialer, address, open) = (self.dialer.clone(), address.clone(), open.take());
             let primary = self.primary.clone();
-            asking.spawn(async move {
-                let asked = async {
-                    let mut connection = match known {
+            queries.spawn(async move {
+                let query = async {
+                    let mut connection = match open {
                         Some(connection) => connection,
                         None => dialer.node(&address, Role::Sentinel).await?,
                     };
-                    let answer = ask_one(&mut connection, &primary).await?;
-                    RedisResult::Ok((connection, answer))
+                    let view = query_sentinel(&mut connection, &primary).await?;
+                    RedisResult::Ok((connection, view))
                 };
-                (index, timeout(PATIENCE, asked).await)
+                (index, timeout(QUERY_TIMEOUT, query).await)
             });
         }
         let mut votes: HashMap<(String, u16), Vec<usize>> = HashMap::new();
-        while let Some(answered) = asking.join_next().await {
-            let Ok((index, Ok(Ok((connection, (primary, replicas)))))) = answered else { continue };
-            if let Some(place) = self.connections.get_mut(index) {
-                *place = Some(connection);
+        while let Some(finished) = queries.join_next().await {
+            let Ok((index, Ok(Ok((connection, (primary, replicas)))))) = finished else { continue };
+            if let Some(kept) = self.connections.get_mut(index) {
+                *kept = Some(connection);
             }
             if let Some(primary) = primary {
                 votes.entry(primary).or_default().push(replicas);
             }
         }
-        let most = self.addresses.len() / 2 + 1;
-        let ((host, port), seen) = votes.into_iter().find(|(_, seen)| seen.len() >= most)?;
-        let replicas = seen.into_iter().max().unwrap_or(0);
-        Some(Agreed { primary: RedisAddress { host, port }, replicas })
+        let majority = self.addresses.len() / 2 + 1;
+        let ((host, port), counts) =
+            votes.into_iter().find(|(_, counts)| counts.len() >= majority)?;
+        let replicas = counts.into_iter().max().unwrap_or(0);
+        Some(Agreement { primary: RedisAddress { host, port }, replicas })
     }
 }
 
 /// A Sentinel's information about a replica.
 type Fields = HashMap<String, String>;
 
-type Answer = (Option<(String, u16)>, usize);
+/// The primary that a Sentinel names, and the number of its replicas that are up and follow.
+type View = (Option<(String, u16)>, usize);
 
-async fn ask_one(connection: &mut MultiplexedConnection, primary: &str) -> RedisResult<Answer> {
+async fn query_sentinel(
+    connection: &mut MultiplexedConnection,
+    primary: &str,
+) -> RedisResult<View> {
     let (address, replicas): (Option<(String, u16)>, Vec<Fields>) = pipe()
         .add_command(cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(primary).to_owned())
         .add_command(cmd("SENTINEL").arg("REPLICAS").arg(primary).to_owned())

@@ -1,6 +1,6 @@
-//! Which sessions a user has.
+//! Which sessions a user has, when sessions are kept in a shared store.
 //!
-//! Each user has a sorted set of sealed digests, by the absolute ends of the sessions. A single
+//! Each user has a sorted set of sealed digests, scored by the sessions' absolute ends. A single
 //! server stores and lists a session in one step, so that a failover cannot separate the two. In a
 //! cluster they are in different slots: a session is listed after it is stored and before the
 //! login's response is sent. It is listed again whenever its use is written, because the node with
@@ -13,9 +13,10 @@ use std::sync::LazyLock;
 use redis::{RedisResult, Script, ScriptInvocation, cmd};
 
 use super::blocks::blocked_until;
-use super::connection::Connection;
-use super::seal::{Record, SealError, Seals, TOMBSTONE, UserName, Value};
-use super::{Keys, unsealable};
+use super::key_names::KeyNames;
+use super::primaries::Connection;
+use super::seal::{Record, SealError, Seals, StoredValue, TOMBSTONE, UserName};
+use super::unsealable;
 use crate::identity::User;
 use crate::identity::token::TokenDigest;
 
@@ -50,12 +51,12 @@ static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// The index of users' sessions, for one operation on the store.
-pub struct Users<'a> {
+pub struct UserIndex<'a> {
     pub seals: &'a Seals,
-    pub keys: &'a Keys,
+    pub key_names: &'a KeyNames,
 }
 
-impl Users<'_> {
+impl UserIndex<'_> {
     /// Stores a new session for `life` milliseconds, which later uses extend, and lists it. Returns
     /// how many sessions of its user are listed, some of which may have ended; `None` if the user
     /// is blocked, and then nothing is stored.
@@ -67,7 +68,7 @@ impl Users<'_> {
         life: u64,
         interval: u64,
     ) -> RedisResult<Option<usize>> {
-        let key = self.keys.session(digest);
+        let key = self.key_names.session(digest);
         let user = record.identity.user();
         let value = self.seals.seal(digest, record).map_err(unsealable)?;
         if let Connection::Cluster(cluster) = connection {
@@ -75,13 +76,13 @@ impl Users<'_> {
             set.arg(key).arg(value).arg("NX").arg("PX").arg(life);
             set.exec_async(cluster).await?;
             let listed = self.list(connection, digest, record, interval).await?;
-            let names = self.seals.users(&user).collect();
-            return self.unless_blocked(connection, names, digest, record, listed).await;
+            let names = self.seals.user_names(&user).collect();
+            return self.undo_if_blocked(connection, names, digest, record, listed).await;
         }
-        let mut names = self.seals.users(&user);
+        let mut names = self.seals.user_names(&user);
         let name = names.next().ok_or_else(|| unsealable(SealError))?;
-        let mut script = self.listing(&STORE_AND_LIST, &name, digest, record, interval)?;
-        script.key(key).key(self.keys.block(&name.name)).arg(value).arg(life);
+        let mut script = self.list_script(&STORE_AND_LIST, &name, digest, record, interval)?;
+        script.key(key).key(self.key_names.block(&name.name)).arg(value).arg(life);
         let listed: i64 = script.invoke_async(connection).await?;
         let Ok(listed) = usize::try_from(listed) else { return Ok(None) };
         let others: Vec<_> = names.collect();
@@ -89,12 +90,12 @@ impl Users<'_> {
             return Ok(Some(listed));
         }
         let listed = listed + self.count(connection, &others).await?;
-        self.unless_blocked(connection, others, digest, record, listed).await
+        self.undo_if_blocked(connection, others, digest, record, listed).await
     }
 
     /// Removes a session again if its user is blocked under one of these names. A block is set
     /// before the listed sessions are revoked, so one of the two sees the other.
-    async fn unless_blocked(
+    async fn undo_if_blocked(
         &self,
         connection: &mut Connection,
         names: Vec<UserName<'_>>,
@@ -102,15 +103,15 @@ impl Users<'_> {
         record: &Record,
         listed: usize,
     ) -> RedisResult<Option<usize>> {
-        let keys: Vec<_> = names.iter().map(|name| self.keys.block(&name.name)).collect();
+        let keys: Vec<_> = names.iter().map(|name| self.key_names.block(&name.name)).collect();
         let until = blocked_until(connection, &keys).await?;
         if until.is_none_or(|until| until <= record.used) {
             return Ok(Some(listed));
         }
         // Nobody has received its token.
-        let mut end = cmd("SET");
-        end.arg(self.keys.session(digest)).arg(TOMBSTONE).arg("PX").arg(1);
-        end.exec_async(connection).await?;
+        let mut set = cmd("SET");
+        set.arg(self.key_names.session(digest)).arg(TOMBSTONE).arg("PX").arg(1);
+        set.exec_async(connection).await?;
         self.remove(connection, digest, &record.identity.user()).await?;
         Ok(None)
     }
@@ -124,15 +125,15 @@ impl Users<'_> {
         interval: u64,
     ) -> RedisResult<usize> {
         let user = record.identity.user();
-        let mut names = self.seals.users(&user);
+        let mut names = self.seals.user_names(&user);
         let name = names.next().ok_or_else(|| unsealable(SealError))?;
-        let script = self.listing(&LIST_ONLY, &name, digest, record, interval)?;
+        let script = self.list_script(&LIST_ONLY, &name, digest, record, interval)?;
         let listed: usize = script.invoke_async(connection).await?;
         let others: Vec<_> = names.collect();
         Ok(listed + self.count(connection, &others).await?)
     }
 
-    fn listing<'a>(
+    fn list_script<'a>(
         &self,
         script: &'a Script,
         name: &UserName<'_>,
@@ -143,7 +144,7 @@ impl Users<'_> {
         let member = name.member(digest).map_err(unsealable)?;
         // As long as the session may be stored.
         let longest = record.ends.saturating_sub(record.used) + interval;
-        let mut listing = script.key(self.keys.user(&name.name));
+        let mut listing = script.key(self.key_names.user(&name.name));
         listing.arg(member).arg(record.ends).arg(record.used).arg(longest);
         Ok(listing)
     }
@@ -156,7 +157,7 @@ impl Users<'_> {
     ) -> RedisResult<usize> {
         let mut count = 0_usize;
         for name in names {
-            let key = self.keys.user(&name.name);
+            let key = self.key_names.user(&name.name);
             count += cmd("ZCARD").arg(key).query_async::<usize>(connection).await?;
         }
         Ok(count)
@@ -169,51 +170,52 @@ impl Users<'_> {
         user: &User,
     ) -> RedisResult<Vec<(TokenDigest, Record)>> {
         let mut live = Vec::new();
-        for name in self.seals.users(user) {
+        for name in self.seals.user_names(user) {
             let listed: Vec<Vec<u8>> = cmd("ZRANGE")
-                .arg(self.keys.user(&name.name))
+                .arg(self.key_names.user(&name.name))
                 .arg(0)
                 .arg(-1)
                 .query_async(connection)
                 .await?;
             for chunk in listed.chunks(CHUNK) {
-                self.read(connection, &name, chunk, &mut live).await?;
+                live.extend(self.read(connection, &name, chunk).await?);
             }
         }
         // After a change of keys, a session may be listed under several keys.
-        let mut seen = HashSet::new();
-        live.retain(|(digest, _): &(TokenDigest, Record)| seen.insert(*digest));
+        let mut digests = HashSet::new();
+        live.retain(|(digest, _): &(TokenDigest, Record)| digests.insert(*digest));
         live.sort_by_key(|(_, record)| record.created);
         Ok(live)
     }
 
+    /// The live ones of some listed sessions. The others are removed from the list.
     async fn read(
         &self,
         connection: &mut Connection,
         name: &UserName<'_>,
         listed: &[Vec<u8>],
-        live: &mut Vec<(TokenDigest, Record)>,
-    ) -> RedisResult<()> {
+    ) -> RedisResult<Vec<(TokenDigest, Record)>> {
         let digests: Vec<_> =
             listed.iter().filter_map(|member| Some((member, name.digest(member)?))).collect();
         if digests.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let keys: Vec<_> = digests.iter().map(|(_, digest)| self.keys.session(digest)).collect();
+        let keys: Vec<_> =
+            digests.iter().map(|(_, digest)| self.key_names.session(digest)).collect();
         let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
-        let mut over = Vec::new();
+        let (mut live, mut ended) = (Vec::new(), Vec::new());
         for ((member, digest), value) in digests.into_iter().zip(values) {
             match value.map(|value| self.seals.open(&digest, &value)) {
-                Some(Value::Session(record)) => live.push((digest, record)),
-                Some(Value::Unreadable) => {}
-                Some(Value::Tombstone) | None => over.push(member),
+                Some(StoredValue::Session(record)) => live.push((digest, record)),
+                Some(StoredValue::Unreadable) => {}
+                Some(StoredValue::Tombstone) | None => ended.push(member),
             }
         }
-        if !over.is_empty() {
-            let key = self.keys.user(&name.name);
-            cmd("ZREM").arg(key).arg(over).query_async::<()>(connection).await?;
+        if !ended.is_empty() {
+            let key = self.key_names.user(&name.name);
+            cmd("ZREM").arg(key).arg(ended).query_async::<()>(connection).await?;
         }
-        Ok(())
+        Ok(live)
     }
 
     /// Removes a session from the list.
@@ -223,9 +225,9 @@ impl Users<'_> {
         digest: &TokenDigest,
         user: &User,
     ) -> RedisResult<()> {
-        for name in self.seals.users(user) {
+        for name in self.seals.user_names(user) {
             let member = name.member(digest).map_err(unsealable)?;
-            let key = self.keys.user(&name.name);
+            let key = self.key_names.user(&name.name);
             cmd("ZREM").arg(key).arg(member).query_async::<()>(connection).await?;
         }
         Ok(())

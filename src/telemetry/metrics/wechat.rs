@@ -2,7 +2,7 @@
 
 use prometheus::{IntGauge, Registry};
 
-use super::register;
+use super::gauge;
 
 /// Gauges of exchanges. After a reload they include exchanges of the previous configuration until
 /// these end.
@@ -23,13 +23,17 @@ impl Drop for Raised<'_> {
 
 impl WeChatMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
         Ok(Self {
-            queue: gauge("wxgate_wechat_queue", "Logins that wait for an exchange to end")?,
-            in_flight: gauge("wxgate_wechat_in_flight", "Exchanges with WeChat in flight")?,
+            queue: gauge(registry, "wxgate_wechat_queue", "Logins that wait for an exchange")?,
+            in_flight: gauge(
+                registry,
+                "wxgate_wechat_in_flight",
+                "Exchanges with WeChat in flight",
+            )?,
             breaker_open: gauge(
+                registry,
                 "wxgate_wechat_breaker_open",
-                "1 while the circuit breaker of WeChat is open, until an exchange succeeds",
+                "Whether the circuit breaker is open: WeChat is not called",
             )?,
         })
     }

@@ -3,45 +3,45 @@ use serde_json::Value;
 
 use super::*;
 
-fn judge(body: &str) -> Result<Identity, WeChatError> {
+fn identity_of(body: &str) -> Result<Identity, WeChatError> {
     Reply::parse(body.as_bytes())?.into_identity(&AppId::parse("wx1").unwrap())
 }
 
 #[test]
-fn success_is_known_by_its_fields() {
+fn success_is_recognised_by_its_fields() {
     for body in [
         r#"{"openid":"o1","session_key":"k"}"#,
         r#"{"openid":"o1","session_key":"k","errcode":0,"errmsg":"ok"}"#,
         r#"{"openid":"o1","session_key":"k","errcode":"0","expires_in":7200}"#,
         r#"{"openid":"o1","session_key":"a\/b==","errcode":null,"unionid":""}"#,
     ] {
-        let identity = judge(body).unwrap();
+        let identity = identity_of(body).unwrap();
         assert_eq!(identity.openid.as_str(), "o1");
         assert_eq!(identity.unionid, None);
     }
-    let identity = judge(r#"{"openid":"o1","session_key":"k","unionid":"u1"}"#).unwrap();
+    let identity = identity_of(r#"{"openid":"o1","session_key":"k","unionid":"u1"}"#).unwrap();
     assert_eq!(identity.unionid.unwrap().as_str(), "u1");
 }
 
 #[test]
-fn errcodes_count_as_numbers_and_as_text_and_before_any_field() {
+fn errcodes_are_numbers_or_text_and_take_precedence() {
     let invalid = |code| Err(WeChatError::InvalidCode(ErrCode(code)));
-    assert_eq!(judge(r#"{"errcode":40029,"errmsg":"x"}"#), invalid(40029));
-    assert_eq!(judge(r#"{"errcode":"40163"}"#), invalid(40163));
-    assert_eq!(judge(r#"{"errcode":41008}"#), invalid(41008));
-    assert_eq!(judge(r#"{"errcode":40029,"openid":"o1","session_key":"k"}"#), invalid(40029));
-    assert_eq!(judge(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
+    assert_eq!(identity_of(r#"{"errcode":40029,"errmsg":"x"}"#), invalid(40029));
+    assert_eq!(identity_of(r#"{"errcode":"40163"}"#), invalid(40163));
+    assert_eq!(identity_of(r#"{"errcode":41008}"#), invalid(41008));
+    assert_eq!(identity_of(r#"{"errcode":40029,"openid":"o1","session_key":"k"}"#), invalid(40029));
+    assert_eq!(identity_of(r#"{"errcode":40226}"#), Err(WeChatError::UserBlocked(ErrCode(40226))));
     let report = |code| ErrorReport { errcode: ErrCode(code), rid: None, seen_address: None };
-    assert_eq!(judge(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(report(45011))));
-    assert_eq!(judge(r#"{"errcode":-1}"#), Err(WeChatError::Busy(report(-1))));
-    assert_eq!(judge(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(report(45009))));
-    assert_eq!(judge(r#"{"errcode":40125}"#), Err(WeChatError::Refused(report(40125))));
-    assert_eq!(judge(r#"{"errcode":99999}"#), Err(WeChatError::Refused(report(99999))));
+    assert_eq!(identity_of(r#"{"errcode":45011}"#), Err(WeChatError::RateLimited(report(45011))));
+    assert_eq!(identity_of(r#"{"errcode":-1}"#), Err(WeChatError::Busy(report(-1))));
+    assert_eq!(identity_of(r#"{"errcode":45009}"#), Err(WeChatError::OutOfQuota(report(45009))));
+    assert_eq!(identity_of(r#"{"errcode":40125}"#), Err(WeChatError::Refused(report(40125))));
+    assert_eq!(identity_of(r#"{"errcode":99999}"#), Err(WeChatError::Refused(report(99999))));
     assert_eq!(ErrCode(99999).label(), "other");
 }
 
 #[test]
-fn nothing_hostile_becomes_an_identity() {
+fn invalid_responses_give_no_identity() {
     for body in [
         "",
         "null",
@@ -60,14 +60,14 @@ fn nothing_hostile_becomes_an_identity() {
         r#"{"openid":"o1","session_key":"k","errcode":"x"}"#,
         r#"{"openid":"o1","openid":"o2","session_key":"k"}"#,
     ] {
-        assert!(matches!(judge(body), Err(WeChatError::Malformed(_))), "{body}");
+        assert!(matches!(identity_of(body), Err(WeChatError::Malformed(_))), "{body}");
     }
     let long = format!(r#"{{"openid":"{}","session_key":"k"}}"#, "o".repeat(10_000));
-    assert!(matches!(judge(&long), Err(WeChatError::Malformed(_))));
+    assert!(matches!(identity_of(&long), Err(WeChatError::Malformed(_))));
 }
 
 #[test]
-fn the_address_that_wechat_saw_is_taken_from_its_words() {
+fn the_gateways_address_is_taken_from_errmsg() {
     let seen = |errmsg| seen_address(errmsg).map(|address| address.to_string());
     let v4 = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6";
     assert_eq!(seen(v4).as_deref(), Some("203.0.113.7"));
@@ -77,7 +77,7 @@ fn the_address_that_wechat_saw_is_taken_from_its_words() {
 }
 
 #[test]
-fn only_the_trace_id_is_taken_from_wechats_words() {
+fn only_the_trace_id_is_taken_from_errmsg() {
     assert_eq!(
         trace_id("invalid code, rid: 608d5803-66b84dfc-005383b1"),
         Some("608d5803-66b84dfc-005383b1")
@@ -113,9 +113,9 @@ fn field() -> impl Strategy<Value = (String, Value, bool)> {
 }
 
 /// The openid, by a simple parser.
-fn plainly(fields: &[(String, Value, bool)]) -> Option<String> {
+fn simple_openid(fields: &[(String, Value, bool)]) -> Option<String> {
     let one = |name: &str| {
-        let mut all = fields.iter().filter(|(known, ..)| known == name).map(|(_, v, _)| v);
+        let mut all = fields.iter().filter(|(field, ..)| field == name).map(|(_, v, _)| v);
         let first = all.next().unwrap_or(&Value::Null);
         all.next().is_none().then_some(first)
     };
@@ -139,7 +139,7 @@ proptest! {
     /// Names may have escapes, and fields may be repeated or contain what looks like other
     /// fields.
     #[test]
-    fn valid_json_is_read_as_a_plain_reader_does(
+    fn valid_json_is_read_as_by_a_simple_parser(
         user in prop::collection::vec("o[a-z]{0,3}", 0..2),
         others in prop::collection::vec(field(), 0..4),
     ) {
@@ -156,13 +156,13 @@ proptest! {
             })
             .collect();
         let body = format!("{{{}}}", written.join(","));
-        let found = judge(&body).ok().map(|identity| identity.openid.as_str().to_owned());
-        prop_assert_eq!(found, plainly(&fields), "{}", body);
+        let found = identity_of(&body).ok().map(|identity| identity.openid.as_str().to_owned());
+        prop_assert_eq!(found, simple_openid(&fields), "{}", body);
     }
 
     /// No bytes in the text of another field can become a field, or hide one.
     #[test]
-    fn the_bytes_of_a_text_never_change_the_verdict(
+    fn the_bytes_of_a_text_never_change_the_result(
         mut text in prop::collection::vec(any::<u8>(), 0..12),
     ) {
         text.retain(|byte| !matches!(byte, b'"' | b'\\'));

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wxgate::fuzzing::Chunked;
-use wxgate::fuzzing::body::{BadTrailers, BodySource, BodyTarget, Broken, Incoming, Limits, Relay};
+use wxgate::fuzzing::body::{
+    BadTrailers, BodySource, BodyTarget, Broken, Incoming, Limits, Transfer,
+};
 
 use self::chunks::{Body, End, without_chunks};
 
@@ -98,7 +100,7 @@ impl Case<'_> {
         let time = Duration::from_secs(1);
         let limits =
             Limits { bytes: self.limit, read_timeout: time, write_timeout: time, ..Limits::NONE };
-        let mut relay = Relay::new(source, self.target, limits, self.header.to_vec());
+        let mut transfer = Transfer::new(source, self.target, limits, self.header.to_vec());
         let mut input = self.sent[..self.early].to_vec();
         let mut trailers = |lines: &[u8], out: &mut Vec<u8>| match write_trailers(lines, out) {
             true => Ok(()),
@@ -107,10 +109,10 @@ impl Case<'_> {
 
         let mut ended = Ok(());
         if self.is_taken_early {
-            ended = relay.take(&mut input, &mut trailers);
+            ended = transfer.take(&mut input, &mut trailers);
             if ended.is_err() {
                 // What was fine until then is sent.
-                wire.borrow_mut().written.extend_from_slice(&relay.output);
+                wire.borrow_mut().written.extend_from_slice(&transfer.output);
             }
         }
         let mut cx = Context::from_waker(Waker::noop());
@@ -118,14 +120,14 @@ impl Case<'_> {
             let mut polls = 0;
             ended = loop {
                 let moved =
-                    relay.poll(&mut cx, &mut reader, &mut input, &mut writer, &mut trailers);
+                    transfer.poll(&mut cx, &mut reader, &mut input, &mut writer, &mut trailers);
                 if let Poll::Ready(ended) = moved {
                     break ended;
                 }
                 polls += 1;
                 let most = 100 + 64 * (self.sent.len() + self.header.len());
                 assert!(polls < most, "the body does not move on");
-                assert!(relay.due().is_some(), "what is waited for has a limit");
+                assert!(transfer.due().is_some(), "what is waited for has a limit");
             };
         }
 
@@ -135,15 +137,15 @@ impl Case<'_> {
         let may_repeat = matches!(ended, Ok(()) | Err(Broken::Write(_)));
         match ended {
             Ok(()) => {
-                assert!(!is_large && relay.is_sent() && relay.has_come());
+                assert!(!is_large && transfer.is_sent() && transfer.is_received());
                 assert!(wire.borrow().is_flushed);
                 let End::At(end) = expected.end else { panic!("{:?} ended", expected.end) };
                 self.check_whole(out.expect("the header"), &expected);
-                assert_eq!(relay.passed, expected.data.len() as u64);
+                assert_eq!(transfer.received, expected.data.len() as u64);
                 let unread = &self.sent[wire.borrow().read..];
                 assert_eq!([&*input, unread].concat(), self.sent[end..], "what follows is left");
                 let again =
-                    relay.poll(&mut cx, &mut reader, &mut input, &mut writer, &mut trailers);
+                    transfer.poll(&mut cx, &mut reader, &mut input, &mut writer, &mut trailers);
                 assert!(matches!(again, Poll::Ready(Ok(()))));
                 assert_eq!(wire.borrow().written, taken, "nothing follows the end");
             }
@@ -172,11 +174,11 @@ impl Case<'_> {
         }
         self.check_held(&wire.borrow());
 
-        if may_repeat && relay.can_repeat() {
+        if may_repeat && transfer.can_repeat() {
             let mut second = Writer(Rc::new(RefCell::new(Wire::new(self))));
             second.0.borrow_mut().breaks_after = None;
-            relay.repeat();
-            while relay
+            transfer.repeat();
+            while transfer
                 .poll(&mut cx, &mut reader, &mut input, &mut second, &mut trailers)
                 .is_pending()
             {}
@@ -238,7 +240,7 @@ impl Case<'_> {
         assert!(expected.data.starts_with(&data), "{} was sent", shown(out));
         if self.target == BodyTarget::Chunked && !may_be_cut {
             let (_, rest) = own_chunks(out);
-            assert_eq!(shown(rest), "", "a body that breaks off has no end");
+            assert_eq!(shown(rest), "", "a truncated body has no end");
         }
     }
 

@@ -21,8 +21,7 @@ use socket2::{Domain, Socket, Type};
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::fuzzing::response::{self, Framing as ResponseFraming};
-use wxgate::fuzzing::{Framing, HeadLimits, judge};
-use wxgate::message::request_header::Asked;
+use wxgate::message::request_header::{self, Framing, HeaderLimits, RequestSummary};
 use wxgate::server::Server;
 use wxgate::telemetry::metrics::Metrics;
 
@@ -34,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Bytes of a request's body that the gateway takes.
 const MOST_BODY: usize = 48;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 16 << 10, lines: 100, target: 8 << 10 };
+const LIMITS: HeaderLimits = HeaderLimits { bytes: 16 << 10, lines: 100, target: 8 << 10 };
 
 /// The last request, after which the connection closes.
 const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
@@ -55,7 +54,7 @@ pub fn check(input: &[u8]) {
     }
     let (expected, ended) = requests(&sent);
     // Neither is what this is about.
-    if expected.iter().any(|request| request.asks_websocket) || expected.len() > 8 {
+    if expected.iter().any(|request| request.wants_websocket) || expected.len() > 8 {
         return;
     }
     let _one = ONE.lock();
@@ -84,7 +83,7 @@ struct Request {
     method: String,
     path: String,
     is_http_10: bool,
-    asks_websocket: bool,
+    wants_websocket: bool,
     body: Vec<u8>,
     is_whole: bool,
     /// Whether its trailers are malformed, at which only who sends them on looks.
@@ -106,7 +105,7 @@ fn requests(sent: &[u8]) -> (Vec<Request>, Tail) {
         if rest.is_empty() {
             return (found, Tail::Clean);
         }
-        let head = match judge(rest, LIMITS, |_| false) {
+        let head = match request_header::read(rest, LIMITS, |_| false, |_| {}) {
             Ok(Some(head)) => head,
             Ok(None) => return (found, Tail::Incomplete),
             Err(_) => return (found, Tail::Malformed),
@@ -121,16 +120,16 @@ fn requests(sent: &[u8]) -> (Vec<Request>, Tail) {
                 Body { data, end, ..Body::default() }
             }
         };
-        let asked = Asked::read(text).expect("it has passed");
-        let path = match asked.path_and_query {
+        let summary = RequestSummary::read(text).expect("it has passed");
+        let path = match summary.path_and_query {
             path if path.starts_with('/') => path.to_owned(),
             rest => format!("/{rest}"),
         };
         found.push(Request {
-            method: asked.method.to_owned(),
+            method: summary.method.to_owned(),
             path,
             is_http_10: !text.windows(11).any(|end| end == b" HTTP/1.1\r\n"),
-            asks_websocket: head.asks_websocket,
+            wants_websocket: head.wants_websocket,
             body: body.data,
             is_whole: matches!(body.end, End::At(_)),
             is_doubtful: !body.trailers.split_inclusive(|b| *b == b'\n').all(is_trailer),
@@ -335,7 +334,7 @@ fn check_response(response: &Got, request: &Request, script: &Script, seen: &[Se
     let expected = outcome(&script.response, request.method == "HEAD");
     let is_sent = script.is_early || seen.iter().any(|seen| seen.is_whole);
     if !is_sent || !request.is_whole || request.is_doubtful || request.body.len() > MOST_BODY {
-        // A body that breaks off, is malformed or too long is answered by the gateway.
+        // A body that is truncated, malformed or too long gets a response of the gateway.
         assert!(expected.status == Some(response.status) || response.status >= 400);
         return;
     }

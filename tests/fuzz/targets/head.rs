@@ -1,4 +1,4 @@
-//! A head that passes has one reading: by plain rules, by another parser, and however it
+//! A request header that passes has one reading: by plain rules, by another parser, and however it
 //! comes in pieces.
 //!
 //! An input is what comes over a connection.
@@ -6,9 +6,10 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use pingora::http::RequestHeader;
-use wxgate::fuzzing::{Framing, Head, HeadLimits, Rejection, judge};
+use wxgate::fuzzing::Rejection;
+use wxgate::message::request_header::{self, Framing, HeaderLimits};
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 12, target: 100 };
+const LIMITS: HeaderLimits = HeaderLimits { bytes: 1024, lines: 12, target: 100 };
 const HEALTH: &[u8] = b"/healthz";
 
 /// Bytes of an input that are tried at every length.
@@ -33,21 +34,34 @@ pub fn check(input: &[u8]) {
 
     match whole {
         Ok(None) => assert!(input.len() <= LIMITS.bytes && !ends(input)),
-        Ok(Some(head)) => {
-            assert_eq!(Some(head), plain(input), "{}", input.escape_ascii());
-            compare(&input[..head.length], head);
+        Ok(Some(header)) => {
+            assert_eq!(Some(header), plain(input), "{}", input.escape_ascii());
+            compare(&input[..header.length], header);
             compare_target(input);
         }
         Err(Rejection::BadRequest(_)) => {
             assert_eq!(plain(input), None, "{}", input.escape_ascii());
         }
         Err(Rejection::HeadersTooLarge) => assert!(is_large(input)),
-        Err(other) => panic!("{other:?} is no answer to a head"),
+        Err(other) => panic!("{other:?} is no answer to a header"),
     }
 }
 
-fn verdict(read: &[u8]) -> Result<Option<Head>, Rejection> {
-    judge(read, LIMITS, |path| path == HEALTH)
+/// What is read out of a header, for comparisons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    length: usize,
+    framing: Framing,
+    wants_websocket: bool,
+}
+
+fn verdict(read: &[u8]) -> Result<Option<Reading>, Rejection> {
+    let header = request_header::read(read, LIMITS, |path| path == HEALTH, |_| {})?;
+    Ok(header.map(|header| Reading {
+        length: header.length,
+        framing: header.framing,
+        wants_websocket: header.wants_websocket,
+    }))
 }
 
 fn ends(read: &[u8]) -> bool {
@@ -61,9 +75,9 @@ fn is_large(read: &[u8]) -> bool {
     read.len() > LIMITS.bytes || lines > LIMITS.lines || target.len() > LIMITS.target
 }
 
-/// The rules, on a whole head that is not too large: RFC 9112, sections 2 to 6, without what
+/// The rules, on a whole header that is not too large: RFC 9112, sections 2 to 6, without what
 /// it leaves to the reader.
-fn plain(read: &[u8]) -> Option<Head> {
+fn plain(read: &[u8]) -> Option<Reading> {
     let skipped = if read.starts_with(b"\r\n") { 2 } else { 0 };
     let text = &read[skipped..];
     let length = text.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
@@ -149,9 +163,9 @@ fn plain(read: &[u8]) -> Option<Head> {
         name.trim_matches([' ', '\t']).eq_ignore_ascii_case("websocket")
     };
     let offers = all("upgrade");
-    let asks_websocket =
+    let wants_websocket =
         version == "HTTP/1.1" && offers.iter().any(|value| value.split(',').any(is_websocket));
-    Some(Head { length: skipped + length, framing, asks_websocket })
+    Some(Reading { length: skipped + length, framing, wants_websocket })
 }
 
 fn is_host(host: &str) -> bool {
@@ -194,11 +208,11 @@ fn compare_target(read: &[u8]) {
 }
 
 /// Another parser reads the same.
-fn compare(read: &[u8], head: Head) {
+fn compare(read: &[u8], header: Reading) {
     let mut fields = [httparse::EMPTY_HEADER; LIMITS.lines];
     let mut request = httparse::Request::new(&mut fields);
     let status = request.parse(read);
-    assert_eq!(status, Ok(httparse::Status::Complete(head.length)), "{}", read.escape_ascii());
+    assert_eq!(status, Ok(httparse::Status::Complete(header.length)), "{}", read.escape_ascii());
 
     let text = read.strip_prefix(b"\r\n").unwrap_or(read);
     let mut lines =

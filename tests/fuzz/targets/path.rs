@@ -9,7 +9,7 @@
 use std::sync::LazyLock;
 
 use wxgate::config::{Config, Secrets};
-use wxgate::route::{Asked, Endpoint, PathError, Routes};
+use wxgate::route::{Endpoint, MatchError, RouteLookup, Routes};
 
 /// What a gateway serves.
 struct Table {
@@ -111,7 +111,7 @@ pub fn check(input: &[u8]) {
     let meets = |reading: &[u8]| endpoint(table, reading, serves_own);
 
     let (method, headers) = (&http::Method::GET, &http::HeaderMap::new());
-    let verdict = GATEWAYS[chosen].resolve(&Asked { path, host, method, headers });
+    let verdict = GATEWAYS[chosen].resolve(&RouteLookup { path, host, method, headers });
     match verdict {
         Ok(accepted) => {
             check_legal(path.as_bytes());
@@ -124,10 +124,10 @@ pub fn check(input: &[u8]) {
                 );
             }
         }
-        Err(PathError::Malformed | PathError::Ambiguous) => {
+        Err(MatchError::Malformed | MatchError::Ambiguous) => {
             assert!(!is_plain(path), "{path} is refused: {verdict:?}");
         }
-        Err(PathError::AmbiguousHeader) => panic!("no route asks for a header"),
+        Err(MatchError::AmbiguousHeader) => panic!("no route asks for a header"),
     }
 }
 

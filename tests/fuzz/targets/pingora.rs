@@ -13,9 +13,10 @@ use bytes::BytesMut;
 use http::HeaderValue;
 use pingora::protocols::http::v1::server::HttpSession;
 use tokio::runtime::{Builder, Runtime};
-use wxgate::fuzzing::{Chunked, Framing, HeadLimits, judge};
+use wxgate::fuzzing::Chunked;
+use wxgate::message::request_header::{self, Framing, HeaderLimits};
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 1024, lines: 12, target: 100 };
+const LIMITS: HeaderLimits = HeaderLimits { bytes: 1024, lines: 12, target: 100 };
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_current_thread().enable_time().build().expect("a runtime can be built")
@@ -25,7 +26,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 libfuzzer_sys::fuzz_target!(|input: &[u8]| check(input));
 
 pub fn check(input: &[u8]) {
-    let Ok(Some(head)) = judge(input, LIMITS, |_| false) else { return };
+    let Ok(Some(head)) = request_header::read(input, LIMITS, |_| false, |_| {}) else { return };
     let rest = &input[head.length..];
     let Some(length) = body_length(rest, head.framing) else { return };
     let (head, body) = (&input[..head.length], (&rest[..length], head.framing));

@@ -6,7 +6,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use wxgate::fuzzing::response::{Framing, LONGEST, read as judge};
-use wxgate::fuzzing::{Fault, ResponseHead};
+use wxgate::fuzzing::{Fault, ResponseHeader};
 
 /// Lines of a response header.
 const MOST_LINES: usize = 256;
@@ -86,7 +86,7 @@ fn verdict(read: &[u8], is_to_head: bool) -> Result<Option<Reading>, Fault> {
     })?;
     Ok(judged.map(|head| {
         assert_eq!(head.lines, lines.len());
-        let ResponseHead { length, status, reason, framing, content_length, .. } = head;
+        let ResponseHeader { length, status, reason, framing, content_length, .. } = head;
         Reading {
             length,
             status,

@@ -153,17 +153,17 @@ fn check_identity(identity: &Identity, app_id: &AppId) {
 /// Only the gateway's own words, and a number.
 fn check_words(error: &WeChatError) {
     const WORDS: [&str; 11] = [
-        "WeChat does not accept the code (errcode #)",
+        "WeChat rejects the code (errcode #)",
         "WeChat blocks the user (errcode #)",
-        "WeChat limits the calls of this user (errcode #)",
+        "WeChat limits the calls for this user (errcode #)",
         "WeChat is busy (errcode #)",
         "WeChat's quota for the app is used up (errcode #)",
         "WeChat rejects the app (errcode #)",
-        "WeChat's response cannot be understood: not the JSON expected",
-        "WeChat's response cannot be understood: invalid errcode",
-        "WeChat's response cannot be understood: no session_key",
-        "WeChat's response cannot be understood: invalid openid",
-        "WeChat's response cannot be understood: invalid unionid",
+        "invalid response from WeChat: not the expected JSON",
+        "invalid response from WeChat: invalid errcode",
+        "invalid response from WeChat: no session_key",
+        "invalid response from WeChat: invalid openid",
+        "invalid response from WeChat: invalid unionid",
     ];
     let rid = error.error_report().and_then(|report| report.rid.as_deref());
     let is_rid = |rid: &str| {

@@ -17,7 +17,7 @@ impl Table<'_> {
         given.value
     }
 
-    /// The same for an optional key.
+    /// An optional duration of at least one millisecond.
     pub fn optional_positive(&self, name: &'static str) -> Option<Duration> {
         Some(self.positive(name, Duration::ZERO)).filter(|given| !given.is_zero())
     }

@@ -24,9 +24,9 @@ pub struct Report {
     pub files: Vec<PathBuf>,
     /// Names and lines of the documents, in the order of reading.
     pub sources: Vec<LineBreaks>,
-    /// Keys that were read, as documented.
-    pub known: BTreeSet<String>,
-    /// Only `known` is wanted: optional sections are read even if they are missing.
+    /// Keys that were read, in their documented form: without indexes.
+    pub keys: BTreeSet<String>,
+    /// Only `keys` is wanted: optional sections are read even if they are missing.
     pub is_listing: bool,
 }
 
@@ -75,8 +75,8 @@ impl Table<'_> {
         self.report(at.source, at.key.clone(), at.span.clone(), message, help, Redaction::IfSecret);
     }
 
-    /// Reports a problem with the target of a reference. The name of a variable or a file is not
-    /// secret, whatever words it contains.
+    /// Reports a problem with the target of a reference: a variable or a file. Its name is shown,
+    /// because it is not secret, whatever words it contains.
     pub fn reference_problem<T>(
         &self,
         at: &Located<T>,

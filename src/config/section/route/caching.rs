@@ -1,4 +1,4 @@
-//! The cache headers of responses.
+//! Which cache headers the gateway adds to the responses of a route.
 
 use http::header::CACHE_CONTROL;
 use http::{HeaderName, HeaderValue};
@@ -20,7 +20,7 @@ enum Cache {
     AsSent,
 }
 
-/// The headers that `Vary` of a route's responses lists.
+/// The headers that `Vary` lists in the responses of a route.
 pub fn vary(
     section: &Table<'_>,
     references: &References<'_>,
@@ -36,8 +36,10 @@ pub fn vary(
                 "responses to users are not marked as private: a shared cache may give one user's \
                  response to another",
             ),
-            Access::None => section
-                .warn(given, "has no effect with auth = \"none\": responses are always as sent"),
+            Access::None => section.warn(
+                given,
+                "has no effect with auth = \"none\": cache headers are never changed there",
+            ),
             Access::Optional => {}
         }
     }
@@ -51,8 +53,8 @@ pub fn vary(
              ignores Vary gives them to others",
         );
     }
-    let is_told = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
-    if is_told { references.session.carrier_headers() } else { Vec::new() }
+    let has_vary = access != Access::None && !cache.is_some_and(|given| is_as_sent(&given.value));
+    if has_vary { references.session.carrier_headers() } else { Vec::new() }
 }
 
 impl FromValue for Cache {

@@ -36,7 +36,7 @@ pub enum Origins {
 pub enum Preflight {
     /// The gateway responds as configured in [`Cors`]; without it, a preflight is an ordinary
     /// request.
-    Answer,
+    Respond,
     /// Forwarded without identity.
     Pass,
 }
@@ -61,23 +61,23 @@ pub fn read(
         && preflight.value == Preflight::Pass
         && section.has("cors")
     {
-        let help = "with cors the gateway answers preflights: leave one of them out";
-        section.problem(preflight, "stands beside cors", help);
+        let help = "with cors, the gateway responds to preflights: remove one of the two";
+        section.problem(preflight, "cannot be combined with cors", help);
     }
     let is_cors = |name: &HeaderName| name.as_str().starts_with("access-control-");
     let edited = edits.set.iter().map(|(name, _)| name).chain(&edits.remove);
     for name in edited.filter(|name| is_cors(name)) {
         if let Some(raw) = section.raw("cors") {
-            let message = format!("writes \"{name}\", which this route edits too");
+            let message = format!("writes \"{name}\", which this route also edits");
             section.push(section.key("cors"), raw.span(), message, "");
         }
     }
     let cors = cors.filter(|_| section.has("cors"));
-    (cors, preflight.map_or(Preflight::Answer, |preflight| preflight.value))
+    (cors, preflight.map_or(Preflight::Respond, |preflight| preflight.value))
 }
 
 fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[String]) -> Cors {
-    let listed = section.require_some::<String>("origins", "as [\"https://h5.example.com\"]");
+    let listed = section.require_some::<String>("origins", "such as [\"https://h5.example.com\"]");
     let credentials = section.get::<bool>("credentials");
     let credentials_are_sent = credentials.as_ref().is_some_and(|given| given.value);
     if let Some(credentials) = credentials
@@ -85,16 +85,16 @@ fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[Strin
         && listed.iter().any(|origin| origin.value == "*")
     {
         let help = "list the origins that may send cookies";
-        section.problem(&credentials, "is not for every origin", help);
+        section.problem(&credentials, "cannot be combined with the origin \"*\"", help);
     }
-    let own_methods = section.some::<String>("methods", "leave it out for those of the route");
+    let own_methods = section.some::<String>("methods", "leave it out to use the route's methods");
     let own_headers = section.list::<HeaderName>("headers");
     let expose = section.list::<HeaderName>("expose");
     let max_age = section.get_or("max_age", Duration::from_secs(600));
     let methods = match own_methods {
         Some(listed) => {
             for method in &listed {
-                report_odd_method(section, method, methods);
+                report_invalid_method(section, method, methods);
             }
             values(listed)
         }
@@ -120,12 +120,12 @@ fn read_table(section: &Table<'_>, references: &References<'_>, methods: &[Strin
     }
 }
 
-fn report_odd_method(section: &Table<'_>, method: &Located<String>, served: &[String]) {
+fn report_invalid_method(section: &Table<'_>, method: &Located<String>, served: &[String]) {
     if method.value.is_empty() || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
     {
-        section.problem(method, "is not a method", "as \"GET\"");
+        section.problem(method, "is not a valid method", "such as \"GET\"");
     } else if !served.is_empty() && !served.contains(&method.value) {
-        section.problem(method, "is not among the route's methods", "");
+        section.problem(method, "is not one of the route's methods", "");
     }
 }
 
@@ -142,7 +142,7 @@ fn origins(section: &Table<'_>, listed: Vec<Located<String>>) -> Origins {
             None => section.problem(
                 &origin,
                 format!("\"{}\" is not an origin", origin.value),
-                "as \"https://h5.example.com\", in lower case, without path; or \"*\" alone",
+                "such as \"https://h5.example.com\", in lower case, without path; or \"*\" alone",
             ),
         }
     }
@@ -174,6 +174,6 @@ impl References<'_> {
 
 impl FromValue for Preflight {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        word(value, &[("answer", Self::Answer), ("pass", Self::Pass)])
+        word(value, &[("answer", Self::Respond), ("pass", Self::Pass)])
     }
 }

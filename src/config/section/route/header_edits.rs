@@ -1,4 +1,4 @@
-//! Headers that a route sets and removes, and the headers of every response.
+//! Headers that a route sets and removes, merged with `server.response_headers`.
 
 use http::{HeaderName, HeaderValue};
 
@@ -30,7 +30,7 @@ pub fn response_edits(section: &Table<'_>, references: &References<'_>) -> Heade
     edits(section, "set_response_headers", "remove_response_headers", &own)
 }
 
-/// The headers of every response, merged into a route: the edits of its service's responses, and
+/// Merges `server.response_headers` into a route. Returns the edits of its service's responses, and
 /// the headers of the gateway's own responses.
 pub fn on_route(
     shared: &[(HeaderName, HeaderValue)],

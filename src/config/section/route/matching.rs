@@ -1,4 +1,4 @@
-//! Which requests a route matches, and a check that no two routes match the same.
+//! Which requests a route matches, and a check that no two routes match the same requests.
 
 use http::{HeaderName, HeaderValue};
 use toml::de::DeValue;
@@ -12,7 +12,7 @@ use crate::config::value::path::RoutePath;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::{CLOUD_RUN, FROM_TRUSTED, WRITTEN};
 
-/// The conditions of a route.
+/// The conditions of a route, except for its path.
 pub struct Matching {
     pub hosts: Vec<HostPattern>,
     pub is_exact: bool,
@@ -29,11 +29,11 @@ enum PathMatch {
 
 /// Reads the conditions of a route, except for its path.
 pub fn read(section: &Table<'_>, references: &References<'_>) -> Matching {
-    let hosts = section.some::<HostPattern>("host", "leave it out for every host");
+    let hosts = section.some::<HostPattern>("host", "leave it out to match every host");
     let hosts = hosts.unwrap_or_default();
     for (index, host) in hosts.iter().enumerate() {
         if hosts.iter().take(index).any(|earlier| earlier.value == host.value) {
-            section.problem(host, "stands twice", "");
+            section.problem(host, "is listed twice", "");
         }
     }
     if let Some(tls) = references.tls {
@@ -46,13 +46,13 @@ pub fn read(section: &Table<'_>, references: &References<'_>) -> Matching {
 }
 
 fn methods(section: &Table<'_>) -> Vec<String> {
-    let listed = section.some::<String>("methods", "leave it out for every method");
+    let listed = section.some::<String>("methods", "leave it out to accept every method");
     let listed = listed.unwrap_or_default();
     for method in &listed {
         if method.value.is_empty()
             || !method.value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
         {
-            section.problem(method, "is not a method", "as \"GET\"");
+            section.problem(method, "is not a valid method", "such as \"GET\"");
         }
     }
     values(listed)
@@ -64,8 +64,8 @@ fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName,
     let entries = section.entries::<HeaderName, HeaderValue>("headers");
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(entries.len());
     for (name, value) in entries {
-        if headers.iter().any(|(known, _)| *known == name.value) {
-            section.problem(&name, "stands twice", "case makes no difference to a header's name");
+        if headers.iter().any(|(other, _)| *other == name.value) {
+            section.problem(&name, "is listed twice", "header names are case-insensitive");
         }
         headers.push((name.value, value.value));
     }
@@ -80,7 +80,7 @@ fn headers(section: &Table<'_>, references: &References<'_>) -> Vec<(HeaderName,
     headers
 }
 
-/// The place of a route in the file, and its conditions.
+/// The path of a route, with its place in the file, and the route's other conditions.
 pub struct Matched {
     pub path: Located<RoutePath>,
     pub matching: Matching,
@@ -112,8 +112,8 @@ pub fn report_duplicate(section: &Table<'_>, routes: &[Matched]) -> bool {
     if let Some(first) = first {
         section.problem(
             &last.path,
-            "this path is routed twice",
-            format!("first in {}, for the same hosts, methods and headers", first.path.key),
+            "duplicate route",
+            format!("first in {}, with the same hosts, methods and headers", first.path.key),
         );
     }
     first.is_some()

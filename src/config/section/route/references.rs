@@ -1,6 +1,6 @@
 //! What routes refer to: upstreams, apps, certificates, and reserved headers.
 //!
-//! Read before the routes, so that they can look up what they name.
+//! These are read before the routes, so that the names in a route can be resolved.
 
 use http::{HeaderName, HeaderValue};
 
@@ -22,7 +22,7 @@ pub struct References<'a> {
     pub max_body: u64,
     pub session: &'a SessionSection,
     pub reserved: ReservedHeaders<'a>,
-    /// The headers of every response, unless a route sets them.
+    /// `server.response_headers`: on every response, unless a route sets them itself.
     pub response_headers: &'a [(HeaderName, HeaderValue)],
     pub tls: Option<&'a TlsSection>,
     pub secrets: Secrets,
@@ -39,7 +39,7 @@ impl References<'_> {
         // If there are no upstreams although one is needed, that is reported instead.
         if index.is_none() && (self.upstream_may_be_absent || !defined.is_empty()) {
             let help = match &defined[..] {
-                [] => "write [[upstream]], or leave it out".to_owned(),
+                [] => "add an [[upstream]], or leave this key out".to_owned(),
                 defined => format!("defined upstreams: {}", defined.join(", ")),
             };
             section.problem(given, format!("no upstream named \"{}\"", given.value), help);

@@ -20,8 +20,8 @@ pub fn read(section: &Table<'_>, path: Option<&Located<RoutePath>>) -> Option<Re
         let prefix = trimmed(&strip.value);
         let rest = path.value.as_str().strip_prefix(prefix.as_str());
         if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-            let message = format!("is not where \"{}\" begins", path.value.as_str());
-            section.problem(strip, message, "as much of the path as is to go, in whole segments");
+            let message = format!("is not a prefix of \"{}\"", path.value.as_str());
+            section.problem(strip, message, "write whole segments from the beginning of path");
         }
     }
     if strip.is_none() && add.is_none() {

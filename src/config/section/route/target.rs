@@ -19,13 +19,13 @@ pub enum Target {
     Service {
         /// Index into [`crate::config::Config::upstreams`].
         upstream: usize,
-        /// Shares of the users that go to other upstreams; at most all users together.
+        /// Shares of the users that go to other upstreams; together at most all users.
         split: Vec<Share>,
     },
     /// The gateway, always with the same response.
-    Answer(StaticAnswer),
+    OwnResponse(StaticResponse),
     /// Another proxy: the route is forward-auth-only.
-    Elsewhere,
+    ForwardAuthOnly,
 }
 
 /// A share of a route's users.
@@ -37,16 +37,16 @@ pub struct Share {
     pub users: u16,
 }
 
-/// A response that is given without a service.
+/// A fixed response that the gateway sends itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StaticAnswer {
+pub struct StaticResponse {
     pub status: u16,
     pub content_type: HeaderValue,
     pub body: Vec<u8>,
 }
 
 /// Maximum size of a response file: it is kept in memory, and copied for each response.
-const LONGEST_ANSWER: u64 = 64 << 10;
+const LONGEST_RESPONSE: u64 = 64 << 10;
 
 /// Keys that say how to connect to a service.
 const FOR_SERVICES: [&str; 12] = [
@@ -64,18 +64,18 @@ const FOR_SERVICES: [&str; 12] = [
     "preflight",
 ];
 
-/// `None` means that a problem was reported.
+/// Reads the target of a route. `None` means that a problem was reported.
 pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) -> Option<Target> {
-    let answer = section.optional_table("respond").map(|respond| {
-        let answer = static_answer(&respond, references.secrets);
+    let response = section.optional_table("respond").map(|respond| {
+        let response = static_response(&respond, references.secrets);
         respond.finish();
-        answer
+        response
     });
     if section.has("respond") {
         for name in FOR_SERVICES {
             if let Some(raw) = section.raw(name) {
-                let help = "a route has an upstream or respond";
-                section.push(section.key(name), raw.span(), "is for a service only", help);
+                let help = "a route has either upstream or respond";
+                section.push(section.key(name), raw.span(), "has no effect with respond", help);
             }
         }
     } else if !references.upstream_may_be_absent {
@@ -84,10 +84,10 @@ pub fn read(section: &Table<'_>, references: &References<'_>, access: Access) ->
     let given = section.get::<String>("upstream");
     let upstream = given.as_ref().and_then(|given| references.upstream(section, given));
     let split = split(section, references, upstream, access);
-    match answer {
-        Some(answer) if section.has("respond") => answer.map(Target::Answer),
+    match response {
+        Some(response) if section.has("respond") => response.map(Target::OwnResponse),
         _ if references.upstream_may_be_absent && !section.has("upstream") => {
-            Some(Target::Elsewhere)
+            Some(Target::ForwardAuthOnly)
         }
         _ => Some(Target::Service { upstream: upstream?, split }),
     }
@@ -106,15 +106,15 @@ fn split(
         let index = upstream.as_ref().and_then(|given| references.upstream(&part, given));
         if let (Some(given), Some(index)) = (&upstream, index) {
             if main == Some(index) {
-                part.problem(given, "is the route's upstream", "that one gets the rest");
+                part.problem(given, "is the route's own upstream", "it gets the remaining users");
             } else if shares.iter().any(|share| share.upstream == index) {
-                part.problem(given, "stands twice", "");
+                part.problem(given, "is listed twice", "");
             }
         }
         if let (Some(upstream), Some(users)) = (index, users) {
             shares.push(Share { upstream, users: users.value.0 });
             if shares.iter().map(|share| u32::from(share.users)).sum::<u32>() > 10_000 {
-                part.problem(&users, "makes more than 100 percent with those before", "");
+                part.problem(&users, "the percentages add up to more than 100", "");
             }
         }
         part.finish();
@@ -122,20 +122,20 @@ fn split(
     if let Some(raw) = section.raw("split")
         && access == Access::None
     {
-        let message = "has no effect where auth is \"none\": users are told apart by their session";
+        let message = "has no effect with auth = \"none\": users are identified by their sessions";
         section.push(section.key("split"), raw.span(), message, "");
     }
     shares
 }
 
 /// `None` means that a problem was reported.
-fn static_answer(section: &Table<'_>, secrets: Secrets) -> Option<StaticAnswer> {
+fn static_response(section: &Table<'_>, secrets: Secrets) -> Option<StaticResponse> {
     let status = section.number("status", 200, 200..=599);
     let content_type = section.get_or("content_type", HeaderValue::from_static("text/plain"));
     let text = section.get::<String>("body");
     let file = section.get::<PathBuf>("file");
     if let (Some(_), Some(file)) = (&text, &file) {
-        section.problem(file, "stands beside body", "an answer has one of them");
+        section.problem(file, "cannot be combined with body", "a response has one of the two");
     }
     let body = match (text, file) {
         (Some(text), _) => Some(text.value.into_bytes()),
@@ -146,17 +146,20 @@ fn static_answer(section: &Table<'_>, secrets: Secrets) -> Option<StaticAnswer> 
         && let Some(raw) = section.raw("status")
         && (body.as_ref().is_none_or(|body| !body.is_empty()) || status == 304)
     {
-        let help = "only conditional requests are answered with 304";
-        let (message, help) =
-            if status == 304 { ("answers nothing", help) } else { ("has no body", "") };
+        let help = "304 is a response to conditional requests only";
+        let (message, help) = if status == 304 {
+            ("cannot be used here", help)
+        } else {
+            ("a response with this status has no body", "")
+        };
         section.push(section.key("status"), raw.span(), message, help);
     }
-    Some(StaticAnswer { status: u16::try_from(status).ok()?, content_type, body: body? })
+    Some(StaticResponse { status: u16::try_from(status).ok()?, content_type, body: body? })
 }
 
 fn read_file(section: &Table<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
     section.reads(&file.value);
-    let read = file::read(&file.value, LONGEST_ANSWER);
+    let read = file::read(&file.value, LONGEST_RESPONSE);
     read.map_err(|error| section.reference_problem(file, io_reason(&error), "")).ok()
 }
 
@@ -178,7 +181,7 @@ impl FromValue for Percent {
                 .then(|| format!("{whole}{fraction:0<2}").parse().ok())?
         });
         hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
-            let expected = "expected a number from 0 to 100 with two decimals at most";
+            let expected = "expected a number from 0 to 100 with at most two decimals";
             format!("{expected}, found {}", kind(value))
         })
     }

@@ -2,8 +2,8 @@
 //!
 //! Browsers complete an incomplete chain, reorder one in the wrong order, and let the user ignore a
 //! date. Mini Programs do none of this, and fail without a reason. So certificates are checked here
-//! with the same rules, when the configuration is read, and each problem says what was found. This
-//! module does not know what the certificate is used for.
+//! by the rules of Mini Programs, when the configuration is read, and each problem says what was
+//! found. This module does not know what the certificate is used for.
 
 use std::cell::OnceCell;
 use std::collections::HashSet;
@@ -64,8 +64,8 @@ impl<'a> Chain<'a> {
     pub fn parse(certificates: &'a [CertificateDer<'_>]) -> Result<Self, Flaw> {
         let parse = |(index, der): (usize, &'a CertificateDer<'_>)| {
             X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|_| Flaw {
-                message: format!("certificate {} of it cannot be read", index + 1),
-                help: "take the file as the issuer gave it".to_owned(),
+                message: format!("certificate {} in it cannot be parsed", index + 1),
+                help: "use the file as the issuer provided it".to_owned(),
             })
         };
         certificates.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Self)
@@ -106,7 +106,9 @@ impl<'a> Chain<'a> {
             Some(0) => {}
             Some(index) => {
                 let number = index + 1;
-                return Err(self.out_of_order(&format!("number {number} is the one of key_file")));
+                return Err(
+                    self.out_of_order(&format!("number {number} is the one that matches key_file"))
+                );
             }
             None => return Err(Mismatch::ForeignKey),
         }
@@ -123,12 +125,10 @@ impl<'a> Chain<'a> {
             {
                 return Err(Mismatch::Order(Flaw {
                     message: format!(
-                        "certificate {next_number} has the name of the issuer of number {number}, \
-                         but has not signed it"
+                        "certificate {next_number} has the name of the issuer of certificate {number}, \
+                         but did not sign it"
                     ),
-                    help: "it is another one of that name: take the chain that came with the \
-                           certificate"
-                        .to_owned(),
+                    help: "use the chain that was issued with the certificate".to_owned(),
                 }));
             }
         }
@@ -136,7 +136,8 @@ impl<'a> Chain<'a> {
     }
 
     fn out_of_order(&self, what: &str) -> Mismatch {
-        let mut help = "first the certificate itself, then its issuer, and so on; found".to_owned();
+        let mut help =
+            "expected the certificate itself, then its issuer, and so on; found".to_owned();
         for (index, certificate) in self.0.iter().enumerate() {
             let (subject, issuer) = (shown(certificate.subject()), shown(certificate.issuer()));
             let comma = if index == 0 { "" } else { "," };
@@ -144,7 +145,7 @@ impl<'a> Chain<'a> {
             let _ = write!(help, "{comma} {}: {subject} issued by {issuer}", index + 1);
         }
         Mismatch::Order(Flaw {
-            message: format!("the certificates are not in order: {what}"),
+            message: format!("the certificates are in the wrong order: {what}"),
             help,
         })
     }
@@ -158,9 +159,9 @@ impl<'a> Chain<'a> {
             let validity = certificate.validity();
             let (begins, ends) = (time(validity.not_before), time(validity.not_after));
             let help = match index {
-                _ if begins > now => "or the clock of this machine is wrong",
+                _ if begins > now => "also check the clock of this machine",
                 0 => "renew it",
-                _ => "take the chain that comes with a renewed certificate",
+                _ => "use the chain of a renewed certificate",
             };
             let what = if begins > now {
                 format!("is valid only from {}", humantime::format_rfc3339_seconds(begins))
@@ -189,12 +190,12 @@ impl<'a> Chain<'a> {
         let last = self.0.last()?;
         if last.subject().as_raw() == last.issuer().as_raw() {
             return (self.0.len() == 1 && !roots.know(last.subject()))
-                .then(|| "the certificate is signed by itself: phones do not trust it".to_owned());
+                .then(|| "the certificate is self-signed: phones do not trust it".to_owned());
         }
         (!roots.know(last.issuer())).then(|| {
             format!(
-                "the chain ends with {} whose issuer {} is no root that this machine knows: \
-                 phones do not complete a chain; add the certificates up to the root",
+                "the chain ends with {} whose issuer {} is not a root certificate of this machine: \
+                 phones do not fetch missing certificates; add all of them, up to the root",
                 numbered(self.0.len() - 1, last),
                 shown(last.issuer())
             )

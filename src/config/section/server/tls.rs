@@ -94,8 +94,12 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> TlsSection {
     for listed in section.tables("certificate") {
         if let Some((file, certificate)) = certificate(&listed, secrets, &roots) {
             if certificate.names.is_empty() {
-                let message = "no client would get this certificate: it holds no host name";
-                listed.reference_problem(&file, message, "its names are looked for in SNI");
+                let message = "this certificate would never be used: it has no host name";
+                listed.reference_problem(
+                    &file,
+                    message,
+                    "certificates are selected by the host name that a client sends (SNI)",
+                );
             }
             certificates.push((file, certificate));
         }
@@ -122,15 +126,20 @@ fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn Clie
     if let Some(presence) = &presence
         && !section.has("client_ca_file")
     {
-        let help = "server.tls.client_ca_file names those whose certificates count";
-        section.problem(presence, "nobody could issue such a certificate", help);
+        let help = "set server.tls.client_ca_file";
+        section.problem(
+            presence,
+            "no client certificate could be verified: there is no client_ca_file",
+            help,
+        );
     }
     let ca_file = ca_file.filter(|_| secrets == Secrets::Load)?;
-    let certificates = pem::certificates(section, &ca_file, "a PEM file with their certificates")?;
+    let certificates =
+        pem::certificates(section, &ca_file, "it must be a PEM file with CA certificates")?;
     let mut roots = RootCertStore::empty();
     for (index, certificate) in certificates.into_iter().enumerate() {
         if let Err(error) = roots.add(certificate) {
-            let message = format!("certificate {} of it cannot be used: {error}", index + 1);
+            let message = format!("certificate {} in it cannot be used: {error}", index + 1);
             section.reference_problem(&ca_file, message, "");
             return None;
         }
@@ -141,9 +150,9 @@ fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn Clie
         ClientCertificate::Required => builder,
         ClientCertificate::Optional => builder.allow_unauthenticated(),
     };
-    let refuse =
+    let report =
         |error| section.reference_problem(&ca_file, format!("cannot be used: {error}"), "");
-    builder.build().map_err(refuse).ok()
+    builder.build().map_err(report).ok()
 }
 
 /// Warns of hosts without a certificate. Nothing is known of them if secrets are ignored.
@@ -158,7 +167,8 @@ pub fn warn_of_uncovered<T: fmt::Display>(
     let is_uncovered =
         |host: &&Located<T>| !tls.is_for(&host.value.to_string().to_ascii_lowercase());
     for host in hosts.iter().filter(is_uncovered) {
-        section.warn(host, &format!("no certificate of server.tls is for \"{}\"", host.value));
+        section
+            .warn(host, &format!("no certificate in server.tls is valid for \"{}\"", host.value));
     }
 }
 
@@ -173,39 +183,42 @@ fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<P
         return None;
     }
     // Both files are read, even if there is a problem with one.
-    let certificates = cert_file
-        .as_ref()
-        .and_then(|file| pem::certificates(section, file, "a PEM file with the full chain"));
+    let certificates = cert_file.as_ref().and_then(|file| {
+        pem::certificates(section, file, "it must be a PEM file with the full chain")
+    });
     let key = key_file.as_ref().and_then(|file| pem::private_key(section, file));
     let ((cert_file, key_file), (certificates, key)) =
         cert_file.zip(key_file).zip(certificates.zip(key))?;
-    let refuse = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
+    let report = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
 
     let key = ring::default_provider().key_provider.load_private_key(key);
     let key = key.map_err(|error| {
         section.reference_problem(&key_file, format!("cannot be used: {error}"), "");
     });
-    let chain = Chain::parse(&certificates).map_err(refuse);
+    let chain = Chain::parse(&certificates).map_err(report);
     let (chain, key) = chain.ok().zip(key.ok())?;
     match chain.judge_order(key.public_key().as_deref()) {
         Ok(()) => {}
         Err(Mismatch::ForeignKey) => {
-            let message = "does not belong to the certificate in cert_file";
+            let message = "does not match the certificate in cert_file";
             section.reference_problem(&key_file, message, "");
         }
-        Err(Mismatch::Order(flaw)) => refuse(flaw),
+        Err(Mismatch::Order(flaw)) => report(flaw),
     }
     match chain.judge_dates(SystemTime::now()) {
         Ok(None) => {}
         Ok(Some(warning)) => section.warn(&cert_file, &warning),
-        Err(flaw) => refuse(flaw),
+        Err(flaw) => report(flaw),
     }
     if let Some(warning) = chain.gap(roots) {
         section.warn(&cert_file, &warning);
     }
     let names = chain.names();
     if names.is_empty() {
-        section.warn(&cert_file, "the certificate holds no host name that clients would look for");
+        section.warn(
+            &cert_file,
+            "the certificate has no host name in its subject alternative names: clients reject it",
+        );
     }
     let certificate = Certificate {
         file: cert_file.value.clone(),
@@ -224,7 +237,7 @@ fn warn_of_names_held_before(
     for name in &certificate.names {
         let first = earlier.iter().find(|(_, earlier)| earlier.names.contains(name));
         if let Some((first, _)) = first {
-            let message = format!("\"{name}\" is in {} too, which is used for it", first.key);
+            let message = format!("\"{name}\" is also in {}, which is used for it", first.key);
             section.warn(file, &message);
         }
     }

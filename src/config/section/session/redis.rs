@@ -27,7 +27,7 @@ pub struct RedisSection {
     pub timeout: Duration,
     /// How long a session is cached after it was read.
     pub near_cache_ttl: Duration,
-    /// Concurrent look-ups.
+    /// Concurrent lookups.
     pub max_lookups: usize,
 }
 
@@ -65,8 +65,8 @@ pub struct RedisTls {
     pub roots: Option<Vec<u8>>,
 }
 
-const FORMS: &str = "as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOST:26379/PRIMARY\" \
-                     or \"redis+cluster://HOST:6379,HOST:6379\"; with TLS \"rediss\" instead of \"redis\"";
+const FORMS: &str = "such as \"redis://HOST:6379\", \"redis+sentinel://HOST:26379,HOST:26379/PRIMARY\" \
+                     or \"redis+cluster://HOST:6379,HOST:6379\"; for TLS, \"rediss\" instead of \"redis\"";
 
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
@@ -90,8 +90,8 @@ pub fn read(section: Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Opt
     if let Some(given) = &key_prefix
         && !is_prefix(&given.value)
     {
-        let message = "must be 1 to 64 printable ASCII characters, without blanks, { and }";
-        section.problem(given, message, "as \"wxgate:\"");
+        let message = "must be 1 to 64 printable ASCII characters, without spaces, { and }";
+        section.problem(given, message, "such as \"wxgate:\"");
     }
     let timeout = section.positive("timeout", Duration::from_millis(100));
     report_long(&section, "timeout", timeout, Duration::from_secs(10));
@@ -106,13 +106,14 @@ pub fn read(section: Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Opt
             }
         }
         if !is_tls {
-            report_useless(&section, "ca_file", "url has no TLS");
+            report_useless(&section, "ca_file", "url does not use TLS");
         }
         if let Some(url) = &url
             && !is_tls
             && !addresses(servers).iter().all(is_loopback)
         {
-            section.warn(url, "without TLS the network sees the password of the session store");
+            section
+                .warn(url, "without TLS, the password of the session store is sent in clear text");
         }
     }
     let roots = ca_file.filter(|_| secrets == Secrets::Load).and_then(|ca_file| {
@@ -146,7 +147,7 @@ fn report_long(section: &Table<'_>, name: &'static str, given: Duration, longest
 
 fn report_useless(section: &Table<'_>, name: &'static str, reason: &str) {
     if let Some(value) = section.raw(name) {
-        section.push(section.key(name), value.span(), format!("has no use: {reason}"), "");
+        section.push(section.key(name), value.span(), format!("has no effect: {reason}"), "");
     }
 }
 
@@ -159,23 +160,23 @@ fn is_prefix(prefix: &str) -> bool {
 fn servers(url: &str) -> Result<(RedisServers, bool), String> {
     let (scheme, rest) = url.split_once("://").ok_or("is not a URL")?;
     if rest.contains('@') {
-        return Err("a user or password does not stand in a URL: see username and password".into());
+        return Err("put credentials in username and password, not in the URL".into());
     }
     if rest.contains(['?', '#']) {
-        return Err("has more than servers, and a database or a primary's name".to_owned());
+        return Err("must not have a query or a fragment".to_owned());
     }
     let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
     let is_tls = scheme.starts_with("rediss");
     let servers = match scheme {
         "redis" | "rediss" => {
             let [address] = <[_; 1]>::try_from(parse_hosts(hosts, REDIS_PORT)?)
-                .map_err(|_| "names several servers, and neither Sentinel nor Cluster")?;
+                .map_err(|_| "has several servers, but the scheme is for a single one")?;
             RedisServers::Single { address, database: database(path)? }
         }
         "redis+sentinel" | "rediss+sentinel" => {
             let (primary, path) = path.split_once('/').unwrap_or((path, ""));
             if primary.is_empty() {
-                return Err("does not say what the primary is called".to_owned());
+                return Err("does not name the primary".to_owned());
             }
             RedisServers::Sentinel {
                 sentinels: parse_hosts(hosts, SENTINEL_PORT)?,
@@ -189,7 +190,7 @@ fn servers(url: &str) -> Result<(RedisServers, bool), String> {
         "redis+cluster" | "rediss+cluster" => {
             return Err("a cluster has no databases".to_owned());
         }
-        _ => return Err(format!("{scheme} is no known scheme")),
+        _ => return Err(format!("unknown scheme {scheme}")),
     };
     Ok((servers, is_tls))
 }
@@ -200,17 +201,17 @@ fn database(path: &str) -> Result<i64, String> {
         _ => path
             .parse::<u16>()
             .map(i64::from)
-            .map_err(|_| format!("{path} is not the number of a database")),
+            .map_err(|_| format!("{path} is not a database number")),
     }
 }
 
 fn parse_hosts(hosts: &str, default_port: u16) -> Result<Vec<RedisAddress>, String> {
     let mut addresses: Vec<RedisAddress> = Vec::new();
     for text in hosts.split(',') {
-        let address =
-            parse_host(text, default_port).ok_or_else(|| format!("{text:?} is no server"))?;
+        let address = parse_host(text, default_port)
+            .ok_or_else(|| format!("{text:?} is not a server address"))?;
         if addresses.contains(&address) {
-            return Err(format!("{text:?} stands twice"));
+            return Err(format!("{text:?} is listed twice"));
         }
         addresses.push(address);
     }
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_forms_of_a_store_are_read() {
+    fn the_three_forms_of_a_store_url_are_parsed() {
         let single = |host, port, database| {
             (RedisServers::Single { address: address(host, port), database }, false)
         };
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_refused() {
+    fn an_invalid_store_url_is_rejected() {
         for url in [
             "",
             "redis:",

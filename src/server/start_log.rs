@@ -1,4 +1,4 @@
-//! The log line at the start.
+//! What the log line at the start says about the configuration and the listeners.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::edge::ListenerKind;
 
 /// A summary of the configuration, without secrets.
 #[derive(Clone, Copy)]
-pub struct Summary {
+pub struct ConfigSummary {
     is_https: bool,
     apps: usize,
     routes: usize,
@@ -18,7 +18,7 @@ pub struct Summary {
     warnings: usize,
 }
 
-impl Summary {
+impl ConfigSummary {
     pub fn new(config: &Config) -> Self {
         let store = config.session.shared.as_ref().map(|shared| &shared.redis.servers);
         Self {
@@ -38,23 +38,23 @@ impl Summary {
 }
 
 /// The log line at the start.
-pub struct Started {
-    summary: Summary,
+pub struct StartLog {
+    summary: ConfigSummary,
     config: Option<String>,
     public: String,
     proxy_protocol: Option<String>,
     redirect: Option<String>,
     forward_auth: Option<String>,
     admin: SocketAddr,
-    threads: usize,
+    workers: usize,
 }
 
-impl Started {
-    /// Needs a server with bound listeners, whose ports are known.
+impl StartLog {
+    /// Describes a server. Its listeners are bound, so that all ports are known.
     pub fn new(server: &Server) -> Self {
-        let public = |is_meant: fn(ListenerKind) -> bool| {
-            let meant = server.public.iter().filter(|(_, kind)| is_meant(*kind));
-            meant.map(|(listener, _)| listener.address).collect::<Vec<_>>()
+        let public = |is_included: fn(ListenerKind) -> bool| {
+            let included = server.public.iter().filter(|(_, kind)| is_included(*kind));
+            included.map(|(listener, _)| listener.address).collect::<Vec<_>>()
         };
         let path = server.origin.as_ref().map(|origin| &origin.path);
         Self {
@@ -64,12 +64,12 @@ impl Started {
             redirect: list(&public(|kind| kind == ListenerKind::Redirect)),
             forward_auth: list(&server.forward_auth_addresses()),
             admin: server.admin_address(),
-            threads: server.threads,
+            workers: server.workers,
             summary: server.summary,
         }
     }
 
-    pub fn log(&self) {
+    pub fn write(&self) {
         let Self { summary, .. } = self;
         tracing::info!(
             version = display(env!("CARGO_PKG_VERSION")),
@@ -84,7 +84,7 @@ impl Started {
             routes = summary.routes,
             upstreams = summary.upstreams,
             sessions = display(summary.sessions),
-            threads = self.threads,
+            threads = self.workers,
             warnings = summary.warnings,
             "started"
         );

@@ -1,4 +1,4 @@
-//! An explanation as plain data.
+//! The data of an explanation, which is also the format of `wxgate explain --json`.
 
 use serde::Serialize;
 
@@ -49,10 +49,10 @@ pub struct MatchedRoute {
     pub name: String,
     pub file: String,
     pub line: usize,
-    /// What applies to this very request: a preflight has no session.
+    /// The `auth` that applies to this request: `none` for a preflight, which has no session.
     pub auth: &'static str,
     pub preflight: bool,
-    /// If empty, every app is accepted.
+    /// Empty: every app is accepted.
     pub apps: Vec<String>,
     /// In bytes.
     pub max_body: u64,
@@ -60,7 +60,7 @@ pub struct MatchedRoute {
     pub rate_per_address: Option<String>,
     pub websocket: bool,
     pub cors: bool,
-    /// Who responds to preflights: `answer` for the gateway, if it has CORS, or `pass`.
+    /// How preflights are handled: `answer` (by the gateway, if the route has CORS), or `pass`.
     pub preflights: &'static str,
 }
 
@@ -69,7 +69,7 @@ pub struct MatchedRoute {
 pub struct ChosenUpstream {
     pub name: String,
     pub servers: Vec<String>,
-    /// The part of the users with a session.
+    /// The percentage of the users with a session that this upstream serves.
     pub percent: f64,
     pub connect_timeout: String,
     pub read_timeout: String,
@@ -100,8 +100,8 @@ pub struct RemovedHeader {
 pub struct ResponseHeaders {
     pub set: Vec<Header>,
     pub removed: Vec<String>,
-    /// What is added to `Vary`. If it is set, a response to a user is private, unless the service's
-    /// own `Cache-Control` decides.
+    /// What is added to `Vary`. If it is set, a response to a user is marked `private`, unless the
+    /// service's own `Cache-Control` already says whether it may be shared.
     pub vary: Option<String>,
 }
 

@@ -12,16 +12,16 @@ use crate::route::Endpoint;
 use crate::telemetry::access_log::AccessLine;
 
 /// A request without a route, the last one of its connection.
-pub struct Plain<'a> {
+pub struct UnroutedRequest<'a> {
     pub endpoint: Endpoint,
     pub method: &'a str,
     pub path: &'a str,
     pub took: Duration,
 }
 
-impl Plain<'_> {
+impl UnroutedRequest<'_> {
     /// A request header that cannot be parsed. Its duration is zero.
-    pub const NONE: Self =
+    pub const UNPARSED: Self =
         Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
 
     /// Counts the request, writes its access log line, and returns the bytes of the response.

@@ -1,4 +1,4 @@
-//! Failures of calls to WeChat, described for operators.
+//! How failures of calls to WeChat are described to operators.
 //!
 //! An address is shown as scheme, host and port only: its query contains the app secret, and the
 //! path of a relay or the password of a proxy may be secret too. Causes are a closed set, so that
@@ -14,24 +14,24 @@ use rustls::CertificateError;
 
 use crate::identity::secret::Secret;
 
-/// A failure and its place.
+/// A failure and its destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct CallError {
     /// The address that was called, if any.
-    pub place: Option<Arc<Place>>,
+    pub destination: Option<Arc<Destination>>,
     pub cause: Cause,
     /// Whether the egress proxy failed, not WeChat.
-    is_of_proxy: bool,
+    is_proxy_error: bool,
 }
 
 /// An address of WeChat, and the proxy to it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Destination {
     address: String,
     proxy: Option<String>,
 }
 
-impl Place {
+impl Destination {
     pub fn new(base_url: &str, proxy: Option<&Secret>) -> Self {
         Self { address: origin(base_url), proxy: proxy.map(|proxy| origin(proxy.expose())) }
     }
@@ -42,7 +42,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.address)?;
         match &self.proxy {
@@ -78,7 +78,7 @@ pub enum Cause {
     BadCertificate,
     NoResponse,
     Status(u16),
-    Nonsense(&'static str),
+    Malformed(&'static str),
 }
 
 impl Cause {
@@ -146,60 +146,60 @@ impl Cause {
     }
 
     /// The description, without numbers from outside: equal for equal causes.
-    pub fn words(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::ConnectionRefused => "connection refused",
             Self::Dns => "DNS lookup failed",
             Self::ConnectTimeout => "timed out connecting",
             Self::NoRoute => "no route to the address",
-            Self::Closed => "the connection was closed",
-            Self::Handshake => "the TLS handshake failed",
-            Self::NoConnection => "no connection could be made",
-            Self::ProxyPassword => "it requires another user and password (HTTP status 407)",
-            Self::NoTunnel => "it did not open a tunnel to WeChat",
+            Self::Closed => "connection closed",
+            Self::Handshake => "TLS handshake failed",
+            Self::NoConnection => "cannot connect",
+            Self::ProxyPassword => "wrong or missing user and password (HTTP status 407)",
+            Self::NoTunnel => "no tunnel to WeChat",
             Self::UnknownIssuer => {
-                "unknown issuer; the CA of a relay, or of a proxy that inspects TLS, belongs in \
+                "unknown issuer: put the CA of a relay, or of a proxy that inspects TLS, in \
                  wechat.ca_file"
             }
-            Self::Expired => "it has expired, or this machine's clock is wrong",
-            Self::NotYetValid => "it is not valid yet, or this machine's clock is wrong",
-            Self::WrongName => "it is for another host name",
-            Self::Revoked => "it was revoked",
-            Self::BadCertificate => "it is not valid",
+            Self::Expired => "expired, or this machine's clock is wrong",
+            Self::NotYetValid => "not valid yet, or this machine's clock is wrong",
+            Self::WrongName => "issued for another host name",
+            Self::Revoked => "revoked",
+            Self::BadCertificate => "invalid",
             Self::NoResponse => "no response within wechat.timeout",
-            Self::Status(300..400) => "HTTP status, and redirects are not followed",
+            Self::Status(300..400) => "HTTP status; redirects are not followed",
             Self::Status(_) => "HTTP status",
-            Self::Nonsense(how) => how,
+            Self::Malformed(how) => how,
         }
     }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self, self.words().strip_prefix("HTTP status")) {
+        match (self, self.text().strip_prefix("HTTP status")) {
             (Self::Status(status), Some(rest)) => {
                 write!(formatter, "HTTP status {status}{rest}")
             }
-            _ => formatter.write_str(self.words()),
+            _ => formatter.write_str(self.text()),
         }
     }
 }
 
-impl Trouble {
-    pub fn new(place: Option<Arc<Place>>, cause: Cause) -> Self {
-        Self { place, cause, is_of_proxy: false }
+impl CallError {
+    pub fn new(destination: Option<Arc<Destination>>, cause: Cause) -> Self {
+        Self { destination, cause, is_proxy_error: false }
     }
 
-    /// For a rejected certificate; `None` for other errors.
-    pub fn of_certificate(place: &Arc<Place>, error: &reqwest::Error) -> Option<Self> {
-        Cause::of_certificate(error).map(|cause| Self::new(Some(place.clone()), cause))
+    /// The failure for a rejected certificate; `None` for other errors.
+    pub fn of_certificate(destination: &Arc<Destination>, error: &reqwest::Error) -> Option<Self> {
+        Cause::of_certificate(error).map(|cause| Self::new(Some(destination.clone()), cause))
     }
 
-    /// For an error before the request was sent.
-    pub fn of_connection(place: &Arc<Place>, error: &reqwest::Error) -> Self {
+    /// The failure for an error before the request was sent.
+    pub fn of_connection(destination: &Arc<Destination>, error: &reqwest::Error) -> Self {
         let cause = Cause::of_connection(error);
         // With a proxy, the gateway looks up and connects to the proxy only.
-        let is_of_proxy = place.proxy.is_some()
+        let is_proxy_error = destination.proxy.is_some()
             && matches!(
                 cause,
                 Cause::ConnectionRefused
@@ -208,23 +208,25 @@ impl Trouble {
                     | Cause::ProxyPassword
                     | Cause::NoTunnel
             );
-        Self { place: Some(place.clone()), cause, is_of_proxy }
+        Self { destination: Some(destination.clone()), cause, is_proxy_error }
     }
 
     /// What distinguishes it from other failures.
     pub fn kind(&self) -> (bool, Cause) {
-        (self.is_of_proxy, self.cause)
+        (self.is_proxy_error, self.cause)
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CallError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(place) = &self.place else { return write!(formatter, "{}", self.cause) };
-        match &place.proxy {
-            Some(proxy) if self.is_of_proxy => {
-                write!(formatter, "egress proxy {proxy}: {} ({})", self.cause, place.address)
+        let Some(destination) = &self.destination else {
+            return write!(formatter, "{}", self.cause);
+        };
+        match &destination.proxy {
+            Some(proxy) if self.is_proxy_error => {
+                write!(formatter, "egress proxy {proxy}: {} ({})", self.cause, destination.address)
             }
-            _ => write!(formatter, "{} ({place})", self.cause),
+            _ => write!(formatter, "{} ({destination})", self.cause),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The request that an operator asks about.
+//! A request, described by an operator.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use crate::route::Asked;
+use crate::route::RouteLookup;
 
-/// The request that an operator asks about.
-pub struct Question {
+/// A request, described by an operator.
+pub struct DescribedRequest {
     pub(super) method: Method,
     pub(super) host: Option<String>,
     pub(super) path: String,
@@ -13,7 +13,7 @@ pub struct Question {
     pub(super) headers: HeaderMap,
 }
 
-impl Question {
+impl DescribedRequest {
     /// `url` may be only a path, for a request that names no host.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Question {
             _ => return Err("expected http://HOST/PATH, https://HOST/PATH or /PATH".to_owned()),
         };
         if host.as_deref().is_some_and(|host| host.is_empty() || host.contains('@')) {
-            return Err("expected a host name, and a port where there is one".to_owned());
+            return Err("expected a host name, optionally with a port".to_owned());
         }
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
@@ -51,9 +51,9 @@ impl Question {
         Ok(Self { method, host: host.or(named), path, query, headers: map })
     }
 
-    pub(super) fn asked(&self) -> Asked<'_> {
+    pub(super) fn to_match(&self) -> RouteLookup<'_> {
         let (method, headers) = (&self.method, &self.headers);
-        Asked { path: &self.path, host: self.host.as_deref(), method, headers }
+        RouteLookup { path: &self.path, host: self.host.as_deref(), method, headers }
     }
 
     pub(super) fn target(&self) -> String {
@@ -61,17 +61,17 @@ impl Question {
         format!("{}{query}", self.path)
     }
 
-    /// The request header as HTTP/1.1 would send it. If there is no host, any host will do.
-    pub(super) fn head(&self) -> Vec<u8> {
+    /// The request header as HTTP/1.1 would send it. Without a host, a placeholder is used.
+    pub(super) fn header_bytes(&self) -> Vec<u8> {
         let host = self.host.as_deref().unwrap_or("localhost");
         let (method, target) = (self.method.as_str(), self.target());
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
+        let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
         for (name, value) in &self.headers {
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                head.extend_from_slice(part);
+                bytes.extend_from_slice(part);
             }
         }
-        head.extend_from_slice(b"\r\n");
-        head
+        bytes.extend_from_slice(b"\r\n");
+        bytes
     }
 }

@@ -1,0 +1,67 @@
+//! The names of the keys in the store.
+//!
+//! | key | value |
+//! |---|---|
+//! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
+//! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
+//! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
+//! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
+//! | `{prefix}revoked` | channel for digests of revoked sessions, and names of unblocked users |
+//! | `{prefix}lease` | empty: written to check whether replicas follow |
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::identity::token::TokenDigest;
+
+pub struct KeyNames {
+    prefix: String,
+    /// For notices to other gateways.
+    pub channel: String,
+}
+
+impl KeyNames {
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), channel: format!("{prefix}revoked") }
+    }
+
+    pub fn session(&self, digest: &TokenDigest) -> String {
+        format!("{}s:{}", self.prefix, URL_SAFE_NO_PAD.encode(digest.as_bytes()))
+    }
+
+    pub fn user(&self, name: &str) -> String {
+        format!("{}u:{name}", self.prefix)
+    }
+
+    pub fn block(&self, name: &str) -> String {
+        format!("{}b:{name}", self.prefix)
+    }
+
+    pub fn blocks(&self) -> String {
+        format!("{}blocked", self.prefix)
+    }
+
+    /// For heartbeats.
+    pub fn lease(&self) -> String {
+        format!("{}lease", self.prefix)
+    }
+
+    /// A `SCAN` pattern for the keys of sessions and blocks.
+    pub fn pattern(&self) -> String {
+        let mut pattern = String::new();
+        for c in self.prefix.chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        pattern + "[sb]:*"
+    }
+
+    /// The digest in the key of a session.
+    pub fn token(&self, key: &str) -> Option<TokenDigest> {
+        let digest = key.strip_prefix(&self.prefix)?.strip_prefix("s:")?;
+        let digest = URL_SAFE_NO_PAD.decode(digest).ok()?;
+        Some(TokenDigest::from_bytes(digest.try_into().ok()?))
+    }
+}
