@@ -5,8 +5,8 @@ use std::path::Path;
 use rcgen::{CertificateParams, date_time_ymd};
 use wxgate::config::{Config, Problems, Secrets};
 
-use crate::command::wxgate;
 use crate::harness::certificate::{Authority, Issued};
+use crate::harness::command::wxgate;
 
 /// The problems and warnings of a configuration with these keys of `[server.tls]`.
 fn parse(tls: &str) -> Result<Vec<String>, Problems> {

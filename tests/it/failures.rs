@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::command::Running;
 use crate::harness::client::{Connection, Response};
+use crate::harness::command::Running;
 use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Reply;
 use crate::harness::{Stack, config_text, process_log};

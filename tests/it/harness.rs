@@ -6,6 +6,7 @@
 pub mod canary;
 pub mod certificate;
 pub mod client;
+pub mod command;
 pub mod fault_proxy;
 pub mod process_log;
 pub mod program;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::command::{Running, wxgate};
 use crate::harness::certificate::Authority;
 use crate::harness::client::{self, Connection};
+use crate::harness::command::{Running, wxgate};
 use crate::harness::upstream::Upstream;
 use crate::harness::{PATIENCE, config_text, until};
 

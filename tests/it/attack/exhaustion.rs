@@ -11,7 +11,7 @@ use super::frames::{
 use super::framing::with_body;
 use super::http2::fields;
 use super::siege::{Attack, Must, READERS, Siege, connect, trusting};
-use crate::command::{Running, wxgate};
+use crate::harness::command::{Running, wxgate};
 use crate::harness::upstream::Upstream;
 use crate::harness::{PATIENCE, THREE_ROUTES, client, config_text};
 use crate::tls::https;

@@ -9,7 +9,7 @@ use wxgate::clock::Clock;
 use wxgate::listener::internal::{response, serve};
 use wxgate::wechat::sandbox::Sandbox;
 
-use crate::command::wxgate;
+use crate::harness::command::wxgate;
 use crate::harness::{APP, PATIENCE, SECRET, client, config_text};
 
 pub struct Fleet {
