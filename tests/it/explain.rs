@@ -107,7 +107,7 @@ fn explain_shows_the_matching_route_why_others_do_not_match_and_the_forwarded_re
     x-version: 2
   removed from the request:
     x_debug: removed by the route's remove_request_headers
-    x-openid: reserved: only the gateway writes the identity
+    x-openid: reserved: only the gateway sends the identity
   added to responses: x-served-by: shop
   added to responses: Vary: X-3rd-Session, Authorization
   added to responses to users: Cache-Control: private, unless the service sends a Cache-Control that decides

@@ -128,7 +128,7 @@ async fn without_scan_permission_only_lookups_of_users_by_name_fail() {
         assert_eq!((refused.status, &refused.json()["error"]), (503, &"store_unavailable".into()));
     }
     let log = process_log::text_after(position);
-    assert!(log.contains("cannot be searched") && log.contains("scan"), "{log}");
+    assert!(log.contains("cannot search the session store") && log.contains("scan"), "{log}");
     assert_eq!(status(&stack, &token).await, 200);
     let block = format!("/sessions?openid={}&block=1h", openid("alice"));
     assert_eq!(operator("DELETE", &block).await.status, 204);
