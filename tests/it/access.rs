@@ -7,12 +7,12 @@ async fn a_required_route_needs_a_session() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
 
-    let refused = stack.get("/orders").send().await;
-    refused.assert_error(401, "missing_token", "login");
-    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
-    let refused = stack.get("/orders").token(&"A".repeat(43)).send().await;
-    refused.assert_error(401, "session_expired", "login");
-    assert_eq!(refused.header("www-authenticate"), None);
+    let rejected = stack.get("/orders").send().await;
+    rejected.assert_error(401, "missing_token", "login");
+    assert_eq!(rejected.header("www-authenticate"), Some("Bearer"));
+    let rejected = stack.get("/orders").token(&"A".repeat(43)).send().await;
+    rejected.assert_error(401, "session_expired", "login");
+    assert_eq!(rejected.header("www-authenticate"), None);
     assert!(stack.upstream.requests().is_empty());
 
     let received = stack.get("/orders").token(&token).forwarded().await;
@@ -32,10 +32,10 @@ async fn an_optional_route_allows_no_token_but_not_an_invalid_one() {
     assert_eq!(received.folded("x-openid"), [""; 0]);
     let received = stack.get("/optional/x").token(&token).forwarded().await;
     assert_eq!(received.all("x-openid"), [openid("alice")]);
-    let refused = stack.get("/optional/x").token(&"A".repeat(43)).send().await;
-    refused.assert_error(401, "session_expired", "login");
-    let refused = stack.get("/optional/x").token("malformed").send().await;
-    refused.assert_error(401, "session_expired", "login");
+    let rejected = stack.get("/optional/x").token(&"A".repeat(43)).send().await;
+    rejected.assert_error(401, "session_expired", "login");
+    let rejected = stack.get("/optional/x").token("malformed").send().await;
+    rejected.assert_error(401, "session_expired", "login");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,9 +131,9 @@ async fn a_route_may_list_its_methods() {
         "#,
     )
     .await;
-    let refused = stack.post("/").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
+    let rejected = stack.post("/").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("GET, HEAD"));
     stack.get("/").forwarded().await;
 }
 

@@ -4,14 +4,14 @@ use crate::harness::client::{self, Connection};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn promised_metrics_are_there() {
+async fn documented_metrics_exist() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     stack.get("/").token(&token).send().await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
-    let answer = client::get(stack.admin, "/metrics").await;
-    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
-    let text = answer.text();
+    let response = client::get(stack.admin, "/metrics").await;
+    assert!(response.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = response.text();
     let login = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"ok\"}} 1");
     let exchange =
         format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"ok\"}} 1");
@@ -90,7 +90,7 @@ fn assert_series(text: &str, name: &str, labels: &str) {
 
 /// So that `rate()` sees the first event.
 #[tokio::test(flavor = "multi_thread")]
-async fn series_are_there_from_the_start_and_from_a_reload() {
+async fn series_exist_from_the_start_and_from_a_reload() {
     let stack = Stack::start().await;
     let text = client::get(stack.admin, "/metrics").await.text();
     for route in ["/", "/optional", "/none", "@login", "@logout", "@session"] {
@@ -142,7 +142,7 @@ async fn series_are_there_from_the_start_and_from_a_reload() {
 
 /// Otherwise an alert for an app without logins would fire for a removed one.
 #[tokio::test(flavor = "multi_thread")]
-async fn series_of_what_a_reload_has_removed_are_gone() {
+async fn series_of_what_a_reload_removes_are_removed() {
     let stack = Stack::start().await;
     stack.login("alice").await;
     stack.get("/none").send().await;
@@ -164,7 +164,7 @@ async fn series_of_what_a_reload_has_removed_are_gone() {
 
 /// Labels come from closed sets: a client cannot make new series.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_send_makes_no_new_series() {
+async fn requests_of_clients_create_no_new_series() {
     let stack = Stack::start().await;
     let count = async || client::get(stack.admin, "/metrics").await.text().lines().count();
     let storm = async |from: usize| {
@@ -186,7 +186,7 @@ async fn what_clients_send_makes_no_new_series() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_answer_and_nothing_of_the_admin_listener_is_public() {
+async fn probes_respond_and_no_path_of_the_admin_listener_is_public() {
     let stack = Stack::start().await;
     assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
@@ -197,7 +197,7 @@ async fn probes_answer_and_nothing_of_the_admin_listener_is_public() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
+async fn the_access_log_has_one_line_per_request_and_no_secrets() {
     let stack = Stack::start_with(r#"log.access = "{dir}/access.log""#).await;
     let token = stack.login("alice").await;
     stack.get("/orders/7?password=canary-query").token(&token).send().await;

@@ -220,9 +220,9 @@ async fn vary_names_the_carriers_that_are_enabled() {
             false => stack.get("/").header(name, &token),
         };
         assert_cache_headers(&request.send().await, Some(vary), Some("private"));
-        let refused = stack.get("/").send().await;
-        assert_eq!(refused.status, 401);
-        assert_cache_headers(&refused, Some(vary), Some("no-store"));
+        let rejected = stack.get("/").send().await;
+        assert_eq!(rejected.status, 401);
+        assert_cache_headers(&rejected, Some(vary), Some("no-store"));
     }
 }
 

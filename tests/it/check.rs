@@ -42,7 +42,7 @@ impl Outcome {
     }
 
     #[track_caller]
-    fn refuses(&self, expected: &str) {
+    fn rejects(&self, expected: &str) {
         assert!(self.err.contains(expected), "no problem with {expected:?}: {}", self.err);
         assert_eq!(self.code, 1, "{}", self.err);
     }
@@ -95,7 +95,7 @@ fn smallest() -> String {
 }
 
 #[test]
-fn a_good_file_is_ok_and_summed_up_in_one_line() {
+fn a_valid_file_is_ok_and_summed_up_in_one_line() {
     let folder = Folder::new();
     let outcome = folder.check("");
     let file = folder.path("gateway.toml");
@@ -130,10 +130,10 @@ fn problems_that_would_fail_a_start_are_found_by_check() {
     ] {
         let changes = format!("log.access = \"{access}\"");
         let outcome = folder.check(&changes);
-        outcome.refuses("log.access: cannot be opened: ");
-        outcome.refuses(expected);
+        outcome.rejects("log.access: cannot be opened: ");
+        outcome.rejects(expected);
         // With its place, as from `run`.
-        outcome.refuses(&format!("{}:", folder.path("gateway.toml").display()));
+        outcome.rejects(&format!("{}:", folder.path("gateway.toml").display()));
         let run = Outcome::of(wxgate().arg("run").arg("-c").arg(folder.path("gateway.toml")));
         assert_eq!(run.err, outcome.err);
         let command = &mut wxgate();
@@ -150,8 +150,8 @@ fn problems_that_would_fail_a_start_are_found_by_check() {
         "wechat.base_url = \"https://api.weixin.qq.com\"",
         wxgate().env("SSL_CERT_FILE", &none).env("SSL_CERT_DIR", &none),
     );
-    no_roots.refuses("ca-certificates");
-    folder.check_with("", wxgate().env("SSLKEYLOGFILE", "/tmp/x")).refuses("SSLKEYLOGFILE");
+    no_roots.rejects("ca-certificates");
+    folder.check_with("", wxgate().env("SSLKEYLOGFILE", "/tmp/x")).rejects("SSLKEYLOGFILE");
 }
 
 /// A request would loop until it times out.
@@ -188,12 +188,12 @@ fn an_upstream_that_is_a_listener_of_the_same_file_is_rejected() {
         (&format!("{own}:8080"), &format!("{own}:8080")),
     ] {
         let expected = "upstream[0].servers: is a listener of this gateway, server.listen: requests would loop";
-        check(listen, server).refuses(expected);
+        check(listen, server).rejects(expected);
     }
     check("127.0.0.1:8080", "127.0.0.1:9464")
-        .refuses("is a listener of this gateway, admin.listen");
+        .rejects("is a listener of this gateway, admin.listen");
     check("127.0.0.1:8080", "localhost:8081")
-        .refuses("is a listener of this gateway, forward_auth.listen");
+        .rejects("is a listener of this gateway, forward_auth.listen");
     for (listen, server) in [
         ("127.0.0.1:8080", "127.0.0.1:8082"),
         ("127.0.0.1:8080", "127.0.0.2:8080"),

@@ -19,12 +19,12 @@ pub use self::sandbox::start_sandbox;
 fn run(subcommand: &str, file: &Path) -> Output {
     canary::plant(SECRET);
     let output = wxgate().args([subcommand, "-c"]).arg(file).stdin(Stdio::null()).output().unwrap();
-    canary::look_for_in("the program", &(text(&output.stdout) + &text(&output.stderr)));
+    canary::search("the program", &(text(&output.stdout) + &text(&output.stderr)));
     output
 }
 
 #[test]
-fn wrong_usage_is_2_and_help_and_version_are_0() {
+fn wrong_usage_exits_with_2_and_help_and_version_with_0() {
     for (arguments, code) in [
         (vec![], 2),
         (vec!["fly"], 2),
@@ -48,7 +48,7 @@ fn wrong_usage_is_2_and_help_and_version_are_0() {
 }
 
 #[test]
-fn check_is_0_for_a_good_file_and_1_with_every_problem_for_a_bad_one() {
+fn check_exits_with_0_for_a_valid_file_and_1_with_every_problem() {
     let directory = tempfile::tempdir().unwrap();
     let good = write_config(directory.path(), "");
     let output = run("check", &good);
@@ -74,7 +74,7 @@ fn check_is_0_for_a_good_file_and_1_with_every_problem_for_a_bad_one() {
 }
 
 #[test]
-fn check_can_do_without_secrets() {
+fn check_works_without_secrets() {
     let directory = tempfile::tempdir().unwrap();
     let changes = "[[app]]\napp_id = \"wx1\"\napp_secret = { env = \"WXGATE_TEST_ABSENT\" }";
     let file = write_config(directory.path(), changes);
@@ -86,7 +86,7 @@ fn check_can_do_without_secrets() {
 }
 
 #[test]
-fn a_listener_that_cannot_bind_is_a_clear_message_and_1() {
+fn a_listener_that_cannot_bind_is_a_clear_message_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -104,7 +104,7 @@ fn a_listener_that_cannot_bind_is_a_clear_message_and_1() {
 }
 
 #[test]
-fn a_bad_certificate_is_a_clear_message_and_1() {
+fn an_invalid_certificate_is_a_clear_message_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
     let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
@@ -130,7 +130,7 @@ fn a_bad_certificate_is_a_clear_message_and_1() {
 }
 
 #[test]
-fn run_says_by_name_when_no_roots_are_found() {
+fn run_names_the_package_of_missing_root_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let file = write_config(directory.path(), "wechat.base_url = \"https://api.weixin.qq.com\"");
     let output = wxgate()
@@ -146,7 +146,7 @@ fn run_says_by_name_when_no_roots_are_found() {
 
 /// From start to end: a file, signals, a session, the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
+async fn the_program_serves_until_a_signal_stops_it_and_logs_no_secret() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let mut sandbox = Running::start(wxgate().args(["sandbox", "--listen", "127.0.0.1:0"]), false);
@@ -229,7 +229,7 @@ async fn a_reload_changes_the_level_of_the_log() {
 
 /// The first steps of a new user: the printed commands work.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demos_lines_work_when_pasted() {
+async fn the_commands_that_the_demo_prints_work() {
     let arguments = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut demo = Running::start(wxgate().args(arguments), false);
     demo.line_with("Ctrl-C");
@@ -249,13 +249,13 @@ async fn the_demos_lines_work_when_pasted() {
     assert!(shown.contains("wxgate_logins_total"), "{shown}");
     demo.signal("INT");
     assert_eq!(demo.code(), 0);
-    let mut said = String::new();
-    demo.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "", "nothing is warned of");
+    let mut warnings = String::new();
+    demo.child.stderr.take().unwrap().read_to_string(&mut warnings).unwrap();
+    assert_eq!(warnings, "", "nothing is warned of");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demo_can_stand_in_front_of_a_service_of_the_readers_own() {
+async fn the_demo_can_forward_to_another_service() {
     let upstream = Upstream::start().await;
     let url = format!("http://{}/", upstream.address);
     let arguments =

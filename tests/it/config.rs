@@ -43,7 +43,7 @@ fn every_invalid_file_is_rejected_with_its_problems_and_their_places() {
         let name = file.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(file).unwrap();
         let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
-            panic!("{name} is not refused");
+            panic!("{name} is not rejected");
         };
         let stem = file.file_stem().unwrap().to_str().unwrap();
         settings.bind(|| insta::assert_snapshot!(stem, problems));
@@ -68,7 +68,7 @@ fn every_wrong_line_has_a_problem_and_no_other_line_has_one() {
         let name = file.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(&file).unwrap();
         let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
-            panic!("{name} is not refused");
+            panic!("{name} is not rejected");
         };
         let mut marked = BTreeSet::new();
         let mut mark = |name: &str, text: &str| {

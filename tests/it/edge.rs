@@ -8,7 +8,7 @@ use crate::harness::{Stack, openid};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_doubtful_request_header_is_rejected_and_its_connection_closed() {
     let stack = Stack::start().await;
-    for head in [
+    for header in [
         "GET /none HTTP/1.1\r\n\r\n",
         "GET /none HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
         "GET /none HTTP/1.1\nHost: h\n\n",
@@ -26,12 +26,12 @@ async fn a_doubtful_request_header_is_rejected_and_its_connection_closed() {
         "\u{16}\u{3}\u{1}\u{0}\u{5}hello\r\n\r\n",
     ] {
         let mut connection = Connection::open(stack.gateway).await;
-        connection.send(head.as_bytes()).await;
+        connection.send(header.as_bytes()).await;
         let response = connection.response(false).await;
         response.assert_error(400, "bad_request", "none");
         assert_eq!(response.header("connection"), Some("close"));
         connection.finish().await;
-        assert!(connection.is_closed().await, "{head:?}");
+        assert!(connection.is_closed().await, "{header:?}");
     }
     assert!(stack.upstream.requests().is_empty());
     stack.until_metric("wxgate_http_requests_total{code=\"400\",route=\"@none\"}", 15.0).await;
@@ -156,11 +156,11 @@ async fn doubtful_chunks_are_rejected() {
         {
             for part in [1000, 4] {
                 let mut connection = Connection::open(stack.gateway).await;
-                let head = format!(
+                let header = format!(
                     "POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
                 );
-                let bytes = [head.as_bytes(), body.as_bytes()].concat();
-                let (first, rest) = bytes.split_at(bytes.len().min(head.len() + part));
+                let bytes = [header.as_bytes(), body.as_bytes()].concat();
+                let (first, rest) = bytes.split_at(bytes.len().min(header.len() + part));
                 connection.send(first).await;
                 tokio::task::yield_now().await;
                 connection.send(rest).await;
@@ -176,11 +176,11 @@ async fn a_request_after_a_chunked_one_is_served_and_trailers_go_nowhere() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     let trailers = "5\r\nhello\r\n0\r\nX-OpenId: evil\r\nX_OpenId: evil\r\n\r\n";
-    let head =
+    let header =
         "POST /none HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTrailer: X-OpenId\r\n\r\n";
     let next = String::from_utf8(stack.get("/none").bytes()).unwrap();
     for part in [9, 1000] {
-        for bytes in format!("{head}{trailers}{head}{trailers}{next}").as_bytes().chunks(part) {
+        for bytes in format!("{header}{trailers}{header}{trailers}{next}").as_bytes().chunks(part) {
             connection.send(bytes).await;
             tokio::task::yield_now().await;
         }

@@ -21,15 +21,11 @@ struct Pair {
 
 impl Pair {
     async fn start(changes: &str) -> Self {
-        Self::start_with("", changes).await
-    }
-
-    async fn start_with(of_upstream: &str, changes: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stack = Stack::start_with(&format!(
             "{changes}\n[endpoints]\nhealth = [\"/healthz\"]\n[[upstream]]\nname = \"recorder\"\n\
-             servers = [\"{address}\"]\n{of_upstream}"
+             servers = [\"{address}\"]"
         ))
         .await;
         Self { stack, listener }
@@ -191,8 +187,8 @@ async fn a_client_that_stops_sending_is_cut_while_a_response_runs() {
 async fn a_response_of_unknown_length_that_breaks_off_does_not_look_complete() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
-    let head = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
-    client.write_all(head).await.unwrap();
+    let header = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
+    client.write_all(header).await.unwrap();
     let mut service = pair.accept().await;
     service.read_until("\r\n\r\nh").await.unwrap();
     service.send("HTTP/1.1 200 OK\r\n\r\nhalf").await;
@@ -293,8 +289,8 @@ async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_checked() {
         let lines = "Host: gateway.test\r\nConnection: close";
         client.send(format!("GET {target} HTTP/1.1\r\n{lines}\r\n\r\n").as_bytes()).await;
         let mut service = pair.accept().await;
-        let head = service.read_header().await;
-        assert!(head.starts_with("GET /v2/"), "{head}");
+        let header = service.read_header().await;
+        assert!(header.starts_with("GET /v2/"), "{header}");
     }
 }
 
@@ -343,8 +339,8 @@ async fn a_connection_with_unread_bytes_serves_no_request() {
 async fn an_http_1_0_client_with_keep_alive_keeps_its_connection() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    let head = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
-    client.send(head.as_bytes()).await;
+    let header = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
+    client.send(header.as_bytes()).await;
     let mut service = pair.accept_request().await;
     service.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let first = client.response(false).await;
@@ -356,8 +352,8 @@ async fn both_directions_move_at_once() {
     let pair = Pair::start("[limits]\nmax_body = \"64MiB\"").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let size = 24 << 20;
-    let head = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
-    client.write_all(head.as_bytes()).await.unwrap();
+    let header = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
+    client.write_all(header.as_bytes()).await.unwrap();
     let mut service = pair.accept_request().await;
     service.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
     let echo = tokio::spawn(async move {

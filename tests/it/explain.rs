@@ -164,7 +164,7 @@ route[6] "file" does not match: its path is /file.txt
 }
 
 #[test]
-fn an_explanation_as_json_has_the_fields_that_help_names() {
+fn explain_as_json_has_the_fields_that_help_lists() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(
         directory.path().join("docs.toml"),

@@ -49,7 +49,7 @@ impl DecisionRequest {
     }
 
     /// With another value of this header.
-    fn told(self, name: &str, value: &str) -> Self {
+    fn with(self, name: &str, value: &str) -> Self {
         self.without(name).line(name, value)
     }
 
@@ -137,10 +137,10 @@ async fn a_cacheable_decision_varies_on_everything_that_it_depends_on() {
         assert_eq!(response.header("vary"), Some(VARY));
     }
     // Rejections must not be cached.
-    for refused in
-        [about("/"), about("/optional").token("x"), about("/").told("X-Forwarded-Uri", "x")]
+    for rejected in
+        [about("/"), about("/optional").token("x"), about("/").with("X-Forwarded-Uri", "x")]
     {
-        assert!(refused.send(&stack).await.status > 400);
+        assert!(rejected.send(&stack).await.status > 400);
     }
     let more = "server.response_headers = { X-Frame-Options = \"DENY\" }\n\
         session.carriers = [\"header\"]\nforward_auth.cache = \"1m\"\n[[route]]\npath = \"/\"\n\
@@ -183,9 +183,9 @@ async fn the_decision_is_the_public_listeners() {
         (about("/optional").token(&unknown), 401, "session_expired"),
         (about("/required").token(&token).token(&token), 403, "bad_request"),
         (about("/required/narrow").token(&token), 403, "wrong_app"),
-        (about("/required/narrow").told(method, "PUT"), 403, "method_not_allowed"),
-        (about("/required").told(method, "get").token(&token), 403, "bad_request"),
-        (about("/required").told(method, "TRACE").token(&token), 403, "bad_request"),
+        (about("/required/narrow").with(method, "PUT"), 403, "method_not_allowed"),
+        (about("/required").with(method, "get").token(&token), 403, "bad_request"),
+        (about("/required").with(method, "TRACE").token(&token), 403, "bad_request"),
         (about("/nowhere").token(&token), 403, "no_route"),
         (about("/login").token(&token), 403, "bad_request"),
         (about("/logout").token(&token), 403, "bad_request"),
@@ -203,12 +203,12 @@ async fn the_decision_is_the_public_listeners() {
         (about("*"), 403, "bad_request"),
         (about(""), 403, "bad_request"),
         (
-            about("/none").told(uri, &format!("/none/{}", "x".repeat(9000))),
+            about("/none").with(uri, &format!("/none/{}", "x".repeat(9000))),
             403,
             "headers_too_large",
         ),
-        (about("/none").told("X-Forwarded-Host", "a, b"), 403, "bad_request"),
-        (about("/none").told("X-Forwarded-Host", ""), 403, "bad_request"),
+        (about("/none").with("X-Forwarded-Host", "a, b"), 403, "bad_request"),
+        (about("/none").with("X-Forwarded-Host", ""), 403, "bad_request"),
     ] {
         let response = case.send(&stack).await;
         let action = if status == 401 { "login" } else { "none" };
@@ -221,7 +221,7 @@ async fn the_decision_is_the_public_listeners() {
     assert_identity(&about("/none").token(&token).send(&stack).await, "");
     assert_identity(&about("/none?x=/../required").send(&stack).await, "");
     assert_identity(
-        &about("/required").told(method, "DELETE").token(&token).send(&stack).await,
+        &about("/required").with(method, "DELETE").token(&token).send(&stack).await,
         &openid("alice"),
     );
 
@@ -239,15 +239,15 @@ async fn a_request_that_is_described_twice_or_not_at_all_is_rejected() {
     let token = stack.login("alice").await;
     let whole = about("/").token(&token);
     assert_identity(&whole.send(&stack).await, &openid("alice"));
-    let told = ["X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host"];
-    for name in told {
+    let required = ["X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host"];
+    for name in required {
         let missing = whole.clone().without(name);
         missing.send(&stack).await.assert_error(403, "bad_request", "none");
     }
     for name in ["X-Forwarded-Proto", "X-Forwarded-For"] {
         assert_identity(&whole.clone().without(name).send(&stack).await, &openid("alice"));
     }
-    for name in told.into_iter().chain(["X-Forwarded-Proto", "X-Forwarded-For"]) {
+    for name in required.into_iter().chain(["X-Forwarded-Proto", "X-Forwarded-For"]) {
         let value = whole.lines.iter().find(|(known, _)| known == name).unwrap().1.clone();
         let doubled = whole.clone().line(&name.to_lowercase(), &value);
         doubled.send(&stack).await.assert_error(403, "bad_request", "none");
@@ -257,7 +257,7 @@ async fn a_request_that_is_described_twice_or_not_at_all_is_rejected() {
         }
     }
     // Bytes that are not text.
-    let odd = whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}");
+    let odd = whole.clone().with("X-Forwarded-Uri", "/caf\u{e9}");
     odd.send(&stack).await.assert_error(403, "bad_request", "none");
 }
 
@@ -268,24 +268,24 @@ async fn the_rejection_of_a_malformed_description_has_the_reason() {
     let whole = about("/none");
     for (asked, has) in [
         (
-            whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}"),
+            whole.clone().with("X-Forwarded-Uri", "/caf\u{e9}"),
             "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
         ),
-        (whole.clone().told("X-Forwarded-Uri", "/none?q=\u{4f60}"), "percent-encoded"),
-        (whole.clone().told("X-Forwarded-Uri", "/a\\b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "/a b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "/a`b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "none"), "X-Forwarded-Uri must begin with \"/\""),
+        (whole.clone().with("X-Forwarded-Uri", "/none?q=\u{4f60}"), "percent-encoded"),
+        (whole.clone().with("X-Forwarded-Uri", "/a\\b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "/a b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "/a`b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "none"), "X-Forwarded-Uri must begin with \"/\""),
         (
-            whole.clone().told("X-Forwarded-Uri", "http://h/none"),
+            whole.clone().with("X-Forwarded-Uri", "http://h/none"),
             "X-Forwarded-Uri must begin with \"/\"",
         ),
-        (whole.clone().told("X-Forwarded-Uri", ""), "X-Forwarded-Uri must begin with \"/\""),
-        (whole.clone().told("X-Forwarded-Host", "caf\u{e9}.test"), "X-Forwarded-Host is malformed"),
-        (whole.clone().told("X-Forwarded-Host", "a, b"), "X-Forwarded-Host is malformed"),
-        (whole.clone().told("X-Forwarded-Method", "g\u{e9}t"), "X-Forwarded-Method"),
-        (whole.clone().told("X-Forwarded-Method", "TRACE"), "X-Forwarded-Method"),
-        (whole.clone().told("X-Forwarded-Method", ""), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Uri", ""), "X-Forwarded-Uri must begin with \"/\""),
+        (whole.clone().with("X-Forwarded-Host", "caf\u{e9}.test"), "X-Forwarded-Host is malformed"),
+        (whole.clone().with("X-Forwarded-Host", "a, b"), "X-Forwarded-Host is malformed"),
+        (whole.clone().with("X-Forwarded-Method", "g\u{e9}t"), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Method", "TRACE"), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Method", ""), "X-Forwarded-Method"),
         (whole.clone().without("X-Forwarded-Uri"), "X-Forwarded-Uri is missing"),
         (whole.clone().without("X-Forwarded-Host"), "X-Forwarded-Host is missing"),
         (whole.clone().without("X-Forwarded-Method"), "X-Forwarded-Method is missing"),
@@ -300,6 +300,6 @@ async fn the_rejection_of_a_malformed_description_has_the_reason() {
     }
     // Headers that decide nothing may be odd.
     let odd =
-        whole.clone().told("X-Forwarded-For", "caf\u{e9}").told("X-Forwarded-Host", "shop.test:");
+        whole.clone().with("X-Forwarded-For", "caf\u{e9}").with("X-Forwarded-Host", "shop.test:");
     assert_eq!(odd.send(&stack).await.status, 200);
 }

@@ -248,7 +248,7 @@ impl Drop for Stack {
         self.wechat.abort();
         let access_log = self.directory.path().join("access.log");
         let access_log = std::fs::read_to_string(access_log).unwrap_or_default();
-        canary::look_for_in("the access log", &access_log);
+        canary::search("the access log", &access_log);
         if !std::thread::panicking() {
             canary::assert_none_shown();
         }

@@ -60,7 +60,10 @@ impl Client {
 }
 
 pub async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
-    timeout(PATIENCE, response).await.expect("an end in time").map(|head| head.status().as_u16())
+    timeout(PATIENCE, response)
+        .await
+        .expect("an end in time")
+        .map(|response| response.status().as_u16())
 }
 
 #[tokio::test]

@@ -171,8 +171,8 @@ async fn trailers_are_forwarded_but_not_reserved_ones() {
     stack.upstream.reply(|_: &Received| {
         let trailers = "Grpc-Status: 0\r\nX-Request-Id: evil\r\nSet-Cookie: a=b\r\n\
                         X-OpenId: evil\r\n";
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
-        Reply::Bytes(format!("{head}{trailers}\r\n").into())
+        let header = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
+        Reply::Bytes(format!("{header}{trailers}\r\n").into())
     });
     let mut client = client(&stack).await;
     let (response, mut body) = client.send(Method::POST, "/none", false).await;
@@ -215,8 +215,8 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
     while !read.ends_with(b"\r\n\r\n") {
         assert!(timeout(PATIENCE, service.read_buf(&mut read)).await.unwrap().unwrap() > 0);
     }
-    let head = String::from_utf8(read).unwrap().to_ascii_lowercase();
-    assert!(head.contains("expect: 100-continue\r\n"), "{head}");
+    let header = String::from_utf8(read).unwrap().to_ascii_lowercase();
+    assert!(header.contains("expect: 100-continue\r\n"), "{header}");
     service.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
     let announced = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await;
     assert_eq!(announced.unwrap().unwrap().unwrap().status(), 100);
@@ -252,12 +252,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 async fn until_frame(stream: &mut TcpStream, kind: u8, begin: &[u8]) {
     let reading = async {
         loop {
-            let mut head = [0; 9];
-            stream.read_exact(&mut head).await.unwrap();
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.unwrap();
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
             let mut payload = vec![0; length as usize];
             stream.read_exact(&mut payload).await.unwrap();
-            if [&head[5..], &payload].concat().starts_with(begin) && head[3] == kind {
+            if [&header[5..], &payload].concat().starts_with(begin) && header[3] == kind {
                 return;
             }
         }

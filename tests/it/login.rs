@@ -54,17 +54,17 @@ async fn a_login_is_accepted_as_json_and_as_a_form() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_is_accepted_only_if_it_is_configured() {
     let stack = Stack::start().await;
-    let refused = stack.get("/login?code=user-a-1").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("POST"));
+    let rejected = stack.get("/login?code=user-a-1").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("POST"));
     assert_eq!(stack.sandbox.exchanges(), 0);
 
     let stack = Stack::start_with(r#"login.accept = ["json", "query"]"#).await;
     assert_eq!(stack.get("/login?code=user-a-1").send().await.status, 200);
     stack.get("/login").send().await.assert_error(400, "bad_request", "none");
     stack.get("/login?code=a&code=b").send().await.assert_error(400, "bad_request", "none");
-    let refused = stack.request("PUT", "/login").send().await;
-    assert_eq!(refused.header("allow"), Some("GET, POST"));
+    let rejected = stack.request("PUT", "/login").send().await;
+    assert_eq!(rejected.header("allow"), Some("GET, POST"));
     let form = stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded");
     form.body("code=user-b-1").send().await.assert_error(400, "bad_request", "none");
 }
@@ -332,8 +332,8 @@ async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_logins_are_counted_and_disconnected_clients_separately() {
     let stack = Stack::start().await;
-    let refused = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
-    refused.assert_error(413, "body_too_large", "none");
+    let rejected = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
+    rejected.assert_error(413, "body_too_large", "none");
     let counted = "wxgate_logins_total{app_id=\"unknown\",outcome=\"body_too_large\"}";
     assert_eq!(stack.metric(counted).await, 1.0);
     let twice = stack

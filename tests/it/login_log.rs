@@ -228,8 +228,8 @@ async fn the_access_line_of_a_blocked_users_login_has_the_user() {
     assert_eq!(blocked.status, 204);
     for _ in 0..2 {
         // The second gets the response of the first.
-        let refused = stack.try_login("user-alice-2").await;
-        refused.assert_error(403, "login_refused", "none");
+        let rejected = stack.try_login("user-alice-2").await;
+        rejected.assert_error(403, "login_refused", "none");
     }
     let lines = access_lines(&stack, 3).await;
     assert!(lines[0]["user"].is_string());

@@ -79,8 +79,8 @@ async fn curl_uploads_with_expect_and_reads_the_response() {
     let header = format!("X-3rd-Session: {token}");
     assert_eq!(curl("/upload", &[&header]), "hello\n200");
     assert_eq!(stack.upstream.requests()[0].body.len(), 3_000_000);
-    let refused = curl("/upload", &[]);
-    assert!(refused.ends_with("401") && refused.contains("missing_token"), "{refused}");
+    let rejected = curl("/upload", &[]);
+    assert!(rejected.ends_with("401") && rejected.contains("missing_token"), "{rejected}");
     assert!(curl("/login", &[]).ends_with("413"));
     assert_eq!(stack.upstream.requests().len(), 1);
 }

@@ -54,8 +54,8 @@ async fn requests_without_a_session_have_no_user_limit() {
     let stack = Stack::start_with(ROUTES).await;
     for _ in 0..5 {
         assert_eq!(stack.get("/optional").send().await.status, 200);
-        let refused = stack.get("/").token(&"x".repeat(43)).send().await;
-        refused.assert_error(401, "session_expired", "login");
+        let rejected = stack.get("/").token(&"x".repeat(43)).send().await;
+        rejected.assert_error(401, "session_expired", "login");
     }
 }
 
@@ -111,8 +111,8 @@ async fn the_login_rate_of_an_app_limits_calls_to_wechat() {
     assert_eq!(stack.post("/login").json(&other).send().await.status, 200);
     let calls = format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"ok\"}}");
     stack.until_metric(&calls, 2.0).await;
-    let refused = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"rate_limited\"}}");
-    stack.until_metric(&refused, 1.0).await;
+    let rejected = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"rate_limited\"}}");
+    stack.until_metric(&rejected, 1.0).await;
 
     // The code was not spent.
     stack.clock.advance(Duration::from_secs(5));
@@ -125,8 +125,8 @@ async fn the_login_rate_of_an_address_counts_failed_logins_too() {
     stack.login("alice").await;
     assert_eq!(stack.try_login("err-40029-1").await.status, 401);
     assert_limited(&stack.try_login("user-bob-1").await, "5");
-    let refused = "wxgate_logins_total{app_id=\"unknown\",outcome=\"rate_limited\"}";
-    stack.until_metric(refused, 1.0).await;
+    let rejected = "wxgate_logins_total{app_id=\"unknown\",outcome=\"rate_limited\"}";
+    stack.until_metric(rejected, 1.0).await;
     stack.clock.advance(Duration::from_secs(5));
     stack.login("bob").await;
 }

@@ -73,7 +73,7 @@ async fn every_request_is_redirected_to_https_unchanged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_a_usable_host_is_400() {
     let (stack, redirect) = start("").await;
-    for head in [
+    for header in [
         "GET / HTTP/1.1\r\n\r\n",
         "GET / HTTP/1.0\r\n\r\n",
         "GET http://a.test/ HTTP/1.0\r\n\r\n",
@@ -101,7 +101,7 @@ async fn a_request_without_a_usable_host_is_400() {
         "GET evil HTTP/1.1\r\nHost: a.test\r\n\r\n",
         "PROXY TCP4 192.0.2.1 198.51.100.2 1 80\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
     ] {
-        let response = send(redirect, head).await;
+        let response = send(redirect, header).await;
         response.assert_error(400, "bad_request", "none");
         assert_eq!(response.header("location"), None);
         assert_eq!(response.header("x-evil"), None);
@@ -136,8 +136,8 @@ async fn another_https_port_is_in_the_redirect_and_health_is_served() {
 async fn a_client_that_is_still_sending_gets_the_redirect() {
     let (_stack, redirect) = start("").await;
     let mut connection = Connection::open(redirect).await;
-    let head = "POST /x HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3000000\r\n\r\n";
-    connection.send(&[head.as_bytes(), &vec![b'x'; 3_000_000]].concat()).await;
+    let header = "POST /x HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3000000\r\n\r\n";
+    connection.send(&[header.as_bytes(), &vec![b'x'; 3_000_000]].concat()).await;
     assert_eq!(connection.response(false).await.status, 308);
 }
 

@@ -47,15 +47,16 @@ fn response(status: &str, lines: &str, body: &str) -> Vec<u8> {
 /// [`ok`], for bytes that may not be valid text.
 fn ok_bytes(body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
+    let header =
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    [header.as_bytes(), body].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_decides_nothing_never_changes_the_outcome() {
     let (stack, wechat) = scripted("").await;
     let deep = format!("{{\"errcode\":40029,\"errmsg\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-    let refusals: [&[u8]; 27] = [
+    let rejections: [&[u8]; 27] = [
         br#"{"errcode":40029,"errmsg":0}"#,
         br#"{"errcode":40029,"errmsg":1e999}"#,
         br#"{"errcode":40029,"errmsg":null}"#,
@@ -86,7 +87,7 @@ async fn a_field_that_decides_nothing_never_changes_the_outcome() {
         "{\"errcode\":40029,\"errmsg\":\"\u{fffd}\u{2028}无效\"}".as_bytes(),
         deep.as_bytes(),
     ];
-    for (number, body) in refusals.into_iter().enumerate() {
+    for (number, body) in rejections.into_iter().enumerate() {
         wechat.respond(ok_bytes(body));
         let response = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
         assert_eq!(response.status, 401, "{}: {}", body.escape_ascii(), response.text());
@@ -159,17 +160,17 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
             .enumerate()
     {
         wechat.respond(response(status, location, "<html>no</html>"));
-        let answer = stack.try_login(&format!("status-{number}")).await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let error = error(&answer);
+        let response = stack.try_login(&format!("status-{number}")).await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let error = error(&response);
         let status = format!("HTTP status {}", &status[..3]);
         assert!(error.contains(&status), "{error}");
         assert!(error.contains(&format!("http://{}", wechat.address)), "{error}");
     }
     wechat.respond(response("502 Bad Gateway", "", "{\"errcode\":40029}"));
-    let answer = stack.try_login("status-502").await;
-    answer.assert_error(504, "wechat_timeout", "login");
-    assert!(error(&answer).contains("HTTP status 502"));
+    let response = stack.try_login("status-502").await;
+    response.assert_error(504, "wechat_timeout", "login");
+    assert!(error(&response).contains("HTTP status 502"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ fn lines(stack: &Stack) -> Vec<Value> {
 }
 
 /// The problems among them, as `check` shows them.
-fn said(stack: &Stack) -> String {
+fn problems(stack: &Stack) -> String {
     let problem = |line: &Value| {
         let text = |field: &str| match &line[field] {
             Value::String(text) => text.clone(),
@@ -179,14 +179,14 @@ async fn a_bad_file_changes_nothing_and_the_log_says_what_is_wrong() {
         // So that the failure can be noticed.
         assert!(stack.reload("").await);
         assert!(!stack.reload(&format!("{changes}\n")).await, "{changes}");
-        assert!(said(&stack).contains(problem), "{problem}");
+        assert!(problems(&stack).contains(problem), "{problem}");
         assert_eq!(stack.get("/").send().await.status, 401);
         assert_eq!(stack.get("/none").send().await.status, 200);
     }
     assert!(stack.reload("").await);
     fs::write(stack.config_file(), "[server\nlisten").unwrap();
     assert!(!stack.order_reload().await);
-    assert!(said(&stack).contains("gateway.toml:1:8: not TOML"));
+    assert!(problems(&stack).contains("gateway.toml:1:8: not TOML"));
     fs::remove_file(stack.config_file()).unwrap();
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert!(stack.reload("").await, "the corrected file is loaded");
@@ -210,10 +210,10 @@ async fn a_changed_restart_only_key_is_rejected_by_name() {
         assert!(stack.reload("").await);
         // Together with a change that could be applied.
         assert!(!stack.reload(&format!("{change}\nsession.header = \"X-Other\"")).await, "{key}");
-        let refusal = format!("{key}: cannot be changed by a reload");
-        assert!(said(&stack).contains(&refusal), "{refusal}");
-        assert!(said(&stack).contains("restart the gateway"));
-        assert!(!said(&stack).contains("upgrade"), "nobody promises one");
+        let rejection = format!("{key}: cannot be changed by a reload");
+        assert!(problems(&stack).contains(&rejection), "{rejection}");
+        assert!(problems(&stack).contains("restart the gateway"));
+        assert!(!problems(&stack).contains("upgrade"), "nobody promises one");
         let token = stack.login("anna").await;
         assert_eq!(stack.get("/").token(&token).send().await.status, 200);
     }
@@ -296,7 +296,7 @@ async fn included_files_add_routes_and_are_watched() {
     until("a change is found", async || stack.get("/shop").send().await.status == 401).await;
     fs::write(folder.join("shop.toml"), format!("{text}[session]\nttl = \"1h\"\n")).unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
-    assert!(said(&stack).contains("shop.toml:8:2: session: is not allowed in an included"));
+    assert!(problems(&stack).contains("shop.toml:8:2: session: is not allowed in an included"));
     fs::remove_file(folder.join("shop.toml")).unwrap();
     stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
     assert_eq!(stack.get("/shop").send().await.status, 401, "only the route of / is left");

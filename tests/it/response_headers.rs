@@ -71,12 +71,12 @@ async fn a_header_of_every_response_is_on_every_response() {
     assert_has_headers(&stack.get("/healthy").send().await, 200);
     assert_has_headers(&stack.get("/own/../x").send().await, 400);
     // Not a valid request.
-    for (head, status) in [
+    for (header, status) in [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400),
         (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17 << 10)).into_bytes(), 431),
     ] {
         let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&head).await;
+        connection.send(&header).await;
         assert_has_headers(&connection.response(false).await, status);
     }
     // A route's own header replaces it, also on responses of the gateway.

@@ -8,16 +8,16 @@ use crate::harness::client::{Connection, Response};
 use crate::harness::upstream::{Reply, Upstream};
 
 /// Sends this request line and these header lines, `Host` included.
-async fn send(stack: &Stack, head: &str) -> Response {
+async fn send(stack: &Stack, header: &str) -> Response {
     let mut connection = Connection::open(stack.gateway).await;
-    connection.send(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
-    connection.response(head.starts_with("HEAD")).await
+    connection.send(format!("{header}\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    connection.response(header.starts_with("HEAD")).await
 }
 
 /// The name of the route that responds.
-async fn route_of(stack: &Stack, head: &str) -> String {
-    let response = send(stack, head).await;
-    assert_eq!(response.status, 200, "{head}: {}", response.text());
+async fn route_of(stack: &Stack, header: &str) -> String {
+    let response = send(stack, header).await;
+    assert_eq!(response.status, 200, "{header}: {}", response.text());
     response.header("x-route").unwrap_or_default().to_owned()
 }
 
@@ -60,8 +60,8 @@ async fn the_most_specific_host_is_matched_first_and_then_the_less_specific() {
         assert_eq!(found, route, "{host}{path}");
     }
     // In absolute form the target names the host.
-    let head = "GET http://api.example.com/deep HTTP/1.1\r\nHost: api.example.com";
-    assert_eq!(route_of(&stack, head).await, "exact");
+    let header = "GET http://api.example.com/deep HTTP/1.1\r\nHost: api.example.com";
+    assert_eq!(route_of(&stack, header).await, "exact");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,8 +108,8 @@ async fn a_route_with_headers_matches_only_requests_that_have_them() {
         ("/deep", "X-Api-Version: 2\r\n", "deep"),
         ("/deep", "X-Api-Version: 1\r\n", "any"),
     ] {
-        let head = format!("GET {path} HTTP/1.1\r\n{headers}Host: h");
-        assert_eq!(route_of(&stack, &head).await, route, "{head}");
+        let header = format!("GET {path} HTTP/1.1\r\n{headers}Host: h");
+        assert_eq!(route_of(&stack, &header).await, route, "{header}");
     }
 }
 
@@ -191,12 +191,12 @@ async fn a_method_that_no_route_of_the_best_path_allows_is_405_with_all_allowed_
     assert_eq!(route_of(&stack, "GET /orders/1 HTTP/1.1\r\nHost: h").await, "read");
     let post = "POST /orders HTTP/1.1\r\nContent-Length: 0\r\nHost: h";
     assert_eq!(route_of(&stack, post).await, "write");
-    let refused = stack.request("PUT", "/orders").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("GET, HEAD, POST"));
-    let refused = stack.request("DELETE", "/orders").header("X-Beta", "1").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("PUT, GET, HEAD, POST"));
+    let rejected = stack.request("PUT", "/orders").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("GET, HEAD, POST"));
+    let rejected = stack.request("DELETE", "/orders").header("X-Beta", "1").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("PUT, GET, HEAD, POST"));
     let put = "PUT /orders HTTP/1.1\r\nX-Beta: 1\r\nHost: h";
     assert_eq!(route_of(&stack, put).await, "beta");
 }
@@ -242,8 +242,8 @@ async fn a_route_may_respond_without_a_service() {
     assert_eq!(response.header("x-wxgate-error"), None);
     let response = stack.request("HEAD", "/MP_verify_Ab1.txt").send().await;
     assert_eq!((response.header("content-length"), response.body.len()), (Some("3"), 0));
-    let refused = stack.post("/MP_verify_Ab1.txt").body("x").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
+    let rejected = stack.post("/MP_verify_Ab1.txt").body("x").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
 
     let response = stack.post("/gone/x").body("a body that nobody reads").send().await;
     assert_eq!((response.status, response.text().as_str()), (410, "<p>\n商品</p>\n"));

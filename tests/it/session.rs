@@ -19,9 +19,9 @@ async fn the_session_endpoint_returns_the_remaining_time_and_counts_as_use() {
     stack.clock.advance(Duration::from_secs(7199));
     assert_eq!(stack.get("/session").token(&token).send().await.status, 200);
 
-    let refused = stack.post("/session").token(&token).send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
+    let rejected = stack.post("/session").token(&token).send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("GET, HEAD"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

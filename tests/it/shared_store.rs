@@ -94,15 +94,15 @@ async fn while_the_store_is_silent_cached_sessions_work_and_all_else_is_503() {
     server.stop();
     for path in ["/", "/optional"] {
         assert_eq!(stack.get(path).token(&known).send().await.status, 200);
-        let refused = stack.get(path).token(&unknown).send().await;
-        refused.assert_error(503, "store_unavailable", "retry");
+        let rejected = stack.get(path).token(&unknown).send().await;
+        rejected.assert_error(503, "store_unavailable", "retry");
     }
     assert_eq!(stack.get("/none").token(&unknown).send().await.status, 200);
     assert_eq!(stack.get("/optional").send().await.status, 200);
-    let refused = stack.try_login("user-carol-1").await;
-    refused.assert_error(503, "store_unavailable", "retry");
-    let refused = stack.post("/logout").token(&known).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.try_login("user-carol-1").await;
+    rejected.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&known).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     // A session that logs out is rejected until the logout is confirmed.
     assert_eq!(status(&stack, &known).await, 503);
     stack.until_metric("wxgate_store_up", 0.0).await;
@@ -110,12 +110,15 @@ async fn while_the_store_is_silent_cached_sessions_work_and_all_else_is_503() {
 
     for method in ["GET", "DELETE"] {
         let path = format!("/sessions?openid={}", openid("alice"));
-        let refused = stack.request(method, &path).bearer(OPERATOR).send_to_admin().await;
-        assert_eq!((refused.status, &refused.json()["error"]), (503, &"store_unavailable".into()));
+        let rejected = stack.request(method, &path).bearer(OPERATOR).send_to_admin().await;
+        assert_eq!(
+            (rejected.status, &rejected.json()["error"]),
+            (503, &"store_unavailable".into())
+        );
     }
     // No code is spent on a session that cannot be kept.
-    let refused = stack.try_login("user-dora-1").await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.try_login("user-dora-1").await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     server.go_on();
     until_status(&stack, &unknown, 200).await;
     assert_eq!(stack.try_login("user-dora-1").await.status, 200);
@@ -151,8 +154,8 @@ async fn a_store_that_comes_back_empty_has_ended_every_session() {
     server.kill();
     stack.until_metric("wxgate_store_up", 0.0).await;
     stack.clock.advance(Duration::from_secs(5));
-    let refused = stack.get("/").token(&token).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.get("/").token(&token).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     server.restart();
     until_status(&stack, &token, 401).await;
     let token = stack.login("alice").await;

@@ -62,8 +62,8 @@ async fn a_logout_that_no_replica_has_is_503_until_one_has_it() {
     let stack = gateway(&url(&primary), "").await;
     let token = stack.login("alice").await;
     door.set_from(REPLICAS, Way::Silent);
-    let refused = stack.post("/logout").token(&token).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&token).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     door.set_from(REPLICAS, Way::Open);
     until_logout(&stack, &token).await;
 }
@@ -78,8 +78,8 @@ async fn a_logout_waits_for_each_replica_that_sentinels_may_make_the_primary() {
     let stack = gateway(&sentinel_url(&sentinels), "").await;
     let (one, other) = (stack.login("alice").await, stack.login("bob").await);
     door.set_from(REPLICAS, Way::Silent);
-    let refused = stack.post("/logout").token(&one).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&one).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     door.set_from(REPLICAS, Way::Open);
     until_logout(&stack, &one).await;
     apart.kill();
@@ -122,12 +122,12 @@ async fn a_store_is_used_only_once_it_accepts_the_revocations() {
     };
     need_replicas(1);
     way.set(Way::Open);
-    let refusals = || {
+    let rejections = || {
         let mut info = cmd("INFO");
         let info: String = info.arg("errorstats").query(&mut server.connection()).unwrap();
         info.lines().any(|line| line.starts_with("errorstat_NOREPLICAS:count="))
     };
-    crate::harness::redis::until("the store refuses an end", refusals);
+    crate::harness::redis::until("the store rejects a revocation", rejections);
     assert_eq!(status(&one, &known).await, 503);
     need_replicas(0);
     other.clock.advance(Duration::from_secs(5));
@@ -318,8 +318,8 @@ async fn a_block_above_the_limit_writes_nothing() {
     block(&stack, "alice", "1h").await;
     assert_eq!(login_status(&stack, "alice").await, 403);
     let path = format!("/sessions?openid={}&block=1h", openid("bob"));
-    let refused = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
-    assert_eq!((refused.status, &refused.json()["error"]), (503, &"too_many_blocks".into()));
+    let rejected = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!((rejected.status, &rejected.json()["error"]), (503, &"too_many_blocks".into()));
     assert_eq!(login_status(&stack, "bob").await, 200);
 }
 
@@ -362,7 +362,7 @@ async fn a_block_holds_while_keys_are_being_changed() {
             assert_eq!(login_status(stack, "alice").await, 403, "{url}");
             assert_eq!(login_status(stack, "bob").await, 200, "{url}");
         }
-        // A refused login leaves nothing behind.
+        // A rejected login leaves nothing behind.
         let all = format!("/sessions?openid={}", openid("alice"));
         let listed = third.request("GET", &all).bearer(OPERATOR).send_to_admin().await;
         assert!(listed.json()["sessions"].as_array().unwrap().is_empty());

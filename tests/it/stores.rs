@@ -52,9 +52,9 @@ impl Gateways {
     }
 
     async fn list(&self, path: &str) -> Value {
-        let answer = self.operate("GET", path).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.json()
+        let response = self.operate("GET", path).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        response.json()
     }
 
     async fn listed(&self, user: &str) -> Vec<Value> {
@@ -63,8 +63,8 @@ impl Gateways {
 
     /// Sends a DELETE to one gateway, which must succeed.
     async fn delete(&self, path: &str) {
-        let answer = self.operate("DELETE", path).await;
-        assert_eq!((answer.status, answer.body.len()), (204, 0), "{}", answer.text());
+        let response = self.operate("DELETE", path).await;
+        assert_eq!((response.status, response.body.len()), (204, 0), "{}", response.text());
     }
 }
 

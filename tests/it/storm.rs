@@ -149,9 +149,9 @@ async fn a_wechat_that_keeps_failing_opens_the_circuit_breaker() {
         lost.assert_error(504, "wechat_timeout", "login");
     }
     for number in 0..5 {
-        let refused = stack.try_login(&format!("user-alice-{number}")).await;
-        refused.assert_error(503, "wechat_busy", "retry");
-        let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+        let rejected = stack.try_login(&format!("user-alice-{number}")).await;
+        rejected.assert_error(503, "wechat_busy", "retry");
+        let wait: u32 = rejected.header("retry-after").unwrap().parse().unwrap();
         assert!((10..=15).contains(&wait), "{wait}");
     }
     assert_eq!(stack.sandbox.exchanges(), 3);
@@ -167,8 +167,8 @@ async fn a_wechat_that_keeps_failing_opens_the_circuit_breaker() {
 async fn rejected_codes_do_not_count_as_failures_of_wechat() {
     let stack = Stack::start_with("wechat.breaker_failures = 3").await;
     for number in 0..10 {
-        let refused = stack.try_login(&format!("err-40029-{number}")).await;
-        refused.assert_error(401, "invalid_code", "login");
+        let rejected = stack.try_login(&format!("err-40029-{number}")).await;
+        rejected.assert_error(401, "invalid_code", "login");
     }
     token(&stack.try_login("user-alice-1").await);
 }
@@ -179,8 +179,8 @@ async fn without_quota_one_login_a_minute_calls_wechat() {
     let spent = stack.try_login("err-45009-1").await;
     spent.assert_error(503, "wechat_busy", "retry");
     for number in 0..5 {
-        let refused = stack.try_login(&format!("user-alice-{number}")).await;
-        refused.assert_error(503, "wechat_busy", "retry");
+        let rejected = stack.try_login(&format!("user-alice-{number}")).await;
+        rejected.assert_error(503, "wechat_busy", "retry");
     }
     assert_eq!(stack.sandbox.exchanges(), 1);
     stack.clock.advance(Duration::from_secs(60));

@@ -101,9 +101,9 @@ async fn https_is_served_as_http_1_and_http_2() {
             [format!("localhost:{}", stack.gateway.port())]
         );
         assert_eq!(received.body, b"payload");
-        let refused = client.get(url("/orders")).send().await.unwrap();
-        assert_eq!(refused.status().as_u16(), 401);
-        assert_eq!(refused.headers()["x-wxgate-error"], "missing_token");
+        let rejected = client.get(url("/orders")).send().await.unwrap();
+        assert_eq!(rejected.status().as_u16(), 401);
+        assert_eq!(rejected.headers()["x-wxgate-error"], "missing_token");
     }
 }
 

@@ -57,10 +57,10 @@ async fn an_upgrade_to_another_protocol_is_declined_and_the_request_is_served() 
                 "Transfer-Encoding: chunked\r\n\r\n7\r\npayload\r\n0\r\n\r\n",
             ] {
                 let before = stack.upstream.requests().len();
-                let head = format!(
+                let header = format!(
                     "POST {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n{lines}\r\n{body}"
                 );
-                connection.send(head.as_bytes()).await;
+                connection.send(header.as_bytes()).await;
                 let response = connection.response(false).await;
                 assert_eq!(response.status, 200, "{lines} {}", response.text());
                 assert_eq!(response.header("connection"), Some("keep-alive"), "{lines}");

@@ -124,8 +124,8 @@ async fn bytes_after_a_handshake_that_is_not_accepted_are_a_request() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     for response in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
-        let head = format!("HTTP/1.1 {response}\r\nContent-Length: 2\r\n\r\nno");
-        stack.upstream.reply(move |_| Reply::Bytes(head.clone().into()));
+        let header = format!("HTTP/1.1 {response}\r\nContent-Length: 2\r\n\r\nno");
+        stack.upstream.reply(move |_| Reply::Bytes(header.clone().into()));
         let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         let smuggled = stack.get("/admin").bytes();
@@ -139,8 +139,8 @@ async fn bytes_after_a_handshake_that_is_not_accepted_are_a_request() {
     }
     let wrong = String::from_utf8(ACCEPTED.to_vec()).unwrap().replace("s3pP", "AAAA");
     stack.upstream.reply(move |_| Reply::Echo(wrong.clone().into()));
-    let refused = handshake(stack.get("/chat")).token(&token).send().await;
-    refused.assert_error(502, "bad_gateway", "retry");
+    let rejected = handshake(stack.get("/chat")).token(&token).send().await;
+    rejected.assert_error(502, "bad_gateway", "retry");
 }
 
 #[tokio::test(flavor = "multi_thread")]

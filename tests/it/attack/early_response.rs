@@ -45,9 +45,9 @@ async fn an_unread_body_is_never_served_as_a_request() {
         ("/none/../required", String::new()),
     ] {
         let length = format!("{lines}Content-Length: {}\r\n", flood.len());
-        let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
-        let with_length = format!("{head}{length}\r\n{flood}");
-        let with_chunks = format!("{head}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
+        let header = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
+        let with_length = format!("{header}{length}\r\n{flood}");
+        let with_chunks = format!("{header}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
         for bytes in [with_length, with_chunks] {
             let outcome = siege.run(&Attack::new(&bytes, Must::Harmless)).await;
             let finals: Vec<u16> = outcome
@@ -57,8 +57,8 @@ async fn an_unread_body_is_never_served_as_a_request() {
                 .filter(|status| *status >= 200)
                 .collect();
             assert!(finals.len() <= 1 && outcome.received.is_empty(), "{finals:?} {path} {lines}");
-            let refused = finals.first().is_none_or(|status| *status == 204 || *status >= 400);
-            assert!(refused, "{finals:?} {path} {lines}");
+            let rejected = finals.first().is_none_or(|status| *status == 204 || *status >= 400);
+            assert!(rejected, "{finals:?} {path} {lines}");
         }
     }
 }
@@ -80,15 +80,16 @@ async fn a_service_that_responds_early_takes_no_body_for_a_request() {
                 let body = serde_json::json!({ "target": received.target(), "openid": openid });
                 return Reply::ok("", &body.to_string());
             }
-            let head = format!("HTTP/1.1 {status}\r\nConnection: {kept}\r\nContent-Length: 2\r\n");
-            Reply::Bytes(format!("{head}\r\nno").into())
+            let header =
+                format!("HTTP/1.1 {status}\r\nConnection: {kept}\r\nContent-Length: 2\r\n");
+            Reply::Bytes(format!("{header}\r\nno").into())
         });
         for path in ["/required", "/none"] {
             let token = siege.token().to_owned();
-            let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n");
-            let length = format!("{head}Content-Length: {}\r\n\r\n{flood}", flood.len());
+            let header = format!("POST {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n");
+            let length = format!("{header}Content-Length: {}\r\n\r\n{flood}", flood.len());
             let chunks = format!(
-                "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{flood}\r\n0\r\n\r\n",
+                "{header}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{flood}\r\n0\r\n\r\n",
                 flood.len()
             );
             let requests = length.replace("Host: h", "Host: h\r\nExpect: 100-continue");
@@ -138,10 +139,10 @@ async fn an_expectation_changes_nothing_about_where_a_request_ends() {
                 let openid = received.folded("x-openid");
                 let body = serde_json::json!({ "target": received.target(), "openid": openid });
                 let body = body.to_string();
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let header = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
                 let announced =
                     if received.all("expect").is_empty() { "" } else { announced.as_str() };
-                Reply::Bytes(format!("{announced}{head}{body}").into())
+                Reply::Bytes(format!("{announced}{header}{body}").into())
             });
             let lines = "Expect: 100-continue\r\nContent-Length: 5\r\n";
             let attack = Attack::new(with_body(lines, "hello"), Must::Harmless);
@@ -181,14 +182,14 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
         "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
         "Connection: Upgrade\r\nUpgrade:\r\n",
     ] {
-        let head = "{method} {path} HTTP/1.1\r\nHost: h\r\n{auth}";
+        let header = "{method} {path} HTTP/1.1\r\nHost: h\r\n{auth}";
         for part in [usize::MAX, 7] {
             let length =
-                format!("{head}{lines}Content-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+                format!("{header}{lines}Content-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len());
             let attack = Attack::new(length, Must::Served(1)).in_parts(part);
             siege.run_on(&READERS[..4], &attack).await;
             let chunks = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len());
-            let chunked = format!("{head}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
+            let chunked = format!("{header}{lines}Transfer-Encoding: chunked\r\n\r\n{chunks}");
             let attack = Attack::new(chunked, Must::Served(1)).in_parts(part);
             siege.run_on(&READERS[..4], &attack).await;
         }
@@ -204,13 +205,13 @@ async fn an_upgrade_opens_no_tunnel_past_the_gateway() {
     ] {
         for body in ["", SMUGGLED] {
             let template = with_body(lines, body);
-            siege.run_on(&ROUTES, &Attack::new(template, Must::Refused)).await;
+            siege.run_on(&ROUTES, &Attack::new(template, Must::Rejected)).await;
             let template = with_body(&format!("{lines}Content-Length: {}\r\n", body.len()), body);
-            siege.run_on(&READERS[..4], &Attack::new(template, Must::Refused)).await;
+            siege.run_on(&READERS[..4], &Attack::new(template, Must::Rejected)).await;
         }
         let chunks = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len());
         let template = with_body(&format!("{lines}Transfer-Encoding: chunked\r\n"), &chunks);
-        siege.run_on(&READERS, &Attack::new(template, Must::Refused)).await;
+        siege.run_on(&READERS, &Attack::new(template, Must::Rejected)).await;
     }
     // A valid handshake, with services that do not accept it or only pretend to.
     let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

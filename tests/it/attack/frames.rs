@@ -105,8 +105,8 @@ impl FramesRead {
     }
 
     fn take_frame(&mut self) -> bool {
-        let Some((head, rest)) = self.bytes.split_first_chunk::<9>() else { return false };
-        let [a, b, c, kind, flags, stream @ ..] = *head;
+        let Some((header, rest)) = self.bytes.split_first_chunk::<9>() else { return false };
+        let [a, b, c, kind, flags, stream @ ..] = *header;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         let Some(payload) = rest.get(..length) else { return false };
         let stream = u32::from_be_bytes(stream);

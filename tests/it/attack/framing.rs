@@ -157,11 +157,11 @@ async fn a_body_is_read_with_every_method() {
     for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "PROPFIND"] {
         for path in ["/required", "/optional", "/none"] {
             let token = siege.token().to_owned();
-            let head = format!(
+            let header = format!(
                 "{method} {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\nContent-Length: {}\r\n\r\n",
                 SMUGGLED.len()
             );
-            let attack = Attack::new(head + SMUGGLED, Must::Served(1));
+            let attack = Attack::new(header + SMUGGLED, Must::Served(1));
             let outcome = siege.run(&attack).await;
             assert_eq!(outcome.received[0].body, SMUGGLED.as_bytes(), "{method} {path}");
             let chunks = format!(

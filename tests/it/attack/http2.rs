@@ -52,8 +52,8 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
     drop((from, to));
     for stream in read.streams.values() {
         let text = String::from_utf8_lossy(&stream.body);
-        let told = siege.secrets.iter().find(|secret| text.contains(*secret));
-        assert_eq!(told, None, "{text}, after {name}");
+        let shown = siege.secrets.iter().find(|secret| text.contains(*secret));
+        assert_eq!(shown, None, "{text}, after {name}");
     }
     let received = siege.hold(name).await;
     let is_canary = |received: &Received| received.target().starts_with("/required/canary/");
@@ -71,12 +71,12 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
     }
     let served = streams.iter().filter(|stream| read.streams.get(stream).is_some_and(served));
     let served = served.count();
-    let told = format!("{must:?}, but {read:?} and {received:?}: {name}");
+    let shown = format!("{must:?}, but {read:?} and {received:?}: {name}");
     match must {
-        Must::Cut => assert!(served == 0 && received.is_empty() && read.has_ended, "{told}"),
-        Must::Refused => assert!(served == 0 && received.is_empty(), "{told}"),
+        Must::Cut => assert!(served == 0 && received.is_empty() && read.has_ended, "{shown}"),
+        Must::Rejected => assert!(served == 0 && received.is_empty(), "{shown}"),
         Must::Served(count) => {
-            assert!(served == count && received.len() == count && goes_on, "{told}");
+            assert!(served == count && received.len() == count && goes_on, "{shown}");
         }
         Must::Harmless => {}
     }
@@ -198,7 +198,7 @@ async fn a_field_that_http_1_cannot_carry_is_rejected() {
             more.push((b"x-3rd-session", token.as_bytes()));
             let bytes = request(1, &fields("GET", path, &more));
             let name = format!("{path} {}", bytes.escape_ascii());
-            run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+            run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
         }
     }
 }
@@ -260,7 +260,7 @@ async fn a_request_whose_request_line_would_be_doubtful_is_rejected() {
             ],
         );
         let name = bytes.escape_ascii().to_string();
-        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+        run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
     }
     // A fragment is removed first: the target is checked and forwarded without it.
     let fragment = request(1, &fields("GET", "/none#/required", &[]));
@@ -278,7 +278,7 @@ async fn a_request_whose_request_line_would_be_doubtful_is_rejected() {
     for fields in pseudo {
         let bytes = request(1, fields);
         let name = format!("{fields:?}");
-        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+        run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
     }
 }
 
@@ -290,7 +290,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
     let length = smuggled.len().to_string();
     let token: Field<'_> = (b"x-3rd-session", token.as_bytes());
     for path in ["/required", "/none", "/login", "/nowhere"] {
-        let head = |more: &[Field<'_>]| {
+        let header = |more: &[Field<'_>]| {
             let more = [&[token], more].concat();
             frame(HEADERS, END_HEADERS, 1, &block(&fields("POST", path, &more)))
         };
@@ -299,24 +299,27 @@ async fn trailers_and_lengths_cannot_smuggle() {
             |fields: &[Field<'_>]| frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields));
         let unended = frame(HEADERS, END_HEADERS, 1, &block(&[(b"x-openid", b"evil")]));
         for (number, (bytes, must)) in [
-            ([head(&[]), data(END_STREAM)].concat(), Must::Harmless),
+            ([header(&[]), data(END_STREAM)].concat(), Must::Harmless),
             (
-                [head(&[(b"content-length", length.as_bytes())]), data(END_STREAM)].concat(),
+                [header(&[(b"content-length", length.as_bytes())]), data(END_STREAM)].concat(),
                 Must::Harmless,
             ),
             (
-                [head(&[]), data(0), trailers(&[(b"x-openid", b"evil"), (b"x_openid", b"e")])]
+                [header(&[]), data(0), trailers(&[(b"x-openid", b"evil"), (b"x_openid", b"e")])]
                     .concat(),
                 Must::Harmless,
             ),
-            ([head(&[]), data(0), trailers(&[(b"content-length", b"0")])].concat(), Must::Harmless),
-            ([head(&[(b"content-length", b"5")]), data(END_STREAM)].concat(), Must::Refused),
-            ([head(&[(b"content-length", b"500")]), data(END_STREAM)].concat(), Must::Refused),
-            ([head(&[]), data(0), trailers(&[(b":path", b"/none")])].concat(), Must::Harmless),
-            ([head(&[]), data(0), trailers(&[(b":status", b"200")])].concat(), Must::Harmless),
-            ([head(&[]), data(0), trailers(&[(b"X-OpenId", b"e")])].concat(), Must::Refused),
-            ([head(&[]), data(0), trailers(&[(b"x-a", b"a\r\nb: c")])].concat(), Must::Refused),
-            ([head(&[]), data(0), unended, data(END_STREAM)].concat(), Must::Refused),
+            (
+                [header(&[]), data(0), trailers(&[(b"content-length", b"0")])].concat(),
+                Must::Harmless,
+            ),
+            ([header(&[(b"content-length", b"5")]), data(END_STREAM)].concat(), Must::Rejected),
+            ([header(&[(b"content-length", b"500")]), data(END_STREAM)].concat(), Must::Rejected),
+            ([header(&[]), data(0), trailers(&[(b":path", b"/none")])].concat(), Must::Harmless),
+            ([header(&[]), data(0), trailers(&[(b":status", b"200")])].concat(), Must::Harmless),
+            ([header(&[]), data(0), trailers(&[(b"X-OpenId", b"e")])].concat(), Must::Rejected),
+            ([header(&[]), data(0), trailers(&[(b"x-a", b"a\r\nb: c")])].concat(), Must::Rejected),
+            ([header(&[]), data(0), unended, data(END_STREAM)].concat(), Must::Rejected),
         ]
         .into_iter()
         .enumerate()
@@ -328,7 +331,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
             }
         }
         // Its header is being forwarded when the data come; the service gets a request without them.
-        let bytes = [head(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
+        let bytes = [header(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
         let outcome = run(&mut siege, "data after none", &bytes, &[1], Must::Harmless).await;
         assert!(
             outcome.received.len() <= 1

@@ -205,7 +205,7 @@ async fn naming_a_header_in_connection_removes_no_identity() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trailer_is_no_header() {
     let mut siege = Siege::start().await;
-    let head = "POST {path} HTTP/1.1\r\nHost: h\r\n{auth}Transfer-Encoding: chunked\r\n";
+    let header = "POST {path} HTTP/1.1\r\nHost: h\r\n{auth}Transfer-Encoding: chunked\r\n";
     for trailers in [
         "X-OpenId: evil\r\n",
         "X_OpenId: evil\r\nX-AppId: evil\r\n",
@@ -217,12 +217,12 @@ async fn a_trailer_is_no_header() {
         "evil\r\n",
     ] {
         for announced in ["", "Trailer: X-OpenId\r\n", "TE: trailers\r\nConnection: TE\r\n"] {
-            let template = format!("{head}{announced}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
+            let template = format!("{header}{announced}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
             siege.run_on(&ROUTES, &Attack::new(template, Must::Harmless)).await;
         }
     }
     for trailers in [" X-OpenId: evil\r\n", "A: b\nX-OpenId: evil\r\n", "A: \0\r\n", "\n"] {
-        let template = format!("{head}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
+        let template = format!("{header}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
         let attack = Attack::new(template, Must::Cut);
         siege.run_on(&ROUTES, &attack).await;
         siege.run_on(&ROUTES, &attack.in_parts(3)).await;

@@ -6,9 +6,9 @@ use super::siege::{Attack, Must, Siege};
 use super::wechat;
 
 fn post(lines: &str, body: &[u8]) -> Vec<u8> {
-    let head =
+    let header =
         format!("POST /login HTTP/1.1\r\nHost: h\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
-    [head.as_bytes(), body].concat()
+    [header.as_bytes(), body].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +64,7 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
         &huge,
     ];
     for body in bodies {
-        let outcome = siege.run(&Attack::new(post("", body), Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(post("", body), Must::Rejected)).await;
         let status = outcome.responses[0].status;
         assert!(matches!(status, 400 | 413), "{status}");
     }
@@ -84,12 +84,12 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
     ] {
         let lines = format!("Content-Type: {content_type}\r\n");
         let request = post(&lines, body.as_bytes());
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
         outcome.responses[0].assert_error(400, "bad_request", "none");
     }
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
         let request = format!("{method} /login?code=user-x-1 HTTP/1.1\r\nHost: h\r\n\r\n");
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
         outcome.responses[0].assert_error(405, "method_not_allowed", "none");
     }
     assert_eq!(siege.wechat.requests().len(), requests);
@@ -138,7 +138,7 @@ async fn a_hostile_response_of_wechat_creates_no_session() {
     };
     let large = wechat::ok(&" ".repeat(1 << 20));
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(2 << 20)).into_bytes();
-    let refusal = format!("{{\"errcode\":40029,\"errmsg\":\"{key}\"}}");
+    let error = format!("{{\"errcode\":40029,\"errmsg\":\"{key}\"}}");
     for (number, response) in [
         grant(json!("o\r\nX-Admin: 1")),
         grant(json!("o\nX-OpenId: evil")),
@@ -161,7 +161,7 @@ async fn a_hostile_response_of_wechat_creates_no_session() {
         wechat::ok("null"),
         wechat::ok("{\"openid\":\"o1234567\""),
         wechat::ok(&format!("{{\"session_key\":\"{key}\"}}")),
-        wechat::ok(&refusal),
+        wechat::ok(&error),
         wechat::ok("{\"errcode\":\"40029\"}"),
         wechat::ok("{\"errcode\":40029,\"openid\":\"o1234567\"}"),
         wechat::ok("{\"errcode\":9223372036854775808}"),
@@ -185,12 +185,12 @@ async fn a_hostile_response_of_wechat_creates_no_session() {
         let code = siege.code_of("mallory");
         let body = format!("{{\"code\":\"{code}\"}}");
         let outcome = siege.run(&Attack::new(post("", body.as_bytes()), Must::Harmless)).await;
-        let refused = &outcome.responses[0];
-        assert!(refused.status >= 400, "{number}: {}", refused.text());
-        refused.assert_error(
-            refused.status,
-            refused.header("x-wxgate-error").unwrap(),
-            refused.json()["action"].as_str().unwrap(),
+        let rejected = &outcome.responses[0];
+        assert!(rejected.status >= 400, "{number}: {}", rejected.text());
+        rejected.assert_error(
+            rejected.status,
+            rejected.header("x-wxgate-error").unwrap(),
+            rejected.json()["action"].as_str().unwrap(),
         );
         assert!(outcome.received.is_empty());
     }

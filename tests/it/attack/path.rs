@@ -107,11 +107,11 @@ async fn no_reading_of_a_public_path_is_a_protected_one() {
         "/public/%u002e%u002e/admin",
         "/public/%%32%65/admin",
     ] {
-        let outcome = siege.run(&Attack::new(get(path, ""), Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(get(path, ""), Must::Rejected)).await;
         let [response] = &outcome.responses[..] else { panic!("{path}: {:?}", outcome.responses) };
         assert!(matches!(response.status, 400 | 401), "{path}: {}", response.status);
         let absolute = get(&format!("http://h{path}"), "");
-        siege.run(&Attack::new(absolute, Must::Refused)).await;
+        siege.run(&Attack::new(absolute, Must::Rejected)).await;
         // With a token it is either rejected, or forwarded unchanged on the route that was checked.
         let token = siege.token().to_owned();
         let lines = format!("X-3rd-Session: {token}\r\n");
@@ -180,13 +180,13 @@ async fn no_header_changes_the_route() {
     ] {
         for path in ["/admin", "/metrics", "/healthz", "/readyz", "/debug/pprof", "/server-status"]
         {
-            let outcome = siege.run(&Attack::new(get(path, lines), Must::Refused)).await;
+            let outcome = siege.run(&Attack::new(get(path, lines), Must::Rejected)).await;
             outcome.responses[0].assert_error(401, "missing_token", "login");
         }
     }
     for method in ["OPTIONS", "HEAD", "PROPFIND", "PURGE"] {
         let request = get("/admin", "").replace("GET", method);
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
         assert_eq!(outcome.responses[0].status, 401, "{method}");
     }
 }
@@ -218,7 +218,7 @@ async fn an_endpoint_has_one_spelling() {
     ] {
         for method in ["GET", "POST"] {
             let request = get(path, "").replace("GET", method);
-            let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
+            let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
             let status = outcome.responses[0].status;
             assert!(matches!(status, 400 | 401), "{method} {path}: {status}");
         }

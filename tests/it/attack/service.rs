@@ -40,9 +40,9 @@ fn nginx() -> Program {
             underscores_in_headers on;
             ignore_invalid_headers off;
             keepalive_requests 1000000;
-            log_format believed escape=json
+            log_format trusted escape=json
                 '{{"id":"$http_x_request_id","openid":"$http_x_openid","line":"$request"}}';
-            access_log {shown}/believed believed;
+            access_log {shown}/trusted trusted;
             server {{
                 listen 127.0.0.1:{port};
                 location / {{
@@ -73,10 +73,10 @@ fn apache() -> Program {
         .replace("<IfModule !mpm_prefork_module>", "<IfModule !prefork.c>");
     server(&["apache2", "/usr/sbin/apache2", "httpd", "/usr/sbin/httpd"], |directory, port| {
         let shown = directory.display();
-        let script = directory.join("believe");
+        let script = directory.join("cgi");
         let text = r#"#!/bin/sh
 body="{\"openid\":[\"$HTTP_X_OPENID\"],\"target\":\"$REQUEST_URI\"}"
-printf 'X-Believed: %s\r\nContent-Length: %s\r\n\r\n%s' "$HTTP_X_OPENID" "${#body}" "$body"
+printf 'X-Trusted: %s\r\nContent-Length: %s\r\n\r\n%s' "$HTTP_X_OPENID" "${#body}" "$body"
 "#;
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -97,11 +97,11 @@ printf 'X-Believed: %s\r\nContent-Length: %s\r\n\r\n%s' "$HTTP_X_OPENID" "${#bod
             StartServers 8
             MaxSpareServers 200
             KeepAliveTimeout 1
-            LogFormat "{{\"id\":\"%{{X-Request-Id}}i\",\"openid\":\"%{{X-Believed}}o\",\"told\":\"%{{X-OpenId}}i\",\"line\":\"%r\"}}" believed
-            CustomLog {shown}/believed believed
+            LogFormat "{{\"id\":\"%{{X-Request-Id}}i\",\"openid\":\"%{{X-Trusted}}o\",\"received\":\"%{{X-OpenId}}i\",\"line\":\"%r\"}}" trusted
+            CustomLog {shown}/trusted trusted
             SetEnvIf Request_URI ^ ap_trust_cgilike_cl
             SetEnvIfNoCase ^X.OpenId$ ^(.*)$ HTTP_X_OPENID=$1
-            ScriptAliasMatch ^/ {shown}/believe
+            ScriptAliasMatch ^/ {shown}/cgi
             "#
         );
         std::fs::write(directory.join("apache.conf"), config).unwrap();

@@ -179,12 +179,12 @@ impl Siege {
     async fn log_in(&mut self, user: &str) -> User {
         let code = self.code_of(user);
         let body = format!("{{\"code\":\"{code}\"}}");
-        let head = format!(
+        let header = format!(
             "POST /login HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         let mut wire = self.connect(&[]).await;
-        wire.write_all((head + &body).as_bytes()).await.unwrap();
+        wire.write_all((header + &body).as_bytes()).await.unwrap();
         let responses = read_responses(&mut wire, false, |responses| !responses.is_empty()).await;
         let responses = responses.responses;
         assert_eq!(responses[0].status, 200, "{}", responses[0].text());
@@ -211,7 +211,7 @@ impl Siege {
             let mut attack = attack.clone();
             let may_be_forwarded = matches!(attack.must, Must::Served(_) | Must::Harmless);
             if may_be_forwarded && aim.path == "/required" && !aim.has_token {
-                attack.must = Must::Refused;
+                attack.must = Must::Rejected;
             }
             let auth = match aim.has_token {
                 true => format!("X-3rd-Session: {}\r\n", self.mallory.token),
@@ -288,7 +288,7 @@ impl Siege {
                 );
                 assert!(has_ended && !outcome.goes_on, "{shown}");
             }
-            Must::Refused => {
+            Must::Rejected => {
                 assert!(are_refusals && outcome.received.is_empty(), "{shown}");
                 assert!(!statuses.is_empty() || has_ended, "{shown}");
             }
@@ -331,10 +331,10 @@ impl Siege {
         self.canaries += 1;
         let target = format!("/required/canary/{}", self.canaries);
         let token = &self.bystander.token;
-        let head = format!(
+        let header = format!(
             "GET {target} HTTP/1.1\r\nHost: gateway.test\r\nX-3rd-Session: {token}\r\n\r\n"
         );
-        (target, head.into_bytes())
+        (target, header.into_bytes())
     }
 
     pub fn bystanders_token(&self) -> &str {

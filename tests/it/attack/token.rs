@@ -60,7 +60,7 @@ async fn every_invalid_token_gets_the_same_response() {
     ] {
         for path in ["/required", "/optional"] {
             let lines = format!("X-3rd-Session: {bad}\r\n");
-            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
+            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Rejected)).await;
             let [answer] = &outcome.responses[..] else { panic!("{bad}: {:?}", outcome.responses) };
             answer.assert_error(401, "session_expired", "login");
             told.insert(answer.json()["message"].to_string());
@@ -69,7 +69,7 @@ async fn every_invalid_token_gets_the_same_response() {
     for bad in [&swapped, &revoked, &"A".repeat(43)] {
         for path in ["/required", "/optional"] {
             let lines = format!("Authorization: Bearer {bad}\r\n");
-            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
+            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Rejected)).await;
             outcome.responses[0].assert_error(401, "session_expired", "login");
             told.insert(outcome.responses[0].json()["message"].to_string());
         }
@@ -79,7 +79,7 @@ async fn every_invalid_token_gets_the_same_response() {
     siege.renew().await;
     for token in [expired, token] {
         let lines = format!("X-3rd-Session: {token}\r\n");
-        let outcome = siege.run(&Attack::new(get("/optional", &lines), Must::Refused)).await;
+        let outcome = siege.run(&Attack::new(get("/optional", &lines), Must::Rejected)).await;
         outcome.responses[0].assert_error(401, "session_expired", "login");
         told.insert(outcome.responses[0].json()["message"].to_string());
     }
@@ -120,9 +120,9 @@ async fn a_token_counts_only_in_a_carrier() {
         (String::new(), "Authorization: Bearer\r\n".to_owned()),
         (String::new(), "Authorization: Basic eDp5\r\n".to_owned()),
     ] {
-        let refused =
-            siege.run(&Attack::new(get(&format!("/required{path}"), &lines), Must::Refused)).await;
-        refused.responses[0].assert_error(401, "missing_token", "login");
+        let rejected =
+            siege.run(&Attack::new(get(&format!("/required{path}"), &lines), Must::Rejected)).await;
+        rejected.responses[0].assert_error(401, "missing_token", "login");
         let outcome = siege
             .run(&Attack::new(get(&format!("/optional{path}"), &lines), Must::Served(1)))
             .await;
@@ -140,7 +140,7 @@ async fn a_token_counts_only_in_a_carrier() {
         for path in ["/required", "/optional", "/session", "/logout"] {
             let method = if path == "/logout" { "POST" } else { "GET" };
             let bytes = get(path, &lines).replace("GET", method);
-            let outcome = siege.run(&Attack::new(bytes, Must::Refused)).await;
+            let outcome = siege.run(&Attack::new(bytes, Must::Rejected)).await;
             outcome.responses[0].assert_error(400, "bad_request", "none");
         }
     }
@@ -179,7 +179,7 @@ async fn a_login_adopts_no_token_and_a_logout_takes_effect_at_once() {
         assert_ne!(token, old);
         assert_eq!(outcome.responses[0].header("set-cookie"), None);
         let request = get("/required", &format!("X-3rd-Session: {chosen}\r\n"));
-        siege.run(&Attack::new(request, Must::Refused)).await;
+        siege.run(&Attack::new(request, Must::Rejected)).await;
 
         // In one packet: a request after the logout has no session.
         let carried = format!("X-3rd-Session: {token}\r\n");

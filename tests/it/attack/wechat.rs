@@ -91,14 +91,14 @@ async fn converse(
     requests: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
+    let mut header = Vec::new();
+    while !header.ends_with(b"\r\n\r\n") {
+        if !matches!(stream.read_buf(&mut header).await, Ok(1..)) {
             return;
         }
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let header = String::from_utf8_lossy(&header).into_owned();
+    let target = header.split(' ').nth(1).unwrap_or_default().to_owned();
     requests.lock().unwrap().push(target.clone());
     let reply = replies.lock().unwrap().clone();
     let _ = stream.write_all(&reply(&target)).await;

@@ -143,9 +143,10 @@ impl Carrier {
 }
 
 async fn send(cache: &Program, request: &str, lines: &str) -> Response {
-    let head = format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
+    let header =
+        format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
     let mut connection = Connection::open(([127, 0, 0, 1], cache.port).into()).await;
-    connection.send(head.as_bytes()).await;
+    connection.send(header.as_bytes()).await;
     connection.response(request.starts_with("HEAD")).await
 }
 

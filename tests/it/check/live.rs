@@ -8,7 +8,7 @@ use crate::harness::command::{text, wxgate};
 use crate::harness::{canary, client, config_text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
+async fn a_live_check_shows_whether_wechat_accepts_the_app_and_uses_no_code() {
     let check = |address: SocketAddr, changes: &str| {
         let directory = tempfile::tempdir().unwrap();
         let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
@@ -18,7 +18,7 @@ async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
         std::fs::write(&file, text).unwrap();
         let output = wxgate().args(["check", "--live", "-c"]).arg(&file).output().unwrap();
         let shown = text_of(&output);
-        canary::look_for_in("the program", &shown);
+        canary::search("the program", &shown);
         (output.status.code().unwrap(), shown)
     };
     let (_good, address) = start_sandbox(&[]);

@@ -81,7 +81,7 @@ fn syntax_of_other_programs_is_rejected_with_the_reason() {
         ("shop:3000/api", "leave out the path"),
         ("shop：3000", "'：' is not ASCII: write :"),
     ] {
-        of_server(server).refuses(expected);
+        of_server(server).rejects(expected);
     }
     for path in [
         "^/api/.*$",
@@ -95,15 +95,15 @@ fn syntax_of_other_programs_is_rejected_with_the_reason() {
         r"/a/\d+",
     ] {
         let route = format!("[[route]]\npath = '{path}'\nupstream = \"recorder\"");
-        folder.check(&route).refuses("looks like a regular expression: paths are prefixes");
+        folder.check(&route).rejects("looks like a regular expression: paths are prefixes");
     }
     let route = "[[route]]\npath = \"/users/{id}\"\nupstream = \"recorder\"";
-    folder.check(route).refuses("contains '{': path parameters are not supported");
+    folder.check(route).rejects("contains '{': path parameters are not supported");
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ncors = true";
-    folder.check(route).refuses("write [route.cors]");
+    folder.check(route).rejects("write [route.cors]");
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\ntimeout = \"5s\"";
     let expected = "did you mean \"connect_timeout\", \"read_timeout\" or \"write_timeout\"?";
-    folder.check(route).refuses(expected);
+    folder.check(route).rejects(expected);
 
     let good = smallest();
     assert_eq!(folder.check_text(&good).code, 0);
@@ -123,7 +123,7 @@ fn syntax_of_other_programs_is_rejected_with_the_reason() {
         ),
     ] {
         assert!(good.contains(from), "{from}");
-        folder.check_text(good.replacen(from, to, 1)).refuses(expected);
+        folder.check_text(good.replacen(from, to, 1)).rejects(expected);
     }
     for (text, expected) in [
         ("server:\n  listen: 0.0.0.0:8080\napp:\n  - app_id: wx1\n", "this is YAML"),
@@ -131,11 +131,11 @@ fn syntax_of_other_programs_is_rejected_with_the_reason() {
         ("{\n  \"server\": { \"listen\": \"0.0.0.0:8080\" }\n}\n", "this is JSON"),
     ] {
         let outcome = folder.check_text(text);
-        outcome.refuses(expected);
+        outcome.rejects(expected);
         assert_eq!(outcome.err.matches("gateway.toml:").count(), 1, "{}", outcome.err);
     }
     let utf16: Vec<u8> = good.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for text in [[&[0xff, 0xfe], &*utf16].concat(), utf16] {
-        folder.check_text(text).refuses("cannot read the file: is UTF-16: save it as UTF-8");
+        folder.check_text(text).rejects("cannot read the file: is UTF-16: save it as UTF-8");
     }
 }

@@ -59,7 +59,7 @@ fn an_app_secret_that_looks_wrong_is_warned_of_and_never_shown() {
         ("\u{feff}\n".to_owned(), "is empty"),
     ] {
         for outcome in check(&content) {
-            outcome.refuses(expected);
+            outcome.rejects(expected);
             assert!(!outcome.err.contains(&SECRET[..8]), "{}", outcome.err);
         }
     }
@@ -68,7 +68,7 @@ fn an_app_secret_that_looks_wrong_is_warned_of_and_never_shown() {
         folder.write("given", content);
         let app =
             "[[app]]\napp_id = \"wx0123456789abcdef\"\napp_secret = { file = \"{dir}/given\" }";
-        folder.check(app).refuses("is UTF-16: save it as UTF-8");
+        folder.check(app).rejects("is UTF-16: save it as UTF-8");
     }
 }
 
@@ -105,7 +105,7 @@ fn other_secrets_that_look_wrong_are_warned_of_or_rejected() {
         folder.check("admin.token = { file = \"{dir}/given\" }").warns(expected);
     }
     folder.write("given", format!("{token}\n{token}"));
-    folder.check("admin.token = { file = \"{dir}/given\" }").refuses("several lines");
+    folder.check("admin.token = { file = \"{dir}/given\" }").rejects("several lines");
 
     folder.write("given", "short");
     folder
@@ -123,8 +123,8 @@ fn other_secrets_that_look_wrong_are_warned_of_or_rejected() {
         let changes = "session.redis.url = \"redis://127.0.0.1\"\n\
                        session.seal_key = { file = \"{dir}/given\" }";
         let outcome = folder.check(changes);
-        outcome.refuses("session.seal_key: must be 32 bytes");
-        outcome.refuses(expected);
+        outcome.rejects("session.seal_key: must be 32 bytes");
+        outcome.rejects(expected);
         assert!(!outcome.err.contains(&content[..10]), "{}", outcome.err);
     }
     folder.write("given", "'password'");
@@ -166,7 +166,7 @@ fn the_kind_of_a_wrong_certificate_or_key_file_is_shown() {
         (labelled("PUBLIC KEY").as_bytes(), "contains no certificate: it is a public key"),
         (b"", "cert_file: contains no certificate\n"),
     ] {
-        check(cert, key_pem.as_bytes()).refuses(expected);
+        check(cert, key_pem.as_bytes()).rejects(expected);
     }
     for (key, expected) in [
         (pem.as_bytes(), "key_file: contains no private key: it is a certificate"),
@@ -180,12 +180,12 @@ fn the_kind_of_a_wrong_certificate_or_key_file_is_shown() {
             "a private key with a passphrase",
         ),
     ] {
-        check(pem.as_bytes(), key).refuses(expected);
+        check(pem.as_bytes(), key).rejects(expected);
     }
     // Both files are checked; they may just be swapped.
     let outcome = check(key_pem.as_bytes(), pem.as_bytes());
-    outcome.refuses("server.tls.cert_file: ");
-    outcome.refuses("server.tls.key_file: ");
-    outcome.refuses("are cert_file and key_file swapped?");
+    outcome.rejects("server.tls.cert_file: ");
+    outcome.rejects("server.tls.key_file: ");
+    outcome.rejects("are cert_file and key_file swapped?");
     assert!(!outcome.err.contains(key_pem.lines().nth(1).unwrap()), "{}", outcome.err);
 }

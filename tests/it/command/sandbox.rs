@@ -9,31 +9,31 @@ use crate::harness::command::{Running, wxgate};
 use crate::harness::{SECRET, client};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_keeps_wechats_semantics() {
+async fn the_sandbox_responds_as_wechat_does() {
     let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--app", "wx1:one", "--app", "wx2:two"];
     let mut sandbox = Running::start(wxgate().args(arguments), false);
     let line = sandbox.line_with("http://");
     let address: SocketAddr = line.trim().rsplit('/').next().unwrap().parse().unwrap();
     assert!(sandbox.line_with("wx1").contains("one"));
 
-    let ask = async |query: &str| {
-        let answer = client::get(address, &format!("/sns/jscode2session?{query}")).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain")));
-        answer.json()
+    let exchange = async |query: &str| {
+        let response = client::get(address, &format!("/sns/jscode2session?{query}")).await;
+        assert_eq!((response.status, response.header("content-type")), (200, Some("text/plain")));
+        response.json()
     };
     let query = |app: &str, secret: &str, code: &str| {
         format!("appid={app}&secret={secret}&js_code={code}&grant_type=authorization_code")
     };
-    let granted = ask(&query("wx1", "one", "user-bob-1")).await;
+    let granted = exchange(&query("wx1", "one", "user-bob-1")).await;
     let openid = granted["openid"].as_str().unwrap();
     assert_eq!(openid.len(), 28);
     assert_eq!(granted["session_key"].as_str().unwrap().len(), 24);
     assert!(granted.get("unionid").is_none());
-    let elsewhere = ask(&query("wx2", "two", "user-bob-2")).await;
+    let elsewhere = exchange(&query("wx2", "two", "user-bob-2")).await;
     assert_ne!(elsewhere["openid"], openid, "an openid belongs to one app");
     let (one, two) = (
-        ask(&query("wx1", "one", "user-unionbob-1")).await,
-        ask(&query("wx2", "two", "user-unionbob-2")).await,
+        exchange(&query("wx1", "one", "user-unionbob-1")).await,
+        exchange(&query("wx2", "two", "user-unionbob-2")).await,
     );
     assert_eq!(one["unionid"], two["unionid"]);
     assert!(one["unionid"].is_string());
@@ -49,18 +49,18 @@ async fn the_sandbox_keeps_wechats_semantics() {
         (query("wx1", "one", "err-45011-x"), 45011),
         (query("wx1", "one", "err--1-x"), -1),
     ] {
-        let failed = ask(&query).await;
+        let failed = exchange(&query).await;
         assert_eq!(failed["errcode"], errcode, "{query}");
         assert!(failed["errmsg"].as_str().unwrap().contains("rid: "));
     }
 
-    let refused = client::post(address, "/sandbox/codes", &json!({ "user": "a b" })).await;
-    assert_eq!(refused.status, 400);
+    let rejected = client::post(address, "/sandbox/codes", &json!({ "user": "a b" })).await;
+    assert_eq!(rejected.status, 400);
     let given = client::post(address, "/sandbox/codes", &json!({ "user": "carol" })).await;
     let code = given.json()["code"].as_str().unwrap().to_owned();
     assert_eq!(code.len(), 32);
-    assert!(ask(&query("wx1", "one", &code)).await["openid"].is_string());
-    assert_eq!(ask(&query("wx1", "one", &code)).await["errcode"], 40163);
+    assert!(exchange(&query("wx1", "one", &code)).await["openid"].is_string());
+    assert_eq!(exchange(&query("wx1", "one", &code)).await["errcode"], 40163);
     sandbox.signal("INT");
     assert_eq!(sandbox.code(), 0);
 }
@@ -75,8 +75,8 @@ pub fn start_sandbox(options: &[&str]) -> (Running, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_has_the_moods_of_wechat() {
-    let ask = async |address: SocketAddr, code: &str| {
+async fn the_sandbox_simulates_quotas_ip_lists_and_latency() {
+    let exchange = async |address: SocketAddr, code: &str| {
         let query = format!(
             "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
             crate::harness::APP
@@ -84,21 +84,21 @@ async fn the_sandbox_has_the_moods_of_wechat() {
         client::get(address, &format!("/sns/jscode2session?{query}")).await.json()
     };
     let (_sandbox, quota) = start_sandbox(&["--user-quota", "2", "--quota", "3"]);
-    assert!(ask(quota, "user-alice-1").await["openid"].is_string());
-    assert!(ask(quota, "user-alice-2").await["openid"].is_string());
-    assert_eq!(ask(quota, "user-alice-3").await["errcode"], 45011);
-    assert!(ask(quota, "user-bob-1").await["openid"].is_string());
-    assert_eq!(ask(quota, "user-bob-2").await["errcode"], 45009);
+    assert!(exchange(quota, "user-alice-1").await["openid"].is_string());
+    assert!(exchange(quota, "user-alice-2").await["openid"].is_string());
+    assert_eq!(exchange(quota, "user-alice-3").await["errcode"], 45011);
+    assert!(exchange(quota, "user-bob-1").await["openid"].is_string());
+    assert_eq!(exchange(quota, "user-bob-2").await["errcode"], 45009);
 
-    let (_sandbox, refusing) = start_sandbox(&["--refuse-ip"]);
-    let refused = ask(refusing, "user-alice-1").await;
-    assert_eq!(refused["errcode"], 40164);
-    assert!(refused["errmsg"].as_str().unwrap().contains("invalid ip 203.0.113.7"));
+    let (_sandbox, unlisted) = start_sandbox(&["--refuse-ip"]);
+    let rejected = exchange(unlisted, "user-alice-1").await;
+    assert_eq!(rejected["errcode"], 40164);
+    assert!(rejected["errmsg"].as_str().unwrap().contains("invalid ip 203.0.113.7"));
 
     let (_sandbox, slow) = start_sandbox(&["--latency", "100ms", "--slow-start", "1s"]);
     let time = async |code: &str| {
         let began = Instant::now();
-        assert!(ask(slow, code).await["openid"].is_string());
+        assert!(exchange(slow, code).await["openid"].is_string());
         began.elapsed()
     };
     assert!(time("user-alice-1").await > Duration::from_millis(200));
@@ -110,7 +110,7 @@ async fn the_sandbox_has_the_moods_of_wechat() {
 
 /// A new login invalidates the previous session_key.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_displaces_session_keys() {
+async fn a_login_in_the_sandbox_invalidates_the_previous_session_key() {
     use base64::Engine;
     use hmac::{Hmac, KeyInit, Mac};
 

@@ -119,7 +119,7 @@ fn the_reference_has_every_key_and_no_other() {
 }
 
 #[test]
-fn the_reference_says_which_keys_need_a_restart() {
+fn the_reference_marks_the_keys_that_need_a_restart() {
     let mut marked = BTreeSet::new();
     let (mut section, mut comment) = (String::new(), String::new());
     for line in reference().lines() {

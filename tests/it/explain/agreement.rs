@@ -125,32 +125,32 @@ async fn explain_agrees_with_what_the_gateway_does() {
                 headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
             let request = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n{lines}\r\n");
             connection.send(request.as_bytes()).await;
-            let answer = connection.response(method == "HEAD").await;
+            let response = connection.response(method == "HEAD").await;
             let what = format!("{changes} {method} {path} {headers:?}: {explanation:?}");
             match explanation.outcome {
                 Outcome::Rejected => {
-                    assert_eq!(Some(answer.status), explanation.status, "{what}");
-                    assert_eq!(answer.header("allow"), explanation.allow.as_deref(), "{what}");
-                    if let Some(error) = answer.header("x-wxgate-error") {
+                    assert_eq!(Some(response.status), explanation.status, "{what}");
+                    assert_eq!(response.header("allow"), explanation.allow.as_deref(), "{what}");
+                    if let Some(error) = response.header("x-wxgate-error") {
                         assert_eq!(Some(error), explanation.error, "{what}");
                     }
                 }
                 Outcome::Answered => {
-                    let refused = [400, 404, 405, 431].contains(&answer.status);
+                    let rejected = [400, 404, 405, 431].contains(&response.status);
                     // A login without a body is 400, as an endpoint's own.
                     assert!(
-                        !refused || explanation.endpoint == Some("login"),
+                        !rejected || explanation.endpoint == Some("login"),
                         "{what} {}",
-                        answer.status
+                        response.status
                     );
                     assert!(
-                        explanation.status.is_none_or(|status| status == answer.status),
+                        explanation.status.is_none_or(|status| status == response.status),
                         "{what}"
                     );
                 }
                 Outcome::Forwarded => {
-                    assert_eq!(answer.status, 200, "{what}");
-                    assert_eq!(answer.header("x-wxgate-error"), None, "{what}");
+                    assert_eq!(response.status, 200, "{what}");
+                    assert_eq!(response.header("x-wxgate-error"), None, "{what}");
                 }
                 Outcome::ForwardAuth => panic!("{what}"),
             }
@@ -213,23 +213,23 @@ async fn headers_explained_as_removed_do_not_reach_the_service() {
     ];
     let headers = sent.map(|(name, value, _)| (name, value));
     let explanation = explained(&stack, "GET", "/x?y=1", &headers);
-    let seen = headers
+    let received = headers
         .iter()
         .fold(stack.get("/x?y=1"), |request, (name, value)| request.header(name, value));
-    let seen = seen.forwarded().await;
+    let received = received.forwarded().await;
     let forwarded = explanation.request.unwrap();
-    assert_eq!(forwarded.target, seen.target());
+    assert_eq!(forwarded.target, received.target());
     let names = |names: Vec<String>| {
         let mut names: Vec<_> = names.iter().map(|name| name.to_lowercase()).collect();
         names.sort();
         names
     };
-    let on_the_wire = names(seen.lines.iter().map(|(name, _)| name.clone()).collect());
+    let on_the_wire = names(received.lines.iter().map(|(name, _)| name.clone()).collect());
     let explained = forwarded.headers.iter().map(|header| header.name.clone());
     assert_eq!(names(explained.collect()), on_the_wire);
     for (name, value, why) in sent {
         let removed = explanation.removed.iter().find(|one| one.name.eq_ignore_ascii_case(name));
-        assert_eq!(seen.all(name).contains(&value), removed.is_none(), "{name}");
+        assert_eq!(received.all(name).contains(&value), removed.is_none(), "{name}");
         match removed {
             None => assert_eq!(why, "", "{name} is not removed"),
             Some(removed) => assert!(

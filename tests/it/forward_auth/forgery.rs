@@ -71,7 +71,7 @@ async fn a_preflight_is_allowed_without_a_session_only_where_it_is_forwarded() {
         let stack =
             start_with(&format!("[[route]]\npath = \"/\"\nupstream = \"recorder\"\n{says}")).await;
         let preflight = about("/orders")
-            .told("X-Forwarded-Method", "OPTIONS")
+            .with("X-Forwarded-Method", "OPTIONS")
             .line("Origin", "https://h5.test")
             .line("Access-Control-Request-Method", "POST");
         assert_eq!(preflight.send(&stack).await.status, status, "{says}");

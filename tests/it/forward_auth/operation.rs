@@ -19,9 +19,9 @@ async fn the_path_and_the_header_names_are_the_operators() {
     )
     .await;
     let token = stack.login("alice").await;
-    let exchange = async |ask: DecisionRequest| {
+    let exchange = async |request: DecisionRequest| {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-        connection.send(&ask.bytes()).await;
+        connection.send(&request.bytes()).await;
         connection.response(false).await
     };
     let response = exchange(about("/").token(&token).by("GET /internal/decide")).await;
@@ -57,7 +57,7 @@ async fn routes_that_another_proxy_forwards_need_no_upstream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn own_endpoints_are_the_gateways_on_their_hosts_only() {
     let stack = start_with("endpoints.hosts = [\"mini.test\"]").await;
-    let own = about("/login").told("X-Forwarded-Host", "MINI.test:443");
+    let own = about("/login").with("X-Forwarded-Host", "MINI.test:443");
     own.send(&stack).await.assert_error(403, "bad_request", "none");
     assert_eq!(about("/login").send(&stack).await.status, 401, "not an endpoint on this host");
 }
@@ -83,13 +83,13 @@ async fn rates_of_users_and_addresses_count() {
         assert_identity(&about("/user").token(&alice).send(&stack).await, &openid("alice"));
         assert_identity(&about("/address").send(&stack).await, "");
     }
-    for refused in [about("/user").token(&alice), about("/address")] {
-        let response = refused.send(&stack).await;
+    for rejected in [about("/user").token(&alice), about("/address")] {
+        let response = rejected.send(&stack).await;
         response.assert_error(403, "rate_limited", "retry");
         assert!(response.header("retry-after").is_some());
     }
     assert_identity(&about("/user").token(&bob).send(&stack).await, &openid("bob"));
-    let elsewhere = about("/address").told("X-Forwarded-For", "198.51.100.8");
+    let elsewhere = about("/address").with("X-Forwarded-For", "198.51.100.8");
     assert_identity(&elsewhere.send(&stack).await, "");
 }
 
@@ -111,7 +111,7 @@ async fn decisions_are_counted_and_logged() {
     let token = stack.login("alice").await;
     let id = about("/orders/7?secret=1").token(&token).line("X-Request-Id", "of-the-proxy-1");
     assert_eq!(id.send(&stack).await.header("x-request-id"), Some("of-the-proxy-1"));
-    about("/orders").told("X-Forwarded-Method", "POST").send(&stack).await;
+    about("/orders").with("X-Forwarded-Method", "POST").send(&stack).await;
     about("/optional").send(&stack).await;
     about("/login").send(&stack).await;
     for (name, value) in [

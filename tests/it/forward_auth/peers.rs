@@ -85,11 +85,11 @@ impl Front<'_> {
         } else {
             format!("Content-Length: {}\r\n", body.len())
         };
-        let head = format!(
+        let header = format!(
             "{request} HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n{lines}{length}\r\n"
         );
         let mut connection = Connection::open(([127, 0, 0, 1], self.port).into()).await;
-        connection.send(format!("{head}{body}").as_bytes()).await;
+        connection.send(format!("{header}{body}").as_bytes()).await;
         let response = connection.response(false).await;
         (response, self.stack.upstream.requests_after(before))
     }
@@ -110,7 +110,13 @@ impl Front<'_> {
         received.remove(0)
     }
 
-    async fn assert_refused(&self, target: &str, lines: &[(&str, &str)], status: u16, error: &str) {
+    async fn assert_rejected(
+        &self,
+        target: &str,
+        lines: &[(&str, &str)],
+        status: u16,
+        error: &str,
+    ) {
         let (response, received) = self.get(target, lines).await;
         assert_eq!(response.status, status, "{target} {lines:?} {}", response.text());
         assert!(received.is_empty(), "{target} {lines:?} reached the service");
@@ -216,13 +222,13 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     }
 
     // A rejection reaches the client, and the request does not reach the service.
-    front.assert_refused("/", &[], 401, "missing_token").await;
-    front.assert_refused("/", &FORGED, 401, "missing_token").await;
+    front.assert_rejected("/", &[], 401, "missing_token").await;
+    front.assert_rejected("/", &FORGED, 401, "missing_token").await;
     let unknown = "A".repeat(43);
-    front.assert_refused("/", &[("X-3rd-Session", &unknown)], 401, "session_expired").await;
-    front.assert_refused("/optional", &[("X-3rd-Session", "x")], 401, "session_expired").await;
+    front.assert_rejected("/", &[("X-3rd-Session", &unknown)], 401, "session_expired").await;
+    front.assert_rejected("/optional", &[("X-3rd-Session", "x")], 401, "session_expired").await;
     let twice = [with_token[0], with_token[0]];
-    front.assert_refused("/", &twice, 403, "bad_request").await;
+    front.assert_rejected("/", &twice, 403, "bad_request").await;
     // The client cannot choose which request is checked.
     for lines in [
         [("X-Forwarded-Uri", "/none"), ("X-Forwarded-Method", "GET")],
@@ -258,7 +264,7 @@ async fn holds_its_promises(mut stack: Stack, proxy: Program) {
     assert_eq!(response.json()["app_id"], APP);
     let (response, _) = front.send("POST /logout", &with_token, "").await;
     assert_eq!(response.status, 204);
-    front.assert_refused("/", &with_token, 401, "session_expired").await;
+    front.assert_rejected("/", &with_token, 401, "session_expired").await;
 
     // Without the gateway nothing is forwarded.
     let before = stack.upstream.requests().len();
@@ -313,14 +319,16 @@ async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
         assert_identity(&front.forwarded("/orders", &bob_s).await, Some(&openid("bob")), &bob);
         let by_bearer = [("Authorization", &*bearer)];
         assert_identity(&front.forwarded("/orders", &by_bearer).await, Some(&openid("bob")), &bob);
-        front.assert_refused("/orders", &[], 401, "missing_token").await;
+        front.assert_rejected("/orders", &[], 401, "missing_token").await;
         let wrong = "A".repeat(43);
-        front.assert_refused("/orders", &[("X-3rd-Session", &wrong)], 401, "session_expired").await;
+        front
+            .assert_rejected("/orders", &[("X-3rd-Session", &wrong)], 401, "session_expired")
+            .await;
         // A path that another route allows is not allowed here.
         assert_identity(&front.forwarded("/none", &[]).await, None, &bob);
         assert_identity(&front.forwarded("/optional", &[]).await, None, &bob);
-        front.assert_refused("/orders", &[], 401, "missing_token").await;
-        front.assert_refused("/orders?x", &[], 401, "missing_token").await;
+        front.assert_rejected("/orders", &[], 401, "missing_token").await;
+        front.assert_rejected("/orders?x", &[], 401, "missing_token").await;
     }
     stack.until_metric(decided, 5.0).await;
 }

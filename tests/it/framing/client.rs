@@ -219,7 +219,7 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
     findings.end();
 }
 
-/// It cannot be told from a client that has disconnected. nginx does the same.
+/// It cannot be distinguished from a client that has disconnected. nginx does the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_closes_its_half_before_the_response_has_disconnected() {
     for (begin, is_begun) in

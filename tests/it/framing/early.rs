@@ -23,7 +23,7 @@ fn large(is_chunked: bool) -> (String, String) {
     }
 }
 
-async fn a_refusal_arrives(end: Step) {
+async fn assert_rejection_arrives(end: Step) {
     let stack = start_early().await;
     let mut findings = Findings::default();
     for attempt in 0..MANY {
@@ -56,23 +56,23 @@ async fn a_refusal_arrives(end: Step) {
 /// Unread bytes make the system reset the connection when the service closes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_by_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
-    a_refusal_arrives(Step::Close).await;
+    assert_rejection_arrives(Step::Close).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_by_a_service_that_reads_on_reaches_a_client_that_still_sends() {
-    a_refusal_arrives(Step::Finish).await;
+    assert_rejection_arrives(Step::Finish).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_begins_before_the_end_of_the_body_is_forwarded_while_the_body_continues() {
     let stack = start_early().await;
     let mut findings = Findings::default();
-    let (head, begin, end) =
+    let (header, begin, end) =
         ("Transfer-Encoding: chunked\r\n\r\n", "5\r\nhello\r\n", "6\r\n world\r\n0\r\n\r\n");
     for is_chunked in [false, true] {
         reply(&stack, move |_| {
-            let first = format!("HTTP/1.1 200 OK\r\n{head}{begin}");
+            let first = format!("HTTP/1.1 200 OK\r\n{header}{begin}");
             Reply::Steps(vec![Step::Send(first.into()), Step::Body, Step::Send(end.into())])
         });
         let before = stack.upstream.requests().len();
@@ -115,8 +115,8 @@ async fn a_body_and_its_echo_are_forwarded_at_once() {
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunk + "0\r\n\r\n"),
     ] {
         // The echo must contain neither the gateway's framing nor bytes of a next request.
-        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
-        stack.upstream.reply(move |_| Reply::Echo(head.clone().into()));
+        let header = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
+        stack.upstream.reply(move |_| Reply::Echo(header.clone().into()));
         let mut connection = Connection::open(stack.gateway).await;
         let response = connection
             .strict_response_while_sending(&request("POST", "/none", &lines, &sent))

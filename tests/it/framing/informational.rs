@@ -21,7 +21,7 @@ async fn an_expectation_is_forwarded_and_so_is_the_reaction_of_the_service() {
         ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
     ] {
         let lines = format!("Expect: 100-continue\r\n{lines}");
-        let head = request("POST", "/none", &lines, "");
+        let header = request("POST", "/none", &lines, "");
         // The service asks for the body.
         let before = stack.upstream.requests().len();
         reply(&stack, move |_| {
@@ -32,7 +32,7 @@ async fn an_expectation_is_forwarded_and_so_is_the_reaction_of_the_service() {
             ])
         });
         let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&head).await;
+        connection.send(&header).await;
         let first = connection.strict_response(false).await;
         findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
         connection.send(body.as_bytes()).await;
@@ -47,14 +47,14 @@ async fn an_expectation_is_forwarded_and_so_is_the_reaction_of_the_service() {
             let next = go_on(&mut connection, &response).await;
             findings.check(&lines, next.is_ok(), next);
         }
-        // It does not ask, and the client need not send it: what follows is not a request.
+        // It sends no 100, so the client need not send the body: what follows is not a request.
         for status in ["417 Expectation Failed", "413 Content Too Large", "200 OK"] {
             reply(&stack, move |_| {
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
-                Reply::Steps(vec![Step::Send(head.into()), Step::Finish])
+                let header = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
+                Reply::Steps(vec![Step::Send(header.into()), Step::Finish])
             });
             let mut connection = Connection::open(stack.gateway).await;
-            connection.send(&head).await;
+            connection.send(&header).await;
             let response = connection.strict_response(false).await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 response.status_line.contains(&status[..3]) && response.text() == "no"

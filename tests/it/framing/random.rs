@@ -166,9 +166,9 @@ impl Round {
             (false, 0) => (String::new(), Vec::new()),
             (false, length) => (format!("Content-Length: {length}\r\n"), self.body()),
         };
-        let head = request(self.method, path, &lines, "");
+        let header = request(self.method, path, &lines, "");
         let held_back = if self.variant() == EarlyToHalf { body.len() / 2 } else { 0 };
-        let bytes = [head, body].concat();
+        let bytes = [header, body].concat();
         let first = bytes.len() - held_back;
         (bytes, first)
     }
@@ -236,11 +236,11 @@ impl Round {
             Nonsense => ("SSH-2.0-OpenSSH", String::new(), String::new()),
         };
         let body = if self.has_body() { body } else { String::new() };
-        let head = format!("{status}\r\nX-For: {path}\r\n{lines}\r\n");
+        let header = format!("{status}\r\nX-For: {path}\r\n{lines}\r\n");
         let bytes = match variant {
-            HalfHead => head[..head.len() - 3].to_owned(),
-            Hinted => format!("HTTP/1.1 103 Early Hints\r\nX-For: {path}\r\n\r\n{head}{body}"),
-            _ => head + &body,
+            HalfHead => header[..header.len() - 3].to_owned(),
+            Hinted => format!("HTTP/1.1 103 Early Hints\r\nX-For: {path}\r\n\r\n{header}{body}"),
+            _ => header + &body,
         };
         let mut steps = Vec::new();
         if !matches!(variant, Early | EarlyToHalf) {

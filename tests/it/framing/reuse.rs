@@ -139,10 +139,10 @@ async fn a_connection_is_not_reused_after_a_doubtful_response_or_one_that_closes
     }
     // A response without a length ends when the connection is closed.
     for version in ["1.0", "1.1"] {
-        let head = format!("HTTP/{version} 200 OK\r\n\r\nhello");
-        let steps = [Step::Send(head.clone().into()), Step::Close];
+        let header = format!("HTTP/{version} 200 OK\r\n\r\nhello");
+        let steps = [Step::Send(header.clone().into()), Step::Close];
         let [first, next] = of_two(&stack, "GET", &steps).await;
-        findings.check(head, first.is_some() && first != next, (first, next));
+        findings.check(header, first.is_some() && first != next, (first, next));
     }
     findings.end();
 }

@@ -53,12 +53,13 @@ async fn a_response_that_ends_with_its_connection_is_chunked_once() {
     for version in ["HTTP/1.0", "HTTP/1.1"] {
         for lines in ["", "Connection: close\r\n", "Connection: keep-alive\r\n"] {
             for body in ["", "hello", "5\r\nhello\r\n0\r\n\r\n"] {
-                let head = format!("{version} 200 OK\r\n{lines}\r\n");
-                let steps = [Step::Send(head.clone().into()), Step::Drip(body.into()), Step::Close];
+                let header = format!("{version} 200 OK\r\n{lines}\r\n");
+                let steps =
+                    [Step::Send(header.clone().into()), Step::Drip(body.into()), Step::Close];
                 reply(&stack, move |_| Reply::Steps(steps.to_vec()));
                 let response = exchange(&stack, &get()).await;
                 let is_right = is_ok(&response, Framing::Chunked, body);
-                findings.check(format!("{head}{body}"), is_right, response);
+                findings.check(format!("{header}{body}"), is_right, response);
             }
         }
     }
@@ -135,8 +136,8 @@ async fn lengths_that_are_equal_are_merged_and_all_others_are_a_bad_gateway() {
         "Content-Length: 18446744073709551616\r\n",
         "Content-Length: 18446744073709551621\r\n",
     ] {
-        let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\nhello!");
-        closing(&stack, &head);
+        let header = format!("HTTP/1.1 200 OK\r\n{lines}\r\nhello!");
+        closing(&stack, &header);
         let response = exchange(&stack, &get()).await;
         findings.check(lines, is_bad_gateway(&response), response);
     }
@@ -307,7 +308,7 @@ async fn a_length_that_connection_names_still_counts() {
 async fn a_doubtful_response_header_is_a_bad_gateway() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
-    for head in [
+    for header in [
         "HTTP/1.1 200 OK\nContent-Length: 5\n\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\nX: y\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\n",
@@ -332,9 +333,9 @@ async fn a_doubtful_response_header_is_a_bad_gateway() {
         "ICY 200 OK\r\nContent-Length: 5\r\n\r\n",
         "hello",
     ] {
-        closing(&stack, &format!("{head}hello"));
+        closing(&stack, &format!("{header}hello"));
         let response = exchange(&stack, &get()).await;
-        findings.check(head, is_bad_gateway(&response), response);
+        findings.check(header, is_bad_gateway(&response), response);
     }
     findings.end();
 }

@@ -268,11 +268,11 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
     let trailers = "X-Sum: 1\r\nX-OpenId: evil\r\nx-other:a b \r\n";
     let bytes = with_trailers("/none", "TE: trailers\r\nConnection: TE\r\n", trailers);
     let chunks = format!("5;a=b\r\nhello\r\n0;c\r\n{trailers}\r\n");
-    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let header = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
     for cut in 1..chunks.len() {
         let (first, rest) = chunks.split_at(cut);
-        let steps = [Step::Send(format!("{head}{first}").into()), Step::Send(rest.into())];
+        let steps = [Step::Send(format!("{header}{first}").into()), Step::Send(rest.into())];
         stack.upstream.reply(move |_| Reply::Steps(steps.to_vec()));
         let before = stack.upstream.requests().len();
         // From the end, so that parts of this size meet the trailers.
@@ -309,7 +309,7 @@ async fn trailers_count_towards_the_limits_of_a_request_header() {
     let lines = |prefix: &str, count: usize, length: usize| -> String {
         (0..count).map(|at| format!("{prefix}-{at}: {}\r\n", "y".repeat(length))).collect()
     };
-    for (head, trailers, is_served) in [
+    for (header, trailers, is_served) in [
         (lines("X", 3, 1), lines("T", 3, 1), true),
         (lines("X", 1, 500), lines("T", 1, 500), true),
         (String::new(), lines("T", 11, 1), false),
@@ -320,10 +320,10 @@ async fn trailers_count_towards_the_limits_of_a_request_header() {
         (lines("X", 2, 600), lines("T", 2, 600), false),
         (String::new(), lines("T", 1, 1 << 20), false),
     ] {
-        let row = format!("{} and {} bytes of lines", head.len(), trailers.len());
+        let row = format!("{} and {} bytes of lines", header.len(), trailers.len());
         let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
-        connection.try_send(&with_trailers("/none", &head, &trailers)).await;
+        connection.try_send(&with_trailers("/none", &header, &trailers)).await;
         let response = connection.strict_response_or_end(false).await;
         let is_right = response.as_ref().is_ok_and(|response| match response {
             Some(response) => response.status == if is_served { 200 } else { 431 },
@@ -333,7 +333,7 @@ async fn trailers_count_towards_the_limits_of_a_request_header() {
         let received = stack.upstream.requests_after(before);
         findings.check(&row, received.len() == usize::from(is_served), received);
 
-        reply_with_trailers(&stack, &head, &trailers);
+        reply_with_trailers(&stack, &header, &trailers);
         for taken in ["", "TE: trailers\r\n"] {
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", taken, "")).await;

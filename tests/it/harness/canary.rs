@@ -34,7 +34,7 @@ pub fn first_in(text: &str) -> Option<String> {
 }
 
 /// Records the secrets in a text of the gateway, for [`assert_none_shown`].
-pub fn look_for_in(place: &str, text: &str) {
+pub fn search(place: &str, text: &str) {
     if let Some(secret) = first_in(text) {
         FOUND.lock().unwrap().push(format!("{place} shows {secret}: {text}"));
     }

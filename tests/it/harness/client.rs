@@ -17,19 +17,19 @@ use super::{PATIENCE, Stack};
 /// A request that is being built.
 pub struct Request<'a> {
     stack: &'a Stack,
-    head: String,
+    header_lines: String,
     body: Vec<u8>,
     chunked: bool,
 }
 
 impl<'a> Request<'a> {
     pub fn new(stack: &'a Stack, method: &str, path: &str) -> Self {
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
-        Self { stack, head, body: Vec::new(), chunked: false }
+        let header_lines = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
+        Self { stack, header_lines, body: Vec::new(), chunked: false }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self.header_lines.push_str(&format!("{name}: {value}\r\n"));
         self
     }
 
@@ -59,14 +59,14 @@ impl<'a> Request<'a> {
 
     /// The request's bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.head.clone().into_bytes();
+        let mut bytes = self.header_lines.clone().into_bytes();
         if self.chunked {
             bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
             bytes.extend_from_slice(format!("{:x}\r\n", self.body.len()).as_bytes());
             bytes.extend_from_slice(&self.body);
             bytes.extend_from_slice(b"\r\n0\r\n\r\n");
         } else {
-            if !self.body.is_empty() || self.head.starts_with("POST") {
+            if !self.body.is_empty() || self.header_lines.starts_with("POST") {
                 let length = format!("Content-Length: {}\r\n", self.body.len());
                 bytes.extend_from_slice(length.as_bytes());
             }
@@ -91,7 +91,7 @@ impl<'a> Request<'a> {
     async fn send_to(self, address: SocketAddr) -> Response {
         let mut connection = Connection::open(address).await;
         connection.send(&self.bytes()).await;
-        connection.response(self.head.starts_with("HEAD")).await
+        connection.response(self.header_lines.starts_with("HEAD")).await
     }
 
     /// Sends the request, which must be forwarded, and returns it as the service received it.
@@ -246,7 +246,7 @@ impl Connection {
         let response = self.read_next(is_bodyless).await?;
         canary::plant_from(&response.text());
         if response.header("x-wxgate-error").is_some() {
-            canary::look_for_in("an error", &format!("{:?} {}", response.headers, response.text()));
+            canary::search("an error", &format!("{:?} {}", response.headers, response.text()));
         }
         Some(response)
     }
@@ -258,9 +258,9 @@ impl Connection {
             }
             self.more().await?;
         };
-        let head = String::from_utf8(self.read[..end].to_vec()).unwrap();
+        let header = String::from_utf8(self.read[..end].to_vec()).unwrap();
         self.read.drain(..end + 4);
-        let mut lines = head.split("\r\n");
+        let mut lines = header.split("\r\n");
         let status: u16 = lines.next()?.split(' ').nth(1)?.parse().unwrap();
         let headers: Vec<(String, String)> = lines
             .map(|line| line.split_once(':').unwrap())
@@ -320,7 +320,7 @@ pub async fn get(address: SocketAddr, path: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     let response = exchange(address, &request).await;
     if path == "/metrics" {
-        canary::look_for_in("the metrics", &response.text());
+        canary::search("the metrics", &response.text());
     }
     response
 }
@@ -329,8 +329,8 @@ pub async fn get(address: SocketAddr, path: &str) -> Response {
 pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Response {
     let body = body.to_string();
     let length = body.len();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
-    exchange(address, &(head + &body)).await
+    let header = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    exchange(address, &(header + &body)).await
 }
 
 async fn exchange(address: SocketAddr, request: &str) -> Response {

@@ -84,7 +84,7 @@ impl Drop for Running {
         let _ = self.child.wait();
         // The sandbox and the demo print the secret that they are given.
         if self.is_gateway {
-            canary::look_for_in("the program", &self.transcript);
+            canary::search("the program", &self.transcript);
         }
     }
 }

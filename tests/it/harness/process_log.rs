@@ -91,7 +91,7 @@ struct Writer;
 
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        canary::look_for_in("the process's log", &String::from_utf8_lossy(bytes));
+        canary::search("the process's log", &String::from_utf8_lossy(bytes));
         LOG.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }

@@ -22,7 +22,7 @@ pub struct Program {
 impl Program {
     /// The file in which a service records the requests that it received.
     pub fn log(&self) -> PathBuf {
-        self.directory.path().join("believed")
+        self.directory.path().join("trusted")
     }
 }
 
@@ -47,7 +47,7 @@ fn directory() -> tempfile::TempDir {
     // A server that root has started reads it as another user.
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(directory.path(), open).unwrap();
-    std::fs::write(directory.path().join("believed"), "").unwrap();
+    std::fs::write(directory.path().join("trusted"), "").unwrap();
     directory
 }
 
@@ -56,7 +56,7 @@ pub fn script(program: &str, name: &str) -> Program {
     let directory = directory();
     let mut child = Command::new(program)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(name))
-        .arg(directory.path().join("believed"))
+        .arg(directory.path().join("trusted"))
         .stdout(Stdio::piped())
         .spawn()
         .unwrap_or_else(|_| panic!("{program} runs (deploy/dev test installs it)"));

@@ -61,7 +61,7 @@ impl RedisServer {
     fn run(&mut self) {
         self.begin();
         let client = self.client();
-        until("the server answers", || {
+        until("the server responds", || {
             let connection = client.get_connection();
             connection.is_ok_and(|mut connection| cmd("PING").exec(&mut connection).is_ok())
         });

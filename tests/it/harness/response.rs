@@ -16,8 +16,8 @@ impl Response {
     /// The first response in these bytes, and its length, if it is complete; one without a length is
     /// complete when they `have_ended`.
     pub fn parse(bytes: &[u8], is_bodyless: bool, have_ended: bool) -> Option<(Self, usize)> {
-        let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
-        let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
+        let header = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let text = String::from_utf8_lossy(&bytes[..header]).into_owned();
         let mut lines = text.split("\r\n");
         let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;
         let headers = lines.map(|line| line.split_once(':').unwrap());
@@ -25,7 +25,7 @@ impl Response {
             headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
         let mut response =
             Self { status, headers: headers.collect(), body: Vec::new(), is_whole: true };
-        let start = head + 4;
+        let start = header + 4;
         if response.header("transfer-encoding").is_some() {
             let (body, length) = unchunked(&bytes[start..])?;
             response.body = body;

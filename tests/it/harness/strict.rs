@@ -95,22 +95,22 @@ pub async fn read_header(
         }
         if more(stream, read).await.is_none() {
             let is_clean = read.is_empty();
-            return if is_clean { Ok(None) } else { Err(fault("half a head", read)) };
+            return if is_clean { Ok(None) } else { Err(fault("half a header", read)) };
         }
     };
     Ok(Some(read.drain(..end + 4).take(end).collect()))
 }
 
 /// The first line of a header, and the others.
-pub fn split_header(head: &[u8]) -> Result<(String, Lines), String> {
-    let text = String::from_utf8_lossy(head);
+pub fn split_header(header: &[u8]) -> Result<(String, Lines), String> {
+    let text = String::from_utf8_lossy(header);
     if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
-        return Err(fault("control bytes", head));
+        return Err(fault("control bytes", header));
     }
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default().to_owned();
     let lines: Option<Lines> = lines.map(split_line).collect();
-    Ok((first, lines.ok_or_else(|| fault("no header line", head))?))
+    Ok((first, lines.ok_or_else(|| fault("no header line", header))?))
 }
 
 fn split_line(line: &str) -> Option<(String, String)> {
@@ -214,16 +214,16 @@ pub async fn read_response(
     read: &mut Vec<u8>,
     is_to_head: bool,
 ) -> Result<Option<StrictResponse>, String> {
-    let Some(head) = read_header(stream, read).await? else { return Ok(None) };
-    let (status_line, lines) = split_header(&head)?;
+    let Some(header) = read_header(stream, read).await? else { return Ok(None) };
+    let (status_line, lines) = split_header(&header)?;
     let status =
         status_line.strip_prefix("HTTP/1.1 ").filter(|rest| rest.as_bytes()[3..4] == *b" ");
     let status = status.and_then(|rest| rest[..3].parse().ok());
-    let status: u16 = status.ok_or_else(|| fault("no status line", &head))?;
-    let announced = framing(&lines).ok_or_else(|| fault("doubtful framing", &head))?;
+    let status: u16 = status.ok_or_else(|| fault("no status line", &header))?;
+    let announced = framing(&lines).ok_or_else(|| fault("doubtful framing", &header))?;
     let framing = match (status, announced) {
         (100..=199 | 204, Framing::Length | Framing::Chunked) | (304, Framing::Chunked) => {
-            return Err(fault("framing where there is no body", &head));
+            return Err(fault("framing where there is no body", &header));
         }
         (100..=199 | 204 | 304, _) => Framing::Nothing,
         _ if is_to_head => Framing::Nothing,

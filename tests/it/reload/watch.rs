@@ -33,13 +33,13 @@ async fn a_changed_secret_is_reloaded_automatically() {
     let stack = Stack::start_with("server.watch_interval = \"10ms\"").await;
     let secret = stack.directory.path().join("wechat-secret");
     fs::write(&secret, "0000000000000000000000000000dead").unwrap();
-    let refused = async || {
+    let rejected = async || {
         let code: u64 = rand::random();
         stack.try_login(&format!("user-anna-{code}")).await.status == 502
     };
-    until("the new secret is used", refused).await;
+    until("the new secret is used", rejected).await;
     fs::write(&secret, crate::harness::SECRET).unwrap();
-    until("the old one is used again", async || !refused().await).await;
+    until("the old one is used again", async || !rejected().await).await;
 }
 
 /// The file of a route's response is part of the configuration, too.

@@ -66,13 +66,13 @@ async fn a_preflight_gets_a_response_without_a_session_and_responses_have_cors_h
     let response = stack.get("/api/x").token(&token).send().await;
     assert_eq!(response.header("access-control-allow-origin"), None);
     assert_eq!(response.header("vary"), vary);
-    let refused = stack.get("/api/x").header("Origin", PAGE).send().await;
-    refused.assert_error(401, "missing_token", "login");
-    assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
+    let rejected = stack.get("/api/x").header("Origin", PAGE).send().await;
+    rejected.assert_error(401, "missing_token", "login");
+    assert_eq!(rejected.header("access-control-allow-origin"), Some(PAGE));
     stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    let refused = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
-    refused.assert_error(502, "bad_gateway", "retry");
-    assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
+    let rejected = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
+    rejected.assert_error(502, "bad_gateway", "retry");
+    assert_eq!(rejected.header("access-control-allow-origin"), Some(PAGE));
 }
 
 #[tokio::test(flavor = "multi_thread")]

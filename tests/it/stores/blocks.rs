@@ -39,8 +39,8 @@ async fn a_blocked_user_cannot_log_in_until_the_block_expires(gateways: Gateways
     let left = until.duration_since(std::time::SystemTime::now()).unwrap();
     let day = Duration::from_secs(24 * 3600);
     assert!(left <= day && left > day - Duration::from_secs(600), "{left:?}");
-    let refusals = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"login_refused\"}}");
-    assert!(here.metric(&refusals).await >= 1.0);
+    let rejections = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"login_refused\"}}");
+    assert!(here.metric(&rejections).await >= 1.0);
 
     // Longer than the test can have taken: the store has its own clock.
     let margin = Duration::from_secs(600);
@@ -99,8 +99,8 @@ async fn no_login_slips_past_a_block_by_a_race(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     for _ in 0..10 {
         let login = |stack| async move {
-            let answer = try_login(stack, "alice").await;
-            (answer.status == 200).then(|| text_of(&answer.json(), "token"))
+            let response = try_login(stack, "alice").await;
+            (response.status == 200).then(|| text_of(&response.json(), "token"))
         };
         let block = format!("{}&block=1h", of("alice"));
         let (one, two, (), three, four) = tokio::join!(

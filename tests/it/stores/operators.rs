@@ -33,8 +33,8 @@ async fn an_operator_lists_the_sessions_of_a_user(gateways: Gateways) {
     for (stack, address, code) in [(here, "203.0.113.9", "1"), (there, "2001:db8::9", "2")] {
         let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
         connection.send(&login(stack, address, code)).await;
-        let answer = connection.response(false).await;
-        tokens.push(answer.json()["token"].as_str().unwrap().to_owned());
+        let response = connection.response(false).await;
+        tokens.push(response.json()["token"].as_str().unwrap().to_owned());
         gateways.advance(Duration::from_secs(120));
     }
     here.login("bob").await;
@@ -68,8 +68,8 @@ async fn an_operator_revokes_one_session(gateways: Gateways) {
     let id = text(&gateways.listed("alice").await[0], "id").to_owned();
     let path = |id: &str, user: &str| of(user).replace("/sessions", &format!("/sessions/{id}"));
     for nobodys in [path(&id, "bob"), path("0123456789abcdef", "alice"), path("", "alice")] {
-        let refused = gateways.operate("DELETE", &nobodys).await;
-        assert_eq!((refused.status, &refused.json()["error"]), (404, &"no_session".into()));
+        let rejected = gateways.operate("DELETE", &nobodys).await;
+        assert_eq!((rejected.status, &rejected.json()["error"]), (404, &"no_session".into()));
     }
     assert_eq!(gateways.operate("DELETE", &path(&id, "alice")).await.status, 204);
     assert_eq!(status(here, &first).await, 401);
@@ -91,8 +91,8 @@ async fn an_operator_revokes_all_sessions_of_a_user(gateways: Gateways) {
         assert_eq!(status(there, token).await, 200);
     }
     let path = format!("{}&app_id={APP}", of("alice"));
-    let answer = gateways.operate("DELETE", &path).await;
-    assert_eq!((answer.status, answer.body.len()), (204, 0));
+    let response = gateways.operate("DELETE", &path).await;
+    assert_eq!((response.status, response.body.len()), (204, 0));
     for token in &tokens {
         assert_eq!(status(here, token).await, 401);
         until_status(there, token, 401).await;
@@ -112,12 +112,12 @@ async fn no_session_survives_a_racing_revocation_of_all(gateways: Gateways) {
         before.push(here.login("alice").await);
         before.push(there.login("alice").await);
         let path = of("alice");
-        let (answer, some, more) = tokio::join!(
+        let (response, some, more) = tokio::join!(
             gateways.operate("DELETE", &path),
             async { [here.login("alice").await, there.login("alice").await] },
             async { [there.login("alice").await, here.login("alice").await] },
         );
-        assert_eq!(answer.status, 204);
+        assert_eq!(response.status, 204);
         for token in &before {
             assert_eq!(status(here, token).await, 401);
         }
@@ -153,8 +153,8 @@ async fn an_operator_finds_a_user_by_the_name_of_the_access_log(gateways: Gatewa
     assert!(gateways.list(&by_name).await["sessions"].as_array().unwrap().is_empty());
     gateways.delete(&by_name).await;
     // A block needs an openid.
-    let refused = gateways.operate("DELETE", &format!("{by_name}&block=1h")).await;
-    assert_eq!((refused.status, &refused.json()["error"]), (404, &"no_user".into()));
+    let rejected = gateways.operate("DELETE", &format!("{by_name}&block=1h")).await;
+    assert_eq!((rejected.status, &rejected.json()["error"]), (404, &"no_user".into()));
 }
 
 /// The lines of operator actions since a position of the log.
@@ -254,17 +254,17 @@ async fn operator_actions_require_the_token() {
         stack.request("DELETE", &path).bearer(""),
         stack.request("PUT", "/sessions/0123456789abcdef"),
     ] {
-        let refused = request.header("X-Request-Id", &mark).send_to_admin().await;
-        assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
-        assert_eq!(refused.json()["error"], "unauthorized");
+        let rejected = request.header("X-Request-Id", &mark).send_to_admin().await;
+        assert_eq!((rejected.status, rejected.header("www-authenticate")), (401, Some("Bearer")));
+        assert_eq!(rejected.json()["error"], "unauthorized");
     }
     // Logged once a minute, so that guesses cannot fill the log.
-    let refusals = process_log::text_after(position);
-    let refusals = refusals.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let refusals = refusals.filter(|line| line["fields"]["request_id"] == mark.as_str());
-    let refusals: Vec<_> = refusals.collect();
-    assert_eq!(refusals.len(), 1, "{refusals:#?}");
-    assert_eq!(refusals[0]["fields"]["outcome"], "unauthorized");
+    let rejections = process_log::text_after(position);
+    let rejections = rejections.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let rejections = rejections.filter(|line| line["fields"]["request_id"] == mark.as_str());
+    let rejections: Vec<_> = rejections.collect();
+    assert_eq!(rejections.len(), 1, "{rejections:#?}");
+    assert_eq!(rejections[0]["fields"]["outcome"], "unauthorized");
     stack.clock.advance(Duration::from_secs(60));
     let position = process_log::position();
     let request = stack.get(&path).header("X-Request-Id", &mark).bearer(&wrong);
@@ -306,26 +306,26 @@ async fn malformed_operator_requests_are_rejected_and_revoke_nothing() {
         format!("openid={openid}&block=1h&block=2h"),
         "block=1h".to_owned(),
     ] {
-        let refused = gateways.operate("DELETE", &format!("/sessions?{query}")).await;
+        let rejected = gateways.operate("DELETE", &format!("/sessions?{query}")).await;
         assert_eq!(
-            (refused.status, &refused.json()["error"]),
+            (rejected.status, &rejected.json()["error"]),
             (400, &"bad_request".into()),
             "{query}"
         );
-        assert!(refused.json()["message"].as_str().unwrap().len() > 10);
+        assert!(rejected.json()["message"].as_str().unwrap().len() > 10);
     }
     // A block applies to all sessions of a user, and listing sessions blocks nobody.
     let query = format!("openid={openid}&block=1h");
     for (method, path) in [("DELETE", "/sessions/0123456789abcdef"), ("GET", "/sessions")] {
-        let refused = gateways.operate(method, &format!("{path}?{query}")).await;
-        assert_eq!((refused.status, &refused.json()["error"]), (400, &"bad_request".into()));
+        let rejected = gateways.operate(method, &format!("{path}?{query}")).await;
+        assert_eq!((rejected.status, &rejected.json()["error"]), (400, &"bad_request".into()));
     }
     for (method, path, allow) in [
         ("POST", "/sessions?x", "GET, HEAD, DELETE"),
         ("GET", "/sessions/0123456789abcdef", "DELETE"),
     ] {
-        let refused = gateways.operate(method, path).await;
-        assert_eq!((refused.status, refused.header("allow")), (405, Some(allow)));
+        let rejected = gateways.operate(method, path).await;
+        assert_eq!((rejected.status, rejected.header("allow")), (405, Some(allow)));
     }
     assert_eq!(status(gateways.here(), &token).await, 200);
     assert_eq!(
@@ -345,12 +345,12 @@ async fn operators_name_the_app_as_at_a_login() {
         "#
     );
     let gateways = Gateways::in_memory(&apps).await;
-    let refused = gateways.operate("GET", &of("alice")).await;
-    assert_eq!((refused.status, &refused.json()["error"]), (400, &"bad_request".into()));
+    let rejected = gateways.operate("GET", &of("alice")).await;
+    assert_eq!((rejected.status, &rejected.json()["error"]), (400, &"bad_request".into()));
     let body = serde_json::json!({ "code": "user-alice-1", "app_id": APP });
     assert_eq!(gateways.here().post("/login").json(&body).send().await.status, 200);
     for (app_id, count) in [(APP, 1), (OTHER_APP, 0)] {
-        let answer = gateways.operate("GET", &format!("{}&app_id={app_id}", of("alice"))).await;
-        assert_eq!(answer.json()["sessions"].as_array().unwrap().len(), count);
+        let response = gateways.operate("GET", &format!("{}&app_id={app_id}", of("alice"))).await;
+        assert_eq!(response.json()["sessions"].as_array().unwrap().len(), count);
     }
 }

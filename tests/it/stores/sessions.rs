@@ -36,8 +36,8 @@ async fn a_session_expires_after_its_idle_timeout_and_at_its_absolute_end(gatewa
 async fn logging_out_ends_the_session_and_never_fails(gateways: Gateways) {
     let (here, there) = (gateways.here(), gateways.there());
     let (phone, tablet) = (here.login("alice").await, there.login("alice").await);
-    let answer = here.post("/logout").token(&phone).send().await;
-    assert_eq!((answer.status, answer.body.len()), (204, 0));
+    let response = here.post("/logout").token(&phone).send().await;
+    assert_eq!((response.status, response.body.len()), (204, 0));
     here.get("/").token(&phone).send().await.assert_error(401, "session_expired", "login");
     until_status(there, &phone, 401).await;
     assert_eq!(status(here, &tablet).await, 200);

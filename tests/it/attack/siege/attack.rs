@@ -6,7 +6,7 @@ pub enum Must {
     /// At most one 4xx, then the connection is closed; nothing is forwarded.
     Cut,
     /// Only rejections; nothing is forwarded.
-    Refused,
+    Rejected,
     /// So many requests are forwarded and get 200, and the connection is kept.
     Served(usize),
     /// The connection may be kept or not, as long as the invariants hold.

@@ -97,7 +97,7 @@ impl Siege {
                 read.sort_unstable();
                 let is_logged = (counted - self.logged - lines.len() as f64).abs() < 0.5;
                 let answered = |line: &&Value| line["upstream_status"] == 200;
-                let is_told = match self.may_lose_requests {
+                let is_complete = match self.may_lose_requests {
                     true => lines.iter().filter(answered).all(|line| {
                         read.binary_search(&line["request_id"].as_str().unwrap()).is_ok()
                     }),
@@ -105,7 +105,7 @@ impl Siege {
                 };
                 let are_all_known = read.len() == begun.len();
                 // The counter may be older than the gauge beside it: it is read once more.
-                if was_quiet && in_flight == 0.0 && is_logged && is_told && are_all_known {
+                if was_quiet && in_flight == 0.0 && is_logged && is_complete && are_all_known {
                     self.logged = counted;
                     return metrics;
                 }
@@ -165,8 +165,8 @@ impl Siege {
         let said =
             |secret: &&String| received.lines.iter().any(|(_, value)| value.contains(*secret));
         assert_eq!(self.secrets.iter().find(said), None, "{received:?}, after {after}");
-        let is_told = |secret: &&String| target.contains(*secret) && !after.contains(*secret);
-        assert_eq!(self.secrets.iter().find(is_told), None, "{target}, after {after}");
+        let is_shown = |secret: &&String| target.contains(*secret) && !after.contains(*secret);
+        assert_eq!(self.secrets.iter().find(is_shown), None, "{target}, after {after}");
     }
 
     /// Asserts that a response shows no secret of WeChat, and an error no secret at all.
@@ -214,7 +214,7 @@ fn logged_request(line: &Value) -> Option<Received> {
     let text = |key: &str| line[key].as_str().filter(|text| !matches!(*text, "" | "-"));
     let request_line = text("line")?.to_owned();
     // The header that it received counts if it does not log whom it trusts.
-    let openid = text("openid").or(text("told"));
+    let openid = text("openid").or(text("received"));
     let lines = [("x-request-id", text("id")), ("x-openid", openid)];
     let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

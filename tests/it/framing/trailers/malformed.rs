@@ -34,12 +34,12 @@ async fn a_malformed_request_trailer_fails_the_request() {
                 connection.try_send(part).await;
             }
             let response = connection.strict_response_or_end(false).await;
-            let is_refused = response
+            let is_rejected = response
                 .as_ref()
                 .is_ok_and(|response| response.as_ref().is_none_or(|r| r.status == 400));
-            findings.check(trailers, is_refused, response);
+            findings.check(trailers, is_rejected, response);
             // A part of the request was forwarded.
-            if is_refused {
+            if is_rejected {
                 findings.check(trailers, connection.ends().await, "it goes on");
             }
             let received = stack.upstream.requests_after(before);

@@ -39,9 +39,9 @@ pub async fn converse(
     let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
     loop {
         let idle = Idle::new(&it.stream, connection, records).map_err(|error| error.to_string())?;
-        let Some(head) = strict::read_header(&mut it.stream, &mut it.read).await? else { break };
+        let Some(header) = strict::read_header(&mut it.stream, &mut it.read).await? else { break };
         drop(idle);
-        it.request = Received { connection, ..parse_header(&head)? };
+        it.request = Received { connection, ..parse_header(&header)? };
         it.is_body_read = false;
         records.lock().unwrap().begun.push(it.request.clone());
         let is_early = responds_early.load(Ordering::Relaxed);
@@ -176,17 +176,17 @@ impl Conversation<'_> {
 }
 
 /// RFC 9112, read strictly.
-fn parse_header(head: &[u8]) -> Result<Received, String> {
-    let (request_line, lines) = strict::split_header(head)?;
+fn parse_header(header: &[u8]) -> Result<Received, String> {
+    let (request_line, lines) = strict::split_header(header)?;
     let parts: Vec<&str> = request_line.split(' ').collect();
     let [method, target, "HTTP/1.1"] = parts[..] else {
-        return Err(fault("no request line", head));
+        return Err(fault("no request line", header));
     };
     if !strict::is_token(method) || !target.starts_with(['/', '*']) {
-        return Err(fault("no method or target", head));
+        return Err(fault("no method or target", header));
     }
     if strict::framing(&lines).is_none() {
-        return Err(fault("doubtful framing", head));
+        return Err(fault("doubtful framing", header));
     }
     Ok(Received { request_line, lines, ..Received::default() })
 }
