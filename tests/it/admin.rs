@@ -1,4 +1,4 @@
-//! Metrics, probes and the access log.
+//! What operators get from the admin listener and the access log.
 
 use crate::harness::client::{self, Connection};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};

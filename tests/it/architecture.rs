@@ -1,4 +1,4 @@
-//! The layers of `src/lib.rs` are those of the code.
+//! The code keeps to the layers in the table of `src/lib.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;

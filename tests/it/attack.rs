@@ -1,7 +1,7 @@
 //! Attacks, and what must hold after each of them.
 //!
-//! The cases are tables: bytes, and the outcome that they must have. A [`siege::Siege`] runs
-//! them and checks everything that they could have reached.
+//! The cases are tables of bytes and the expected outcome. A [`siege::Siege`] runs them, and checks
+//! everything that they could have affected.
 
 mod early_response;
 mod exhaustion;

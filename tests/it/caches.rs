@@ -1,4 +1,4 @@
-//! What responses say to caches between the gateway and its clients.
+//! The cache headers of responses, for caches between the gateway and its clients.
 
 mod peers;
 

@@ -1,4 +1,4 @@
-//! The program as a process: its commands, exit codes, output and signals.
+//! The program as a process: what its commands do and print.
 
 mod sandbox;
 

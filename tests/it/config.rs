@@ -1,4 +1,4 @@
-//! A configuration is loaded as a whole, or rejected with all its problems and their places.
+//! A configuration is accepted as a whole, or rejected with every problem in it and its place.
 //!
 //! Fixtures are in `tests/config`. The expected output for a file of `invalid` is in `snapshots`,
 //! under the name of the file.

@@ -1,4 +1,4 @@
-//! Connections before they become requests.
+//! Limits and deadlines of connections and request headers, and their rejections.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Ends of HTTP/1 messages on which client and service must not disagree.
+//! HTTP/1 requests and responses that end early: both sides must agree on what follows them.
 //!
-//! The service is a raw socket: the test decides when each byte is sent.
+//! The service is a socket that the test controls, so that each byte is sent when the test says so.
 
 mod websocket;
 

@@ -1,4 +1,4 @@
-//! The log lines about requests that fail, and how often they are written.
+//! What is logged about requests that fail, and how often.
 
 use std::process::Command;
 use std::time::Duration;

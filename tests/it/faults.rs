@@ -1,7 +1,7 @@
 //! Gateways that share a store, under load, while the store fails.
 //!
-//! Users log in, send requests and log out at any gateway; every request is recorded, and the
-//! whole history is checked afterwards (`history.rs`).
+//! Users log in, send requests and log out at any gateway. Every request is recorded, and the whole
+//! history is checked afterwards (`history.rs`).
 
 mod fleet;
 mod history;

@@ -1,4 +1,5 @@
-//! Forward-auth: another proxy gets the public listener's decision, with the identity.
+//! Forward-auth: another proxy gets the decision that the public listener would make, with the
+//! identity.
 
 mod forgery;
 mod operation;

@@ -1,4 +1,4 @@
-//! Requests on their way to a service, and what happens when it misbehaves.
+//! How requests are forwarded to a service, and what happens when the service misbehaves.
 
 mod servers;
 

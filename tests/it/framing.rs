@@ -1,7 +1,7 @@
-//! Framing: the gateway frames what it sends itself, whatever it received.
+//! Framing is hop-by-hop: how the gateway frames what it sends, whatever framing it received.
 //!
-//! Client and service are sockets that read strictly. Each test goes through a table,
-//! and reports all rows that are wrong.
+//! Client and service are sockets with strict parsers. Each test runs a table, and reports all rows
+//! that fail.
 
 mod client;
 mod early;

@@ -1,7 +1,7 @@
-//! A whole stack in the test's process: gateway, simulated WeChat, recording service.
+//! A complete stack in the test's process: gateway, simulated WeChat, recording service.
 //!
-//! Everything listens on a free port and ends with the [`Stack`]. Lifetimes follow a clock
-//! that tests advance.
+//! Everything listens on a free port, and ends when the [`Stack`] is dropped. Lifetimes are
+//! measured by a clock that tests advance.
 
 pub mod canary;
 pub mod certificate;

@@ -1,4 +1,4 @@
-//! HTTP/2 without TLS, and the limits of each connection.
+//! HTTP/2 without TLS, and the limits of each HTTP/2 connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;

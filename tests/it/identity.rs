@@ -1,4 +1,4 @@
-//! The identity headers that services get, and that clients cannot forge.
+//! Which identity headers a service gets, and that a client cannot set them.
 
 use crate::harness::upstream::Reply;
 use crate::harness::{APP, Stack, openid};

@@ -1,7 +1,7 @@
 //! How long idle connections to services are kept.
 //!
-//! A service that closes a connection while the next request is on its way loses that request,
-//! and one that is not idempotent is not sent again.
+//! If a service closes a connection while the next request is on its way, that request is lost, and
+//! is not sent again unless it is idempotent.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Logins: formats, errors, and the call to WeChat.
+//! The login endpoint: which requests it accepts, and its responses.
 
 mod wechat;
 

@@ -1,4 +1,5 @@
-//! What wxgate promises, tested from outside: over real sockets, with what services receive.
+//! Tests of the whole gateway from outside, over real sockets, by what services and clients
+//! receive.
 
 #![allow(clippy::pedantic, reason = "tests read best as they are written")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

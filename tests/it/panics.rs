@@ -1,6 +1,6 @@
-//! A panic fails one request only.
+//! A panic fails only one request.
 //!
-//! Tests provoke it where a failure is logged: see [`PANICS`].
+//! The tests cause it where a failure is logged: see [`PANICS`].
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! Clients and services of others: curl, Python's requests, Node's http, OpenSSL.
+//! Third-party clients and services: curl, Python's requests, Node's http, OpenSSL.
 //!
-//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+//! `deploy/dev test` installs them; if one is missing, these tests fail and name it.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The PROXY header of load balancers, and of nobody else.
+//! PROXY protocol: layer-4 load balancers name the client's address, and nobody else can.
 
 use std::sync::Arc;
 

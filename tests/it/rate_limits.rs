@@ -1,4 +1,4 @@
-//! Rate limits of users, addresses and apps, each independent of the others.
+//! Rate limits of users, addresses and apps: none of them can use up the limit of another.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Responses of WeChat and of relays and proxies in front of it, and how failures are logged.
+//! Responses of WeChat and of a relay in front of it, and failures of the connections to them.
 //!
 //! One file, because all tests compare what the process log has about a login.
 

@@ -1,4 +1,4 @@
-//! Reloads: a changed configuration, applied while the gateway runs.
+//! Reloads: a changed configuration is applied while the gateway runs.
 
 mod watch;
 

@@ -1,4 +1,4 @@
-//! Clients that read their responses slowly.
+//! Clients that accept their responses too slowly.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The life of a session.
+//! How long a session lives, and the session endpoint.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How the gateway stops and drains.
+//! How a gateway shuts down.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

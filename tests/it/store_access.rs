@@ -1,5 +1,4 @@
-//! Access to a shared store: as its own user, over TLS, and when the store is not
-//! there yet.
+//! How gateways connect to a shared store: as an ACL user, over TLS, and before it is available.
 
 use std::path::Path;
 use std::time::Duration;

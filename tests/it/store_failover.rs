@@ -1,4 +1,4 @@
-//! What a shared store knows of revoked sessions after it was lost or replaced.
+//! Which revocations a shared store knows after it has lost data or was replaced.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Many logins at once: one call for each code; WeChat slow, failing or down.
+//! Many logins at once: one exchange for each code, and a slow, failing or unreachable WeChat.
 
 use std::time::{Duration, Instant};
 

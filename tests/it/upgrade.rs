@@ -1,4 +1,4 @@
-//! `Upgrade`: all protocols but WebSocket are declined.
+//! `Upgrade`: every protocol except WebSocket is ignored.
 
 use http::{Method, Request as Http2Request};
 use tokio::net::TcpStream;

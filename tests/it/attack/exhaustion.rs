@@ -1,4 +1,4 @@
-//! Attacks that exhaust what other clients need.
+//! Attacks that try to exhaust connections, memory or metric series.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -1,7 +1,7 @@
 //! HTTP/2 as bytes: frames that no library would send, and the responses to them.
 //!
-//! Header fields are written as literals that are not indexed, without Huffman coding
-//! (RFC 7541, section 6.2.2); only bodies of responses are decoded.
+//! Header lines are written as literals without indexing and without Huffman coding (RFC 7541,
+//! section 6.2.2). Of the gateway's responses, only the bodies are decoded.
 
 use std::collections::BTreeMap;
 

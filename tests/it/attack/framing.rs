@@ -1,4 +1,4 @@
-//! Request smuggling: where a request ends.
+//! Request smuggling over HTTP/1: requests whose end the service might see in another place.
 
 use super::siege::{Attack, Must, READERS, ROUTES, Siege};
 

@@ -1,4 +1,4 @@
-//! The same attacks over HTTP/2, and those that only HTTP/2 allows.
+//! The attacks of the other modules over HTTP/2, and attacks that only HTTP/2 makes possible.
 
 mod floods;
 

@@ -1,4 +1,4 @@
-//! Clients that try to forge their identity.
+//! Clients that send identity headers of their own.
 
 use super::siege::{Attack, Must, ROUTES, Siege};
 use crate::harness::upstream::Reply;

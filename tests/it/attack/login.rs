@@ -1,4 +1,4 @@
-//! Malicious logins, and malicious responses of WeChat.
+//! Malicious logins of clients, and malicious responses of WeChat.
 
 use serde_json::json;
 

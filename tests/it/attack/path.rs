@@ -1,4 +1,4 @@
-//! Paths that are read in more than one way.
+//! Paths that servers read in different ways.
 
 use super::siege::{Attack, Must, Siege};
 

@@ -1,8 +1,9 @@
-//! The same attacks with services of others: nginx, Apache httpd, Node, Python's WSGI.
+//! The attacks of the other modules against third-party services: nginx, Apache httpd, Node and
+//! Python's WSGI.
 //!
-//! Each is as lenient as it can be configured and reads its headers in its own way; the identity
-//! that it trusts must be the session's, or none. `deploy/dev test` installs them; where one
-//! is missing these tests fail and say so.
+//! Each is configured to be as lenient as possible, and reads headers in its own way. The openid
+//! that it reads must be that of the session, or none. `deploy/dev test` installs the services; if
+//! one is missing, these tests fail and name it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};

@@ -1,18 +1,19 @@
 //! One attack after another on one gateway, and what must hold after each of them.
 //!
-//! An attack is bytes on a connection. Whatever it does, after it
+//! An attack is bytes on a connection. Whatever it does, afterwards
 //!
-//! - every request that the service received has of each reserved header exactly the line that
-//!   the gateway writes for its session, or none without a session, in any spelling;
-//! - the service received the requests that the access log has as forwarded, and no other;
-//! - tokens, codes, the session key, the app secret and openids appear in no line of a log, in no
-//!   metric, in no error response and in no target that the service received;
-//! - a bystander is served, as herself, on the attacker's connection, if that is kept, and on
-//!   one of her own, each time by exactly one request;
+//! - every request that the service received has, of each reserved header and in any spelling,
+//!   exactly the line that the gateway writes for the request's session, or no line without a
+//!   session;
+//! - the service received exactly the requests that the access log reports as forwarded;
+//! - tokens, codes, the session key, the app secret and openids are in no log line, no metric, no
+//!   error response and no request target that the service received;
+//! - another user is served with their own identity, on the attacker's connection if that is still
+//!   open, and on a connection of their own, each time with exactly one request;
 //! - nothing in the gateway has panicked.
 //!
-//! Services that take the first, the last or all of several lines cannot differ where there
-//! is one, so one recorder that compares names as a CGI does stands for all of them.
+//! Services differ in whether they use the first, the last or all lines of a repeated header. With
+//! one line they cannot differ, so one recorder, which compares names as CGI does, represents all.
 
 mod attack;
 mod invariants;

@@ -1,4 +1,4 @@
-//! Malformed tokens, and tokens of other users.
+//! Invalid tokens, and tokens of other users.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A WeChat that replies as the test says, with session keys that the test knows.
+//! A simulated WeChat whose responses the test chooses, with known session keys.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
-//! Varnish and nginx in front of the gateway as shared caches, as their packages set them up.
+//! Varnish and nginx as shared caches in front of the gateway, with their packages' configuration.
 //!
-//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+//! `deploy/dev test` installs them; if one is missing, these tests fail and name it.
 
 use std::process::Command;
 use std::sync::Arc;

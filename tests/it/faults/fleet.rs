@@ -1,4 +1,4 @@
-//! Gateways as processes, with their service and WeChat.
+//! Gateways as separate processes, with the simulated WeChat and the service that they use.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Stdio};

@@ -1,4 +1,4 @@
-//! The requests of a run with their times and outcomes, and which outcomes are wrong.
+//! The history of requests with their times and outcomes, and which outcomes must not occur.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

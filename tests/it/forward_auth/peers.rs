@@ -1,6 +1,6 @@
-//! Forward-auth with nginx, Caddy and HAProxy, each with its file of `deploy/forward-auth`.
+//! Forward-auth with nginx, Caddy and HAProxy, each with its file from `deploy/forward-auth`.
 //!
-//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+//! `deploy/dev test` installs them; if one is missing, these tests fail and name it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! From a client to a service.
+//! The framing of requests, from the client to the service.
 
 use std::sync::Arc;
 

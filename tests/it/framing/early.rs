@@ -1,4 +1,4 @@
-//! Responses that begin before the request has ended, and informational responses.
+//! Responses that begin before the request has ended.
 
 use std::time::Duration;
 

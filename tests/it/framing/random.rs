@@ -1,7 +1,7 @@
-//! Random requests on one client connection, to a service that responds correctly or not.
+//! Random requests on one client connection, to a service that sometimes misbehaves.
 //!
-//! Whatever came before, each response belongs to its request, each request reaches the
-//! service as it was sent, and no connection is reused after a response that forbids it.
+//! Whatever happened before, each response belongs to its request, each request reaches the service
+//! as it was sent, and no connection is reused after a response that forbids it.
 //!
 //! One file, because the plan of a round, the service's part in it and the check are one model.
 

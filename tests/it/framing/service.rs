@@ -1,4 +1,4 @@
-//! From a service to a client.
+//! The framing of responses, from the service to the client.
 
 mod chunks;
 

@@ -1,4 +1,4 @@
-//! Trailers: which ones are forwarded, and to whom.
+//! Which trailers are forwarded, and to whom.
 
 mod malformed;
 

@@ -1,8 +1,8 @@
-//! Secrets that pass through the suite, and whether anything ever shows them.
+//! Detects secrets of the tests in the gateways' output.
 //!
-//! Every token, code, app secret and session key that a test meets is planted here. What the
-//! gateways write to logs, metrics and error responses is searched; the end of each stack fails
-//! its test if anything was found, in any test.
+//! Every token, code, app secret and session key of a test is planted here. The gateways' logs,
+//! metrics and error responses are searched for them. When a stack ends, its test fails if a
+//! secret was found, even if another test caused that.
 
 use std::sync::Mutex;
 

@@ -1,4 +1,4 @@
-//! Certificates for tests, and their files.
+//! Certificates that are generated for one test, and their files.
 
 use std::path::Path;
 use std::sync::Arc;

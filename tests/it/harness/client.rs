@@ -1,4 +1,4 @@
-//! A client on a raw socket: the test decides on every byte of a request.
+//! A client on a raw socket, so that the test chooses every byte of a request.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A TCP proxy that a test can slow down, silence and cut, for all clients or by address.
+//! A TCP proxy in front of a server: a test can slow down, stall or cut its connections, all of
+//! them or those from one address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

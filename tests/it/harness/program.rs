@@ -1,6 +1,6 @@
-//! Programs of others that tests start, such as nginx and Node.
+//! Third-party programs that tests start, such as nginx and Node.
 //!
-//! `deploy/dev test` installs them; where one is missing a test fails and says so.
+//! `deploy/dev test` installs them; if one is missing, a test fails and names it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

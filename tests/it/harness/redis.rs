@@ -1,4 +1,4 @@
-//! Real servers of Redis, each on a port and in a directory of its own, that end with the test.
+//! Real Redis servers, each with its own port and directory, which are stopped at the test's end.
 //!
 //! `deploy/dev test` installs them.
 

@@ -1,6 +1,6 @@
-//! A strict reader of HTTP/1.1, for both ends: the service and the client of the gateway.
+//! A strict HTTP/1.1 parser, for both sides of the gateway: the service's and the client's.
 //!
-//! The gateway writes framing in one form only. Any other form is a fault.
+//! Whatever the gateway frames itself has exactly one form. Any other form is a fault.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! A recording service on a raw socket.
+//! A service that records requests, on a raw socket.
 //!
-//! Records every request byte for byte, reads it strictly, and replies as the test says.
-//! It uses no HTTP library, which would hide what the gateway sends. Anything that a strict
-//! reader would reject is a fault, such as bytes that belong to no request. A recorder with
-//! a fault fails its test when it is dropped.
+//! It keeps the bytes of every request, parses them strictly, and responds as the test tells it. It
+//! uses no HTTP library, so that what the gateway sends is seen unchanged. Whatever a strict parser
+//! would reject is a fault, including bytes that belong to no request. A recorder that saw a fault
+//! fails its test when it is dropped.
 
 mod conversation;
 

@@ -1,4 +1,4 @@
-//! The call to WeChat: what is sent, over which way, and every kind of failure.
+//! The call to WeChat: what is sent and how, and every kind of failure.
 
 use std::time::{Duration, Instant};
 
