@@ -1,41 +1,41 @@
 //! Who may reach a route.
 
-use crate::harness::{APP, OTHER_APP, Stack, openid};
+use crate::harness::{OTHER_APP, Stack, TWO_APPS, openid};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_required_route_needs_a_session() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
 
-    let refused = stack.get("/orders").send().await;
-    refused.assert_error(401, "missing_token", "login");
-    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
-    let refused = stack.get("/orders").token(&"A".repeat(43)).send().await;
-    refused.assert_error(401, "session_expired", "login");
-    assert_eq!(refused.header("www-authenticate"), None);
-    assert!(stack.upstream.seen().is_empty());
+    let rejected = stack.get("/orders").send().await;
+    rejected.assert_error(401, "missing_token", "login");
+    assert_eq!(rejected.header("www-authenticate"), Some("Bearer"));
+    let rejected = stack.get("/orders").token(&"A".repeat(43)).send().await;
+    rejected.assert_error(401, "session_expired", "login");
+    assert_eq!(rejected.header("www-authenticate"), None);
+    assert!(stack.upstream.requests().is_empty());
 
-    let seen = stack.get("/orders").token(&token).seen().await;
-    assert_eq!(seen.all("x-openid"), [openid("alice")]);
-    let seen = stack.get("/orders").bearer(&token).seen().await;
-    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+    let received = stack.get("/orders").token(&token).forwarded().await;
+    assert_eq!(received.all("x-openid"), [openid("alice")]);
+    let received = stack.get("/orders").bearer(&token).forwarded().await;
+    assert_eq!(received.all("x-openid"), [openid("alice")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_optional_route_takes_nobody_but_no_bad_token() {
+async fn an_optional_route_allows_no_token_but_not_an_invalid_one() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
 
-    let seen = stack.get("/optional/x").seen().await;
-    assert_eq!(seen.folded("x-openid"), [""; 0]);
-    let seen = stack.get("/optional/x").token("").seen().await;
-    assert_eq!(seen.folded("x-openid"), [""; 0]);
-    let seen = stack.get("/optional/x").token(&token).seen().await;
-    assert_eq!(seen.all("x-openid"), [openid("alice")]);
-    let refused = stack.get("/optional/x").token(&"A".repeat(43)).send().await;
-    refused.assert_error(401, "session_expired", "login");
-    let refused = stack.get("/optional/x").token("malformed").send().await;
-    refused.assert_error(401, "session_expired", "login");
+    let received = stack.get("/optional/x").forwarded().await;
+    assert_eq!(received.folded("x-openid"), [""; 0]);
+    let received = stack.get("/optional/x").token("").forwarded().await;
+    assert_eq!(received.folded("x-openid"), [""; 0]);
+    let received = stack.get("/optional/x").token(&token).forwarded().await;
+    assert_eq!(received.all("x-openid"), [openid("alice")]);
+    let rejected = stack.get("/optional/x").token(&"A".repeat(43)).send().await;
+    rejected.assert_error(401, "session_expired", "login");
+    let rejected = stack.get("/optional/x").token("malformed").send().await;
+    rejected.assert_error(401, "session_expired", "login");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,16 +49,16 @@ async fn a_none_route_never_looks_at_a_token_and_never_forwards_one() {
         stack.get("/none/x").token("malformed"),
         stack.get("/none/x").token(&"A".repeat(43)),
     ] {
-        let seen = request.seen().await;
-        assert_eq!(seen.folded("x-openid"), [""; 0]);
-        assert_eq!(seen.folded("x-3rd-session"), [""; 0]);
-        assert_eq!(seen.all("authorization"), [""; 0]);
+        let received = request.forwarded().await;
+        assert_eq!(received.folded("x-openid"), [""; 0]);
+        assert_eq!(received.folded("x-3rd-session"), [""; 0]);
+        assert_eq!(received.all("authorization"), [""; 0]);
     }
     assert_eq!(stack.metric("wxgate_auth_decisions_total{decision=\"ok\"}").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn conflicting_tokens_are_refused() {
+async fn conflicting_tokens_are_rejected() {
     let stack = Stack::start().await;
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     for request in [
@@ -68,8 +68,8 @@ async fn conflicting_tokens_are_refused() {
     ] {
         request.send().await.assert_error(400, "bad_request", "none");
     }
-    assert!(stack.upstream.seen().is_empty());
-    stack.get("/").token(&alice).bearer(&alice).seen().await;
+    assert!(stack.upstream.requests().is_empty());
+    stack.get("/").token(&alice).bearer(&alice).forwarded().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,11 +86,11 @@ async fn a_service_keeps_its_own_authorization() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     for own in ["Basic dXNlcjpwYXNz", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "Digest a=b"] {
-        let seen = stack.get("/").token(&token).header("Authorization", own).seen().await;
-        assert_eq!(seen.all("authorization"), [own]);
+        let received = stack.get("/").token(&token).header("Authorization", own).forwarded().await;
+        assert_eq!(received.all("authorization"), [own]);
     }
-    let seen = stack.get("/").bearer(&token).seen().await;
-    assert_eq!(seen.all("authorization"), [""; 0]);
+    let received = stack.get("/").bearer(&token).forwarded().await;
+    assert_eq!(received.all("authorization"), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,8 +99,8 @@ async fn without_the_bearer_carrier_authorization_is_not_touched() {
     let token = stack.login("alice").await;
     stack.get("/").bearer(&token).send().await.assert_error(401, "missing_token", "login");
     let own = format!("Bearer {}", "A".repeat(43));
-    let seen = stack.get("/").token(&token).header("Authorization", &own).seen().await;
-    assert_eq!(seen.all("authorization"), [own]);
+    let received = stack.get("/").token(&token).header("Authorization", &own).forwarded().await;
+    assert_eq!(received.all("authorization"), [own]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn a_path_without_a_route_is_not_found() {
     .await;
     stack.get("/").send().await.assert_error(404, "no_route", "none");
     stack.get("/apis").send().await.assert_error(404, "no_route", "none");
-    stack.get("/api/x").seen().await;
+    stack.get("/api/x").forwarded().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,23 +131,17 @@ async fn a_route_may_list_its_methods() {
         "#,
     )
     .await;
-    let refused = stack.post("/").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
-    stack.get("/").seen().await;
+    let rejected = stack.post("/").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("GET, HEAD"));
+    stack.get("/").forwarded().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_may_list_its_apps() {
     let changes = format!(
         r#"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         [[route]]
         path = "/"
         upstream = "recorder"
@@ -159,14 +153,14 @@ async fn a_route_may_list_its_apps() {
     let token = stack.login("alice").await;
     stack.get("/").token(&token).send().await.assert_error(403, "wrong_app", "none");
     let body = serde_json::json!({ "code": "user-alice-2", "app_id": OTHER_APP });
-    let answer = stack.post("/login").json(&body).send().await;
-    let token = answer.json()["token"].as_str().unwrap().to_owned();
-    let seen = stack.get("/").token(&token).seen().await;
-    assert_eq!(seen.all("x-appid"), [OTHER_APP]);
+    let response = stack.post("/login").json(&body).send().await;
+    let token = response.json()["token"].as_str().unwrap().to_owned();
+    let received = stack.get("/").token(&token).forwarded().await;
+    assert_eq!(received.all("x-appid"), [OTHER_APP]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_reads_as_two_routes_is_refused_and_one_that_does_not_goes_on_as_it_came() {
+async fn a_path_that_reads_as_two_routes_is_rejected_and_any_other_is_forwarded_unchanged() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     for path in [
@@ -186,11 +180,11 @@ async fn a_path_that_reads_as_two_routes_is_refused_and_one_that_does_not_goes_o
     ] {
         stack.get(path).token(&token).send().await.assert_error(400, "bad_request", "none");
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     for path in
         ["/a%2Fb", "/a;jsessionid=1", "//a", "/a/../b", "/none/%E4%BD%A0?x=/../%00", "/a/./b"]
     {
-        let seen = stack.get(path).token(&token).seen().await;
-        assert_eq!(seen.target(), path);
+        let received = stack.get(path).token(&token).forwarded().await;
+        assert_eq!(received.target(), path);
     }
 }

@@ -1,17 +1,17 @@
-//! What an operator sees.
+//! What operators get from the admin listener and the access log.
 
 use crate::harness::client::{self, Connection};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn promised_metrics_are_there() {
+async fn documented_metrics_exist() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     stack.get("/").token(&token).send().await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
-    let answer = client::get(stack.admin, "/metrics").await;
-    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
-    let text = answer.text();
+    let response = client::get(stack.admin, "/metrics").await;
+    assert!(response.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = response.text();
     let login = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"ok\"}} 1");
     let exchange =
         format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"ok\"}} 1");
@@ -90,7 +90,7 @@ fn assert_series(text: &str, name: &str, labels: &str) {
 
 /// So that `rate()` sees the first event.
 #[tokio::test(flavor = "multi_thread")]
-async fn series_are_there_from_the_start_and_from_a_reload() {
+async fn series_exist_from_the_start_and_from_a_reload() {
     let stack = Stack::start().await;
     let text = client::get(stack.admin, "/metrics").await.text();
     for route in ["/", "/optional", "/none", "@login", "@logout", "@session"] {
@@ -135,14 +135,14 @@ async fn series_are_there_from_the_start_and_from_a_reload() {
     assert_series(&text, "wxgate_logins_total", &labels);
     let labels = format!("app_id=\"{OTHER_APP}\",errcode=\"40125\"");
     assert_series(&text, "wxgate_code2session_requests_total", &labels);
-    // What was counted goes on.
+    // Counters continue.
     let counted = "wxgate_http_requests_total{code=\"200\",route=\"/optional\"}";
     stack.until_metric(counted, 1.0).await;
 }
 
-/// Else an alert for an app without logins would ring for one that was taken out.
+/// Otherwise an alert for an app without logins would fire for a removed one.
 #[tokio::test(flavor = "multi_thread")]
-async fn series_of_what_a_reload_has_removed_are_gone() {
+async fn series_of_what_a_reload_removes_are_removed() {
     let stack = Stack::start().await;
     stack.login("alice").await;
     stack.get("/none").send().await;
@@ -164,7 +164,7 @@ async fn series_of_what_a_reload_has_removed_are_gone() {
 
 /// Labels come from closed sets: a client cannot make new series.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_send_makes_no_new_series() {
+async fn requests_of_clients_create_no_new_series() {
     let stack = Stack::start().await;
     let count = async || client::get(stack.admin, "/metrics").await.text().lines().count();
     let storm = async |from: usize| {
@@ -173,7 +173,7 @@ async fn what_clients_send_makes_no_new_series() {
             let path = format!("/none/{number}?q={number}");
             let request = stack.request("GET", &path).header("User-Agent", &number.to_string());
             connection.send(&request.bytes()).await;
-            assert_eq!(connection.answer(false).await.status, 200);
+            assert_eq!(connection.response(false).await.status, 200);
             if number % 20 == 0 {
                 stack.try_login(&format!("err-{}-x", 90000 + number)).await;
             }
@@ -186,7 +186,7 @@ async fn what_clients_send_makes_no_new_series() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_answer_and_nothing_of_the_admin_listener_is_public() {
+async fn probes_respond_and_no_path_of_the_admin_listener_is_public() {
     let stack = Stack::start().await;
     assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 200);
@@ -197,7 +197,7 @@ async fn probes_answer_and_nothing_of_the_admin_listener_is_public() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
+async fn the_access_log_has_one_line_per_request_and_no_secrets() {
     let stack = Stack::start_with(r#"log.access = "{dir}/access.log""#).await;
     let token = stack.login("alice").await;
     stack.get("/orders/7?password=canary-query").token(&token).send().await;
@@ -206,21 +206,11 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     stack.try_login("err-40029-canary").await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
-    connection.answer(false).await;
+    connection.response(false).await;
     connection.finish().await;
     assert!(connection.is_closed().await);
 
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= 6 {
-                return text;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(crate::harness::PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(6).await;
     for canary in [token.as_str(), "canary", SECRET, &openid("alice"), "user-alice"] {
         assert!(!text.contains(canary), "{canary} in\n{text}");
     }
@@ -243,7 +233,7 @@ async fn the_access_log_has_a_line_a_request_and_nothing_secret() {
     assert_eq!(order["upstream_status"], 200);
     assert_eq!(order["bytes_out"], 5);
     assert_eq!(order["error"], serde_json::Value::Null);
-    assert_eq!(order["request_id"], stack.upstream.seen()[0].all("x-request-id")[0]);
+    assert_eq!(order["request_id"], stack.upstream.requests()[0].all("x-request-id")[0]);
     assert_eq!(order["user"].as_str().unwrap().len(), 16);
     assert!(order["time"].as_str().unwrap().ends_with('Z'));
     assert!(order["duration_ms"].as_f64().unwrap() > 0.0);
@@ -275,7 +265,7 @@ async fn a_user_has_the_same_name_in_the_log_under_the_same_key() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    // Any secret will do as the key.
+    // Any secret can be the key.
     let key = r#"openid_key = { file = "{dir}/wechat-secret" }"#;
     let kept = name(key).await;
     assert_eq!(kept, name(key).await);

@@ -1,4 +1,4 @@
-//! The layers of `src/lib.rs` are those of the code.
+//! The code keeps to the layers in the table of `src/lib.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,7 @@ fn module(file: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Folders that a text names, `crate::{a, b}` included.
+/// Folders that a text refers to, `crate::{a, b}` included.
 fn named(text: &str) -> Vec<String> {
     let mut named = Vec::new();
     for rest in text.split("crate::").skip(1) {

@@ -1,8 +1,9 @@
 //! Attacks, and what must hold after each of them.
 //!
-//! The cases are tables: bytes, and what they must come to. A [`siege::Siege`] runs them and
-//! looks at everything that they could have reached.
+//! The cases are tables of bytes and the expected outcome. A [`siege::Siege`] runs them, and checks
+//! everything that they could have affected.
 
+mod early_response;
 mod exhaustion;
 mod frames;
 mod framing;
@@ -10,7 +11,8 @@ mod http2;
 mod identity;
 mod login;
 mod path;
-pub mod service;
+mod request_line;
+mod service;
 mod siege;
 mod token;
 pub mod wechat;

@@ -1,4 +1,4 @@
-//! What responses say to caches between the gateway and its clients.
+//! The cache headers of responses, for caches between the gateway and its clients.
 
 mod peers;
 
@@ -7,15 +7,14 @@ use http::Request as HttpRequest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::client::{Answer, Connection, Request};
+use crate::harness::client::{Request, Response};
 use crate::harness::upstream::Reply;
 use crate::harness::{PATIENCE, Stack, openid};
-use crate::tls::https;
 
 const CARRIERS: &str = "X-3rd-Session, Authorization";
 
-/// A request with a session, or without.
-fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
+/// A request, with or without a session.
+fn with_token<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
     match token {
         Some(token) => request.token(token),
         None => request,
@@ -23,9 +22,9 @@ fn maybe<'a>(request: Request<'a>, token: Option<&str>) -> Request<'a> {
 }
 
 #[track_caller]
-fn assert_told(answer: &Answer, vary: Option<&str>, cache_control: Option<&str>) {
-    assert_eq!(answer.header("vary"), vary, "{answer:?}");
-    assert_eq!(answer.header("cache-control"), cache_control, "{answer:?}");
+pub fn assert_cache_headers(response: &Response, vary: Option<&str>, cache_control: Option<&str>) {
+    assert_eq!(response.header("vary"), vary, "{response:?}");
+    assert_eq!(response.header("cache-control"), cache_control, "{response:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,7 +32,7 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     let with_carriers = |names: &str| format!("{names}, {CARRIERS}");
-    for (said, vary, cache_control, private) in [
+    for (sent, vary, cache_control, private) in [
         ("", CARRIERS.to_owned(), None, Some("private")),
         ("Expires: Thu, 31 Dec 2099 23:59:59 GMT\r\n", CARRIERS.to_owned(), None, Some("private")),
         (
@@ -68,7 +67,7 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
         ),
         ("Connection: vary\r\nVary: Accept\r\n", CARRIERS.to_owned(), None, Some("private")),
     ] {
-        let status = |code: &str| format!("HTTP/1.1 {code} X\r\n{said}");
+        let status = |code: &str| format!("HTTP/1.1 {code} X\r\n{sent}");
         for (reply, code) in [
             (format!("{}Content-Length: 2\r\n\r\nok", status("200")), 200),
             (format!("{}Content-Length: 2\r\n\r\nok", status("206")), 206),
@@ -82,25 +81,25 @@ async fn a_response_varies_on_the_carriers_and_is_private_to_a_user_unless_the_s
             for (path, token) in
                 [("/", Some(&*token)), ("/optional", Some(&token)), ("/optional", None)]
             {
-                let answer = maybe(stack.get(path), token).send().await;
-                assert_eq!(answer.status, code);
+                let response = with_token(stack.get(path), token).send().await;
+                assert_eq!(response.status, code);
                 let expected = if token.is_some() { private } else { cache_control };
-                assert_told(&answer, Some(&vary), expected);
+                assert_cache_headers(&response, Some(&vary), expected);
             }
         }
         // And without a body, and with the other carrier.
         let bytes = format!("{}Content-Length: 2\r\n\r\n", status("200")).into_bytes();
         stack.upstream.reply(move |_| Reply::Bytes(bytes.clone()));
-        let answer = stack.request("HEAD", "/").bearer(&token).send().await;
-        assert_told(&answer, Some(&vary), private);
+        let response = stack.request("HEAD", "/").bearer(&token).send().await;
+        assert_cache_headers(&response, Some(&vary), private);
     }
-    // What never looks a token up is as the service says.
-    for (said, vary, cache_control) in [
+    // Where no token is looked up, the service's headers are forwarded unchanged.
+    for (sent, vary, cache_control) in [
         ("", None, None),
         ("Vary: Accept\r\nCache-Control: max-age=60\r\n", Some("Accept"), Some("max-age=60")),
     ] {
-        stack.upstream.reply(move |_| Reply::ok(said, "ok"));
-        assert_told(&stack.get("/none").token(&token).send().await, vary, cache_control);
+        stack.upstream.reply(move |_| Reply::ok(sent, "ok"));
+        assert_cache_headers(&stack.get("/none").token(&token).send().await, vary, cache_control);
     }
 }
 
@@ -155,25 +154,25 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
         (stack.get("/static").token(&token), 200),
         (stack.request("HEAD", "/static").token(&token), 200),
     ] {
-        let answer = request.send().await;
-        assert_eq!(answer.status, status, "{}", answer.text());
-        assert_told(&answer, Some(CARRIERS), Some("no-store"));
+        let response = request.send().await;
+        assert_eq!(response.status, status, "{}", response.text());
+        assert_cache_headers(&response, Some(CARRIERS), Some("no-store"));
     }
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
     let limited = stack.get("/").token(&token).send().await;
     assert_eq!(limited.status, 429);
-    assert_told(&limited, Some(CARRIERS), Some("no-store"));
+    assert_cache_headers(&limited, Some(CARRIERS), Some("no-store"));
 
     let vary = format!("Accept, {CARRIERS}");
-    assert_told(&stack.get("/kept").send().await, Some(&vary), Some("max-age=60"));
+    assert_cache_headers(&stack.get("/kept").send().await, Some(&vary), Some("max-age=60"));
     let kept = stack.get("/kept").token(&token).send().await;
-    assert_told(&kept, Some(&vary), Some("private, max-age=60"));
-    assert_told(&stack.get("/open").token(&token).send().await, None, Some("no-store"));
+    assert_cache_headers(&kept, Some(&vary), Some("private, max-age=60"));
+    assert_cache_headers(&stack.get("/open").token(&token).send().await, None, Some("no-store"));
 
     // With CORS a response depends on the origin as well.
     let vary = format!("Origin, {CARRIERS}");
     let origin = "https://h5.example.com";
-    assert_told(
+    assert_cache_headers(
         &stack.get("/page").header("Origin", origin).send().await,
         Some(&vary),
         Some("no-store"),
@@ -181,28 +180,28 @@ async fn the_gateways_own_responses_on_such_routes_vary_and_are_not_stored() {
     let preflight = stack.request("OPTIONS", "/page").header("Origin", origin);
     let preflight = preflight.header("Access-Control-Request-Method", "GET").send().await;
     assert_eq!(preflight.status, 204);
-    assert_told(&preflight, Some(&vary), Some("no-store"));
-    for (said, vary) in [
+    assert_cache_headers(&preflight, Some(&vary), Some("no-store"));
+    for (sent, vary) in [
         ("", vary.clone()),
         ("Vary: origin\r\n", format!("origin, {CARRIERS}")),
         ("Vary: *\r\n", "*".to_owned()),
     ] {
-        stack.upstream.reply(move |_| Reply::ok(said, "ok"));
-        let answer = stack.get("/page").token(&token).send().await;
-        assert_told(&answer, Some(&vary), Some("private"));
+        stack.upstream.reply(move |_| Reply::ok(sent, "ok"));
+        let response = stack.get("/page").token(&token).send().await;
+        assert_cache_headers(&response, Some(&vary), Some("private"));
     }
 
-    // Endpoints are not for caches at all.
+    // Endpoints must never be cached.
     let session = stack.get("/session").token(&token).send().await;
-    assert_told(&session, None, Some("no-store"));
-    assert_told(&stack.try_login("user-bob-1").await, None, Some("no-store"));
+    assert_cache_headers(&session, None, Some("no-store"));
+    assert_cache_headers(&stack.try_login("user-bob-1").await, None, Some("no-store"));
     let out = stack.post("/logout").token(&token).send().await;
     assert_eq!(out.status, 204);
-    assert_told(&out, None, Some("no-store"));
+    assert_cache_headers(&out, None, Some("no-store"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caches_are_told_of_the_carriers_that_are_on_by_their_names() {
+async fn vary_names_the_carriers_that_are_enabled() {
     for (session, vary) in [
         ("carriers = [\"header\"]", "X-3rd-Session"),
         ("carriers = [\"bearer\"]", "Authorization"),
@@ -220,10 +219,10 @@ async fn caches_are_told_of_the_carriers_that_are_on_by_their_names() {
             true => stack.get("/").bearer(&token),
             false => stack.get("/").header(name, &token),
         };
-        assert_told(&request.send().await, Some(vary), Some("private"));
-        let refused = stack.get("/").send().await;
-        assert_eq!(refused.status, 401);
-        assert_told(&refused, Some(vary), Some("no-store"));
+        assert_cache_headers(&request.send().await, Some(vary), Some("private"));
+        let rejected = stack.get("/").send().await;
+        assert_eq!(rejected.status, 401);
+        assert_cache_headers(&rejected, Some(vary), Some("no-store"));
     }
 }
 
@@ -253,155 +252,26 @@ async fn a_route_may_leave_caches_to_its_service() {
         stack.get("/").token(&token).send().await,
         stack.get("/optional").token(&token).send().await,
     );
-    assert_told(&as_sent, Some("Accept"), Some("max-age=60"));
-    assert_told(&removed, None, None);
-    assert_told(&stack.get("/").send().await, None, Some("no-store"));
+    assert_cache_headers(&as_sent, Some("Accept"), Some("max-age=60"));
+    assert_cache_headers(&removed, None, None);
+    assert_cache_headers(&stack.get("/").send().await, None, Some("no-store"));
     assert!(stack.reload(&routes("private")).await);
     let (marked, removed) = (
         stack.get("/").token(&token).send().await,
         stack.get("/optional").token(&token).send().await,
     );
-    assert_told(&marked, Some(&format!("Accept, {CARRIERS}")), Some("private, max-age=60"));
-    // What a route removes of the service's is not what the gateway adds.
-    assert_told(&removed, Some(CARRIERS), Some("private"));
-}
-
-/// Routes where the gateway itself responds, and a service.
-const EVERYWHERE: &str = r#"
-    endpoints.health = "/healthy"
-    login.accept = ["json"]
-    [[route]]
-    path = "/"
-    upstream = "recorder"
-    websocket = true
-    [[route]]
-    path = "/own"
-    upstream = "recorder"
-    auth = "none"
-    set_response_headers = { strict-transport-security = "max-age=0" }
-    remove_response_headers = ["X-Frame-Options"]
-    [[route]]
-    path = "/own/required"
-    upstream = "recorder"
-    set_response_headers = { Strict-Transport-Security = "max-age=0" }
-    remove_response_headers = ["X-Frame-Options"]
-    [[route]]
-    path = "/static"
-    auth = "none"
-    respond = { body = "hello" }
-    [[route]]
-    path = "/page"
-    auth = "none"
-    upstream = "recorder"
-    cors = { origins = ["*"] }
-"#;
-
-const HEADERS: &str = "server.response_headers = { Strict-Transport-Security = \"max-age=31536000\", \
-                       X-Frame-Options = \"DENY\", Access-Control-Allow-Origin = \"https://a.test\" }";
-
-const HSTS: &str = "strict-transport-security";
-const FRAMES: &str = "x-frame-options";
-
-#[track_caller]
-fn assert_everywhere(answer: &Answer, status: u16) {
-    assert_eq!(answer.status, status, "{}", answer.text());
-    assert_eq!(answer.header(HSTS), Some("max-age=31536000"), "{answer:?}");
-    assert_eq!(answer.header(FRAMES), Some("DENY"), "{answer:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_header_of_every_response_is_on_every_response() {
-    let stack = Stack::start_with(&format!("{HEADERS}\nserver.h2c = true\n{EVERYWHERE}")).await;
-    let token = stack.login("alice").await;
-    stack.upstream.reply(|_| {
-        Reply::ok(
-            "Strict-Transport-Security: max-age=1\r\nX-FRAME-OPTIONS: a\r\nx-frame-options: b\r\n",
-            "ok",
-        )
-    });
-    assert_everywhere(&stack.get("/").token(&token).send().await, 200);
-    assert_everywhere(&stack.request("HEAD", "/").token(&token).send().await, 200);
-    assert_everywhere(&stack.get("/").send().await, 401);
-    assert_everywhere(&stack.get("/static").send().await, 200);
-    assert_everywhere(&stack.get("/login").send().await, 405);
-    let login = stack.try_login("user-bob-1").await;
-    assert_everywhere(&login, 200);
-    assert_told(&login, None, Some("no-store"));
-    assert_everywhere(&stack.post("/logout").send().await, 204);
-    assert_everywhere(&stack.get("/healthy").send().await, 200);
-    assert_everywhere(&stack.get("/own/../x").send().await, 400);
-    // A head that is no request.
-    for (head, status) in [
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400),
-        (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17 << 10)).into_bytes(), 431),
-    ] {
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&head).await;
-        assert_everywhere(&connection.answer(false).await, status);
-    }
-    // A route's own takes its place, also where the gateway responds there.
-    for (answer, status) in [
-        (stack.get("/own").send().await, 200),
-        (stack.get("/own/required").token(&token).send().await, 200),
-        (stack.get("/own/required").send().await, 401),
-    ] {
-        assert_eq!(answer.status, status);
-        assert_eq!((answer.header(HSTS), answer.header(FRAMES)), (Some("max-age=0"), None));
-    }
-    let page = stack.get("/page").header("Origin", "https://b.test").send().await;
-    assert_everywhere(&page, 200);
-    assert_eq!(page.header("access-control-allow-origin"), Some("*"));
-    let preflight = stack.request("OPTIONS", "/page").header("Origin", "https://b.test");
-    let preflight = preflight.header("Access-Control-Request-Method", "GET").send().await;
-    assert_everywhere(&preflight, 204);
-    assert_eq!(preflight.header("access-control-allow-origin"), Some("*"));
-    let service = stack.get("/").token(&token).header("Origin", "https://b.test").send().await;
-    assert_eq!(service.header("access-control-allow-origin"), Some("https://a.test"));
-
-    // HTTP/2, a service that fails, and a WebSocket.
-    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
-    for (path, status) in [("/", 401), ("/static", 200)] {
-        let answer = client.get(format!("http://{}{path}", stack.gateway)).send().await.unwrap();
-        assert_eq!(answer.status(), status);
-        assert_eq!(answer.headers()[HSTS], "max-age=31536000");
-    }
-    stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    assert_everywhere(&stack.get("/").token(&token).send().await, 502);
-    stack.upstream.reply(|_| {
-        Reply::Echo(
-            b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-                .to_vec(),
-        )
-    });
-    let mut socket = Connection::open(stack.gateway).await;
-    let handshake = stack.get("/").token(&token).header("Connection", "Upgrade");
-    let handshake = handshake.header("Upgrade", "websocket").header("Sec-WebSocket-Version", "13");
-    let handshake = handshake.header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
-    socket.send(&handshake.bytes()).await;
-    assert_everywhere(&socket.answer(false).await, 101);
-
-    // It can change, and go.
-    assert!(stack.reload(EVERYWHERE).await);
-    let answer = stack.get("/").send().await;
-    assert_eq!((answer.status, answer.header(HSTS)), (401, None));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_header_of_every_response_is_on_redirects_to_https() {
-    let directory = tempfile::tempdir().unwrap();
-    let changes = format!("server.redirect = \"127.0.0.1:0\"\n{HEADERS}");
-    let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
-    for (host, status) in [("Host: a.test\r\n", 308), ("", 400)] {
-        let mut connection = Connection::open(stack.public[1]).await;
-        connection.send(format!("GET /x HTTP/1.1\r\n{host}\r\n").as_bytes()).await;
-        assert_everywhere(&connection.answer(false).await, status);
-    }
+    assert_cache_headers(
+        &marked,
+        Some(&format!("Accept, {CARRIERS}")),
+        Some("private, max-age=60"),
+    );
+    // A route removes the service's header, not the one that the gateway adds.
+    assert_cache_headers(&removed, Some(CARRIERS), Some("private"));
 }
 
 /// A browser may send requests for two hosts of one certificate on one connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_for_two_hosts_on_one_connection_are_each_judged_alone() {
+async fn requests_for_two_hosts_on_one_connection_are_each_checked_alone() {
     let stack = Stack::start_with(
         r#"
         server.h2c = true
@@ -442,14 +312,16 @@ async fn requests_for_two_hosts_on_one_connection_are_each_judged_alone() {
         ("b.test", Some(&token), 200, Some(openid("alice"))),
         ("c.test", Some(&token), 404, None),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         assert_eq!(send(host, token).await, status, "{host}");
-        let seen = stack.upstream.seen_after(before);
-        let seen: Vec<_> =
-            seen.iter().map(|seen| (seen.all("host"), seen.all("x-openid"))).collect();
+        let received = stack.upstream.requests_after(before);
+        let received: Vec<_> = received
+            .iter()
+            .map(|received| (received.all("host"), received.all("x-openid")))
+            .collect();
         let id = whose.as_deref().filter(|id| !id.is_empty());
         let expected = whose.is_some().then(|| (vec![host], Vec::from_iter(id)));
-        assert_eq!(seen, Vec::from_iter(expected), "{host}");
+        assert_eq!(received, Vec::from_iter(expected), "{host}");
     }
     connection.abort();
 }

@@ -1,14 +1,14 @@
-//! Certificate files are judged as a phone would, when the configuration is read.
+//! Certificate files are checked as a phone would check them, when the configuration is read.
 
 use std::path::Path;
 
 use rcgen::{CertificateParams, date_time_ymd};
 use wxgate::config::{Config, Problems, Secrets};
 
-use crate::command::wxgate;
 use crate::harness::certificate::{Authority, Issued};
+use crate::harness::command::wxgate;
 
-/// What is said of a configuration with these keys of `[server.tls]`.
+/// The problems and warnings of a configuration with these keys of `[server.tls]`.
 fn parse(tls: &str) -> Result<Vec<String>, Problems> {
     parse_with(tls, "")
 }
@@ -36,7 +36,7 @@ fn assert_problem(parsed: Result<Vec<String>, Problems>, key: &str, parts: &[&st
     }
 }
 
-/// Changes what stands in a file of [`Issued::write`].
+/// Changes a file of [`Issued::write`].
 fn rewrite(directory: &Path, name: &str, certificates: &[&rcgen::Certificate]) {
     let pem: String = certificates.iter().map(|certificate| certificate.pem()).collect();
     std::fs::write(directory.join(format!("{name}.crt")), pem).unwrap();
@@ -70,7 +70,7 @@ impl Chain {
 }
 
 #[test]
-fn a_chain_up_to_its_root_is_taken_without_a_word() {
+fn a_chain_up_to_its_root_has_no_warning() {
     let chain = Chain::new();
     let tls = chain.write(&[&chain.middle.certificate, &chain.root.certificate]);
     assert_eq!(parse(&tls).unwrap(), Vec::<String>::new());
@@ -119,7 +119,7 @@ fn a_file_that_is_not_a_certificate_is_rejected() {
     assert_problem(parse(&tls), "cert_file", &["certificate 2 in it cannot be parsed"]);
 }
 
-/// Valid between these days, counted from the one at hand.
+/// Valid between these days, counted from today.
 fn valid(params: &mut CertificateParams, from: i64, to: i64) {
     let today = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / (24 * 3600);
     let day = |days: i64| {
@@ -149,7 +149,7 @@ fn a_certificate_must_be_valid_and_is_to_be_renewed_in_time() {
     assert!(warning.ends_with("in 28 days: renew it"), "{warning}");
 }
 
-/// Nobody renews it, and the chain fails all the same.
+/// It is not renewed by the operator, but the chain fails with it.
 #[test]
 fn a_certificate_further_up_must_be_valid_too() {
     let root = Authority::root("the root");
@@ -204,7 +204,7 @@ fn check_reads_the_roots_of_the_machine_and_shows_warnings() {
 }
 
 #[test]
-fn names_that_are_missing_or_listed_twice_are_warned_of() {
+fn missing_and_duplicate_names_are_warned_of() {
     let root = Authority::root("the root");
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, names: &[&str]| {

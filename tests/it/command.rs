@@ -1,121 +1,30 @@
-//! The program, as it is run.
+//! The program as a process: what its commands do and print.
 
-use std::io::{BufRead, BufReader, Read};
+mod sandbox;
+
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::json;
 
-use crate::harness::canary;
 use crate::harness::client::{self, Connection};
+use crate::harness::command::{Running, text, write_config, wxgate};
 use crate::harness::upstream::Upstream;
-use crate::harness::{PATIENCE, SECRET, config_text};
+use crate::harness::{PATIENCE, SECRET, canary, config_text};
 
-pub fn wxgate() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_wxgate"))
-}
-
-/// A running program that does not outlive its test.
-pub struct Running {
-    pub child: Child,
-    lines: BufReader<Box<dyn Read + Send>>,
-    /// All that was read so far.
-    pub transcript: String,
-    is_gateway: bool,
-}
-
-impl Running {
-    pub fn start(command: &mut Command, reads_stderr: bool) -> Self {
-        let (out, err) = (Stdio::piped(), Stdio::piped());
-        let mut child = command.stdout(out).stderr(err).stdin(Stdio::null()).spawn().unwrap();
-        let lines: Box<dyn Read + Send> = match reads_stderr {
-            true => Box::new(child.stderr.take().unwrap()),
-            false => Box::new(child.stdout.take().unwrap()),
-        };
-        let is_gateway = command.get_args().next().is_some_and(|first| first == "run");
-        Self { child, lines: BufReader::new(lines), transcript: String::new(), is_gateway }
-    }
-
-    /// Reads until a line that holds `text`.
-    pub fn line_with(&mut self, text: &str) -> String {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            let read = self.lines.read_line(&mut line).unwrap();
-            assert_ne!(read, 0, "no line with {text}: {}", self.transcript);
-            self.transcript.push_str(&line);
-        }
-        line
-    }
-
-    /// Waits until the gateway has started: the fields of its first line, and where it listens.
-    pub fn started(&mut self) -> (serde_json::Value, SocketAddr) {
-        let line: serde_json::Value = serde_json::from_str(&self.line_with("started")).unwrap();
-        let first = line["public"].as_str().unwrap().split(", ").next().unwrap();
-        let address = first.parse().unwrap();
-        (line, address)
-    }
-
-    /// Reads what is left, of a program that has ended.
-    pub fn read_to_end(&mut self) -> String {
-        let mut rest = String::new();
-        self.lines.read_to_string(&mut rest).unwrap();
-        self.transcript.push_str(&rest);
-        rest
-    }
-
-    pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
-    }
-
-    pub fn code(&mut self) -> i32 {
-        let started = Instant::now();
-        while started.elapsed() < PATIENCE {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code().expect("an exit, not a signal");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("it does not end");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // The sandbox and the demo show what they are told to know.
-        if self.is_gateway {
-            canary::look_for_in("the program", &self.transcript);
-        }
-    }
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// `run` with a file of this text.
-pub fn write_config(directory: &Path, changes: &str) -> std::path::PathBuf {
-    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
-    let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
-    let file = directory.join("gateway.toml");
-    std::fs::write(&file, text).unwrap();
-    file
-}
+pub use self::sandbox::start_sandbox;
 
 fn run(subcommand: &str, file: &Path) -> Output {
     canary::plant(SECRET);
     let output = wxgate().args([subcommand, "-c"]).arg(file).stdin(Stdio::null()).output().unwrap();
-    canary::look_for_in("the program", &(text(&output.stdout) + &text(&output.stderr)));
+    canary::search("the program", &(text(&output.stdout) + &text(&output.stderr)));
     output
 }
 
 #[test]
-fn wrong_usage_is_2_and_help_and_version_are_0() {
+fn wrong_usage_exits_with_2_and_help_and_version_with_0() {
     for (arguments, code) in [
         (vec![], 2),
         (vec!["fly"], 2),
@@ -139,7 +48,7 @@ fn wrong_usage_is_2_and_help_and_version_are_0() {
 }
 
 #[test]
-fn check_is_0_for_a_good_file_and_1_with_every_problem_for_a_bad_one() {
+fn check_exits_with_0_for_a_valid_file_and_1_with_every_problem() {
     let directory = tempfile::tempdir().unwrap();
     let good = write_config(directory.path(), "");
     let output = run("check", &good);
@@ -165,7 +74,7 @@ fn check_is_0_for_a_good_file_and_1_with_every_problem_for_a_bad_one() {
 }
 
 #[test]
-fn check_can_do_without_secrets() {
+fn check_works_without_secrets() {
     let directory = tempfile::tempdir().unwrap();
     let changes = "[[app]]\napp_id = \"wx1\"\napp_secret = { env = \"WXGATE_TEST_ABSENT\" }";
     let file = write_config(directory.path(), changes);
@@ -177,7 +86,7 @@ fn check_can_do_without_secrets() {
 }
 
 #[test]
-fn a_listener_that_cannot_bind_is_a_clear_message_and_1() {
+fn a_listener_that_cannot_bind_is_a_clear_message_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -195,7 +104,7 @@ fn a_listener_that_cannot_bind_is_a_clear_message_and_1() {
 }
 
 #[test]
-fn a_bad_certificate_is_a_clear_message_and_1() {
+fn an_invalid_certificate_is_a_clear_message_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
     let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
@@ -221,7 +130,7 @@ fn a_bad_certificate_is_a_clear_message_and_1() {
 }
 
 #[test]
-fn run_says_by_name_when_no_roots_are_found() {
+fn run_names_the_package_of_missing_root_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let file = write_config(directory.path(), "wechat.base_url = \"https://api.weixin.qq.com\"");
     let output = wxgate()
@@ -235,9 +144,9 @@ fn run_says_by_name_when_no_roots_are_found() {
     assert!(text(&output.stderr).contains("ca-certificates"), "{}", text(&output.stderr));
 }
 
-/// The whole way through the program: a file, signals, a session, the log.
+/// From start to end: a file, signals, a session, the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
+async fn the_program_serves_until_a_signal_stops_it_and_logs_no_secret() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let mut sandbox = Running::start(wxgate().args(["sandbox", "--listen", "127.0.0.1:0"]), false);
@@ -259,11 +168,11 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
         let request =
             format!("GET /x?canary HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
         connection.send(request.as_bytes()).await;
-        assert_eq!(connection.answer(false).await.text(), "hello");
+        assert_eq!(connection.response(false).await.text(), "hello");
         for _ in 0..3 {
             let forged = "GET /y HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
             connection.send(forged.as_bytes()).await;
-            assert_eq!(connection.answer(false).await.status, 401);
+            assert_eq!(connection.response(false).await.status, 401);
         }
 
         gateway.signal("HUP");
@@ -272,7 +181,7 @@ async fn the_program_serves_until_it_is_told_to_stop_and_logs_no_secret() {
         gateway.line_with("SIGQUIT");
         gateway.signal(signal);
         assert_eq!(gateway.code(), 0, "{signal}");
-        gateway.lines.read_to_string(&mut gateway.transcript).unwrap();
+        gateway.read_to_end();
         let log = &gateway.transcript;
         assert!(log.contains("\"path\":\"/x\""), "the access log is in it: {log}");
         assert!(log.contains("\"stopped\""), "{log}");
@@ -298,7 +207,7 @@ async fn a_reload_changes_the_level_of_the_log() {
 
     write("log.level = \"error\"\nendpoints.health = \"/health\"");
     gateway.signal("HUP");
-    // It is in service once the new path is.
+    // The new level applies once the new path does.
     let is_taken = async || client::get(address, "/health").await.status == 200;
     let taken = async {
         while !is_taken().await {
@@ -318,21 +227,16 @@ async fn a_reload_changes_the_level_of_the_log() {
     assert!(!gateway.transcript.contains("configuration reloaded"), "{}", gateway.transcript);
 }
 
-/// The first thing that a newcomer sees: its lines work when pasted.
+/// The first steps of a new user: the printed commands work.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demos_lines_work_when_pasted() {
+async fn the_commands_that_the_demo_prints_work() {
     let arguments = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut demo = Running::start(wxgate().args(arguments), false);
-    let mut tour = Vec::new();
-    while tour.last().is_none_or(|line: &String| !line.contains("Ctrl-C")) {
-        let mut line = String::new();
-        assert_ne!(demo.lines.read_line(&mut line).unwrap(), 0);
-        tour.push(line);
-    }
-    let script: String = tour
-        .iter()
+    demo.line_with("Ctrl-C");
+    let script: String = demo
+        .transcript
+        .split_inclusive('\n')
         .filter(|line| line.starts_with("TOKEN=") || line.starts_with("curl"))
-        .cloned()
         .collect();
     assert!(script.lines().count() >= 6, "{script}");
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -345,13 +249,13 @@ async fn the_demos_lines_work_when_pasted() {
     assert!(shown.contains("wxgate_logins_total"), "{shown}");
     demo.signal("INT");
     assert_eq!(demo.code(), 0);
-    let mut said = String::new();
-    demo.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "", "nothing is warned of");
+    let mut warnings = String::new();
+    demo.child.stderr.take().unwrap().read_to_string(&mut warnings).unwrap();
+    assert_eq!(warnings, "", "nothing is warned of");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demo_can_stand_in_front_of_a_service_of_the_readers_own() {
+async fn the_demo_can_forward_to_another_service() {
     let upstream = Upstream::start().await;
     let url = format!("http://{}/", upstream.address);
     let arguments =
@@ -365,68 +269,11 @@ async fn the_demo_can_stand_in_front_of_a_service_of_the_readers_own() {
     let mut connection = Connection::open(gateway).await;
     let request = format!("GET /own HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
     connection.send(request.as_bytes()).await;
-    assert_eq!(connection.answer(false).await.text(), "hello");
-    assert_eq!(upstream.seen()[0].target(), "/own");
+    assert_eq!(connection.response(false).await.text(), "hello");
+    assert_eq!(upstream.requests()[0].target(), "/own");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_keeps_wechats_semantics() {
-    let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--app", "wx1:one", "--app", "wx2:two"];
-    let mut sandbox = Running::start(wxgate().args(arguments), false);
-    let line = sandbox.line_with("http://");
-    let address: SocketAddr = line.trim().rsplit('/').next().unwrap().parse().unwrap();
-    assert!(sandbox.line_with("wx1").contains("one"));
-
-    let ask = async |query: &str| {
-        let answer = client::get(address, &format!("/sns/jscode2session?{query}")).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain")));
-        answer.json()
-    };
-    let query = |app: &str, secret: &str, code: &str| {
-        format!("appid={app}&secret={secret}&js_code={code}&grant_type=authorization_code")
-    };
-    let granted = ask(&query("wx1", "one", "user-bob-1")).await;
-    let openid = granted["openid"].as_str().unwrap();
-    assert_eq!(openid.len(), 28);
-    assert_eq!(granted["session_key"].as_str().unwrap().len(), 24);
-    assert!(granted.get("unionid").is_none());
-    let elsewhere = ask(&query("wx2", "two", "user-bob-2")).await;
-    assert_ne!(elsewhere["openid"], openid, "an openid belongs to one app");
-    let (one, two) = (
-        ask(&query("wx1", "one", "user-unionbob-1")).await,
-        ask(&query("wx2", "two", "user-unionbob-2")).await,
-    );
-    assert_eq!(one["unionid"], two["unionid"]);
-    assert!(one["unionid"].is_string());
-    for (query, errcode) in [
-        (query("wx1", "one", "user-bob-1"), 40163),
-        (query("wx1", "one", "nonsense"), 40029),
-        (query("wx1", "two", "user-bob-3"), 40125),
-        (query("wx9", "one", "user-bob-3"), 40013),
-        ("secret=one&js_code=user-bob-3&grant_type=authorization_code".to_owned(), 41002),
-        ("appid=wx1&js_code=user-bob-3&grant_type=authorization_code".to_owned(), 41004),
-        ("appid=wx1&secret=one&grant_type=authorization_code".to_owned(), 41008),
-        ("appid=wx1&secret=one&js_code=user-bob-3".to_owned(), 40002),
-        (query("wx1", "one", "err-45011-x"), 45011),
-        (query("wx1", "one", "err--1-x"), -1),
-    ] {
-        let failed = ask(&query).await;
-        assert_eq!(failed["errcode"], errcode, "{query}");
-        assert!(failed["errmsg"].as_str().unwrap().contains("rid: "));
-    }
-
-    let refused = client::post(address, "/sandbox/codes", &json!({ "user": "a b" })).await;
-    assert_eq!(refused.status, 400);
-    let given = client::post(address, "/sandbox/codes", &json!({ "user": "carol" })).await;
-    let code = given.json()["code"].as_str().unwrap().to_owned();
-    assert_eq!(code.len(), 32);
-    assert!(ask(&query("wx1", "one", &code)).await["openid"].is_string());
-    assert_eq!(ask(&query("wx1", "one", &code)).await["errcode"], 40163);
-    sandbox.signal("INT");
-    assert_eq!(sandbox.code(), 0);
-}
-
-/// Nobody reads the log, and every request is served all the same.
+/// Nobody reads the log, and every request is served nevertheless.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pipe_blocks_no_request() {
     let directory = tempfile::tempdir().unwrap();
@@ -442,13 +289,13 @@ async fn a_full_pipe_blocks_no_request() {
     let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
     let (_, address) = gateway.started();
 
-    // More lines than the pipe and the queue hold together.
+    // More lines than fit into the pipe and the queue.
     let mut connection = Connection::open(address).await;
     let request = b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n";
     for _ in 0..120 {
         connection.send(&request.repeat(100)).await;
         for _ in 0..100 {
-            assert_eq!(connection.answer(false).await.status, 401);
+            assert_eq!(connection.response(false).await.status, 401);
         }
     }
     gateway.signal("TERM");
@@ -487,132 +334,4 @@ fn a_secret_file_that_everybody_can_read_is_warned_of() {
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(text(&output.stderr).contains(": app[0].app_secret: file"), is_warned);
     }
-}
-
-/// A sandbox on a port of its own, and its address.
-fn start_sandbox(options: &[&str]) -> (Running, SocketAddr) {
-    let arguments = ["sandbox", "--listen", "127.0.0.1:0"];
-    let mut sandbox = Running::start(wxgate().args(arguments).args(options), false);
-    let line = sandbox.line_with("http://");
-    let address = line.trim().rsplit('/').next().unwrap().parse().unwrap();
-    (sandbox, address)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_has_the_moods_of_wechat() {
-    let ask = async |address: SocketAddr, code: &str| {
-        let query = format!(
-            "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
-            crate::harness::APP
-        );
-        client::get(address, &format!("/sns/jscode2session?{query}")).await.json()
-    };
-    let (_sandbox, quota) = start_sandbox(&["--user-quota", "2", "--quota", "3"]);
-    assert!(ask(quota, "user-alice-1").await["openid"].is_string());
-    assert!(ask(quota, "user-alice-2").await["openid"].is_string());
-    assert_eq!(ask(quota, "user-alice-3").await["errcode"], 45011);
-    assert!(ask(quota, "user-bob-1").await["openid"].is_string());
-    assert_eq!(ask(quota, "user-bob-2").await["errcode"], 45009);
-
-    let (_sandbox, refusing) = start_sandbox(&["--refuse-ip"]);
-    let refused = ask(refusing, "user-alice-1").await;
-    assert_eq!(refused["errcode"], 40164);
-    assert!(refused["errmsg"].as_str().unwrap().contains("invalid ip 203.0.113.7"));
-
-    let (_sandbox, slow) = start_sandbox(&["--latency", "100ms", "--slow-start", "1s"]);
-    let time = async |code: &str| {
-        let began = Instant::now();
-        assert!(ask(slow, code).await["openid"].is_string());
-        began.elapsed()
-    };
-    assert!(time("user-alice-1").await > Duration::from_millis(200));
-    while time(&format!("user-alice-{}", rand::random::<u32>())).await > Duration::from_millis(200)
-    {
-    }
-    assert!(time("user-alice-2").await >= Duration::from_millis(100));
-}
-
-/// Whoever logs in again makes the session_key from before worthless.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sandbox_displaces_session_keys() {
-    use base64::Engine;
-    use hmac::{Hmac, KeyInit, Mac};
-
-    let (_sandbox, address) = start_sandbox(&[]);
-    let key = async |code: &str| {
-        let query = format!(
-            "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
-            crate::harness::APP
-        );
-        let path = format!("/sns/jscode2session?{query}");
-        let granted = client::get(address, &path).await.json();
-        granted["session_key"].as_str().unwrap().to_owned()
-    };
-    let check = async |key: &str| {
-        let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
-        let signature = Hmac::<sha2::Sha256>::new_from_slice(&key).unwrap().finalize();
-        let signature: String =
-            signature.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        let openid = crate::harness::openid("alice");
-        let path = format!(
-            "/wxa/checksession?access_token=x&openid={openid}&signature={signature}&sig_method=hmac_sha256"
-        );
-        client::get(address, &path).await.json()["errcode"].as_i64().unwrap()
-    };
-    let first = key("user-alice-1").await;
-    assert_eq!(check(&first).await, 0);
-    let second = key("user-alice-2").await;
-    assert_eq!((check(&first).await, check(&second).await), (87009, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_live_check_says_whether_wechat_takes_the_app_and_spends_no_code() {
-    let check = |address: SocketAddr, changes: &str| {
-        let directory = tempfile::tempdir().unwrap();
-        let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let url = format!("http://{address}");
-        let text = config_text(directory.path(), &url, nowhere, changes);
-        let file = directory.path().join("gateway.toml");
-        std::fs::write(&file, text).unwrap();
-        let output = wxgate().args(["check", "--live", "-c"]).arg(&file).output().unwrap();
-        let shown = text_of(&output);
-        canary::look_for_in("the program", &shown);
-        (output.status.code().unwrap(), shown)
-    };
-    let (_good, address) = start_sandbox(&[]);
-    let (code, shown) = check(address, "");
-    assert!(code == 0 && shown.contains("WeChat accepts the app"), "{shown}");
-    let stats = client::get(address, "/sandbox/stats").await.json();
-    assert_eq!(stats["exchanges"], 1);
-
-    let (_other, address) = start_sandbox(&["--app", &format!("{}:other", crate::harness::APP)]);
-    let (code, shown) = check(address, "");
-    assert!(code == 1 && shown.contains("errcode 40125") && shown.contains("rid "), "{shown}");
-    assert!(shown.contains("the AppSecret is wrong"), "{shown}");
-    let (_unlisted, address) = start_sandbox(&["--refuse-ip"]);
-    let (code, shown) = check(address, "");
-    assert!(code == 1 && shown.contains("40164") && shown.contains("203.0.113.7"), "{shown}");
-    assert!(shown.contains("IP allow list"), "{shown}");
-    let (code, shown) = check("127.0.0.1:1".parse().unwrap(), "");
-    let cause = "cannot be reached: connection refused (http://127.0.0.1:1)";
-    assert!(code == 1 && shown.contains(cause), "{shown}");
-    // The path of a relay may be a secret.
-    canary::plant("a-relay-s-secret-path");
-    let changes = "wechat.fallback_base_url = \"http://127.0.0.1:1/a-relay-s-secret-path\"";
-    let (code, shown) = check(address, changes);
-    assert!(code == 1 && shown.contains("http://127.0.0.1:1: WeChat cannot be reached"), "{shown}");
-    let (_fallback, fallback) = start_sandbox(&[]);
-    let changes = format!("wechat.fallback_base_url = \"http://{fallback}\"");
-    let (code, shown) = check("127.0.0.1:1".parse().unwrap(), &changes);
-    let names = |address: &str, outcome: &str| {
-        shown.lines().any(|line| line.contains(address) && line.contains(outcome))
-    };
-    assert!(code == 1 && names("127.0.0.1:1:", "cannot be reached"), "{shown}");
-    assert!(names(&fallback.to_string(), "WeChat accepts the app"), "{shown}");
-    let usage = wxgate().args(["check", "--live", "--without-secrets", "-c", "x"]).output();
-    assert_eq!(usage.unwrap().status.code(), Some(2));
-}
-
-fn text_of(output: &Output) -> String {
-    text(&output.stdout) + &text(&output.stderr)
 }

@@ -1,7 +1,9 @@
-//! A configuration is taken whole, or refused with every problem in it and its place.
+//! A configuration is accepted as a whole, or rejected with every problem in it and its place.
 //!
-//! Fixtures stand in `tests/config`. What is said about a file of `invalid` stands in
-//! `snapshots`, under the name of the file.
+//! Fixtures are in `tests/config`. The expected output for a file of `invalid` is in `snapshots`,
+//! under the name of the file.
+
+mod reference;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,66 +11,7 @@ use std::path::{Path, PathBuf};
 
 use wxgate::config::{Config, Problem, Problems, Secrets};
 
-/// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 57] = [
-    "admin.token",
-    "app[].default",
-    "app[].login_rate",
-    "errors.codes",
-    "errors.content_type",
-    "errors.template",
-    "log.openid_key",
-    "route[].add_prefix",
-    "route[].apps",
-    "route[].connect_timeout",
-    "route[].cors.credentials",
-    "route[].cors.expose",
-    "route[].cors.headers",
-    "route[].cors.max_age",
-    "route[].cors.methods",
-    "route[].cors.origins",
-    "route[].headers",
-    "route[].host",
-    "route[].max_body",
-    "route[].methods",
-    "route[].name",
-    "route[].read_timeout",
-    "route[].remove_request_headers",
-    "route[].remove_response_headers",
-    "route[].respond.body",
-    "route[].respond.content_type",
-    "route[].respond.file",
-    "route[].respond.status",
-    "route[].set_request_headers",
-    "route[].set_response_headers",
-    "route[].split[].percent",
-    "route[].split[].upstream",
-    "route[].strip_prefix",
-    "route[].write_timeout",
-    "server.tls.cert_file",
-    "server.tls.certificate[].cert_file",
-    "server.tls.certificate[].key_file",
-    "server.tls.client_ca_file",
-    "server.tls.client_certificate",
-    "server.tls.handshake_timeout",
-    "server.tls.key_file",
-    "session.previous_seal_keys",
-    "session.redis.ca_file",
-    "session.redis.key_prefix",
-    "session.redis.max_lookups",
-    "session.redis.near_cache_ttl",
-    "session.redis.password",
-    "session.redis.sentinel_password",
-    "session.redis.sentinel_username",
-    "session.redis.timeout",
-    "session.redis.url",
-    "session.redis.username",
-    "session.seal_key",
-    "upstream[].idle_timeout",
-    "wechat.ca_file",
-    "wechat.fallback_base_url",
-    "wechat.proxy",
-];
+use self::reference::reference_with_examples;
 
 fn fixtures(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/config").join(folder);
@@ -76,46 +19,6 @@ fn fixtures(folder: &str) -> Vec<PathBuf> {
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
-}
-
-fn reference() -> String {
-    fs::read_to_string("config/reference.toml").unwrap()
-}
-
-/// The reference with its examples in force.
-fn reference_with_examples() -> String {
-    let is_example = |line: &str| {
-        let key = line.split(" = ").next().unwrap_or_default();
-        line.starts_with('[')
-            || key != line && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-    };
-    let uncomment = |line: &str| match line.strip_prefix("# ") {
-        Some(example) if is_example(example) => format!("{example}\n"),
-        _ => format!("{line}\n"),
-    };
-    reference().lines().map(uncomment).collect()
-}
-
-/// The keys that stand in a text, as `section.key` or `section[].key`.
-fn keys(text: &str) -> BTreeSet<String> {
-    let known = Config::known_keys();
-    let mut keys = BTreeSet::new();
-    let mut values = vec![(String::new(), toml::Value::Table(text.parse().unwrap()))];
-    while let Some((path, value)) = values.pop() {
-        match value {
-            toml::Value::Table(table) if !known.contains(&path) => {
-                let prefix = if path.is_empty() { path } else { format!("{path}.") };
-                values.extend(
-                    table.into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)),
-                );
-            }
-            toml::Value::Array(array) if !known.contains(&path) => {
-                values.extend(array.into_iter().map(|value| (format!("{path}[]"), value)));
-            }
-            _ => drop(keys.insert(path)),
-        }
-    }
-    keys
 }
 
 #[test]
@@ -140,7 +43,7 @@ fn every_invalid_file_is_rejected_with_its_problems_and_their_places() {
         let name = file.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(file).unwrap();
         let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
-            panic!("{name} is not refused");
+            panic!("{name} is not rejected");
         };
         let stem = file.file_stem().unwrap().to_str().unwrap();
         settings.bind(|| insta::assert_snapshot!(stem, problems));
@@ -165,7 +68,7 @@ fn every_wrong_line_has_a_problem_and_no_other_line_has_one() {
         let name = file.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(&file).unwrap();
         let Err(problems) = Config::parse(name, &text, Secrets::Load) else {
-            panic!("{name} is not refused");
+            panic!("{name} is not rejected");
         };
         let mut marked = BTreeSet::new();
         let mut mark = |name: &str, text: &str| {
@@ -187,8 +90,8 @@ fn every_wrong_line_has_a_problem_and_no_other_line_has_one() {
     }
 }
 
-/// Puts a value in the place of a key, which is as [`Config::known_keys`] has it. Returns the key
-/// as problems have it.
+/// Replaces the value of a key, which is written as in [`Config::known_keys`]. Returns the key
+/// as problems name it.
 fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<String> {
     let Some((section, rest)) = key.split_once('.') else {
         return table.insert(key.to_owned(), value.clone()).map(|_| key.to_owned());
@@ -198,7 +101,7 @@ fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<St
         return Some(format!("{section}.{}", replace(table, rest, value)?));
     };
     let elements = table.get_mut(name)?.as_array_mut()?.iter_mut().enumerate();
-    // The first that has it.
+    // The first one that has it.
     let (index, rest) = elements
         .filter_map(|(index, element)| {
             Some((index, replace(element.as_table_mut()?, rest, value)?))
@@ -284,7 +187,7 @@ fn no_message_repeats_a_secret() {
     }
 }
 
-/// What is refused says why, and nothing that a file may hold ends in a panic.
+/// Every rejection has a reason, and no file makes the gateway panic.
 #[test]
 fn a_changed_file_loads_or_has_problems_with_places() {
     const VALUES: [&str; 12] = [
@@ -325,54 +228,6 @@ fn a_changed_file_loads_or_has_problems_with_places() {
     assert!(tried > 1000, "{tried}");
     let deep = format!("a = {}", "[".repeat(100_000));
     assert!(Config::parse("file", &deep, Secrets::Ignore).is_err());
-}
-
-#[test]
-fn the_reference_has_every_key_and_no_other() {
-    let known = BTreeSet::from_iter(Config::known_keys());
-    let text = reference_with_examples();
-    Config::parse("reference.toml", &text, Secrets::Ignore).unwrap();
-    assert_eq!(keys(&text), known);
-
-    let commented: Vec<_> = known.difference(&keys(&reference())).cloned().collect();
-    assert_eq!(commented, WITHOUT_DEFAULT);
-}
-
-#[test]
-fn the_reference_says_which_keys_need_a_restart() {
-    let mut marked = BTreeSet::new();
-    let (mut section, mut comment) = (String::new(), String::new());
-    for line in reference().lines() {
-        let example = line.strip_prefix("# ").filter(|line| {
-            line.starts_with('[')
-                || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
-        });
-        let line = example.unwrap_or(line);
-        if let Some(text) = line.strip_prefix('#') {
-            comment += text;
-            continue;
-        }
-        if let Some(header) = line.strip_prefix('[') {
-            section = header.trim_end_matches(']').to_owned();
-        }
-        let key = match line.split_once(" = ") {
-            Some((key, _)) => format!("{section}.{key}"),
-            None => section.clone(),
-        };
-        let words = comment.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-        if words.contains("needs a restart") && !words.contains("is behind") {
-            marked.insert(key);
-        }
-        comment.clear();
-    }
-    assert_eq!(marked, Config::restart_only_keys().into_iter().map(str::to_owned).collect());
-}
-
-#[test]
-fn the_reference_shows_every_default() {
-    let load = |file: &str| Config::load(Path::new(file), Secrets::Ignore).unwrap();
-    let smallest = format!("{:#?}", load("config/gateway.toml"));
-    assert_eq!(format!("{:#?}", load("config/reference.toml")), smallest);
 }
 
 #[test]

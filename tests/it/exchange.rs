@@ -1,6 +1,8 @@
-//! Ends of HTTP/1 exchanges that leave one side with another reading than the other.
+//! HTTP/1 requests and responses that end early: both sides must agree on what follows them.
 //!
-//! The service is a socket in the test's hand, so that each byte comes when the test says so.
+//! The service is a socket that the test controls, so that each byte is sent when the test says so.
+
+mod websocket;
 
 use std::time::Duration;
 
@@ -8,8 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::client::Connection;
-use crate::harness::redis::RedisServer;
+use crate::harness::client::{Connection, Response};
 use crate::harness::{PATIENCE, Stack};
 
 /// A service, and a gateway in front of it.
@@ -20,15 +21,11 @@ struct Pair {
 
 impl Pair {
     async fn start(changes: &str) -> Self {
-        Self::start_with("", changes).await
-    }
-
-    async fn start_with(of_upstream: &str, changes: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stack = Stack::start_with(&format!(
             "{changes}\n[endpoints]\nhealth = [\"/healthz\"]\n[[upstream]]\nname = \"recorder\"\n\
-             servers = [\"{address}\"]\n{of_upstream}"
+             servers = [\"{address}\"]"
         ))
         .await;
         Self { stack, listener }
@@ -44,8 +41,15 @@ impl Pair {
         Peer { stream: accepted.unwrap().0, read: Vec::new() }
     }
 
+    /// The same, with its first request header read.
+    async fn accept_request(&self) -> Peer {
+        let mut service = self.accept().await;
+        service.read_header().await;
+        service
+    }
+
     /// Whether the gateway makes no connection for a while.
-    async fn is_left_alone(&self) -> bool {
+    async fn gets_no_connection(&self) -> bool {
         timeout(Duration::from_millis(300), self.listener.accept()).await.is_err()
     }
 }
@@ -57,8 +61,8 @@ struct Peer {
 }
 
 impl Peer {
-    /// Reads up to and with this text; `None` when the connection ends before.
-    async fn until(&mut self, end: &str) -> Option<String> {
+    /// Reads up to the end of this text; `None` if the connection ends first.
+    async fn read_until(&mut self, end: &str) -> Option<String> {
         let read = async {
             loop {
                 let found = self.read.windows(end.len()).position(|part| part == end.as_bytes());
@@ -74,11 +78,11 @@ impl Peer {
         timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{end:?} in time"))
     }
 
-    async fn head(&mut self) -> String {
-        self.until("\r\n\r\n").await.expect("a request")
+    async fn read_header(&mut self) -> String {
+        self.read_until("\r\n\r\n").await.expect("a request")
     }
 
-    async fn say(&mut self, text: &str) {
+    async fn send(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).await.unwrap();
     }
 }
@@ -88,81 +92,80 @@ const CHUNKED: &str =
 
 const GET: &str = "GET /none HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
 
+const UPLOAD: &str = "POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n";
+
+/// A connection that the first response does not announce as closed serves a second request,
+/// after what the client still had to send.
+async fn assert_goes_on_unless_closed(client: &mut Connection, first: &Response, rest: &str) {
+    if first.header("connection") != Some("close") {
+        let health = "GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n";
+        client.send(format!("{rest}{health}").as_bytes()).await;
+        let second = client.response_or_end().await;
+        assert_eq!(second.map(|response| response.status), Some(200), "the connection was kept");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_in_a_body_over_its_limit_is_no_request() {
+async fn the_rest_of_a_body_over_its_limit_is_not_a_request() {
     let pair = Pair::start("[limits]\nmax_body = \"1KiB\"").await;
     let mut client = pair.client().await;
     // A chunk of 8 KiB, 2 KiB of it at once.
     client.send(format!("{CHUNKED}2000\r\n{}", "x".repeat(2048)).as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(413, "body_too_large", "none");
     // All of this is inside of the chunk.
     client.send(format!("0\r\n\r\n{GET}").as_bytes()).await;
     if let Ok(accepted) = timeout(Duration::from_millis(300), pair.listener.accept()).await {
         let mut service = Peer { stream: accepted.unwrap().0, read: Vec::new() };
-        let came = service.until("\r\n\r\n").await.unwrap_or_default();
-        assert!(!came.starts_with("GET"), "a part of a body was taken for a request: {came}");
+        let came = service.read_until("\r\n\r\n").await.unwrap_or_default();
+        assert!(!came.starts_with("GET"), "a part of a body was forwarded as a request: {came}");
     }
     assert_eq!(first.header("connection"), Some("close"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_after_a_body_over_its_limit_is_answered_or_the_connection_announced_closed() {
+async fn the_request_after_a_body_over_its_limit_is_served_or_the_connection_announced_closed() {
     let pair = Pair::start("[limits]\nmax_body = \"1KiB\"").await;
     let mut client = pair.client().await;
     let data = "x".repeat(2048);
     client.send(format!("{CHUNKED}800\r\n{data}\r\n0\r\n\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(413, "body_too_large", "none");
-    if first.header("connection") != Some("close") {
-        client.send(b"GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_after_a_malformed_trailer_is_answered_or_the_connection_announced_closed() {
+async fn the_request_after_a_malformed_trailer_is_served_or_the_connection_announced_closed() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(format!("{CHUNKED}1\r\nx\r\n0\r\nno colon\r\n\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(400, "bad_request", "none");
-    if first.header("connection") != Some("close") {
-        client.send(b"GET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_before_the_body_announces_what_becomes_of_the_connection() {
+async fn a_response_before_the_body_announces_whether_the_connection_is_kept() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n").await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
-    let first = client.answer(false).await;
+    client.send(UPLOAD.as_bytes()).await;
+    let mut service = pair.accept_request().await;
+    service.send("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
+    let first = client.response(false).await;
     assert_eq!(first.status, 404);
-    if first.header("connection") != Some("close") {
-        client.send(b"helloGET /healthz HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-        let second = client.answer_or_end().await;
-        assert_eq!(second.map(|answer| answer.status), Some(200), "it was kept alive");
-    }
+    assert_goes_on_unless_closed(&mut client, &first, "hello").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_after_a_whole_response() {
+async fn an_upload_continues_after_a_complete_response() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\n").await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
-    assert_eq!(client.answer(false).await.status, 202);
+    client.send(UPLOAD.as_bytes()).await;
+    let mut service = pair.accept_request().await;
+    service.send("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(client.response(false).await.status, 202);
     client.send(b"hello").await;
-    assert_eq!(service.until("hello").await.as_deref(), Some("hello"));
+    assert_eq!(service.read_until("hello").await.as_deref(), Some("hello"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,8 +174,8 @@ async fn a_client_that_stops_sending_is_cut_while_a_response_runs() {
     let mut client = pair.client().await;
     client.send(b"POST /none HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 5\r\n\r\nh").await;
     let mut service = pair.accept().await;
-    service.until("\r\n\r\nh").await.unwrap();
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh").await;
+    service.read_until("\r\n\r\nh").await.unwrap();
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh").await;
     assert!(client.reads(b"HTTP/1.1 200 OK\r\n").await);
     // The rest of the response would follow the rest of the body.
     let mut rest = Vec::new();
@@ -181,14 +184,14 @@ async fn a_client_that_stops_sending_is_cut_while_a_response_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_of_unknown_length_that_breaks_off_is_no_whole_one() {
+async fn a_response_of_unknown_length_that_breaks_off_does_not_look_complete() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
-    let head = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
-    client.write_all(head).await.unwrap();
+    let header = b"POST /none HTTP/1.0\r\nHost: gateway.test\r\nContent-Length: 100\r\n\r\nh";
+    client.write_all(header).await.unwrap();
     let mut service = pair.accept().await;
-    service.until("\r\n\r\nh").await.unwrap();
-    service.say("HTTP/1.1 200 OK\r\n\r\nhalf").await;
+    service.read_until("\r\n\r\nh").await.unwrap();
+    service.send("HTTP/1.1 200 OK\r\n\r\nhalf").await;
     let mut read = Vec::new();
     while !read.ends_with(b"half") {
         assert!(client.read_buf(&mut read).await.unwrap() > 0);
@@ -196,34 +199,32 @@ async fn a_response_of_unknown_length_that_breaks_off_is_no_whole_one() {
     // The rest of the request will never come.
     client.shutdown().await.unwrap();
     let end = timeout(PATIENCE, client.read_to_end(&mut read)).await.expect("an end in time");
-    assert!(end.is_err(), "it ends as if it were whole");
+    assert!(end.is_err(), "the response looks complete");
 }
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_trailer_ends_the_exchange_whether_or_not_it_is_forwarded() {
+async fn a_malformed_trailer_breaks_off_the_response_whether_or_not_it_is_forwarded() {
     for te in ["TE: trailers\r\n", ""] {
         let pair = Pair::start("").await;
         let mut client = pair.client().await;
         let request = format!("GET /none HTTP/1.1\r\nHost: gateway.test\r\n{te}\r\n");
         client.send(request.as_bytes()).await;
-        let mut service = pair.accept().await;
-        service.head().await;
-        // The head of the next response, where the end of this one should be.
+        let mut service = pair.accept_request().await;
+        // The header of a next response, where the end of this one should be.
         let bad = "1\r\nx\r\n0\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
-        assert!(!client.answer(false).await.is_whole, "{te:?}");
+        service.send(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
+        assert!(!client.response(false).await.is_whole, "{te:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_last_chunk_is_sent_before_the_trailers_are_judged() {
+async fn no_last_chunk_is_sent_before_the_trailers_are_validated() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
     client.write_all(request).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     let bad = "1\r\nx\r\n0\r\nA: b\r\nno colon\r\n\r\n";
-    service.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
+    service.send(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}")).await;
     let mut read = Vec::new();
     let _ = timeout(PATIENCE, client.read_to_end(&mut read)).await.expect("an end in time");
     let text = String::from_utf8(read).unwrap();
@@ -232,45 +233,43 @@ async fn no_last_chunk_is_sent_before_the_trailers_are_judged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_not_sent_again_after_something_was_heard() {
+async fn a_request_is_not_sent_again_after_an_informational_response() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     client.send(GET.as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    assert_eq!(client.answer(false).await.status, 200);
+    let mut service = pair.accept_request().await;
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(client.response(false).await.status, 200);
     client.send(GET.as_bytes()).await;
-    service.head().await;
-    service.say("HTTP/1.1 103 Early Hints\r\n\r\n").await;
-    assert_eq!(client.answer(true).await.status, 103);
+    service.read_header().await;
+    service.send("HTTP/1.1 103 Early Hints\r\n\r\n").await;
+    assert_eq!(client.response(true).await.status, 103);
     drop(service);
-    assert!(pair.is_left_alone().await, "it was sent again");
+    assert!(pair.gets_no_connection().await, "it was sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_100_and_is_rejected_is_told_that_the_connection_ends() {
+async fn a_rejected_request_that_expects_100_gets_connection_close() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
     let line = "Expect: 100-continue\r\nContent-Length: 44\r\n";
     client.send(format!("POST / HTTP/1.1\r\nHost: gateway.test\r\n{line}\r\n").as_bytes()).await;
-    let first = client.answer(false).await;
+    let first = client.response(false).await;
     first.assert_error(401, "missing_token", "login");
-    // Such a client does not send its body, and may go on with the next request.
+    // Such a client does not send its body; its next bytes may be the next request.
     assert_eq!(first.header("connection"), Some("close"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trailer_that_a_response_nominates_is_not_forwarded() {
+async fn a_trailer_that_connection_names_is_not_forwarded() {
     let pair = Pair::start("").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let request = b"GET /none HTTP/1.1\r\nHost: gateway.test\r\nTE: trailers\r\n\r\n";
     client.write_all(request).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
+    let mut service = pair.accept_request().await;
     let lines = "Transfer-Encoding: chunked\r\nConnection: X-Hop\r\nTrailer: X-Hop, X-End";
     service
-        .say(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n"))
+        .send(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n0\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n"))
         .await;
     let mut read = Vec::new();
     while !read.ends_with(b"X-End: 2\r\n\r\n") {
@@ -281,7 +280,7 @@ async fn a_trailer_that_a_response_nominates_is_not_forwarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_judged() {
+async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_checked() {
     let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
                  add_prefix = \"/v2\"\n";
     let pair = Pair::start(route).await;
@@ -290,120 +289,61 @@ async fn a_target_without_a_path_is_rewritten_as_the_path_that_was_judged() {
         let lines = "Host: gateway.test\r\nConnection: close";
         client.send(format!("GET {target} HTTP/1.1\r\n{lines}\r\n\r\n").as_bytes()).await;
         let mut service = pair.accept().await;
-        let head = service.head().await;
-        assert!(head.starts_with("GET /v2/"), "{head}");
+        let header = service.read_header().await;
+        assert!(header.starts_with("GET /v2/"), "{header}");
     }
 }
 
-/// What a service sends after its response is never the response to another request, however
-/// much a client has the gateway do at once.
+/// What a service sends after its response is never taken for the response to another request,
+/// however many requests a client has in flight.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_with_something_to_say_serves_no_request() {
+async fn a_connection_with_unread_bytes_serves_no_request() {
     let pair = Pair::start("").await;
     for before in 90..140 {
         let mut kept = Vec::new();
         for _ in 0..3 {
             let mut client = pair.client().await;
             client.send(b"HEAD /none HTTP/1.1\r\nHost: gateway.test\r\n\r\n").await;
-            let mut service = pair.accept().await;
-            service.head().await;
+            let service = pair.accept_request().await;
             kept.push((client, service));
         }
         for (client, service) in &mut kept {
-            service.say("HTTP/1.1 200 OK\r\nContent-Length: 39\r\n\r\n").await;
-            assert_eq!(client.answer(true).await.status, 200);
+            service.send("HTTP/1.1 200 OK\r\nContent-Length: 39\r\n\r\n").await;
+            assert_eq!(client.response(true).await.status, 200);
         }
         for (_, service) in &mut kept {
             // The body, which a response to HEAD must not have.
-            service.say("HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n").await;
+            service.send("HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n").await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         let mut client = pair.client().await;
         let health = "GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n".repeat(before);
         client.send(format!("{health}{GET}").as_bytes()).await;
         for _ in 0..before {
-            assert_eq!(client.answer(false).await.status, 200);
+            assert_eq!(client.response(false).await.status, 200);
         }
         let served = async {
             let mut second = pair.accept().await;
-            second.head().await;
-            second.say("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+            second.read_header().await;
+            second.send("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
         };
-        let answer = tokio::select! {
-            answer = client.answer(false) => answer,
-            () = served => client.answer(false).await,
+        let response = tokio::select! {
+            response = client.response(false) => response,
+            () = served => client.response(false).await,
         };
-        assert_eq!(answer.status, 204, "after {before} others");
+        assert_eq!(response.status, 204, "after {before} others");
     }
 }
 
-const WEBSOCKET: &str = "GET / HTTP/1.1\r\nHost: gateway.test\r\nConnection: Upgrade\r\n\
-    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-
-const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
-    Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_ends_only_when_the_service_has_said_its_last() {
-    let route = "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"none\"\n\
-                 websocket = true\n";
-    let pair = Pair::start(route).await;
-    let mut client = pair.client().await;
-    client.send(format!("{WEBSOCKET}\r\n").as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say(SWITCHING).await;
-    assert_eq!(client.answer(true).await.status, 101);
-    client.send(b"bye").await;
-    client.finish().await;
-    service.until("bye").await.unwrap();
-    let mut rest = Vec::new();
-    timeout(PATIENCE, service.stream.read_to_end(&mut rest)).await.unwrap().unwrap();
-    service.say("bye to you").await;
-    assert!(client.reads(b"bye to you").await, "the service's last message is lost");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_passes_bytes_while_the_store_takes_its_time() {
-    let redis = RedisServer::start();
-    let directory = tempfile::tempdir().unwrap();
-    let key = directory.path().join("seal");
-    std::fs::write(&key, "0".repeat(64)).unwrap();
-    let changes = format!(
-        "session.seal_key = {{ file = \"{}\" }}\nsession.redis.url = \"redis://127.0.0.1:{}\"\n\
-         session.redis.timeout = \"3s\"\nsession.redis.near_cache_ttl = \"100ms\"\n[[route]]\npath = \"/\"\nupstream = \"recorder\"\n\
-         auth = \"required\"\nwebsocket = true\n",
-        key.display(),
-        redis.port
-    );
-    let pair = Pair::start(&changes).await;
-    let token = pair.stack.login("alice").await;
-    let mut client = pair.client().await;
-    client.send(format!("{WEBSOCKET}X-3rd-Session: {token}\r\n\r\n").as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say(SWITCHING).await;
-    assert_eq!(client.answer(true).await.status, 101);
-    redis.stop();
-    // Until the session is looked up again.
-    tokio::time::sleep(Duration::from_millis(800)).await;
-    client.send(b"hello").await;
-    let passed = timeout(Duration::from_millis(500), service.until("hello")).await;
-    redis.go_on();
-    assert!(passed.is_ok(), "it waits for the store");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_old_client_that_asks_for_it_keeps_its_connection() {
+async fn an_http_1_0_client_with_keep_alive_keeps_its_connection() {
     let pair = Pair::start("").await;
     let mut client = pair.client().await;
-    let head = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
-    client.send(head.as_bytes()).await;
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    let first = client.answer(false).await;
+    let header = "GET /none HTTP/1.0\r\nHost: gateway.test\r\nConnection: keep-alive\r\n\r\n";
+    client.send(header.as_bytes()).await;
+    let mut service = pair.accept_request().await;
+    service.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let first = client.response(false).await;
     assert_eq!(first.header("connection"), Some("keep-alive"));
 }
 
@@ -412,11 +352,10 @@ async fn both_directions_move_at_once() {
     let pair = Pair::start("[limits]\nmax_body = \"64MiB\"").await;
     let mut client = TcpStream::connect(pair.stack.gateway).await.unwrap();
     let size = 24 << 20;
-    let head = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
-    client.write_all(head.as_bytes()).await.unwrap();
-    let mut service = pair.accept().await;
-    service.head().await;
-    service.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
+    let header = format!("POST /none HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n");
+    client.write_all(header.as_bytes()).await.unwrap();
+    let mut service = pair.accept_request().await;
+    service.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
     let echo = tokio::spawn(async move {
         let (mut from, mut to) = service.stream.split();
         tokio::io::copy(&mut from, &mut to).await

@@ -1,4 +1,4 @@
-//! What the log says of requests that fail, and how often.
+//! What is logged about requests that fail, and how often.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::command::Running;
-use crate::harness::client::{Answer, Connection};
+use crate::harness::client::{Connection, Response};
+use crate::harness::command::Running;
 use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Reply;
 use crate::harness::{Stack, config_text, process_log};
 use crate::shared_store::{gateway, url};
 
 /// The fields of the process's log lines for a request.
-fn lines_of(answer: &Answer) -> Vec<Value> {
-    let request_id = answer.header("x-request-id").unwrap();
+fn lines_of(response: &Response) -> Vec<Value> {
+    let request_id = response.header("x-request-id").unwrap();
     let log = process_log::text_after(0);
     let lines = log.lines().filter(|line| line.contains(request_id));
     lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone()).collect()
@@ -31,7 +31,7 @@ fn upstream(servers: &str, more: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}\n{more}")
 }
 
-/// An address that refuses connections, and that no other test gets while the socket is there.
+/// An address that refuses connections, reserved while the socket is there.
 fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -39,12 +39,12 @@ fn nobody() -> (std::net::SocketAddr, socket2::Socket) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
+async fn a_failed_request_is_logged_with_upstream_server_and_cause() {
     let (nobody, _taken) = nobody();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
-    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    let response = stack.get("/none").send().await;
+    response.assert_error(502, "bad_gateway", "retry");
+    let [line] = &lines_of(&response)[..] else { panic!("{:?}", lines_of(&response)) };
     assert_eq!(line["message"], "request failed");
     assert_eq!(line["route"], "/none");
     assert_eq!(line["upstream"], "recorder");
@@ -53,17 +53,17 @@ async fn a_request_that_finds_no_service_says_upstream_server_and_cause() {
     assert_eq!(line.get("reused"), None);
 
     let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]", "")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(503, "no_upstream", "retry");
-    let [line] = &lines_of(&answer)[..] else { panic!("{:?}", lines_of(&answer)) };
+    let response = stack.get("/none").send().await;
+    response.assert_error(503, "no_upstream", "retry");
+    let [line] = &lines_of(&response)[..] else { panic!("{:?}", lines_of(&response)) };
     assert_eq!(line["upstream"], "recorder");
     assert_eq!(line.get("server"), None);
     assert_eq!(line["cause"], "the upstream has no known address");
 }
 
-/// Its queue is full, so that the connection is never answered.
+/// Its queue is full, so that the connection is never accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
+async fn a_connect_timeout_is_logged_with_its_length() {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).unwrap();
@@ -79,13 +79,13 @@ async fn a_connect_that_times_out_says_how_long_it_was_waited_for() {
     let _fillers: Vec<_> = std::iter::repeat_with(filling).take(4).collect();
     let changes = upstream(&format!("[\"{address}\"]"), "connect_timeout = \"1500ms\"");
     let stack = Stack::start_with(&changes).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(504, "gateway_timeout", "retry");
-    assert_eq!(lines_of(&answer)[0]["cause"], "connect timed out (connect_timeout 1s 500ms)");
+    let response = stack.get("/none").send().await;
+    response.assert_error(504, "gateway_timeout", "retry");
+    assert_eq!(lines_of(&response)[0]["cause"], "connect timed out (connect_timeout 1s 500ms)");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
+async fn a_rejected_response_is_logged_with_the_reason_and_the_header_line() {
     let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
     let secret = "a-secret-in-a-value";
     for (reply, cause) in [
@@ -138,9 +138,9 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
     ] {
         let stack = Stack::start_with(&changes).await;
         stack.upstream.reply(move |_| reply.clone());
-        let answer = stack.get("/none").send().await;
-        assert!(answer.status >= 502, "{cause}: {answer:?}");
-        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        let response = stack.get("/none").send().await;
+        assert!(response.status >= 502, "{cause}: {response:?}");
+        let [line] = &lines_of(&response)[..] else { panic!("{cause}: {:?}", lines_of(&response)) };
         assert_eq!(line["cause"], cause);
         assert_eq!(line["server"], stack.upstream.address.to_string());
         assert!(!line.to_string().contains(secret), "{line}");
@@ -148,7 +148,7 @@ async fn a_response_that_is_refused_says_why_and_names_the_header_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_breaks_off_says_that_it_had_begun() {
+async fn a_response_that_breaks_off_is_logged_as_begun() {
     let changes = upstream("[\"{upstream}\"]", "read_timeout = \"300ms\"");
     for (reply, cause) in [
         (
@@ -172,22 +172,22 @@ async fn a_response_that_breaks_off_says_that_it_had_begun() {
     ] {
         let stack = Stack::start_with(&changes).await;
         stack.upstream.reply(move |_| reply.clone());
-        let answer = stack.get("/none").send().await;
-        assert!(!answer.is_whole, "{cause}: {answer:?}");
-        let [line] = &lines_of(&answer)[..] else { panic!("{cause}: {:?}", lines_of(&answer)) };
+        let response = stack.get("/none").send().await;
+        assert!(!response.is_whole, "{cause}: {response:?}");
+        let [line] = &lines_of(&response)[..] else { panic!("{cause}: {:?}", lines_of(&response)) };
         assert_eq!(line["cause"], cause);
     }
 }
 
-/// A POST is not repeated, and what closed it may have been the service's keep-alive.
+/// A POST is not sent again; the service's keep-alive timeout may have closed the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_on_a_reused_connection_says_so() {
+async fn a_failure_on_a_reused_connection_is_logged_as_such() {
     let stack = Stack::start().await;
     assert_eq!(stack.get("/none").send().await.status, 200);
     stack.upstream.reply(|_| Reply::Last(vec![]));
-    let answer = stack.post("/none").body("x").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
-    let lines = lines_of(&answer);
+    let response = stack.post("/none").body("x").send().await;
+    response.assert_error(502, "bad_gateway", "retry");
+    let lines = lines_of(&response);
     assert_eq!(lines[0]["cause"], "connection closed before a response");
     assert_eq!(lines[0]["reused"], true);
 }
@@ -207,7 +207,7 @@ async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
     assert_eq!(lines[1]["fields"]["suppressed"], 19);
 }
 
-/// Names in it are the service's to choose.
+/// The service chooses the names in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstream() {
     let (nobody, _taken) = nobody();
@@ -231,7 +231,7 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
     assert!((1..=16).contains(&lines), "{lines}");
 }
 
-/// The others serve all requests, so that nothing else would show it.
+/// The other servers serve all requests, so that nothing else shows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     let (nobody, _taken) = nobody();
@@ -246,18 +246,18 @@ async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     assert_eq!(lines[0]["fields"]["cause"], "connection refused");
 }
 
-/// Their senders could fill the log.
+/// Otherwise clients could fill the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_clients_get_wrong_are_no_warnings() {
     let stack = Stack::start_with("limits.max_body = \"1KiB\"").await;
-    let answer = stack.post("/none").body(vec![b'x'; 5000]).chunked().send().await;
-    answer.assert_error(413, "body_too_large", "none");
-    assert_eq!(lines_of(&answer), [Value::Null; 0]);
+    let response = stack.post("/none").body(vec![b'x'; 5000]).chunked().send().await;
+    response.assert_error(413, "body_too_large", "none");
+    assert_eq!(lines_of(&response), [Value::Null; 0]);
     let mut connection = Connection::open(stack.gateway).await;
     let request = "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close, cookie\r\n\r\n";
     connection.send(request.as_bytes()).await;
-    if let Some(answer) = connection.answer_or_end().await {
-        assert_eq!(lines_of(&answer), [Value::Null; 0], "{answer:?}");
+    if let Some(response) = connection.response_or_end().await {
+        assert_eq!(lines_of(&response), [Value::Null; 0], "{response:?}");
     }
 }
 
@@ -268,9 +268,9 @@ async fn logins_while_the_store_is_down_are_one_line_a_minute() {
     store.kill();
     let mut logged = Vec::new();
     for number in 0..20 {
-        let answer = stack.try_login(&format!("user-anna-{number}")).await;
-        answer.assert_error(503, "store_unavailable", "retry");
-        logged.extend(lines_of(&answer));
+        let response = stack.try_login(&format!("user-anna-{number}")).await;
+        response.assert_error(503, "store_unavailable", "retry");
+        logged.extend(lines_of(&response));
     }
     assert_eq!(logged.len(), 1, "{logged:?}");
     assert_eq!(logged[0]["message"], "cannot store a session");

@@ -1,7 +1,7 @@
 //! Gateways that share a store, under load, while the store fails.
 //!
-//! Users log in, ask and log out at any gateway; every request is written down, and the whole
-//! history is judged afterwards (`history.rs`).
+//! Users log in, send requests and log out at any gateway. Every request is recorded, and the whole
+//! history is checked afterwards (`history.rs`).
 
 mod fleet;
 mod history;
@@ -17,35 +17,37 @@ use self::history::{Conditions, Verdict, judge, quantile};
 use self::traffic::Traffic;
 use crate::harness::PATIENCE;
 use crate::harness::fault_proxy::{FaultProxy, Way};
-use crate::harness::redis::{RedisServer, SENTINELS_ADDRESS, cluster, is_well, sentinels};
+use crate::harness::redis::{
+    RedisServer, SENTINELS_ADDRESS, cluster, is_well, replicated, sentinels,
+};
 
 /// `session.redis.near_cache_ttl`
 const BOUND: Duration = Duration::from_secs(1);
 
-/// Where replicas that are cut off are seen to come from.
+/// The address that replicas connect from, so that they can be cut off.
 const REPLICAS_ADDRESS: &str = "127.0.0.2";
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// One server answers no more, and goes on.
+    /// A single server stops responding, and continues later.
     Stopped,
-    /// Answers of one server come later than a gateway waits.
+    /// Replies of a single server come later than the timeout.
     Slow,
-    /// Nobody reaches the server.
+    /// The server is unreachable.
     Cut,
-    /// One gateway does not reach the server, and is not told.
+    /// One gateway cannot reach the server, without an error.
     OneCutOff,
-    /// The primary is gone, and Sentinels make another one.
+    /// The primary is killed, and Sentinels promote another one.
     PrimaryKilled,
-    /// The primary stands still until another one is made, and comes back.
+    /// The primary hangs until another one is promoted, and comes back.
     PrimaryStopped,
-    /// One gateway is left alone with a primary that the others have replaced.
+    /// One gateway is cut off together with a primary that the others have replaced.
     SplitBrain,
-    /// The primary is gone, and its replicas have not had its last second.
+    /// The primary is killed, and its replicas lack its last second.
     ReplicasBehind,
-    /// A node of a cluster is gone, and its replica takes its place.
+    /// A node of a cluster is killed, and its replica is promoted.
     NodeKilled,
-    /// A node stands still until its replica has taken its place, and comes back.
+    /// A node hangs until its replica is promoted, and comes back.
     NodeStopped,
 }
 
@@ -74,7 +76,7 @@ struct Load {
     more: &'static str,
 }
 
-/// For a machine that has other things to do: what is asserted under it does not depend on time.
+/// For a busy machine: assertions under this load do not depend on time.
 const LIGHT: Load = Load {
     gateways: 2,
     changing: 12,
@@ -84,7 +86,7 @@ const LIGHT: Load = Load {
     more: "",
 };
 
-/// What `begin`s a fault and ends it, while users are busy.
+/// Runs a fault, from its `begin` to its end, under load.
 async fn run(
     urls: &[String],
     load: Load,
@@ -103,7 +105,7 @@ async fn run(
     let history = traffic.stop().await;
     let faulty = (begun, back + Duration::from_secs(2));
     let started = begun - load.before;
-    // What a primary took last is written on at most a second later.
+    // A replica lags by at most a second.
     let lossy = is_lossy.then(|| (begun - Duration::from_secs(1), faulty.1));
     (judge(&history, &Conditions { bound: BOUND, started, faulty, lossy }), back - begun)
 }
@@ -117,7 +119,7 @@ async fn suffer(fault: Fault, load: Load) -> (Verdict, Duration) {
     }
 }
 
-/// How long a fault lasts that nothing but us ends.
+/// How long a fault lasts that the test ends.
 const LASTS: Duration = Duration::from_secs(2);
 
 async fn single(fault: Fault, load: Load) -> (Verdict, Duration) {
@@ -148,7 +150,7 @@ fn sentinel_url(ports: impl Iterator<Item = u16>) -> String {
     format!("redis+sentinel://{}/main", addresses.join(","))
 }
 
-/// Until most Sentinels name another primary than the one at this port, and it answers as one.
+/// Waits until most Sentinels name another primary than the one at this port, and it responds.
 async fn until_replaced(sentinels: &[RedisServer; 3], port: u16) {
     let begun = Instant::now();
     let named = |sentinel: &RedisServer| {
@@ -172,9 +174,7 @@ async fn until_replaced(sentinels: &[RedisServer; 3], port: u16) {
 }
 
 async fn failover(fault: Fault, load: Load) -> (Verdict, Duration) {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(sentinels.iter().map(|sentinel| sentinel.port));
     let port = primary.port;
     run(&vec![url; load.gateways], load, true, async || {
@@ -190,8 +190,8 @@ async fn failover(fault: Fault, load: Load) -> (Verdict, Duration) {
     .await
 }
 
-/// Replicas and Sentinels on one side, the primary on the other: of the gateways the first goes with
-/// it where the Sentinels are cut off too.
+/// Replicas and Sentinels on one side, the primary on the other; the first gateway stays with
+/// it if the Sentinels are cut off, too.
 async fn apart(fault: Fault, load: Load) -> (Verdict, Duration) {
     let mut primary = RedisServer::start();
     let door = FaultProxy::to(primary.port).await;
@@ -219,7 +219,7 @@ async fn apart(fault: Fault, load: Load) -> (Verdict, Duration) {
         };
         set(Way::Silent);
         until_replaced(&sentinels, door.port).await;
-        // Time enough to believe what is not so any more.
+        // Long enough to cache what is no longer true.
         sleep(LASTS).await;
         set(Way::Open);
     })
@@ -256,10 +256,10 @@ async fn shard(fault: Fault, load: Load) -> (Verdict, Duration) {
 
 /// What holds however slow the machine is.
 fn assert_safe(verdict: &Verdict) {
-    assert!(verdict.logins > 12 && verdict.logouts > 5 && verdict.asks > 200, "{verdict:?}");
+    assert!(verdict.logins > 12 && verdict.logouts > 5 && verdict.requests > 200, "{verdict:?}");
     assert_eq!(verdict.revived, [""; 0]);
     assert_eq!(verdict.lost, [""; 0]);
-    assert!(verdict.unavailable > 0, "the fault was none");
+    assert!(verdict.unavailable > 0, "the fault had no effect");
 }
 
 /// `cargo test --release --test it figures_of_faults -- --ignored --nocapture`: six minutes. What
@@ -291,7 +291,7 @@ async fn figures_of_faults() {
                 lasted.as_secs_f64(),
                 verdict.logins,
                 verdict.logouts,
-                verdict.asks,
+                verdict.requests,
                 verdict.unavailable,
                 verdict.out_of_place.len(),
                 verdict.missed_hits.len(),

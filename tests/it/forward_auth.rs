@@ -1,14 +1,12 @@
-//! Another proxy asks, and gets the decision of the public listener with the identity.
+//! Forward-auth: another proxy gets the decision that the public listener would make, with the
+//! identity.
 
+mod forgery;
+mod operation;
 mod peers;
 
-use std::net::SocketAddr;
-
-use serde_json::Value;
-use wxgate::server::Command;
-
-use crate::harness::client::{Answer, Connection};
-use crate::harness::{APP, OTHER_APP, PATIENCE, Stack, openid};
+use crate::harness::client::{Connection, Response};
+use crate::harness::{APP, OTHER_APP, Stack, THREE_ROUTES, TWO_APPS, openid};
 
 const ON: &str = "forward_auth.listen = \"127.0.0.1:0\"\nserver.trusted_proxies = [\"127.0.0.1\"]";
 
@@ -20,8 +18,8 @@ async fn start_with(changes: &str) -> Stack {
     Stack::start_with(&format!("{ON}\n{changes}")).await
 }
 
-/// What a proxy asks about a request for `uri`.
-fn ask(uri: &str) -> Ask {
+/// A proxy's request for a decision on a request for `uri`.
+fn about(uri: &str) -> DecisionRequest {
     let lines = [
         ("X-Forwarded-Method", "GET"),
         ("X-Forwarded-Uri", uri),
@@ -30,17 +28,17 @@ fn ask(uri: &str) -> Ask {
         ("X-Forwarded-For", "198.51.100.7"),
     ];
     let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    Ask { request_line: "GET /auth HTTP/1.1".to_owned(), lines, body: String::new() }
+    DecisionRequest { request_line: "GET /auth HTTP/1.1".to_owned(), lines, body: String::new() }
 }
 
 #[derive(Clone)]
-struct Ask {
+struct DecisionRequest {
     request_line: String,
     lines: Vec<(String, String)>,
     body: String,
 }
 
-impl Ask {
+impl DecisionRequest {
     fn line(mut self, name: &str, value: &str) -> Self {
         self.lines.push((name.to_owned(), value.to_owned()));
         self
@@ -51,8 +49,8 @@ impl Ask {
         self
     }
 
-    /// With another value.
-    fn told(self, name: &str, value: &str) -> Self {
+    /// With another value of this header.
+    fn with(self, name: &str, value: &str) -> Self {
         self.without(name).line(name, value)
     }
 
@@ -76,115 +74,101 @@ impl Ask {
         format!("{}\r\nHost: wxgate\r\n{lines}\r\n{}", self.request_line, self.body).into()
     }
 
-    async fn of(&self, stack: &Stack) -> Answer {
-        let answer = self.cacheable_of(stack).await;
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        assert_eq!(answer.header("vary"), None);
-        answer
+    async fn send(&self, stack: &Stack) -> Response {
+        let response = self.send_cacheable(stack).await;
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        assert_eq!(response.header("vary"), None);
+        response
     }
 
     /// The same where decisions may be cached.
-    async fn cacheable_of(&self, stack: &Stack) -> Answer {
+    async fn send_cacheable(&self, stack: &Stack) -> Response {
         let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
         connection.send(&self.bytes()).await;
-        let answer = connection.answer(self.request_line.starts_with("HEAD")).await;
-        // Whatever it says, it leaves none of them to the client.
+        let response = connection.response(self.request_line.starts_with("HEAD")).await;
+        // It always sets all of them, so that the client's values never survive.
         for name in ["x-openid", "x-appid", "x-unionid"] {
-            let value = answer.header(name);
-            assert!(value.is_some_and(|value| value.is_empty() || answer.status == 200));
+            let value = response.header(name);
+            assert!(value.is_some_and(|value| value.is_empty() || response.status == 200));
         }
-        assert!(matches!(answer.status, 200 | 401 | 403), "{}", answer.status);
-        assert!(answer.header("x-request-id").is_some_and(|id| !id.is_empty()));
-        answer
+        assert!(matches!(response.status, 200 | 401 | 403), "{}", response.status);
+        assert!(response.header("x-request-id").is_some_and(|id| !id.is_empty()));
+        response
     }
 }
 
-/// Asserts a 200, and whose request it says that it is.
+/// Asserts a 200 with this identity.
 #[track_caller]
-fn assert_of(answer: &Answer, openid: &str) {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.header("x-openid"), Some(openid));
-    assert_eq!(answer.header("x-appid"), Some(if openid.is_empty() { "" } else { APP }));
-    assert!(answer.body.is_empty());
-    assert_eq!(answer.header("x-wxgate-error"), None);
+fn assert_identity(response: &Response, openid: &str) {
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(response.header("x-openid"), Some(openid));
+    assert_eq!(response.header("x-appid"), Some(if openid.is_empty() { "" } else { APP }));
+    assert!(response.body.is_empty());
+    assert_eq!(response.header("x-wxgate-error"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_is_told_whose_request_it_is() {
+async fn a_proxy_gets_the_identity_of_the_client() {
     let stack = start().await;
     let (alice, openid_of_alice) = (stack.login("alice").await, openid("alice"));
-    let header = ask("/orders/7?page=2").token(&alice).of(&stack).await;
-    assert_of(&header, &openid_of_alice);
+    let header = about("/orders/7?page=2").token(&alice).send(&stack).await;
+    assert_identity(&header, &openid_of_alice);
     assert_eq!(header.header("x-unionid"), Some(""));
-    let bearer = ask("/").line("Authorization", &format!("Bearer {alice}")).of(&stack).await;
-    assert_of(&bearer, &openid_of_alice);
-    assert_of(&ask("/optional").token(&alice).of(&stack).await, &openid_of_alice);
+    let bearer = about("/").line("Authorization", &format!("Bearer {alice}")).send(&stack).await;
+    assert_identity(&bearer, &openid_of_alice);
+    assert_identity(&about("/optional").token(&alice).send(&stack).await, &openid_of_alice);
 
     let union = stack.login("unionbob").await;
-    let answer = ask("/").token(&union).of(&stack).await;
-    assert_of(&answer, &openid("unionbob"));
-    assert!(answer.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
-    assert!(stack.upstream.seen().is_empty(), "it is another proxy that forwards");
+    let response = about("/").token(&union).send(&stack).await;
+    assert_identity(&response, &openid("unionbob"));
+    assert!(response.header("x-unionid").is_some_and(|unionid| !unionid.is_empty()));
+    assert!(stack.upstream.requests().is_empty(), "the other proxy forwards");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decision_may_be_cached_with_all_that_it_depends_on_where_the_operator_says_so() {
+async fn a_cacheable_decision_varies_on_everything_that_it_depends_on() {
     const VARY: &str =
         "X-3rd-Session, Authorization, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host";
     let stack = start_with("forward_auth.cache = \"10s\"").await;
     let token = stack.login("alice").await;
-    for allowed in [ask("/").token(&token), ask("/optional"), ask("/none")] {
-        let answer = allowed.cacheable_of(&stack).await;
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.header("cache-control"), Some("private, max-age=10"));
-        assert_eq!(answer.header("vary"), Some(VARY));
+    for allowed in [about("/").token(&token), about("/optional"), about("/none")] {
+        let response = allowed.send_cacheable(&stack).await;
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("cache-control"), Some("private, max-age=10"));
+        assert_eq!(response.header("vary"), Some(VARY));
     }
-    // What is refused is not for caches.
-    for refused in [ask("/"), ask("/optional").token("x"), ask("/").told("X-Forwarded-Uri", "x")] {
-        assert!(refused.of(&stack).await.status > 400);
+    // Rejections must not be cached.
+    for rejected in
+        [about("/"), about("/optional").token("x"), about("/").with("X-Forwarded-Uri", "x")]
+    {
+        assert!(rejected.send(&stack).await.status > 400);
     }
     let more = "server.response_headers = { X-Frame-Options = \"DENY\" }\n\
         session.carriers = [\"header\"]\nforward_auth.cache = \"1m\"\n[[route]]\npath = \"/\"\n\
         headers = { X-Version = \"2\" }\n[[route]]\npath = \"/pass\"\nupstream = \"recorder\"\n\
         methods = [\"GET\"]\npreflight = \"pass\"";
     assert!(stack.reload(&format!("{ON}\n{more}")).await);
-    let answer = ask("/").token(&token).line("X-Version", "2").cacheable_of(&stack).await;
-    assert_eq!(answer.header("cache-control"), Some("private, max-age=60"));
+    let response = about("/").token(&token).line("X-Version", "2").send_cacheable(&stack).await;
+    assert_eq!(response.header("cache-control"), Some("private, max-age=60"));
     let vary = "X-3rd-Session, X-Forwarded-Method, X-Forwarded-Uri, X-Forwarded-Host, X-Version, \
         Origin, Access-Control-Request-Method";
-    assert_eq!(answer.header("vary"), Some(vary));
-    assert_eq!(answer.header("x-frame-options"), None, "it is of public listeners");
+    assert_eq!(response.header("vary"), Some(vary));
+    assert_eq!(response.header("x-frame-options"), None, "only for public listeners");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_decision_is_the_public_listeners() {
     let stack = start_with(&format!(
         r#"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         [endpoints]
         health = "/healthy"
-        [[route]]
-        path = "/required"
-        upstream = "recorder"
+        {THREE_ROUTES}
         [[route]]
         path = "/required/narrow"
         upstream = "recorder"
         methods = ["GET", "POST"]
         apps = ["{OTHER_APP}"]
-        [[route]]
-        path = "/optional"
-        upstream = "recorder"
-        auth = "optional"
-        [[route]]
-        path = "/none"
-        upstream = "recorder"
-        auth = "none"
         "#
     ))
     .await;
@@ -192,109 +176,117 @@ async fn the_decision_is_the_public_listeners() {
     let unknown = "A".repeat(43);
     let (uri, method) = ("X-Forwarded-Uri", "X-Forwarded-Method");
     for (case, status, error) in [
-        (ask("/required"), 401, "missing_token"),
-        (ask("/required").token(""), 401, "missing_token"),
-        (ask("/required").line("Authorization", "Bearer of-the-service"), 401, "missing_token"),
-        (ask("/required").token(&unknown), 401, "session_expired"),
-        (ask("/required").token("x"), 401, "session_expired"),
-        (ask("/optional").token(&unknown), 401, "session_expired"),
-        (ask("/required").token(&token).token(&token), 403, "bad_request"),
-        (ask("/required/narrow").token(&token), 403, "wrong_app"),
-        (ask("/required/narrow").told(method, "PUT"), 403, "method_not_allowed"),
-        (ask("/required").told(method, "get").token(&token), 403, "bad_request"),
-        (ask("/required").told(method, "TRACE").token(&token), 403, "bad_request"),
-        (ask("/nowhere").token(&token), 403, "no_route"),
-        (ask("/login").token(&token), 403, "bad_request"),
-        (ask("/logout").token(&token), 403, "bad_request"),
-        (ask("/session").token(&token), 403, "bad_request"),
-        (ask("/healthy").token(&token), 403, "bad_request"),
-        (ask("/none/../required"), 403, "bad_request"),
-        (ask("/none/%2e%2e/required"), 403, "bad_request"),
-        (ask("/none/..;/required"), 403, "bad_request"),
-        (ask("/none%2f..%2frequired"), 403, "bad_request"),
-        (ask("//none"), 403, "bad_request"),
-        (ask("/none/%00"), 403, "bad_request"),
-        (ask("/none#/required"), 403, "bad_request"),
-        (ask("http://shop.test/none"), 403, "bad_request"),
-        (ask("none"), 403, "bad_request"),
-        (ask("*"), 403, "bad_request"),
-        (ask(""), 403, "bad_request"),
-        (ask("/none").told(uri, &format!("/none/{}", "x".repeat(9000))), 403, "headers_too_large"),
-        (ask("/none").told("X-Forwarded-Host", "a, b"), 403, "bad_request"),
-        (ask("/none").told("X-Forwarded-Host", ""), 403, "bad_request"),
+        (about("/required"), 401, "missing_token"),
+        (about("/required").token(""), 401, "missing_token"),
+        (about("/required").line("Authorization", "Bearer of-the-service"), 401, "missing_token"),
+        (about("/required").token(&unknown), 401, "session_expired"),
+        (about("/required").token("x"), 401, "session_expired"),
+        (about("/optional").token(&unknown), 401, "session_expired"),
+        (about("/required").token(&token).token(&token), 403, "bad_request"),
+        (about("/required/narrow").token(&token), 403, "wrong_app"),
+        (about("/required/narrow").with(method, "PUT"), 403, "method_not_allowed"),
+        (about("/required").with(method, "get").token(&token), 403, "bad_request"),
+        (about("/required").with(method, "TRACE").token(&token), 403, "bad_request"),
+        (about("/nowhere").token(&token), 403, "no_route"),
+        (about("/login").token(&token), 403, "bad_request"),
+        (about("/logout").token(&token), 403, "bad_request"),
+        (about("/session").token(&token), 403, "bad_request"),
+        (about("/healthy").token(&token), 403, "bad_request"),
+        (about("/none/../required"), 403, "bad_request"),
+        (about("/none/%2e%2e/required"), 403, "bad_request"),
+        (about("/none/..;/required"), 403, "bad_request"),
+        (about("/none%2f..%2frequired"), 403, "bad_request"),
+        (about("//none"), 403, "bad_request"),
+        (about("/none/%00"), 403, "bad_request"),
+        (about("/none#/required"), 403, "bad_request"),
+        (about("http://shop.test/none"), 403, "bad_request"),
+        (about("none"), 403, "bad_request"),
+        (about("*"), 403, "bad_request"),
+        (about(""), 403, "bad_request"),
+        (
+            about("/none").with(uri, &format!("/none/{}", "x".repeat(9000))),
+            403,
+            "headers_too_large",
+        ),
+        (about("/none").with("X-Forwarded-Host", "a, b"), 403, "bad_request"),
+        (about("/none").with("X-Forwarded-Host", ""), 403, "bad_request"),
     ] {
-        let answer = case.of(&stack).await;
+        let response = case.send(&stack).await;
         let action = if status == 401 { "login" } else { "none" };
-        answer.assert_error(status, error, action);
-        let challenge = answer.header("www-authenticate");
+        response.assert_error(status, error, action);
+        let challenge = response.header("www-authenticate");
         assert_eq!(challenge, (error == "missing_token").then_some("Bearer"));
     }
-    assert_of(&ask("/optional").of(&stack).await, "");
-    // Nobody looks the token up.
-    assert_of(&ask("/none").token(&token).of(&stack).await, "");
-    assert_of(&ask("/none?x=/../required").of(&stack).await, "");
-    assert_of(
-        &ask("/required").told(method, "DELETE").token(&token).of(&stack).await,
+    assert_identity(&about("/optional").send(&stack).await, "");
+    // The token is not looked up.
+    assert_identity(&about("/none").token(&token).send(&stack).await, "");
+    assert_identity(&about("/none?x=/../required").send(&stack).await, "");
+    assert_identity(
+        &about("/required").with(method, "DELETE").token(&token).send(&stack).await,
         &openid("alice"),
     );
 
     stack.post("/logout").token(&token).send().await;
-    ask("/required").token(&token).of(&stack).await.assert_error(401, "session_expired", "login");
+    about("/required").token(&token).send(&stack).await.assert_error(
+        401,
+        "session_expired",
+        "login",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_told_of_in_two_ways_or_in_none_is_refused() {
+async fn a_request_that_is_described_twice_or_not_at_all_is_rejected() {
     let stack = start().await;
     let token = stack.login("alice").await;
-    let whole = ask("/").token(&token);
-    assert_of(&whole.of(&stack).await, &openid("alice"));
-    let told = ["X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host"];
-    for name in told {
+    let whole = about("/").token(&token);
+    assert_identity(&whole.send(&stack).await, &openid("alice"));
+    let required = ["X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host"];
+    for name in required {
         let missing = whole.clone().without(name);
-        missing.of(&stack).await.assert_error(403, "bad_request", "none");
+        missing.send(&stack).await.assert_error(403, "bad_request", "none");
     }
     for name in ["X-Forwarded-Proto", "X-Forwarded-For"] {
-        assert_of(&whole.clone().without(name).of(&stack).await, &openid("alice"));
+        assert_identity(&whole.clone().without(name).send(&stack).await, &openid("alice"));
     }
-    for name in told.into_iter().chain(["X-Forwarded-Proto", "X-Forwarded-For"]) {
+    for name in required.into_iter().chain(["X-Forwarded-Proto", "X-Forwarded-For"]) {
         let value = whole.lines.iter().find(|(known, _)| known == name).unwrap().1.clone();
         let doubled = whole.clone().line(&name.to_lowercase(), &value);
-        doubled.of(&stack).await.assert_error(403, "bad_request", "none");
+        doubled.send(&stack).await.assert_error(403, "bad_request", "none");
         for separator in ["_", ".", "!", "~"] {
             let alias = whole.clone().line(&name.replace('-', separator), &value);
-            alias.of(&stack).await.assert_error(403, "bad_request", "none");
+            alias.send(&stack).await.assert_error(403, "bad_request", "none");
         }
     }
-    // Bytes that are no text.
-    let odd = whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}");
-    odd.of(&stack).await.assert_error(403, "bad_request", "none");
+    // Bytes that are not text.
+    let odd = whole.clone().with("X-Forwarded-Uri", "/caf\u{e9}");
+    odd.send(&stack).await.assert_error(403, "bad_request", "none");
 }
 
 /// The message names what to correct in the proxy's configuration or in the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
+async fn the_rejection_of_a_malformed_description_has_the_reason() {
     let stack = start().await;
-    let whole = ask("/none");
+    let whole = about("/none");
     for (asked, has) in [
         (
-            whole.clone().told("X-Forwarded-Uri", "/caf\u{e9}"),
+            whole.clone().with("X-Forwarded-Uri", "/caf\u{e9}"),
             "X-Forwarded-Uri: bytes outside ASCII must be percent-encoded",
         ),
-        (whole.clone().told("X-Forwarded-Uri", "/none?q=\u{4f60}"), "percent-encoded"),
-        (whole.clone().told("X-Forwarded-Uri", "/a\\b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "/a b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "/a`b"), "X-Forwarded-Uri"),
-        (whole.clone().told("X-Forwarded-Uri", "none"), "X-Forwarded-Uri must begin with \"/\""),
+        (whole.clone().with("X-Forwarded-Uri", "/none?q=\u{4f60}"), "percent-encoded"),
+        (whole.clone().with("X-Forwarded-Uri", "/a\\b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "/a b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "/a`b"), "X-Forwarded-Uri"),
+        (whole.clone().with("X-Forwarded-Uri", "none"), "X-Forwarded-Uri must begin with \"/\""),
         (
-            whole.clone().told("X-Forwarded-Uri", "http://h/none"),
+            whole.clone().with("X-Forwarded-Uri", "http://h/none"),
             "X-Forwarded-Uri must begin with \"/\"",
         ),
-        (whole.clone().told("X-Forwarded-Uri", ""), "X-Forwarded-Uri must begin with \"/\""),
-        (whole.clone().told("X-Forwarded-Host", "caf\u{e9}.test"), "X-Forwarded-Host is malformed"),
-        (whole.clone().told("X-Forwarded-Host", "a, b"), "X-Forwarded-Host is malformed"),
-        (whole.clone().told("X-Forwarded-Method", "g\u{e9}t"), "X-Forwarded-Method"),
-        (whole.clone().told("X-Forwarded-Method", "TRACE"), "X-Forwarded-Method"),
-        (whole.clone().told("X-Forwarded-Method", ""), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Uri", ""), "X-Forwarded-Uri must begin with \"/\""),
+        (whole.clone().with("X-Forwarded-Host", "caf\u{e9}.test"), "X-Forwarded-Host is malformed"),
+        (whole.clone().with("X-Forwarded-Host", "a, b"), "X-Forwarded-Host is malformed"),
+        (whole.clone().with("X-Forwarded-Method", "g\u{e9}t"), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Method", "TRACE"), "X-Forwarded-Method"),
+        (whole.clone().with("X-Forwarded-Method", ""), "X-Forwarded-Method"),
         (whole.clone().without("X-Forwarded-Uri"), "X-Forwarded-Uri is missing"),
         (whole.clone().without("X-Forwarded-Host"), "X-Forwarded-Host is missing"),
         (whole.clone().without("X-Forwarded-Method"), "X-Forwarded-Method is missing"),
@@ -302,315 +294,13 @@ async fn a_request_that_is_not_told_of_properly_is_answered_with_the_reason() {
         (whole.clone().line("X-Forwarded-Proto", "http"), "X-Forwarded-Proto is repeated"),
         (whole.clone().line("X-Forwarded-For", "192.0.2.1"), "X-Forwarded-For is repeated"),
     ] {
-        let answer = asked.of(&stack).await;
+        let answer = asked.send(&stack).await;
         answer.assert_error(403, "bad_request", "none");
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         assert!(message.contains(has), "{has}: {message}");
     }
-    // What decides nothing may be odd.
+    // Headers that decide nothing may be odd.
     let odd =
-        whole.clone().told("X-Forwarded-For", "caf\u{e9}").told("X-Forwarded-Host", "shop.test:");
-    assert_eq!(odd.of(&stack).await.status, 200);
-}
-
-/// Proxies pass the lines of a client's request on.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_offer_to_upgrade_decides_nothing() {
-    let stack = start().await;
-    let token = stack.login("alice").await;
-    let asked = ask("/").token(&token).line("Connection", "Upgrade, HTTP2-Settings");
-    let asked = asked.line("Upgrade", "h2c").line("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA");
-    let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-    for _ in 0..2 {
-        connection.send(&asked.bytes()).await;
-        assert_of(&connection.answer(false).await, &openid("alice"));
-    }
-}
-
-/// The proxy overwrites what it knows; what services would take for the same it does not know.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_forged_identity_is_overwritten_or_refused() {
-    let stack = start().await;
-    let token = stack.login("alice").await;
-    let forged = |ask: Ask| ask.line("X-OpenId", "evil").line("X-AppId", "evil");
-    assert_of(&forged(ask("/none")).of(&stack).await, "");
-    assert_of(&forged(ask("/optional")).of(&stack).await, "");
-    assert_of(&forged(ask("/").token(&token)).of(&stack).await, &openid("alice"));
-    for alias in ["X_OpenId", "x.appid", "X_UNIONID", "X_WX_OPENID", "x-wx_unionid"] {
-        for path in ["/none", "/optional", "/"] {
-            let answer = ask(path).token(&token).line(alias, "evil").of(&stack).await;
-            answer.assert_error(403, "bad_request", "none");
-        }
-    }
-}
-
-/// The proxy in front passes on what a service may take for another method.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
-    let stack = start_with(
-        r#"
-        [[route]]
-        path = "/orders"
-        upstream = "recorder"
-        methods = ["GET"]
-        auth = "none"
-        [[route]]
-        name = "deletions"
-        path = "/orders"
-        upstream = "recorder"
-        methods = ["DELETE"]
-        "#,
-    )
-    .await;
-    assert_of(&ask("/orders").of(&stack).await, "");
-    for name in ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"] {
-        let answer = ask("/orders").line(name, "DELETE").of(&stack).await;
-        answer.assert_error(403, "bad_request", "none");
-    }
-    let indifferent = start().await;
-    assert_of(&ask("/none").line("X-HTTP-Method", "GET").of(&indifferent).await, "");
-}
-
-/// Where the gateway would answer a preflight, the service has none of it without a session.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_goes_on_without_a_session_only_where_it_may_pass() {
-    for (says, status) in
-        [("cors = { origins = [\"https://h5.test\"] }", 401), ("preflight = \"pass\"", 200)]
-    {
-        let stack =
-            start_with(&format!("[[route]]\npath = \"/\"\nupstream = \"recorder\"\n{says}")).await;
-        let preflight = ask("/orders")
-            .told("X-Forwarded-Method", "OPTIONS")
-            .line("Origin", "https://h5.test")
-            .line("Access-Control-Request-Method", "POST");
-        assert_eq!(preflight.of(&stack).await.status, status, "{says}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_trusted_proxies_may_ask() {
-    let stack = Stack::start_with(&ON.replace("127.0.0.1\"]", "192.0.2.1\"]")).await;
-    let token = stack.login("alice").await;
-    for case in [ask("/none"), ask("/").token(&token), ask("/").by("GET /other")] {
-        case.of(&stack).await.assert_error(403, "bad_request", "none");
-    }
-    let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-    connection.send(&ask("/none").bytes()).await;
-    assert_eq!(connection.answer(false).await.status, 403);
-    assert!(connection.is_closed().await);
-    let mut silent = Connection::open(stack.forward_auth.unwrap()).await;
-    assert!(silent.ends().await);
-}
-
-/// How it is asked decides nothing: some proxies keep the method, the body or the path.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_asking_request_itself_is_decides_nothing() {
-    let stack = start().await;
-    let token = stack.login("alice").await;
-    for way in [
-        "POST /auth",
-        "HEAD /auth",
-        "DELETE /auth?x=1",
-        "GET /auth/",
-        "PUT /auth/none/../orders?page=2",
-        "OPTIONS /auth/login",
-        "GET http://wxgate/auth/x",
-    ] {
-        assert_of(&ask("/").token(&token).by(way).of(&stack).await, &openid("alice"));
-        assert_eq!(ask("/").by(way).of(&stack).await.status, 401, "{way}");
-    }
-    for elsewhere in ["GET /", "GET /authority", "GET /login", "POST /login", "GET /metrics"] {
-        let answer = ask("/").token(&token).by(elsewhere).of(&stack).await;
-        answer.assert_error(403, "bad_request", "none");
-    }
-    // A body is not read, and what is left of it is no request.
-    let smuggled = String::from_utf8(ask("/").token(&token).bytes()).unwrap();
-    let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-    connection.send(&ask("/").by("POST /auth").body(&smuggled).bytes()).await;
-    let answer = connection.answer(false).await;
-    assert_eq!((answer.status, answer.header("connection")), (401, Some("close")));
-    assert!(connection.is_closed().await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_path_and_the_header_names_are_the_operators() {
-    let stack = start_with(
-        r#"
-        forward_auth.path = "/internal/decide/"
-        identity.openid_header = "X-User"
-        "#,
-    )
-    .await;
-    let token = stack.login("alice").await;
-    let exchange = async |ask: Ask| {
-        let mut connection = Connection::open(stack.forward_auth.unwrap()).await;
-        connection.send(&ask.bytes()).await;
-        connection.answer(false).await
-    };
-    let answer = exchange(ask("/").token(&token).by("GET /internal/decide")).await;
-    assert_eq!((answer.status, answer.header("x-user")), (200, Some(&*openid("alice"))));
-    assert_eq!(answer.header("x-openid"), None);
-    let alias = ask("/").token(&token).by("GET /internal/decide").line("X_User", "evil");
-    assert_eq!(exchange(alias).await.status, 403);
-    assert_eq!(exchange(ask("/").token(&token)).await.status, 403);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn routes_that_another_proxy_forwards_need_no_upstream() {
-    let stack = start_with(
-        r#"
-        [[route]]
-        path = "/"
-        [[route]]
-        path = "/none"
-        auth = "none"
-        "#,
-    )
-    .await;
-    let token = stack.login("alice").await;
-    assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
-    assert_eq!(ask("/").of(&stack).await.status, 401);
-    assert_of(&ask("/none").of(&stack).await, "");
-    for path in ["/", "/none"] {
-        let answer = stack.get(path).token(&token).send().await;
-        answer.assert_error(404, "no_route", "none");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn own_endpoints_are_the_gateways_on_their_hosts_only() {
-    let stack = start_with("endpoints.hosts = [\"mini.test\"]").await;
-    let own = ask("/login").told("X-Forwarded-Host", "MINI.test:443");
-    own.of(&stack).await.assert_error(403, "bad_request", "none");
-    assert_eq!(ask("/login").of(&stack).await.status, 401, "a path as any other");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rates_of_users_and_addresses_count() {
-    let stack = start_with(
-        r#"
-        [[route]]
-        path = "/user"
-        upstream = "recorder"
-        rate_per_user = "2/m"
-        [[route]]
-        path = "/address"
-        upstream = "recorder"
-        auth = "none"
-        rate_per_address = "2/m"
-        "#,
-    )
-    .await;
-    let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
-    for _ in 0..2 {
-        assert_of(&ask("/user").token(&alice).of(&stack).await, &openid("alice"));
-        assert_of(&ask("/address").of(&stack).await, "");
-    }
-    for refused in [ask("/user").token(&alice), ask("/address")] {
-        let answer = refused.of(&stack).await;
-        answer.assert_error(403, "rate_limited", "retry");
-        assert!(answer.header("retry-after").is_some());
-    }
-    assert_of(&ask("/user").token(&bob).of(&stack).await, &openid("bob"));
-    let elsewhere = ask("/address").told("X-Forwarded-For", "198.51.100.8");
-    assert_of(&elsewhere.of(&stack).await, "");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_200_is_a_use_of_the_session() {
-    let stack = start_with("session.ttl = \"10h\"\nsession.idle_timeout = \"1h\"").await;
-    let token = stack.login("alice").await;
-    for _ in 0..3 {
-        stack.clock.advance(std::time::Duration::from_secs(50 * 60));
-        assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
-    }
-    stack.clock.advance(std::time::Duration::from_secs(61 * 60));
-    assert_eq!(ask("/").token(&token).of(&stack).await.status, 401);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn decisions_are_counted_and_written_down() {
-    let stack = start_with("log.access = \"{dir}/access.log\"").await;
-    let token = stack.login("alice").await;
-    let id = ask("/orders/7?secret=1").token(&token).line("X-Request-Id", "of-the-proxy-1");
-    assert_eq!(id.of(&stack).await.header("x-request-id"), Some("of-the-proxy-1"));
-    ask("/orders").told("X-Forwarded-Method", "POST").of(&stack).await;
-    ask("/optional").of(&stack).await;
-    ask("/login").of(&stack).await;
-    for (name, value) in [
-        ("wxgate_http_requests_total{code=\"200\",route=\"@forward_auth\"}", 2.0),
-        ("wxgate_http_requests_total{code=\"401\",route=\"@forward_auth\"}", 1.0),
-        ("wxgate_http_requests_total{code=\"403\",route=\"@forward_auth\"}", 1.0),
-        ("wxgate_http_request_duration_seconds_count{route=\"@forward_auth\"}", 4.0),
-        ("wxgate_auth_decisions_total{decision=\"ok\"}", 1.0),
-        ("wxgate_auth_decisions_total{decision=\"missing\"}", 1.0),
-        ("wxgate_auth_decisions_total{decision=\"anonymous\"}", 1.0),
-        ("wxgate_http_requests_in_flight", 0.0),
-    ] {
-        stack.until_metric(name, value).await;
-    }
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= 5 {
-                break text;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, lines).await.unwrap();
-    let lines: Vec<Value> =
-        text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
-    let shown = |key: &str| lines.iter().map(|line| line[key].clone()).collect::<Vec<_>>();
-    assert_eq!(shown("path"), ["/orders/7", "/orders", "/optional", "/login"]);
-    assert_eq!(shown("method"), ["GET", "POST", "GET", "GET"]);
-    assert_eq!(shown("route"), ["/", "/", "/optional", "@forward_auth"]);
-    assert_eq!(shown("status"), [200, 401, 200, 403]);
-    assert_eq!(shown("client"), ["198.51.100.7"; 4]);
-    assert_eq!(lines[0]["request_id"], "of-the-proxy-1");
-    assert_eq!((&lines[0]["decision"], &lines[0]["app_id"]), (&"ok".into(), &APP.into()));
-    assert_eq!(lines[0]["user"].as_str().unwrap().len(), 16);
-    assert_eq!(lines[1]["error"], "missing_token");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn proxies_keep_their_connections_until_the_gateway_drains() {
-    let mut stack = start_with("server.shutdown_delay = \"60s\"").await;
-    let token = stack.login("alice").await;
-    let address: SocketAddr = stack.forward_auth.unwrap();
-    let mut kept = Connection::open(address).await;
-    let mut idle = Connection::open(address).await;
-    for _ in 0..3 {
-        for connection in [&mut kept, &mut idle] {
-            connection.send(&ask("/").token(&token).bytes()).await;
-            assert_of(&connection.answer(false).await, &openid("alice"));
-        }
-    }
-    stack.commands.send(Command::Drain).await.unwrap();
-    while crate::harness::client::get(stack.admin, "/readyz").await.status != 503 {
-        tokio::task::yield_now().await;
-    }
-    kept.send(&ask("/").token(&token).bytes()).await;
-    let answer = kept.answer(false).await;
-    assert_of(&answer, &openid("alice"));
-    assert_eq!(answer.header("connection"), Some("close"));
-    assert!(kept.is_closed().await);
-    assert_of(&ask("/").token(&token).of(&stack).await, &openid("alice"));
-    stack.commands.send(Command::Drain).await.unwrap();
-    assert!(idle.is_closed().await);
-    let ended = tokio::time::timeout(PATIENCE, &mut stack.ended).await;
-    ended.expect("an end in time").unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_asks_nothing_ends() {
-    let stack = start_with("limits.idle_timeout = \"50ms\"").await;
-    let mut idle = Connection::open(stack.forward_auth.unwrap()).await;
-    idle.send(&ask("/none").bytes()).await;
-    assert_of(&idle.answer(false).await, "");
-    assert!(idle.is_closed().await);
-    let mut half = Connection::open(stack.forward_auth.unwrap()).await;
-    half.send(b"GET /auth HTTP/1.1\r\nX-Forwarded-Uri: /").await;
-    assert!(half.ends().await);
+        whole.clone().with("X-Forwarded-For", "caf\u{e9}").with("X-Forwarded-Host", "shop.test:");
+    assert_eq!(odd.send(&stack).await.status, 200);
 }

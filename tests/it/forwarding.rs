@@ -1,52 +1,47 @@
-//! Requests on their way to a service, and what becomes of them when it misbehaves.
+//! How requests are forwarded to a service, and what happens when the service misbehaves.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::sync::Barrier;
+mod servers;
 
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::upstream::Reply;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_and_answers_go_through_as_they_are() {
+async fn requests_and_responses_are_forwarded_unchanged() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     stack
         .upstream
         .reply(|_| Reply::ok("X-Own: a\r\nSet-Cookie: c=d\r\nSet-Cookie: e=f\r\n", "body"));
     let request = stack.post("/none/a%20b?c=d&e").header("Cookie", "x=y").header("X-Custom", "é");
-    let answer = request.body("payload").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "body"));
-    assert_eq!(answer.header("x-own"), Some("a"));
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].request_line, "POST /none/a%20b?c=d&e HTTP/1.1");
-    assert_eq!(seen[0].body, b"payload");
-    assert_eq!(seen[0].all("host"), ["gateway.test"]);
-    assert_eq!(seen[0].all("cookie"), ["x=y"]);
-    assert_eq!(seen[0].all("content-length"), ["7"]);
+    let response = request.body("payload").send().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "body"));
+    assert_eq!(response.header("x-own"), Some("a"));
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].request_line, "POST /none/a%20b?c=d&e HTTP/1.1");
+    assert_eq!(received[0].body, b"payload");
+    assert_eq!(received[0].all("host"), ["gateway.test"]);
+    assert_eq!(received[0].all("cookie"), ["x=y"]);
+    assert_eq!(received[0].all("content-length"), ["7"]);
 
     stack.upstream.reply(|_| Reply::ok("", "hello"));
-    let seen = stack.post("/").token(&token).body(vec![b'x'; 300_000]).chunked().seen().await;
-    assert_eq!(seen.body.len(), 300_000);
+    let received =
+        stack.post("/").token(&token).body(vec![b'x'; 300_000]).chunked().forwarded().await;
+    assert_eq!(received.body.len(), 300_000);
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "M-SEARCH"] {
-        let seen = stack.request(method, "/none").seen().await;
-        assert!(seen.request_line.starts_with(method));
+        let received = stack.request(method, "/none").forwarded().await;
+        assert!(received.request_line.starts_with(method));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn head_has_no_body_and_the_connection_goes_on() {
+async fn a_response_to_head_has_no_body_and_the_connection_is_kept() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     for _ in 0..2 {
         connection.send(&stack.request("HEAD", "/none").bytes()).await;
-        let answer = connection.answer(true).await;
-        assert_eq!((answer.status, answer.header("content-length")), (200, Some("5")));
+        let response = connection.response(true).await;
+        assert_eq!((response.status, response.header("content-length")), (200, Some("5")));
     }
     stack.request("HEAD", "/x").send().await;
 }
@@ -57,16 +52,16 @@ async fn connections_are_kept_on_both_sides() {
     let mut connection = Connection::open(stack.gateway).await;
     for _ in 0..5 {
         connection.send(&stack.get("/none").bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 200);
-        // Refusals keep the connection too.
+        assert_eq!(connection.response(false).await.status, 200);
+        // Rejections keep the connection, too.
         connection.send(&stack.get("/").bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 401);
+        assert_eq!(connection.response(false).await.status, 401);
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen.len(), 5);
-    assert!(seen.iter().all(|seen| seen.connection == 0), "one connection upstream");
+    let received = stack.upstream.requests();
+    assert_eq!(received.len(), 5);
+    assert!(received.iter().all(|received| received.connection == 0), "one connection upstream");
     connection.send(&stack.get("/none").header("Connection", "close").bytes()).await;
-    assert_eq!(connection.answer(false).await.header("connection"), Some("close"));
+    assert_eq!(connection.response(false).await.header("connection"), Some("close"));
     assert!(connection.is_closed().await);
 }
 
@@ -77,18 +72,18 @@ async fn an_absolute_target_reaches_the_service_in_its_own_form() {
     connection
         .send(b"GET http://gateway.test/none/x?y HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
         .await;
-    assert_eq!(connection.answer(false).await.status, 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].target(), "/none/x?y");
-    assert_eq!(seen[0].all("host"), ["gateway.test"]);
+    assert_eq!(connection.response(false).await.status, 200);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].target(), "/none/x?y");
+    assert_eq!(received[0].all("host"), ["gateway.test"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_over_the_limit_is_refused() {
+async fn a_body_over_the_limit_is_rejected() {
     let stack = Stack::start_with(r#"limits.max_body = "1KiB""#).await;
     let token = stack.login("alice").await;
-    stack.post("/none").body(vec![b'x'; 1024]).seen().await;
-    stack.post("/none").body(vec![b'x'; 1024]).chunked().seen().await;
+    stack.post("/none").body(vec![b'x'; 1024]).forwarded().await;
+    stack.post("/none").body(vec![b'x'; 1024]).chunked().forwarded().await;
     for request in [
         stack.post("/none").body(vec![b'x'; 1025]),
         stack.post("/none").body(vec![b'x'; 1025]).chunked(),
@@ -97,7 +92,7 @@ async fn a_body_over_the_limit_is_refused() {
     ] {
         request.send().await.assert_error(413, "body_too_large", "none");
     }
-    assert_eq!(stack.upstream.seen().len(), 2);
+    assert_eq!(stack.upstream.requests().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,12 +100,12 @@ async fn a_body_that_stops_coming_is_a_timeout() {
     let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc").await;
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
     assert!(connection.is_closed().await);
 }
 
 /// RFC 3986: a port may be empty, and a scheme is the same in upper case. The service sees the
-/// host as it was sent; routes know it without its port.
+/// host as it was sent; routes match it without its port.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
     let stack = Stack::start_with(
@@ -128,15 +123,15 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
         ("http://shop.test:/x?y", "shop.test:"),
         ("HTTP://shop.test:80/x?y", "shop.test:80"),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = connection.answer(false).await;
-        assert_eq!(answer.status, 200, "{target} {host} {}", answer.text());
-        let seen = stack.upstream.seen_after(before);
-        assert_eq!(seen[0].request_line, "GET /x?y HTTP/1.1", "{target} {host}");
-        assert_eq!(seen[0].all("host"), [host], "{target}");
-        assert_eq!(seen[0].all("x-forwarded-host"), [host], "{target}");
+        let response = connection.response(false).await;
+        assert_eq!(response.status, 200, "{target} {host} {}", response.text());
+        let received = stack.upstream.requests_after(before);
+        assert_eq!(received[0].request_line, "GET /x?y HTTP/1.1", "{target} {host}");
+        assert_eq!(received[0].all("host"), [host], "{target}");
+        assert_eq!(received[0].all("x-forwarded-host"), [host], "{target}");
     }
     for (target, host) in [
         ("/", "shop.test::"),
@@ -152,13 +147,13 @@ async fn a_host_with_an_empty_port_and_a_scheme_in_upper_case_are_legal() {
     ] {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        connection.answer(false).await.assert_error(400, "bad_request", "none");
+        connection.response(false).await.assert_error(400, "bad_request", "none");
     }
 }
 
 /// The message names what to correct in the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
+async fn the_rejection_of_a_target_names_the_forbidden_byte() {
     let stack = Stack::start().await;
     for (target, has) in [
         ("/caf\u{e9}", "outside ASCII must be percent-encoded"),
@@ -178,93 +173,23 @@ async fn a_target_with_bytes_that_none_may_hold_is_told_which() {
     assert_eq!(stack.get("/none?q=`{|}^[]").send().await.status, 200);
 }
 
+/// A response that breaks off never looks complete.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_refuses_is_a_bad_gateway() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"))).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(502, "bad_gateway", "retry");
-    let counted = "wxgate_http_requests_total{code=\"502\",route=\"/none\"}";
-    stack.until_metric(counted, 1.0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_connect_tries_the_next_server_also_for_a_post() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\", \"{{upstream}}\"]"))).await;
-    for _ in 0..6 {
-        let seen = stack.post("/none").body("payload").seen().await;
-        assert_eq!(seen.body, b"payload");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn servers_take_turns() {
-    let second = crate::harness::upstream::Upstream::start().await;
-    let stack =
-        Stack::start_with(&upstream(&format!("[\"{}\", \"{{upstream}}\"]", second.address))).await;
-    for _ in 0..10 {
-        assert_eq!(stack.get("/none").send().await.status, 200);
-    }
-    assert_eq!((stack.upstream.seen().len(), second.seen().len()), (5, 5));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn host_names_are_resolved_and_one_that_cannot_be_has_no_server() {
-    let stack = Stack::start_with(&upstream("[\"no-such-host.invalid:80\"]")).await;
-    let answer = stack.get("/none").send().await;
-    answer.assert_error(503, "no_upstream", "retry");
-    assert_eq!(answer.header("retry-after"), Some("1"));
-
-    let recorder = crate::harness::upstream::Upstream::start().await;
-    let port = recorder.address.port();
-    let stack = Stack::start_with(&upstream(&format!("[\"localhost:{port}\"]"))).await;
-    assert_eq!(stack.get("/none").send().await.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_hangs_is_a_gateway_timeout() {
-    let changes =
-        "[[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"200ms\"";
-    let stack = Stack::start_with(changes).await;
-    stack.upstream.reply(|_| Reply::Stall(Vec::new()));
-    let started = Instant::now();
-    stack.get("/none").send().await.assert_error(504, "gateway_timeout", "retry");
-    assert!(started.elapsed() >= Duration::from_millis(200));
-    stack.post("/none").body("x").send().await.assert_error(504, "gateway_timeout", "retry");
-    assert_eq!(stack.upstream.seen().len(), 2, "neither was repeated");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_breaks_off_or_speaks_no_http_is_a_bad_gateway() {
-    let stack = Stack::start().await;
-    for garbage in
-        ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Half: "]
-    {
-        stack.upstream.reply(move |_| Reply::Last(garbage.into()));
-        let answer = stack.post("/none").body("x").send().await;
-        answer.assert_error(502, "bad_gateway", "retry");
-    }
-    assert_eq!(stack.upstream.seen().len(), 4, "none was repeated");
-}
-
-/// A short answer never looks like a whole one.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_breaks_off_stays_visibly_broken() {
+async fn a_response_that_breaks_off_does_not_look_complete() {
     let stack = Stack::start().await;
     for half in [
         "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ] {
         stack.upstream.reply(move |_| Reply::Last(half.into()));
-        let answer = stack.get("/none").send().await;
-        assert_eq!(answer.status, 200);
-        assert!(!answer.is_whole, "{answer:?}");
+        let response = stack.get("/none").send().await;
+        assert_eq!(response.status, 200);
+        assert!(!response.is_whole, "{response:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_is_counted_as_such() {
+async fn a_client_that_disconnects_is_counted_as_such() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(Vec::new()));
     let mut connection = Connection::open(stack.gateway).await;
@@ -276,55 +201,13 @@ async fn a_client_that_leaves_is_counted_as_such() {
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }
 
-/// As many as are asked for at once, twice.
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_to_a_service_are_kept_for_the_next_many_requests() {
-    const AT_ONCE: usize = 200;
-    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let servers = format!("[\"{}\"]", service.local_addr().unwrap());
-    let opened = Arc::new(AtomicUsize::new(0));
-    let count = opened.clone();
-    tokio::spawn(async move {
-        let all_are_here = Arc::new(Barrier::new(AT_ONCE));
-        loop {
-            let (mut stream, _) = service.accept().await.unwrap();
-            count.fetch_add(1, Ordering::Relaxed);
-            let all_are_here = all_are_here.clone();
-            tokio::spawn(async move {
-                let mut read = Vec::new();
-                while stream.read_buf(&mut read).await.unwrap() > 0 {
-                    if read.ends_with(b"\r\n\r\n") {
-                        read.clear();
-                        all_are_here.wait().await;
-                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-                        stream.write_all(answer).await.unwrap();
-                    }
-                }
-            });
-        }
-    });
-    let stack = Stack::start_with(&upstream(&servers)).await;
-    for _ in 0..2 {
-        let mut clients = Vec::new();
-        for _ in 0..AT_ONCE {
-            let mut client = Connection::open(stack.gateway).await;
-            client.send(&stack.get("/none").bytes()).await;
-            clients.push(client);
-        }
-        for client in &mut clients {
-            assert_eq!(client.answer(false).await.status, 200);
-        }
-    }
-    assert_eq!(opened.load(Ordering::Relaxed), AT_ONCE);
-}
-
 fn upstream(servers: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}")
 }
 
-/// What only announces an answer is none: errors after it are still told.
+/// An informational response is not the response: errors after it are still sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_after_an_informational_answer_are_told_and_counted() {
+async fn errors_after_an_informational_response_are_sent_and_counted() {
     let changes = "limits = { max_body = \"1KiB\", body_timeout = \"300ms\" }\n\
                    [[upstream]]\nname = \"recorder\"\nservers = [\"{upstream}\"]\nread_timeout = \"300ms\"";
     let stack = Stack::start_with(changes).await;
@@ -335,15 +218,15 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
         stack.upstream.reply(move |_| reply.clone());
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&stack.post("/none").body("x").bytes()).await;
-        let mut answer = connection.answer(false).await;
-        while answer.status < 200 {
-            answer = connection.answer(false).await;
+        let mut response = connection.response(false).await;
+        while response.status < 200 {
+            response = connection.response(false).await;
         }
-        answer.assert_error(status, error, action);
+        response.assert_error(status, error, action);
         let counted = format!("wxgate_http_requests_total{{code=\"{status}\",route=\"/none\"}}");
         stack.until_metric(&counted, 1.0).await;
     }
-    // An upstream that asks for a body which is then too large, stops, or is no body.
+    // A service that asks for a body which is then too large, stops, or is malformed.
     let eager = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = eager.local_addr().unwrap();
     tokio::spawn(async move {
@@ -372,14 +255,14 @@ async fn errors_after_an_informational_answer_are_told_and_counted() {
         connection
             .send(b"POST /none HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
             .await;
-        assert_eq!(connection.answer(false).await.status, 100);
+        assert_eq!(connection.response(false).await.status, 100);
         connection.send(body.as_bytes()).await;
-        connection.answer(false).await.assert_error(status, error, "none");
+        connection.response(false).await.assert_error(status, error, "none");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_that_nobody_asked_for_is_a_bad_gateway() {
+async fn an_upgrade_that_was_not_requested_is_a_bad_gateway() {
     let stack = Stack::start().await;
     let switching =
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nRAW";
@@ -388,7 +271,7 @@ async fn an_upgrade_that_nobody_asked_for_is_a_bad_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_concerns_only_the_upstreams_connection_stays_there() {
+async fn headers_about_the_connection_to_the_service_are_not_forwarded() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| {
         Reply::ok(
@@ -396,17 +279,17 @@ async fn what_concerns_only_the_upstreams_connection_stays_there() {
             "hello",
         )
     });
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.header("keep-alive"), answer.header("x-hop")), (None, None));
-    assert_eq!((answer.header("x-end"), answer.text().as_str()), (Some("b"), "hello"));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.header("keep-alive"), response.header("x-hop")), (None, None));
+    assert_eq!((response.header("x-end"), response.text().as_str()), (Some("b"), "hello"));
     stack
         .upstream
         .reply(|_| Reply::Last(b"HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\n".to_vec()));
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.status, answer.header("content-length")), (204, None));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.status, response.header("content-length")), (204, None));
 }
 
-/// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for what never comes.
+/// RFC 9112, section 6.1, and RFC 9110, section 8.6: a client would wait for a body.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_never_has_a_body_is_not_framed() {
     let stack = Stack::start().await;
@@ -421,7 +304,7 @@ async fn a_response_that_never_has_a_body_is_not_framed() {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&stack.get("/none").bytes()).await;
         for status in [103, 204] {
-            let answer = connection.answer(false).await;
+            let answer = connection.response(false).await;
             assert_eq!(answer.status, status, "{framing}");
             for name in ["transfer-encoding", "content-length"] {
                 assert_eq!(answer.header(name), None, "{status} {framing}");
@@ -440,7 +323,7 @@ async fn a_status_that_is_none_is_counted_all_the_same() {
     stack.until_metric("wxgate_http_requests_total{code=\"799\",route=\"/none\"}", 1.0).await;
 }
 
-/// Sending more does not hide that the client has left.
+/// Sending more does not hide that the client has disconnected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_after_sending_early_is_noticed() {
     let stack = Stack::start().await;
@@ -453,12 +336,12 @@ async fn a_client_that_leaves_after_sending_early_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_after_an_informational_answer_is_counted_as_such() {
+async fn a_client_that_disconnects_after_an_informational_response_is_counted_as_such() {
     let stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()));
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&stack.get("/none").bytes()).await;
-    assert_eq!(connection.answer(false).await.status, 103);
+    assert_eq!(connection.response(false).await.status, 103);
     drop(connection);
     stack.until_metric("wxgate_http_requests_total{code=\"499\",route=\"/none\"}", 1.0).await;
 }

@@ -1,10 +1,11 @@
-//! Framing belongs to the hop: how the gateway frames what it sends, whatever it was sent.
+//! Framing is hop-by-hop: how the gateway frames what it sends, whatever framing it received.
 //!
-//! Client and service are sockets that read without any leniency. Each test goes through a table,
-//! and tells of all the rows that are wrong.
+//! Client and service are sockets with strict parsers. Each test runs a table, and reports all rows
+//! that fail.
 
 mod client;
 mod early;
+mod informational;
 mod random;
 mod reuse;
 mod service;
@@ -14,10 +15,10 @@ use std::fmt::{Debug, Display};
 
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::{Framing, Response, values};
-use crate::harness::upstream::{Reply, Seen, Upstream};
+use crate::harness::strict::{Framing, StrictResponse, values};
+use crate::harness::upstream::{Received, Reply, Upstream};
 
-/// The rows of a table that came out wrong.
+/// The rows of a table with a wrong outcome.
 #[derive(Default)]
 struct Findings(Vec<String>);
 
@@ -47,42 +48,49 @@ async fn start() -> Stack {
     stack
 }
 
-/// Has the service reply to what is not the request of [`go_on`] as told.
-fn reply(stack: &Stack, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
-    stack.upstream.reply(move |seen| match seen.target() {
+/// A stack whose service replies as soon as a request header has come.
+async fn start_early() -> Stack {
+    let stack = Stack::start().await;
+    stack.upstream.respond_early(true);
+    stack
+}
+
+/// Sets the service's reply to all requests but that of [`go_on`].
+fn reply(stack: &Stack, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
+    stack.upstream.reply(move |received| match received.target() {
         "/none/next" => Reply::ok("", "next"),
-        _ => reply(seen),
+        _ => reply(received),
     });
 }
 
 /// Sends a request on a connection of its own, and another after it if the response allows.
-async fn exchange(stack: &Stack, request: &[u8]) -> Result<Response, String> {
+async fn exchange(stack: &Stack, request: &[u8]) -> Result<StrictResponse, String> {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(request).await;
-    let response = connection.response(request.starts_with(b"HEAD ")).await?;
+    let response = connection.strict_response(request.starts_with(b"HEAD ")).await?;
     go_on(&mut connection, &response).await?;
     Ok(response)
 }
 
-/// After a response comes the response to the next request or the end, as it says, and nothing else.
-async fn go_on(connection: &mut Connection, response: &Response) -> Result<(), String> {
+/// After a response comes the next one or the end, as announced, and nothing else.
+async fn go_on(connection: &mut Connection, response: &StrictResponse) -> Result<(), String> {
     if response.all("connection").contains(&"close") || response.framing == Framing::Close {
-        let is_end = connection.response_or_end(false).await?.is_none();
+        let is_end = connection.strict_response_or_end(false).await?.is_none();
         return if is_end { Ok(()) } else { Err("bytes instead of the end".to_owned()) };
     }
     connection.send(&request("GET", "/none/next", "", "")).await;
-    let next = connection.response(false).await?;
+    let next = connection.strict_response(false).await?;
     if next.text() == "next" { Ok(()) } else { Err(format!("not the next response: {next:?}")) }
 }
 
 /// Whether this is the gateway's own 502.
-fn is_bad_gateway(response: &Result<Response, String>) -> bool {
-    let is_ours = |response: &Response| response.all("x-wxgate-error") == ["bad_gateway"];
+fn is_bad_gateway(response: &Result<StrictResponse, String>) -> bool {
+    let is_ours = |response: &StrictResponse| response.all("x-wxgate-error") == ["bad_gateway"];
     response.as_ref().is_ok_and(|response| response.status == 502 && is_ours(response))
 }
 
 /// Whether this is a whole 200 with this body, framed so.
-fn is_ok(response: &Result<Response, String>, framing: Framing, body: &str) -> bool {
+fn is_ok(response: &Result<StrictResponse, String>, framing: Framing, body: &str) -> bool {
     response.as_ref().is_ok_and(|response| {
         response.status == 200
             && response.is_whole
@@ -91,9 +99,9 @@ fn is_ok(response: &Result<Response, String>, framing: Framing, body: &str) -> b
     })
 }
 
-/// What the tests rest on, without a gateway between the two.
+/// The strict readers themselves, without a gateway between them.
 #[tokio::test]
-async fn both_ends_read_what_has_one_form_and_nothing_else() {
+async fn the_strict_readers_accept_one_form_of_framing_only() {
     let service = Upstream::start().await;
     for (bytes, expected) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", Some((Framing::Length, ""))),
@@ -114,12 +122,12 @@ async fn both_ends_read_what_has_one_form_and_nothing_else() {
         ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", None),
         ("nonsense\r\n\r\n", None),
     ] {
-        let before = service.seen().len();
+        let before = service.requests().len();
         service.reply(move |_| Reply::Last(bytes.into()));
         let mut connection = Connection::open(service.address).await;
         let lines = "Transfer-Encoding: chunked\r\n";
         connection.send(&request("POST", "/", lines, "2\r\nhi\r\n0\r\nX: y\r\n\r\n")).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         match expected {
             Some((framing, trailer)) => {
                 let response = response.unwrap();
@@ -129,7 +137,10 @@ async fn both_ends_read_what_has_one_form_and_nothing_else() {
             }
             None => drop(response.expect_err(bytes)),
         }
-        let seen = &service.seen_after(before)[0];
-        assert_eq!((seen.body.as_slice(), values(&seen.trailers, "x")), (&b"hi"[..], vec!["y"]));
+        let received = &service.requests_after(before)[0];
+        assert_eq!(
+            (received.body.as_slice(), values(&received.trailers, "x")),
+            (&b"hi"[..], vec!["y"])
+        );
     }
 }

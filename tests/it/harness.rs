@@ -1,14 +1,17 @@
-//! A whole stack in the test's process: gateway, simulated WeChat, recording upstream.
+//! A complete stack in the test's process: gateway, simulated WeChat, recording service.
 //!
-//! Everything listens on a port of its own choosing and ends with the [`Stack`]. Time that
-//! concerns lifetimes is a clock that tests advance.
+//! Everything listens on a free port, and ends when the [`Stack`] is dropped. Lifetimes are
+//! measured by a clock that tests advance.
 
 pub mod canary;
 pub mod certificate;
 pub mod client;
+pub mod command;
 pub mod fault_proxy;
 pub mod process_log;
+pub mod program;
 pub mod redis;
+mod response;
 pub mod strict;
 pub mod upstream;
 
@@ -17,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -27,15 +31,42 @@ use wxgate::server::{Command, Server, StartError};
 use wxgate::telemetry::metrics::Metrics;
 use wxgate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
 
-use self::client::{Answer, Request};
+use self::client::{Request, Response};
 use self::upstream::Upstream;
 
 pub const APP: &str = DEFAULT_APP.0;
 
-/// A second app, that the sandbox knows and configurations may name.
+/// A second app, which the simulated WeChat knows, too.
 pub const OTHER_APP: &str = "wxfedcba9876543210";
 
 pub const SECRET: &str = DEFAULT_APP.1;
+
+/// Changes with the routes `/required`, `/optional` and `/none`.
+pub const THREE_ROUTES: &str = r#"
+    [[route]]
+    path = "/required"
+    upstream = "recorder"
+    auth = "required"
+    [[route]]
+    path = "/optional"
+    upstream = "recorder"
+    auth = "optional"
+    [[route]]
+    path = "/none"
+    upstream = "recorder"
+    auth = "none"
+"#;
+
+/// Changes with both apps; the first is the default one.
+pub const TWO_APPS: &str = r#"
+    [[app]]
+    app_id = "wx0123456789abcdef"
+    app_secret = { file = "{dir}/wechat-secret" }
+    default = true
+    [[app]]
+    app_id = "wxfedcba9876543210"
+    app_secret = { file = "{dir}/wechat-secret" }
+"#;
 
 /// The text of `{dir}/operator`, for `admin.token`.
 pub const OPERATOR: &str = "an-operator-s-token-of-so-many-letters";
@@ -57,21 +88,21 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Routes: `/` is required, `/optional` and `/none` are what they are called.
+    /// Routes: `/` requires a session; the `auth` of `/optional` and `/none` is their name.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// The same with `changes`, TOML that is laid over the configuration: tables are merged,
-    /// everything else is replaced. `{dir}` stands for a directory of the stack's own,
-    /// `{upstream}` for the recording upstream's address.
+    /// The same with `changes`, TOML that is merged into the configuration: tables are merged,
+    /// everything else is replaced. `{dir}` stands for the directory of the stack,
+    /// `{upstream}` for the address of the recorder.
     pub async fn start_with(changes: &str) -> Self {
         let stack = Self::start_unready_with(changes).await;
         stack.until_ready().await;
         stack
     }
 
-    /// The same, and does not wait for the gateway to be ready.
+    /// The same, without waiting for the gateway to be ready.
     pub async fn start_unready_with(changes: &str) -> Self {
         install_provider();
         process_log::install();
@@ -115,7 +146,7 @@ impl Stack {
         }
     }
 
-    /// Where the gateway's configuration stands.
+    /// The path of the gateway's configuration.
     pub fn config_file(&self) -> PathBuf {
         self.directory.path().join("gateway.toml")
     }
@@ -127,16 +158,16 @@ impl Stack {
         std::fs::write(self.config_file(), text).unwrap();
     }
 
-    /// Has the gateway take another configuration, and tells whether it did.
+    /// Reloads with another configuration, and returns whether it was accepted.
     pub async fn reload(&self, changes: &str) -> bool {
         self.write_config(changes);
         self.order_reload().await
     }
 
-    /// Has the gateway read its configuration again, and tells whether it took it.
+    /// Reloads the configuration, and returns whether it was accepted.
     pub async fn order_reload(&self) -> bool {
         let before = self.metric(RELOAD_TIME).await;
-        // A reload that fails shows only where the one before did not.
+        // A failed reload can be noticed only if the one before succeeded.
         let could_fail = self.metric(RELOAD_SUCCESSFUL).await > 0.0;
         self.commands.send(Command::Reload).await.unwrap();
         let ended = async {
@@ -172,16 +203,16 @@ impl Stack {
     }
 
     /// Sends a login's body as JSON.
-    pub async fn try_login(&self, code: &str) -> Answer {
+    pub async fn try_login(&self, code: &str) -> Response {
         self.post("/login").json(&serde_json::json!({ "code": code })).send().await
     }
 
     /// Logs a user of the default app in and returns the token.
     pub async fn login(&self, user: &str) -> String {
         let code: u64 = rand::random();
-        let answer = self.try_login(&format!("user-{user}-{code}")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.json()["token"].as_str().unwrap().to_owned()
+        let response = self.try_login(&format!("user-{user}-{code}")).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        response.json()["token"].as_str().unwrap().to_owned()
     }
 
     /// A value of `/metrics`, by the whole name with its labels; 0 where there is none yet.
@@ -191,7 +222,15 @@ impl Stack {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until a metric has a value, for what is counted after the answer has left.
+    /// The access log, as soon as it has so many lines.
+    pub async fn access_log(&self, lines: usize) -> String {
+        let path = self.directory.path().join("access.log");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        until("the lines of the access log", async || read().lines().count() >= lines).await;
+        read()
+    }
+
+    /// Waits until a metric has a value: some are counted after the response was sent.
     pub async fn until_metric(&self, name: &str, value: f64) {
         let reached = async {
             while (self.metric(name).await - value).abs() > 1e-9 {
@@ -209,9 +248,9 @@ impl Drop for Stack {
         self.wechat.abort();
         let access_log = self.directory.path().join("access.log");
         let access_log = std::fs::read_to_string(access_log).unwrap_or_default();
-        canary::look_for_in("the access log", &access_log);
+        canary::search("the access log", &access_log);
         if !std::thread::panicking() {
-            canary::assert_none_told();
+            canary::assert_none_shown();
         }
     }
 }
@@ -220,8 +259,38 @@ pub const RELOAD_TIME: &str = "wxgate_config_last_reload_success_timestamp_secon
 
 pub const RELOAD_SUCCESSFUL: &str = "wxgate_config_last_reload_successful";
 
-/// Longer than anything takes that works, on a busy machine.
+/// The timeout of tests: longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a condition holds.
+pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let held = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "not in time: {what}");
+}
+
+/// An address where nothing listens.
+pub async fn unused_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Sends these bytes to each client that has sent something, and closes.
+pub async fn serve_bytes(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = [0; 4096];
+            let _ = stream.read(&mut read).await;
+            let _ = stream.write_all(bytes).await;
+        }
+    });
+    address
+}
 
 /// The openid that the sandbox gives a user of the default app.
 pub fn openid(user: &str) -> String {
@@ -229,7 +298,7 @@ pub fn openid(user: &str) -> String {
 }
 
 pub fn install_provider() {
-    // Only the first test of the process does.
+    // Only the first test of the process installs it.
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 

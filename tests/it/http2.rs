@@ -1,4 +1,4 @@
-//! HTTP/2 without TLS, and the limits that hold on each of its connections.
+//! HTTP/2 without TLS, and the limits of each HTTP/2 connection.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use wxgate::server::Command;
 
 use crate::harness::client::Connection;
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack, openid};
 
 /// A connection that begins as HTTP/2.
@@ -60,11 +60,14 @@ impl Client {
 }
 
 pub async fn status(response: ResponseFuture) -> Result<u16, h2::Error> {
-    timeout(PATIENCE, response).await.expect("an end in time").map(|head| head.status().as_u16())
+    timeout(PATIENCE, response)
+        .await
+        .expect("an end in time")
+        .map(|response| response.status().as_u16())
 }
 
 #[tokio::test]
-async fn a_plain_listener_takes_http_2_and_http_1_where_h2c_is_on() {
+async fn a_plain_listener_speaks_http_2_and_http_1_where_h2c_is_on() {
     let stack = Stack::start_with("server.h2c = true").await;
     let token = stack.login("alice").await;
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
@@ -73,12 +76,12 @@ async fn a_plain_listener_takes_http_2_and_http_1_where_h2c_is_on() {
         .header("X-3rd-Session", &token)
         .header("x_openid", "evil")
         .body("payload");
-    let answer = request.send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].folded("x-openid"), [openid("alice")]);
-    assert_eq!(seen[0].all("x-forwarded-proto"), ["http"]);
-    assert_eq!(seen[0].body, b"payload");
+    let response = request.send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_2));
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].folded("x-openid"), [openid("alice")]);
+    assert_eq!(received[0].all("x-forwarded-proto"), ["http"]);
+    assert_eq!(received[0].body, b"payload");
     // A method that begins as the preface does.
     assert_eq!(stack.request("PRI", "/none").send().await.status, 200);
     assert_eq!(stack.post("/orders").token(&token).send().await.status, 200);
@@ -89,7 +92,7 @@ async fn http_2_is_no_request_where_h2c_is_off() {
     let stack = Stack::start().await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    connection.answer(false).await.assert_error(400, "bad_request", "none");
+    connection.response(false).await.assert_error(400, "bad_request", "none");
     assert!(connection.is_closed().await);
 }
 
@@ -127,15 +130,15 @@ async fn a_body_that_comes_in_time_may_take_longer_than_one_wait() {
     let (response, mut body) = client.send(Method::POST, "/none", false).await;
     for _ in 0..6 {
         body.send_data(Bytes::from_static(b"piece"), false).unwrap();
-        // Not to wait for something: this is what the client does.
+        // This is the client's pace, not a wait for something.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     body.send_data(Bytes::new(), true).unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
-    assert_eq!(stack.upstream.seen()[0].body.len(), 30);
+    assert_eq!(stack.upstream.requests()[0].body.len(), 30);
 }
 
-/// What a service would read after the end is the beginning of another user's request.
+/// A service would read bytes after the end as the beginning of another user's request.
 #[tokio::test]
 async fn a_chunked_body_ends_once_however_the_client_ends_it() {
     let stack = Stack::start_with("server.h2c = true").await;
@@ -164,20 +167,20 @@ async fn a_chunked_body_ends_once_however_the_client_ends_it() {
         .unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
-    let seen = stack.upstream.seen();
+    let seen = stack.upstream.requests();
     let posts = seen.iter().filter(|seen| seen.request_line.starts_with("POST"));
     let received: Vec<&[u8]> = posts.map(|seen| &*seen.body).collect();
     assert_eq!(received, [&b""[..], b"", b"abc", b"abcabc", b"abc", b"abc"]);
-    // All on the one connection that was there first: none was given up.
+    // All on the first connection: none was closed.
     assert!(seen.iter().all(|seen| seen.connection == 0), "{seen:?}");
 }
 
 #[tokio::test]
-async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
+async fn a_service_that_is_slow_to_respond_to_a_complete_body_is_waited_for() {
     let stack = Stack::start_with("server.h2c = true\nlimits.body_timeout = \"100ms\"").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |_: &Seen| {
+    stack.upstream.reply(move |_: &Received| {
         Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
     });
     let mut client = Client::open(stack.gateway).await;
@@ -189,9 +192,9 @@ async fn a_service_that_is_slow_to_answer_a_whole_body_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
+async fn a_client_that_reads_nothing_of_a_response_is_cut_off() {
     let stack = Stack::start_with("server.h2c = true\nlimits.write_timeout = \"300ms\"").await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(100_000)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(100_000)));
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(10);
     let mut client = Client::open_with(stack.gateway, &builder).await;
@@ -203,7 +206,7 @@ async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
         match timeout(PATIENCE, body.data()).await.unwrap() {
             Some(Ok(data)) => received += data.len(),
             Some(Err(error)) => break error,
-            None => panic!("an answer of {received} bytes came to its end"),
+            None => panic!("a response of {received} bytes was complete"),
         }
     };
     assert!(received <= 10 && end.is_reset(), "{received} bytes, {end}");
@@ -213,13 +216,11 @@ async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
 #[tokio::test]
 async fn a_client_that_keeps_giving_up_loses_its_connection() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 10").await;
-    stack.upstream.reply(|_: &Seen| Reply::Stall(Vec::new()));
+    stack.upstream.reply(|_: &Received| Reply::Stall(Vec::new()));
     let mut client = Client::open(stack.gateway).await;
     for number in 1..=11 {
         let response = client.get("/none").await;
-        while stack.upstream.seen().len() < number {
-            tokio::task::yield_now().await;
-        }
+        stack.upstream.until_requests(number).await;
         drop(response);
     }
     assert!(client.ends().await);
@@ -227,18 +228,16 @@ async fn a_client_that_keeps_giving_up_loses_its_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
+async fn a_client_that_mostly_waits_for_responses_may_reset_a_stream_now_and_then() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_early_resets = 3").await;
-    stack.upstream.reply(|seen: &Seen| match seen.target() {
+    stack.upstream.reply(|received: &Received| match received.target() {
         "/none/slow" => Reply::Stall(Vec::new()),
         _ => Reply::ok("", "hello"),
     });
     let mut client = Client::open(stack.gateway).await;
     for number in 1..=10 {
         let response = client.get("/none/slow").await;
-        while stack.upstream.seen().len() < number * 3 - 2 {
-            tokio::task::yield_now().await;
-        }
+        stack.upstream.until_requests(number * 3 - 2).await;
         drop(response);
         for _ in 0..2 {
             assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
@@ -247,7 +246,7 @@ async fn a_client_that_mostly_waits_for_its_answers_may_give_up_now_and_then() {
 }
 
 #[tokio::test]
-async fn no_more_requests_are_taken_at_once_than_may_be() {
+async fn no_more_streams_are_served_at_once_than_the_limit() {
     let stack = Stack::start_with("server.h2c = true\nlimits.max_streams = 3").await;
     let mut client = Client::open(stack.gateway).await;
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
@@ -269,7 +268,7 @@ async fn a_changed_limit_of_requests_at_once_is_for_new_connections() {
 }
 
 #[tokio::test]
-async fn a_connection_without_requests_is_told_to_go() {
+async fn a_connection_without_requests_gets_goaway() {
     let limits = "limits.idle_timeout = \"200ms\"\nlimits.header_timeout = \"200ms\"";
     let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;
     let silent = Client::open(stack.gateway).await;
@@ -277,25 +276,23 @@ async fn a_connection_without_requests_is_told_to_go() {
     let mut used = Client::open(stack.gateway).await;
     assert_eq!(status(used.get("/none").await).await.unwrap(), 200);
     assert!(used.ends().await);
-    // Nor is one that never says what it is.
+    // Nor is one that never sends a byte.
     let mut half = Connection::open(stack.gateway).await;
     half.send(b"PRI * HT").await;
     assert!(half.is_closed().await);
 }
 
 #[tokio::test]
-async fn draining_lets_requests_finish_and_takes_no_new_connection() {
+async fn draining_lets_requests_finish_and_accepts_no_new_connection() {
     let stack = Stack::start_with("server.h2c = true").await;
     let released = std::sync::Arc::new(tokio::sync::Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |_: &Seen| {
+    stack.upstream.reply(move |_: &Received| {
         Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
     });
     let mut client = Client::open(stack.gateway).await;
     let response = client.get("/none").await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     stack.commands.send(Command::Drain).await.unwrap();
     while TcpStream::connect(stack.gateway).await.is_ok() {
         tokio::task::yield_now().await;
@@ -310,10 +307,10 @@ async fn draining_lets_requests_finish_and_takes_no_new_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_was_sent() {
+async fn a_response_before_the_end_of_its_request_is_counted_with_its_status() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    // Unlike the recorder, it answers as soon as anything comes.
+    // Unlike the recorder, it responds as soon as anything comes.
     let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = service.local_addr().unwrap();
     tokio::spawn(async move {
@@ -336,12 +333,12 @@ async fn an_answer_that_does_not_need_the_rest_of_its_request_is_counted_as_it_w
     assert_eq!(stack.metric("wxgate_http_requests_total{code=\"408\",route=\"/none\"}").await, 0.0);
 }
 
-/// An answer is not over when it was handed to the protocol layer: the client must have it.
+/// A response is complete when the client has it, not when the protocol layer has it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_ends() {
+async fn a_client_that_reads_slowly_gets_its_whole_response_when_the_connection_ends() {
     for changes in ["limits.idle_timeout = \"200ms\"", ""] {
         let stack = Stack::start_with(&format!("server.h2c = true\n{changes}")).await;
-        stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(2_000_000)));
+        stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(2_000_000)));
         let mut client = Client::open(stack.gateway).await;
         let response = timeout(PATIENCE, client.get("/none").await).await.unwrap().unwrap();
         if changes.is_empty() {
@@ -353,7 +350,7 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
             let length = data.unwrap_or_else(|error| panic!("{received}: {error}")).len();
             received += length;
             body.flow_control().release_capacity(length).unwrap();
-            // Not to wait for something: this is what the client does.
+            // This is the client's pace, not a wait for something.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(received, 2_000_000);
@@ -361,7 +358,7 @@ async fn a_client_that_reads_slowly_gets_all_of_its_answer_when_the_connection_e
     }
 }
 
-/// As over HTTP/1.1: what was sent is what the service sees.
+/// As over HTTP/1.1: the service receives what was sent.
 #[tokio::test]
 async fn an_authority_with_an_empty_port_is_legal() {
     let stack = Stack::start_with("server.h2c = true").await;
@@ -370,14 +367,14 @@ async fn an_authority_with_an_empty_port_is_legal() {
     let mut ready = timeout(PATIENCE, client.requests.clone().ready()).await.unwrap().unwrap();
     let response = ready.send_request(request.body(()).unwrap(), true).unwrap().0;
     assert_eq!(status(response).await.unwrap(), 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].all("host"), ["gateway.test:"]);
-    assert_eq!(seen[0].all("x-forwarded-host"), ["gateway.test:"]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].all("host"), ["gateway.test:"]);
+    assert_eq!(received[0].all("x-forwarded-host"), ["gateway.test:"]);
 }
 
-/// As over HTTP/1.1: services read two lines in different ways, also where they are the same.
+/// As over HTTP/1.1: services differ in how they read two lines, even equal ones.
 #[tokio::test]
-async fn a_length_that_is_there_twice_is_refused() {
+async fn a_repeated_length_is_rejected() {
     let stack = Stack::start_with("server.h2c = true").await;
     let client = Client::open(stack.gateway).await;
     for path in ["/none", "/login"] {
@@ -395,5 +392,5 @@ async fn a_length_that_is_there_twice_is_refused() {
             assert_eq!(status(response).await.unwrap(), 400, "{path} {length}");
         }
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }

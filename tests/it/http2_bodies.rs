@@ -1,4 +1,4 @@
-//! Bodies over HTTP/2: windows that grow, trailers, and what only announces a response.
+//! Bodies over HTTP/2: windows that grow, trailers, and informational responses.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack};
 use crate::http2::{Client, status};
 
@@ -18,15 +18,15 @@ const WINDOW: usize = 64 << 10;
 
 const BUFFERED: &str = "wxgate_buffered_bytes";
 
-/// A client that never holds back itself.
+/// A client without limits of its own.
 async fn client(stack: &Stack) -> Client {
     let mut builder = h2::client::Builder::new();
     builder.max_send_buffer_size(16 << 20);
     Client::open_with(stack.gateway, &builder).await
 }
 
-/// Sends so many bytes as windows let it. The most that could be sent at once, as soon as this is
-/// more than `enough`.
+/// Sends so many bytes as the windows allow. Returns the most that could be sent at once, as soon
+/// as this is more than `enough`.
 async fn fill(body: &mut SendStream<Bytes>, length: usize, enough: usize) -> usize {
     let mut largest = 0;
     let mut left = length;
@@ -60,7 +60,7 @@ async fn windows_grow_while_the_service_takes_the_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_stay_as_they_are_where_there_is_no_room_for_larger_ones() {
+async fn windows_do_not_grow_without_room_for_larger_ones() {
     for limit in ["0B", "1MiB"] {
         let limits = format!("limits.max_body = \"1GiB\"\nlimits.max_buffered = \"{limit}\"");
         let stack = Stack::start_with(&format!("server.h2c = true\n{limits}")).await;
@@ -111,9 +111,9 @@ async fn a_window_is_given_back_when_its_connection_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_takes_nothing_makes_no_window_grow() {
+async fn a_service_that_reads_nothing_makes_no_window_grow() {
     let socket = TcpSocket::new_v4().unwrap();
-    // What the system takes, the service seems to take.
+    // Bytes that the system buffers look as if the service had read them.
     socket.set_recv_buffer_size(4 << 10).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(16).unwrap();
@@ -146,7 +146,7 @@ async fn many_tiny_frames_are_a_body_like_any_other() {
     let mut client = client(&stack).await;
     for number in 1..=2 {
         let (response, mut body) = client.send(Method::POST, "/none", false).await;
-        // So many before the service is there to take them, and more when it is.
+        // So many before the service reads, and more when it does.
         for count in [4000, 20_000] {
             for _ in 0..count {
                 body.send_data(Bytes::from_static(b"x"), false).unwrap();
@@ -161,18 +161,18 @@ async fn many_tiny_frames_are_a_body_like_any_other() {
         body.send_data(Bytes::new(), true).unwrap();
         assert_eq!(status(response).await.unwrap(), 200);
     }
-    let seen = stack.upstream.seen();
-    assert!(seen.iter().all(|seen| seen.body.len() == 24_000));
+    let received = stack.upstream.requests();
+    assert!(received.iter().all(|received| received.body.len() == 24_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trailers_pass_but_not_those_that_are_ours() {
+async fn trailers_are_forwarded_but_not_reserved_ones() {
     let stack = Stack::start_with("server.h2c = true").await;
-    stack.upstream.reply(|_: &Seen| {
+    stack.upstream.reply(|_: &Received| {
         let trailers = "Grpc-Status: 0\r\nX-Request-Id: evil\r\nSet-Cookie: a=b\r\n\
                         X-OpenId: evil\r\n";
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
-        Reply::Bytes(format!("{head}{trailers}\r\n").into())
+        let header = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
+        Reply::Bytes(format!("{header}{trailers}\r\n").into())
     });
     let mut client = client(&stack).await;
     let (response, mut body) = client.send(Method::POST, "/none", false).await;
@@ -192,9 +192,9 @@ async fn trailers_pass_but_not_those_that_are_ours() {
     let trailers = timeout(PATIENCE, response.trailers()).await.unwrap().unwrap().unwrap();
     let names: Vec<&str> = trailers.keys().map(|name| name.as_str()).collect();
     assert_eq!(names, ["grpc-status"]);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].body, b"data");
-    assert_eq!(seen[0].trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].body, b"data");
+    assert_eq!(received[0].trailers, [("x-sum".to_owned(), "1".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,8 +215,8 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
     while !read.ends_with(b"\r\n\r\n") {
         assert!(timeout(PATIENCE, service.read_buf(&mut read)).await.unwrap().unwrap() > 0);
     }
-    let head = String::from_utf8(read).unwrap().to_ascii_lowercase();
-    assert!(head.contains("expect: 100-continue\r\n"), "{head}");
+    let header = String::from_utf8(read).unwrap().to_ascii_lowercase();
+    assert!(header.contains("expect: 100-continue\r\n"), "{header}");
     service.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
     let announced = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await;
     assert_eq!(announced.unwrap().unwrap().unwrap().status(), 100);
@@ -229,7 +229,7 @@ async fn a_client_that_waits_for_100_gets_the_one_of_the_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_100_gets_one_if_the_service_does_not_ask() {
+async fn a_client_that_waits_for_100_gets_one_if_the_service_sends_none() {
     let stack = Stack::start_with("server.h2c = true").await;
     let client = Client::open(stack.gateway).await;
     let request = Request::builder().method(Method::POST).uri("http://gateway.test/none");
@@ -240,7 +240,7 @@ async fn a_client_that_waits_for_100_gets_one_if_the_service_does_not_ask() {
     assert_eq!(announced.unwrap().unwrap().unwrap().status(), 100);
     body.send_data(Bytes::from_static(b"data"), true).unwrap();
     assert_eq!(status(response).await.unwrap(), 200);
-    assert_eq!(stack.upstream.seen()[0].body, b"data");
+    assert_eq!(stack.upstream.requests()[0].body, b"data");
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -252,12 +252,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 async fn until_frame(stream: &mut TcpStream, kind: u8, begin: &[u8]) {
     let reading = async {
         loop {
-            let mut head = [0; 9];
-            stream.read_exact(&mut head).await.unwrap();
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.unwrap();
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
             let mut payload = vec![0; length as usize];
             stream.read_exact(&mut payload).await.unwrap();
-            if [&head[5..], &payload].concat().starts_with(begin) && head[3] == kind {
+            if [&header[5..], &payload].concat().starts_with(begin) && header[3] == kind {
                 return;
             }
         }
@@ -265,7 +265,7 @@ async fn until_frame(stream: &mut TcpStream, kind: u8, begin: &[u8]) {
     timeout(PATIENCE, reading).await.expect("a frame in time");
 }
 
-/// No setting can be changed before the client has confirmed the last change.
+/// A setting can only be changed again after the client has confirmed the last change.
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_grow_for_a_client_that_is_late_to_confirm_settings() {
     let (data, headers, settings, window_update) = (0, 1, 4, 8);
@@ -295,7 +295,7 @@ async fn a_client_that_frees_its_window_once_it_is_used_up_gets_the_rest_of_it_a
     for window in [65_535, 5_000] {
         let stack = Stack::start_with("server.h2c = true").await;
         let length = ROUNDS * window;
-        stack.upstream.reply(move |_: &Seen| Reply::ok("", &"x".repeat(length)));
+        stack.upstream.reply(move |_: &Received| Reply::ok("", &"x".repeat(length)));
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(u32::try_from(window).unwrap());
         let mut client = Client::open_with(stack.gateway, &builder).await;

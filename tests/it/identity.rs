@@ -1,4 +1,4 @@
-//! What an upstream is told of who asks, and that a client cannot say it.
+//! Which identity headers a service gets, and that a client cannot set them.
 
 use crate::harness::upstream::Reply;
 use crate::harness::{APP, Stack, openid};
@@ -6,12 +6,15 @@ use crate::harness::{APP, Stack, openid};
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_is_one_line_each_and_unionid_only_where_there_is_one() {
     let stack = Stack::start().await;
-    let seen = stack.get("/").token(&stack.login("alice").await).seen().await;
-    assert_eq!(seen.folded("x-openid"), [openid("alice")]);
-    assert_eq!(seen.folded("x-appid"), [APP]);
-    assert_eq!(seen.folded("x-unionid"), [""; 0]);
-    let seen = stack.get("/").token(&stack.login("unionbob").await).seen().await;
-    assert_eq!(seen.folded("x-unionid"), [wxgate::wechat::sandbox::unionid("unionbob").unwrap()]);
+    let received = stack.get("/").token(&stack.login("alice").await).forwarded().await;
+    assert_eq!(received.folded("x-openid"), [openid("alice")]);
+    assert_eq!(received.folded("x-appid"), [APP]);
+    assert_eq!(received.folded("x-unionid"), [""; 0]);
+    let received = stack.get("/").token(&stack.login("unionbob").await).forwarded().await;
+    assert_eq!(
+        received.folded("x-unionid"),
+        [wxgate::wechat::sandbox::unionid("unionbob").unwrap()]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,37 +31,37 @@ async fn identity_headers_may_have_other_names() {
     )
     .await;
     let token = stack.login("alice").await;
-    let seen = stack
+    let received = stack
         .get("/")
         .header("X-My-Session", &token)
         .header("X_User", "evil")
         .header("X-OpenId", "free now")
-        .seen()
+        .forwarded()
         .await;
-    assert_eq!(seen.folded("x-user"), [openid("alice")]);
-    assert_eq!(seen.folded("x-mini-program"), [APP]);
-    assert_eq!(seen.folded("x-my-session"), [""; 0]);
-    assert_eq!(seen.folded("x-openid"), ["free now"]);
+    assert_eq!(received.folded("x-user"), [openid("alice")]);
+    assert_eq!(received.folded("x-mini-program"), [APP]);
+    assert_eq!(received.folded("x-my-session"), [""; 0]);
+    assert_eq!(received.folded("x-openid"), ["free now"]);
 }
 
 /// What `Connection` names is removed; identity is written after that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_header_cannot_take_identity_away() {
+async fn a_connection_header_cannot_remove_identity() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     for nominated in ["X-OpenId", "close, x-openid", "keep-alive,X-OpenId", "X-Request-Id"] {
         let request = stack.get("/").token(&token).header("Connection", nominated);
-        let seen = request.header("X-OpenId", "evil").seen().await;
-        assert_eq!(seen.folded("x-openid"), [openid("alice")], "{nominated}");
-        assert_eq!(seen.all("x-request-id").len(), 1);
+        let received = request.header("X-OpenId", "evil").forwarded().await;
+        assert_eq!(received.folded("x-openid"), [openid("alice")], "{nominated}");
+        assert_eq!(received.all("x-request-id").len(), 1);
     }
     for nominated in ["Transfer-Encoding", "Content-Length"] {
         let request = stack.post("/").token(&token).header("Connection", nominated).body("abc");
-        let answer = request.send().await;
-        if answer.status == 200 {
-            assert_eq!(stack.upstream.seen().last().unwrap().body, b"abc", "{nominated}");
+        let response = request.send().await;
+        if response.status == 200 {
+            assert_eq!(stack.upstream.requests().last().unwrap().body, b"abc", "{nominated}");
         } else {
-            answer.assert_error(400, "bad_request", "none");
+            response.assert_error(400, "bad_request", "none");
         }
     }
 }
@@ -77,10 +80,10 @@ async fn identity_does_not_stick_to_a_connection() {
             None => request,
         };
         connection.send(&request.bytes()).await;
-        assert_eq!(connection.answer(false).await.status, 200);
-        let seen = stack.upstream.seen();
+        assert_eq!(connection.response(false).await.status, 200);
+        let received = stack.upstream.requests();
         let expected: Vec<String> = token.map(|_| openid(user)).into_iter().collect();
-        assert_eq!(seen.last().unwrap().folded("x-openid"), expected);
+        assert_eq!(received.last().unwrap().folded("x-openid"), expected);
     }
 }
 
@@ -94,20 +97,20 @@ async fn an_upstream_cannot_show_identity_or_the_gateways_marks_to_the_client() 
             "hello",
         )
     });
-    let answer = stack.get("/").token(&token).send().await;
+    let response = stack.get("/").token(&token).send().await;
     for name in ["x-openid", "x_unionid", "x-3rd-session", "x-wxgate-error"] {
-        assert_eq!(answer.header(name), None, "{name}");
+        assert_eq!(response.header(name), None, "{name}");
     }
-    assert_eq!(answer.header("x-own"), Some("kept"));
-    let seen = stack.upstream.seen();
-    assert_eq!(answer.header("x-request-id"), Some(seen[0].all("x-request-id")[0]));
+    assert_eq!(response.header("x-own"), Some("kept"));
+    let received = stack.upstream.requests();
+    assert_eq!(response.header("x-request-id"), Some(received[0].all("x-request-id")[0]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forwarding_headers_are_the_gateways_own_from_a_stranger() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
-    let seen = stack
+    let received = stack
         .get("/")
         .token(&token)
         .header("X-Forwarded-For", "6.6.6.6")
@@ -120,25 +123,25 @@ async fn forwarding_headers_are_the_gateways_own_from_a_stranger() {
         .header("X-Real-IP", "6.6.6.6")
         .header("X-Request-Id", "chosen")
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-        .seen()
+        .forwarded()
         .await;
-    assert_eq!(seen.folded("x-forwarded-for"), ["127.0.0.1"]);
-    assert_eq!(seen.folded("x-forwarded-proto"), ["http"]);
-    assert_eq!(seen.folded("x-forwarded-host"), ["gateway.test"]);
-    assert_eq!(seen.folded("x-real-ip"), ["127.0.0.1"]);
+    assert_eq!(received.folded("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(received.folded("x-forwarded-proto"), ["http"]);
+    assert_eq!(received.folded("x-forwarded-host"), ["gateway.test"]);
+    assert_eq!(received.folded("x-real-ip"), ["127.0.0.1"]);
     for name in ["x-forwarded-port", "x-forwarded-prefix", "forwarded"] {
-        assert_eq!(seen.folded(name), [""; 0], "{name}");
+        assert_eq!(received.folded(name), [""; 0], "{name}");
     }
-    assert_ne!(seen.folded("x-request-id"), ["chosen"]);
-    assert_eq!(seen.folded("x-request-id").len(), 1);
-    assert_eq!(seen.all("traceparent").len(), 1);
+    assert_ne!(received.folded("x-request-id"), ["chosen"]);
+    assert_eq!(received.folded("x-request-id").len(), 1);
+    assert_eq!(received.all("traceparent").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_proxys_word_counts() {
     let stack = Stack::start_with(r#"server.trusted_proxies = ["127.0.0.0/8"]"#).await;
     let token = stack.login("alice").await;
-    let seen = stack
+    let received = stack
         .get("/")
         .token(&token)
         .header("X-Forwarded-For", "6.6.6.6, 198.51.100.7")
@@ -146,12 +149,12 @@ async fn a_trusted_proxys_word_counts() {
         .header("X-Forwarded-Host", "shop.test")
         .header("X-Forwarded-Port", "443")
         .header("X-Request-Id", "from-the-proxy")
-        .seen()
+        .forwarded()
         .await;
-    assert_eq!(seen.folded("x-forwarded-for"), ["6.6.6.6, 198.51.100.7, 127.0.0.1"]);
-    assert_eq!(seen.folded("x-real-ip"), ["198.51.100.7"]);
-    assert_eq!(seen.folded("x-forwarded-proto"), ["https"]);
-    assert_eq!(seen.folded("x-forwarded-host"), ["shop.test"]);
-    assert_eq!(seen.folded("x-forwarded-port"), ["443"]);
-    assert_eq!(seen.folded("x-request-id"), ["from-the-proxy"]);
+    assert_eq!(received.folded("x-forwarded-for"), ["6.6.6.6, 198.51.100.7, 127.0.0.1"]);
+    assert_eq!(received.folded("x-real-ip"), ["198.51.100.7"]);
+    assert_eq!(received.folded("x-forwarded-proto"), ["https"]);
+    assert_eq!(received.folded("x-forwarded-host"), ["shop.test"]);
+    assert_eq!(received.folded("x-forwarded-port"), ["443"]);
+    assert_eq!(received.folded("x-request-id"), ["from-the-proxy"]);
 }

@@ -1,7 +1,7 @@
-//! Connections to services between two requests: how long they are kept.
+//! How long idle connections to services are kept.
 //!
-//! A service that closes a connection while the next request is on its way loses that request,
-//! and one that is not idempotent is not sent again.
+//! If a service closes a connection while the next request is on its way, that request is lost, and
+//! is not sent again unless it is idempotent.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use crate::harness::upstream::Reply;
 
 /// Sends so many requests one after the other; the numbers of the connections that they took.
 async fn connections(stack: &Stack, count: usize) -> Vec<usize> {
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for _ in 0..count {
         assert_eq!(stack.post("/none").body("x").send().await.status, 200);
     }
-    stack.upstream.seen_after(before).iter().map(|seen| seen.connection).collect()
+    stack.upstream.requests_after(before).iter().map(|received| received.connection).collect()
 }
 
 async fn start(keep_alive: &'static str) -> Stack {
@@ -63,13 +63,13 @@ async fn a_connection_is_kept_a_second_less_than_the_service_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_says_five_seconds_gets_four() {
+async fn a_keep_alive_of_five_seconds_is_used_for_four() {
     let stack = start("Keep-Alive: timeout=5\r\n").await;
-    assert_eq!(connections(&stack, 3).await, [0, 0, 0], "as long as by default");
+    assert_eq!(connections(&stack, 3).await, [0, 0, 0], "kept as long as by default");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_smaller_of_what_is_set_and_what_the_service_says_counts() {
+async fn the_smaller_of_configuration_and_keep_alive_header_counts() {
     let set = "idle_timeout = \"300ms\"";
     let stack = start_with(set, "Keep-Alive: timeout=60\r\n").await;
     assert_eq!(connections(&stack, 2).await, [0, 0]);
@@ -85,7 +85,7 @@ async fn the_smaller_of_what_is_set_and_what_the_service_says_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_smallest_that_is_said_counts_and_what_is_malformed_does_not() {
+async fn the_smallest_keep_alive_counts_and_a_malformed_one_does_not() {
     for said in [
         "Keep-Alive: timeout\r\n",
         "Keep-Alive: timeout=\r\n",

@@ -1,34 +1,34 @@
-//! Logging in.
+//! The login endpoint: which requests it accepts, and its responses.
 
-use std::time::{Duration, Instant};
+mod wechat;
+
+use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
 
-use crate::harness::client::{self, Answer};
-use crate::harness::{APP, OTHER_APP, SECRET, Stack, openid};
+use crate::harness::client::{self, Response};
+use crate::harness::{APP, OTHER_APP, Stack, openid};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_becomes_a_token_and_nothing_else_is_told() {
+async fn a_code_becomes_a_token_and_the_response_has_nothing_else() {
     let stack = Stack::start().await;
-    let answer = stack.try_login("user-alice-1").await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    let body = answer.json();
+    let response = stack.try_login("user-alice-1").await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let body = response.json();
     assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
     let token = body["token"].as_str().unwrap();
     assert_eq!(token.len(), 43);
     assert_eq!(body["token_type"], "Bearer");
     assert_eq!(body["expires_in"], 7200);
-    assert!(!answer.text().contains(&openid("alice")));
-    let seen = stack.get("/").token(token).seen().await;
-    assert_eq!(seen.all("x-openid"), [openid("alice")]);
+    assert!(!response.text().contains(&openid("alice")));
+    let received = stack.get("/").token(token).forwarded().await;
+    assert_eq!(received.all("x-openid"), [openid("alice")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_taken_as_json_and_as_a_form() {
+async fn a_login_is_accepted_as_json_and_as_a_form() {
     let stack = Stack::start().await;
     let json = r#"{"code":"user-a-1","nickName":"x"}"#;
     for (number, content_type) in
@@ -52,26 +52,26 @@ async fn a_login_is_taken_as_json_and_as_a_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_is_taken_only_when_it_is_accepted() {
+async fn a_query_is_accepted_only_if_it_is_configured() {
     let stack = Stack::start().await;
-    let refused = stack.get("/login?code=user-a-1").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("POST"));
+    let rejected = stack.get("/login?code=user-a-1").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("POST"));
     assert_eq!(stack.sandbox.exchanges(), 0);
 
     let stack = Stack::start_with(r#"login.accept = ["json", "query"]"#).await;
     assert_eq!(stack.get("/login?code=user-a-1").send().await.status, 200);
     stack.get("/login").send().await.assert_error(400, "bad_request", "none");
     stack.get("/login?code=a&code=b").send().await.assert_error(400, "bad_request", "none");
-    let refused = stack.request("PUT", "/login").send().await;
-    assert_eq!(refused.header("allow"), Some("GET, POST"));
+    let rejected = stack.request("PUT", "/login").send().await;
+    assert_eq!(rejected.header("allow"), Some("GET, POST"));
     let form = stack.post("/login").header("Content-Type", "application/x-www-form-urlencoded");
     form.body("code=user-b-1").send().await.assert_error(400, "bad_request", "none");
 }
 
-/// Clients and proxies write the line twice, or a list; what counts is whether it is one type.
+/// Clients and proxies may repeat the line or send a list; it must be a single type.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_content_type_that_is_there_twice_is_that_type() {
+async fn a_repeated_content_type_counts_once() {
     let stack = Stack::start().await;
     let form = "application/x-www-form-urlencoded";
     let json = "application/json";
@@ -130,8 +130,8 @@ async fn an_empty_app_id_counts_as_none() {
         form("app_id&code=user-a-4"),
         stack.get("/login?code=user-a-5&app_id="),
     ] {
-        let answer = request.send().await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = request.send().await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     for request in [
         form("code=user-b-1&app_id=&app_id="),
@@ -143,9 +143,9 @@ async fn an_empty_app_id_counts_as_none() {
     }
 }
 
-/// `curl -d` says that it sends a form, whatever it sends.
+/// `curl -d` always claims to send a form.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
+async fn a_login_in_another_format_than_its_content_type_is_rejected_with_the_reason() {
     let stack = Stack::start().await;
     let only_json = Stack::start_with(r#"login.accept = ["json"]"#).await;
     let only_form = Stack::start_with(r#"login.accept = ["form"]"#).await;
@@ -167,7 +167,7 @@ async fn a_login_that_is_not_what_its_content_type_says_is_told_so() {
         (&stack, form, "x=y", "\"code\" is missing", ""),
         (&stack, form, "user-a-1", "was read as a form", ""),
         (&stack, form, "[\"user-a-1\"]", "was read as a form", ""),
-        // How cmd.exe passes on a JSON in single quotes.
+        // What cmd.exe makes of JSON in single quotes.
         (&stack, form, "'{code:user-a-1}'", "was read as a form", ""),
         (&stack, "", "{}", "\"code\" is missing", ""),
         (&stack, "", "[]", "an object", ""),
@@ -204,7 +204,7 @@ async fn a_byte_order_mark_before_a_login_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_login_is_refused_before_wechat_is_asked() {
+async fn a_malformed_login_is_rejected_before_wechat_is_called() {
     let stack = Stack::start().await;
     for body in [
         "",
@@ -219,33 +219,33 @@ async fn what_is_no_login_is_refused_before_wechat_is_asked() {
         r#"{"code":"a b"}"#,
         r#"{"code":"user-a","app_id":"wxunknown"}"#,
     ] {
-        let answer = stack.post("/login").body(body).send().await;
-        answer.assert_error(400, "bad_request", "none");
+        let response = stack.post("/login").body(body).send().await;
+        response.assert_error(400, "bad_request", "none");
     }
     let long = format!(r#"{{"code":"{}"}}"#, "a".repeat(129));
     stack.post("/login").body(long).send().await.assert_error(400, "bad_request", "none");
     let odd = stack.post("/login").header("Content-Type", "multipart/form-data; boundary=x");
     odd.body(r#"{"code":"user-a"}"#).send().await.assert_error(400, "bad_request", "none");
     let big = vec![b' '; 17 << 10];
-    let answer = stack.post("/login").body(big.clone()).send().await;
-    answer.assert_error(413, "body_too_large", "none");
-    let answer = stack.post("/login").body(big).chunked().send().await;
-    answer.assert_error(413, "body_too_large", "none");
+    let response = stack.post("/login").body(big.clone()).send().await;
+    response.assert_error(413, "body_too_large", "none");
+    let response = stack.post("/login").body(big).chunked().send().await;
+    response.assert_error(413, "body_too_large", "none");
     assert_eq!(stack.sandbox.exchanges(), 0);
     let unknown = "wxgate_logins_total{app_id=\"unknown\",outcome=\"bad_request\"}";
     assert!(stack.metric(unknown).await >= 5.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_developer_tools_mock_code_is_told_without_asking_wechat() {
+async fn the_mock_code_of_the_developer_tools_is_rejected_without_calling_wechat() {
     let stack = Stack::start().await;
-    let answer = stack.try_login("the code is a mock one").await;
-    answer.assert_error(401, "invalid_code", "login");
+    let response = stack.try_login("the code is a mock one").await;
+    response.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_errcode_has_its_answer() {
+async fn every_errcode_has_its_response() {
     let stack = Stack::start().await;
     for (errcode, status, error, action, counted) in [
         (40029, 401, "invalid_code", "login", "40029"),
@@ -283,84 +283,22 @@ async fn a_code_is_good_once_and_for_five_minutes() {
     stack.try_login("no-such-code").await.assert_error(401, "invalid_code", "login");
 }
 
-/// Whatever WeChat does, the client gets the documented answer and the code goes out once.
 #[tokio::test(flavor = "multi_thread")]
-async fn misbehaviour_of_wechat_has_its_answer_and_nothing_is_sent_twice() {
-    let stack = Stack::start_with(r#"wechat.timeout = "400ms""#).await;
-    for (number, (code, status, error, action)) in [
-        ("hang-1", 504, "wechat_timeout", "login"),
-        ("slow-3s-a", 504, "wechat_timeout", "login"),
-        ("drop-1", 504, "wechat_timeout", "login"),
-        ("status-500-1", 504, "wechat_timeout", "login"),
-        ("garbage-1", 502, "wechat_rejected", "none"),
-        ("half-1", 502, "wechat_rejected", "none"),
-        ("huge-1", 502, "wechat_rejected", "none"),
-        ("status-302-1", 502, "wechat_rejected", "none"),
-        ("status-404-1", 502, "wechat_rejected", "none"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let started = Instant::now();
-        let answer = stack.try_login(code).await;
-        answer.assert_error(status, error, action);
-        assert_eq!(answer.header("retry-after").is_some(), status == 504, "{code}");
-        assert!(started.elapsed() < Duration::from_secs(3), "{code}");
-        assert_eq!(stack.sandbox.exchanges(), number as u64 + 1, "{code}");
-    }
-    assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
-    let timeouts =
-        format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"timeout\"}}");
-    assert_eq!(stack.metric(&timeouts).await, 2.0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn wechat_out_of_reach_is_busy_and_may_be_retried() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{nobody}\"")).await;
-    let answer = stack.try_login("user-a-1").await;
-    answer.assert_error(503, "wechat_busy", "retry");
-    assert!(answer.header("retry-after").is_some());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_cannot_be_trusted_is_refused() {
-    let name = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let wechat = crate::tls::serve_tls(&name).await;
-    let directory = tempfile::tempdir().unwrap();
-    let ca_file = directory.path().join("ca.pem");
-    std::fs::write(&ca_file, other.cert.pem()).unwrap();
-    let changes = format!(
-        "wechat = {{ base_url = \"https://localhost:{}\", ca_file = \"{}\" }}",
-        wechat.port(),
-        ca_file.display()
-    );
-    let stack = Stack::start_with(&changes).await;
-    stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
-
-    // The same, trusted: what is behind it says nothing, so the answer is that it was lost.
-    std::fs::write(&ca_file, name.cert.pem()).unwrap();
-    let stack = Stack::start_with(&changes).await;
-    stack.try_login("user-a-1").await.assert_error(504, "wechat_timeout", "login");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn several_apps_are_told_apart() {
+async fn logins_of_several_apps_are_kept_apart() {
     let app = |app_id: &str, rest: &str| {
         format!(
             "[[app]]\napp_id = \"{app_id}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n{rest}\n"
         )
     };
     let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, "default = true"))).await;
-    let token = |answer: Answer| answer.json()["token"].as_str().unwrap().to_owned();
+    let token = |response: Response| response.json()["token"].as_str().unwrap().to_owned();
     let default = token(stack.try_login("user-a-1").await);
     let body = json!({ "code": "user-a-2", "app_id": APP });
     let named = token(stack.post("/login").json(&body).send().await);
-    assert_eq!(stack.get("/").token(&default).seen().await.all("x-appid"), [OTHER_APP]);
-    let seen = stack.get("/").token(&named).seen().await;
-    assert_eq!(seen.all("x-appid"), [APP]);
-    assert_eq!(seen.all("x-openid"), [openid("a")]);
+    assert_eq!(stack.get("/").token(&default).forwarded().await.all("x-appid"), [OTHER_APP]);
+    let received = stack.get("/").token(&named).forwarded().await;
+    assert_eq!(received.all("x-appid"), [APP]);
+    assert_eq!(received.all("x-openid"), [openid("a")]);
 
     let stack = Stack::start_with(&(app(APP, "") + &app(OTHER_APP, ""))).await;
     stack.try_login("user-a-1").await.assert_error(400, "bad_request", "none");
@@ -372,31 +310,10 @@ async fn a_body_that_does_not_come_is_a_timeout() {
     let stack = Stack::start_with(r#"limits.body_timeout = "200ms""#).await;
     let mut connection = crate::harness::client::Connection::open(stack.gateway).await;
     connection.send(b"POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{").await;
-    connection.answer(false).await.assert_error(408, "request_timeout", "none");
+    connection.response(false).await.assert_error(408, "request_timeout", "none");
 }
 
-/// The request that WeChat gets is exactly the documented one.
-#[tokio::test(flavor = "multi_thread")]
-async fn wechat_is_asked_as_its_documentation_says() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let asked = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut bytes = vec![0; 4096];
-        let count = stream.read(&mut bytes).await.unwrap();
-        String::from_utf8(bytes[..count].to_vec()).unwrap()
-    });
-    let stack = Stack::start_with(&format!("wechat.base_url = \"http://{address}\"")).await;
-    stack.try_login("0a~b.c-d_E").await.assert_error(504, "wechat_timeout", "login");
-    let request = asked.await.unwrap();
-    let expected = format!(
-        "GET /sns/jscode2session?appid={APP}&secret={SECRET}&js_code=0a%7Eb.c-d_E&grant_type=authorization_code HTTP/1.1\r\n"
-    );
-    assert!(request.starts_with(&expected), "{request}");
-    assert!(!request.to_ascii_lowercase().contains("referer"));
-}
-
-/// A code of the sandbox ages like a real one, on the clock that tests advance.
+/// A code of the sandbox expires like a real one, on the clock that tests advance.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
     let stack = Stack::start().await;
@@ -412,50 +329,11 @@ async fn a_code_that_is_older_than_five_minutes_is_worth_nothing() {
     stack.try_login(&old).await.assert_error(401, "invalid_code", "login");
 }
 
-/// The egress proxy is the configured one; the environment has no say.
 #[tokio::test(flavor = "multi_thread")]
-async fn wechat_is_reached_through_the_configured_proxy() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = listener.local_addr().unwrap();
-    let asked = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut bytes = vec![0; 4096];
-        let count = stream.read(&mut bytes).await.unwrap();
-        String::from_utf8(bytes[..count].to_vec()).unwrap()
-    });
-    let changes = format!("wechat = {{ proxy = \"http://{proxy}\" }}");
-    let stack = Stack::start_with(&changes).await;
-    stack.try_login("user-a-1").await.assert_error(504, "wechat_timeout", "login");
-    let line = asked.await.unwrap();
-    assert!(line.starts_with(&format!("GET http://{}/sns/", stack.wechat_address)), "{line}");
-    assert_eq!(stack.sandbox.exchanges(), 0);
-}
-
-/// Something that is no HTTP is nonsense, not a lost answer.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_http_is_rejected() {
-    for nonsense in
-        ["NOTHTTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"]
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            use tokio::io::AsyncWriteExt;
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = vec![0; 4096];
-            let _ = stream.read(&mut bytes).await;
-            let _ = stream.write_all(nonsense.as_bytes()).await;
-        });
-        let stack = Stack::start_with(&format!("wechat.base_url = \"http://{address}\"")).await;
-        stack.try_login("user-a-1").await.assert_error(502, "wechat_rejected", "none");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logins_that_cannot_be_read_are_counted_and_a_client_that_left_is_told_apart() {
+async fn malformed_logins_are_counted_and_disconnected_clients_separately() {
     let stack = Stack::start().await;
-    let refused = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
-    refused.assert_error(413, "body_too_large", "none");
+    let rejected = stack.post("/login").body(vec![b'x'; 20_000]).send().await;
+    rejected.assert_error(413, "body_too_large", "none");
     let counted = "wxgate_logins_total{app_id=\"unknown\",outcome=\"body_too_large\"}";
     assert_eq!(stack.metric(counted).await, 1.0);
     let twice = stack

@@ -4,31 +4,31 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::client::{self, Answer, Connection};
-use crate::harness::{APP, OPERATOR, OTHER_APP, PATIENCE, SECRET, Stack, openid};
-use crate::relay::{logged, logged_with};
+use crate::harness::client::{self, Connection, Response};
+use crate::harness::process_log::{logged, logged_with};
+use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
-/// A login of the default app, by a client that names an app id.
-async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Answer {
+/// A login to the default app, by a client with an app id in its `Referer`.
+async fn login_from(stack: &Stack, code: &str, app_id: &str) -> Response {
     let referer = format!("https://servicewechat.com/{app_id}/12/page-frame.html");
     let login = stack.post("/login").header("Referer", &referer);
     login.json(&json!({ "code": code })).send().await
 }
 
 /// The warnings about requests.
-fn warnings(answers: &[Answer]) -> Vec<Value> {
-    let lines = answers.iter().flat_map(logged);
+fn warnings(responses: &[Response]) -> Vec<Value> {
+    let lines = responses.iter().flat_map(logged);
     lines.filter(|line| line["level"] == "WARN").map(|line| line["fields"].clone()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_other_app_id() {
+async fn an_app_that_has_only_rejected_codes_is_logged_once_a_minute_with_the_other_app_id() {
     let stack = Stack::start().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..5 {
-        answers.push(login_from(&stack, &format!("err-40029-{number}"), OTHER_APP).await);
+        responses.push(login_from(&stack, &format!("err-40029-{number}"), OTHER_APP).await);
     }
-    let first = warnings(&answers);
+    let first = warnings(&responses);
     assert_eq!(first.len(), 1, "{first:?}");
     assert_eq!((&first[0]["app_id"], &first[0]["refused"]), (&APP.into(), &1.into()));
     assert_eq!(first[0]["referer_app_id"], OTHER_APP);
@@ -43,7 +43,7 @@ async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_oth
         "{second:?}"
     );
 
-    // A success is a success for a minute, and what is no app id is not shown.
+    // A success counts for a minute; a malformed app id is not logged.
     stack.clock.advance(Duration::from_secs(60));
     stack.login("alice").await;
     stack.clock.advance(Duration::from_secs(59));
@@ -61,7 +61,7 @@ async fn an_app_that_has_only_refused_codes_is_logged_once_a_minute_with_the_oth
 
 /// Where several apps are served, a login without `app_id` is for the default one.
 #[tokio::test(flavor = "multi_thread")]
-async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_itself() {
+async fn codes_of_another_configured_app_are_logged_as_such_for_each_app_separately() {
     let app = |app_id: &str, rest: &str| {
         format!(
             "[[app]]\napp_id = \"{app_id}\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}\n{rest}\n"
@@ -74,7 +74,7 @@ async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_its
     let body = json!({ "code": "err-40029-2", "app_id": OTHER_APP });
     let other = warnings(&[stack.post("/login").json(&body).send().await]);
     assert_eq!((other.len(), &other[0]["app_id"]), (1, &OTHER_APP.into()));
-    // What is known of an app outlives a reload.
+    // The state of an app survives a reload.
     assert!(stack.reload(&(app(APP, "default = true") + &app(OTHER_APP, ""))).await);
     assert_eq!(warnings(&[stack.try_login("err-40029-3").await]), [Value::Null; 0]);
 }
@@ -82,11 +82,11 @@ async fn codes_of_another_app_of_the_file_are_logged_as_such_and_each_app_by_its
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mock_code_of_the_developer_tools_has_its_own_words_once_a_minute() {
     let stack = Stack::start().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..3 {
-        answers.push(login_from(&stack, "the code is a mock one", OTHER_APP).await);
+        responses.push(login_from(&stack, "the code is a mock one", OTHER_APP).await);
     }
-    let lines = warnings(&answers);
+    let lines = warnings(&responses);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0]["message"].as_str().unwrap().contains("developer tools"), "{lines:?}");
     assert_eq!((&lines[0]["app_id"], &lines[0]["suppressed"]), (&APP.into(), &0.into()));
@@ -109,8 +109,8 @@ async fn the_meaning_of_an_errcode_is_logged() {
         (61024, "third-party platform"),
         (89503, "must confirm"),
     ] {
-        let answer = stack.try_login(&format!("err-{errcode}-x")).await;
-        let lines = logged(&answer);
+        let response = stack.try_login(&format!("err-{errcode}-x")).await;
+        let lines = logged(&response);
         let shown = lines.iter().find(|line| line["level"] != "DEBUG").unwrap();
         let fields = &shown["fields"];
         assert!(fields["meaning"].as_str().unwrap().contains(words), "{fields}");
@@ -122,17 +122,7 @@ async fn the_meaning_of_an_errcode_is_logged() {
 
 /// The lines of the access log, once there are so many.
 async fn access_lines(stack: &Stack, count: usize) -> Vec<Value> {
-    let path = stack.directory.path().join("access.log");
-    let lines = async {
-        loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() >= count {
-                return text;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, lines).await.unwrap();
+    let text = stack.access_log(count).await;
     for secret in [SECRET, &openid("alice"), "user-alice"] {
         assert!(!text.contains(secret), "{secret} in\n{text}");
     }
@@ -160,7 +150,10 @@ async fn the_access_line_of_a_login_has_its_app_its_user_and_the_errcode() {
         (Connection::open(stack.gateway).await, Connection::open(stack.gateway).await);
     first.send(request.as_bytes()).await;
     second.send(request.as_bytes()).await;
-    assert_eq!((first.answer(false).await.status, second.answer(false).await.status), (200, 200));
+    assert_eq!(
+        (first.response(false).await.status, second.response(false).await.status),
+        (200, 200)
+    );
     assert_eq!(stack.try_login(code).await.status, 200);
 
     let lines = access_lines(&stack, 14).await;
@@ -185,7 +178,7 @@ async fn the_access_line_of_a_login_has_its_app_its_user_and_the_errcode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start() {
+async fn queue_exchanges_in_flight_and_circuit_breaker_are_gauges_from_the_start() {
     let stack = Stack::start_with(
         "[wechat]\nmax_in_flight = 1\nqueue_timeout = \"30s\"\ntimeout = \"30s\"\nbreaker_failures = 2",
     )
@@ -207,7 +200,7 @@ async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start()
     stack.until_metric("wxgate_wechat_queue", 2.0).await;
     assert_eq!(stack.metric("wxgate_wechat_in_flight").await, 1.0);
     for connection in &mut held {
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
     assert_eq!(stack.metric("wxgate_wechat_queue").await, 0.0);
     assert_eq!(stack.metric("wxgate_wechat_in_flight").await, 0.0);
@@ -224,7 +217,7 @@ async fn the_queue_what_is_in_flight_and_the_breaker_are_gauges_from_the_start()
     assert_eq!(stack.metric("wxgate_wechat_breaker_open").await, 0.0);
 }
 
-/// Else nobody could say whose block it is, or lift it by that name.
+/// Operators need it to see whose block it is, and to lift it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_access_line_of_a_blocked_users_login_has_the_user() {
     let operated = "admin.token = { file = \"{dir}/operator\" }";
@@ -234,9 +227,9 @@ async fn the_access_line_of_a_blocked_users_login_has_the_user() {
     let blocked = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
     assert_eq!(blocked.status, 204);
     for _ in 0..2 {
-        // The second gets the answer of the first.
-        let refused = stack.try_login("user-alice-2").await;
-        refused.assert_error(403, "login_refused", "none");
+        // The second gets the response of the first.
+        let rejected = stack.try_login("user-alice-2").await;
+        rejected.assert_error(403, "login_refused", "none");
     }
     let lines = access_lines(&stack, 3).await;
     assert!(lines[0]["user"].is_string());

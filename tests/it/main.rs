@@ -1,4 +1,5 @@
-//! What wxgate promises, seen from outside: over real sockets, on what the upstream saw.
+//! Tests of the whole gateway from outside, over real sockets, by what services and clients
+//! receive.
 
 #![allow(clippy::pedantic, reason = "tests read best as they are written")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -36,6 +37,7 @@ mod rate_limits;
 mod redirect;
 mod relay;
 mod reload;
+mod response_headers;
 mod response_rate;
 mod routes;
 mod session;

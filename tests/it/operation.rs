@@ -1,4 +1,4 @@
-//! What operators see of the program: its log, and what signals do to it.
+//! The program for operators: its logs, and its signals.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::command::{Running, wxgate};
 use crate::harness::certificate::Authority;
 use crate::harness::client::{self, Connection};
+use crate::harness::command::{Running, wxgate};
 use crate::harness::upstream::Upstream;
-use crate::harness::{PATIENCE, config_text};
+use crate::harness::{PATIENCE, config_text, until};
 
 /// A configuration file in a folder, for a service.
 fn write_config(directory: &Path, upstream: SocketAddr, changes: &str) -> PathBuf {
@@ -21,11 +21,19 @@ fn write_config(directory: &Path, upstream: SocketAddr, changes: &str) -> PathBu
     file
 }
 
+/// A folder, a service, and a configuration file for both.
+async fn set_up(changes: &str) -> (tempfile::TempDir, Upstream, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let file = write_config(directory.path(), upstream.address, changes);
+    (directory, upstream, file)
+}
+
 fn start(file: &Path) -> Running {
     Running::start(wxgate().args(["run", "-c"]).arg(file), true)
 }
 
-/// All that is left of what a program writes, once it has ended.
+/// The rest of a program's output, once it has ended.
 fn rest(mut gateway: Running) -> String {
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
@@ -38,27 +46,16 @@ fn parse(log: &str) -> Vec<Value> {
         .collect()
 }
 
-/// One line with `text`, of a log of JSON.
+/// The only line with `text` in a JSON log.
 fn only(log: &str, text: &str) -> Value {
     let lines: Vec<_> = log.lines().filter(|line| line.contains(text)).collect();
     assert_eq!(lines.len(), 1, "{text}: {log}");
     serde_json::from_str(lines[0]).unwrap()
 }
 
-async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-    let held = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, held).await.is_ok(), "{what}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn both_logs_have_one_name_for_the_time_and_say_which_they_are() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "log.access = \"stderr\"");
+async fn both_logs_have_the_same_name_for_the_time_and_name_themselves() {
+    let (_directory, _upstream, file) = set_up("log.access = \"stderr\"").await;
     let mut gateway = start(&file);
     let (_, address) = gateway.started();
     for _ in 0..20 {
@@ -82,7 +79,7 @@ async fn both_logs_have_one_name_for_the_time_and_say_which_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_start_is_one_line_that_says_what_was_started() {
+async fn the_start_is_one_line_with_what_was_started() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let authority = Authority::root("root");
@@ -123,7 +120,7 @@ async fn the_start_is_one_line_that_says_what_was_started() {
     }
 }
 
-/// Who collects lines of JSON finds the end of a start among them.
+/// A log collector that reads JSON must be able to read the failure of a start.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_at_the_start_has_the_format_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
@@ -144,7 +141,7 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
             assert_eq!((&line["level"], &line["error"]), (&json!("ERROR"), &json!(reason)));
         }
     }
-    // Which format is meant cannot be known.
+    // The format is not known, as the file is not valid.
     let file = write_config(directory.path(), upstream, "nonsense = 1");
     let output = wxgate().args(["run", "-c"]).arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -152,7 +149,7 @@ async fn an_error_at_the_start_has_the_format_of_the_log() {
     assert!(shown.starts_with(&format!("{}:", file.display())), "{shown}");
 }
 
-/// Opening such a pipe waits for a reader, and nothing could end the program meanwhile.
+/// Opening such a pipe blocks until it has a reader, and signals would have no effect meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
@@ -182,11 +179,9 @@ async fn a_log_that_is_a_pipe_without_a_reader_is_an_error_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
+async fn the_line_of_a_drain_has_the_requests_in_flight_and_the_timeouts() {
     let changes = "[server]\nshutdown_delay = \"50ms\"\ndrain_timeout = \"1500ms\"";
-    let file = write_config(directory.path(), upstream.address, changes);
+    let (_directory, upstream, file) = set_up(changes).await;
     let mut gateway = start(&file);
     let (line, address) = gateway.started();
     let admin: SocketAddr = line["admin"].as_str().unwrap().parse().unwrap();
@@ -208,17 +203,15 @@ async fn the_line_of_a_drain_says_what_is_waited_for_and_how_long() {
     assert_eq!(only(&log, "drain ended early")["cut"], 1);
 }
 
-/// Signals that would end a process that does not expect them, and some that would not.
+/// Signals that end a process by default, and some that do not.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_signal_but_those_that_end_the_program_ends_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+async fn only_the_documented_signals_end_the_program() {
+    let (_directory, _upstream, file) = set_up("").await;
     let named = [
         "HUP", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT",
         "XCPU", "XFSZ", "WINCH", "URG", "CHLD", "TTIN", "TTOU", "TSTP", "CONT",
     ];
-    // 32 and 33 are the C library's own: nobody else can catch them.
+    // The C library uses 32 and 33 itself: they cannot be caught.
     let real_time = (34..=64).map(|number| number.to_string());
     let signals: Vec<String> = named.map(str::to_owned).into_iter().chain(real_time).collect();
     for subcommand in ["run", "demo", "sandbox"] {
@@ -242,8 +235,8 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
             program.signal(signal);
             // Some only stop it.
             program.signal("CONT");
-            let answer = client::get(address, "/none").await;
-            assert!(answer.status > 0, "{subcommand} after {signal}");
+            let response = client::get(address, "/none").await;
+            assert!(response.status > 0, "{subcommand} after {signal}");
             let ended = program.child.try_wait().unwrap();
             assert!(ended.is_none(), "{subcommand} was ended by {signal}: {ended:?}");
         }
@@ -259,12 +252,10 @@ async fn no_signal_but_those_that_end_the_program_ends_it() {
     }
 }
 
-/// The size of files is limited: that is an error of the write, not the end of the gateway.
+/// With a limit on file sizes a write fails; the gateway must not end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+async fn a_log_file_at_its_size_limit_loses_lines_and_nothing_else() {
+    let (directory, _upstream, file) = set_up("").await;
     let script = format!("ulimit -f 1; exec {:?} run -c {file:?}", env!("CARGO_BIN_EXE_wxgate"));
     let mut gateway = Running::start(std::process::Command::new("sh").args(["-c", &script]), true);
     let (line, address) = gateway.started();
@@ -287,13 +278,11 @@ async fn a_log_file_that_must_not_grow_loses_lines_and_ends_nothing() {
     .await;
 }
 
-/// As logrotate does it: rename, then SIGUSR1.
+/// As logrotate does: rename, then SIGUSR1.
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_by_rename_and_signal_loses_no_line() {
     const CLIENTS: usize = 4;
-    let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start().await;
-    let file = write_config(directory.path(), upstream.address, "");
+    let (directory, _upstream, file) = set_up("").await;
     let mut gateway = start(&file);
     let (_, address) = gateway.started();
     let path = directory.path().join("access.log");
@@ -306,10 +295,10 @@ async fn rotation_by_rename_and_signal_loses_no_line() {
                 let mut connection = Connection::open(address).await;
                 while !ends.load(std::sync::atomic::Ordering::Relaxed) {
                     connection.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
-                    let answer = connection.answer(false).await;
-                    assert_eq!(answer.status, 401);
+                    let response = connection.response(false).await;
+                    assert_eq!(response.status, 401);
                     sent += 1;
-                    if answer.header("connection") == Some("close") {
+                    if response.header("connection") == Some("close") {
                         connection = Connection::open(address).await;
                     }
                 }
@@ -339,7 +328,7 @@ async fn rotation_by_rename_and_signal_loses_no_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
+async fn a_log_file_is_created_once_its_folder_is_back() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     let folder = directory.path().join("logs");
@@ -363,7 +352,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
     until("it is logged there", async || lines(&path) == 1).await;
     assert_eq!(lines(&moved.join("access.log")), 1);
 
-    // It is gone for a while: lines go on to the file before.
+    // It is gone for a while: lines are written to the previous file.
     let gone = directory.path().join("gone");
     fs::rename(&folder, &gone).unwrap();
     gateway.signal("USR1");
@@ -377,7 +366,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
     request().await;
     until("it is logged there", async || lines(&path) == 1).await;
 
-    // Something else is in its place, as where it is read-only.
+    // Something else is in its place, as if it were read-only.
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     gateway.signal("USR1");
@@ -389,7 +378,7 @@ async fn a_log_file_whose_folder_is_gone_is_made_once_the_folder_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_log_is_a_file_the_signal_changes_nothing() {
+async fn without_a_log_file_the_signal_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
     for access in ["stderr", "stdout", "off"] {

@@ -1,6 +1,6 @@
-//! A panic is the failure of one request.
+//! A panic fails only one request.
 //!
-//! It is provoked where a failure is logged: see [`PANICS`].
+//! The tests cause it where a failure is logged: see [`PANICS`].
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use crate::harness::client::Connection;
 use crate::harness::process_log::{self, PANICS};
-use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{PATIENCE, Stack};
+use crate::harness::upstream::{Received, Reply};
+use crate::harness::{PATIENCE, Stack, unused_address};
 use crate::http2::{Client, status};
 
 /// A stack with the service `/panics`, whose failures make requests panic.
@@ -39,20 +39,15 @@ async fn stack(panics: std::net::SocketAddr) -> Stack {
     .await
 }
 
-/// A port on which nobody listens.
-async fn dead() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 /// A service that breaks off its only response.
 async fn breaks_off() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            stream.read_buf(&mut head).await.unwrap();
+        let mut header = Vec::new();
+        while !header.ends_with(b"\r\n\r\n") {
+            stream.read_buf(&mut header).await.unwrap();
         }
         let half = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
         stream.write_all(half).await.unwrap();
@@ -60,11 +55,11 @@ async fn breaks_off() -> std::net::SocketAddr {
     address
 }
 
-/// A notice that lets the recorder respond.
+/// Makes the recorder wait for this notice before it replies.
 fn waits(stack: &Stack) -> Arc<Notify> {
     let released = Arc::new(Notify::new());
     let reply = released.clone();
-    stack.upstream.reply(move |seen: &Seen| match seen.target() {
+    stack.upstream.reply(move |received: &Received| match received.target() {
         "/none/waits" => Reply::When(reply.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
         _ => Reply::ok("", "hello"),
     });
@@ -76,26 +71,24 @@ const COUNTED: &str = "wxgate_http_requests_total{code=\"500\",route=\"/panics\"
 #[tokio::test]
 async fn a_panic_is_a_500_to_its_client_and_nothing_to_others() {
     let position = process_log::position();
-    let stack = stack(dead().await).await;
+    let stack = stack(unused_address().await).await;
     let released = waits(&stack);
     let mut other = Connection::open(stack.gateway).await;
     other.send(&stack.get("/none/waits").bytes()).await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.post("/panics").body("body").bytes()).await;
-    let answer = client.answer(false).await;
-    answer.assert_error(500, "internal_error", "none");
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.response(false).await;
+    response.assert_error(500, "internal_error", "none");
+    assert_eq!(response.header("connection"), Some("close"));
     assert!(client.is_closed().await);
     stack.until_metric(COUNTED, 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
     released.notify_one();
-    assert_eq!(other.answer(false).await.status, 204);
+    assert_eq!(other.response(false).await.status, 204);
     assert_eq!(stack.get("/none").send().await.status, 200);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
-    let request_id = answer.header("x-request-id").unwrap();
+    let request_id = response.header("x-request-id").unwrap();
     let log = process_log::text_after(position);
     let mut lines = log.lines().filter(|line| line.contains(request_id));
     assert!(
@@ -106,13 +99,11 @@ async fn a_panic_is_a_500_to_its_client_and_nothing_to_others() {
 
 #[tokio::test]
 async fn a_panic_is_a_500_to_its_stream_and_nothing_to_others() {
-    let stack = stack(dead().await).await;
+    let stack = stack(unused_address().await).await;
     let released = waits(&stack);
     let mut client = Client::open(stack.gateway).await;
     let other = client.get("/none/waits").await;
-    while stack.upstream.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    stack.upstream.until_requests(1).await;
     assert_eq!(status(client.get("/panics").await).await.unwrap(), 500);
     stack.until_metric(COUNTED, 1.0).await;
     released.notify_one();
@@ -126,8 +117,8 @@ async fn a_panic_within_a_response_breaks_it_off() {
     let stack = stack(breaks_off().await).await;
     let mut client = Connection::open(stack.gateway).await;
     client.send(&stack.get("/panics").bytes()).await;
-    let answer = client.answer_or_end().await;
-    assert!(answer.is_none_or(|answer| !answer.is_whole), "it ends as if it were whole");
+    let response = client.response_or_end().await;
+    assert!(response.is_none_or(|response| !response.is_whole), "the response looks complete");
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
     let log = stack.directory.path().join("access.log");
     let written = async {
@@ -150,7 +141,7 @@ async fn a_panic_within_a_response_resets_its_stream() {
         Ok::<_, h2::Error>(())
     };
     let end = timeout(PATIENCE, end).await.expect("an end in time");
-    assert!(end.is_err_and(|error| error.is_reset()), "it ends as if it were whole");
+    assert!(end.is_err_and(|error| error.is_reset()), "the response looks complete");
     assert_eq!(status(client.get("/none").await).await.unwrap(), 200);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }

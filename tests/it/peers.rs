@@ -1,6 +1,6 @@
-//! Peers that we did not write: curl, Python's requests, Node's http, OpenSSL.
+//! Third-party clients and services: curl, Python's requests, Node's http, OpenSSL.
 //!
-//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+//! `deploy/dev test` installs them; if one is missing, these tests fail and name it.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ async fn a_python_client_and_a_node_service_find_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
+async fn curl_uploads_with_expect_and_reads_the_response() {
     let stack = Stack::start().await;
     let token = stack.login("alice").await;
     let upload = stack.directory.path().join("upload");
@@ -78,11 +78,11 @@ async fn curl_uploads_with_expect_and_reads_what_comes_of_it() {
     };
     let header = format!("X-3rd-Session: {token}");
     assert_eq!(curl("/upload", &[&header]), "hello\n200");
-    assert_eq!(stack.upstream.seen()[0].body.len(), 3_000_000);
-    let refused = curl("/upload", &[]);
-    assert!(refused.ends_with("401") && refused.contains("missing_token"), "{refused}");
+    assert_eq!(stack.upstream.requests()[0].body.len(), 3_000_000);
+    let rejected = curl("/upload", &[]);
+    assert!(rejected.ends_with("401") && rejected.contains("missing_token"), "{rejected}");
     assert!(curl("/login", &[]).ends_with("413"));
-    assert_eq!(stack.upstream.seen().len(), 1);
+    assert_eq!(stack.upstream.requests().len(), 1);
 }
 
 /// OpenSSL completes no chain that it is not given, as phones do not.
@@ -110,7 +110,7 @@ async fn openssl_verifies_the_chain_and_agrees_on_tls_1_2_and_1_3_only() {
         assert!(said.contains(&format!("Protocol version: {shown}")), "{said}");
     }
     for version in ["-tls1", "-tls1_1"] {
-        // Debian's own would not even try otherwise.
+        // Debian's build would not even try otherwise.
         let (is_connected, said) = connect(&[version, "-cipher", "DEFAULT@SECLEVEL=0"]);
         assert!(!is_connected && said.contains("SSL alert number"), "{said}");
     }

@@ -1,4 +1,4 @@
-//! Balancers that pass bytes on say whose they are, and nobody else can.
+//! PROXY protocol: layer-4 load balancers name the client's address, and nobody else can.
 
 use std::sync::Arc;
 
@@ -19,29 +19,29 @@ const ON: &str = r#"
 const REQUEST: &[u8] = b"GET /none HTTP/1.1\r\nHost: h\r\n\r\n";
 
 #[tokio::test]
-async fn the_address_that_a_balancer_names_is_the_clients() {
+async fn the_address_in_a_proxy_header_is_the_clients() {
     let stack = Stack::start_with(ON).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n").await;
     for _ in 0..2 {
-        // The client itself is no trusted proxy.
+        // The client itself is not a trusted proxy.
         connection.send(b"GET /none HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
-    for seen in stack.upstream.seen() {
-        assert_eq!(seen.all("x-real-ip"), ["192.0.2.1"]);
-        assert_eq!(seen.all("x-forwarded-for"), ["192.0.2.1"]);
+    for received in stack.upstream.requests() {
+        assert_eq!(received.all("x-real-ip"), ["192.0.2.1"]);
+        assert_eq!(received.all("x-forwarded-for"), ["192.0.2.1"]);
     }
 }
 
 #[tokio::test]
-async fn a_balancer_that_speaks_for_itself_is_itself() {
+async fn a_local_proxy_header_keeps_the_address_of_the_balancer() {
     let stack = Stack::start_with(ON).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00").await;
     connection.send(REQUEST).await;
-    assert_eq!(connection.answer(false).await.status, 200);
-    assert_eq!(stack.upstream.seen()[0].all("x-real-ip"), ["127.0.0.1"]);
+    assert_eq!(connection.response(false).await.status, 200);
+    assert_eq!(stack.upstream.requests()[0].all("x-real-ip"), ["127.0.0.1"]);
 }
 
 #[tokio::test]
@@ -53,17 +53,17 @@ async fn without_a_header_there_is_no_connection() {
         connection.send(bytes).await;
         assert!(connection.is_closed().await, "{}", bytes.escape_ascii());
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 #[tokio::test]
-async fn who_is_no_trusted_proxy_cannot_name_an_address() {
+async fn only_a_trusted_proxy_can_set_the_client_address() {
     let stack = Stack::start_with(&ON.replace("\"127.0.0.1\"", "\"192.0.2.0/24\"")).await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n").await;
     connection.send(REQUEST).await;
     assert!(connection.is_closed().await);
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 #[tokio::test]
@@ -73,9 +73,9 @@ async fn where_it_is_off_the_header_is_a_malformed_request() {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(header.as_bytes()).await;
         connection.send(REQUEST).await;
-        connection.answer(false).await.assert_error(400, "bad_request", "none");
+        connection.response(false).await.assert_error(400, "bad_request", "none");
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn connections_are_counted_by_the_address_that_is_named() {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(format!("PROXY TCP4 {client} 198.51.100.2 1 443\r\n").as_bytes()).await;
         connection.send(REQUEST).await;
-        assert_eq!(connection.answer(false).await.status, status, "{client}");
+        assert_eq!(connection.response(false).await.status, status, "{client}");
         held.push(connection);
     }
 }
@@ -115,10 +115,10 @@ async fn the_header_comes_before_the_handshake_of_tls() {
     let connector = TlsConnector::from(Arc::new(config));
     let mut stream = connector.connect(name, stream).await.unwrap();
     stream.write_all(b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert_eq!(stack.upstream.seen()[0].all("x-real-ip"), ["192.0.2.1"]);
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    assert_eq!(stack.upstream.requests()[0].all("x-real-ip"), ["192.0.2.1"]);
 }
 
 #[tokio::test]
@@ -128,10 +128,10 @@ async fn a_client_that_is_not_named_has_no_word_about_its_address() {
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(header).await;
         connection.send(b"GET /none HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
-        assert_eq!(connection.answer(false).await.status, 200);
+        assert_eq!(connection.response(false).await.status, 200);
     }
-    for seen in stack.upstream.seen() {
-        assert_eq!(seen.all("x-real-ip"), ["0.0.0.0"]);
-        assert_eq!(seen.all("x-forwarded-for"), ["0.0.0.0"]);
+    for received in stack.upstream.requests() {
+        assert_eq!(received.all("x-real-ip"), ["0.0.0.0"]);
+        assert_eq!(received.all("x-forwarded-for"), ["0.0.0.0"]);
     }
 }

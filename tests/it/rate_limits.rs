@@ -1,11 +1,11 @@
-//! Nobody asks more often than they may, and nobody pays for another.
+//! Rate limits of users, addresses and apps: none of them can use up the limit of another.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::client::Answer;
-use crate::harness::{APP, OTHER_APP, Stack};
+use crate::harness::client::Response;
+use crate::harness::{APP, OTHER_APP, Stack, TWO_APPS};
 
 /// A required, an anonymous and an optional route with limits.
 const ROUTES: &str = r#"
@@ -25,13 +25,13 @@ const ROUTES: &str = r#"
     rate_per_user = "2/10s"
 "#;
 
-fn assert_limited(answer: &Answer, seconds: &str) {
-    answer.assert_error(429, "rate_limited", "retry");
-    assert_eq!(answer.header("retry-after"), Some(seconds));
+fn assert_limited(response: &Response, seconds: &str) {
+    response.assert_error(429, "rate_limited", "retry");
+    assert_eq!(response.header("retry-after"), Some(seconds));
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
+async fn the_rate_of_a_user_counts_all_its_sessions_on_a_route() {
     let stack = Stack::start_with(ROUTES).await;
     let (first, second) = (stack.login("alice").await, stack.login("alice").await);
     let bob = stack.login("bob").await;
@@ -39,8 +39,8 @@ async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
     assert_eq!(stack.get("/").token(&second).send().await.status, 200);
     assert_limited(&stack.get("/").token(&first).send().await, "5");
     assert_limited(&stack.get("/").token(&second).send().await, "5");
-    assert_eq!(stack.upstream.seen().len(), 2);
-    // Neither another user nor another route has less for it.
+    assert_eq!(stack.upstream.requests().len(), 2);
+    // Neither another user nor another route is affected.
     assert_eq!(stack.get("/").token(&bob).send().await.status, 200);
     assert_eq!(stack.get("/optional").token(&first).send().await.status, 200);
 
@@ -50,23 +50,23 @@ async fn a_user_has_so_many_requests_of_a_route_on_all_sessions_together() {
 }
 
 #[tokio::test]
-async fn who_is_nobody_has_no_limit_of_a_user() {
+async fn requests_without_a_session_have_no_user_limit() {
     let stack = Stack::start_with(ROUTES).await;
     for _ in 0..5 {
         assert_eq!(stack.get("/optional").send().await.status, 200);
-        let refused = stack.get("/").token(&"x".repeat(43)).send().await;
-        refused.assert_error(401, "session_expired", "login");
+        let rejected = stack.get("/").token(&"x".repeat(43)).send().await;
+        rejected.assert_error(401, "session_expired", "login");
     }
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_requests_of_a_route_whoever_asks() {
+async fn the_rate_of_an_address_counts_all_its_requests_on_a_route() {
     let stack = Stack::start_with(ROUTES).await;
     let token = stack.login("alice").await;
     assert_eq!(stack.get("/none").send().await.status, 200);
     assert_eq!(stack.get("/none").token(&token).send().await.status, 200);
     assert_limited(&stack.get("/none").header("X-Forwarded-For", "192.0.2.1").send().await, "5");
-    assert_eq!(stack.upstream.seen().len(), 2);
+    assert_eq!(stack.upstream.requests().len(), 2);
     assert_eq!(stack.get("/").token(&token).send().await.status, 200);
 }
 
@@ -79,7 +79,7 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_limit_and_the_proxy_none
         assert_eq!(from("192.0.2.1").await.status, 200);
         assert_eq!(from("192.0.2.2, 10.0.0.1").await.status, 200);
     }
-    // What stands left of the client is the client's own word.
+    // The list left of the client's address may be forged by the client.
     assert_limited(&from("6.6.6.6, 192.0.2.1").await, "5");
     assert_limited(&from("192.0.2.2").await, "5");
     for _ in 0..5 {
@@ -89,18 +89,12 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_limit_and_the_proxy_none
 }
 
 #[tokio::test]
-async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
+async fn the_login_rate_of_an_app_limits_calls_to_wechat() {
     let changes = format!(
         r#"
         [login]
         rate_per_app = "2/10s"
-        [[app]]
-        app_id = "{APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
-        default = true
-        [[app]]
-        app_id = "{OTHER_APP}"
-        app_secret = {{ file = "{{dir}}/wechat-secret" }}
+        {TWO_APPS}
         "#
     );
     let stack = Stack::start_with(&changes).await;
@@ -108,17 +102,17 @@ async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
     stack.login("bob").await;
     let limited = stack.try_login("user-carol-1").await;
     limited.assert_error(429, "rate_limited", "retry");
-    // Strangers, who were refused together, do not come back together.
+    // Clients that were rejected together do not retry together.
     let wait: u32 = limited.header("retry-after").unwrap().parse().unwrap();
     assert!((5..=7).contains(&wait), "{wait}");
-    // Another app has its own, and what is no login takes nothing from it.
+    // Another app has its own limit, and a malformed login does not count.
     assert_eq!(stack.try_login("").await.status, 400);
     let other = json!({ "code": "user-carol-2", "app_id": OTHER_APP });
     assert_eq!(stack.post("/login").json(&other).send().await.status, 200);
     let calls = format!("wxgate_code2session_requests_total{{app_id=\"{APP}\",errcode=\"ok\"}}");
     stack.until_metric(&calls, 2.0).await;
-    let refused = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"rate_limited\"}}");
-    stack.until_metric(&refused, 1.0).await;
+    let rejected = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"rate_limited\"}}");
+    stack.until_metric(&rejected, 1.0).await;
 
     // The code was not spent.
     stack.clock.advance(Duration::from_secs(5));
@@ -126,19 +120,19 @@ async fn an_app_has_so_many_logins_and_wechat_hears_of_no_more() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_logins_good_or_not() {
+async fn the_login_rate_of_an_address_counts_failed_logins_too() {
     let stack = Stack::start_with("[login]\nrate_per_address = \"2/10s\"").await;
     stack.login("alice").await;
     assert_eq!(stack.try_login("err-40029-1").await.status, 401);
     assert_limited(&stack.try_login("user-bob-1").await, "5");
-    let refused = "wxgate_logins_total{app_id=\"unknown\",outcome=\"rate_limited\"}";
-    stack.until_metric(refused, 1.0).await;
+    let rejected = "wxgate_logins_total{app_id=\"unknown\",outcome=\"rate_limited\"}";
+    stack.until_metric(rejected, 1.0).await;
     stack.clock.advance(Duration::from_secs(5));
     stack.login("bob").await;
 }
 
 #[tokio::test]
-async fn a_body_may_be_as_long_as_its_route_says() {
+async fn a_route_has_its_own_limit_on_bodies() {
     let stack = Stack::start_with(
         r#"
         [limits]

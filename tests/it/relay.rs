@@ -1,4 +1,6 @@
-//! WeChat's responses and those of what stands in front of it, and the ways to it.
+//! Responses of WeChat and of a relay in front of it, and failures of the connections to them.
+//!
+//! One file, because all tests compare what the process log has about a login.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,36 +9,24 @@ use rcgen::date_time_ymd;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::attack::wechat::{WeChat, ok};
 use crate::harness::certificate::Authority;
-use crate::harness::client::Answer;
-use crate::harness::{SECRET, Stack, canary, openid, process_log};
-
-/// The lines of the process's log about a request.
-pub fn logged(answer: &Answer) -> Vec<Value> {
-    logged_with(answer.header("x-request-id").unwrap())
-}
-
-/// The lines of the process's log that hold a text.
-pub fn logged_with(text: &str) -> Vec<Value> {
-    let log = process_log::text_after(0);
-    let lines = log.lines().filter(|line| line.contains(text));
-    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
-}
+use crate::harness::client::Response;
+use crate::harness::process_log::{logged, logged_with};
+use crate::harness::{SECRET, Stack, canary, openid, serve_bytes, unused_address};
 
 /// The one error that was logged about a request.
-fn error(answer: &Answer) -> String {
-    let lines = logged(answer);
+fn error(response: &Response) -> String {
+    let lines = logged(response);
     let errors: Vec<_> = lines.iter().filter_map(|line| line["fields"]["error"].as_str()).collect();
     assert_eq!(errors.len(), 1, "{lines:?}");
     errors[0].to_owned()
 }
 
-/// A stack whose WeChat says what the test wants.
+/// A stack whose WeChat replies as the test says.
 async fn scripted(changes: &str) -> (Stack, WeChat) {
     let wechat = WeChat::start().await;
     canary::plant(&wechat.session_key);
@@ -54,18 +44,19 @@ fn response(status: &str, lines: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// [`ok`], of bytes that may be no text.
+/// [`ok`], for bytes that may not be valid text.
 fn ok_bytes(body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
+    let header =
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    [header.as_bytes(), body].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_decides_nothing_never_changes_the_verdict() {
+async fn a_field_that_decides_nothing_never_changes_the_outcome() {
     let (stack, wechat) = scripted("").await;
     let deep = format!("{{\"errcode\":40029,\"errmsg\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-    let refusals: [&[u8]; 27] = [
+    let rejections: [&[u8]; 27] = [
         br#"{"errcode":40029,"errmsg":0}"#,
         br#"{"errcode":40029,"errmsg":1e999}"#,
         br#"{"errcode":40029,"errmsg":null}"#,
@@ -96,11 +87,11 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
         "{\"errcode\":40029,\"errmsg\":\"\u{fffd}\u{2028}无效\"}".as_bytes(),
         deep.as_bytes(),
     ];
-    for (number, body) in refusals.into_iter().enumerate() {
-        wechat.answer(ok_bytes(body));
-        let answer = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
-        assert_eq!(answer.status, 401, "{}: {}", body.escape_ascii(), answer.text());
-        answer.assert_error(401, "invalid_code", "login");
+    for (number, body) in rejections.into_iter().enumerate() {
+        wechat.respond(ok_bytes(body));
+        let response = stack.try_login(&format!("code-of-a-bad-status-{number}")).await;
+        assert_eq!(response.status, 401, "{}: {}", body.escape_ascii(), response.text());
+        response.assert_error(401, "invalid_code", "login");
     }
     let openid = openid("alice");
     for (number, rest) in [
@@ -114,12 +105,12 @@ async fn a_field_that_decides_nothing_never_changes_the_verdict() {
     .enumerate()
     {
         let fields = format!("{{\"openid\":\"{openid}\",\"session_key\":\"k==\",");
-        wechat.answer(ok_bytes(&[b"\xef\xbb\xbf", fields.as_bytes(), rest, b"}"].concat()));
-        let answer = stack.try_login(&format!("granted-{number}")).await;
-        assert_eq!(answer.status, 200, "{}: {}", rest.escape_ascii(), error(&answer));
-        let token = answer.json()["token"].as_str().unwrap().to_owned();
-        let seen = stack.get("/").token(&token).seen().await;
-        assert_eq!(seen.all("x-openid"), [openid.as_str()]);
+        wechat.respond(ok_bytes(&[b"\xef\xbb\xbf", fields.as_bytes(), rest, b"}"].concat()));
+        let response = stack.try_login(&format!("granted-{number}")).await;
+        assert_eq!(response.status, 200, "{}: {}", rest.escape_ascii(), error(&response));
+        let token = response.json()["token"].as_str().unwrap().to_owned();
+        let received = stack.get("/").token(&token).forwarded().await;
+        assert_eq!(received.all("x-openid"), [openid.as_str()]);
     }
 }
 
@@ -151,10 +142,10 @@ async fn a_field_that_decides_is_read_strictly_and_a_body_that_is_cut_off_never(
         br#"{"openid":["o1"],"session_key":"k"}"#,
     ];
     for (number, body) in bodies.into_iter().enumerate() {
-        wechat.answer(ok_bytes(body));
-        let answer = stack.try_login(&format!("malformed-{number}")).await;
-        assert_eq!(answer.status, 502, "{}", body.escape_ascii());
-        answer.assert_error(502, "wechat_rejected", "none");
+        wechat.respond(ok_bytes(body));
+        let response = stack.try_login(&format!("malformed-{number}")).await;
+        assert_eq!(response.status, 502, "{}", body.escape_ascii());
+        response.assert_error(502, "wechat_rejected", "none");
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
 }
@@ -168,28 +159,28 @@ async fn the_status_of_a_relay_is_logged_with_its_number_and_address() {
             .into_iter()
             .enumerate()
     {
-        wechat.answer(response(status, location, "<html>no</html>"));
-        let answer = stack.try_login(&format!("status-{number}")).await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let error = error(&answer);
+        wechat.respond(response(status, location, "<html>no</html>"));
+        let response = stack.try_login(&format!("status-{number}")).await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let error = error(&response);
         let status = format!("HTTP status {}", &status[..3]);
         assert!(error.contains(&status), "{error}");
         assert!(error.contains(&format!("http://{}", wechat.address)), "{error}");
     }
-    wechat.answer(response("502 Bad Gateway", "", "{\"errcode\":40029}"));
-    let answer = stack.try_login("status-502").await;
-    answer.assert_error(504, "wechat_timeout", "login");
-    assert!(error(&answer).contains("HTTP status 502"));
+    wechat.respond(response("502 Bad Gateway", "", "{\"errcode\":40029}"));
+    let response = stack.try_login("status-502").await;
+    response.assert_error(504, "wechat_timeout", "login");
+    assert!(error(&response).contains("HTTP status 502"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_has_too_many_requests_is_busy_for_as_long_as_it_says() {
+async fn a_429_of_a_relay_is_busy_for_its_retry_after() {
     let (stack, wechat) = scripted("").await;
     let wait = async |number: usize, lines: &str| {
-        wechat.answer(response("429 Too Many Requests", lines, "slow down"));
-        let answer = stack.try_login(&format!("many-{number}")).await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        answer.header("retry-after").unwrap().parse::<u32>().unwrap()
+        wechat.respond(response("429 Too Many Requests", lines, "slow down"));
+        let response = stack.try_login(&format!("many-{number}")).await;
+        response.assert_error(503, "wechat_busy", "retry");
+        response.header("retry-after").unwrap().parse::<u32>().unwrap()
     };
     assert!((2..=5).contains(&wait(0, "").await));
     assert!((40..=52).contains(&wait(1, "Retry-After: 40\r\n").await));
@@ -204,7 +195,7 @@ async fn a_relay_that_has_too_many_requests_is_busy_for_as_long_as_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_errcode_in_the_body_of_a_4xx_decides_and_a_user_in_it_does_not() {
+async fn an_errcode_in_the_body_of_a_4xx_counts_and_an_openid_does_not() {
     let (stack, wechat) = scripted("").await;
     for (number, (status, body, expected)) in [
         ("400 Bad Request", r#"{"errcode":40029,"errmsg":0}"#, 401),
@@ -222,9 +213,9 @@ async fn an_errcode_in_the_body_of_a_4xx_decides_and_a_user_in_it_does_not() {
     .into_iter()
     .enumerate()
     {
-        wechat.answer(response(status, "", body));
-        let answer = stack.try_login(&format!("reported-{number}")).await;
-        assert_eq!(answer.status, expected, "{status} {body}: {}", answer.text());
+        wechat.respond(response(status, "", body));
+        let response = stack.try_login(&format!("reported-{number}")).await;
+        assert_eq!(response.status, expected, "{status} {body}: {}", response.text());
     }
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 0.0);
 }
@@ -244,28 +235,28 @@ async fn base_url_may_have_a_path_prefix() {
     {
         let changes = format!("wechat.base_url = \"http://{}{suffix}\"", wechat.address);
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login(&format!("user-alice-{number}")).await;
-        assert_eq!(answer.status, 200, "{suffix}");
-        let asked = wechat.asked().pop().unwrap();
-        assert!(asked.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{asked}");
+        let response = stack.try_login(&format!("user-alice-{number}")).await;
+        assert_eq!(response.status, 200, "{suffix}");
+        let request = wechat.requests().pop().unwrap();
+        assert!(request.starts_with(&format!("{path}/sns/jscode2session?appid=")), "{request}");
     }
-    // So may the fallback; what is logged of both is neither path nor query.
-    let nobody = nobody().await;
+    // So may the fallback; neither path nor query of the two is logged.
+    let nobody = unused_address().await;
     let changes = format!(
         "[wechat]\nbase_url = \"http://{nobody}/path-of-base\"\nfallback_base_url = \"http://{}/path-of-fallback\"",
         wechat.address
     );
     let stack = Stack::start_with(&changes).await;
     assert_eq!(stack.try_login("user-alice-9").await.status, 200);
-    let asked = wechat.asked().pop().unwrap();
-    assert!(asked.starts_with("/path-of-fallback/sns/jscode2session?"), "{asked}");
+    let request = wechat.requests().pop().unwrap();
+    assert!(request.starts_with("/path-of-fallback/sns/jscode2session?"), "{request}");
     let lines = logged_with(&format!("http://{nobody}"));
     let error = lines[0]["fields"]["error"].as_str().unwrap();
     assert_eq!(error, format!("connection refused (http://{nobody})"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
+async fn a_trace_id_of_any_known_form_is_logged_and_never_a_secret() {
     let (stack, wechat) = scripted("").await;
     for (number, (errmsg, rid)) in [
         ("invalid appid, rid: 608d5803-66b84dfc-00538301", Some("608d5803-66b84dfc-00538301")),
@@ -281,10 +272,10 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
     .into_iter()
     .enumerate()
     {
-        wechat.answer(ok(&format!("{{\"errcode\":{},\"errmsg\":\"{errmsg}\"}}", 70000 + number)));
-        let answer = stack.try_login(&format!("traced-{number}")).await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let lines = logged(&answer);
+        wechat.respond(ok(&format!("{{\"errcode\":{},\"errmsg\":\"{errmsg}\"}}", 70000 + number)));
+        let response = stack.try_login(&format!("traced-{number}")).await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let lines = logged(&response);
         assert_eq!(lines[0]["fields"]["rid"].as_str(), rid, "{errmsg}");
     }
     // The canary fails this test if one of these is logged.
@@ -295,45 +286,25 @@ async fn a_trace_id_of_any_known_form_is_kept_and_a_secret_is_none() {
         (71005, "rid: the-code-of~".to_owned()),
         (71006, format!("rid: {}", &SECRET[..8])),
     ] {
-        wechat.answer(ok(&format!("{{\"errcode\":{errcode},\"errmsg\":\"{errmsg}\"}}")));
-        let answer = stack.try_login("the-code-of-this-test").await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let lines = logged(&answer);
+        wechat.respond(ok(&format!("{{\"errcode\":{errcode},\"errmsg\":\"{errmsg}\"}}")));
+        let response = stack.try_login("the-code-of-this-test").await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let lines = logged(&response);
         assert_eq!((lines.len(), &lines[0]["fields"]["rid"]), (1, &Value::Null));
     }
-    // An errmsg that is no text may name one, too.
-    wechat.answer(ok(r#"{"errcode":71004,"errmsg":{"zh":"x\n","rid":"rid: 608d5803.a"}}"#));
-    let answer = stack.try_login("traced-object").await;
-    assert_eq!(logged(&answer)[0]["fields"]["rid"], "608d5803.a");
-}
-
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
-/// Sends these bytes to each client that has sent something, and closes.
-async fn says(bytes: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut read = [0; 4096];
-            let _ = stream.read(&mut read).await;
-            let _ = stream.write_all(bytes).await;
-        }
-    });
-    address
+    // An errmsg that is not text may contain one, too.
+    wechat.respond(ok(r#"{"errcode":71004,"errmsg":{"zh":"x\n","rid":"rid: 608d5803.a"}}"#));
+    let response = stack.try_login("traced-object").await;
+    assert_eq!(logged(&response)[0]["fields"]["rid"], "608d5803.a");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_cause() {
-    let nobody = nobody().await;
-    let proxy = says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
-    let closed = says(b"").await;
-    let forbidding = says(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
-    // A listener whose queue is full takes no connection.
+    let nobody = unused_address().await;
+    let proxy = serve_bytes(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
+    let closed = serve_bytes(b"").await;
+    let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    // A listener whose queue is full accepts no connection.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     full.listen(0).unwrap();
@@ -413,25 +384,25 @@ async fn a_wechat_that_cannot_be_reached_is_logged_with_its_address_and_the_caus
     ] {
         let changes = format!("[wechat]\nbase_url = \"{url}\"\n{rest}");
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        assert_eq!(error(&answer), format!("WeChat cannot be reached: {expected}"));
+        let response = stack.try_login("user-a-1").await;
+        response.assert_error(503, "wechat_busy", "retry");
+        assert_eq!(error(&response), format!("WeChat cannot be reached: {expected}"));
     }
     drop(waiting);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_and_the_cause() {
-    let closed = says(b"").await;
-    let half = says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{").await;
-    let other = says(b"SSH-2.0-OpenSSH_9.7\r\n").await;
-    let forbidding = says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    let closed = serve_bytes(b"").await;
+    let half = serve_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{").await;
+    let other = serve_bytes(b"SSH-2.0-OpenSSH_9.7\r\n").await;
+    let forbidding = serve_bytes(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
     let stack = Stack::start_with("wechat.timeout = \"300ms\"").await;
-    let answer = stack.try_login("hang-1").await;
-    answer.assert_error(504, "wechat_timeout", "login");
+    let response = stack.try_login("hang-1").await;
+    response.assert_error(504, "wechat_timeout", "login");
     let wechat = stack.wechat_address;
     assert_eq!(
-        error(&answer),
+        error(&response),
         format!(
             "WeChat did not respond in time; the code may be spent: no response within \
              wechat.timeout (http://{wechat})"
@@ -469,9 +440,9 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
         let proxy = proxy.unwrap_or_default();
         let changes = format!("[wechat]\nbase_url = \"http://{base_url}\"\n{proxy}");
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        assert_eq!(answer.status, status, "{}", answer.text());
-        assert_eq!(error(&answer), expected);
+        let response = stack.try_login("user-a-1").await;
+        assert_eq!(response.status, status, "{}", response.text());
+        assert_eq!(error(&response), expected);
     }
 }
 
@@ -515,9 +486,9 @@ async fn a_certificate_that_is_not_accepted_is_logged_with_the_reason() {
             ca_file.display()
         );
         let stack = Stack::start_with(&changes).await;
-        let answer = stack.try_login("user-a-1").await;
-        answer.assert_error(502, "wechat_rejected", "none");
-        let error = error(&answer);
+        let response = stack.try_login("user-a-1").await;
+        response.assert_error(502, "wechat_rejected", "none");
+        let error = error(&response);
         let begin = format!("WeChat's certificate is not trusted: {expected}");
         assert!(error.starts_with(&begin), "{error}");
         assert!(error.ends_with(&format!("(https://localhost:{port})")), "{error}");

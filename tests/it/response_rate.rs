@@ -1,4 +1,4 @@
-//! Clients that take little of their responses.
+//! Clients that accept their responses too slowly.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::harness::upstream::{Reply, Seen};
+use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, Stack};
 use crate::http2::Client;
 
@@ -15,13 +15,13 @@ const JUDGED: Duration = Duration::from_secs(9);
 
 const LARGE: usize = 60_000_000;
 
-/// Takes so many bytes of a response every so often over HTTP/2, and tells whether the response was
+/// Reads so many bytes of a response every so often over HTTP/2, and returns whether it was
 /// cut off within [`JUDGED`].
 async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
     let stack =
         Stack::start_with(&format!("server.h2c = true\nlimits.min_response_rate = \"{rate}\""))
             .await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(1_000_000)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(1_000_000)));
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(u32::try_from(piece).unwrap());
     let mut client = Client::open_with(stack.gateway, &builder).await;
@@ -39,14 +39,14 @@ async fn is_cut_off(rate: &str, piece: usize, pause: Duration) -> bool {
             }
             None => panic!("the response ended"),
         }
-        // Not to wait for something: this is what the client does.
+        // This is the client's pace, not a wait for something.
         sleep(pause).await;
     }
     false
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_client_that_takes_too_little_is_cut_off() {
+async fn only_a_client_that_reads_too_slowly_is_cut_off() {
     let pause = Duration::from_millis(200);
     let (drips, takes_enough, any) = tokio::join!(
         is_cut_off("1KiB", 20, pause),
@@ -56,10 +56,10 @@ async fn only_a_client_that_takes_too_little_is_cut_off() {
     assert_eq!((drips, takes_enough, any), (true, false, false));
 }
 
-/// Over HTTP/1.1 the system holds a part of the response that the client has not taken yet.
+/// Over HTTP/1.1 the system buffers a part of the response that the client has not read yet.
 async fn is_cut_off_in_time(rate: usize) -> bool {
     let stack = Stack::start_with("limits.min_response_rate = \"1MiB\"").await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(LARGE)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));
     let mut stream = slow_reader(&stack).await;
     let reading = tokio::spawn(async move {
         let mut piece = vec![0; rate / 20];
@@ -81,16 +81,16 @@ async fn is_cut_off_in_time(rate: usize) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_system_holds_for_a_client_was_not_taken_by_it() {
+async fn bytes_that_the_system_buffers_do_not_count_as_read() {
     let (slow, fast) = tokio::join!(is_cut_off_in_time(200_000), is_cut_off_in_time(2_600_000));
     assert_eq!((slow, fast), (true, false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_always_takes_something_is_not_cut_off() {
+async fn a_client_that_keeps_reading_is_not_cut_off() {
     let limits = "limits.min_response_rate = \"0B\"\nlimits.write_timeout = \"3s\"";
     let stack = Stack::start_with(limits).await;
-    stack.upstream.reply(|_: &Seen| Reply::ok("", &"x".repeat(LARGE)));
+    stack.upstream.reply(|_: &Received| Reply::ok("", &"x".repeat(LARGE)));
     let mut stream = slow_reader(&stack).await;
     let mut piece = vec![0; 10_000];
     let start = Instant::now();
@@ -102,7 +102,7 @@ async fn a_client_that_always_takes_something_is_not_cut_off() {
     assert_eq!(stack.metric("wxgate_http_requests_in_flight").await, 1.0, "it was cut off");
 }
 
-/// A client for which the system holds little, and which has sent its request.
+/// A client with a small receive buffer, which has sent its request.
 async fn slow_reader(stack: &Stack) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 << 10).unwrap();

@@ -1,28 +1,27 @@
-//! Which route a request is for, and what a route makes of it.
+//! Which route a request matches, and what the route does with it.
 
-use std::sync::Arc;
+mod cors;
+mod edits;
 
-use tokio::sync::Notify;
-
-use crate::harness::client::{Answer, Connection};
+use crate::harness::Stack;
+use crate::harness::client::{Connection, Response};
 use crate::harness::upstream::{Reply, Upstream};
-use crate::harness::{Stack, openid};
 
-/// Asks under a host of its own choosing.
-async fn ask(stack: &Stack, head: &str) -> Answer {
+/// Sends this request line and these header lines, `Host` included.
+async fn send(stack: &Stack, header: &str) -> Response {
     let mut connection = Connection::open(stack.gateway).await;
-    connection.send(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
-    connection.answer(head.starts_with("HEAD")).await
+    connection.send(format!("{header}\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    connection.response(header.starts_with("HEAD")).await
 }
 
-/// The route that answers, by what it says.
-async fn route_of(stack: &Stack, head: &str) -> String {
-    let answer = ask(stack, head).await;
-    assert_eq!(answer.status, 200, "{head}: {}", answer.text());
-    answer.header("x-route").unwrap_or_default().to_owned()
+/// The name of the route that responds.
+async fn route_of(stack: &Stack, header: &str) -> String {
+    let response = send(stack, header).await;
+    assert_eq!(response.status, 200, "{header}: {}", response.text());
+    response.header("x-route").unwrap_or_default().to_owned()
 }
 
-/// Routes that answer with their own names.
+/// Routes that respond with their own names.
 fn named(routes: &[(&str, &str)]) -> String {
     let route = |(name, matches): &(&str, &str)| {
         format!(
@@ -34,7 +33,7 @@ fn named(routes: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_most_specific_host_is_asked_first_and_then_the_less_specific() {
+async fn the_most_specific_host_is_matched_first_and_then_the_less_specific() {
     let stack = Stack::start_with(&named(&[
         ("all", r#"path = "/""#),
         ("all-deep", r#"path = "/deep/er""#),
@@ -61,8 +60,8 @@ async fn the_most_specific_host_is_asked_first_and_then_the_less_specific() {
         assert_eq!(found, route, "{host}{path}");
     }
     // In absolute form the target names the host.
-    let head = "GET http://api.example.com/deep HTTP/1.1\r\nHost: api.example.com";
-    assert_eq!(route_of(&stack, head).await, "exact");
+    let header = "GET http://api.example.com/deep HTTP/1.1\r\nHost: api.example.com";
+    assert_eq!(route_of(&stack, header).await, "exact");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,14 +83,14 @@ async fn an_exact_path_comes_before_prefixes_and_does_not_cover_what_is_below_it
         let found = route_of(&stack, &format!("GET {path} HTTP/1.1\r\nHost: h")).await;
         assert_eq!(found, route, "{path}");
     }
-    // What another server may take for the file is not forwarded as something else.
+    // A path that another server may read as the file is not forwarded as another path.
     for path in ["/MP_verify%5fabc.txt", "/x/../MP_verify_abc.txt", "//MP_verify_abc.txt"] {
         stack.get(path).send().await.assert_error(400, "bad_request", "none");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_may_ask_for_headers_and_is_not_there_without_them() {
+async fn a_route_with_headers_matches_only_requests_that_have_them() {
     let stack = Stack::start_with(&named(&[
         ("any", r#"path = "/""#),
         ("two", "path = \"/\"\nheaders = { X-Api-Version = \"2\" }"),
@@ -109,14 +108,14 @@ async fn a_route_may_ask_for_headers_and_is_not_there_without_them() {
         ("/deep", "X-Api-Version: 2\r\n", "deep"),
         ("/deep", "X-Api-Version: 1\r\n", "any"),
     ] {
-        let head = format!("GET {path} HTTP/1.1\r\n{headers}Host: h");
-        assert_eq!(route_of(&stack, &head).await, route, "{head}");
+        let header = format!("GET {path} HTTP/1.1\r\n{headers}Host: h");
+        assert_eq!(route_of(&stack, &header).await, route, "{header}");
     }
 }
 
-/// A service may read what the gateway did not route by: another line, or another spelling.
+/// A service may read another line or spelling of the header than the gateway did.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
+async fn a_header_that_selects_a_route_can_be_read_in_one_way_only() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -140,17 +139,17 @@ async fn a_header_that_routes_ask_for_can_be_read_in_one_way_only() {
         [("X-Staff", "0"), ("x.staff", "1")],
     ] {
         let request =
-            lines.iter().fold(stack.get("/"), |ask, (name, value)| ask.header(name, value));
+            lines.iter().fold(stack.get("/"), |request, (name, value)| request.header(name, value));
         request.send().await.assert_error(400, "bad_request", "none");
     }
-    assert_eq!(stack.upstream.seen().len(), 0);
+    assert_eq!(stack.upstream.requests().len(), 0);
     assert_eq!(stack.get("/").header("X-Staff", "0").send().await.status, 200);
 }
 
-/// What `Connection` nominates goes no further, and the service would see another request than
-/// the route took.
+/// Headers that `Connection` names are removed, and the service would get another request than
+/// the route matched.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_it() {
+async fn a_header_that_selects_a_route_cannot_be_removed_by_connection() {
     let stack = Stack::start_with(
         r#"
         [[route]]
@@ -165,23 +164,23 @@ async fn a_header_that_routes_ask_for_is_not_taken_away_before_the_service_sees_
         "#,
     )
     .await;
-    let ask = |connection: &str| {
+    let request = |connection: &str| {
         stack.get("/").header("X-Api-Version", "2").header("Connection", connection)
     };
     for connection in ["X-Api-Version", "close, x-api-version", "x_api_version,keep-alive"] {
-        ask(connection).send().await.assert_error(400, "bad_request", "none");
+        request(connection).send().await.assert_error(400, "bad_request", "none");
     }
-    let twice = ask("keep-alive").header("Connection", "X-Api-Version");
+    let twice = request("keep-alive").header("Connection", "X-Api-Version");
     twice.send().await.assert_error(400, "bad_request", "none");
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     for connection in ["keep-alive", "X-Other, X-Api-Versions"] {
-        assert_eq!(ask(connection).seen().await.all("x-api-version"), ["2"]);
+        assert_eq!(request(connection).forwarded().await.all("x-api-version"), ["2"]);
     }
 }
 
-/// A shorter path with less protection must not catch what a longer one refuses.
+/// A shorter path with less protection must not match what a longer one rejects.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_they_take() {
+async fn a_method_that_no_route_of_the_best_path_allows_is_405_with_all_allowed_methods() {
     let stack = Stack::start_with(&named(&[
         ("all", r#"path = "/""#),
         ("read", "path = \"/orders\"\nmethods = [\"GET\", \"HEAD\"]"),
@@ -192,18 +191,18 @@ async fn a_method_that_no_route_of_the_best_path_takes_is_refused_with_all_that_
     assert_eq!(route_of(&stack, "GET /orders/1 HTTP/1.1\r\nHost: h").await, "read");
     let post = "POST /orders HTTP/1.1\r\nContent-Length: 0\r\nHost: h";
     assert_eq!(route_of(&stack, post).await, "write");
-    let refused = stack.request("PUT", "/orders").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("GET, HEAD, POST"));
-    let refused = stack.request("DELETE", "/orders").header("X-Beta", "1").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
-    assert_eq!(refused.header("allow"), Some("PUT, GET, HEAD, POST"));
+    let rejected = stack.request("PUT", "/orders").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("GET, HEAD, POST"));
+    let rejected = stack.request("DELETE", "/orders").header("X-Beta", "1").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
+    assert_eq!(rejected.header("allow"), Some("PUT, GET, HEAD, POST"));
     let put = "PUT /orders HTTP/1.1\r\nX-Beta: 1\r\nHost: h";
     assert_eq!(route_of(&stack, put).await, "beta");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_may_answer_without_a_service() {
+async fn a_route_may_respond_without_a_service() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("answer.html");
     std::fs::write(&file, "<p>\n商品</p>\n").unwrap();
@@ -234,181 +233,35 @@ async fn a_route_may_answer_without_a_service() {
         "#
     );
     let stack = Stack::start_with(&changes).await;
-    let answer = stack.get("/MP_verify_Ab1.txt?x=1").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "Ab1"));
-    assert_eq!(answer.header("content-type"), Some("text/plain"));
-    assert_eq!(answer.header("content-length"), Some("3"));
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert!(answer.header("x-request-id").is_some());
-    assert_eq!(answer.header("x-wxgate-error"), None);
-    let answer = stack.request("HEAD", "/MP_verify_Ab1.txt").send().await;
-    assert_eq!((answer.header("content-length"), answer.body.len()), (Some("3"), 0));
-    let refused = stack.post("/MP_verify_Ab1.txt").body("x").send().await;
-    refused.assert_error(405, "method_not_allowed", "none");
+    let response = stack.get("/MP_verify_Ab1.txt?x=1").send().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "Ab1"));
+    assert_eq!(response.header("content-type"), Some("text/plain"));
+    assert_eq!(response.header("content-length"), Some("3"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert!(response.header("x-request-id").is_some());
+    assert_eq!(response.header("x-wxgate-error"), None);
+    let response = stack.request("HEAD", "/MP_verify_Ab1.txt").send().await;
+    assert_eq!((response.header("content-length"), response.body.len()), (Some("3"), 0));
+    let rejected = stack.post("/MP_verify_Ab1.txt").body("x").send().await;
+    rejected.assert_error(405, "method_not_allowed", "none");
 
-    let answer = stack.post("/gone/x").body("a body that nobody reads").send().await;
-    assert_eq!((answer.status, answer.text().as_str()), (410, "<p>\n商品</p>\n"));
-    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
-    assert_eq!(answer.header("cache-control"), Some("max-age=60"));
-    let answer = stack.get("/old").send().await;
-    assert_eq!((answer.status, answer.header("location")), (301, Some("/new")));
-    assert_eq!(answer.header("content-type"), None);
+    let response = stack.post("/gone/x").body("a body that nobody reads").send().await;
+    assert_eq!((response.status, response.text().as_str()), (410, "<p>\n商品</p>\n"));
+    assert_eq!(response.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(response.header("cache-control"), Some("max-age=60"));
+    let response = stack.get("/old").send().await;
+    assert_eq!((response.status, response.header("location")), (301, Some("/new")));
+    assert_eq!(response.header("content-type"), None);
 
     stack.get("/private").send().await.assert_error(401, "missing_token", "login");
     let token = stack.login("alice").await;
     assert_eq!(stack.get("/private").token(&token).send().await.text(), "yours");
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     stack.until_metric("wxgate_http_requests_total{code=\"410\",route=\"/gone\"}", 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_gives_the_service_the_path_that_it_knows() {
-    let stack = Stack::start_with(
-        r#"
-        [[route]]
-        path = "/"
-        upstream = "recorder"
-        auth = "none"
-        [[route]]
-        path = "/api"
-        upstream = "recorder"
-        auth = "none"
-        strip_prefix = "/api"
-        [[route]]
-        path = "/api/v1/shop"
-        upstream = "recorder"
-        auth = "none"
-        strip_prefix = "/api/v1"
-        add_prefix = "/internal/"
-        "#,
-    )
-    .await;
-    for (path, target) in [
-        ("/api", "/"),
-        ("/api/", "/"),
-        ("/api?x=/../y", "/?x=/../y"),
-        ("/api/orders/1?x=%2e%2e", "/orders/1?x=%2e%2e"),
-        ("/api/%E5%95%86%E5%93%81/a%20b", "/%E5%95%86%E5%93%81/a%20b"),
-        ("/api/.well-known/x", "/.well-known/x"),
-        ("/api/login", "/login"),
-        ("/api/v1/shop/x/", "/internal/shop/x/"),
-        ("/apis", "/apis"),
-    ] {
-        assert_eq!(stack.get(path).seen().await.target(), target, "{path}");
-        let absolute = format!("http://gateway.test{path}");
-        assert_eq!(stack.get(&absolute).seen().await.target(), target, "{absolute}");
-    }
-    // Each would be forwarded on a route that leaves paths alone.
-    let before = stack.upstream.seen().len();
-    for rest in [
-        "/a/../b", "/./b", "//b", "/a;v=1", "/a%2Fb", "/a%5Cb", "/a%2Eb", "/a%25", "/a%3Bb",
-        "/a%3Fb", "/a%23b",
-    ] {
-        let refused = stack.get(&format!("/api{rest}")).send().await;
-        refused.assert_error(400, "bad_request", "none");
-        stack.get(&format!("/x{rest}")).seen().await;
-    }
-    assert_eq!(stack.upstream.seen().len(), before + 11);
-    stack.until_metric("wxgate_http_requests_total{code=\"200\",route=\"/api\"}", 14.0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rewritten_path_reaches_the_service_over_http2_too() {
-    let stack = Stack::start_with(
-        "[server]\nh2c = true\n[[route]]\npath = \"/api\"\nupstream = \"recorder\"\nauth = \"none\"\n\
-         strip_prefix = \"/api\"\nhost = \"127.0.0.1\"",
-    )
-    .await;
-    let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
-    let url = format!("http://{}/api/x?y=1", stack.gateway);
-    assert_eq!(client.get(url).send().await.unwrap().status(), 200);
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].target(), "/x?y=1");
-    assert_eq!(seen[0].all("host"), [stack.gateway.to_string()]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_route_sets_and_removes_headers_but_identity_stays_the_gateways() {
-    let stack = Stack::start_with(
-        r#"
-        [[route]]
-        path = "/"
-        upstream = "recorder"
-        set_request_headers = { X-Api-Version = "2", Authorization = "Bearer aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" }
-        remove_request_headers = ["X-Admin", "Cookie"]
-        set_response_headers = { Strict-Transport-Security = "max-age=1", Server = "shop" }
-        remove_response_headers = ["X-Powered-By", "Set-Cookie"]
-        "#,
-    )
-    .await;
-    let token = stack.login("alice").await;
-    stack.upstream.reply(|_| {
-        Reply::ok("Server: x\r\nX-Powered-By: y\r\nSet-Cookie: a=b\r\nX-Kept: 1\r\n", "hello")
-    });
-    let seen = stack
-        .get("/")
-        .token(&token)
-        .header("X_Api_Version", "9")
-        .header("x-api-version", "8")
-        .header("X-Admin", "1")
-        .header("X_ADMIN", "1")
-        .header("Cookie", "a=b")
-        .header("X-OpenId", "forged")
-        .header("X-Kept", "1")
-        .seen()
-        .await;
-    assert_eq!(seen.folded("x-api-version"), ["2"]);
-    assert_eq!(seen.folded("x-admin"), [""; 0]);
-    assert_eq!(seen.folded("cookie"), [""; 0]);
-    assert_eq!(seen.folded("authorization"), [format!("Bearer {}", "a".repeat(43))]);
-    assert_eq!(seen.folded("x-openid"), [openid("alice")]);
-    assert_eq!(seen.all("x-kept"), ["1"]);
-    let answer = stack.get("/").token(&token).send().await;
-    assert_eq!(answer.header("server"), Some("shop"));
-    assert_eq!(answer.header("strict-transport-security"), Some("max-age=1"));
-    assert_eq!(answer.header("x-kept"), Some("1"));
-    assert_eq!((answer.header("x-powered-by"), answer.header("set-cookie")), (None, None));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_routes_own_patience_comes_before_that_of_its_upstream() {
-    let stack = Stack::start_with(
-        r#"
-        [[upstream]]
-        name = "recorder"
-        servers = ["{upstream}"]
-        read_timeout = "1h"
-        [[route]]
-        path = "/"
-        upstream = "recorder"
-        auth = "none"
-        [[route]]
-        path = "/quick"
-        upstream = "recorder"
-        auth = "none"
-        read_timeout = "50ms"
-        "#,
-    )
-    .await;
-    let released = Arc::new(Notify::new());
-    let waits = released.clone();
-    let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec();
-    stack.upstream.reply(move |seen| match seen.target() {
-        "/quick" => Reply::Stall(Vec::new()),
-        _ => Reply::When(waits.clone(), ok.clone()),
-    });
-    let slow = stack.get("/slow").send();
-    let quick = async {
-        let answer = stack.get("/quick").send().await;
-        answer.assert_error(504, "gateway_timeout", "retry");
-        released.notify_one();
-    };
-    let (slow, ()) = tokio::join!(slow, quick);
-    assert_eq!(slow.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_part_of_the_users_goes_elsewhere_and_each_always_to_the_same() {
+async fn a_share_of_the_users_goes_to_another_upstream_and_each_always_to_the_same() {
     let canary = Upstream::start().await;
     let changes = format!(
         r#"
@@ -431,19 +284,19 @@ async fn a_part_of_the_users_goes_elsewhere_and_each_always_to_the_same() {
         let mut went = Vec::new();
         for user in 0..24 {
             let token = stack.login(&format!("user{user}")).await;
-            let before = canary.seen().len();
+            let before = canary.requests().len();
             for _ in 0..2 {
                 assert_eq!(stack.get("/").token(&token).send().await.status, 200);
             }
-            let more = canary.seen().len() - before;
+            let more = canary.requests().len() - before;
             assert!(more % 2 == 0, "one user of two services");
             went.push(more == 2);
         }
-        let before = canary.seen().len();
+        let before = canary.requests().len();
         for _ in 0..8 {
-            stack.get("/").seen().await;
+            stack.get("/").forwarded().await;
         }
-        assert_eq!(canary.seen().len(), before, "nobody is no part of the users");
+        assert_eq!(canary.requests().len(), before, "requests without a session stay");
         went
     };
     let went = where_they_go().await;
@@ -452,141 +305,8 @@ async fn a_part_of_the_users_goes_elsewhere_and_each_always_to_the_same() {
     assert_eq!(where_they_go().await, went, "after a restart");
 }
 
-const PREFLIGHT: &str = "Access-Control-Request-Method";
-const PAGE: &str = "https://h5.example.com";
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_is_answered_without_identity_and_answers_are_marked() {
-    let stack = Stack::start_with(
-        r#"
-        [[route]]
-        path = "/"
-        upstream = "recorder"
-        [[route]]
-        path = "/api"
-        upstream = "recorder"
-        methods = ["GET", "PUT"]
-        cors = { origins = ["https://h5.example.com", "http://localhost:8080"], credentials = true, max_age = "1h" }
-        "#,
-    )
-    .await;
-    let token = stack.login("alice").await;
-    let asked = |path: &str, origin: &str, method: &str| {
-        stack.request("OPTIONS", path).header("Origin", origin).header(PREFLIGHT, method).send()
-    };
-    let answer = asked("/api/x", PAGE, "PUT").await;
-    assert_eq!((answer.status, answer.body.len()), (204, 0));
-    assert_eq!(answer.header("access-control-allow-origin"), Some(PAGE));
-    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-    assert_eq!(answer.header("access-control-allow-methods"), Some("GET, PUT"));
-    let headers = answer.header("access-control-allow-headers");
-    assert_eq!(headers, Some("content-type, authorization, x-3rd-session"));
-    assert_eq!(answer.header("access-control-max-age"), Some("3600"));
-    assert_eq!(answer.header("access-control-expose-headers"), None);
-    let vary = Some("Origin, X-3rd-Session, Authorization");
-    assert_eq!(answer.header("vary"), vary);
-    // Where it may not ask, it learns nothing.
-    for origin in ["https://evil.example", "null", "https://h5.example.com.evil.example"] {
-        let answer = asked("/api/x", origin, "PUT").await;
-        assert_eq!((answer.status, answer.header("vary")), (204, vary));
-        assert_eq!(answer.header("access-control-allow-origin"), None);
-        assert_eq!(answer.header("access-control-allow-methods"), None);
-    }
-    assert_eq!(asked("/api/x", PAGE, "DELETE").await.status, 204);
-    assert!(stack.upstream.seen().is_empty());
-    // Where nothing is said of it, it is a request like any other.
-    asked("/x", PAGE, "PUT").await.assert_error(401, "missing_token", "login");
-    let options = stack.request("OPTIONS", "/api/x").header("Origin", PAGE).token(&token);
-    options.send().await.assert_error(405, "method_not_allowed", "none");
-
-    stack.upstream.reply(|_| {
-        Reply::ok(
-            "Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Methods: DELETE\r\nX-Kept: 1\r\n",
-            "hello",
-        )
-    });
-    let answer = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some(PAGE));
-    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-    assert_eq!(answer.header("access-control-allow-methods"), None);
-    let exposed = answer.header("access-control-expose-headers");
-    assert_eq!(exposed, Some("retry-after, x-request-id, x-wxgate-error"));
-    assert_eq!((answer.header("vary"), answer.header("x-kept")), (vary, Some("1")));
-    let answer = stack.get("/api/x").token(&token).send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), None);
-    assert_eq!(answer.header("vary"), vary);
-    let refused = stack.get("/api/x").header("Origin", PAGE).send().await;
-    refused.assert_error(401, "missing_token", "login");
-    assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
-    stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    let refused = stack.get("/api/x").token(&token).header("Origin", PAGE).send().await;
-    refused.assert_error(502, "bad_gateway", "retry");
-    assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_origin_may_ask_where_the_configuration_says_so() {
-    let stack = Stack::start_with(
-        r#"
-        [[route]]
-        path = "/"
-        auth = "none"
-        respond = { body = "hello" }
-        cors = { origins = ["*"], methods = ["GET"], headers = [], expose = [] }
-        "#,
-    )
-    .await;
-    let answer = stack.get("/").header("Origin", "null").send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!((answer.header("vary"), answer.text().as_str()), (None, "hello"));
-    let preflight = stack.request("OPTIONS", "/").header("Origin", PAGE).header(PREFLIGHT, "GET");
-    let answer = preflight.send().await;
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!(answer.header("access-control-allow-methods"), Some("GET"));
-    assert_eq!(answer.header("access-control-allow-headers"), None);
-    assert_eq!(answer.header("access-control-max-age"), Some("600"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_may_pass_without_identity_and_nothing_else_does() {
-    let stack = Stack::start_with(
-        r#"
-        [[route]]
-        path = "/"
-        upstream = "recorder"
-        methods = ["GET", "PUT"]
-        preflight = "pass"
-        "#,
-    )
-    .await;
-    let token = stack.login("alice").await;
-    let preflight = |method: &str| {
-        stack.request("OPTIONS", "/x").header("Origin", PAGE).header(PREFLIGHT, method)
-    };
-    let override_name = "X-HTTP-Method-Override";
-    let seen = preflight("PUT").token(&token).header(override_name, "PUT").seen().await;
-    assert_eq!(seen.request_line, "OPTIONS /x HTTP/1.1");
-    assert_eq!((seen.folded("x-openid"), seen.folded("x-3rd-session")), (vec![], vec![]));
-    assert_eq!(seen.folded(override_name), [""; 0]);
-    assert_eq!(seen.all("origin"), [PAGE]);
-    for request in [
-        preflight("DELETE"),
-        stack.request("OPTIONS", "/x").header("Origin", PAGE),
-        stack.request("OPTIONS", "/x").header(PREFLIGHT, "PUT"),
-        preflight("PUT").header(PREFLIGHT, "GET"),
-        // Which the service would not see as one.
-        preflight("PUT").header("Connection", "Origin"),
-        preflight("PUT").header("Connection", "close, access-control-request-method"),
-    ] {
-        request.send().await.assert_error(405, "method_not_allowed", "none");
-    }
-    let put = stack.request("PUT", "/x").header("Origin", PAGE).header(PREFLIGHT, "PUT");
-    put.send().await.assert_error(401, "missing_token", "login");
-    assert_eq!(stack.upstream.seen().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apart() {
+async fn no_header_changes_the_method_where_routes_distinguish_methods() {
     let names = ["X-HTTP-Method-Override", "x_http_method", "X.Method-Override", "X-HTTP-Method"];
     for (methods, expected) in [("methods = [\"GET\"]", 0), ("", 4)] {
         let stack = Stack::start_with(&format!(
@@ -596,8 +316,8 @@ async fn no_header_gives_a_request_another_method_where_routes_tell_methods_apar
         .await;
         let request =
             names.iter().fold(stack.get("/"), |request, name| request.header(name, "DELETE"));
-        let seen = request.seen().await;
-        let left: usize = seen.lines.iter().filter(|(_, value)| value == "DELETE").count();
+        let received = request.forwarded().await;
+        let left: usize = received.lines.iter().filter(|(_, value)| value == "DELETE").count();
         assert_eq!(left, expected, "{methods}");
     }
 }
@@ -615,27 +335,27 @@ async fn errors_have_the_shape_that_clients_expect_and_keep_status_and_header() 
     .await;
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(b"GET / HTTP/1.1\r\n\r\n").await;
-    let no_host = connection.answer(false).await;
-    for (answer, status, error, code, action) in [
+    let no_host = connection.response(false).await;
+    for (response, status, error, code, action) in [
         (stack.get("/").send().await, 401, "missing_token", 40100, "login"),
         (stack.get("/").token("x").send().await, 401, "session_expired", 401, "login"),
         (stack.post("/login").send().await, 400, "bad_request", -1, "none"),
         (stack.get("/login").send().await, 405, "method_not_allowed", 405, "none"),
-        // Of the edge, before there is a request.
+        // From the edge, before there is a request.
         (no_host, 400, "bad_request", -1, "none"),
     ] {
-        assert_eq!(answer.status, status);
-        assert_eq!(answer.header("x-wxgate-error"), Some(error));
-        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        let body = answer.json();
+        assert_eq!(response.status, status);
+        assert_eq!(response.header("x-wxgate-error"), Some(error));
+        assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        let body = response.json();
         assert_eq!(body["code"], code);
         assert!(body["msg"].as_str().is_some_and(|message| !message.is_empty()));
-        let id = answer.header("x-request-id").unwrap();
+        let id = response.header("x-request-id").unwrap();
         let data = serde_json::json!({ "id": id, "do": action, "error": error, "status": status });
         assert_eq!(body["data"], data);
     }
     stack.upstream.reply(|_| Reply::Last(Vec::new()));
-    let answer = stack.get("/none").send().await;
-    assert_eq!((answer.status, answer.json()["code"].as_i64()), (502, Some(502)));
+    let response = stack.get("/none").send().await;
+    assert_eq!((response.status, response.json()["code"].as_i64()), (502, Some(502)));
 }

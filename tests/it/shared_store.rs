@@ -1,4 +1,4 @@
-//! Sessions that several gateways share, on real servers of Redis.
+//! Sessions that several gateways share, on real Redis servers.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub async fn unready_gateway(url: &str, more: &str) -> Stack {
     let key = directory.path().join("seal");
     std::fs::write(&key, KEY).unwrap();
     let key = key.display();
-    // A busy machine is no silent store.
+    // A slow machine must not look like a store that is down.
     let patience = match more.contains("redis.timeout") {
         true => "",
         false => "session.redis.timeout = \"1s\"\n",
@@ -52,15 +52,15 @@ pub async fn until_status(stack: &Stack, token: &str, wanted: u16) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_of_one_gateway_is_good_on_all_and_its_logout_too() {
     let server = RedisServer::start();
-    // Longer than the test: what ends the session is word of the logout.
+    // Longer than the test: only the notice of the logout can end the session.
     let bound = "session.redis.near_cache_ttl = \"1m\"";
     let (one, other) = (gateway(&url(&server), bound).await, gateway(&url(&server), bound).await);
     let token = one.login("alice").await;
     let left = one.get("/session").token(&token).send().await.json();
     assert_eq!(left["expires_in"], 7200);
-    let answer = other.get("/").token(&token).send().await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(other.upstream.seen().last().unwrap().all("x-openid"), [openid("alice")]);
+    let response = other.get("/").token(&token).send().await;
+    assert_eq!(response.status, 200);
+    assert_eq!(other.upstream.requests().last().unwrap().all("x-openid"), [openid("alice")]);
     assert_eq!(other.metric("wxgate_sessions").await, 1.0);
 
     assert_eq!(one.post("/logout").token(&token).send().await.status, 204);
@@ -94,28 +94,31 @@ async fn while_the_store_is_silent_cached_sessions_work_and_all_else_is_503() {
     server.stop();
     for path in ["/", "/optional"] {
         assert_eq!(stack.get(path).token(&known).send().await.status, 200);
-        let refused = stack.get(path).token(&unknown).send().await;
-        refused.assert_error(503, "store_unavailable", "retry");
+        let rejected = stack.get(path).token(&unknown).send().await;
+        rejected.assert_error(503, "store_unavailable", "retry");
     }
     assert_eq!(stack.get("/none").token(&unknown).send().await.status, 200);
     assert_eq!(stack.get("/optional").send().await.status, 200);
-    let refused = stack.try_login("user-carol-1").await;
-    refused.assert_error(503, "store_unavailable", "retry");
-    let refused = stack.post("/logout").token(&known).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
-    // Whoever wants to leave is not let in again before that is known to be so.
+    let rejected = stack.try_login("user-carol-1").await;
+    rejected.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&known).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
+    // A session that logs out is rejected until the logout is confirmed.
     assert_eq!(status(&stack, &known).await, 503);
     stack.until_metric("wxgate_store_up", 0.0).await;
     assert_eq!(crate::harness::client::get(stack.admin, "/readyz").await.status, 200);
 
     for method in ["GET", "DELETE"] {
         let path = format!("/sessions?openid={}", openid("alice"));
-        let refused = stack.request(method, &path).bearer(OPERATOR).send_to_admin().await;
-        assert_eq!((refused.status, &refused.json()["error"]), (503, &"store_unavailable".into()));
+        let rejected = stack.request(method, &path).bearer(OPERATOR).send_to_admin().await;
+        assert_eq!(
+            (rejected.status, &rejected.json()["error"]),
+            (503, &"store_unavailable".into())
+        );
     }
     // No code is spent on a session that cannot be kept.
-    let refused = stack.try_login("user-dora-1").await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.try_login("user-dora-1").await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     server.go_on();
     until_status(&stack, &unknown, 200).await;
     assert_eq!(stack.try_login("user-dora-1").await.status, 200);
@@ -127,7 +130,7 @@ async fn while_the_store_is_silent_cached_sessions_work_and_all_else_is_503() {
 async fn lookups_and_logouts_above_the_limit_do_not_reach_the_store() {
     let made_up = ["A", "B"].map(|letter| letter.repeat(43));
     for (method, path) in [("GET", "/"), ("POST", "/logout")] {
-        // Each with a store of its own: one that hangs is known as such after a while.
+        // Each with a store of its own: a store that hangs is detected after a while.
         let server = RedisServer::start();
         let few = "session.redis.max_lookups = 1\nsession.redis.timeout = \"400ms\"";
         let stack = gateway(&url(&server), few).await;
@@ -151,8 +154,8 @@ async fn a_store_that_comes_back_empty_has_ended_every_session() {
     server.kill();
     stack.until_metric("wxgate_store_up", 0.0).await;
     stack.clock.advance(Duration::from_secs(5));
-    let refused = stack.get("/").token(&token).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.get("/").token(&token).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     server.restart();
     until_status(&stack, &token, 401).await;
     let token = stack.login("alice").await;
@@ -175,7 +178,7 @@ async fn the_store_sees_neither_tokens_nor_users() {
         };
         stored.extend(values.concat());
         let life: i64 = cmd("PTTL").arg(&key).query(&mut connection).unwrap();
-        assert!(life > 0, "{key} goes by itself");
+        assert!(life > 0, "{key} expires");
     }
     assert!(stored.len() > 100);
     for secret in [&token, SECRET, &openid("alice"), "alice", crate::harness::APP] {
@@ -210,7 +213,7 @@ async fn a_use_is_written_to_the_store_after_an_interval_and_prolongs_the_sessio
     let session = server.keys().into_iter().find(|key| key.contains("s:")).unwrap();
     let mut connection = server.connection();
     let mut life = || -> u64 { cmd("PTTL").arg(&session).query(&mut connection).unwrap() };
-    // The idle end, and an interval of a tenth more.
+    // The idle timeout, and a tenth more.
     assert!((109_000..=110_000).contains(&life()), "{}", life());
     cmd("PEXPIRE").arg(&session).arg(50_000).exec(&mut server.connection()).unwrap();
     stack.clock.advance(Duration::from_secs(9));

@@ -1,4 +1,4 @@
-//! How a gateway ends.
+//! How a gateway shuts down.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ async fn ended(stack: &mut Stack) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
+async fn draining_finishes_requests_in_flight_and_then_ends() {
     let mut stack = Stack::start().await;
     let release = Arc::new(Notify::new());
     let released = release.clone();
@@ -26,7 +26,7 @@ async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
     busy.send(&stack.get("/none").bytes()).await;
     let mut idle = Connection::open(stack.gateway).await;
     idle.send(&stack.get("/").bytes()).await;
-    assert_eq!(idle.answer(false).await.status, 401);
+    assert_eq!(idle.response(false).await.status, 401);
     stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
 
     stack.commands.send(Command::Drain).await.unwrap();
@@ -35,12 +35,12 @@ async fn draining_finishes_what_is_in_flight_and_ends_at_once_then() {
         tokio::task::yield_now().await;
     }
     let readiness = client::get(stack.admin, "/readyz").await;
-    assert_eq!(readiness.status, 503, "the admin listener answers until the end");
+    assert_eq!(readiness.status, 503, "the admin listener responds until the end");
     assert_eq!(client::get(stack.admin, "/healthz").await.status, 200);
     release.notify_one();
-    let answer = busy.answer(false).await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "late"));
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = busy.response(false).await;
+    assert_eq!((response.status, response.text().as_str()), (200, "late"));
+    assert_eq!(response.header("connection"), Some("close"));
     ended(&mut stack).await;
 }
 
@@ -50,21 +50,21 @@ async fn new_connections_are_served_during_the_shutdown_delay() {
     let mut stack = Stack::start_with(changes).await;
     let mut kept = Connection::open(stack.gateway).await;
     kept.send(&stack.get("/none").bytes()).await;
-    assert_eq!(kept.answer(false).await.header("connection"), Some("keep-alive"));
+    assert_eq!(kept.response(false).await.header("connection"), Some("keep-alive"));
 
     stack.commands.send(Command::Drain).await.unwrap();
     while client::get(stack.admin, "/readyz").await.status != 503 {
         tokio::task::yield_now().await;
     }
     assert_eq!(stack.get("/health").send().await.status, 503);
-    for answer in [stack.get("/none").send().await, stack.get("/").send().await] {
-        assert_eq!(answer.header("connection"), Some("close"));
+    for response in [stack.get("/none").send().await, stack.get("/").send().await] {
+        assert_eq!(response.header("connection"), Some("close"));
     }
     kept.send(&stack.get("/none").bytes()).await;
-    let answer = kept.answer(false).await;
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    let response = kept.response(false).await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     assert!(kept.is_closed().await);
-    // A second order to drain ends it at once.
+    // A second signal to drain stops it at once.
     stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
 }
@@ -80,11 +80,11 @@ async fn a_drain_is_cut_at_its_end() {
     stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;
     assert!(started.elapsed() >= Duration::from_millis(300));
-    assert!(busy.answer_or_end().await.is_none());
+    assert!(busy.response_or_end().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_to_stop_waits_for_nobody() {
+async fn an_immediate_stop_waits_for_no_request() {
     let mut stack = Stack::start().await;
     stack.upstream.reply(|_| Reply::Stall(Vec::new()));
     let mut busy = Connection::open(stack.gateway).await;
@@ -104,11 +104,11 @@ async fn orders_without_effect_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_a_head_does_not_hold_up_the_end() {
+async fn an_incomplete_request_header_does_not_delay_a_drain() {
     let mut stack = Stack::start_with("limits.header_timeout = \"600s\"").await;
     let mut half = Connection::open(stack.gateway).await;
     half.send(&stack.get("/none").bytes()).await;
-    assert_eq!(half.answer(false).await.status, 200);
+    assert_eq!(half.response(false).await.status, 200);
     half.send(b"GET /none HTTP/1.1\r\n").await;
     stack.commands.send(Command::Drain).await.unwrap();
     ended(&mut stack).await;

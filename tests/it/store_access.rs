@@ -1,5 +1,4 @@
-//! How gateways are let into a shared store: as a user of its own, over TLS, and when it is not
-//! there yet.
+//! How gateways connect to a shared store: as an ACL user, over TLS, and before it is available.
 
 use std::path::Path;
 use std::time::Duration;
@@ -32,11 +31,11 @@ fn acl_file(directory: &Path, name: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn refusals(server: &RedisServer) -> Vec<redis::Value> {
+fn acl_denials(server: &RedisServer) -> Vec<redis::Value> {
     cmd("ACL").arg("LOG").query(&mut server.connection()).unwrap()
 }
 
-/// Has two gateways do all that they do with a store, as the user of the shipped files.
+/// Makes two gateways use every command, as the user of the shipped files.
 async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let directory = tempfile::tempdir().unwrap();
     let password = directory.path().join("password");
@@ -79,8 +78,8 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     assert_eq!(operator("DELETE", &format!("{named}&block=24h")).await.status, 204);
     until_status(&there, &third, 401).await;
     for stack in [&here, &there] {
-        let refused = stack.try_login(&format!("user-alice-{}", stack.gateway.port())).await;
-        refused.assert_error(403, "login_refused", "none");
+        let rejected = stack.try_login(&format!("user-alice-{}", stack.gateway.port())).await;
+        rejected.assert_error(403, "login_refused", "none");
     }
     assert!(operator("GET", &named).await.json()["blocked_until"].is_string());
     assert_eq!(operator("DELETE", &format!("{named}&block=0s")).await.status, 204);
@@ -88,7 +87,7 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     assert_eq!(operator("DELETE", &all).await.status, 204);
     until_status(&there, &fourth, 401).await;
     for server in servers {
-        assert_eq!(refusals(server), []);
+        assert_eq!(acl_denials(server), []);
     }
 }
 
@@ -124,11 +123,14 @@ async fn without_scan_permission_only_lookups_of_users_by_name_fail() {
     };
     let position = process_log::position();
     for method in ["GET", "DELETE"] {
-        let refused = operator(method, "/sessions?user=AAAAAAAAAAAAAAAA").await;
-        assert_eq!((refused.status, &refused.json()["error"]), (503, &"store_unavailable".into()));
+        let rejected = operator(method, "/sessions?user=AAAAAAAAAAAAAAAA").await;
+        assert_eq!(
+            (rejected.status, &rejected.json()["error"]),
+            (503, &"store_unavailable".into())
+        );
     }
     let log = process_log::text_after(position);
-    assert!(log.contains("cannot be searched") && log.contains("scan"), "{log}");
+    assert!(log.contains("cannot search the session store") && log.contains("scan"), "{log}");
     assert_eq!(status(&stack, &token).await, 200);
     let block = format!("/sessions?openid={}&block=1h", openid("alice"));
     assert_eq!(operator("DELETE", &block).await.status, 204);
@@ -201,8 +203,8 @@ async fn assert_unready(stack: &Stack) {
     assert_eq!(client::get(stack.admin, "/readyz").await.status, 503);
     let made_up = "A".repeat(43);
     stack.get("/").token(&made_up).send().await.assert_error(503, "store_unavailable", "retry");
-    let refused = stack.try_login("user-alice-1").await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.try_login("user-alice-1").await;
+    rejected.assert_error(503, "store_unavailable", "retry");
 }
 
 #[tokio::test(flavor = "multi_thread")]

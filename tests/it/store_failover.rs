@@ -1,11 +1,11 @@
-//! What a shared store knows of ends after it was lost, or replaced.
+//! Which revocations a shared store knows after it has lost data or was replaced.
 
 use std::time::{Duration, Instant};
 
 use redis::cmd;
 
 use crate::harness::fault_proxy::{FaultProxy, Way};
-use crate::harness::redis::{RedisServer, cluster, sentinels};
+use crate::harness::redis::{RedisServer, cluster, replicated, sentinels};
 use crate::harness::{OPERATOR, PATIENCE, Stack, openid};
 use crate::shared_store::{gateway, status, unready_gateway, until_status, url};
 
@@ -30,7 +30,7 @@ async fn until_logout(stack: &Stack, token: &str) {
     }
 }
 
-/// Two gateways, of which the first reaches the server by a way of its own.
+/// Two gateways; the first reaches the server through a proxy of its own.
 async fn two_gateways(server: &RedisServer) -> (FaultProxy, Stack, Stack) {
     let way = FaultProxy::to(server.port).await;
     let one = gateway(&format!("redis://127.0.0.1:{}", way.port), "").await;
@@ -39,9 +39,7 @@ async fn two_gateways(server: &RedisServer) -> (FaultProxy, Stack, Stack) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_primary_has_all_confirmed_logouts() {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, "").await, gateway(&url, "").await);
     let (kept, ended) = (one.login("alice").await, one.login("bob").await);
@@ -64,8 +62,8 @@ async fn a_logout_that_no_replica_has_is_503_until_one_has_it() {
     let stack = gateway(&url(&primary), "").await;
     let token = stack.login("alice").await;
     door.set_from(REPLICAS, Way::Silent);
-    let refused = stack.post("/logout").token(&token).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&token).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     door.set_from(REPLICAS, Way::Open);
     until_logout(&stack, &token).await;
 }
@@ -80,8 +78,8 @@ async fn a_logout_waits_for_each_replica_that_sentinels_may_make_the_primary() {
     let stack = gateway(&sentinel_url(&sentinels), "").await;
     let (one, other) = (stack.login("alice").await, stack.login("bob").await);
     door.set_from(REPLICAS, Way::Silent);
-    let refused = stack.post("/logout").token(&one).send().await;
-    refused.assert_error(503, "store_unavailable", "retry");
+    let rejected = stack.post("/logout").token(&one).send().await;
+    rejected.assert_error(503, "store_unavailable", "retry");
     door.set_from(REPLICAS, Way::Open);
     until_logout(&stack, &one).await;
     apart.kill();
@@ -124,12 +122,12 @@ async fn a_store_is_used_only_once_it_accepts_the_revocations() {
     };
     need_replicas(1);
     way.set(Way::Open);
-    let refusals = || {
+    let rejections = || {
         let mut info = cmd("INFO");
         let info: String = info.arg("errorstats").query(&mut server.connection()).unwrap();
         info.lines().any(|line| line.starts_with("errorstat_NOREPLICAS:count="))
     };
-    crate::harness::redis::until("the store refuses an end", refusals);
+    crate::harness::redis::until("the store rejects a revocation", rejections);
     assert_eq!(status(&one, &known).await, 503);
     need_replicas(0);
     other.clock.advance(Duration::from_secs(5));
@@ -221,11 +219,11 @@ async fn a_session_that_is_listed_under_an_old_and_a_new_key_counts_once() {
         let listed = after.request("GET", &all).bearer(OPERATOR).send_to_admin().await;
         listed.json()["sessions"].as_array().unwrap().clone()
     };
-    let seen = listed().await[0]["last_seen"].clone();
+    let received = listed().await[0]["last_seen"].clone();
     after.clock.advance(Duration::from_secs(60));
     assert_eq!(status(&after, &first).await, 200);
     let begun = Instant::now();
-    while listed().await[0]["last_seen"] == seen {
+    while listed().await[0]["last_seen"] == received {
         assert!(begun.elapsed() < PATIENCE, "not written in time");
     }
     let second = after.login("alice").await;
@@ -239,8 +237,8 @@ const OPERATING: &str = "admin.token = { file = \"{dir}/operator\" }";
 
 async fn block(stack: &Stack, user: &str, time: &str) {
     let path = format!("/sessions?openid={}&block={time}", openid(user));
-    let answer = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
-    assert_eq!(answer.status, 204, "{}", answer.text());
+    let response = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!(response.status, 204, "{}", response.text());
 }
 
 async fn login_status(stack: &Stack, user: &str) -> u16 {
@@ -280,7 +278,7 @@ async fn a_block_that_the_store_has_lost_is_written_again_unless_it_was_removed(
     }
 }
 
-/// A gateway does not know what others have set since.
+/// A gateway does not know what others have set in the meantime.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_that_is_written_again_does_not_shorten_a_later_one() {
     let mut server = RedisServer::start();
@@ -320,16 +318,14 @@ async fn a_block_above_the_limit_writes_nothing() {
     block(&stack, "alice", "1h").await;
     assert_eq!(login_status(&stack, "alice").await, 403);
     let path = format!("/sessions?openid={}&block=1h", openid("bob"));
-    let refused = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
-    assert_eq!((refused.status, &refused.json()["error"]), (503, &"too_many_blocks".into()));
+    let rejected = stack.request("DELETE", &path).bearer(OPERATOR).send_to_admin().await;
+    assert_eq!((rejected.status, &rejected.json()["error"]), (503, &"too_many_blocks".into()));
     assert_eq!(login_status(&stack, "bob").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_primary_has_all_blocks() {
-    let mut primary = RedisServer::start();
-    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
-    let sentinels = sentinels(primary.port, replicas.len());
+    let (mut primary, _replicas, sentinels) = replicated();
     let url = sentinel_url(&sentinels);
     let (one, other) = (gateway(&url, OPERATING).await, gateway(&url, "").await);
     block(&one, "alice", "24h").await;
@@ -366,7 +362,7 @@ async fn a_block_holds_while_keys_are_being_changed() {
             assert_eq!(login_status(stack, "alice").await, 403, "{url}");
             assert_eq!(login_status(stack, "bob").await, 200, "{url}");
         }
-        // A refused login leaves nothing behind.
+        // A rejected login leaves nothing behind.
         let all = format!("/sessions?openid={}", openid("alice"));
         let listed = third.request("GET", &all).bearer(OPERATOR).send_to_admin().await;
         assert!(listed.json()["sessions"].as_array().unwrap().is_empty());

@@ -1,4 +1,4 @@
-//! Logins under storm: one code, one call; WeChat slow, wrong or gone.
+//! Many logins at once: one exchange for each code, and a slow, failing or unreachable WeChat.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use wxgate::wechat::sandbox::Sandbox;
 
-use crate::harness::client::{Answer, Connection};
-use crate::harness::{APP, Stack, process_log};
+use crate::harness::client::{Connection, Response};
+use crate::harness::{APP, Stack, process_log, unused_address};
 
 fn login_bytes(code: &str) -> Vec<u8> {
     let body = json!({ "code": code }).to_string();
@@ -16,7 +16,7 @@ fn login_bytes(code: &str) -> Vec<u8> {
     format!("POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{body}").into()
 }
 
-/// Sends a login without waiting for its answer.
+/// Sends a login without waiting for its response.
 async fn begin_login(stack: &Stack, code: &str) -> Connection {
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&login_bytes(code)).await;
@@ -29,33 +29,33 @@ async fn until_exchanges(sandbox: &Sandbox, count: u64) {
     }
 }
 
-fn token(answer: &Answer) -> String {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    answer.json()["token"].as_str().unwrap().to_owned()
+fn token(response: &Response) -> String {
+    assert_eq!(response.status, 200, "{}", response.text());
+    response.json()["token"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_logins_of_one_code_make_one_call_and_get_one_answer() {
+async fn parallel_logins_of_one_code_make_one_call_and_get_one_response() {
     let stack = Stack::start().await;
     let mut logins = JoinSet::new();
     for _ in 0..50 {
         let mut login = begin_login(&stack, "slow-500ms-alice").await;
-        logins.spawn(async move { login.answer(false).await });
+        logins.spawn(async move { login.response(false).await });
     }
-    let answers = logins.join_all().await;
-    let first = answers[0].text();
-    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == first));
+    let responses = logins.join_all().await;
+    let first = responses[0].text();
+    assert!(responses.iter().all(|response| response.status == 200 && response.text() == first));
     assert_eq!(stack.sandbox.exchanges(), 1);
     assert_eq!(stack.metric("wxgate_login_coalesced_total").await, 49.0);
     assert_eq!(stack.metric("wxgate_sessions_created_total").await, 1.0);
     let counted = format!("wxgate_logins_total{{app_id=\"{APP}\",outcome=\"ok\"}}");
     assert_eq!(stack.metric(&counted).await, 50.0);
-    let seen = stack.get("/").token(&token(&answers[7])).seen().await;
-    assert_eq!(seen.all("x-openid"), [crate::harness::openid("alice")]);
+    let received = stack.get("/").token(&token(&responses[7])).forwarded().await;
+    assert_eq!(received.all("x-openid"), [crate::harness::openid("alice")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_within_the_window_gets_the_very_same_answer() {
+async fn a_repeat_within_the_window_gets_the_same_response() {
     let stack = Stack::start().await;
     let first = stack.try_login("user-alice-1").await;
     stack.clock.advance(Duration::from_secs(9));
@@ -65,7 +65,7 @@ async fn a_repeat_within_the_window_gets_the_very_same_answer() {
     stack.clock.advance(Duration::from_secs(1));
     stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 2);
-    // So is a refusal that cannot come out otherwise.
+    // So is a rejection that would not change.
     stack.try_login("user-alice-1").await.assert_error(401, "invalid_code", "login");
     assert_eq!(stack.sandbox.exchanges(), 2);
 }
@@ -80,7 +80,7 @@ async fn a_repeat_does_not_bring_back_a_session_that_was_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_phone_that_lost_the_answer_gets_it_when_it_asks_again() {
+async fn a_phone_that_lost_the_response_gets_it_when_it_sends_the_code_again() {
     let stack = Stack::start().await;
     let lost = begin_login(&stack, "slow-300ms-alice").await;
     until_exchanges(&stack.sandbox, 1).await;
@@ -91,7 +91,7 @@ async fn a_phone_that_lost_the_answer_gets_it_when_it_asks_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_come_out_otherwise_is_asked_again() {
+async fn after_a_temporary_failure_the_code_is_exchanged_again() {
     let stack = Stack::start().await;
     stack.try_login("err--1-x").await.assert_error(503, "wechat_busy", "retry");
     stack.try_login("err--1-x").await.assert_error(503, "wechat_busy", "retry");
@@ -99,7 +99,7 @@ async fn what_may_come_out_otherwise_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_at_once() {
+async fn logins_over_the_concurrency_limit_wait_and_those_over_the_queue_are_rejected_at_once() {
     let stack = Stack::start_with(
         "[wechat]\nmax_in_flight = 2\nqueue = 2\nqueue_timeout = \"500ms\"\ntimeout = \"30s\"",
     )
@@ -114,29 +114,29 @@ async fn logins_beyond_what_may_be_asked_wait_and_those_beyond_that_are_refused_
     for number in 0..3 {
         waiting.push(begin_login(&stack, &format!("user-u{number}-1")).await);
     }
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for connection in &mut waiting {
-        let answer = connection.answer(false).await;
-        answer.assert_error(503, "wechat_busy", "retry");
-        assert!(answer.header("retry-after").is_some());
-        answers.push(answer);
+        let response = connection.response(false).await;
+        response.assert_error(503, "wechat_busy", "retry");
+        assert!(response.header("retry-after").is_some());
+        responses.push(response);
     }
-    assert!(began.elapsed() >= Duration::from_millis(500), "two of them waited");
-    // Nothing was asked for those who were refused, and what is proxied does not notice.
+    assert!(began.elapsed() >= Duration::from_millis(500), "two of them were queued");
+    // WeChat was not called for rejected logins, and other requests are not affected.
     assert_eq!(stack.sandbox.exchanges(), 2);
     assert_eq!(stack.get("/none").send().await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_gets_a_turn_when_another_is_over() {
+async fn a_queued_login_runs_when_another_one_ends() {
     let stack = Stack::start_with("wechat.max_in_flight = 1").await;
     let mut logins = JoinSet::new();
     for number in 0..10 {
         let mut login = begin_login(&stack, &format!("slow-20ms-u{number}")).await;
-        logins.spawn(async move { login.answer(false).await });
+        logins.spawn(async move { login.response(false).await });
     }
-    for answer in logins.join_all().await {
-        token(&answer);
+    for response in logins.join_all().await {
+        token(&response);
     }
     assert_eq!(stack.sandbox.most_in_flight(), 1);
 }
@@ -149,9 +149,9 @@ async fn a_wechat_that_keeps_failing_opens_the_circuit_breaker() {
         lost.assert_error(504, "wechat_timeout", "login");
     }
     for number in 0..5 {
-        let refused = stack.try_login(&format!("user-alice-{number}")).await;
-        refused.assert_error(503, "wechat_busy", "retry");
-        let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+        let rejected = stack.try_login(&format!("user-alice-{number}")).await;
+        rejected.assert_error(503, "wechat_busy", "retry");
+        let wait: u32 = rejected.header("retry-after").unwrap().parse().unwrap();
         assert!((10..=15).contains(&wait), "{wait}");
     }
     assert_eq!(stack.sandbox.exchanges(), 3);
@@ -164,23 +164,23 @@ async fn a_wechat_that_keeps_failing_opens_the_circuit_breaker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_codes_do_not_count_as_failures_of_wechat() {
+async fn rejected_codes_do_not_count_as_failures_of_wechat() {
     let stack = Stack::start_with("wechat.breaker_failures = 3").await;
     for number in 0..10 {
-        let refused = stack.try_login(&format!("err-40029-{number}")).await;
-        refused.assert_error(401, "invalid_code", "login");
+        let rejected = stack.try_login(&format!("err-40029-{number}")).await;
+        rejected.assert_error(401, "invalid_code", "login");
     }
     token(&stack.try_login("user-alice-1").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_quota_one_login_a_minute_asks() {
+async fn without_quota_one_login_a_minute_calls_wechat() {
     let stack = Stack::start().await;
     let spent = stack.try_login("err-45009-1").await;
     spent.assert_error(503, "wechat_busy", "retry");
     for number in 0..5 {
-        let refused = stack.try_login(&format!("user-alice-{number}")).await;
-        refused.assert_error(503, "wechat_busy", "retry");
+        let rejected = stack.try_login(&format!("user-alice-{number}")).await;
+        rejected.assert_error(503, "wechat_busy", "retry");
     }
     assert_eq!(stack.sandbox.exchanges(), 1);
     stack.clock.advance(Duration::from_secs(60));
@@ -193,14 +193,14 @@ async fn without_quota_one_login_a_minute_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_that_wait_for_their_turn_do_not_ask_when_the_quota_has_ended_meanwhile() {
+async fn queued_logins_do_not_call_wechat_after_the_quota_has_ended() {
     let stack = Stack::start_with("wechat.max_in_flight = 1").await;
     let mut logins = Vec::new();
     for number in 0..20 {
         logins.push(begin_login(&stack, &format!("err-45009-{number}")).await);
     }
     for login in &mut logins {
-        login.answer(false).await.assert_error(503, "wechat_busy", "retry");
+        login.response(false).await.assert_error(503, "wechat_busy", "retry");
     }
     assert_eq!(stack.sandbox.exchanges(), 1);
 }
@@ -216,8 +216,8 @@ async fn a_users_limit_halves_the_rate_of_the_app_for_a_while() {
     let passed = async |from: usize| {
         let mut passed = 0;
         for number in from..from + 10 {
-            let answer = stack.try_login(&format!("user-u{number}-1")).await;
-            passed += usize::from(answer.status == 200);
+            let response = stack.try_login(&format!("user-u{number}-1")).await;
+            passed += usize::from(response.status == 200);
         }
         passed
     };
@@ -227,8 +227,8 @@ async fn a_users_limit_halves_the_rate_of_the_app_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_fallback_is_asked_only_where_nothing_was_sent() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+async fn the_fallback_is_called_only_if_nothing_was_sent() {
+    let unused = unused_address().await;
     let sandbox = Sandbox::new(
         vec![(APP.to_owned(), crate::harness::SECRET.to_owned())],
         wxgate::clock::Clock::system(),
@@ -239,14 +239,14 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 
     let before = process_log::position();
     let stack = Stack::start_with(&format!(
-        "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"http://{fallback}\""
+        "[wechat]\nbase_url = \"http://{unused}\"\nfallback_base_url = \"http://{fallback}\""
     ))
     .await;
     token(&stack.try_login("user-alice-1").await);
     assert_eq!(sandbox.exchanges(), 1);
     assert!(process_log::text_after(before).contains("calling wechat.fallback_base_url first"));
-    // No connection to the first is waited for again within a minute.
-    let back = TcpListener::bind(nobody).await.unwrap();
+    // The first is not tried again within a minute.
+    let back = TcpListener::bind(unused).await.unwrap();
     token(&stack.try_login("user-alice-2").await);
     assert_eq!(sandbox.exchanges(), 2);
     stack.clock.advance(Duration::from_secs(60));
@@ -262,13 +262,13 @@ async fn the_fallback_is_asked_only_where_nothing_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_was_sent_nowhere_is_told_to_come_again() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    // Takes connections, and says nothing: no TLS comes about.
+async fn a_login_that_was_sent_nowhere_may_be_retried() {
+    let unused = unused_address().await;
+    // Accepts connections, but never responds: TLS fails.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (silent, _held) = (silent.local_addr().unwrap(), silent);
     let stack = Stack::start_with(&format!(
-        "[wechat]\nbase_url = \"http://{nobody}\"\nfallback_base_url = \"https://{silent}\"\n\
+        "[wechat]\nbase_url = \"http://{unused}\"\nfallback_base_url = \"https://{silent}\"\n\
          timeout = \"3s\""
     ))
     .await;

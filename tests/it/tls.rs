@@ -1,5 +1,7 @@
 //! HTTPS listeners, and HTTP/2 on them.
 
+mod client_certificates;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +16,10 @@ use wxgate::config::{Config, Secrets, TlsSection};
 use wxgate::listener::tls::Tls;
 use wxgate::telemetry::metrics::Metrics;
 
-use crate::harness::certificate::{Authority, Issued, credulous, credulous_with};
+use crate::harness::certificate::{Authority, Issued, credulous};
 use crate::harness::{Stack, config_text, install_provider, openid};
 
-/// A TLS server that says nothing.
+/// A TLS server that never responds.
 pub async fn serve_tls(identity: &CertifiedKey<KeyPair>) -> SocketAddr {
     install_provider();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()));
@@ -82,22 +84,26 @@ async fn https_is_served_as_http_1_and_http_2() {
     ] {
         let code = format!("user-alice-{version:?}").replace(['/', '.'], "-");
         let login = client.post(url("/login")).body(format!("{{\"code\":\"{code}\"}}"));
-        let answer = login.send().await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
-        let body: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let response = login.send().await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, version));
+        let body: serde_json::Value =
+            serde_json::from_str(&response.text().await.unwrap()).unwrap();
         let token = body["token"].as_str().unwrap();
         let request = client.post(url("/orders")).header("X-3rd-Session", token);
         let request = request.header("x_openid", "evil").body("payload");
         assert_eq!(request.send().await.unwrap().text().await.unwrap(), "hello");
-        let seen = stack.upstream.seen();
-        let seen = seen.last().unwrap();
-        assert_eq!(seen.folded("x-openid"), [openid("alice")]);
-        assert_eq!(seen.all("x-forwarded-proto"), ["https"]);
-        assert_eq!(seen.all("x-forwarded-host"), [format!("localhost:{}", stack.gateway.port())]);
-        assert_eq!(seen.body, b"payload");
-        let refused = client.get(url("/orders")).send().await.unwrap();
-        assert_eq!(refused.status().as_u16(), 401);
-        assert_eq!(refused.headers()["x-wxgate-error"], "missing_token");
+        let received = stack.upstream.requests();
+        let received = received.last().unwrap();
+        assert_eq!(received.folded("x-openid"), [openid("alice")]);
+        assert_eq!(received.all("x-forwarded-proto"), ["https"]);
+        assert_eq!(
+            received.all("x-forwarded-host"),
+            [format!("localhost:{}", stack.gateway.port())]
+        );
+        assert_eq!(received.body, b"payload");
+        let rejected = client.get(url("/orders")).send().await.unwrap();
+        assert_eq!(rejected.status().as_u16(), 401);
+        assert_eq!(rejected.headers()["x-wxgate-error"], "missing_token");
     }
 }
 
@@ -111,9 +117,9 @@ async fn many_streams_of_one_connection_keep_their_own_identity() {
         let (client, url) = (client.clone(), url.clone());
         tasks.spawn(async move {
             let code = format!("{{\"code\":\"user-u{number}\"}}");
-            let answer = client.post(format!("{url}/login")).body(code).send().await.unwrap();
+            let response = client.post(format!("{url}/login")).body(code).send().await.unwrap();
             let body: serde_json::Value =
-                serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+                serde_json::from_str(&response.text().await.unwrap()).unwrap();
             let path = format!("{url}/of/u{number}");
             let request = client.get(path).bearer_auth(body["token"].as_str().unwrap());
             assert_eq!(request.send().await.unwrap().status().as_u16(), 200);
@@ -122,11 +128,11 @@ async fn many_streams_of_one_connection_keep_their_own_identity() {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen.len(), 50);
-    for seen in seen {
-        let user = seen.target().rsplit('/').next().unwrap().to_owned();
-        assert_eq!(seen.all("x-openid"), [openid(&user)]);
+    let received = stack.upstream.requests();
+    assert_eq!(received.len(), 50);
+    for received in received {
+        let user = received.target().rsplit('/').next().unwrap().to_owned();
+        assert_eq!(received.all("x-openid"), [openid(&user)]);
     }
 }
 
@@ -138,40 +144,40 @@ async fn a_handshake_has_a_deadline_and_plain_http_gets_none() {
     let mut plain = crate::harness::client::Connection::open(stack.gateway).await;
     plain.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     let mut rest = Vec::new();
-    // An alert of TLS, then the end; in any case no HTTP.
-    while let Some(answer) = plain.answer_or_end().await {
-        rest.push(answer);
+    // At most a TLS alert, then the end; never HTTP.
+    while let Some(response) = plain.response_or_end().await {
+        rest.push(response);
     }
     assert!(rest.is_empty());
     stack.until_metric("wxgate_tls_handshakes_failed_total", 2.0).await;
-    // Who only looks whether the port is open has failed at nothing.
+    // A port scan is not counted as a failure.
     drop(TcpStream::connect(stack.gateway).await.unwrap());
     let mut begun = crate::harness::client::Connection::open(stack.gateway).await;
     begun.send(&[22, 3, 1, 0]).await;
-    assert!(begun.is_closed().await, "and each byte that comes does not move the deadline");
+    assert!(begun.is_closed().await, "bytes do not extend the deadline");
     stack.until_metric("wxgate_tls_handshakes_failed_total", 3.0).await;
 }
 
-/// The rules for heads are those of HTTP/1, and what goes upstream is sound HTTP/1.
+/// Request headers follow the same rules as in HTTP/1, and services get valid HTTP/1.
 #[tokio::test(flavor = "multi_thread")]
-async fn http_2_is_held_to_the_same_rules() {
+async fn http_2_follows_the_same_rules() {
     let (stack, client, _directory) = start("endpoints.health = \"/health\"").await;
     let client = client.build().unwrap();
     let url = |path: &str| format!("https://localhost:{}{path}", stack.gateway.port());
     let cookies = client.get(url("/none")).header("Cookie", "a=1").header("Cookie", "b=2");
     assert_eq!(cookies.send().await.unwrap().status().as_u16(), 200);
-    assert_eq!(stack.upstream.seen()[0].all("cookie"), ["a=1; b=2"]);
+    assert_eq!(stack.upstream.requests()[0].all("cookie"), ["a=1; b=2"]);
 
     for path in ["/health", "/orders", "/none"] {
-        let answer = client.head(url(path)).send().await.unwrap();
-        assert_eq!(answer.version(), http::Version::HTTP_2);
-        assert_eq!(answer.text().await.unwrap(), "", "{path}");
+        let response = client.head(url(path)).send().await.unwrap();
+        assert_eq!(response.version(), http::Version::HTTP_2);
+        assert_eq!(response.text().await.unwrap(), "", "{path}");
     }
-    let before = stack.upstream.seen().len();
+    let before = stack.upstream.requests().len();
     for method in ["TRACE", "get", "G|T"] {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let answer = client.request(method.clone(), url("/none")).send().await.unwrap();
-        assert_eq!(answer.status().as_u16(), 400, "{method}");
+        let response = client.request(method.clone(), url("/none")).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 400, "{method}");
     }
     let long = client.get(url(&format!("/none/{}", "x".repeat(9000)))).send().await.unwrap();
     assert_eq!(long.status().as_u16(), 431);
@@ -180,12 +186,12 @@ async fn http_2_is_held_to_the_same_rules() {
         many = many.header(format!("x-{number}"), "a");
     }
     assert_eq!(many.send().await.unwrap().status().as_u16(), 431);
-    assert_eq!(stack.upstream.seen().len(), before);
+    assert_eq!(stack.upstream.requests().len(), before);
 }
 
-/// A phone comes with a connection an hour, and other phones in between.
+/// A phone connects once an hour, and other phones in between.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_comes_again_after_many_others_resumes_its_tls_session() {
+async fn a_client_that_returns_after_many_others_resumes_its_tls_session() {
     let directory = tempfile::tempdir().unwrap();
     let (changes, identity) = https(directory.path(), "");
     let stack = Stack::start_with(&changes).await;
@@ -212,15 +218,15 @@ async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
         .write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 "), "{response}");
     stream.get_ref().1.handshake_kind().unwrap()
 }
 
-/// Host names that are asked for, and the certificate that is shown.
+/// Requested host names, and the certificates that are shown for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
+async fn a_client_gets_the_certificate_of_the_name_that_it_requests() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
     let default = authority.issue(&["localhost", "c.test"]);
@@ -274,14 +280,14 @@ async fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     assert_eq!(&stream.get_ref().1.peer_certificates().unwrap()[0], default.der());
 }
 
-/// The section that a configuration with these changes has.
+/// The section of a configuration with these changes.
 fn section(directory: &Path, changes: &str) -> TlsSection {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     let text = config_text(directory, "http://127.0.0.1:1", nowhere, changes);
     Config::parse("test", &text, Secrets::Load).unwrap().server.tls.unwrap()
 }
 
-/// What handshake a client and these settings come to, if they come to one.
+/// The kind of handshake between a client and these settings, if it succeeds.
 async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -303,7 +309,7 @@ async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
     tokio::join!(serve, ask).1
 }
 
-/// A new configuration has other certificates, and phones go on as they were.
+/// A new configuration has new certificates, and phones resume their sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration() {
     let directory = tempfile::tempdir().unwrap();
@@ -329,83 +335,5 @@ async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration(
         );
         assert!(text.contains(&expiry), "{text}");
         assert_eq!(text.matches("{certificate=").count(), 1, "{text}");
-    }
-}
-
-/// What a client with this certificate, or none, gets to read.
-async fn served_with(stack: &Stack, shown: Option<&Issued>) -> Option<String> {
-    let config = credulous_with(rustls::DEFAULT_VERSIONS, shown);
-    let stream = TcpStream::connect(stack.gateway).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
-    // On TLS 1.3 a client learns only now that it was refused.
-    let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-    let _ = stream.write_all(request).await;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn clients_show_certificates_where_they_are_asked_for() {
-    let directory = tempfile::tempdir().unwrap();
-    let client_auth = |params: &mut rcgen::CertificateParams| {
-        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    };
-    let over = |params: &mut rcgen::CertificateParams| {
-        client_auth(params);
-        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-    };
-    let (ours, theirs) = (Authority::root("clients"), Authority::root("clients"));
-    let good = ours.issue_with(&["client"], client_auth);
-    let bad = [theirs.issue_with(&["client"], client_auth), ours.issue_with(&["client"], over)];
-    let ca_file = directory.path().join("clients.pem");
-    std::fs::write(&ca_file, ours.certificate.pem()).unwrap();
-    let ca_file = format!("server.tls.client_ca_file = {ca_file:?}");
-    for (presence, serves_nobody) in [
-        ("", false),
-        ("server.tls.client_certificate = \"required\"", false),
-        ("server.tls.client_certificate = \"optional\"", true),
-    ] {
-        let changes = format!("{ca_file}\n{presence}");
-        let stack = Stack::start_with(&https(directory.path(), &changes).0).await;
-        let answer = served_with(&stack, Some(&good)).await.expect("an answer");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        assert_eq!(served_with(&stack, None).await.is_some(), serves_nobody, "{presence}");
-        for bad in &bad {
-            assert_eq!(served_with(&stack, Some(bad)).await, None, "{presence}");
-        }
-        let seen = stack.upstream.seen();
-        assert_eq!(seen.len(), if serves_nobody { 2 } else { 1 });
-        let failed = if serves_nobody { 2.0 } else { 3.0 };
-        stack.until_metric("wxgate_tls_handshakes_failed_total", failed).await;
-    }
-}
-
-/// A session that began where nobody asked for a certificate does not go on where somebody does.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_session_gets_around_a_certificate() {
-    let directory = tempfile::tempdir().unwrap();
-    let ours = Authority::root("clients");
-    let good = ours.issue(&["client"]);
-    let ca_file = directory.path().join("clients.pem");
-    std::fs::write(&ca_file, ours.certificate.pem()).unwrap();
-    let (open, _) = https(directory.path(), "");
-    let guarded =
-        section(directory.path(), &format!("server.tls.client_ca_file = {ca_file:?}\n{open}"));
-    let open = section(directory.path(), &open);
-    let metrics = Metrics::new().unwrap();
-    let tickets = wxgate::listener::tls::tickets().unwrap();
-    let tls = |section| Tls::new(section, tickets.clone(), metrics.clone()).unwrap();
-    for versions in [[&rustls::version::TLS12], [&rustls::version::TLS13]] {
-        let client = |shown| TlsConnector::from(Arc::new(credulous_with(&versions, shown)));
-        let guest = client(None);
-        assert_eq!(shake(&tls(&open), &guest).await, Some(HandshakeKind::Full));
-        assert_eq!(shake(&tls(&open), &guest).await, Some(HandshakeKind::Resumed));
-        assert_eq!(shake(&tls(&guarded), &guest).await, None);
-        let member = client(Some(&good));
-        for _ in 0..2 {
-            assert_eq!(shake(&tls(&guarded), &member).await, Some(HandshakeKind::Full));
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Offers to change the protocol: all but a WebSocket are declined.
+//! `Upgrade`: every protocol except WebSocket is ignored.
 
 use http::{Method, Request as Http2Request};
 use tokio::net::TcpStream;
@@ -35,7 +35,7 @@ fn handshake<'a>(request: Request<'a>, version: &str) -> Request<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
+async fn an_upgrade_to_another_protocol_is_declined_and_the_request_is_served() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for lines in [
@@ -56,19 +56,19 @@ async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
                 "Content-Length: 7\r\n\r\npayload",
                 "Transfer-Encoding: chunked\r\n\r\n7\r\npayload\r\n0\r\n\r\n",
             ] {
-                let before = stack.upstream.seen().len();
-                let head = format!(
+                let before = stack.upstream.requests().len();
+                let header = format!(
                     "POST {path} HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n{lines}\r\n{body}"
                 );
-                connection.send(head.as_bytes()).await;
-                let answer = connection.answer(false).await;
-                assert_eq!(answer.status, 200, "{lines} {}", answer.text());
-                assert_eq!(answer.header("connection"), Some("keep-alive"), "{lines}");
-                let seen = stack.upstream.seen_after(before);
-                assert_eq!(seen.len(), 1);
-                assert_eq!(seen[0].body, b"payload");
+                connection.send(header.as_bytes()).await;
+                let response = connection.response(false).await;
+                assert_eq!(response.status, 200, "{lines} {}", response.text());
+                assert_eq!(response.header("connection"), Some("keep-alive"), "{lines}");
+                let received = stack.upstream.requests_after(before);
+                assert_eq!(received.len(), 1);
+                assert_eq!(received[0].body, b"payload");
                 for name in ["upgrade", "http2-settings", "connection"] {
-                    assert_eq!(seen[0].folded(name), [""; 0], "{lines}");
+                    assert_eq!(received[0].folded(name), [""; 0], "{lines}");
                 }
             }
         }
@@ -77,7 +77,7 @@ async fn an_offer_that_is_no_websocket_is_declined_and_the_request_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gateways_own_endpoints_decline_an_offer_too() {
+async fn endpoints_decline_an_upgrade_too() {
     let stack = Stack::start_with("endpoints.health = \"/health\"").await;
     let offer = |request: Request<'_>| {
         let request = request.header("Connection", "Upgrade, HTTP2-Settings");
@@ -86,9 +86,9 @@ async fn the_gateways_own_endpoints_decline_an_offer_too() {
     let mut connection = Connection::open(stack.gateway).await;
     let login = stack.post("/login").json(&serde_json::json!({ "code": "user-alice-1" }));
     connection.send(&offer(login)).await;
-    let answer = connection.answer(false).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    let token = answer.json()["token"].as_str().unwrap().to_owned();
+    let response = connection.response(false).await;
+    assert_eq!(response.status, 200, "{}", response.text());
+    let token = response.json()["token"].as_str().unwrap().to_owned();
     for (request, status) in [
         (stack.get("/session").token(&token), 200),
         (stack.get("/health"), 200),
@@ -98,13 +98,13 @@ async fn the_gateways_own_endpoints_decline_an_offer_too() {
         (stack.get("/session").token(&token), 401),
     ] {
         connection.send(&offer(request)).await;
-        assert_eq!(connection.answer(false).await.status, status);
+        assert_eq!(connection.response(false).await.status, status);
     }
 }
 
-/// There is no other protocol to change to from HTTP/1.0 (RFC 9110, section 7.8).
+/// HTTP/1.0 has no upgrade (RFC 9110, section 7.8).
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_in_http_1_0_is_ignored() {
+async fn an_upgrade_in_http_1_0_is_ignored() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for offer in ["h2c", "websocket", "websocket, h2c", "websocket\r\nUpgrade: websocket"] {
@@ -116,14 +116,14 @@ async fn an_offer_in_http_1_0_is_ignored() {
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             );
             connection.send(request.as_bytes()).await;
-            assert_eq!(connection.answer(false).await.status, 200, "{offer}");
+            assert_eq!(connection.response(false).await.status, 200, "{offer}");
         }
     }
-    assert!(stack.upstream.seen().iter().all(|seen| seen.all("upgrade").is_empty()));
+    assert!(stack.upstream.requests().iter().all(|received| received.all("upgrade").is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn websocket_beside_another_offer_or_twice_is_400() {
+async fn websocket_beside_another_protocol_or_twice_is_400() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for offers in [
@@ -147,21 +147,21 @@ async fn websocket_beside_another_offer_or_twice_is_400() {
             request.send().await.assert_error(400, "bad_request", "none");
         }
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
-/// A client that speaks another version never can be served, so the session does not matter;
-/// where no WebSocket is allowed no version is.
+/// A client with another version can never be served, so the session does not matter;
+/// a route without WebSockets allows no version.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
+async fn a_websocket_of_another_version_is_426_with_the_supported_one() {
     let stack = Stack::start_with(CHAT).await;
     let token = stack.login("alice").await;
     for version in ["8", "7", "0", "14", "255"] {
         for request in [stack.get("/chat").token(&token), stack.get("/chat")] {
-            let answer = handshake(request, version).send().await;
-            answer.assert_error(426, "upgrade_required", "none");
-            assert_eq!(answer.header("sec-websocket-version"), Some("13"));
-            assert_eq!(answer.header("upgrade"), Some("websocket"));
+            let response = handshake(request, version).send().await;
+            response.assert_error(426, "upgrade_required", "none");
+            assert_eq!(response.header("sec-websocket-version"), Some("13"));
+            assert_eq!(response.header("upgrade"), Some("websocket"));
         }
         let elsewhere = handshake(stack.get("/none"), version).send().await;
         elsewhere.assert_error(400, "bad_request", "none");
@@ -169,34 +169,34 @@ async fn a_websocket_of_another_version_is_told_which_one_is_spoken() {
     for version in
         ["", "x", "013", "13, 8", "8, 13", "-1", "1000", "13\r\nSec-WebSocket-Version: 8"]
     {
-        let answer = handshake(stack.get("/chat").token(&token), version).send().await;
-        answer.assert_error(400, "bad_request", "none");
-        assert_eq!(answer.header("sec-websocket-version"), None);
+        let response = handshake(stack.get("/chat").token(&token), version).send().await;
+        response.assert_error(400, "bad_request", "none");
+        assert_eq!(response.header("sec-websocket-version"), None);
     }
     let with_body = handshake(stack.get("/chat").token(&token), "8").body("body").send().await;
     with_body.assert_error(400, "bad_request", "none");
     handshake(stack.get("/chat"), "13").send().await.assert_error(401, "missing_token", "login");
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
     let counted = "wxgate_http_requests_total{code=\"426\",route=\"/chat\"}";
     stack.until_metric(counted, 10.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_of_http_2_go_no_further_over_http_2() {
+async fn http2_settings_are_removed_over_http_2() {
     let stack = Stack::start_with("server.h2c = true").await;
     let stream = TcpStream::connect(stack.gateway).await.unwrap();
     let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let request = Http2Request::builder().method(Method::GET).uri("http://h/none");
     let request = request.header("http2-settings", SETTINGS).header("http2_settings", SETTINGS);
-    let (answer, _) = requests.send_request(request.body(()).unwrap(), true).unwrap();
-    assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
-    assert_eq!(stack.upstream.seen()[0].folded("http2-settings"), [""; 0]);
+    let (response, _) = requests.send_request(request.body(()).unwrap(), true).unwrap();
+    assert_eq!(timeout(PATIENCE, response).await.unwrap().unwrap().status(), 200);
+    assert_eq!(stack.upstream.requests()[0].folded("http2-settings"), [""; 0]);
 }
 
-/// Apache offers HTTP/2 in every response where its module for it is on.
+/// Apache with its HTTP/2 module offers HTTP/2 in every response.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_of_the_service_stays_between_it_and_the_gateway() {
+async fn an_upgrade_offer_of_the_service_is_not_forwarded() {
     let stack = Stack::start_with(CHAT).await;
     for (status, lines) in [
         ("200 OK", "Upgrade: h2,h2c\r\nConnection: Upgrade, Keep-Alive\r\n"),
@@ -213,11 +213,11 @@ async fn an_offer_of_the_service_stays_between_it_and_the_gateway() {
         stack.upstream.reply(move |_| Reply::Bytes(response.clone().into_bytes()));
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&stack.get("/none").bytes()).await;
-        let mut answer = connection.answer(false).await;
-        assert_eq!(answer.header("upgrade"), None, "{status} {lines}");
-        if answer.status < 200 {
-            answer = connection.answer(false).await;
+        let mut received = connection.response(false).await;
+        assert_eq!(received.header("upgrade"), None, "{status} {lines}");
+        if received.status < 200 {
+            received = connection.response(false).await;
         }
-        assert_eq!(answer.text(), "ok", "{status}");
+        assert_eq!(received.text(), "ok", "{status}");
     }
 }

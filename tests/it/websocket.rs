@@ -25,7 +25,7 @@ const ROUTES: &str = r#"
     auth = "none"
 "#;
 
-/// The answer to the example of RFC 6455, section 1.3.
+/// The response to the example of RFC 6455, section 1.3.
 const ACCEPTED: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
@@ -52,15 +52,15 @@ async fn open(stack: &Stack, path: &str, token: Option<&str>) -> Connection {
     };
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(&request.bytes()).await;
-    let answer = connection.answer(false).await;
-    assert_eq!(answer.status, 101);
-    assert_eq!(answer.header("upgrade"), Some("websocket"));
-    assert!(answer.header("sec-websocket-accept").is_some());
+    let response = connection.response(false).await;
+    assert_eq!(response.status, 101);
+    assert_eq!(response.header("upgrade"), Some("websocket"));
+    assert!(response.header("sec-websocket-accept").is_some());
     connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
+async fn a_websocket_forwards_bytes_in_both_directions_with_a_verified_identity() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     let mut socket = open(&stack, "/chat", Some(&token)).await;
@@ -70,16 +70,16 @@ async fn a_websocket_passes_bytes_both_ways_with_a_verified_identity() {
         socket.send(&sent).await;
         assert!(socket.reads(&read).await);
     }
-    let seen = stack.upstream.seen();
-    assert_eq!(seen[0].all("x-openid"), [openid("alice")]);
-    assert_eq!(seen[0].all("upgrade"), ["websocket"]);
-    assert_eq!(seen[0].folded("x-3rd-session"), [""; 0]);
+    let received = stack.upstream.requests();
+    assert_eq!(received[0].all("x-openid"), [openid("alice")]);
+    assert_eq!(received[0].all("upgrade"), ["websocket"]);
+    assert_eq!(received[0].folded("x-3rd-session"), [""; 0]);
     drop(socket);
     stack.until_metric("wxgate_http_requests_total{code=\"101\",route=\"/\"}", 1.0).await;
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;
 }
 
-/// What follows has no end that a length could tell (RFC 9110, section 8.6).
+/// A response that switches protocols has no length (RFC 9110, section 8.6).
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accepted_handshake_is_not_framed() {
     let stack = start("").await;
@@ -89,10 +89,10 @@ async fn an_accepted_handshake_is_not_framed() {
         stack.upstream.reply(move |_| Reply::Echo(accepted.clone().into_bytes()));
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&handshake(stack.get("/none")).bytes()).await;
-        let answer = connection.answer(false).await;
-        assert_eq!(answer.status, 101, "{framing}");
+        let response = connection.response(false).await;
+        assert_eq!(response.status, 101, "{framing}");
         for name in ["transfer-encoding", "content-length"] {
-            assert_eq!(answer.header(name), None, "{framing}");
+            assert_eq!(response.header(name), None, "{framing}");
         }
         connection.send(b"more than five bytes").await;
         assert!(connection.reads(b"more than five bytes").await, "{framing}");
@@ -100,7 +100,7 @@ async fn an_accepted_handshake_is_not_framed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
+async fn only_a_valid_handshake_on_a_route_that_allows_it_is_forwarded() {
     let stack = start("").await;
     let token = stack.login("alice").await;
     handshake(stack.get("/x")).send().await.assert_error(401, "missing_token", "login");
@@ -115,32 +115,32 @@ async fn only_a_sound_handshake_on_a_route_that_allows_it_goes_on() {
     ] {
         request.send().await.assert_error(400, "bad_request", "none");
     }
-    assert!(stack.upstream.seen().is_empty());
+    assert!(stack.upstream.requests().is_empty());
 }
 
 /// Bytes after a handshake are a request like any other until the service has accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_a_handshake_that_is_not_accepted_is_a_request() {
+async fn bytes_after_a_handshake_that_is_not_accepted_are_a_request() {
     let stack = start("").await;
     let token = stack.login("alice").await;
-    for answer in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
-        let head = format!("HTTP/1.1 {answer}\r\nContent-Length: 2\r\n\r\nno");
-        stack.upstream.reply(move |_| Reply::Bytes(head.clone().into()));
-        let before = stack.upstream.seen().len();
+    for response in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
+        let header = format!("HTTP/1.1 {response}\r\nContent-Length: 2\r\n\r\nno");
+        stack.upstream.reply(move |_| Reply::Bytes(header.clone().into()));
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         let smuggled = stack.get("/admin").bytes();
         let handshake = handshake(stack.get("/chat")).token(&token).bytes();
         connection.send(&[handshake, smuggled].concat()).await;
-        assert_eq!(connection.answer(false).await.text(), "no");
-        if let Some(next) = connection.answer_or_end().await {
+        assert_eq!(connection.response(false).await.text(), "no");
+        if let Some(next) = connection.response_or_end().await {
             next.assert_error(401, "missing_token", "login");
         }
-        assert_eq!(stack.upstream.seen().len(), before + 1);
+        assert_eq!(stack.upstream.requests().len(), before + 1);
     }
     let wrong = String::from_utf8(ACCEPTED.to_vec()).unwrap().replace("s3pP", "AAAA");
     stack.upstream.reply(move |_| Reply::Echo(wrong.clone().into()));
-    let refused = handshake(stack.get("/chat")).token(&token).send().await;
-    refused.assert_error(502, "bad_gateway", "retry");
+    let rejected = handshake(stack.get("/chat")).token(&token).send().await;
+    rejected.assert_error(502, "bad_gateway", "retry");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn a_websocket_is_cut_when_its_session_ends() {
     second.send(b"still there").await;
     assert!(second.reads(b"still there").await);
     stack.clock.advance(Duration::from_secs(30 * 60));
-    assert!(second.is_closed().await, "not used for too long");
+    assert!(second.is_closed().await, "idle for too long");
 
     let token = stack.login("alice").await;
     let mut third = open(&stack, "/chat", Some(&token)).await;
@@ -170,7 +170,7 @@ async fn a_websocket_is_cut_when_its_session_ends() {
     assert!(third.is_closed().await, "its absolute end");
 }
 
-/// What a client sends is a use of its session.
+/// A frame of the client counts as use of its session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_that_is_used_keeps_its_session() {
     let stack = start("session = { ttl = \"24h\", idle_timeout = \"30m\" }").await;
@@ -184,7 +184,7 @@ async fn a_websocket_that_is_used_keeps_its_session() {
     stack.clock.advance(Duration::from_secs(29 * 60));
     assert_eq!(stack.get("/session").token(&token).send().await.status, 200);
 
-    // A socket that is only open is no use of it.
+    // An open socket alone does not count as use.
     let token = stack.login("alice").await;
     let _silent = open(&stack, "/chat", Some(&token)).await;
     stack.clock.advance(Duration::from_secs(31 * 60));
@@ -216,7 +216,7 @@ async fn a_websocket_is_in_flight_while_draining() {
     assert!(!stack.ended.is_finished());
 }
 
-/// A service that reads nothing fills the way to it, and must not keep a cut from coming.
+/// A service that reads nothing fills the buffers, and must not delay the close.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_whose_way_is_full_is_cut_all_the_same() {
     let stack = start("").await;
@@ -225,7 +225,7 @@ async fn a_websocket_whose_way_is_full_is_cut_all_the_same() {
     let mut socket = open(&stack, "/chat", Some(&token)).await;
     let flood = vec![b'x'; 100 << 20];
     let sent = tokio::time::timeout(Duration::from_secs(1), socket.send(&flood)).await;
-    assert!(sent.is_err(), "the way is full");
+    assert!(sent.is_err(), "the buffers are full");
     assert_eq!(stack.post("/logout").token(&token).send().await.status, 204);
     assert!(socket.ends().await);
     stack.until_metric("wxgate_http_requests_in_flight", 0.0).await;

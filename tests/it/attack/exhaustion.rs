@@ -1,19 +1,19 @@
-//! Attacks that use up what others need.
+//! Attacks that try to exhaust connections, memory or metric series.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::frames::{
-    CONTINUATION, DATA, END_HEADERS, HEADERS, Heard, PING, PREFACE, RST_STREAM, SETTINGS, block,
-    frame, request,
+    CONTINUATION, DATA, END_HEADERS, FramesRead, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    block, frame, request,
 };
 use super::framing::with_body;
 use super::http2::fields;
-use super::siege::{Attack, LANDSCAPE, Must, READERS, Siege, connect, trusting};
-use crate::command::{Running, wxgate};
+use super::siege::{Attack, Must, READERS, Siege, connect, trusting};
+use crate::harness::command::{Running, wxgate};
 use crate::harness::upstream::Upstream;
-use crate::harness::{PATIENCE, client, config_text};
+use crate::harness::{PATIENCE, THREE_ROUTES, client, config_text};
 use crate::tls::https;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,11 +28,11 @@ async fn trailers_without_end_are_cut_off() {
     }
 }
 
-/// Requests that never end take nothing from those that do, and are ended.
+/// Requests that never end do not delay others, and are ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_heads_and_bodies_hold_nobody_up() {
+async fn slow_headers_and_bodies_delay_no_other_client() {
     let limits = "limits = { header_timeout = \"3s\", body_timeout = \"3s\" }\n";
-    let mut siege = Siege::start_with(limits, LANDSCAPE).await;
+    let mut siege = Siege::start_with(limits, THREE_ROUTES).await;
     siege.may_lose_requests();
     let mut slow = Vec::new();
     for _ in 0..20 {
@@ -49,12 +49,12 @@ async fn slow_heads_and_bodies_hold_nobody_up() {
         }
     }
     for _ in 0..20 {
-        siege.ask_as_bystander("slow requests").await;
+        siege.send_as_bystander("slow requests").await;
     }
     let ended = async {
         for stream in &mut slow {
             let mut rest = Vec::new();
-            // Whether it is told why or not.
+            // With or without a response.
             let _ = stream.read_to_end(&mut rest).await;
         }
     };
@@ -63,12 +63,12 @@ async fn slow_heads_and_bodies_hold_nobody_up() {
     siege.hold("slow requests").await;
 }
 
-/// Nothing that a client sends makes new series, however much of it there is.
+/// Nothing that a client sends creates new series of metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_paths_make_no_series() {
     const PATHS: usize = 20_000;
     let limits = "limits.max_requests_per_connection = 1000000\n";
-    let mut siege = Siege::start_with(limits, LANDSCAPE).await;
+    let mut siege = Siege::start_with(limits, THREE_ROUTES).await;
     let series = async || {
         let text = client::get(siege.stack.admin, "/metrics").await.text();
         text.lines().filter(|line| line.starts_with("wxgate_")).count()
@@ -87,10 +87,10 @@ async fn thousands_of_paths_make_no_series() {
             }
             writing.write_all(heads.as_bytes()).await.unwrap();
         };
-        let mut answers = Vec::new();
-        let (_, read) = tokio::join!(asking, reading.read_to_end(&mut answers));
+        let mut responses = Vec::new();
+        let (_, read) = tokio::join!(asking, reading.read_to_end(&mut responses));
         read.unwrap();
-        let text = String::from_utf8_lossy(&answers);
+        let text = String::from_utf8_lossy(&responses);
         text.matches("HTTP/1.1 404 Not Found\r\n").count()
     };
     assert_eq!(ask(0, 10).await, 10);
@@ -100,7 +100,7 @@ async fn thousands_of_paths_make_no_series() {
     siege.hold("many paths").await;
 }
 
-/// What is no handshake, or one of a version that is given up, gets no request.
+/// A malformed handshake, or one of an obsolete version, gets no further.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_is_none_is_ended() {
     let mut siege = Siege::start_https("server.tls.handshake_timeout = \"2s\"\n").await;
@@ -134,12 +134,12 @@ async fn a_handshake_that_is_none_is_ended() {
     }
 }
 
-/// The program, by itself, gives back what floods made it take.
+/// The process frees the memory that floods made it use.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_leave_the_program_no_larger_than_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
-    let (changes, identity) = https(directory.path(), LANDSCAPE);
+    let (changes, identity) = https(directory.path(), THREE_ROUTES);
     let config = config_text(directory.path(), "http://127.0.0.1:1", upstream.address, &changes);
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, config).unwrap();
@@ -178,9 +178,9 @@ async fn floods_leave_the_program_no_larger_than_it_was() {
                 flooding.spawn(async move {
                     let (mut from, mut to) = tokio::io::split(wire);
                     let sending = async { drop(to.write_all(&sent).await) };
-                    let mut heard = Heard::default();
-                    let listening = heard.listen(&mut from, |heard| heard.pongs > 0);
-                    timeout(PATIENCE, async { tokio::join!(sending, listening) }).await.unwrap();
+                    let mut read = FramesRead::default();
+                    let reading = read.read_until(&mut from, |read| read.pongs > 0);
+                    timeout(PATIENCE, async { tokio::join!(sending, reading) }).await.unwrap();
                 });
             }
             flooding.join_all().await;
@@ -189,10 +189,10 @@ async fn floods_leave_the_program_no_larger_than_it_was() {
         let request = b"GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
         wire.write_all(request).await.unwrap();
         wire.flush().await.unwrap();
-        let mut answer = String::new();
-        let read = timeout(PATIENCE, wire.read_to_string(&mut answer)).await.expect("in time");
+        let mut response = String::new();
+        let read = timeout(PATIENCE, wire.read_to_string(&mut response)).await.expect("in time");
         read.unwrap();
-        assert!(answer.ends_with("hello"), "{answer}");
+        assert!(response.ends_with("hello"), "{response}");
         first.get_or_insert_with(resident);
     }
     let grown = resident().saturating_sub(first.unwrap());

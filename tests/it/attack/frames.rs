@@ -1,7 +1,7 @@
-//! HTTP/2 as bytes: frames that no library would send, and the answers to them.
+//! HTTP/2 as bytes: frames that no library would send, and the responses to them.
 //!
-//! Header fields are written as literals that are not indexed, without Huffman coding
-//! (RFC 7541, section 6.2.2); nothing is decoded but what the gateway says in bodies.
+//! Header lines are written as literals without indexing and without Huffman coding (RFC 7541,
+//! section 6.2.2). Of the gateway's responses, only the bodies are decoded.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ pub fn request(stream: u32, fields: &[Field<'_>]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))
 }
 
-/// What becomes of a stream.
+/// The state of a stream.
 #[derive(Debug, Default)]
 pub struct Stream {
     pub body: Vec<u8>,
@@ -74,29 +74,29 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whether nothing more will come of it.
+    /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.has_ended || self.is_reset
     }
 }
 
-/// All that the gateway has said.
+/// Everything that the gateway has sent.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct FramesRead {
     pub streams: BTreeMap<u32, Stream>,
     pub went_away: bool,
     pub has_ended: bool,
-    /// Answers to PING.
+    /// Responses to PING.
     pub pongs: usize,
     bytes: Vec<u8>,
 }
 
-impl Heard {
-    /// Listens until it has heard enough, or to the end.
-    pub async fn listen(
+impl FramesRead {
+    /// Reads until `is_enough`, or to the end.
+    pub async fn read_until(
         &mut self,
         wire: &mut (impl AsyncRead + Unpin),
-        is_enough: impl Fn(&Heard) -> bool,
+        is_enough: impl Fn(&FramesRead) -> bool,
     ) {
         while !self.has_ended && !is_enough(self) {
             self.has_ended = !matches!(wire.read_buf(&mut self.bytes).await, Ok(1..));
@@ -105,18 +105,18 @@ impl Heard {
     }
 
     fn take_frame(&mut self) -> bool {
-        let Some((head, rest)) = self.bytes.split_first_chunk::<9>() else { return false };
-        let [a, b, c, kind, flags, stream @ ..] = *head;
+        let Some((header, rest)) = self.bytes.split_first_chunk::<9>() else { return false };
+        let [a, b, c, kind, flags, stream @ ..] = *header;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         let Some(payload) = rest.get(..length) else { return false };
         let stream = u32::from_be_bytes(stream);
         match kind {
             DATA | HEADERS => {
-                let heard = self.streams.entry(stream).or_default();
+                let read = self.streams.entry(stream).or_default();
                 if kind == DATA {
-                    heard.body.extend_from_slice(payload);
+                    read.body.extend_from_slice(payload);
                 }
-                heard.has_ended |= flags & END_STREAM != 0;
+                read.has_ended |= flags & END_STREAM != 0;
             }
             RST_STREAM => self.streams.entry(stream).or_default().is_reset = true,
             GOAWAY => self.went_away = true,

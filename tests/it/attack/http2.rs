@@ -1,22 +1,24 @@
-//! The same over HTTP/2, and what only HTTP/2 can do.
+//! The attacks of the other modules over HTTP/2, and attacks that only HTTP/2 makes possible.
+
+mod floods;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::frames::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, GOAWAY, HEADERS, Heard, PING,
-    PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, FramesRead, GOAWAY, HEADERS,
+    PING, PREFACE, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, request,
 };
 use super::siege::{Must, Siege};
-use crate::harness::upstream::Seen;
+use crate::harness::upstream::Received;
 use crate::harness::{PATIENCE, openid};
 
 /// A stream that no attack uses.
 const BYSTANDERS_STREAM: u32 = 2_000_001;
 
 struct Outcome {
-    heard: Heard,
-    seen: Vec<Seen>,
+    read: FramesRead,
+    received: Vec<Received>,
 }
 
 /// Runs an attack of frames, and waits until its streams are over or the connection ends.
@@ -36,45 +38,49 @@ async fn run(siege: &mut Siege, name: &str, bytes: &[u8], streams: &[u32], must:
         let _ = to.flush().await;
         std::future::pending::<()>().await;
     };
-    let mut heard = Heard::default();
-    let are_over = |heard: &Heard| {
-        let is_over = |stream| heard.streams.get(stream).is_some_and(frames::Stream::is_over);
+    let mut read = FramesRead::default();
+    let are_over = |read: &FramesRead| {
+        let is_over = |stream| read.streams.get(stream).is_some_and(frames::Stream::is_over);
         streams.iter().chain([&BYSTANDERS_STREAM]).all(is_over)
     };
     tokio::select! {
-        listened = timeout(PATIENCE, heard.listen(&mut from, are_over)) => {
-            assert!(listened.is_ok(), "neither answers nor an end: {name}, {heard:?}");
+        ended = timeout(PATIENCE, read.read_until(&mut from, are_over)) => {
+            assert!(ended.is_ok(), "neither responses nor an end: {name}, {read:?}");
         }
         () = sending => unreachable!(),
     }
     drop((from, to));
-    for stream in heard.streams.values() {
+    for stream in read.streams.values() {
         let text = String::from_utf8_lossy(&stream.body);
-        let told = siege.secrets.iter().find(|secret| text.contains(*secret));
-        assert_eq!(told, None, "{text}, after {name}");
+        let shown = siege.secrets.iter().find(|secret| text.contains(*secret));
+        assert_eq!(shown, None, "{text}, after {name}");
     }
-    let seen = siege.hold(name).await;
-    let is_canary = |seen: &Seen| seen.target().starts_with("/required/canary/");
-    let (canaries, seen): (Vec<Seen>, Vec<Seen>) = seen.into_iter().partition(is_canary);
+    let received = siege.hold(name).await;
+    let is_canary = |received: &Received| received.target().starts_with("/required/canary/");
+    let (canaries, received): (Vec<Received>, Vec<Received>) =
+        received.into_iter().partition(is_canary);
     let served = |stream: &frames::Stream| stream.body.starts_with(b"{\"openid\":");
-    let goes_on = heard.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
+    let goes_on = read.streams.get(&BYSTANDERS_STREAM).is_some_and(served);
     assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
     if goes_on {
-        let answer = String::from_utf8_lossy(&heard.streams[&BYSTANDERS_STREAM].body);
-        assert!(answer.contains(&openid("bystander")) && answer.contains(&canary), "{answer}");
+        let response = String::from_utf8_lossy(&read.streams[&BYSTANDERS_STREAM].body);
+        assert!(
+            response.contains(&openid("bystander")) && response.contains(&canary),
+            "{response}"
+        );
     }
-    let served = streams.iter().filter(|stream| heard.streams.get(stream).is_some_and(served));
+    let served = streams.iter().filter(|stream| read.streams.get(stream).is_some_and(served));
     let served = served.count();
-    let told = format!("{must:?}, but {heard:?} and {seen:?}: {name}");
+    let shown = format!("{must:?}, but {read:?} and {received:?}: {name}");
     match must {
-        Must::Cut => assert!(served == 0 && seen.is_empty() && heard.has_ended, "{told}"),
-        Must::Refused => assert!(served == 0 && seen.is_empty(), "{told}"),
+        Must::Cut => assert!(served == 0 && received.is_empty() && read.has_ended, "{shown}"),
+        Must::Rejected => assert!(served == 0 && received.is_empty(), "{shown}"),
         Must::Served(count) => {
-            assert!(served == count && seen.len() == count && goes_on, "{told}");
+            assert!(served == count && received.len() == count && goes_on, "{shown}");
         }
         Must::Harmless => {}
     }
-    Outcome { heard, seen }
+    Outcome { read, received }
 }
 
 pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Field<'a>> {
@@ -89,7 +95,7 @@ pub fn fields<'a>(method: &'a str, path: &'a str, more: &[Field<'a>]) -> Vec<Fie
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
+async fn no_spelling_of_an_identity_header_is_trusted_over_http_2() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let token: Field<'_> = (b"x-3rd-session", token.as_bytes());
@@ -120,7 +126,7 @@ async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
             run(&mut siege, &name, &bytes, &[1], Must::Served(1)).await;
         }
     }
-    // The block is cut anywhere, within the names too.
+    // The header block is cut anywhere, within names too.
     let more = [token, (b"x-openid", b"evil"), (b"x_openid", b"evil"), (b"cookie", b"a=b")];
     let whole = block(&fields("GET", "/required", &more));
     for size in 60..whole.len() {
@@ -137,11 +143,11 @@ async fn no_spelling_of_an_identity_header_is_believed_over_http_2() {
         [&b"a=1"[..], b"b=2", b"c=3", b"d=4", b"e=5"].map(|crumb| (&b"cookie"[..], crumb)).to_vec();
     let bytes = request(1, &fields("GET", "/none", &crumbs));
     let outcome = run(&mut siege, "crumbs", &bytes, &[1], Must::Served(1)).await;
-    assert_eq!(outcome.seen[0].all("cookie"), ["a=1; b=2; c=3; d=4; e=5"]);
+    assert_eq!(outcome.received[0].all("cookie"), ["a=1; b=2; c=3; d=4; e=5"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_http_1_could_not_carry_is_refused() {
+async fn a_field_that_http_1_cannot_carry_is_rejected() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let more: [&[Field<'_>]; 40] = [
@@ -192,13 +198,13 @@ async fn a_field_that_http_1_could_not_carry_is_refused() {
             more.push((b"x-3rd-session", token.as_bytes()));
             let bytes = request(1, &fields("GET", path, &more));
             let name = format!("{path} {}", bytes.escape_ascii());
-            run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+            run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_line_would_be_doubtful_is_refused() {
+async fn a_request_whose_request_line_would_be_doubtful_is_rejected() {
     let mut siege = Siege::start_https("").await;
     let token = siege.token().to_owned();
     let (get, https, none, host): (&[u8], &[u8], &[u8], &[u8]) =
@@ -254,12 +260,12 @@ async fn a_request_whose_line_would_be_doubtful_is_refused() {
             ],
         );
         let name = bytes.escape_ascii().to_string();
-        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+        run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
     }
-    // A fragment is cut off before anybody looks at it: judged and forwarded without it.
+    // A fragment is removed first: the target is checked and forwarded without it.
     let fragment = request(1, &fields("GET", "/none#/required", &[]));
     let outcome = run(&mut siege, "a fragment", &fragment, &[1], Must::Harmless).await;
-    assert!(outcome.seen.iter().all(|seen| seen.target() == "/none"));
+    assert!(outcome.received.iter().all(|received| received.target() == "/none"));
     let pseudo: [&[Field<'_>]; 7] = [
         &[],
         &[(b":method", get), (b":scheme", https)],
@@ -272,7 +278,7 @@ async fn a_request_whose_line_would_be_doubtful_is_refused() {
     for fields in pseudo {
         let bytes = request(1, fields);
         let name = format!("{fields:?}");
-        run(&mut siege, &name, &bytes, &[1], Must::Refused).await;
+        run(&mut siege, &name, &bytes, &[1], Must::Rejected).await;
     }
 }
 
@@ -284,7 +290,7 @@ async fn trailers_and_lengths_cannot_smuggle() {
     let length = smuggled.len().to_string();
     let token: Field<'_> = (b"x-3rd-session", token.as_bytes());
     for path in ["/required", "/none", "/login", "/nowhere"] {
-        let head = |more: &[Field<'_>]| {
+        let header = |more: &[Field<'_>]| {
             let more = [&[token], more].concat();
             frame(HEADERS, END_HEADERS, 1, &block(&fields("POST", path, &more)))
         };
@@ -293,44 +299,50 @@ async fn trailers_and_lengths_cannot_smuggle() {
             |fields: &[Field<'_>]| frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields));
         let unended = frame(HEADERS, END_HEADERS, 1, &block(&[(b"x-openid", b"evil")]));
         for (number, (bytes, must)) in [
-            ([head(&[]), data(END_STREAM)].concat(), Must::Harmless),
+            ([header(&[]), data(END_STREAM)].concat(), Must::Harmless),
             (
-                [head(&[(b"content-length", length.as_bytes())]), data(END_STREAM)].concat(),
+                [header(&[(b"content-length", length.as_bytes())]), data(END_STREAM)].concat(),
                 Must::Harmless,
             ),
             (
-                [head(&[]), data(0), trailers(&[(b"x-openid", b"evil"), (b"x_openid", b"e")])]
+                [header(&[]), data(0), trailers(&[(b"x-openid", b"evil"), (b"x_openid", b"e")])]
                     .concat(),
                 Must::Harmless,
             ),
-            ([head(&[]), data(0), trailers(&[(b"content-length", b"0")])].concat(), Must::Harmless),
-            ([head(&[(b"content-length", b"5")]), data(END_STREAM)].concat(), Must::Refused),
-            ([head(&[(b"content-length", b"500")]), data(END_STREAM)].concat(), Must::Refused),
-            ([head(&[]), data(0), trailers(&[(b":path", b"/none")])].concat(), Must::Harmless),
-            ([head(&[]), data(0), trailers(&[(b":status", b"200")])].concat(), Must::Harmless),
-            ([head(&[]), data(0), trailers(&[(b"X-OpenId", b"e")])].concat(), Must::Refused),
-            ([head(&[]), data(0), trailers(&[(b"x-a", b"a\r\nb: c")])].concat(), Must::Refused),
-            ([head(&[]), data(0), unended, data(END_STREAM)].concat(), Must::Refused),
+            (
+                [header(&[]), data(0), trailers(&[(b"content-length", b"0")])].concat(),
+                Must::Harmless,
+            ),
+            ([header(&[(b"content-length", b"5")]), data(END_STREAM)].concat(), Must::Rejected),
+            ([header(&[(b"content-length", b"500")]), data(END_STREAM)].concat(), Must::Rejected),
+            ([header(&[]), data(0), trailers(&[(b":path", b"/none")])].concat(), Must::Harmless),
+            ([header(&[]), data(0), trailers(&[(b":status", b"200")])].concat(), Must::Harmless),
+            ([header(&[]), data(0), trailers(&[(b"X-OpenId", b"e")])].concat(), Must::Rejected),
+            ([header(&[]), data(0), trailers(&[(b"x-a", b"a\r\nb: c")])].concat(), Must::Rejected),
+            ([header(&[]), data(0), unended, data(END_STREAM)].concat(), Must::Rejected),
         ]
         .into_iter()
         .enumerate()
         {
             let name = format!("{number} on {path}");
             let outcome = run(&mut siege, &name, &bytes, &[1], must).await;
-            for seen in outcome.seen {
-                assert_eq!(seen.body, smuggled, "{name}");
+            for received in outcome.received {
+                assert_eq!(received.body, smuggled, "{name}");
             }
         }
-        // Its head is on its way when the data come; the upstream reads a request without them.
-        let bytes = [head(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
+        // Its header is being forwarded when the data come; the service gets a request without them.
+        let bytes = [header(&[(b"content-length", b"0")]), data(END_STREAM)].concat();
         let outcome = run(&mut siege, "data after none", &bytes, &[1], Must::Harmless).await;
-        assert!(outcome.seen.len() <= 1 && outcome.seen.iter().all(|seen| seen.body.is_empty()));
+        assert!(
+            outcome.received.len() <= 1
+                && outcome.received.iter().all(|received| received.body.is_empty())
+        );
     }
 }
 
-/// Frames that break the rules end their stream or the connection, and harm nobody else.
+/// Frames that break the rules end their stream or the connection, and affect no other client.
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_out_of_order_are_refused() {
+async fn frames_out_of_order_are_rejected() {
     let mut siege = Siege::start_https("").await;
     let open = block(&fields("POST", "/none", &[]));
     let get = request(1, &fields("GET", "/none", &[]));
@@ -370,119 +382,7 @@ async fn frames_out_of_order_are_refused() {
     ] {
         run(&mut siege, name, &bytes, &[], Must::Cut).await;
     }
-    // GOAWAY says that nothing more is wanted; what came before may still be answered.
+    // After GOAWAY no new streams are served; earlier ones may still get a response.
     let goodbye = [get, frame(GOAWAY, 0, 0, &[0; 8])].concat();
     run(&mut siege, "GOAWAY", &goodbye, &[1], Must::Harmless).await;
-}
-
-/// However much is begun and given up, others are served and all of it is given back.
-#[tokio::test(flavor = "multi_thread")]
-async fn floods_of_frames_stop_nobody_else() {
-    let mut siege = Siege::start_https("").await;
-    siege.may_lose_requests();
-    let reset = |stream| frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
-    let token = siege.token().to_owned();
-    let session: [Field<'_>; 1] = [(b"x-3rd-session", token.as_bytes())];
-    let streams = (0..10_000).map(|number| 2 * number + 1);
-    for (path, more) in [("/required", &[][..]), ("/none", &[]), ("/required", &session)] {
-        let mut rapid = Vec::new();
-        for stream in streams.clone() {
-            rapid.extend(request(stream, &fields("GET", path, more)));
-            rapid.extend(reset(stream));
-        }
-        run(&mut siege, &format!("rapid resets on {path}"), &rapid, &[], Must::Harmless).await;
-    }
-    let mut made_to_reset = Vec::new();
-    for stream in streams.clone() {
-        made_to_reset.extend(request(stream, &fields("GET", "/required", &[])));
-        made_to_reset.extend(frame(WINDOW_UPDATE, 0, stream, &[0; 4]));
-    }
-    run(&mut siege, "streams made to be reset", &made_to_reset, &[], Must::Harmless).await;
-    let mut half_closed = Vec::new();
-    for stream in streams.take(1000) {
-        half_closed.extend(request(stream, &fields("GET", "/required", &[])));
-        half_closed.extend(frame(DATA, END_STREAM, stream, b"x"));
-        half_closed.extend(frame(PRIORITY, 0, stream, &stream.to_be_bytes()));
-    }
-    run(&mut siege, "data after the end", &half_closed, &[], Must::Harmless).await;
-
-    let open = block(&fields("POST", "/none", &[]));
-    let filler = block(&[(b"x-a", &[b'y'; 16_000])]);
-    let begun = frame(HEADERS, 0, 1, &open);
-    let endless = [begun, frame(CONTINUATION, 0, 1, &filler).repeat(640)].concat();
-    run(&mut siege, "an endless header block", &endless, &[], Must::Cut).await;
-    let empty =
-        [frame(HEADERS, 0, 1, &open), frame(CONTINUATION, 0, 1, b"").repeat(100_000)].concat();
-    run(&mut siege, "empty CONTINUATIONs", &empty, &[], Must::Cut).await;
-    // A field of 4000 bytes goes into the table, and is then named by a byte each time.
-    let mut bomb = block(&fields("GET", "/none", &[]));
-    bomb.extend_from_slice(&[0x40, 1, b'x', 127, 0xa1, 0x1e]);
-    bomb.extend_from_slice(&[b'y'; 4000]);
-    bomb.extend_from_slice(&[0xbe; 12_000]);
-    let bomb = frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb);
-    run(&mut siege, "a block that unpacks to 48 MB", &bomb, &[1], Must::Refused).await;
-
-    let body = frame(HEADERS, END_HEADERS, 1, &open);
-    let empty = [body, frame(DATA, 0, 1, b"").repeat(100_000), frame(DATA, END_STREAM, 1, b"")];
-    run(&mut siege, "empty DATA", &empty.concat(), &[], Must::Harmless).await;
-    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(20_000);
-    run(&mut siege, "SETTINGS", &settings, &[], Must::Harmless).await;
-    let pings = frame(PING, 0, 0, &[7; 8]).repeat(20_000);
-    let outcome = run(&mut siege, "PING", &pings, &[], Must::Harmless).await;
-    assert!(outcome.heard.pongs <= 20_000);
-    let priorities = frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 9]).repeat(20_000);
-    run(&mut siege, "PRIORITY", &priorities, &[], Must::Harmless).await;
-    // More streams at once than are allowed.
-    let mut many = Vec::new();
-    for number in 0..1000u32 {
-        many.extend(frame(HEADERS, END_HEADERS, 2 * number + 1, &open));
-    }
-    run(&mut siege, "a thousand streams at once", &many, &[], Must::Harmless).await;
-    assert_eq!(siege.stack.metric("wxgate_http_requests_in_flight").await, 0.0);
-}
-
-/// A client that takes nothing holds its own streams, and nothing else.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_window_of_nothing_holds_nobody_else() {
-    let mut siege = Siege::start_https("limits.write_timeout = \"500ms\"\n").await;
-    siege.may_lose_requests();
-    let mut held = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
-    for number in 0..100 {
-        held.extend(request(2 * number + 1, &fields("GET", "/none", &[])));
-    }
-    let mut wire = siege.connect(&["h2"]).await;
-    wire.write_all(&held).await.unwrap();
-    wire.flush().await.unwrap();
-    // Each has been forwarded, and nobody takes its answer.
-    while siege.stack.upstream.seen().len() < 100 {
-        tokio::task::yield_now().await;
-    }
-    for _ in 0..20 {
-        siege.ask_as_bystander("streams that are held").await;
-    }
-    drop(wire);
-    siege.hold("streams that were held").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_streams_have_a_hundred_identities() {
-    let mut siege = Siege::start_https("").await;
-    let mut bytes = Vec::new();
-    let mut streams = Vec::new();
-    let mut tokens = Vec::new();
-    for number in 0..99u32 {
-        tokens.push(siege.token_of(&format!("u{number}")).await);
-    }
-    for (number, token) in (0u32..).zip(&tokens) {
-        let stream = 2 * number + 1;
-        let path = format!("/required/of/u{number}");
-        let more: [Field<'_>; 2] = [(b"x-3rd-session", token.as_bytes()), (b"x_openid", b"evil")];
-        bytes.extend(request(stream, &fields("GET", &path, &more)));
-        streams.push(stream);
-    }
-    let outcome = run(&mut siege, "99 users", &bytes, &streams, Must::Served(99)).await;
-    for (number, stream) in streams.iter().enumerate() {
-        let body = String::from_utf8_lossy(&outcome.heard.streams[stream].body).into_owned();
-        assert!(body.contains(&openid(&format!("u{number}"))), "{number}: {body}");
-    }
 }

@@ -1,9 +1,9 @@
-//! A client that says who it is itself.
+//! Clients that send identity headers of their own.
 
 use super::siege::{Attack, Must, ROUTES, Siege};
 use crate::harness::upstream::Reply;
 
-/// Names that are the gateway's on every request, as they are written and with every byte
+/// Reserved headers, as they are written and with every byte
 /// that a name may hold and a CGI-like server folds.
 pub const OWN: [&str; 20] = [
     "X-OpenId",
@@ -28,7 +28,7 @@ pub const OWN: [&str; 20] = [
     "Forwarded",
 ];
 
-/// What may stand in a name beside letters and digits (RFC 9110, section 5.6.2).
+/// The characters of a name other than letters and digits (RFC 9110, section 5.6.2).
 pub const FOLDED: &[u8; 15] = b"!#$%&'*+-.^_`|~";
 
 pub fn with_lines(lines: &str) -> String {
@@ -36,7 +36,7 @@ pub fn with_lines(lines: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_an_identity_header_is_believed() {
+async fn no_spelling_of_an_identity_header_is_trusted() {
     let mut siege = Siege::start().await;
     for byte in FOLDED {
         // All names at once, with one byte between their words, and with it at each place alone.
@@ -44,7 +44,7 @@ async fn no_spelling_of_an_identity_header_is_believed() {
         for name in OWN {
             let byte = char::from(*byte).to_string();
             let spelled = name.replace('-', &byte);
-            // A second session header is refused before it can be stripped.
+            // A second session header is rejected before it can be removed.
             if spelled == "X-3rd-Session" {
                 continue;
             }
@@ -83,7 +83,7 @@ async fn an_identity_header_may_come_in_any_number_case_and_place() {
         "X_UnionId: evil\r\nX-UnionId: evil\r\n",
         "X|AppId: evil\r\nX-AppID: evil\r\n",
         "X-OpenId: \u{e9}\u{4f60}\r\n",
-        // Near misses may pass, and are then somebody else's names.
+        // Similar names may pass, and are not reserved.
         "X--OpenId: evil\r\nX-OpenId-: evil\r\n-X-OpenId: evil\r\nXOpenId: evil\r\n",
         "X-Open-Id: evil\r\nX_Open_Id: evil\r\nHTTP_X_OPENID: evil\r\nREMOTE_USER: evil\r\n",
         "X-Original-URL: /none\r\nX-Rewrite-URL: /none\r\nX-HTTP-Method-Override: DELETE\r\n",
@@ -103,7 +103,7 @@ async fn an_identity_header_may_come_in_any_number_case_and_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_hides_an_identity_header_is_refused() {
+async fn a_line_that_hides_an_identity_header_is_rejected() {
     let mut siege = Siege::start().await;
     for lines in [
         &b"X-OpenId : evil\r\n"[..],
@@ -156,7 +156,7 @@ async fn a_line_that_hides_an_identity_header_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nominating_a_header_takes_no_identity_away() {
+async fn naming_a_header_in_connection_removes_no_identity() {
     let mut siege = Siege::start().await;
     for lines in [
         "Connection: X-OpenId\r\n",
@@ -205,7 +205,7 @@ async fn nominating_a_header_takes_no_identity_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trailer_is_no_header() {
     let mut siege = Siege::start().await;
-    let head = "POST {path} HTTP/1.1\r\nHost: h\r\n{auth}Transfer-Encoding: chunked\r\n";
+    let header = "POST {path} HTTP/1.1\r\nHost: h\r\n{auth}Transfer-Encoding: chunked\r\n";
     for trailers in [
         "X-OpenId: evil\r\n",
         "X_OpenId: evil\r\nX-AppId: evil\r\n",
@@ -217,21 +217,21 @@ async fn a_trailer_is_no_header() {
         "evil\r\n",
     ] {
         for announced in ["", "Trailer: X-OpenId\r\n", "TE: trailers\r\nConnection: TE\r\n"] {
-            let template = format!("{head}{announced}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
+            let template = format!("{header}{announced}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
             siege.run_on(&ROUTES, &Attack::new(template, Must::Harmless)).await;
         }
     }
     for trailers in [" X-OpenId: evil\r\n", "A: b\nX-OpenId: evil\r\n", "A: \0\r\n", "\n"] {
-        let template = format!("{head}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
+        let template = format!("{header}\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
         let attack = Attack::new(template, Must::Cut);
         siege.run_on(&ROUTES, &attack).await;
         siege.run_on(&ROUTES, &attack.in_parts(3)).await;
     }
 }
 
-/// Neither an answer nor what announces one shows what is the gateway's.
+/// Neither a response nor an informational one shows reserved headers to the client.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
+async fn a_response_shows_the_client_no_reserved_header() {
     let mut siege = Siege::start().await;
     let own = "X-OpenId: leaked\r\nx_openid: leaked\r\nX.AppId: leaked\r\nX-UnionId: leaked\r\n\
                X-3rd-Session: leaked\r\nX_3RD_SESSION: leaked\r\nX-Wxgate-Error: leaked\r\n\
@@ -246,18 +246,18 @@ async fn an_answer_shows_the_client_nothing_that_is_the_gateways() {
         let request = format!(
             "GET /required HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\nConnection: close\r\n\r\n"
         );
-        // The bystander's answers stay as they are.
-        siege.stack.upstream.reply(move |seen| match seen.target() {
+        // The bystander's responses stay as they are.
+        siege.stack.upstream.reply(move |received| match received.target() {
             "/required" => Reply::Bytes(bytes.clone().into()),
             target => {
-                let openid = seen.folded("x-openid");
+                let openid = received.folded("x-openid");
                 let body = serde_json::json!({ "target": target, "openid": openid });
                 Reply::ok("", &body.to_string())
             }
         });
         let outcome = siege.run(&Attack::new(request, Must::Harmless)).await;
-        assert!(outcome.answers.iter().any(|answer| answer.text() == "hi"), "{first}");
-        for answer in &outcome.answers {
+        assert!(outcome.responses.iter().any(|answer| answer.text() == "hi"), "{first}");
+        for answer in &outcome.responses {
             assert!(!format!("{answer:?}").contains("leaked"), "{first}: {answer:?}");
         }
     }

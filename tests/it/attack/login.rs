@@ -1,4 +1,4 @@
-//! Logins that are meant to harm, on either side of the gateway.
+//! Malicious logins of clients, and malicious responses of WeChat.
 
 use serde_json::json;
 
@@ -6,15 +6,15 @@ use super::siege::{Attack, Must, Siege};
 use super::wechat;
 
 fn post(lines: &str, body: &[u8]) -> Vec<u8> {
-    let head =
+    let header =
         format!("POST /login HTTP/1.1\r\nHost: h\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
-    [head.as_bytes(), body].concat()
+    [header.as_bytes(), body].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_no_login_never_reaches_wechat() {
     let mut siege = Siege::start().await;
-    let asked = siege.wechat.asked().len();
+    let requests = siege.wechat.requests().len();
     let deep = "[".repeat(10_000);
     let nested = format!("{{\"code\":{}", "{\"code\":".repeat(2000));
     let long = format!("{{\"code\":\"{}\"}}", "a".repeat(1 << 20));
@@ -64,8 +64,8 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
         &huge,
     ];
     for body in bodies {
-        let outcome = siege.run(&Attack::new(post("", body), Must::Refused)).await;
-        let status = outcome.answers[0].status;
+        let outcome = siege.run(&Attack::new(post("", body), Must::Rejected)).await;
+        let status = outcome.responses[0].status;
         assert!(matches!(status, 400 | 413), "{status}");
     }
     for (content_type, body) in [
@@ -84,20 +84,20 @@ async fn a_body_that_is_no_login_never_reaches_wechat() {
     ] {
         let lines = format!("Content-Type: {content_type}\r\n");
         let request = post(&lines, body.as_bytes());
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-        outcome.answers[0].assert_error(400, "bad_request", "none");
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
+        outcome.responses[0].assert_error(400, "bad_request", "none");
     }
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
         let request = format!("{method} /login?code=user-x-1 HTTP/1.1\r\nHost: h\r\n\r\n");
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-        outcome.answers[0].assert_error(405, "method_not_allowed", "none");
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
+        outcome.responses[0].assert_error(405, "method_not_allowed", "none");
     }
-    assert_eq!(siege.wechat.asked().len(), asked);
+    assert_eq!(siege.wechat.requests().len(), requests);
 }
 
-/// WeChat gets one code, of the app that was asked for, and the client nothing but a token.
+/// WeChat gets one code, of the requested app, and the client gets only a token.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
+async fn a_login_shows_wechat_and_the_client_no_more_than_needed() {
     let mut siege = Siege::start().await;
     for extra in [
         "",
@@ -108,25 +108,25 @@ async fn a_login_tells_wechat_and_the_client_no_more_than_it_must() {
         let code = siege.code_of("mallory");
         let body = format!("{{\"code\":\"{code}\"{extra}}}");
         let outcome = siege.run(&Attack::new(post("", body.as_bytes()), Must::Harmless)).await;
-        let answer = &outcome.answers[0];
-        if answer.status != 200 {
-            assert_eq!(answer.status, 400, "{extra}");
+        let response = &outcome.responses[0];
+        if response.status != 200 {
+            assert_eq!(response.status, 400, "{extra}");
             continue;
         }
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        assert_eq!(answer.header("location"), None);
-        assert_eq!(answer.json().as_object().unwrap().len(), 3, "{}", answer.text());
-        siege.secrets.push(answer.json()["token"].as_str().unwrap().to_owned());
-        let asked = siege.wechat.asked().pop().unwrap();
-        assert!(!asked.contains("evil"), "{asked}");
-        assert_eq!(asked.matches("js_code=").count(), 1);
-        assert_eq!(asked.matches('&').count(), 3, "{asked}");
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        assert_eq!(response.header("location"), None);
+        assert_eq!(response.json().as_object().unwrap().len(), 3, "{}", response.text());
+        siege.secrets.push(response.json()["token"].as_str().unwrap().to_owned());
+        let requests = siege.wechat.requests().pop().unwrap();
+        assert!(!requests.contains("evil"), "{requests}");
+        assert_eq!(requests.matches("js_code=").count(), 1);
+        assert_eq!(requests.matches('&').count(), 3, "{requests}");
     }
 }
 
-/// What WeChat says is no header until it is proved to be one.
+/// Ids of WeChat are validated before they become header values.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_answer_of_wechat_makes_no_session() {
+async fn a_hostile_response_of_wechat_creates_no_session() {
     let mut siege = Siege::start().await;
     let key = siege.wechat.session_key.clone();
     let grant = |openid: serde_json::Value| {
@@ -138,8 +138,8 @@ async fn a_hostile_answer_of_wechat_makes_no_session() {
     };
     let large = wechat::ok(&" ".repeat(1 << 20));
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(2 << 20)).into_bytes();
-    let refusal = format!("{{\"errcode\":40029,\"errmsg\":\"{key}\"}}");
-    for (number, answer) in [
+    let error = format!("{{\"errcode\":40029,\"errmsg\":\"{key}\"}}");
+    for (number, response) in [
         grant(json!("o\r\nX-Admin: 1")),
         grant(json!("o\nX-OpenId: evil")),
         grant(json!("o\u{0}")),
@@ -161,7 +161,7 @@ async fn a_hostile_answer_of_wechat_makes_no_session() {
         wechat::ok("null"),
         wechat::ok("{\"openid\":\"o1234567\""),
         wechat::ok(&format!("{{\"session_key\":\"{key}\"}}")),
-        wechat::ok(&refusal),
+        wechat::ok(&error),
         wechat::ok("{\"errcode\":\"40029\"}"),
         wechat::ok("{\"errcode\":40029,\"openid\":\"o1234567\"}"),
         wechat::ok("{\"errcode\":9223372036854775808}"),
@@ -181,25 +181,25 @@ async fn a_hostile_answer_of_wechat_makes_no_session() {
     .into_iter()
     .enumerate()
     {
-        siege.wechat.answer(answer.clone());
+        siege.wechat.respond(response.clone());
         let code = siege.code_of("mallory");
         let body = format!("{{\"code\":\"{code}\"}}");
         let outcome = siege.run(&Attack::new(post("", body.as_bytes()), Must::Harmless)).await;
-        let refused = &outcome.answers[0];
-        assert!(refused.status >= 400, "{number}: {}", refused.text());
-        refused.assert_error(
-            refused.status,
-            refused.header("x-wxgate-error").unwrap(),
-            refused.json()["action"].as_str().unwrap(),
+        let rejected = &outcome.responses[0];
+        assert!(rejected.status >= 400, "{number}: {}", rejected.text());
+        rejected.assert_error(
+            rejected.status,
+            rejected.header("x-wxgate-error").unwrap(),
+            rejected.json()["action"].as_str().unwrap(),
         );
-        assert!(outcome.seen.is_empty());
+        assert!(outcome.received.is_empty());
     }
     assert_eq!(siege.stack.metric("wxgate_sessions_created_total").await, 2.0);
     siege.wechat.behave();
     siege.token_of("mallory").await;
 }
 
-/// However often a code is sent at once, it is worth one session.
+/// However often a code is sent at once, it creates one session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_replayed_at_once_is_worth_one_session() {
     let mut siege = Siege::start().await;
@@ -214,14 +214,14 @@ async fn a_code_replayed_at_once_is_worth_one_session() {
         asking.spawn(async move {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             wire.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            wire.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            answer.split("\r\n\r\n").nth(1).unwrap().to_owned()
+            let mut response = String::new();
+            wire.read_to_string(&mut response).await.unwrap();
+            assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+            response.split("\r\n\r\n").nth(1).unwrap().to_owned()
         });
     }
-    let answers = asking.join_all().await;
-    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    let responses = asking.join_all().await;
+    assert!(responses.iter().all(|response| *response == responses[0]), "{responses:?}");
     assert_eq!(siege.stack.metric("wxgate_sessions_created_total").await, before + 1.0);
     siege.hold("replays").await;
 }

@@ -1,4 +1,4 @@
-//! Paths that are read in more than one way.
+//! Paths that servers read in different ways.
 
 use super::siege::{Attack, Must, Siege};
 
@@ -21,7 +21,7 @@ fn get(path: &str, lines: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")
 }
 
-/// Whatever is let through without a token must be public to every reader.
+/// A path that is forwarded without a token must be public in every reading.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_reading_of_a_public_path_is_a_protected_one() {
     let mut siege = Siege::start_with("", SITE).await;
@@ -107,24 +107,24 @@ async fn no_reading_of_a_public_path_is_a_protected_one() {
         "/public/%u002e%u002e/admin",
         "/public/%%32%65/admin",
     ] {
-        let outcome = siege.run(&Attack::new(get(path, ""), Must::Refused)).await;
-        let [answer] = &outcome.answers[..] else { panic!("{path}: {:?}", outcome.answers) };
-        assert!(matches!(answer.status, 400 | 401), "{path}: {}", answer.status);
+        let outcome = siege.run(&Attack::new(get(path, ""), Must::Rejected)).await;
+        let [response] = &outcome.responses[..] else { panic!("{path}: {:?}", outcome.responses) };
+        assert!(matches!(response.status, 400 | 401), "{path}: {}", response.status);
         let absolute = get(&format!("http://h{path}"), "");
-        siege.run(&Attack::new(absolute, Must::Refused)).await;
-        // With a token it is either refused or forwarded as it came, to that token's own route.
+        siege.run(&Attack::new(absolute, Must::Rejected)).await;
+        // With a token it is either rejected, or forwarded unchanged on the route that was checked.
         let token = siege.token().to_owned();
         let lines = format!("X-3rd-Session: {token}\r\n");
         let outcome = siege.run(&Attack::new(get(path, &lines), Must::Harmless)).await;
-        for seen in outcome.seen {
-            assert_eq!(seen.target(), path);
-            assert_eq!(seen.folded("x-openid").len(), 1, "{path}");
+        for received in outcome.received {
+            assert_eq!(received.target(), path);
+            assert_eq!(received.folded("x-openid").len(), 1, "{path}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_public_path_with_one_reading_of_its_route_goes_on_as_it_came() {
+async fn a_public_path_with_one_reading_of_its_route_is_forwarded_unchanged() {
     let mut siege = Siege::start_with("", SITE).await;
     for path in [
         "/public",
@@ -153,11 +153,11 @@ async fn a_public_path_with_one_reading_of_its_route_goes_on_as_it_came() {
         "/public/%70",
     ] {
         let outcome = siege.run(&Attack::new(get(path, ""), Must::Served(1))).await;
-        assert_eq!(outcome.seen[0].target(), path);
+        assert_eq!(outcome.received[0].target(), path);
     }
 }
 
-/// What stands in headers does not say where a request goes, or that it may.
+/// Headers neither choose the path of a request nor authorize it.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_header_changes_the_route() {
     let mut siege = Siege::start_with("", SITE).await;
@@ -180,18 +180,18 @@ async fn no_header_changes_the_route() {
     ] {
         for path in ["/admin", "/metrics", "/healthz", "/readyz", "/debug/pprof", "/server-status"]
         {
-            let outcome = siege.run(&Attack::new(get(path, lines), Must::Refused)).await;
-            outcome.answers[0].assert_error(401, "missing_token", "login");
+            let outcome = siege.run(&Attack::new(get(path, lines), Must::Rejected)).await;
+            outcome.responses[0].assert_error(401, "missing_token", "login");
         }
     }
     for method in ["OPTIONS", "HEAD", "PROPFIND", "PURGE"] {
         let request = get("/admin", "").replace("GET", method);
-        let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-        assert_eq!(outcome.answers[0].status, 401, "{method}");
+        let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
+        assert_eq!(outcome.responses[0].status, 401, "{method}");
     }
 }
 
-/// The gateway's own endpoints have one spelling each; others are refused or routed.
+/// The gateway's own endpoints have one spelling each; others are rejected or routed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_has_one_spelling() {
     let mut siege = Siege::start_with("endpoints.health = \"/lb\"\n", SITE).await;
@@ -218,8 +218,8 @@ async fn an_endpoint_has_one_spelling() {
     ] {
         for method in ["GET", "POST"] {
             let request = get(path, "").replace("GET", method);
-            let outcome = siege.run(&Attack::new(request, Must::Refused)).await;
-            let status = outcome.answers[0].status;
+            let outcome = siege.run(&Attack::new(request, Must::Rejected)).await;
+            let status = outcome.responses[0].status;
             assert!(matches!(status, 400 | 401), "{method} {path}: {status}");
         }
     }
@@ -227,10 +227,10 @@ async fn an_endpoint_has_one_spelling() {
         ["GET /lb HTTP/1.0\r\n\r\n", "GET /lb?x HTTP/1.1\r\n\r\n", "HEAD /lb HTTP/1.1\r\n\r\n"]
     {
         let outcome = siege.run(&Attack::new(request, Must::Harmless)).await;
-        assert_eq!(outcome.answers[0].status, 200, "{request}");
-        assert!(outcome.seen.is_empty());
+        assert_eq!(outcome.responses[0].status, 200, "{request}");
+        assert!(outcome.received.is_empty());
     }
-    // A request that needs no Host is one for health and nothing else.
+    // Only the health endpoint works without Host.
     for target in ["/lbx", "/lb/x", "/admin", "/public", "http://h/admin", "/public?/lb"] {
         let request = format!("GET {target} HTTP/1.1\r\n\r\n");
         siege.run(&Attack::new(request, Must::Cut)).await;

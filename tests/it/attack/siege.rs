@@ -1,123 +1,46 @@
 //! One attack after another on one gateway, and what must hold after each of them.
 //!
-//! An attack is bytes on a connection. Whatever it does, after it
+//! An attack is bytes on a connection. Whatever it does, afterwards
 //!
-//! - every request that the upstream read has of each header that is the gateway's exactly the
-//!   line that the gateway writes for its session, or none for nobody, in any spelling;
-//! - the upstream read the requests that the access log says were forwarded, and no other;
-//! - tokens, codes, the session key, the app secret and openids stand in no line of a log, in no
-//!   metric, in no error's answer and in no target that the upstream read;
-//! - a bystander is served, as herself, on the attacker's connection, if that goes on, and on
-//!   one of her own, each time by exactly one request;
+//! - every request that the service received has, of each reserved header and in any spelling,
+//!   exactly the line that the gateway writes for the request's session, or no line without a
+//!   session;
+//! - the service received exactly the requests that the access log reports as forwarded;
+//! - tokens, codes, the session key, the app secret and openids are in no log line, no metric, no
+//!   error response and no request target that the service received;
+//! - another user is served with their own identity, on the attacker's connection if that is still
+//!   open, and on a connection of their own, each time with exactly one request;
 //! - nothing in the gateway has panicked.
 //!
-//! Upstreams that take the first, the last or all of several lines cannot differ where there
-//! is one, so one recorder that compares names as a CGI does stands for all of them.
+//! Services differ in whether they use the first, the last or all lines of a repeated header. With
+//! one line they cannot differ, so one recorder, which compares names as CGI does, represents all.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+mod attack;
+mod invariants;
+mod wire;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rcgen::{CertifiedKey, KeyPair};
-use rustls::RootCertStore;
-use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
+pub use self::attack::{Aim, Attack, Must, READERS, ROUTES};
+use self::wire::{Wire, read_responses};
+pub use self::wire::{connect, trusting};
 use super::wechat::WeChat;
-use crate::harness::client::{self, Answer};
+use crate::harness::client::Response;
 use crate::harness::process_log;
-use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{APP, PATIENCE, SECRET, Stack, openid};
+use crate::harness::upstream::{Received, Reply};
+use crate::harness::{PATIENCE, SECRET, Stack, THREE_ROUTES, openid};
 use crate::tls::https;
 
-/// What an attack must come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Must {
-    /// One answer of 4xx at most, then the end; nothing of it is a request to the upstream.
-    Cut,
-    /// Only refusals; nothing of it is a request to the upstream.
-    Refused,
-    /// So many requests are forwarded and answered with 200, and the connection goes on.
-    Served(usize),
-    /// It may go on or not, as long as the invariants hold.
-    Harmless,
-}
-
-/// Bytes with `{method}`, `{path}` and `{auth}` to be filled in.
-#[derive(Clone, Debug)]
-pub struct Attack {
-    template: Vec<u8>,
-    must: Must,
-    is_unfinished: bool,
-    part: usize,
-}
-
-impl Attack {
-    pub fn new(template: impl AsRef<[u8]>, must: Must) -> Self {
-        let template = template.as_ref().to_vec();
-        Self { template, must, is_unfinished: false, part: usize::MAX }
-    }
-
-    /// What follows would be taken for the rest of it: the client ends its half instead.
-    pub fn unfinished(mut self) -> Self {
-        self.is_unfinished = true;
-        self
-    }
-
-    /// Is sent in parts of this size.
-    pub fn in_parts(mut self, part: usize) -> Self {
-        self.part = part;
-        self
-    }
-}
-
-/// What an attack is aimed at.
-#[derive(Clone, Copy, Debug)]
-pub struct Aim {
-    pub method: &'static str,
-    pub path: &'static str,
-    pub has_token: bool,
-}
-
-const fn aim(method: &'static str, path: &'static str, has_token: bool) -> Aim {
-    Aim { method, path, has_token }
-}
-
-/// The three kinds of routes, with a token and without.
-pub const ROUTES: [Aim; 6] = [
-    aim("GET", "/required", true),
-    aim("GET", "/required", false),
-    aim("GET", "/optional", true),
-    aim("GET", "/optional", false),
-    aim("GET", "/none", true),
-    aim("GET", "/none", false),
-];
-
-/// Whoever reads the body of a request, or does not.
-pub const READERS: [Aim; 8] = [
-    aim("POST", "/required", true),
-    aim("POST", "/none", false),
-    aim("GET", "/optional", true),
-    aim("OPTIONS", "/none", false),
-    aim("POST", "/login", false),
-    aim("POST", "/logout", false),
-    aim("GET", "/session", true),
-    aim("POST", "/nowhere", true),
-];
-
-/// What an attack came to, without the bystander's requests.
+/// The outcome of an attack, without the bystander's requests.
 pub struct Outcome {
-    pub answers: Vec<Answer>,
-    /// Whole requests that the upstream read.
-    pub seen: Vec<Seen>,
+    pub responses: Vec<Response>,
+    /// Complete requests that the service received.
+    pub received: Vec<Received>,
     /// Whether the bystander was served on the attacker's connection.
     pub goes_on: bool,
 }
@@ -133,11 +56,11 @@ pub struct Siege {
     witness: Witness,
     mallory: User,
     bystander: User,
-    /// What must be found nowhere.
+    /// Secrets that must appear nowhere.
     pub secrets: Vec<String>,
     tls: Option<Arc<rustls::ClientConfig>>,
     log: PathBuf,
-    /// How far the evidence has been looked at.
+    /// How far the logs have been read.
     read_log: u64,
     read_process_log: usize,
     begun: usize,
@@ -145,64 +68,44 @@ pub struct Siege {
     logged: f64,
     canaries: usize,
     may_lose_requests: bool,
-    /// Lines of requests that were forwarded and have not been seen.
+    /// Log lines of requests that were forwarded and have not arrived.
     given_up: Vec<Value>,
     _certificate: Option<tempfile::TempDir>,
 }
 
-/// Who says what came of the attacks.
+/// Which service records the requests of the attacks.
 enum Witness {
-    /// The stack's own upstream, to the byte.
+    /// The recorder of the stack, byte for byte.
     Recorder,
-    /// A service that we did not write, by lines of JSON in a file: a request's id, the openid
-    /// that the service believes, and the request's line.
-    Service { log: PathBuf, read: u64, arrived: Vec<Seen> },
+    /// A program of others, with lines of JSON in a file: a request's id, the openid
+    /// that the service trusts, and the request line.
+    Service { log: PathBuf, read: u64, arrived: Vec<Received> },
 }
-
-pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
-
-/// Routes of one kind each, and paths that have none.
-pub const LANDSCAPE: &str = r#"
-    [[route]]
-    path = "/required"
-    upstream = "recorder"
-    auth = "required"
-    [[route]]
-    path = "/optional"
-    upstream = "recorder"
-    auth = "optional"
-    [[route]]
-    path = "/none"
-    upstream = "recorder"
-    auth = "none"
-"#;
 
 impl Siege {
     pub async fn start() -> Self {
-        Self::start_with("", LANDSCAPE).await
+        Self::start_with("", THREE_ROUTES).await
     }
 
-    /// With keys of its own in front, and other tables behind; the bystander asks for
+    /// With keys of its own in front, and other tables behind; the bystander requests
     /// `/required`.
     pub async fn start_with(keys: &str, tables: &str) -> Self {
         Self::open(&format!("{keys}\n{tables}"), Witness::Recorder, None, None).await
     }
 
-    /// In front of a service on this port, which logs what it believes.
+    /// In front of a service on this port, which logs the identities that it trusts.
     pub async fn start_before(port: u16, log: PathBuf) -> Self {
         let service =
             format!("[[upstream]]\nname = \"recorder\"\nservers = [\"127.0.0.1:{port}\"]");
         let read = std::fs::metadata(&log).unwrap().len();
         let witness = Witness::Service { log, read, arrived: Vec::new() };
-        Self::open(&format!("{LANDSCAPE}\n{service}"), witness, None, None).await
+        Self::open(&format!("{THREE_ROUTES}\n{service}"), witness, None, None).await
     }
 
     /// The same routes behind HTTPS.
     pub async fn start_https(keys: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (changes, identity) = https(directory.path(), &format!("{keys}\n{LANDSCAPE}"));
+        let (changes, identity) = https(directory.path(), &format!("{keys}\n{THREE_ROUTES}"));
         let tls = trusting(&identity);
         Self::open(&changes, Witness::Recorder, Some(tls), Some(directory)).await
     }
@@ -219,10 +122,10 @@ impl Siege {
             wechat.address
         );
         let stack = Stack::start_with(&(keys + changes)).await;
-        stack.upstream.reply(|seen| {
+        stack.upstream.reply(|received| {
             let body = serde_json::json!({
-                "target": seen.target(),
-                "openid": seen.folded("x-openid"),
+                "target": received.target(),
+                "openid": received.folded("x-openid"),
             });
             Reply::ok("", &body.to_string())
         });
@@ -253,7 +156,7 @@ impl Siege {
         siege
     }
 
-    /// From now on requests are given up by the client: not all that are forwarded arrive.
+    /// From now on the client may abort requests: not all that are forwarded arrive.
     pub fn may_lose_requests(&mut self) {
         self.may_lose_requests = true;
     }
@@ -277,21 +180,21 @@ impl Siege {
     async fn log_in(&mut self, user: &str) -> User {
         let code = self.code_of(user);
         let body = format!("{{\"code\":\"{code}\"}}");
-        let head = format!(
+        let header = format!(
             "POST /login HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         let mut wire = self.connect(&[]).await;
-        wire.write_all((head + &body).as_bytes()).await.unwrap();
-        let answers = read_answers(&mut wire, false, |answers| !answers.is_empty()).await;
-        let answers = answers.answers;
-        assert_eq!(answers[0].status, 200, "{}", answers[0].text());
-        let token = answers[0].json()["token"].as_str().unwrap().to_owned();
+        wire.write_all((header + &body).as_bytes()).await.unwrap();
+        let responses = read_responses(&mut wire, false, |responses| !responses.is_empty()).await;
+        let responses = responses.responses;
+        assert_eq!(responses[0].status, 200, "{}", responses[0].text());
+        let token = responses[0].json()["token"].as_str().unwrap().to_owned();
         self.secrets.push(token.clone());
         User { token, openid: openid(user) }
     }
 
-    /// A code that is good for a user, and a secret.
+    /// A valid code for a user; it becomes a secret.
     pub fn code_of(&mut self, user: &str) -> String {
         let code = format!("user-{user}-{:016x}", rand::random::<u64>());
         self.secrets.push(code.clone());
@@ -309,7 +212,7 @@ impl Siege {
             let mut attack = attack.clone();
             let may_be_forwarded = matches!(attack.must, Must::Served(_) | Must::Harmless);
             if may_be_forwarded && aim.path == "/required" && !aim.has_token {
-                attack.must = Must::Refused;
+                attack.must = Must::Rejected;
             }
             let auth = match aim.has_token {
                 true => format!("X-3rd-Session: {}\r\n", self.mallory.token),
@@ -345,75 +248,83 @@ impl Siege {
             }
             std::future::pending::<()>().await;
         };
-        let is_canary = |answer: &Answer| is_answer_to(answer, &canary);
+        let is_canary = |response: &Response| is_response_to(response, &canary);
         let is_head = attack.template.starts_with(b"HEAD ");
         let reading =
-            read_answers(&mut from, is_head, |answers| answers.last().is_some_and(is_canary));
-        let mut received = tokio::select! {
-            received = timeout(PATIENCE, reading) => {
-                received.unwrap_or_else(|_| panic!("neither an answer nor an end: {name}"))
+            read_responses(&mut from, is_head, |responses| responses.last().is_some_and(is_canary));
+        let mut read = tokio::select! {
+            read = timeout(PATIENCE, reading) => {
+                read.unwrap_or_else(|_| panic!("neither a response nor an end: {name}"))
             }
             () = sending => unreachable!(),
         };
         drop((from, to));
-        let goes_on = received.answers.last().is_some_and(is_canary);
+        let goes_on = read.responses.last().is_some_and(is_canary);
         if goes_on {
-            let answer = received.answers.pop().unwrap();
-            self.assert_bystander(&answer, &name);
+            let response = read.responses.pop().unwrap();
+            self.assert_bystander(&response, &name);
         }
-        for answer in &received.answers {
-            self.assert_tells_nothing(answer, &name);
+        for response in &read.responses {
+            self.assert_shows_no_secret(response, &name);
         }
-        let seen = self.hold(&name).await;
-        let (seen, canaries): (Vec<Seen>, Vec<Seen>) =
-            seen.into_iter().partition(|seen| !is_canary_target(seen.target()));
+        let received = self.hold(&name).await;
+        let (received, canaries): (Vec<Received>, Vec<Received>) =
+            received.into_iter().partition(|request| !is_canary_target(request.target()));
         // Her own connection's and, if it went on, the attacker's.
         assert_eq!(canaries.len(), 1 + usize::from(goes_on), "the bystander's requests: {name}");
-        let outcome = Outcome { answers: received.answers, seen, goes_on };
-        self.judge(&name, attack.must, &outcome, received.has_ended);
+        let outcome = Outcome { responses: read.responses, received, goes_on };
+        self.judge(&name, attack.must, &outcome, read.has_ended);
         outcome
     }
 
     fn judge(&self, name: &str, must: Must, outcome: &Outcome, has_ended: bool) {
-        let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
-        let told = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.seen);
+        let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
+        let shown = format!("{must:?}, but {statuses:?} and {:?}: {name}", outcome.received);
         let are_refusals = statuses.iter().all(|status| matches!(status, 100 | 400..=499));
         match must {
             Must::Cut => {
-                assert!(are_refusals && statuses.len() <= 1 && outcome.seen.is_empty(), "{told}");
-                assert!(has_ended && !outcome.goes_on, "{told}");
+                assert!(
+                    are_refusals && statuses.len() <= 1 && outcome.received.is_empty(),
+                    "{shown}"
+                );
+                assert!(has_ended && !outcome.goes_on, "{shown}");
             }
-            Must::Refused => {
-                assert!(are_refusals && outcome.seen.is_empty(), "{told}");
-                assert!(!statuses.is_empty() || has_ended, "{told}");
+            Must::Rejected => {
+                assert!(are_refusals && outcome.received.is_empty(), "{shown}");
+                assert!(!statuses.is_empty() || has_ended, "{shown}");
             }
             Must::Served(count) => {
-                assert_eq!(statuses, vec![200; count], "{told}");
-                assert_eq!(outcome.seen.len(), count, "{told}");
-                assert!(outcome.goes_on, "{told}");
+                assert_eq!(statuses, vec![200; count], "{shown}");
+                assert_eq!(outcome.received.len(), count, "{shown}");
+                assert!(outcome.goes_on, "{shown}");
             }
             Must::Harmless => {}
         }
     }
 
-    /// Has the bystander ask on a connection of her own.
-    pub async fn ask_as_bystander(&mut self, after: &str) {
+    /// Sends a request of the bystander on a connection of her own.
+    pub async fn send_as_bystander(&mut self, after: &str) {
         let (canary, bytes) = self.canary();
         let mut wire = self.connect(&["http/1.1"]).await;
         wire.write_all(&bytes).await.unwrap();
         wire.flush().await.unwrap();
-        let reading = read_answers(&mut wire, false, |answers| !answers.is_empty());
+        let reading = read_responses(&mut wire, false, |responses| !responses.is_empty());
         let received = timeout(PATIENCE, reading).await;
         let received = received.unwrap_or_else(|_| panic!("the bystander waits after {after}"));
-        let answer = received.answers.first();
-        let answer = answer.unwrap_or_else(|| panic!("no answer to the bystander after {after}"));
-        assert!(is_answer_to(answer, &canary), "{}: after {after}", answer.text());
-        self.assert_bystander(answer, after);
+        let response = received.responses.first();
+        let response =
+            response.unwrap_or_else(|| panic!("no response to the bystander after {after}"));
+        assert!(is_response_to(response, &canary), "{}: after {after}", response.text());
+        self.assert_bystander(response, after);
     }
 
-    fn assert_bystander(&self, answer: &Answer, after: &str) {
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        assert_eq!(answer.json()["openid"], serde_json::json!([self.bystander.openid]), "{after}");
+    fn assert_bystander(&self, response: &Response, after: &str) {
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(
+            response.json()["openid"],
+            serde_json::json!([self.bystander.openid]),
+            "{after}"
+        );
     }
 
     /// A request of the bystander's, and its target.
@@ -421,253 +332,30 @@ impl Siege {
         self.canaries += 1;
         let target = format!("/required/canary/{}", self.canaries);
         let token = &self.bystander.token;
-        let head = format!(
+        let header = format!(
             "GET {target} HTTP/1.1\r\nHost: gateway.test\r\nX-3rd-Session: {token}\r\n\r\n"
         );
-        (target, head.into_bytes())
+        (target, header.into_bytes())
     }
 
     pub fn bystanders_token(&self) -> &str {
         &self.bystander.token
     }
-
-    /// Asserts what must hold after whatever happened, and returns the whole requests that the
-    /// upstream read since the last time.
-    pub async fn hold(&mut self, after: &str) -> Vec<Seen> {
-        if !self.bystander.token.is_empty() {
-            self.ask_as_bystander(after).await;
-        }
-        let (lines, metrics) = self.settle(after).await;
-        let begun = self.begun();
-        let whole = match &mut self.witness {
-            Witness::Recorder => self.stack.upstream.seen_after(self.whole),
-            Witness::Service { arrived, .. } => std::mem::take(arrived),
-        };
-        self.begun += begun.len();
-        self.whole += whole.len();
-        assert!(self.stack.upstream.faults().is_empty(), "{:?}", self.stack.upstream.faults());
-        for seen in &begun {
-            let id = seen.all("x-request-id");
-            let mut known = self.given_up.iter().chain(&lines);
-            let line = known.find(|line| id == [line["request_id"].as_str().unwrap()]);
-            let line = line.unwrap_or_else(|| panic!("{seen:?} was not logged, after {after}"));
-            self.assert_identity(seen, line, after);
-        }
-        let log: Vec<String> = lines.iter().map(Value::to_string).collect();
-        if self.may_lose_requests {
-            // A service may tell later of a request that was given up, but only once.
-            self.given_up.extend(lines);
-            let has_come = |line: &Value| {
-                begun.iter().any(|seen| seen.all("x-request-id") == [&line["request_id"]])
-            };
-            self.given_up.retain(|line| !line["upstream"].is_null() && !has_come(line));
-        }
-        let process_log = process_log::text_after(self.read_process_log);
-        self.read_process_log += process_log.len();
-        for secret in self.secrets.iter().chain([&self.mallory.openid, &self.bystander.openid]) {
-            if secret.is_empty() {
-                continue;
-            }
-            assert!(!log.iter().any(|line| line.contains(secret)), "{secret} in {log:?}: {after}");
-            assert!(!process_log.contains(secret), "{secret} in {process_log}: {after}");
-            assert!(!metrics.contains(secret), "{secret} in metrics: {after}");
-        }
-        assert_eq!(process_log::panics(), [""; 0], "after {after}");
-        whole
-    }
-
-    /// Requests that have come since the last time, as far as their heads.
-    fn begun(&mut self) -> Vec<Seen> {
-        match &mut self.witness {
-            Witness::Recorder => self.stack.upstream.begun_after(self.begun),
-            Witness::Service { log, read, arrived } => {
-                for line in new_lines(log, read) {
-                    arrived.extend(testimony(&line));
-                }
-                arrived.clone()
-            }
-        }
-    }
-
-    /// Waits until what was done is written down: as many lines as requests were counted, and
-    /// every forwarded one with the upstream. Returns the new lines, and the metrics.
-    async fn settle(&mut self, after: &str) -> (Vec<Value>, String) {
-        let mut lines: Vec<Value> = Vec::new();
-        let mut told = String::new();
-        let mut was_quiet = false;
-        let settled = async {
-            loop {
-                let metrics = client::get(self.stack.admin, "/metrics").await.text();
-                let counted = sum(&metrics, "wxgate_http_requests_total{");
-                let in_flight = sum(&metrics, "wxgate_http_requests_in_flight ");
-                lines.extend(new_lines(&self.log, &mut self.read_log));
-                let begun = self.begun();
-                let mut forwarded: Vec<&str> = lines
-                    .iter()
-                    .filter(|line| !line["upstream"].is_null())
-                    .map(|line| line["request_id"].as_str().unwrap())
-                    .collect();
-                let mut read: Vec<&str> =
-                    begun.iter().flat_map(|seen| seen.all("x-request-id")).collect();
-                forwarded.sort_unstable();
-                read.sort_unstable();
-                let is_logged = (counted - self.logged - lines.len() as f64).abs() < 0.5;
-                let answered = |line: &&Value| line["upstream_status"] == 200;
-                let is_told = match self.may_lose_requests {
-                    true => lines.iter().filter(answered).all(|line| {
-                        read.binary_search(&line["request_id"].as_str().unwrap()).is_ok()
-                    }),
-                    false => forwarded == read,
-                };
-                let are_all_known = read.len() == begun.len();
-                // The count may be older than the gauge beside it: it is asked for once more.
-                if was_quiet && in_flight == 0.0 && is_logged && is_told && are_all_known {
-                    self.logged = counted;
-                    return metrics;
-                }
-                if in_flight == 0.0 && !was_quiet {
-                    was_quiet = true;
-                    continue;
-                }
-                told = format!("{in_flight} in flight, {lines:?} for {begun:?}");
-                sleep(Duration::from_millis(2)).await;
-            }
-        };
-        match timeout(PATIENCE, settled).await {
-            Ok(metrics) => (lines, metrics),
-            Err(_) => panic!("what was logged is not what came: {told}, after {after}"),
-        }
-    }
-
-    /// Asserts that a request has of the gateway's headers what the gateway says.
-    fn assert_identity(&self, seen: &Seen, line: &Value, after: &str) {
-        let target = seen.target();
-        let is_known = line["decision"] == "ok";
-        let openid = match target.rsplit_once("/of/") {
-            _ if is_canary_target(target) => self.bystander.openid.clone(),
-            Some((_, user)) => openid(user),
-            None => self.mallory.openid.clone(),
-        };
-        let unionid = Some(wxgate::wechat::sandbox::unionid("unionmallory").unwrap())
-            .filter(|_| openid == self.mallory.openid);
-        let if_known = |value: &str| is_known.then(|| value.to_owned());
-        let proto = if self.tls.is_some() { "https" } else { "http" };
-        let host = seen.all("host").first().map(|host| (*host).to_owned());
-        let expected = [
-            ("x-openid", if_known(&openid)),
-            ("x-appid", if_known(APP)),
-            ("x-unionid", unionid.filter(|_| is_known)),
-            ("x-forwarded-for", Some("127.0.0.1".to_owned())),
-            ("x-real-ip", Some("127.0.0.1".to_owned())),
-            ("x-forwarded-proto", Some(proto.to_owned())),
-            ("x-forwarded-host", host),
-            ("x-request-id", Some(line["request_id"].as_str().unwrap().to_owned())),
-        ];
-        let none = GATEWAYS_ALONE.map(|name| (name, None));
-        // A service tells who it thinks is asking, and no more.
-        let told = match &self.witness {
-            Witness::Recorder => usize::MAX,
-            Witness::Service { .. } => 1,
-        };
-        for (name, value) in expected.into_iter().chain(none).take(told) {
-            let value: Vec<&str> = value.iter().map(String::as_str).collect();
-            assert_eq!(seen.folded(name), value, "{name} of {seen:?}, after {after}");
-            assert_eq!(seen.all(name), value, "in its own spelling: {seen:?}, after {after}");
-        }
-        let said = |secret: &&String| seen.lines.iter().any(|(_, value)| value.contains(*secret));
-        assert_eq!(self.secrets.iter().find(said), None, "{seen:?}, after {after}");
-        let is_told = |secret: &&String| target.contains(*secret) && !after.contains(*secret);
-        assert_eq!(self.secrets.iter().find(is_told), None, "{target}, after {after}");
-    }
-
-    /// Asserts that an answer tells no secret: an error none, and nothing what is WeChat's.
-    pub fn assert_tells_nothing(&self, answer: &Answer, after: &str) {
-        let text = format!("{answer:?} {}", answer.text());
-        let wechats = [SECRET, &self.wechat.session_key];
-        assert!(!wechats.iter().any(|secret| text.contains(secret)), "{text}, after {after}");
-        if answer.status >= 400 {
-            let told = self.secrets.iter().find(|secret| text.contains(*secret));
-            assert_eq!(told, None, "{text}, after {after}");
-        }
-    }
 }
-
-/// A client's side of TLS that trusts this certificate.
-pub fn trusting(identity: &CertifiedKey<KeyPair>) -> Arc<rustls::ClientConfig> {
-    crate::harness::install_provider();
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.cert.der().clone()).unwrap();
-    let config = rustls::ClientConfig::builder();
-    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-pub async fn connect(
-    address: SocketAddr,
-    tls: Option<&Arc<rustls::ClientConfig>>,
-    protocols: &[&str],
-) -> Box<dyn Wire> {
-    let stream = TcpStream::connect(address).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    let Some(tls) = tls else { return Box::new(stream) };
-    let mut tls = rustls::ClientConfig::clone(tls);
-    tls.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let name = ServerName::try_from("localhost").unwrap();
-    Box::new(TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap())
-}
-
-/// Headers that are the gateway's and that it does not send.
-const GATEWAYS_ALONE: [&str; 12] = [
-    "x-3rd-session",
-    "x-wx-openid",
-    "x-wx-appid",
-    "x-wx-unionid",
-    "x-wx-from-openid",
-    "x-wx-from-appid",
-    "x-wx-from-unionid",
-    "x-wx-source",
-    "x-wx-env",
-    "forwarded",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-];
 
 fn is_canary_target(target: &str) -> bool {
     target.starts_with("/required/canary/")
 }
 
-fn is_answer_to(answer: &Answer, target: &str) -> bool {
-    let body = serde_json::from_slice::<Value>(&answer.body);
+fn is_response_to(response: &Response, target: &str) -> bool {
+    let body = serde_json::from_slice::<Value>(&response.body);
     body.is_ok_and(|body| body["target"] == target)
 }
 
-/// Bytes that can be read in a failure.
+/// Bytes as text, for failures.
 pub fn name_of(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(600)];
     format!("{}{}", shown.escape_ascii(), if shown.len() < bytes.len() { "..." } else { "" })
-}
-
-/// Whole lines of JSON that were added to a file.
-fn new_lines(file: &Path, read: &mut u64) -> Vec<Value> {
-    let mut file = File::open(file).unwrap();
-    file.seek(SeekFrom::Start(*read)).unwrap();
-    let mut new = Vec::new();
-    file.read_to_end(&mut new).unwrap();
-    let end = new.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    *read += end as u64;
-    let new = std::str::from_utf8(&new[..end]).unwrap();
-    new.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-}
-
-/// A request as a service tells of it; `None` where it only tells of a connection.
-fn testimony(line: &Value) -> Option<Seen> {
-    let text = |key: &str| line[key].as_str().filter(|text| !matches!(*text, "" | "-"));
-    let request_line = text("line")?.to_owned();
-    // What it was told counts where it came to no belief of its own.
-    let openid = text("openid").or(text("told"));
-    let lines = [("x-request-id", text("id")), ("x-openid", openid)];
-    let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    Some(Seen { request_line, lines, ..Seen::default() })
 }
 
 fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
@@ -680,38 +368,4 @@ fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
     }
     replaced.extend_from_slice(rest);
     replaced
-}
-
-/// The sum of all series of a metric.
-pub fn sum(metrics: &str, prefix: &str) -> f64 {
-    let values = metrics.lines().filter(|line| line.starts_with(prefix));
-    values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
-}
-
-struct Received {
-    answers: Vec<Answer>,
-    has_ended: bool,
-}
-
-/// Reads whole answers until there are enough of them, or to the end.
-async fn read_answers(
-    wire: &mut (impl AsyncRead + Unpin),
-    is_first_bodyless: bool,
-    are_enough: impl Fn(&[Answer]) -> bool,
-) -> Received {
-    let mut bytes = Vec::new();
-    let mut answers = Vec::new();
-    loop {
-        let read = Pin::new(&mut *wire).read_buf(&mut bytes).await;
-        let has_ended = !matches!(read, Ok(1..));
-        while let Some((answer, length)) =
-            Answer::parse(&bytes, is_first_bodyless && answers.is_empty(), has_ended)
-        {
-            bytes.drain(..length);
-            answers.push(answer);
-        }
-        if has_ended || are_enough(&answers) {
-            return Received { answers, has_ended };
-        }
-    }
 }

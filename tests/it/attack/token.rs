@@ -1,9 +1,10 @@
-//! Tokens that are none, or somebody else's.
+//! Invalid tokens, and tokens of other users.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::siege::{Attack, LANDSCAPE, Must, Siege};
+use super::siege::{Attack, Must, Siege};
+use crate::harness::THREE_ROUTES;
 
 fn get(path: &str, lines: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")
@@ -11,14 +12,15 @@ fn get(path: &str, lines: &str) -> String {
 
 /// Malformed, unknown, expired and revoked tokens cannot be told apart.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_no_good_has_one_answer() {
+async fn every_invalid_token_gets_the_same_response() {
     let mut siege =
-        Siege::start_with("session = { ttl = \"2h\", idle_timeout = \"2h\" }\n", LANDSCAPE).await;
+        Siege::start_with("session = { ttl = \"2h\", idle_timeout = \"2h\" }\n", THREE_ROUTES)
+            .await;
     let token = siege.token().to_owned();
     let revoked = siege.token_of("mallory").await;
     let logout = format!("POST /logout HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {revoked}\r\n\r\n");
     let outcome = siege.run(&Attack::new(logout, Must::Harmless)).await;
-    assert_eq!(outcome.answers[0].status, 204);
+    assert_eq!(outcome.responses[0].status, 204);
     let encoded: String = token.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let swapped: String =
         token
@@ -58,8 +60,8 @@ async fn a_token_that_is_no_good_has_one_answer() {
     ] {
         for path in ["/required", "/optional"] {
             let lines = format!("X-3rd-Session: {bad}\r\n");
-            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
-            let [answer] = &outcome.answers[..] else { panic!("{bad}: {:?}", outcome.answers) };
+            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Rejected)).await;
+            let [answer] = &outcome.responses[..] else { panic!("{bad}: {:?}", outcome.responses) };
             answer.assert_error(401, "session_expired", "login");
             told.insert(answer.json()["message"].to_string());
         }
@@ -67,9 +69,9 @@ async fn a_token_that_is_no_good_has_one_answer() {
     for bad in [&swapped, &revoked, &"A".repeat(43)] {
         for path in ["/required", "/optional"] {
             let lines = format!("Authorization: Bearer {bad}\r\n");
-            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Refused)).await;
-            outcome.answers[0].assert_error(401, "session_expired", "login");
-            told.insert(outcome.answers[0].json()["message"].to_string());
+            let outcome = siege.run(&Attack::new(get(path, &lines), Must::Rejected)).await;
+            outcome.responses[0].assert_error(401, "session_expired", "login");
+            told.insert(outcome.responses[0].json()["message"].to_string());
         }
     }
     let expired = siege.token_of("mallory").await;
@@ -77,16 +79,16 @@ async fn a_token_that_is_no_good_has_one_answer() {
     siege.renew().await;
     for token in [expired, token] {
         let lines = format!("X-3rd-Session: {token}\r\n");
-        let outcome = siege.run(&Attack::new(get("/optional", &lines), Must::Refused)).await;
-        outcome.answers[0].assert_error(401, "session_expired", "login");
-        told.insert(outcome.answers[0].json()["message"].to_string());
+        let outcome = siege.run(&Attack::new(get("/optional", &lines), Must::Rejected)).await;
+        outcome.responses[0].assert_error(401, "session_expired", "login");
+        told.insert(outcome.responses[0].json()["message"].to_string());
     }
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
-/// Where a token may stand, and where it is nothing at all.
+/// Where a token is accepted, and where it is ignored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_counts_only_where_one_can_stand() {
+async fn a_token_counts_only_in_a_carrier() {
     let mut siege = Siege::start().await;
     let token = siege.token().to_owned();
     for lines in [
@@ -104,10 +106,10 @@ async fn a_token_counts_only_where_one_can_stand() {
         for path in ["/required", "/optional", "/none"] {
             let outcome = siege.run(&Attack::new(get(path, &lines), Must::Served(1))).await;
             let known = usize::from(path != "/none");
-            assert_eq!(outcome.seen[0].folded("x-openid").len(), known, "{lines}");
+            assert_eq!(outcome.received[0].folded("x-openid").len(), known, "{lines}");
         }
     }
-    // Nothing that the gateway reads: nobody, and no identity.
+    // The gateway does not read it: no session, and no identity.
     let encoded = token.replace('-', "%2d").replace('_', "%5f").replace('A', "%41");
     for (path, lines) in [
         (format!("?token={token}"), String::new()),
@@ -118,13 +120,13 @@ async fn a_token_counts_only_where_one_can_stand() {
         (String::new(), "Authorization: Bearer\r\n".to_owned()),
         (String::new(), "Authorization: Basic eDp5\r\n".to_owned()),
     ] {
-        let refused =
-            siege.run(&Attack::new(get(&format!("/required{path}"), &lines), Must::Refused)).await;
-        refused.answers[0].assert_error(401, "missing_token", "login");
+        let rejected =
+            siege.run(&Attack::new(get(&format!("/required{path}"), &lines), Must::Rejected)).await;
+        rejected.responses[0].assert_error(401, "missing_token", "login");
         let outcome = siege
             .run(&Attack::new(get(&format!("/optional{path}"), &lines), Must::Served(1)))
             .await;
-        assert!(outcome.seen[0].folded("x-openid").is_empty());
+        assert!(outcome.received[0].folded("x-openid").is_empty());
     }
     for lines in [
         format!("X-3rd-Session: {token}\r\nX-3rd-Session: {token}\r\n"),
@@ -138,11 +140,11 @@ async fn a_token_counts_only_where_one_can_stand() {
         for path in ["/required", "/optional", "/session", "/logout"] {
             let method = if path == "/logout" { "POST" } else { "GET" };
             let bytes = get(path, &lines).replace("GET", method);
-            let outcome = siege.run(&Attack::new(bytes, Must::Refused)).await;
-            outcome.answers[0].assert_error(400, "bad_request", "none");
+            let outcome = siege.run(&Attack::new(bytes, Must::Rejected)).await;
+            outcome.responses[0].assert_error(400, "bad_request", "none");
         }
     }
-    // A folded session header is no carrier, and goes nowhere.
+    // A session header in another spelling is not a carrier, and is not forwarded.
     for name in ["X_3rd_Session", "X.3rd.Session", "X-3rd_Session", "X!3RD~Session"] {
         let lines = format!("{name}: {token}\r\n");
         for path in ["/optional", "/none"] {
@@ -151,9 +153,9 @@ async fn a_token_counts_only_where_one_can_stand() {
     }
 }
 
-/// A client cannot choose its session, nor keep one that was ended.
+/// A client can neither choose its session nor keep one that was ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
+async fn a_login_adopts_no_token_and_a_logout_takes_effect_at_once() {
     let mut siege = Siege::start().await;
     let chosen = "B".repeat(43);
     let old = siege.token().to_owned();
@@ -170,16 +172,16 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
             body.len()
         );
         let outcome = siege.run(&Attack::new(login, Must::Harmless)).await;
-        assert_eq!(outcome.answers[0].status, 200);
-        let token = outcome.answers[0].json()["token"].as_str().unwrap().to_owned();
+        assert_eq!(outcome.responses[0].status, 200);
+        let token = outcome.responses[0].json()["token"].as_str().unwrap().to_owned();
         siege.secrets.push(token.clone());
         assert_ne!(token, chosen);
         assert_ne!(token, old);
-        assert_eq!(outcome.answers[0].header("set-cookie"), None);
+        assert_eq!(outcome.responses[0].header("set-cookie"), None);
         let request = get("/required", &format!("X-3rd-Session: {chosen}\r\n"));
-        siege.run(&Attack::new(request, Must::Refused)).await;
+        siege.run(&Attack::new(request, Must::Rejected)).await;
 
-        // In one packet: what comes after the logout is nobody's.
+        // In one packet: a request after the logout has no session.
         let carried = format!("X-3rd-Session: {token}\r\n");
         let target = "/required/of/mallory";
         let packet = [
@@ -189,12 +191,12 @@ async fn a_login_takes_over_no_token_and_a_logout_is_at_once() {
         ]
         .concat();
         let outcome = siege.run(&Attack::new(packet, Must::Harmless)).await;
-        let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
+        let statuses: Vec<u16> = outcome.responses.iter().map(|response| response.status).collect();
         assert_eq!(statuses, [200, 204, 401]);
     }
 }
 
-/// Tokens are long, of one alphabet, all different, and even in each of their bits.
+/// Tokens are long, use one alphabet, differ, and are uniform in each bit.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_cannot_be_guessed_from_each_other() {
     use base64::Engine;

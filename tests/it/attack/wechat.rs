@@ -1,4 +1,4 @@
-//! A WeChat whose every answer is the test's choice, and whose session keys are known.
+//! A simulated WeChat whose responses the test chooses, with known session keys.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,9 +16,9 @@ type Replies = dyn Fn(&str) -> Vec<u8> + Send + Sync;
 
 pub struct WeChat {
     pub address: SocketAddr,
-    /// In every answer, and to be found nowhere else.
+    /// It is in every reply, and must appear nowhere else.
     pub session_key: String,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
     accepting: JoinHandle<()>,
 }
@@ -28,31 +28,31 @@ impl WeChat {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let session_key = format!("canary+{:016x}/==", rand::random::<u64>());
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let replies: Arc<Mutex<Arc<Replies>>> = Arc::new(Mutex::new(granting(&session_key)));
-        let (recorded, scripted) = (asked.clone(), replies.clone());
+        let (recorded, scripted) = (requests.clone(), replies.clone());
         let accepting = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 tokio::spawn(converse(stream, recorded.clone(), scripted.clone()));
             }
         });
-        Self { address, session_key, asked, replies, accepting }
+        Self { address, session_key, requests, replies, accepting }
     }
 
-    /// Answers with these very bytes from now on.
-    pub fn answer(&self, bytes: Vec<u8>) {
+    /// Replies with exactly these bytes from now on.
+    pub fn respond(&self, bytes: Vec<u8>) {
         *self.replies.lock().unwrap() = Arc::new(move |_| bytes.clone());
     }
 
-    /// Answers as a WeChat should again.
+    /// Replies as WeChat does again.
     pub fn behave(&self) {
         *self.replies.lock().unwrap() = granting(&self.session_key);
     }
 
-    /// The targets that were asked for.
-    pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+    /// The targets of the requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
@@ -80,7 +80,7 @@ fn granting(session_key: &str) -> Arc<Replies> {
     })
 }
 
-/// A whole answer with this body.
+/// A complete response with this body.
 pub fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
         .into_bytes()
@@ -88,18 +88,18 @@ pub fn ok(body: &str) -> Vec<u8> {
 
 async fn converse(
     mut stream: TcpStream,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     replies: Arc<Mutex<Arc<Replies>>>,
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
+    let mut header = Vec::new();
+    while !header.ends_with(b"\r\n\r\n") {
+        if !matches!(stream.read_buf(&mut header).await, Ok(1..)) {
             return;
         }
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    asked.lock().unwrap().push(target.clone());
+    let header = String::from_utf8_lossy(&header).into_owned();
+    let target = header.split(' ').nth(1).unwrap_or_default().to_owned();
+    requests.lock().unwrap().push(target.clone());
     let reply = replies.lock().unwrap().clone();
     let _ = stream.write_all(&reply(&target)).await;
 }

@@ -1,6 +1,6 @@
-//! Varnish and nginx in front of the gateway as shared caches, as their packages set them up.
+//! Varnish and nginx as shared caches in front of the gateway, with their packages' configuration.
 //!
-//! `deploy/dev test` installs them; where one is missing these tests fail and say so.
+//! `deploy/dev test` installs them; if one is missing, these tests fail and name it.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::attack::service::{Service, server};
-use crate::harness::client::{Answer, Connection};
-use crate::harness::upstream::{Reply, Seen};
-use crate::harness::{PATIENCE, Stack, openid};
+use crate::harness::client::{Connection, Response};
+use crate::harness::program::{self, Program, server};
+use crate::harness::upstream::{Received, Reply};
+use crate::harness::{PATIENCE, Stack, THREE_ROUTES, openid};
 
 /// What services say about their responses: the end of the path, status and headers.
 const CASES: [(&str, u16, &str); 24] = [
@@ -48,18 +48,18 @@ fn text_for(openid: &str) -> String {
     format!("for {openid}.")
 }
 
-fn reply(seen: &Seen) -> Reply {
-    let path = seen.target().split('?').next().unwrap();
+fn reply(received: &Received) -> Reply {
+    let path = received.target().split('?').next().unwrap();
     let name = path.rsplit('/').next().unwrap();
     let case = CASES.iter().find(|(known, ..)| *known == name);
     let (_, status, headers) = case.unwrap_or(&CASES[0]);
     let status = match *status {
-        200 if !seen.all("if-none-match").is_empty() => 304,
-        // What nobody asks for is not understood.
-        206 if seen.all("range").is_empty() => 200,
+        200 if !received.all("if-none-match").is_empty() => 304,
+        // A 206 only for a request with `Range`.
+        206 if received.all("range").is_empty() => 200,
         status => status,
     };
-    let whose = seen.all("x-openid").first().map_or("nobody".to_owned(), |id| (*id).to_owned());
+    let whose = received.all("x-openid").first().map_or("nobody".to_owned(), |id| (*id).to_owned());
     let body = if status == 304 { String::new() } else { text_for(&whose) };
     let length = body.len();
     let length = match status {
@@ -79,17 +79,7 @@ async fn start(changes: &str) -> Stack {
         login.accept = ["json", "query"]
         endpoints.health = "/healthy"
         {changes}
-        [[route]]
-        path = "/required"
-        upstream = "recorder"
-        [[route]]
-        path = "/optional"
-        upstream = "recorder"
-        auth = "optional"
-        [[route]]
-        path = "/none"
-        upstream = "recorder"
-        auth = "none"
+        {THREE_ROUTES}
         [[route]]
         path = "/static"
         respond = {{ body = "for users" }}
@@ -102,7 +92,7 @@ async fn start(changes: &str) -> Stack {
 }
 
 /// Without a file of its own: the built-in rules alone.
-fn varnish(stack: &Stack) -> Service {
+fn varnish(stack: &Stack) -> Program {
     server(&["varnishd", "/usr/sbin/varnishd"], |_, port| {
         let (listen, backend) = (format!("127.0.0.1:{port}"), stack.gateway.to_string());
         let state = varnish_state(stack);
@@ -116,34 +106,22 @@ fn varnish_state(stack: &Stack) -> String {
     stack.directory.path().join("varnish").display().to_string()
 }
 
-fn nginx(stack: &Stack, cache: &str) -> Service {
-    server(&["nginx", "/usr/sbin/nginx"], |directory, port| {
-        let shown = directory.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {shown}/{name};\n"))
-            .concat();
-        let gateway = stack.gateway;
-        let config = format!(
-            "daemon off; master_process off; pid {shown}/pid; error_log stderr;
-            events {{ worker_connections 256; }}
-            http {{
-                access_log off;
-                {temporary}
-                proxy_cache_path {shown}/cache keys_zone=cache:1m;
-                server {{
-                    listen 127.0.0.1:{port};
-                    location / {{
-                        proxy_pass http://{gateway};
-                        proxy_cache cache;
-                        proxy_cache_valid any 1m;
-                        {cache}
-                    }}
+fn nginx(stack: &Stack, cache: &str) -> Program {
+    program::nginx(|directory, port| {
+        let (shown, gateway) = (directory.display(), stack.gateway);
+        format!(
+            "access_log off;
+            proxy_cache_path {shown}/cache keys_zone=cache:1m;
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{
+                    proxy_pass http://{gateway};
+                    proxy_cache cache;
+                    proxy_cache_valid any 1m;
+                    {cache}
                 }}
             }}"
-        );
-        std::fs::write(directory.join("nginx.conf"), config).unwrap();
-        let config = format!("{shown}/nginx.conf");
-        ["-p", &shown.to_string(), "-c", &config, "-e", "stderr"].map(str::to_owned).to_vec()
+        )
     })
 }
 
@@ -164,11 +142,12 @@ impl Carrier {
     }
 }
 
-async fn send(cache: &Service, request: &str, lines: &str) -> Answer {
-    let head = format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
+async fn send(cache: &Program, request: &str, lines: &str) -> Response {
+    let header =
+        format!("{request} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n{lines}\r\n");
     let mut connection = Connection::open(([127, 0, 0, 1], cache.port).into()).await;
-    connection.send(head.as_bytes()).await;
-    connection.answer(request.starts_with("HEAD")).await
+    connection.send(header.as_bytes()).await;
+    connection.response(request.starts_with("HEAD")).await
 }
 
 /// Whose response to a client it must be, at each of its requests; `None`: it is rejected.
@@ -178,8 +157,8 @@ struct Client<'a> {
     optional: Option<String>,
 }
 
-/// Asserts that nobody gets the response to another, whatever the service says of it.
-async fn keeps_users_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
+/// Asserts that no client gets another's response, whatever the service's headers say.
+async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     let user = |name: &str| Some(text_for(&openid(name)));
     let nobody = || Some(text_for("nobody"));
@@ -211,18 +190,18 @@ async fn keeps_users_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
                     };
                     let path = format!("{route}/{carrier:?}/{}/{name}", request.replace(' ', "-"));
                     let lines = format!("{}{extra}", carrier.line(client.token));
-                    let answer = send(cache, &format!("{method} {path}"), &lines).await;
-                    let shown = format!("{request} {path} {lines:?}: {answer:?}");
+                    let response = send(cache, &format!("{method} {path}"), &lines).await;
+                    let shown = format!("{request} {path} {lines:?}: {response:?}");
                     let Some(expected) = expected else {
-                        assert_eq!(answer.status, 401, "{shown}");
+                        assert_eq!(response.status, 401, "{shown}");
                         continue;
                     };
-                    let known = condition == "if-none-match" && answer.status == 304;
+                    let known = condition == "if-none-match" && response.status == 304;
                     let may_be_part = condition == "range" || status == 206;
-                    let part = may_be_part && matches!(answer.status, 206 | 200);
-                    assert!(answer.status == status || known || part, "{shown}");
+                    let part = may_be_part && matches!(response.status, 206 | 200);
+                    assert!(response.status == status || known || part, "{shown}");
                     if !known && method == "GET" {
-                        assert_eq!(answer.text(), expected, "{shown}");
+                        assert_eq!(response.text(), expected, "{shown}");
                     }
                 }
             }
@@ -230,8 +209,8 @@ async fn keeps_users_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
     }
 }
 
-/// Asserts that responses of the gateway itself are for whom they are.
-async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Service, carrier: Carrier) {
+/// Asserts that responses of the gateway itself reach only their own client.
+async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
     let alice = stack.login("alice").await;
     let (token, nobody) = (carrier.line(Some(&alice)), String::new());
     let wrong = carrier.line(Some(&"A".repeat(43)));
@@ -239,36 +218,36 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Service, carrier: C
         for (lines, status) in
             [(&nobody, 401), (&token, 200), (&nobody, 401), (&wrong, 401), (&token, 200)]
         {
-            let answer = send(cache, &format!("GET {path}"), lines).await;
-            assert_eq!(answer.status, status, "{path} {lines} {answer:?}");
+            let response = send(cache, &format!("GET {path}"), lines).await;
+            assert_eq!(response.status, status, "{path} {lines} {response:?}");
         }
     }
     let reached = "wxgate_http_requests_total{code=\"200\",route=\"@login\"}";
     let before = stack.metric(reached).await;
     let login = format!("GET /login?code=user-carol-{carrier:?}");
     for _ in 0..2 {
-        let answer = send(cache, &login, "").await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = send(cache, &login, "").await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     stack.until_metric(reached, before + 2.0).await;
     stack.clock.advance(std::time::Duration::from_secs(60));
-    let answer = send(cache, &login, "").await;
-    assert_eq!(answer.status, 401, "a code is good once: {}", answer.text());
-    // A session that was ended is not shown either.
-    let answer = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
-    assert_eq!(answer.status, 204);
+    let response = send(cache, &login, "").await;
+    assert_eq!(response.status, 401, "a code is good once: {}", response.text());
+    // Nor is the response of a session that was ended.
+    let response = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
+    assert_eq!(response.status, 204);
     for path in ["/session", "/static", "/required/nothing", "/optional/max-age"] {
         assert_eq!(send(cache, &format!("GET {path}"), &token).await.status, 401, "{path}");
     }
 }
 
-/// How often the service is reached by as many equal requests.
-async fn reached(stack: &Stack, cache: &Service, path: &str, lines: &str) -> usize {
-    let before = stack.upstream.seen().len();
+/// How many of these equal requests reach the service.
+async fn reached(stack: &Stack, cache: &Program, path: &str, lines: &str) -> usize {
+    let before = stack.upstream.requests().len();
     for _ in 0..3 {
         assert_eq!(send(cache, &format!("GET {path}"), lines).await.status, 200);
     }
-    stack.upstream.seen_after(before).len()
+    stack.upstream.requests_after(before).len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +258,7 @@ async fn varnish_gives_no_user_the_response_to_another() {
         keeps_users_apart(&stack, &cache, carrier).await;
         keeps_the_gateways_own_apart(&stack, &cache, carrier).await;
     }
-    // It does cache, and tells users apart where it may keep what is theirs.
+    // It does cache, and keeps responses to users apart.
     let alice = Carrier::Header.line(Some(&stack.login("alice").await));
     let bob = Carrier::Header.line(Some(&stack.login("bob").await));
     for (path, lines, times) in [
@@ -316,9 +295,9 @@ async fn nginx_gives_no_user_the_response_to_another() {
     }
 }
 
-/// As some CDNs do. What a service itself calls public is theirs.
+/// As some CDNs do. Responses that the service marks public are not covered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to() {
+async fn a_cache_that_ignores_vary_keeps_nothing_of_a_user_unless_the_service_allows_it() {
     let stack = start("").await;
     let cache =
         nginx(&stack, "proxy_cache_key $uri; proxy_ignore_headers Vary; proxy_cache_valid any 1m;");
@@ -330,15 +309,15 @@ async fn a_cache_that_knows_paths_alone_keeps_nothing_of_a_user_unless_told_to()
                 let target = format!("GET {route}/{name}");
                 assert_eq!(send(&cache, &target, &line).await.text(), alice_s, "{target}");
                 let bob = Carrier::Header.line(Some(&bob));
-                let answer = send(&cache, &target, &bob).await;
-                assert_eq!(answer.text(), text_for(&openid("bob")), "{target}");
+                let response = send(&cache, &target, &bob).await;
+                assert_eq!(response.text(), text_for(&openid("bob")), "{target}");
             }
         }
     }
     assert_eq!(reached(&stack, &cache, "/none/nothing", "").await, 1, "it does cache");
 }
 
-/// A cache that gets two requests for the same sends one and lets the other wait.
+/// A cache that gets two equal requests forwards one and lets the other wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own() {
     let stack = start("").await;
@@ -349,8 +328,8 @@ async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own
         for name in ["nothing", "max-age", "public"] {
             let (released, is_first) = (Arc::new(Notify::new()), AtomicBool::new(true));
             let waits = released.clone();
-            stack.upstream.reply(move |seen| {
-                match (reply(seen), is_first.swap(false, Ordering::Relaxed)) {
+            stack.upstream.reply(move |received| {
+                match (reply(received), is_first.swap(false, Ordering::Relaxed)) {
                     (Reply::Bytes(bytes), true) => Reply::When(waits.clone(), bytes),
                     (reply, _) => reply,
                 }
@@ -376,10 +355,10 @@ async fn requests_that_a_cache_lets_wait_for_anothers_get_responses_of_their_own
             };
             let all = async { tokio::join!(send(cache, &target, &first), others) };
             let (alice, (bob, nobody)) = tokio::time::timeout(PATIENCE, all).await.unwrap();
-            for (answer, whose) in
+            for (response, whose) in
                 [(alice, openid("alice")), (bob, openid("bob")), (nobody, "nobody".to_owned())]
             {
-                assert_eq!(answer.text(), text_for(&whose), "{target}");
+                assert_eq!(response.text(), text_for(&whose), "{target}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Gateways as programs of their own, and what stands around them.
+//! Gateways as separate processes, with the simulated WeChat and the service that they use.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Stdio};
@@ -9,7 +9,7 @@ use wxgate::clock::Clock;
 use wxgate::listener::internal::{response, serve};
 use wxgate::wechat::sandbox::Sandbox;
 
-use crate::command::wxgate;
+use crate::harness::command::wxgate;
 use crate::harness::{APP, PATIENCE, SECRET, client, config_text};
 
 pub struct Fleet {

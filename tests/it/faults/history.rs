@@ -1,4 +1,4 @@
-//! What was done, when, and with what outcome; and what of it may not have happened.
+//! The history of requests with their times and outcomes, and which outcomes must not occur.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Login,
-    Ask,
+    Request,
     Logout,
 }
 
-/// One request of a client. A session is the client's number for what a login gave.
+/// One request of a client. A session is the client's own number for a login.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
     pub session: usize,
@@ -18,11 +18,11 @@ pub struct Operation {
     pub what: What,
     pub start: Instant,
     pub end: Instant,
-    /// `None` where there was no answer.
+    /// `None` without a response.
     pub status: Option<u16>,
 }
 
-/// What was the matter, and when.
+/// The fault, and when it was.
 #[derive(Clone, Copy)]
 pub struct Conditions {
     /// `session.redis.near_cache_ttl`.
@@ -30,29 +30,29 @@ pub struct Conditions {
     pub started: Instant,
     /// From the first moment of the fault until two seconds after the store was back.
     pub faulty: (Instant, Instant),
-    /// Logins of this time may be lost: what a primary took last may be lost with it.
+    /// Logins of this time may be lost with their primary.
     pub lossy: Option<(Instant, Instant)>,
 }
 
-/// What a history says.
+/// The verdict on a history.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub logins: usize,
     pub logouts: usize,
-    pub asks: usize,
-    /// 200 after an acknowledged logout, where no belief explains it any more.
+    pub requests: usize,
+    /// 200 after an acknowledged logout, later than the cache explains.
     pub revived: Vec<String>,
-    /// 401 to a session that nobody has ended, and that is not declared lost.
+    /// 401 for a session that was not ended, and that is not declared lost.
     pub lost: Vec<String>,
-    /// A session that the gateway had just read was not let in.
+    /// A session that the gateway had just read was rejected.
     pub missed_hits: Vec<String>,
-    /// 503 outside the fault, or another answer that is none of 200, 204, 401 and 503.
+    /// 503 outside the fault, or a status that is none of 200, 204, 401 and 503.
     pub out_of_place: Vec<String>,
     /// 503 in all.
     pub unavailable: usize,
     /// Logins that were lost where that is declared.
     pub declared_lost: usize,
-    /// Of requests that are answered from memory, before the fault, in two halves, and in it.
+    /// Latencies of requests with a cached session: before the fault, in two halves, and during it.
     pub hits_before: [Vec<Duration>; 2],
     pub hits_during: Vec<Duration>,
     /// The longest time from an acknowledged logout to the last 200 of its session.
@@ -90,7 +90,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
         .min();
     let mut reads = Reads::new();
     if let Some(login) = begun {
-        // A gateway believes what it has begun itself.
+        // A gateway caches the sessions that it created itself.
         reads.insert(login.gateway, vec![(login.start, login.end)]);
     }
     let mut is_lost = false;
@@ -98,7 +98,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
         match one.what {
             What::Login => verdict.logins += usize::from(one.status == Some(200)),
             What::Logout => verdict.logouts += usize::from(one.status == Some(204)),
-            What::Ask => verdict.asks += 1,
+            What::Request => verdict.requests += 1,
         }
         match one.status {
             Some(503) => {
@@ -110,7 +110,7 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
             Some(200 | 204 | 401) => {}
             _ => verdict.out_of_place.push(format!("{one:?}")),
         }
-        if one.what != What::Ask {
+        if one.what != What::Request {
             continue;
         }
         if one.status == Some(200)
@@ -141,10 +141,10 @@ fn judge_session(operations: &[Operation], conditions: &Conditions, verdict: &mu
     }
 }
 
-/// When a gateway may have read the session that it believes in: in one of these times.
+/// When a gateway may have read the session that it has cached: in one of these times.
 type Reads = HashMap<usize, Vec<(Instant, Instant)>>;
 
-/// What a gateway's clock leaves out.
+/// The rounding of a gateway's clock.
 const WHOLE_MILLISECONDS: Duration = Duration::from_millis(1);
 
 fn judge_hit(one: &Operation, conditions: &Conditions, reads: &mut Reads, verdict: &mut Verdict) {
@@ -167,7 +167,7 @@ fn judge_hit(one: &Operation, conditions: &Conditions, reads: &mut Reads, verdic
     } else if is_hit {
         verdict.missed_hits.push(format!("{one:?}"));
     } else {
-        // What would have let it in was no read; what has expired may have been the last one.
+        // A cache hit is not a read; the entry that has expired may have been the last read.
         reads.retain(|read| !would_be_hit(read));
     }
 }
@@ -176,7 +176,7 @@ fn is_in(at: Instant, window: (Instant, Instant)) -> bool {
     window.0 <= at && at <= window.1
 }
 
-/// The part of sorted times that is at a quantile, in milliseconds.
+/// A quantile of sorted times, in milliseconds.
 pub fn quantile(times: &[Duration], part: f64) -> f64 {
     let index = ((times.len() as f64 - 1.0) * part).round();
     times.get(index as usize).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
@@ -223,41 +223,41 @@ fn story() -> Story {
 #[test]
 fn a_session_that_outlives_its_acknowledged_end_by_more_than_the_bound_is_found() {
     let story = story().then(What::Logout, 100, 110, 204);
-    let story = story.then(What::Ask, 1_100, 1_120, 200);
+    let story = story.then(What::Request, 1_100, 1_120, 200);
     assert_eq!(story.verdict(None).revived.len(), 0);
-    assert_eq!(story.then(What::Ask, 1_111, 1_120, 200).verdict(None).revived.len(), 1);
+    assert_eq!(story.then(What::Request, 1_111, 1_120, 200).verdict(None).revived.len(), 1);
 }
 
 #[test]
-fn a_session_that_is_gone_and_that_nobody_ended_is_found() {
-    let lost = story().then(What::Ask, 100, 110, 401);
+fn a_session_that_is_lost_without_a_logout_is_found() {
+    let lost = story().then(What::Request, 100, 110, 401);
     assert_eq!(lost.verdict(None).lost.len(), 1);
     assert_eq!(lost.verdict(Some((0, 5))).lost.len(), 0);
     assert_eq!(lost.verdict(Some((0, 5))).declared_lost, 1);
     assert_eq!(lost.verdict(Some((11, 20))).lost.len(), 1);
-    let ended = story().then(What::Logout, 90, 200, 503).then(What::Ask, 100, 110, 401);
+    let ended = story().then(What::Logout, 90, 200, 503).then(What::Request, 100, 110, 401);
     assert_eq!(ended.verdict(None).lost.len(), 0);
 }
 
 #[test]
-fn what_was_just_read_must_be_let_in_and_503_has_its_time() {
-    let read = || story().then(What::Ask, 4_500, 4_600, 200);
-    let begun = story().then(What::Ask, 500, 510, 200).then(What::Ask, 1_200, 1_210, 503);
+fn a_session_that_was_just_read_must_be_accepted_and_503_has_its_time() {
+    let read = || story().then(What::Request, 4_500, 4_600, 200);
+    let begun = story().then(What::Request, 500, 510, 200).then(What::Request, 1_200, 1_210, 503);
     assert_eq!(begun.verdict(None).missed_hits.len(), 0);
-    let verdict = read().then(What::Ask, 5_100, 5_200, 503).verdict(None);
+    let verdict = read().then(What::Request, 5_100, 5_200, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.out_of_place.len()), (1, 0));
-    let verdict = read().then(What::Ask, 5_550, 5_560, 503).verdict(None);
+    let verdict = read().then(What::Request, 5_550, 5_560, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.unavailable), (0, 1));
-    let verdict = read().then(What::Ask, 6_100, 6_200, 503).verdict(None);
+    let verdict = read().then(What::Request, 6_100, 6_200, 503).verdict(None);
     assert_eq!((verdict.missed_hits.len(), verdict.out_of_place.len()), (0, 1));
-    let verdict = read().then(What::Ask, 5_100, 5_200, 200).verdict(None);
+    let verdict = read().then(What::Request, 5_100, 5_200, 200).verdict(None);
     assert_eq!((verdict.hits_before.concat().len(), verdict.hits_during.len()), (0, 1));
 }
 
 #[test]
-fn an_answer_that_may_have_been_a_hit_is_no_proof_of_a_read() {
+fn a_response_that_may_have_been_a_cache_hit_proves_no_read() {
     // Each of the first three may have been the last read, unless one of them is refuted.
-    let story = story().then(What::Ask, 990, 1_020, 200).then(What::Ask, 1_030, 1_040, 200);
-    let story = story.then(What::Ask, 2_000, 2_005, 200).then(What::Ask, 2_022, 2_028, 503);
-    assert_eq!(story.then(What::Ask, 2_100, 2_110, 503).verdict(None).missed_hits.len(), 0);
+    let story = story().then(What::Request, 990, 1_020, 200).then(What::Request, 1_030, 1_040, 200);
+    let story = story.then(What::Request, 2_000, 2_005, 200).then(What::Request, 2_022, 2_028, 503);
+    assert_eq!(story.then(What::Request, 2_100, 2_110, 503).verdict(None).missed_hits.len(), 0);
 }

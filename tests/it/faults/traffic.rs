@@ -1,4 +1,4 @@
-//! Users that log in, ask and log out at any gateway, and write down what came of it.
+//! Users that log in, send requests and log out at any gateway, and record the outcomes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::history::{Operation, What};
-use crate::harness::client::Answer;
+use crate::harness::client::Response;
 
-/// A client waits no longer.
+/// Timeout of a client.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two requests of a user.
@@ -66,8 +66,8 @@ impl Traffic {
         Self { shared, users }
     }
 
-    /// Lets every user come to the end of what it does, asks once more for all that has ended,
-    /// and returns what was done.
+    /// Lets every user finish, sends one more request for each session that has ended,
+    /// and returns the history.
     pub async fn stop(mut self) -> Vec<Operation> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.users.join_next().await {
@@ -77,7 +77,7 @@ impl Traffic {
         let mut user = User::new(&self.shared);
         for (session, token) in ended {
             for gateway in 0..user.connections.len() {
-                user.ask(gateway, session, &token).await;
+                user.send(gateway, session, &token).await;
             }
         }
         std::mem::take(&mut *self.shared.history.lock().unwrap())
@@ -105,7 +105,7 @@ impl User {
     }
 
     async fn change(&mut self) {
-        // Not all of them at the same time: some log out at every moment of a fault.
+        // Not all at the same time: some must log out at every moment of a fault.
         let part = rand::rng().random_range(0.0..2.0);
         sleep(self.shared.bound.mul_f64(part)).await;
         while !self.is_over() {
@@ -114,27 +114,27 @@ impl User {
                 sleep(PAUSE).await;
                 continue;
             };
-            let asks = rand::rng().random_range(1..40);
-            for _ in 0..asks {
+            let count = rand::rng().random_range(1..40);
+            for _ in 0..count {
                 let any = self.any_gateway();
-                self.ask(any, session, &token).await;
+                self.send(any, session, &token).await;
                 sleep(PAUSE).await;
             }
-            // Others are asking while it ends.
+            // Others send requests while it ends.
             let mut other = Self::new(&self.shared);
             let asking = async {
                 for gateway in 0..other.connections.len() {
-                    other.ask(gateway, session, &token).await;
+                    other.send(gateway, session, &token).await;
                 }
             };
             let any = self.any_gateway();
             let (ended, ()) = tokio::join!(self.logout(any, session, &token), asking);
             let mut is_ended = ended;
-            // Longer than anybody may believe in it.
+            // Longer than it may be cached.
             let mut until = Instant::now() + self.shared.bound * 2;
             while Instant::now() < until {
                 for gateway in 0..self.connections.len() {
-                    self.ask(gateway, session, &token).await;
+                    self.send(gateway, session, &token).await;
                 }
                 if !is_ended && !self.is_over() {
                     let any = self.any_gateway();
@@ -152,7 +152,7 @@ impl User {
                 sleep(PAUSE).await;
                 continue;
             };
-            while !self.is_over() && self.ask(gateway, session, &token).await != Some(401) {
+            while !self.is_over() && self.send(gateway, session, &token).await != Some(401) {
                 sleep(PAUSE).await;
             }
         }
@@ -165,14 +165,14 @@ impl User {
             "POST /login HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let answer = self.exchange(gateway, session, What::Login, &request).await?;
-        (answer.status == 200)
-            .then(|| (session, answer.json()["token"].as_str().unwrap().to_owned()))
+        let response = self.exchange(gateway, session, What::Login, &request).await?;
+        (response.status == 200)
+            .then(|| (session, response.json()["token"].as_str().unwrap().to_owned()))
     }
 
-    async fn ask(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
+    async fn send(&mut self, gateway: usize, session: usize, token: &str) -> Option<u16> {
         let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX-3rd-Session: {token}\r\n\r\n");
-        Some(self.exchange(gateway, session, What::Ask, &request).await?.status)
+        Some(self.exchange(gateway, session, What::Request, &request).await?.status)
     }
 
     /// Whether it is acknowledged.
@@ -180,8 +180,8 @@ impl User {
         let request = format!(
             "POST /logout HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nX-3rd-Session: {token}\r\n\r\n"
         );
-        let answer = self.exchange(gateway, session, What::Logout, &request).await;
-        let is_ended = answer.is_some_and(|answer| answer.status == 204);
+        let response = self.exchange(gateway, session, What::Logout, &request).await;
+        let is_ended = response.is_some_and(|response| response.status == 204);
         if is_ended {
             self.shared.ended.lock().unwrap().push((session, token.to_owned()));
         }
@@ -194,7 +194,7 @@ impl User {
         session: usize,
         what: What,
         request: &str,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let start = Instant::now();
         let connection = &mut self.connections[gateway];
         let exchanged = timeout(PATIENCE, async {
@@ -207,23 +207,23 @@ impl User {
             stream.write_all(request.as_bytes()).await.ok()?;
             let mut read = Vec::new();
             loop {
-                if let Some((answer, _)) = Answer::parse(&read, false, false) {
-                    return Some(answer);
+                if let Some((response, _)) = Response::parse(&read, false, false) {
+                    return Some(response);
                 }
                 if stream.read_buf(&mut read).await.ok()? == 0 {
                     return None;
                 }
             }
         });
-        let answer = exchanged.await.ok().flatten();
-        let closes = |answer: &Answer| answer.header("connection") == Some("close");
-        if answer.as_ref().is_none_or(closes) {
+        let response = exchanged.await.ok().flatten();
+        let closes = |response: &Response| response.header("connection") == Some("close");
+        if response.as_ref().is_none_or(closes) {
             self.connections[gateway] = None;
         }
-        let status = answer.as_ref().map(|answer| answer.status);
+        let status = response.as_ref().map(|response| response.status);
         let end = Instant::now();
         let operation = Operation { session, gateway, what, start, end, status };
         self.shared.history.lock().unwrap().push(operation);
-        answer
+        response
     }
 }

@@ -1,4 +1,4 @@
-//! From a client to a service.
+//! The framing of requests, from the client to the service.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use super::{Findings, request};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::strict::Framing;
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::upstream::{Received, Reply, Step};
 
-/// What the service must see of a request: how long its body is said to be, and the body.
+/// What the service must receive: the framing of a request's body, and the body.
 #[derive(Clone, Copy)]
 struct Framed {
     framing: Framing,
@@ -23,24 +23,24 @@ const EMPTY: Framed = Framed { framing: Framing::Length, body: "" };
 const CHUNKED: Framed = Framed { framing: Framing::Chunked, body: "hello" };
 
 impl Framed {
-    /// The recorder refuses what is framed twice, oddly, or with extensions.
-    fn is(self, seen: &Seen) -> bool {
+    /// The recorder rejects double or malformed framing and chunk extensions.
+    fn is(self, received: &Received) -> bool {
         let lengths: Vec<usize> =
-            seen.all("content-length").iter().map(|length| length.parse().unwrap()).collect();
-        let codings = seen.all("transfer-encoding");
+            received.all("content-length").iter().map(|length| length.parse().unwrap()).collect();
+        let codings = received.all("transfer-encoding");
         let is_framed = match self.framing {
             Framing::Length => lengths == [self.body.len()] && codings.is_empty(),
             Framing::Chunked => lengths.is_empty() && codings == ["chunked"],
-            // No length and a length of nothing are the same.
+            // No length and a length of 0 are the same.
             _ => (lengths.is_empty() || lengths == [0]) && codings.is_empty(),
         };
-        is_framed && seen.body == self.body.as_bytes()
+        is_framed && received.body == self.body.as_bytes()
     }
 }
 
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-/// Method, header lines and body of the client; what the service must see.
+/// Method, header lines and body of the client; what the service must receive.
 const REQUESTS: [(&str, &str, &str, Framed); 20] = [
     ("GET", "", "", NOTHING),
     ("HEAD", "", "", NOTHING),
@@ -75,26 +75,26 @@ const REQUESTS: [(&str, &str, &str, Framed); 20] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_has_one_length_or_is_chunked_as_the_client_said() {
+async fn a_request_has_one_length_or_is_chunked_as_the_client_sent_it() {
     let stack = super::start().await;
     let token = stack.login("alice").await;
     let mut findings = Findings::default();
     for (method, lines, body, framed) in REQUESTS {
         for path in ["/none", "/"] {
             let row = format!("{method} {path} {lines}{body}");
-            let before = stack.upstream.seen().len();
+            let before = stack.upstream.requests().len();
             let lines = format!("X-3rd-Session: {token}\r\n{lines}");
             let response = super::exchange(&stack, &request(method, path, &lines, body)).await;
             findings.check(&row, response.as_ref().is_ok_and(|r| r.status == 200), &response);
-            let seen = stack.upstream.seen_after(before);
-            let is_right = seen.len() == 2 && framed.is(&seen[0]);
-            findings.check(&row, is_right, seen);
+            let received = stack.upstream.requests_after(before);
+            let is_right = received.len() == 2 && framed.is(&received[0]);
+            findings.check(&row, is_right, received);
         }
     }
     findings.end();
 }
 
-/// It is the last on its connection if it does not say otherwise.
+/// Without keep-alive it is the last one on its connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_request_reaches_the_service_as_http_1_1() {
     let stack = super::start().await;
@@ -105,22 +105,22 @@ async fn an_http_1_0_request_reaches_the_service_as_http_1_1() {
         ("POST", "Content-Length: 5\r\n", "hello", LENGTH),
         ("POST", "Connection: keep-alive\r\nContent-Length:5\r\n", "hello", LENGTH),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         let request = format!("{method} /none HTTP/1.0\r\nHost: h\r\n{lines}\r\n{body}");
         connection.send(request.as_bytes()).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(&request, super::is_ok(&response, Framing::Length, "hello"), response);
-        // The recorder takes no other version.
-        let seen = stack.upstream.seen_after(before);
-        findings.check(&request, seen.len() == 1 && framed.is(&seen[0]), seen);
+        // The recorder accepts no other version.
+        let received = stack.upstream.requests_after(before);
+        findings.check(&request, received.len() == 1 && framed.is(&received[0]), received);
     }
     findings.end();
 }
 
-/// What is removed is not what says where the body ends.
+/// Framing headers stay, whatever `Connection` names.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_connection_nominates_is_still_one() {
+async fn a_length_that_connection_names_still_counts() {
     let stack = super::start().await;
     let mut findings = Findings::default();
     for (lines, body) in [
@@ -128,24 +128,24 @@ async fn a_length_that_connection_nominates_is_still_one() {
         ("Connection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n", CHUNKS),
         ("Content-Length: 5\r\nConnection: close, content-length\r\n", "hello"),
     ] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let response = super::exchange(&stack, &request("POST", "/none", lines, body)).await;
-        let seen = stack.upstream.seen_after(before);
+        let received = stack.upstream.requests_after(before);
         let is_right = response.as_ref().is_ok_and(|response| match response.status {
-            200 => LENGTH.is(&seen[0]) || CHUNKED.is(&seen[0]),
-            status => status == 400 && seen.is_empty(),
+            200 => LENGTH.is(&received[0]) || CHUNKED.is(&received[0]),
+            status => status == 400 && received.is_empty(),
         });
-        findings.check(lines, is_right, (response, seen));
+        findings.check(lines, is_right, (response, received));
     }
     findings.end();
 }
 
-/// The service replies with what the request was for, so that no response passes for another.
+/// The service replies with the request's target, so that responses cannot be mixed up.
 fn echo(stack: &Stack) {
-    stack.upstream.reply(|seen| {
+    stack.upstream.reply(|received| {
         Reply::ok(
-            &format!("X-For: {}\r\n", seen.target()),
-            std::str::from_utf8(&seen.body).unwrap(),
+            &format!("X-For: {}\r\n", received.target()),
+            std::str::from_utf8(&received.body).unwrap(),
         )
     });
 }
@@ -163,16 +163,20 @@ async fn a_request_is_the_same_wherever_it_is_cut() {
             let path = "/none";
             let bytes = request(method, path, lines, body);
             let row = format!("{method} {lines}{body} cut at {cut}");
-            let before = stack.upstream.seen().len();
+            let before = stack.upstream.requests().len();
             let size = if cut == length { 1 } else { cut };
             connection.send_in_parts(&bytes, size).await;
-            let response = connection.response(method == "HEAD").await;
+            let response = connection.strict_response(method == "HEAD").await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let body = if method == "HEAD" { "" } else { framed.body };
                 response.status == 200 && response.text() == body
             });
-            let seen = stack.upstream.seen_after(before);
-            findings.check(&row, is_right && seen.len() == 1 && framed.is(&seen[0]), &response);
+            let received = stack.upstream.requests_after(before);
+            findings.check(
+                &row,
+                is_right && received.len() == 1 && framed.is(&received[0]),
+                &response,
+            );
             if !is_right {
                 break;
             }
@@ -187,7 +191,7 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
     echo(&stack);
     let mut findings = Findings::default();
     for size in [usize::MAX, 1, 2, 7, 100] {
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
         let paths: Vec<_> = (0..REQUESTS.len()).map(|at| format!("/none/{at}")).collect();
         let bytes: Vec<u8> = REQUESTS
@@ -197,7 +201,7 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
             .collect();
         connection.send_in_parts(&bytes, size).await;
         for ((method, lines, body, framed), path) in REQUESTS.into_iter().zip(&paths) {
-            let response = connection.response(method == "HEAD").await;
+            let response = connection.strict_response(method == "HEAD").await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let body = if method == "HEAD" { "" } else { framed.body };
                 response.all("x-for") == [path] && response.text() == body
@@ -207,17 +211,17 @@ async fn requests_of_one_packet_are_each_framed_by_themselves() {
                 break;
             }
         }
-        let seen = stack.upstream.seen_after(before);
-        let is_right = seen.len() == REQUESTS.len()
-            && seen.iter().zip(REQUESTS).all(|(seen, (.., framed))| framed.is(seen));
-        findings.check(size, is_right, seen);
+        let received = stack.upstream.requests_after(before);
+        let is_right = received.len() == REQUESTS.len()
+            && received.iter().zip(REQUESTS).all(|(received, (.., framed))| framed.is(received));
+        findings.check(size, is_right, received);
     }
     findings.end();
 }
 
-/// It cannot be told from one that is gone. nginx does the same.
+/// It cannot be distinguished from a client that has disconnected. nginx does the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_ends_its_half_before_the_response_has_left() {
+async fn a_client_that_closes_its_half_before_the_response_has_disconnected() {
     for (begin, is_begun) in
         [("", false), ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", true)]
     {

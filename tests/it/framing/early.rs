@@ -1,21 +1,17 @@
-//! Responses that begin before the request has ended, and those before the response.
+//! Responses that begin before the request has ended.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::{Findings, go_on, is_ok, reply, request};
+use super::{Findings, reply, request, start_early};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::Framing;
 use crate::harness::upstream::{Reply, Step};
 
 const MANY: usize = 50;
 
-/// A body that no buffer between client and service holds.
+/// A body that is larger than all buffers between client and service.
 fn large(is_chunked: bool) -> (String, String) {
     let body = "x".repeat(1 << 20);
     match is_chunked {
@@ -27,9 +23,8 @@ fn large(is_chunked: bool) -> (String, String) {
     }
 }
 
-async fn a_refusal_arrives(end: Step) {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+async fn assert_rejection_arrives(end: Step) {
+    let stack = start_early().await;
     let mut findings = Findings::default();
     for attempt in 0..MANY {
         let status = if attempt % 2 == 0 { "413 Content Too Large" } else { "401 Unauthorized" };
@@ -41,12 +36,12 @@ async fn a_refusal_arrives(end: Step) {
         let (lines, body) = large(attempt % 4 < 2);
         let bytes = request("POST", "/none", &lines, &body);
         let mut connection = Connection::open(stack.gateway).await;
-        // Some clients read while they send, others only then.
+        // Some clients read while they send, others only after sending.
         let response = if attempt % 3 == 0 {
             connection.try_send(&bytes).await;
-            connection.response(false).await
+            connection.strict_response(false).await
         } else {
-            connection.response_while_sending(&bytes).await
+            connection.strict_response_while_sending(&bytes).await
         };
         let is_right = response.as_ref().is_ok_and(|response| {
             response.status_line.contains(&status[..3])
@@ -58,30 +53,29 @@ async fn a_refusal_arrives(end: Step) {
     findings.end();
 }
 
-/// What it has not read makes a reset of its end.
+/// Unread bytes make the system reset the connection when the service closes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
-    a_refusal_arrives(Step::Close).await;
+async fn a_rejection_by_a_service_that_closes_at_once_reaches_a_client_that_still_sends() {
+    assert_rejection_arrives(Step::Close).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_of_a_service_that_reads_on_reaches_a_client_that_still_sends() {
-    a_refusal_arrives(Step::Finish).await;
+async fn a_rejection_by_a_service_that_reads_on_reaches_a_client_that_still_sends() {
+    assert_rejection_arrives(Step::Finish).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+async fn a_response_that_begins_before_the_end_of_the_body_is_forwarded_while_the_body_continues() {
+    let stack = start_early().await;
     let mut findings = Findings::default();
-    let (head, begin, end) =
+    let (header, begin, end) =
         ("Transfer-Encoding: chunked\r\n\r\n", "5\r\nhello\r\n", "6\r\n world\r\n0\r\n\r\n");
     for is_chunked in [false, true] {
         reply(&stack, move |_| {
-            let first = format!("HTTP/1.1 200 OK\r\n{head}{begin}");
+            let first = format!("HTTP/1.1 200 OK\r\n{header}{begin}");
             Reply::Steps(vec![Step::Send(first.into()), Step::Body, Step::Send(end.into())])
         });
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         let (lines, body) = large(is_chunked);
         let bytes = request("POST", "/none", &lines, &body);
         let (first, rest) = bytes.split_at(bytes.len() / 2);
@@ -95,12 +89,12 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
         connection.send(rest).await;
         let ended = connection.reads_up_to(b" world\r\n0\r\n\r\n").await;
         findings.check(is_chunked, ended, "the response does not end");
-        let seen = stack.upstream.seen_after(before);
-        let is_whole = seen.len() == 1 && seen[0].body.len() == 1 << 20;
+        let received = stack.upstream.requests_after(before);
+        let is_whole = received.len() == 1 && received[0].body.len() == 1 << 20;
         findings.check(is_chunked, is_whole, "the body does not end");
-        // Whether the client's connection goes on or not, nothing else comes.
+        // Whether the client's connection is kept or not, nothing else follows.
         connection.try_send(&request("GET", "/none/next", "", "")).await;
-        let next = connection.response_or_end(false).await;
+        let next = connection.strict_response_or_end(false).await;
         let is_right =
             next.as_ref().is_ok_and(|next| next.as_ref().is_none_or(|next| next.text() == "next"));
         findings.check(is_chunked, is_right, next);
@@ -108,34 +102,34 @@ async fn a_response_that_begins_while_the_body_comes_and_the_body_both_go_on() {
     findings.end();
 }
 
-/// Neither waits for the other's end; no buffer holds so much.
+/// Neither side waits for the end of the other; the body is larger than all buffers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_and_its_echo_pass_at_once() {
+async fn a_body_and_its_echo_are_forwarded_at_once() {
     const LENGTH: usize = 16 << 20;
     let stack = Stack::start_with("limits.max_body = \"100MiB\"").await;
-    stack.upstream.answer_early(true);
+    stack.upstream.respond_early(true);
     let body: String = ('a'..='z').cycle().take(LENGTH).collect();
     let chunk = format!("{:x}\r\n{body}\r\n", body.len());
     for (lines, sent) in [
         (format!("Content-Length: {LENGTH}\r\n"), body.clone()),
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunk + "0\r\n\r\n"),
     ] {
-        // The bytes of the gateway's own framing come back, those of a next request as well.
-        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
-        stack.upstream.reply(move |_| Reply::Echo(head.clone().into()));
+        // The echo must contain neither the gateway's framing nor bytes of a next request.
+        let header = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n");
+        stack.upstream.reply(move |_| Reply::Echo(header.clone().into()));
         let mut connection = Connection::open(stack.gateway).await;
-        let response =
-            connection.response_while_sending(&request("POST", "/none", &lines, &sent)).await;
+        let response = connection
+            .strict_response_while_sending(&request("POST", "/none", &lines, &sent))
+            .await;
         let response = response.unwrap_or_else(|error| panic!("{lines}{error}"));
         assert!(response.is_whole && response.body.bytes == body.as_bytes(), "{response:?}");
     }
 }
 
-/// Neither side's is held until more of it comes.
+/// No part is held back until more arrives, in either direction.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_parts_of_a_body_pass_as_they_come() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+async fn parts_of_a_body_are_forwarded_as_they_come() {
+    let stack = start_early().await;
     let mut findings = Findings::default();
     let (length, chunked) = ("Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n");
     for (sent, first, rest) in
@@ -173,159 +167,10 @@ async fn the_parts_of_a_body_pass_as_they_come() {
     findings.end();
 }
 
+/// The service reads a little after its response, and then stops.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expectation_passes_and_so_does_what_the_service_says_to_it() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
-    let mut findings = Findings::default();
-    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-    for (lines, body) in [
-        ("Content-Length: 5\r\n", "hello"),
-        ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
-    ] {
-        let lines = format!("Expect: 100-continue\r\n{lines}");
-        let head = request("POST", "/none", &lines, "");
-        // It wants the body.
-        let before = stack.upstream.seen().len();
-        reply(&stack, move |_| {
-            Reply::Steps(vec![
-                Step::Send("HTTP/1.1 100 Continue\r\n\r\n".into()),
-                Step::Body,
-                Step::Send(ok.into()),
-            ])
-        });
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&head).await;
-        let first = connection.response(false).await;
-        findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
-        connection.send(body.as_bytes()).await;
-        let response = connection.response(false).await;
-        findings.check(&lines, is_ok(&response, Framing::Length, "hello"), &response);
-        let seen = stack.upstream.seen_after(before);
-        let is_right = seen.len() == 1
-            && seen[0].all("expect") == ["100-continue"]
-            && seen[0].body == b"hello";
-        findings.check(&lines, is_right, seen);
-        if let Ok(response) = response {
-            let next = go_on(&mut connection, &response).await;
-            findings.check(&lines, next.is_ok(), next);
-        }
-        // It does not, and the client need not send it: what follows is no request then.
-        for status in ["417 Expectation Failed", "413 Content Too Large", "200 OK"] {
-            reply(&stack, move |_| {
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
-                Reply::Steps(vec![Step::Send(head.into()), Step::Finish])
-            });
-            let mut connection = Connection::open(stack.gateway).await;
-            connection.send(&head).await;
-            let response = connection.response(false).await;
-            let is_right = response.as_ref().is_ok_and(|response| {
-                response.status_line.contains(&status[..3]) && response.text() == "no"
-            });
-            findings.check(format!("{status} {lines}"), is_right, &response);
-            let before = stack.upstream.begun_after(0).len();
-            connection.try_send(&request("GET", "/none/next", "", "")).await;
-            let next = connection.response_or_end(false).await;
-            let is_right =
-                next.as_ref().is_ok_and(|next| next.as_ref().is_none_or(|n| n.status == 400));
-            findings.check(format!("after {status} {lines}"), is_right, next);
-            let begun = stack.upstream.begun_after(before);
-            findings.check(format!("after {status} {lines}"), begun.is_empty(), begun);
-        }
-    }
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_asked_for_its_body_even_if_the_service_does_not_ask() {
-    let stack = Stack::start().await;
-    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-    reply(&stack, move |_| Reply::Steps(vec![Step::Body, Step::Send(ok.into())]));
-    let mut findings = Findings::default();
-    for (lines, body) in [
-        ("Content-Length: 5\r\n", "hello"),
-        ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
-    ] {
-        let lines = format!("Expect: 100-Continue\r\n{lines}");
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&request("POST", "/none", &lines, "")).await;
-        let first = connection.response(false).await;
-        findings.check(&lines, first.as_ref().is_ok_and(|first| first.status == 100), first);
-        let before = stack.upstream.seen().len();
-        connection.send(body.as_bytes()).await;
-        let response = connection.response(false).await;
-        findings.check(&lines, response.as_ref().is_ok_and(|r| r.status == 200), &response);
-        let seen = stack.upstream.seen_after(before);
-        findings.check(&lines, seen.len() == 1 && seen[0].body == b"hello", seen);
-        if let Ok(response) = response {
-            let next = go_on(&mut connection, &response).await;
-            findings.check(&lines, next.is_ok(), next);
-        }
-    }
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_a_client_was_asked_for_is_forwarded_even_after_the_response_has_begun() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
-    let mut findings = Findings::default();
-    let header = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
-    for is_asked_by_service in [true, false] {
-        let ask = Arc::new(Notify::new());
-        let first = match is_asked_by_service {
-            true => vec![Step::Send(format!("HTTP/1.1 100 Continue\r\n\r\n{header}").into())],
-            false => vec![Step::Wait(ask.clone()), Step::Send(header.into())],
-        };
-        let steps = [first, vec![Step::Body, Step::Send("hello".into())]].concat();
-        reply(&stack, move |_| Reply::Steps(steps.clone()));
-        let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
-        let before = stack.upstream.seen().len();
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&request("POST", "/none", lines, "")).await;
-        let first = connection.response(false).await;
-        findings.check(is_asked_by_service, first.as_ref().is_ok_and(|r| r.status == 100), first);
-        ask.notify_one();
-        let begun = connection.reads_up_to(b"\r\n\r\n").await;
-        findings.check(is_asked_by_service, begun, "the response has begun");
-        connection.send(b"body").await;
-        findings.check(is_asked_by_service, connection.reads_up_to(b"hello").await, "its end");
-        let seen = stack.upstream.seen_after(before);
-        findings.check(is_asked_by_service, seen.len() == 1 && seen[0].body == b"body", seen);
-    }
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_gets_one_100_even_if_the_service_asks_late() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
-    let ask = Arc::new(Notify::new());
-    let waiting = ask.clone();
-    reply(&stack, move |_| {
-        Reply::Steps(vec![
-            Step::Wait(waiting.clone()),
-            Step::Send("HTTP/1.1 100 Continue\r\n\r\n".into()),
-            Step::Body,
-            Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".into()),
-        ])
-    });
-    let mut connection = Connection::open(stack.gateway).await;
-    let lines = "Expect: 100-continue\r\nContent-Length: 4\r\n";
-    connection.send(&request("POST", "/none", lines, "")).await;
-    let first = connection.response(false).await;
-    assert!(first.as_ref().is_ok_and(|first| first.status == 100), "{first:?}");
-    ask.notify_one();
-    connection.send(b"body").await;
-    let response = connection.response(false).await;
-    assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
-}
-
-/// The service reads on for a while after its response, and then no more.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+async fn an_upload_does_not_hang_when_the_service_responds_and_stops_reading() {
+    let stack = start_early().await;
     reply(&stack, |_| {
         Reply::Steps(vec![
             Step::Send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno".into()),
@@ -336,88 +181,11 @@ async fn an_upload_is_not_stuck_when_the_service_responds_and_then_takes_no_more
     let mut connection = Connection::open(stack.gateway).await;
     let lines = "Content-Length: 8000000\r\n";
     connection.send(&request("POST", "/none", lines, "begin")).await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     assert!(response.as_ref().is_ok_and(|response| response.status == 413), "{response:?}");
     connection.send(b"enough").await;
     let rest = vec![b'x'; 7_000_000];
-    // Less than any timeout of the gateway.
+    // Shorter than any timeout of the gateway.
     let sending = timeout(Duration::from_secs(4), connection.try_send(&rest)).await;
     assert!(sending.is_ok(), "the upload is stuck");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_http_1_0_client_that_expects_100_gets_none() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
-    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-    reply(&stack, move |_| {
-        let first = "HTTP/1.1 100 Continue\r\n\r\n";
-        Reply::Steps(vec![Step::Send(first.into()), Step::Body, Step::Send(ok.into())])
-    });
-    let mut connection = Connection::open(stack.gateway).await;
-    let lines = "Host: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n";
-    connection.send(format!("POST /none HTTP/1.0\r\n{lines}\r\nhello").as_bytes()).await;
-    let response = connection.response(false).await;
-    assert!(is_ok(&response, Framing::Length, "hello"), "{response:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn informational_responses_pass_as_they_come() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    let release = Arc::new(Notify::new());
-    let waiting = release.clone();
-    reply(&stack, move |_| {
-        Reply::Steps(vec![
-            Step::Send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\n\r\n".into()),
-            Step::Wait(waiting.clone()),
-            Step::Drip("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n".into()),
-            Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".into()),
-        ])
-    });
-    let mut connection = Connection::open(stack.gateway).await;
-    connection.send(&request("GET", "/none", "", "")).await;
-    let first = connection.response(false).await;
-    // It is not held until the next comes.
-    let is_right = first
-        .as_ref()
-        .is_ok_and(|first| first.status == 103 && first.all("link") == ["</a>", "</b>"]);
-    findings.check("the first", is_right, first);
-    release.notify_one();
-    for status in [102, 103] {
-        let response = connection.response(false).await;
-        findings.check(status, response.as_ref().is_ok_and(|r| r.status == status), response);
-    }
-    let response = connection.response(false).await;
-    findings.check("the last", is_ok(&response, Framing::Length, "hello"), &response);
-    let next = go_on(&mut connection, &response.unwrap()).await;
-    findings.check("the next", next.is_ok(), next);
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn informational_responses_without_end_are_cut_off() {
-    let stack = Stack::start().await;
-    for interim in
-        ["HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n"]
-    {
-        stack.upstream.reply(move |_| Reply::Push(Vec::new(), interim.repeat(100).into()));
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&request("GET", "/none", "", "")).await;
-        let passed = AtomicUsize::new(0);
-        let reading = async {
-            loop {
-                let response = connection.response_or_end(false).await.unwrap();
-                match response {
-                    Some(response) if response.status < 200 => {
-                        passed.fetch_add(1, Ordering::Relaxed);
-                    }
-                    other => break other,
-                }
-            }
-        };
-        let last = tokio::time::timeout(crate::harness::PATIENCE, reading).await;
-        let last = last.unwrap_or_else(|_| panic!("no end after {passed:?}"));
-        assert!(last.is_none_or(|last| last.status == 502), "after {passed:?}");
-    }
 }

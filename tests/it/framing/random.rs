@@ -1,7 +1,9 @@
-//! Random exchanges on one client connection, with a service that does right and wrong.
+//! Random requests on one client connection, to a service that sometimes misbehaves.
 //!
-//! Whatever was before, each response is the one to its own request, each request reaches the
-//! service as it was sent, and no connection is used again after a response that forbids it.
+//! Whatever happened before, each response belongs to its request, each request reaches the service
+//! as it was sent, and no connection is reused after a response that forbids it.
+//!
+//! One file, because the plan of a round, the service's part in it and the check are one model.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +15,8 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use super::request;
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::Response;
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::strict::StrictResponse;
+use crate::harness::upstream::{Received, Reply, Step};
 
 const CASES: u32 = 300;
 
@@ -28,25 +30,25 @@ enum Variant {
     Hinted,
     NoContent,
     NotModified,
-    // What the service says is whole, and ends its connection.
+    // The response is complete, and the service ends its connection.
     Close,
     SaysClose,
     Old,
     LengthAndChunked,
     Extra,
     ExtraAfterChunks,
-    // It is not whole.
+    // The response is not complete.
     HalfBody,
     HalfChunks,
     MalformedChunk,
-    // It is no response.
+    // Not a response.
     OtherLengths,
     OtherCoding,
     Nonsense,
     HalfHead,
     Nothing,
     Reset,
-    // It comes before the body, of which the client holds the rest back, or not.
+    // The response comes before the end of the body; the client sends the rest, or does not.
     Early,
     EarlyToHalf,
 }
@@ -103,13 +105,13 @@ struct Round {
 }
 
 impl Round {
-    /// The variant that is left where there is no body, of the request or of the response.
+    /// The variant that applies if the request or the response has no body.
     fn variant(&self) -> Variant {
         match self.variant {
             HalfBody | HalfChunks | MalformedChunk | OtherLengths if self.method == "HEAD" => {
                 Length
             }
-            // Nobody could know that the connection ends, if nothing says so.
+            // Without `Connection: close` nobody could know that the connection ends.
             Close if self.method == "HEAD" => SaysClose,
             EarlyToHalf if self.length < 2 => Early,
             variant => variant,
@@ -136,8 +138,8 @@ impl Round {
                 | Hinted
                 | NoContent
                 | NotModified
-                // If the body was whole by then, which only the gateway knows; the service reads
-                // it before the next request, which would be another one otherwise.
+                // If the body was complete by then, which only the gateway knows; the service reads
+                // it before the next request, or it would take it for one.
                 | Early
         )
     }
@@ -164,9 +166,9 @@ impl Round {
             (false, 0) => (String::new(), Vec::new()),
             (false, length) => (format!("Content-Length: {length}\r\n"), self.body()),
         };
-        let head = request(self.method, path, &lines, "");
+        let header = request(self.method, path, &lines, "");
         let held_back = if self.variant() == EarlyToHalf { body.len() / 2 } else { 0 };
-        let bytes = [head, body].concat();
+        let bytes = [header, body].concat();
         let first = bytes.len() - held_back;
         (bytes, first)
     }
@@ -234,18 +236,18 @@ impl Round {
             Nonsense => ("SSH-2.0-OpenSSH", String::new(), String::new()),
         };
         let body = if self.has_body() { body } else { String::new() };
-        let head = format!("{status}\r\nX-For: {path}\r\n{lines}\r\n");
+        let header = format!("{status}\r\nX-For: {path}\r\n{lines}\r\n");
         let bytes = match variant {
-            HalfHead => head[..head.len() - 3].to_owned(),
-            Hinted => format!("HTTP/1.1 103 Early Hints\r\nX-For: {path}\r\n\r\n{head}{body}"),
-            _ => head + &body,
+            HalfHead => header[..header.len() - 3].to_owned(),
+            Hinted => format!("HTTP/1.1 103 Early Hints\r\nX-For: {path}\r\n\r\n{header}{body}"),
+            _ => header + &body,
         };
         let mut steps = Vec::new();
         if !matches!(variant, Early | EarlyToHalf) {
             steps.push(Step::Body);
         }
         let (mut bytes, extra) = match variant {
-            // No way of reading could see that in time if it came later than the response's end.
+            // Bytes that come after the end of the response cannot be noticed in time.
             Extra | ExtraAfterChunks => {
                 let (first, last) = bytes.split_at(bytes.len() - 1);
                 let wrong = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-For: extra\r\n\r\nextra";
@@ -270,7 +272,7 @@ impl Round {
     }
 
     /// What is wrong with a response, if anything is.
-    fn judge(&self, path: &str, response: &Result<Response, String>) -> Result<(), String> {
+    fn judge(&self, path: &str, response: &Result<StrictResponse, String>) -> Result<(), String> {
         let wrong = || Err(format!("{path}: {:?} got {response:?}", self.variant()));
         let Ok(response) = response else { return wrong() };
         let is_theirs = response.all("x-for") == [path];
@@ -294,7 +296,7 @@ impl Round {
 fn round() -> impl Strategy<Value = Round> {
     let part = || prop_oneof![2 => Just(usize::MAX), 1 => Just(1_usize), 2 => 2_usize..200];
     let body = prop_oneof![1 => Just(0), 2 => 1_usize..1500];
-    // Most exchanges are plain, so that connections are used again.
+    // Most requests are plain, so that connections are reused.
     let variant = prop_oneof![
         1 => Just(Length),
         1 => Just(Chunked),
@@ -319,20 +321,23 @@ fn round() -> impl Strategy<Value = Round> {
 type Plans = Arc<Mutex<HashMap<String, (Round, usize)>>>;
 
 /// Reads the final response to a request.
-async fn response(connection: &mut Connection, round: &Round) -> Result<Option<Response>, String> {
+async fn response(
+    connection: &mut Connection,
+    round: &Round,
+) -> Result<Option<StrictResponse>, String> {
     loop {
-        let response = connection.response_or_end(round.method == "HEAD").await?;
+        let response = connection.strict_response_or_end(round.method == "HEAD").await?;
         if response.as_ref().is_none_or(|response| response.status >= 200) {
             return Ok(response);
         }
     }
 }
 
-fn is_last(response: &Response) -> bool {
+fn is_last(response: &StrictResponse) -> bool {
     !response.is_whole || response.all("connection").contains(&"close")
 }
 
-/// Sends one request after the other, on as few connections as the gateway lets.
+/// Sends one request after the other, on as few connections as the gateway allows.
 async fn in_turn(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), String> {
     let mut open: Option<Connection> = None;
     for (round, path) in rounds {
@@ -345,7 +350,7 @@ async fn in_turn(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), String
             };
             connection.try_send_in_parts(&bytes[..first], round.client_part).await;
             let got = response(&mut connection, round).await;
-            // What nobody has answered was not served: the gateway had ended the connection.
+            // Without a response it was not served: the gateway had closed the connection.
             if is_used && matches!(got, Ok(None)) {
                 continue;
             }
@@ -379,21 +384,21 @@ async fn pipelined(stack: &Stack, rounds: &[(Round, String)]) -> Result<(), Stri
     Ok(())
 }
 
-/// Whether the service saw what was sent, and each connection only as long as it might be used.
+/// Whether the service received what was sent, on each connection only as long as allowed.
 fn judge_service(
     stack: &Stack,
     (begun, whole): (usize, usize),
     rounds: &[(Round, String)],
     ended: &mut HashMap<usize, String>,
 ) -> Result<(), String> {
-    let round = |seen: &Seen| rounds.iter().find(|(_, path)| seen.target() == path);
+    let round = |received: &Received| rounds.iter().find(|(_, path)| received.target() == path);
     let begun = stack.upstream.begun_after(begun);
     let mut tries: HashMap<&str, usize> = HashMap::new();
-    for seen in &begun {
-        // A client that went before it had read all may have left others behind.
-        let Some((round, path)) = round(seen) else { continue };
-        if let Some(earlier) = ended.get(&seen.connection) {
-            return Err(format!("{path} on connection {} after {earlier}", seen.connection));
+    for received in &begun {
+        // A client that disconnected early may have left other requests behind.
+        let Some((round, path)) = round(received) else { continue };
+        if let Some(earlier) = ended.get(&received.connection) {
+            return Err(format!("{path} on connection {} after {earlier}", received.connection));
         }
         let tries = tries.entry(path).or_default();
         *tries += 1;
@@ -401,14 +406,14 @@ fn judge_service(
             return Err(format!("{path} was sent too often"));
         }
         if round.forbids_reuse() && *tries == 1 {
-            ended.insert(seen.connection, path.clone());
+            ended.insert(received.connection, path.clone());
         }
     }
-    for seen in stack.upstream.seen_after(whole) {
-        if let Some((round, path)) = round(&seen)
-            && seen.body != round.body()
+    for received in stack.upstream.requests_after(whole) {
+        if let Some((round, path)) = round(&received)
+            && received.body != round.body()
         {
-            return Err(format!("{path}: another body: {seen:?}"));
+            return Err(format!("{path}: another body: {received:?}"));
         }
     }
     Ok(())
@@ -419,14 +424,14 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let stack = runtime.block_on(Stack::start());
     let plans = Plans::default();
-    let told = plans.clone();
-    stack.upstream.answer_early(true);
-    stack.upstream.reply(move |seen| {
-        let mut plans = told.lock().unwrap();
-        let (round, tries) = plans.get_mut(seen.target()).unwrap();
+    let replies = plans.clone();
+    stack.upstream.respond_early(true);
+    stack.upstream.reply(move |received| {
+        let mut plans = replies.lock().unwrap();
+        let (round, tries) = plans.get_mut(received.target()).unwrap();
         *tries += 1;
         let second = Round { variant: Length, ..round.clone() };
-        Reply::Steps(if *tries == 1 { &*round } else { &second }.steps(seen.target()))
+        Reply::Steps(if *tries == 1 { &*round } else { &second }.steps(received.target()))
     });
     let number = AtomicUsize::new(0);
     // Connections that may not be used again, and why.
@@ -442,7 +447,7 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
         let case = number.fetch_add(1, Ordering::Relaxed);
         let rounds: Vec<(Round, String)> = rounds
             .into_iter()
-            // Nobody holds back what others follow at once.
+            // No one holds back a request that others follow at once.
             .map(|round| match round.variant {
                 EarlyToHalf if is_pipelined => Round { variant: Early, ..round },
                 _ => round,
@@ -451,7 +456,7 @@ fn whatever_was_before_each_response_is_the_one_to_its_request() {
             .map(|(at, round)| (round, format!("/none/{case}/{at}")))
             .collect();
         plans.lock().unwrap().extend(rounds.iter().map(|(r, path)| (path.clone(), (r.clone(), 0))));
-        let before = (stack.upstream.begun_after(0).len(), stack.upstream.seen().len());
+        let before = (stack.upstream.begun_after(0).len(), stack.upstream.requests().len());
         let faults = stack.upstream.faults().len();
         let run = async {
             if is_pipelined {

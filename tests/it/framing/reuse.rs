@@ -1,34 +1,39 @@
-//! When a connection to a service is used again, and what is sent twice.
+//! When a connection to a service is reused, and which requests are sent again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Barrier;
 
-use super::{Findings, is_bad_gateway, is_ok, reply, request};
+use super::{Findings, is_bad_gateway, is_ok, reply, request, start_early};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
-use crate::harness::strict::{Framing, Response};
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::strict::{Framing, StrictResponse};
+use crate::harness::upstream::{Received, Reply, Step};
 
 /// Sends a request on a connection of its own, which ends with the response.
-async fn ask(stack: &Stack, method: &str, path: &str, body: &str) -> Result<Response, String> {
+async fn send(
+    stack: &Stack,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Result<StrictResponse, String> {
     let mut connection = Connection::open(stack.gateway).await;
     let length = format!("Content-Length: {}\r\n", body.len());
     let lines = if body.is_empty() { "" } else { &length };
     connection.send(&request(method, path, lines, body)).await;
     loop {
-        let response = connection.response(method == "HEAD").await;
-        // What only announces the response is not waited for alone: its connection is still busy.
+        let response = connection.strict_response(method == "HEAD").await;
+        // After an informational response the connection is still busy.
         if !response.as_ref().is_ok_and(|response| response.status < 200) {
             return response;
         }
     }
 }
 
-/// Which connections the service saw requests on, after so many requests.
+/// The connections of the service's requests, after so many requests.
 fn connections_after(stack: &Stack, count: usize) -> Vec<usize> {
-    stack.upstream.begun_after(count).iter().map(|seen| seen.connection).collect()
+    stack.upstream.begun_after(count).iter().map(|received| received.connection).collect()
 }
 
 /// The connection of a request, and that of the next.
@@ -37,11 +42,12 @@ async fn of_two(stack: &Stack, method: &str, steps: &[Step]) -> [Option<usize>; 
     reply(stack, move |_| Reply::Steps(steps.clone()));
     let before = stack.upstream.begun_after(0).len();
     let body = if method == "POST" { "hello" } else { "" };
-    let _ = ask(stack, method, "/none/first", body).await;
-    let next = ask(stack, "GET", "/none/next", "").await;
+    let _ = send(stack, method, "/none/first", body).await;
+    let next = send(stack, "GET", "/none/next", "").await;
     assert!(is_ok(&next, Framing::Length, "next"), "{next:?}");
     let begun = stack.upstream.begun_after(before);
-    let of = |path: &str| begun.iter().find(|seen| seen.target() == path).map(|s| s.connection);
+    let of =
+        |path: &str| begun.iter().find(|received| received.target() == path).map(|s| s.connection);
     [of("/none/first"), of("/none/next")]
 }
 
@@ -52,7 +58,7 @@ fn sends(bytes: &str) -> Vec<Step> {
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_used_again_after_a_whole_response() {
+async fn a_connection_is_reused_after_a_complete_response() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKS}");
@@ -87,7 +93,7 @@ async fn a_connection_is_used_again_after_a_whole_response() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_ends_it() {
+async fn a_connection_is_not_reused_after_a_doubtful_response_or_one_that_closes_it() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let extra = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra";
@@ -131,21 +137,20 @@ async fn a_connection_is_not_used_again_after_a_doubtful_response_or_one_that_en
         let is_right = first.is_some() && first != next;
         findings.check(format!("{method} {response}"), is_right, (first, next));
     }
-    // Until it is closed, a response without a length goes on.
+    // A response without a length ends when the connection is closed.
     for version in ["1.0", "1.1"] {
-        let head = format!("HTTP/{version} 200 OK\r\n\r\nhello");
-        let steps = [Step::Send(head.clone().into()), Step::Close];
+        let header = format!("HTTP/{version} 200 OK\r\n\r\nhello");
+        let steps = [Step::Send(header.clone().into()), Step::Close];
         let [first, next] = of_two(&stack, "GET", &steps).await;
-        findings.check(head, first.is_some() && first != next, (first, next));
+        findings.check(header, first.is_some() && first != next, (first, next));
     }
     findings.end();
 }
 
 /// The rest of the body would be the next request.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_again() {
-    let stack = Stack::start().await;
-    stack.upstream.answer_early(true);
+async fn a_connection_whose_response_came_before_the_end_of_the_body_is_not_reused() {
+    let stack = start_early().await;
     let mut findings = Findings::default();
     for (lines, begin) in [
         ("Content-Length: 20\r\n", "GET /"),
@@ -157,18 +162,18 @@ async fn a_connection_whose_response_came_before_the_body_was_whole_is_not_used_
         let before = stack.upstream.begun_after(0).len();
         let mut connection = Connection::open(stack.gateway).await;
         connection.send(&request("POST", "/none/first", lines, begin)).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         findings.check(
             format!("{lines}{begin}"),
             is_ok(&response, Framing::Length, "early"),
             response,
         );
-        let next = ask(&stack, "GET", "/none/next", "").await;
+        let next = send(&stack, "GET", "/none/next", "").await;
         findings.check(format!("{lines}{begin}"), is_ok(&next, Framing::Length, "next"), next);
         let connections = connections_after(&stack, before);
         let is_right = connections.len() == 2 && connections[0] != connections[1];
         findings.check(format!("{lines}{begin}"), is_right, connections);
-        // Whatever becomes of the client's.
+        // Whatever happens to the client's connection.
         drop(connection);
     }
     findings.end();
@@ -187,12 +192,12 @@ async fn an_idle_connection_on_which_something_comes_is_closed() {
             Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra".into()),
         ])
     });
-    let first = ask(&stack, "GET", "/none/first", "").await;
+    let first = send(&stack, "GET", "/none/first", "").await;
     assert!(is_ok(&first, Framing::Length, "hello"), "{first:?}");
     release.notify_one();
     stack.upstream.until_open(0).await;
     for method in ["POST", "GET"] {
-        let next = ask(&stack, method, "/none/next", "x").await;
+        let next = send(&stack, method, "/none/next", "x").await;
         assert!(is_ok(&next, Framing::Length, "next"), "{next:?}");
     }
     assert_eq!(connections_after(&stack, 0), [0, 1, 1]);
@@ -204,28 +209,28 @@ fn name(end: &Step) -> &'static str {
     if matches!(end, Step::Reset) { "reset" } else { "closed" }
 }
 
-/// Has the service end the connection at a request on one where it has served another.
+/// The service ends its first connection at the second request on it.
 fn ending(stack: &Stack, begin: &'static str, end: Step) {
-    stack.upstream.reply(move |seen| match seen {
-        Seen { connection: 0, .. } if seen.target() != "/none/warm" => {
+    stack.upstream.reply(move |received| match received {
+        Received { connection: 0, .. } if received.target() != "/none/warm" => {
             Reply::Steps(vec![Step::Send(begin.into()), end.clone()])
         }
         _ => Reply::ok("", "hello"),
     });
 }
 
-/// The response, and the connections of the request, whose first is one that was used before.
+/// The response, and the connections of the request; the first of them was used before.
 async fn on_a_used_connection(
     begin: &'static str,
     end: Step,
     method: &str,
     body: &str,
-) -> (Result<Response, String>, Vec<usize>) {
+) -> (Result<StrictResponse, String>, Vec<usize>) {
     let stack = Stack::start().await;
     ending(&stack, begin, end);
-    let warm = ask(&stack, "GET", "/none/warm", "").await;
+    let warm = send(&stack, "GET", "/none/warm", "").await;
     assert!(is_ok(&warm, Framing::Length, "hello"), "{warm:?}");
-    let response = ask(&stack, method, "/none/tried", body).await;
+    let response = send(&stack, method, "/none/tried", body).await;
     (response, connections_after(&stack, 1))
 }
 
@@ -253,7 +258,7 @@ async fn an_idempotent_request_whose_used_connection_ends_before_a_byte_is_sent_
     findings.end();
 }
 
-/// Nobody knows whether the service has acted on it.
+/// The service may have acted on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_not_idempotent_is_sent_only_once() {
     let mut findings = Findings::default();
@@ -276,12 +281,12 @@ async fn a_request_is_not_sent_again_once_the_response_has_begun() {
             let row = format!("{begin} {}", name(&end));
             let stack = Stack::start().await;
             ending(&stack, begin, end.clone());
-            ask(&stack, "GET", "/none/warm", "").await.unwrap();
+            send(&stack, "GET", "/none/warm", "").await.unwrap();
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none/tried", "", "")).await;
-            let mut response = connection.response(false).await;
+            let mut response = connection.strict_response(false).await;
             if response.as_ref().is_ok_and(|response| response.status == 103) {
-                response = connection.response(false).await;
+                response = connection.strict_response(false).await;
             }
             findings.check(&row, is_bad_gateway(&response), response);
             let connections = connections_after(&stack, 1);
@@ -291,7 +296,7 @@ async fn a_request_is_not_sent_again_once_the_response_has_begun() {
     findings.end();
 }
 
-/// The second try is on a new connection, however many used ones there are, and is the last.
+/// The second try is the last, and on a new connection even if idle ones are left.
 #[tokio::test(flavor = "multi_thread")]
 async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
     const USED: usize = 3;
@@ -302,18 +307,18 @@ async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
             let stack = Stack::start().await;
             let barrier = Arc::new(Barrier::new(USED));
             let ends = end.clone();
-            stack.upstream.reply(move |seen| {
-                if seen.target() == "/none/warm" {
+            stack.upstream.reply(move |received| {
+                if received.target() == "/none/warm" {
                     Reply::Meet(barrier.clone(), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
-                } else if ends_all || seen.connection < USED {
+                } else if ends_all || received.connection < USED {
                     Reply::Steps(vec![ends.clone()])
                 } else {
                     Reply::ok("", "hello")
                 }
             });
-            let warm = (0..USED).map(|_| ask(&stack, "GET", "/none/warm", ""));
+            let warm = (0..USED).map(|_| send(&stack, "GET", "/none/warm", ""));
             futures_util::future::join_all(warm).await;
-            let response = ask(&stack, "GET", "/none/tried", "").await;
+            let response = send(&stack, "GET", "/none/tried", "").await;
             let is_right = match ends_all {
                 true => is_bad_gateway(&response),
                 false => is_ok(&response, Framing::Length, "hello"),
@@ -327,7 +332,7 @@ async fn there_is_one_second_try_and_it_is_on_a_new_connection() {
     findings.end();
 }
 
-/// It is closed while it is idle, so that no request meets its end.
+/// It is closed while it is idle, so that no request is sent on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
     let mut findings = Findings::default();
@@ -338,37 +343,39 @@ async fn a_connection_that_ended_while_it_was_idle_is_not_used() {
             let response = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
             Reply::Steps(vec![Step::Send(response.into()), ending.clone()])
         });
-        ask(&stack, "GET", "/none/first", "").await.unwrap();
+        send(&stack, "GET", "/none/first", "").await.unwrap();
         stack.upstream.until_open(0).await;
-        // The one worker has met the end by the time it has served these.
+        // The only worker has noticed the end by the time it has served these.
         for _ in 0..10 {
-            ask(&stack, "GET", "/", "").await.unwrap();
+            send(&stack, "GET", "/", "").await.unwrap();
         }
-        let response = ask(&stack, "POST", "/none/next", "x").await;
+        let response = send(&stack, "POST", "/none/next", "x").await;
         findings.check(name(&end), is_ok(&response, Framing::Length, "next"), response);
     }
     findings.end();
 }
 
-/// A service behind one address may be many.
+/// One address may lead to several processes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_service_says_of_a_connection_counts_for_that_connection() {
+async fn the_keep_alive_of_a_response_counts_for_its_connection_only() {
     let stack = Stack::start().await;
-    stack.upstream.reply(|seen| match seen.connection {
+    stack.upstream.reply(|received| match received.connection {
         0 => Reply::ok("Keep-Alive: timeout=1\r\n", "hello"),
         1 => Reply::ok("Keep-Alive: timeout=2\r\n", "hello"),
         _ => Reply::ok("", "hello"),
     });
-    // The first is not kept at all, and says nothing of the second.
+    // The first is not kept at all; this does not affect the second.
     for _ in 0..3 {
-        ask(&stack, "GET", "/none", "").await.unwrap();
+        send(&stack, "GET", "/none", "").await.unwrap();
     }
     assert_eq!(connections_after(&stack, 0), [0, 1, 1]);
-    assert!(stack.upstream.seen().iter().all(|seen| seen.all("connection") != ["close"]));
-    // The second ends a second before the service's time, the third does not.
+    assert!(
+        stack.upstream.requests().iter().all(|received| received.all("connection") != ["close"])
+    );
+    // The second is closed a second before the service's timeout, the third is not.
     stack.upstream.until_open(0).await;
     let started = std::time::Instant::now();
-    ask(&stack, "GET", "/none", "").await.unwrap();
+    send(&stack, "GET", "/none", "").await.unwrap();
     stack.upstream.until_open(0).await;
     assert_eq!(connections_after(&stack, 3), [2]);
     assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());

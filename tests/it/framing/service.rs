@@ -1,4 +1,6 @@
-//! From a service to a client.
+//! The framing of responses, from the service to the client.
+
+mod chunks;
 
 use super::{Findings, exchange, is_bad_gateway, is_ok, reply, request};
 use crate::harness::Stack;
@@ -51,12 +53,13 @@ async fn a_response_that_ends_with_its_connection_is_chunked_once() {
     for version in ["HTTP/1.0", "HTTP/1.1"] {
         for lines in ["", "Connection: close\r\n", "Connection: keep-alive\r\n"] {
             for body in ["", "hello", "5\r\nhello\r\n0\r\n\r\n"] {
-                let head = format!("{version} 200 OK\r\n{lines}\r\n");
-                let steps = [Step::Send(head.clone().into()), Step::Drip(body.into()), Step::Close];
+                let header = format!("{version} 200 OK\r\n{lines}\r\n");
+                let steps =
+                    [Step::Send(header.clone().into()), Step::Drip(body.into()), Step::Close];
                 reply(&stack, move |_| Reply::Steps(steps.to_vec()));
                 let response = exchange(&stack, &get()).await;
                 let is_right = is_ok(&response, Framing::Chunked, body);
-                findings.check(format!("{head}{body}"), is_right, response);
+                findings.check(format!("{header}{body}"), is_right, response);
             }
         }
     }
@@ -86,7 +89,7 @@ async fn an_http_1_0_client_gets_no_chunks_and_no_informational_response() {
             let request = format!("GET /none HTTP/1.0\r\nHost: h\r\n{lines}\r\n");
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(request.as_bytes()).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right = is_ok(&response, framing, "hello")
                 && response.as_ref().unwrap().all("trailer").is_empty();
             findings.check(format!("{lines} {bytes}"), is_right, response);
@@ -133,15 +136,15 @@ async fn lengths_that_are_equal_are_merged_and_all_others_are_a_bad_gateway() {
         "Content-Length: 18446744073709551616\r\n",
         "Content-Length: 18446744073709551621\r\n",
     ] {
-        let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\nhello!");
-        closing(&stack, &head);
+        let header = format!("HTTP/1.1 200 OK\r\n{lines}\r\nhello!");
+        closing(&stack, &header);
         let response = exchange(&stack, &get()).await;
         findings.check(lines, is_bad_gateway(&response), response);
     }
     findings.end();
 }
 
-/// Its end cannot be found, or what it holds cannot be forwarded as plain chunks.
+/// Its end cannot be found, or its content cannot be forwarded as plain chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_coding_other_than_chunked_is_a_bad_gateway() {
     let stack = Stack::start().await;
@@ -227,14 +230,14 @@ async fn a_response_that_has_no_body_is_not_framed_as_one_that_has() {
             keeping(&stack, &format!("{early}HTTP/1.1 {status}\r\n{lines}\r\n"));
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request(method, "/none", "", "")).await;
-            // The reader itself refuses what may not be there.
-            let first = connection.response(false).await;
+            // The reader itself rejects framing that is not allowed here.
+            let first = connection.strict_response(false).await;
             let is_early = first.as_ref().is_ok_and(|response| response.status == 103);
             findings.check(format!("103 before {row}"), is_early, &first);
             if first.is_err() {
                 continue;
             }
-            let response = connection.response(method == "HEAD").await;
+            let response = connection.strict_response(method == "HEAD").await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let length = response.all("content-length");
                 let is_theirs = lines.contains("Content-Length: 5") && length == ["5"]
@@ -252,69 +255,7 @@ async fn a_response_that_has_no_body_is_not_framed_as_one_that_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_chunks_of_a_service_are_written_anew() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    for chunks in [
-        "5\r\nhello\r\n0\r\n\r\n",
-        "5;a\r\nhello\r\n0;b=c\r\n\r\n",
-        "5;a=\"x;\\\"y\"\r\nhello\r\n0\r\n\r\n",
-        "0005\r\nhello\r\n000\r\n\r\n",
-        "1\r\nh\r\n1;x\r\ne\r\n3\r\nllo\r\n0\r\n\r\n",
-    ] {
-        let bytes = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
-        keeping(&stack, &bytes);
-        let response = exchange(&stack, &get()).await;
-        findings.check(chunks, is_ok(&response, Framing::Chunked, "hello"), response);
-    }
-    let upper = format!("1A\r\n{}\r\n0\r\n\r\n", "x".repeat(26));
-    keeping(&stack, &format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{upper}"));
-    let response = exchange(&stack, &get()).await;
-    findings.check(&upper, is_ok(&response, Framing::Chunked, &"x".repeat(26)), response);
-    findings.end();
-}
-
-/// What broke off never looks whole.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_chunk_of_a_service_ends_the_response() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    for chunks in [
-        "+5\r\nhello\r\n0\r\n\r\n",
-        "-0\r\n\r\n",
-        " 5\r\nhello\r\n0\r\n\r\n",
-        "0x5\r\nhello\r\n0\r\n\r\n",
-        "5_0\r\nhello\r\n0\r\n\r\n",
-        "g\r\nhello\r\n0\r\n\r\n",
-        ";a\r\n\r\n",
-        "\r\n",
-        "5\nhello\r\n0\r\n\r\n",
-        "5\r\nhello\n0\r\n\r\n",
-        "5\r\nhelloXX0\r\n\r\n",
-        "4\r\nhello\r\n0\r\n\r\n",
-        "6\r\nhello\r\n0\r\n\r\n",
-        "5;a\n\r\nhello\r\n0\r\n\r\n",
-        "5;\0\r\nhello\r\n0\r\n\r\n",
-        "FFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n",
-        "10000000000000005\r\nhello\r\n0\r\n\r\n",
-        "5\r\nhello\r\n0\r\n",
-        "5\r\nhello\r\n0\n\n",
-        "5\r\nhello\r\n",
-        "5\r\nhel",
-    ] {
-        let bytes = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
-        closing(&stack, &bytes);
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&get()).await;
-        let response = connection.response(false).await;
-        let is_right = is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
-        findings.check(chunks, is_right, response);
-    }
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn oddly_spelled_lines_come_out_as_name_and_value() {
+async fn oddly_written_header_lines_are_written_as_name_and_value() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let (length, chunked) = ("hello", "5\r\nhello\r\n0\r\n\r\n");
@@ -344,7 +285,7 @@ async fn oddly_spelled_lines_come_out_as_name_and_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_connection_nominates_is_still_one() {
+async fn a_length_that_connection_names_still_counts() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     for (lines, body, framing) in [
@@ -362,12 +303,12 @@ async fn a_length_that_connection_nominates_is_still_one() {
     findings.end();
 }
 
-/// It is judged as strictly as that of a request.
+/// It is validated as strictly as a request header.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_header_in_doubt_is_a_bad_gateway() {
+async fn a_doubtful_response_header_is_a_bad_gateway() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
-    for head in [
+    for header in [
         "HTTP/1.1 200 OK\nContent-Length: 5\n\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\nX: y\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\n",
@@ -392,66 +333,9 @@ async fn a_response_header_in_doubt_is_a_bad_gateway() {
         "ICY 200 OK\r\nContent-Length: 5\r\n\r\n",
         "hello",
     ] {
-        closing(&stack, &format!("{head}hello"));
+        closing(&stack, &format!("{header}hello"));
         let response = exchange(&stack, &get()).await;
-        findings.check(head, is_bad_gateway(&response), response);
+        findings.check(header, is_bad_gateway(&response), response);
     }
-    findings.end();
-}
-
-/// Nothing that a service can send is kept without a limit.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_never_ends_in_the_framing_of_a_response_ends_the_response() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let filler = "y".repeat(100_000);
-    for (begin, more, row) in [
-        (String::new(), filler.clone(), "status line"),
-        ("HTTP/1.1 200 OK\r\n".to_owned(), "X: y\r\n".repeat(1000), "lines"),
-        ("HTTP/1.1 200 OK\r\nX: ".to_owned(), filler.clone(), "line"),
-        (chunked.to_owned(), "0".repeat(100_000), "size"),
-        (format!("{chunked}5;"), filler.clone(), "extension"),
-        (format!("{chunked}0\r\nX: "), filler.clone(), "trailer"),
-        (format!("{chunked}0\r\n"), "X: y\r\n".repeat(1000), "trailers"),
-    ] {
-        stack.upstream.reply(move |_| Reply::Push(begin.clone().into(), more.clone().into()));
-        let mut connection = Connection::open(stack.gateway).await;
-        connection.send(&get()).await;
-        let response = connection.response(false).await;
-        let is_right = is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
-        findings.check(row, is_right, response);
-    }
-    findings.end();
-}
-
-/// Each byte of the service in a packet of its own, as far as that can be had.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_comes_byte_by_byte_is_the_same() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    for (bytes, framing) in [
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Framing::Length),
-        (
-            "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
-             HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
-             1;a=b\r\nh\r\n4\r\nello\r\n0\r\nX-Sum: 1\r\n\r\n",
-            Framing::Chunked,
-        ),
-    ] {
-        reply(&stack, move |_| Reply::Steps(vec![Step::Drip(bytes.into())]));
-        let mut connection = Connection::open(stack.gateway).await;
-        for _ in 0..3 {
-            connection.send(&get()).await;
-            let mut response = connection.response(false).await;
-            if response.as_ref().is_ok_and(|response| response.status == 103) {
-                response = connection.response(false).await;
-            }
-            let is_right = is_ok(&response, framing, "hello");
-            findings.check(bytes, is_right, response);
-        }
-    }
-    let connections: Vec<_> = stack.upstream.seen().iter().map(|seen| seen.connection).collect();
-    findings.check("one connection", connections.iter().all(|one| *one == 0), connections);
     findings.end();
 }

@@ -1,10 +1,12 @@
-//! Trailers: whom they reach, and which of them.
+//! Which trailers are forwarded, and to whom.
+
+mod malformed;
 
 use super::{Findings, exchange, is_bad_gateway, reply, request};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 use crate::harness::strict::{Lines, values};
-use crate::harness::upstream::{Reply, Seen, Step};
+use crate::harness::upstream::{Received, Reply, Step};
 
 /// A chunked request with these trailers, each ended.
 fn with_trailers(path: &str, lines: &str, trailers: &str) -> Vec<u8> {
@@ -13,7 +15,7 @@ fn with_trailers(path: &str, lines: &str, trailers: &str) -> Vec<u8> {
 }
 
 /// Has the service send a chunked response with these trailers, each ended.
-fn trailing(stack: &Stack, lines: &str, trailers: &str) {
+fn reply_with_trailers(stack: &Stack, lines: &str, trailers: &str) {
     let response = format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{lines}\r\n\
          5\r\nhello\r\n0\r\n{trailers}\r\n"
@@ -21,19 +23,19 @@ fn trailing(stack: &Stack, lines: &str, trailers: &str) {
     reply(stack, move |_| Reply::Bytes(response.clone().into()));
 }
 
-/// Sends a request with trailers that must be forwarded, and returns what the service saw.
-async fn seen(stack: &Stack, request: &[u8]) -> Result<Seen, String> {
-    let before = stack.upstream.seen().len();
+/// Sends a request with trailers that must be forwarded, and returns what the service received.
+async fn forwarded(stack: &Stack, request: &[u8]) -> Result<Received, String> {
+    let before = stack.upstream.requests().len();
     let response = exchange(stack, request).await?;
-    let seen = stack.upstream.seen_after(before);
-    match seen.first() {
-        Some(seen) if response.status == 200 => Ok(seen.clone()),
-        _ => Err(format!("{response:?} {seen:?}")),
+    let received = stack.upstream.requests_after(before);
+    match received.first() {
+        Some(received) if response.status == 200 => Ok(received.clone()),
+        _ => Err(format!("{response:?} {received:?}")),
     }
 }
 
-/// What a client may not say in a trailer.
-const NOT_THE_CLIENTS: [&str; 61] = [
+/// Trailers that a client may not send.
+const FORBIDDEN: [&str; 61] = [
     "X-OpenId",
     "x-openid",
     "X_OpenId",
@@ -114,15 +116,15 @@ async fn request_trailers_reach_the_service() {
             ("/none", "Trailer: X-Sum\r\n".to_owned()),
             ("/", format!("X-3rd-Session: {token}\r\nTrailer: X-Sum\r\n")),
         ] {
-            let seen = seen(&stack, &with_trailers(path, &lines, trailers)).await;
-            let is_right = seen.as_ref().is_ok_and(|seen| {
-                let lines = seen.trailers.iter();
+            let received = forwarded(&stack, &with_trailers(path, &lines, trailers)).await;
+            let is_right = received.as_ref().is_ok_and(|received| {
+                let lines = received.trailers.iter();
                 let lines = lines.map(|(name, value)| (name.to_ascii_lowercase(), value.as_str()));
                 let expected =
                     expected.iter().map(|(name, value)| (name.to_ascii_lowercase(), *value));
-                seen.body == b"hello" && lines.eq(expected)
+                received.body == b"hello" && lines.eq(expected)
             });
-            findings.check(format!("{path} {trailers}"), is_right, seen);
+            findings.check(format!("{path} {trailers}"), is_right, received);
         }
     }
     findings.end();
@@ -130,7 +132,7 @@ async fn request_trailers_reach_the_service() {
 
 /// Not even in a spelling that a CGI-like service would fold to the same name.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_trailer_says_what_a_client_may_not_say() {
+async fn forbidden_request_trailers_are_removed() {
     let stack = Stack::start_with(
         "[[route]]\npath = \"/\"\nupstream = \"recorder\"\nauth = \"required\"\n\
          remove_request_headers = [\"X-Debug\"]\n\
@@ -141,29 +143,33 @@ async fn no_request_trailer_says_what_a_client_may_not_say() {
     reply(&stack, |_| Reply::ok("", "hello"));
     let token = stack.login("alice").await;
     let mut findings = Findings::default();
-    let all: String = NOT_THE_CLIENTS.iter().map(|name| format!("{name}: evil\r\n")).collect();
-    let each = NOT_THE_CLIENTS.iter().map(|name| format!("{name}: evil\r\n"));
+    let all: String = FORBIDDEN.iter().map(|name| format!("{name}: evil\r\n")).collect();
+    let each = FORBIDDEN.iter().map(|name| format!("{name}: evil\r\n"));
     for trailers in each.chain([all]) {
         for (path, session) in
             [("/none", String::new()), ("/", format!("X-3rd-Session: {token}\r\n"))]
         {
             let lines = format!("{session}Connection: X-Nominated\r\n");
             let trailers = format!("X-First: 1\r\n{trailers}X-Last: 2\r\n");
-            let seen = seen(&stack, &with_trailers(path, &lines, &trailers)).await;
-            let is_right = seen.as_ref().is_ok_and(|seen| {
+            let received = forwarded(&stack, &with_trailers(path, &lines, &trailers)).await;
+            let is_right = received.as_ref().is_ok_and(|received| {
                 let is_evil = |(_, value): &(String, String)| value == "evil";
-                !seen.trailers.iter().any(is_evil)
-                    && values(&seen.trailers, "x-first") == ["1"]
-                    && values(&seen.trailers, "x-last") == ["2"]
+                !received.trailers.iter().any(is_evil)
+                    && values(&received.trailers, "x-first") == ["1"]
+                    && values(&received.trailers, "x-last") == ["2"]
             });
-            findings.check(format!("{path} {trailers}"), is_right, seen.map(|seen| seen.trailers));
+            findings.check(
+                format!("{path} {trailers}"),
+                is_right,
+                received.map(|received| received.trailers),
+            );
         }
     }
     findings.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn response_trailers_reach_only_a_client_that_takes_them() {
+async fn response_trailers_reach_only_a_client_that_accepts_them() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let get = |lines: &str| request("GET", "/none", lines, "");
@@ -180,7 +186,7 @@ async fn response_trailers_reach_only_a_client_that_takes_them() {
         ("Trailer: X-Sum\r\n", false),
     ] {
         for announced in ["", "Trailer: X-Sum\r\n"] {
-            trailing(&stack, announced, "X-Sum: 1\r\nx-Other:a b \r\n");
+            reply_with_trailers(&stack, announced, "X-Sum: 1\r\nx-Other:a b \r\n");
             let response = exchange(&stack, &get(lines)).await;
             let is_right = response.as_ref().is_ok_and(|response| {
                 let (sum, other) = trailers_of(&response.body.trailers);
@@ -196,12 +202,12 @@ async fn response_trailers_reach_only_a_client_that_takes_them() {
             findings.check(format!("{lines} {announced}"), is_right, response);
         }
     }
-    // There is no place for them, whatever the client takes.
-    trailing(&stack, "Trailer: X-Sum\r\n", "X-Sum: 1\r\n");
+    // There is no place for them, even if the client accepts trailers.
+    reply_with_trailers(&stack, "Trailer: X-Sum\r\n", "X-Sum: 1\r\n");
     let old = b"GET /none HTTP/1.0\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
     connection.send(old).await;
-    let response = connection.response(false).await;
+    let response = connection.strict_response(false).await;
     let is_right = response.as_ref().is_ok_and(|response| {
         response.all("trailer").is_empty() && response.is_whole && response.text() == "hello"
     });
@@ -214,7 +220,7 @@ fn trailers_of(trailers: &Lines) -> (Vec<&str>, Vec<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_response_trailer_says_what_a_service_may_not_say() {
+async fn forbidden_response_trailers_are_removed() {
     let stack = Stack::start().await;
     let mut findings = Findings::default();
     let names = [
@@ -241,7 +247,7 @@ async fn no_response_trailer_says_what_a_service_may_not_say() {
     let each = names.iter().map(|name| format!("{name}: evil\r\n"));
     for forbidden in each.chain([all]) {
         let lines = "Connection: X-Nominated\r\n";
-        trailing(&stack, lines, &format!("X-Sum: 1\r\n{forbidden}X-Other: 2\r\n"));
+        reply_with_trailers(&stack, lines, &format!("X-Sum: 1\r\n{forbidden}X-Other: 2\r\n"));
         let lines = "TE: trailers\r\nConnection: TE\r\n";
         let response = exchange(&stack, &request("GET", "/none", lines, "")).await;
         let is_right = response.as_ref().is_ok_and(|response| {
@@ -262,18 +268,18 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
     let trailers = "X-Sum: 1\r\nX-OpenId: evil\r\nx-other:a b \r\n";
     let bytes = with_trailers("/none", "TE: trailers\r\nConnection: TE\r\n", trailers);
     let chunks = format!("5;a=b\r\nhello\r\n0;c\r\n{trailers}\r\n");
-    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let header = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut connection = Connection::open(stack.gateway).await;
     for cut in 1..chunks.len() {
         let (first, rest) = chunks.split_at(cut);
-        let steps = [Step::Send(format!("{head}{first}").into()), Step::Send(rest.into())];
+        let steps = [Step::Send(format!("{header}{first}").into()), Step::Send(rest.into())];
         stack.upstream.reply(move |_| Reply::Steps(steps.to_vec()));
-        let before = stack.upstream.seen().len();
+        let before = stack.upstream.requests().len();
         // From the end, so that parts of this size meet the trailers.
         let (first, rest) = bytes.split_at(bytes.len().saturating_sub(cut));
         connection.send_in_parts(first, usize::MAX).await;
         connection.send_in_parts(rest, if cut % 2 == 0 { 1 } else { usize::MAX }).await;
-        let response = connection.response(false).await;
+        let response = connection.strict_response(false).await;
         let expected = (vec!["1"], vec!["a b"]);
         let is_right = response.as_ref().is_ok_and(|response| {
             response.text() == "hello"
@@ -281,12 +287,12 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
                 && response.body.trailers.len() == 2
         });
         findings.check(format!("cut at {cut}"), is_right, response);
-        let seen = stack.upstream.seen_after(before);
-        let is_right = seen.len() == 1
-            && seen[0].body == b"hello"
-            && trailers_of(&seen[0].trailers) == expected
-            && seen[0].trailers.len() == 2;
-        findings.check(format!("cut {cut} before the end"), is_right, seen);
+        let received = stack.upstream.requests_after(before);
+        let is_right = received.len() == 1
+            && received[0].body == b"hello"
+            && trailers_of(&received[0].trailers) == expected
+            && received[0].trailers.len() == 2;
+        findings.check(format!("cut {cut} before the end"), is_right, received);
         if !is_right {
             break;
         }
@@ -294,78 +300,16 @@ async fn trailers_are_the_same_wherever_they_are_cut() {
     findings.end();
 }
 
-const MALFORMED: [&str; 12] = [
-    "no colon\r\n",
-    ": y\r\n",
-    " X: y\r\n",
-    "X : y\r\n",
-    "X\t: y\r\n",
-    "X(: y\r\n",
-    "X: a\r\n b\r\n",
-    "X: a\0\r\n",
-    "X: a\u{7f}\r\n",
-    "X: a\nY: b\r\n",
-    "X: a\rY: b\r\n",
-    "X-Fine: y\r\n\n",
-];
-
+/// They count like header lines.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_request_trailer_ends_the_exchange() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    for trailers in MALFORMED {
-        for size in [usize::MAX, 1] {
-            let before = stack.upstream.seen().len();
-            let mut connection = Connection::open(stack.gateway).await;
-            let smuggled = request("GET", "/none/smuggled", "", "");
-            let bytes = [with_trailers("/none", "", trailers), smuggled].concat();
-            for part in bytes.chunks(size) {
-                connection.try_send(part).await;
-            }
-            let response = connection.response_or_end(false).await;
-            let is_refused = response
-                .as_ref()
-                .is_ok_and(|response| response.as_ref().is_none_or(|r| r.status == 400));
-            findings.check(trailers, is_refused, response);
-            // What it was taken for goes on.
-            if is_refused {
-                findings.check(trailers, connection.ends().await, "it goes on");
-            }
-            let seen = stack.upstream.seen_after(before);
-            findings.check(trailers, seen.is_empty(), seen);
-        }
-    }
-    findings.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_response_trailer_ends_the_exchange() {
-    let stack = Stack::start().await;
-    let mut findings = Findings::default();
-    for trailers in MALFORMED {
-        for lines in ["", "TE: trailers\r\nConnection: TE\r\n"] {
-            trailing(&stack, "", &format!("{trailers}\r\n"));
-            let mut connection = Connection::open(stack.gateway).await;
-            connection.send(&request("GET", "/none", lines, "")).await;
-            let response = connection.response(false).await;
-            let is_right =
-                is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole);
-            findings.check(format!("{lines}{trailers}"), is_right, response);
-        }
-    }
-    findings.end();
-}
-
-/// As if they were lines of the head.
-#[tokio::test(flavor = "multi_thread")]
-async fn trailers_count_towards_the_limits_of_a_head() {
+async fn trailers_count_towards_the_limits_of_a_request_header() {
     let limits = "limits = { max_header = \"2KiB\", max_header_count = 10 }";
     let stack = Stack::start_with(limits).await;
     let mut findings = Findings::default();
     let lines = |prefix: &str, count: usize, length: usize| -> String {
         (0..count).map(|at| format!("{prefix}-{at}: {}\r\n", "y".repeat(length))).collect()
     };
-    for (head, trailers, is_served) in [
+    for (header, trailers, is_served) in [
         (lines("X", 3, 1), lines("T", 3, 1), true),
         (lines("X", 1, 500), lines("T", 1, 500), true),
         (String::new(), lines("T", 11, 1), false),
@@ -376,24 +320,24 @@ async fn trailers_count_towards_the_limits_of_a_head() {
         (lines("X", 2, 600), lines("T", 2, 600), false),
         (String::new(), lines("T", 1, 1 << 20), false),
     ] {
-        let row = format!("{} and {} bytes of lines", head.len(), trailers.len());
-        let before = stack.upstream.seen().len();
+        let row = format!("{} and {} bytes of lines", header.len(), trailers.len());
+        let before = stack.upstream.requests().len();
         let mut connection = Connection::open(stack.gateway).await;
-        connection.try_send(&with_trailers("/none", &head, &trailers)).await;
-        let response = connection.response_or_end(false).await;
+        connection.try_send(&with_trailers("/none", &header, &trailers)).await;
+        let response = connection.strict_response_or_end(false).await;
         let is_right = response.as_ref().is_ok_and(|response| match response {
             Some(response) => response.status == if is_served { 200 } else { 431 },
             None => !is_served,
         });
         findings.check(&row, is_right, response);
-        let seen = stack.upstream.seen_after(before);
-        findings.check(&row, seen.len() == usize::from(is_served), seen);
+        let received = stack.upstream.requests_after(before);
+        findings.check(&row, received.len() == usize::from(is_served), received);
 
-        trailing(&stack, &head, &trailers);
+        reply_with_trailers(&stack, &header, &trailers);
         for taken in ["", "TE: trailers\r\n"] {
             let mut connection = Connection::open(stack.gateway).await;
             connection.send(&request("GET", "/none", taken, "")).await;
-            let response = connection.response(false).await;
+            let response = connection.strict_response(false).await;
             let is_right = match is_served {
                 true => response.as_ref().is_ok_and(|r| r.is_whole && r.status == 200),
                 false => is_bad_gateway(&response) || response.as_ref().is_ok_and(|r| !r.is_whole),

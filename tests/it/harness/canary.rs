@@ -1,15 +1,15 @@
-//! Secrets that pass through the suite, and whether anything ever tells them.
+//! Detects secrets of the tests in the gateways' output.
 //!
-//! Every token, code, app secret and session key that a test meets is planted here. What the
-//! gateways log, count and answer is looked through as it comes; the end of each stack fails
-//! its test if anything was found, in whichever test it was.
+//! Every token, code, app secret and session key of a test is planted here. The gateways' logs,
+//! metrics and error responses are searched for them. When a stack ends, its test fails if a
+//! secret was found, even if another test caused that.
 
 use std::sync::Mutex;
 
 static PLANTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static FOUND: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Shorter ones could stand anywhere.
+/// Shorter ones could appear anywhere by chance.
 const SHORTEST: usize = 8;
 
 pub fn plant(secret: &str) {
@@ -19,7 +19,7 @@ pub fn plant(secret: &str) {
     }
 }
 
-/// Plants the code of a login, and the token of its answer.
+/// Plants the code of a login, and the token of its response.
 pub fn plant_from(json: &str) {
     for field in ["\"code\":\"", "\"token\":\""] {
         for rest in json.split(field).skip(1) {
@@ -28,19 +28,19 @@ pub fn plant_from(json: &str) {
     }
 }
 
-/// A planted secret that a text holds.
+/// A planted secret that a text contains.
 pub fn first_in(text: &str) -> Option<String> {
     PLANTED.lock().unwrap().iter().find(|secret| text.contains(secret.as_str())).cloned()
 }
 
-/// Remembers what a text of the gateway tells, for [`assert_none_told`].
-pub fn look_for_in(place: &str, text: &str) {
+/// Records the secrets in a text of the gateway, for [`assert_none_shown`].
+pub fn search(place: &str, text: &str) {
     if let Some(secret) = first_in(text) {
-        FOUND.lock().unwrap().push(format!("{place} tells {secret}: {text}"));
+        FOUND.lock().unwrap().push(format!("{place} shows {secret}: {text}"));
     }
 }
 
-pub fn assert_none_told() {
+pub fn assert_none_shown() {
     // Taken, so that what one test finds fails one test.
     let found = std::mem::take(&mut *FOUND.lock().unwrap());
     assert_eq!(found, [""; 0]);
@@ -57,7 +57,7 @@ fn what_was_planted_is_found() {
 }
 
 #[test]
-fn what_a_gateway_logs_is_looked_through() {
+fn the_log_of_a_gateway_is_searched() {
     super::process_log::install();
     let before = super::process_log::position();
     tracing::info!(target: "wxgate", "a line of this test");

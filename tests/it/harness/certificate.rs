@@ -1,4 +1,4 @@
-//! Certificates of a test's own, and the files in which they stand.
+//! Certificates that are generated for one test, and their files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion,
 };
 
-/// Who issues certificates.
+/// A certificate authority.
 pub struct Authority {
     pub certificate: rcgen::Certificate,
     issuer: Issuer<'static, KeyPair>,
@@ -43,7 +43,7 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
-    /// One that this one has issued a certificate for.
+    /// An authority whose certificate this one has issued.
     pub fn intermediate(&self, common_name: &str) -> Self {
         self.intermediate_with(common_name, |_| {})
     }
@@ -89,12 +89,12 @@ impl Issued {
     }
 }
 
-/// A client that takes whatever certificate it is shown.
+/// A client that accepts any certificate.
 pub fn credulous() -> ClientConfig {
     credulous_with(rustls::DEFAULT_VERSIONS, None)
 }
 
-/// The same of these versions, which shows a certificate if it is asked to.
+/// The same with these versions, and with a client certificate if one is given.
 pub fn credulous_with(
     versions: &[&'static SupportedProtocolVersion],
     shown: Option<&Issued>,

@@ -1,4 +1,4 @@
-//! A client on a raw socket, so that a request's very bytes are the test's choice.
+//! A client on a raw socket, so that the test chooses every byte of a request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,26 +9,27 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::canary;
-use super::strict::{self, Response};
-use super::upstream::Seen;
+pub use super::response::Response;
+use super::strict::{self, StrictResponse};
+use super::upstream::Received;
 use super::{PATIENCE, Stack};
 
-/// A request in the making.
+/// A request that is being built.
 pub struct Request<'a> {
     stack: &'a Stack,
-    head: String,
+    header_lines: String,
     body: Vec<u8>,
     chunked: bool,
 }
 
 impl<'a> Request<'a> {
     pub fn new(stack: &'a Stack, method: &str, path: &str) -> Self {
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
-        Self { stack, head, body: Vec::new(), chunked: false }
+        let header_lines = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
+        Self { stack, header_lines, body: Vec::new(), chunked: false }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self.header_lines.push_str(&format!("{name}: {value}\r\n"));
         self
     }
 
@@ -58,14 +59,14 @@ impl<'a> Request<'a> {
 
     /// The request's bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.head.clone().into_bytes();
+        let mut bytes = self.header_lines.clone().into_bytes();
         if self.chunked {
             bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
             bytes.extend_from_slice(format!("{:x}\r\n", self.body.len()).as_bytes());
             bytes.extend_from_slice(&self.body);
             bytes.extend_from_slice(b"\r\n0\r\n\r\n");
         } else {
-            if !self.body.is_empty() || self.head.starts_with("POST") {
+            if !self.body.is_empty() || self.header_lines.starts_with("POST") {
                 let length = format!("Content-Length: {}\r\n", self.body.len());
                 bytes.extend_from_slice(length.as_bytes());
             }
@@ -76,32 +77,32 @@ impl<'a> Request<'a> {
     }
 
     /// Sends the request on a connection of its own.
-    pub async fn send(self) -> Answer {
+    pub async fn send(self) -> Response {
         let gateway = self.stack.gateway;
         self.send_to(gateway).await
     }
 
     /// The same to the admin listener.
-    pub async fn send_to_admin(self) -> Answer {
+    pub async fn send_to_admin(self) -> Response {
         let admin = self.stack.admin;
         self.send_to(admin).await
     }
 
-    async fn send_to(self, address: SocketAddr) -> Answer {
+    async fn send_to(self, address: SocketAddr) -> Response {
         let mut connection = Connection::open(address).await;
         connection.send(&self.bytes()).await;
-        connection.answer(self.head.starts_with("HEAD")).await
+        connection.response(self.header_lines.starts_with("HEAD")).await
     }
 
-    /// Sends the request, which must be forwarded, and returns what the upstream saw of it.
-    pub async fn seen(self) -> Seen {
-        let before = self.stack.upstream.seen().len();
+    /// Sends the request, which must be forwarded, and returns it as the service received it.
+    pub async fn forwarded(self) -> Received {
+        let before = self.stack.upstream.requests().len();
         let stack = self.stack;
-        let answer = self.send().await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let seen = stack.upstream.seen();
-        assert_eq!(seen.len(), before + 1, "one request for one");
-        seen.last().unwrap().clone()
+        let response = self.send().await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        let received = stack.upstream.requests();
+        assert_eq!(received.len(), before + 1, "the request is forwarded once");
+        received.last().unwrap().clone()
     }
 }
 
@@ -121,35 +122,38 @@ impl Connection {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending half.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// The next answer; `is_bodyless` when it is one to HEAD.
-    pub async fn answer(&mut self, is_bodyless: bool) -> Answer {
-        let answer = timeout(PATIENCE, self.read_answer(is_bodyless)).await;
-        answer.expect("an answer in time").expect("an answer")
+    /// The next response; `is_bodyless` for a response to HEAD.
+    pub async fn response(&mut self, is_bodyless: bool) -> Response {
+        let response = timeout(PATIENCE, self.read_response(is_bodyless)).await;
+        response.expect("a response in time").expect("a response")
     }
 
-    /// The next answer, or `None` when the connection ends before it has begun.
-    pub async fn answer_or_end(&mut self) -> Option<Answer> {
-        timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or an end in time")
+    /// The next response, or `None` if the connection ends before it has begun.
+    pub async fn response_or_end(&mut self) -> Option<Response> {
+        timeout(PATIENCE, self.read_response(false)).await.expect("a response or an end in time")
     }
 
-    /// The next response, read without any leniency; what is none is an error.
-    pub async fn response(&mut self, is_to_head: bool) -> Result<Response, String> {
-        let response = self.response_or_end(is_to_head).await?;
+    /// The next response, read strictly; anything malformed is an error.
+    pub async fn strict_response(&mut self, is_to_head: bool) -> Result<StrictResponse, String> {
+        let response = self.strict_response_or_end(is_to_head).await?;
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
-    /// The same, or `None` when the connection ends before it has begun.
-    pub async fn response_or_end(&mut self, is_to_head: bool) -> Result<Option<Response>, String> {
+    /// The same, or `None` if the connection ends before it has begun.
+    pub async fn strict_response_or_end(
+        &mut self,
+        is_to_head: bool,
+    ) -> Result<Option<StrictResponse>, String> {
         let reading = strict::read_response(&mut self.stream, &mut self.read, is_to_head);
         strict::within(PATIENCE, reading).await
     }
 
-    /// Sends these bytes in parts of this size, each a packet of its own if it can be had.
+    /// Sends these bytes in parts of this size, each in a packet of its own if possible.
     pub async fn send_in_parts(&mut self, bytes: &[u8], size: usize) {
         self.stream.set_nodelay(true).unwrap();
         for part in bytes.chunks(size) {
@@ -158,8 +162,11 @@ impl Connection {
         }
     }
 
-    /// The next response while these bytes are sent, for as long as the gateway takes them.
-    pub async fn response_while_sending(&mut self, bytes: &[u8]) -> Result<Response, String> {
+    /// The next response, read while these bytes are sent for as long as the gateway accepts them.
+    pub async fn strict_response_while_sending(
+        &mut self,
+        bytes: &[u8],
+    ) -> Result<StrictResponse, String> {
         let (mut from, mut to) = self.stream.split();
         let reading = strict::read_response(&mut from, &mut self.read, false);
         let sending = async {
@@ -173,7 +180,7 @@ impl Connection {
         response.ok_or_else(|| "the end instead of a response".to_owned())
     }
 
-    /// The same, as long as the gateway takes them.
+    /// The same, as long as the gateway accepts them.
     pub async fn try_send_in_parts(&mut self, bytes: &[u8], size: usize) {
         self.stream.set_nodelay(true).unwrap();
         for part in bytes.chunks(size) {
@@ -184,12 +191,12 @@ impl Connection {
         }
     }
 
-    /// Sends these bytes, if the gateway still takes them.
+    /// Sends these bytes, if the gateway still accepts them.
     pub async fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
     }
 
-    /// The next bytes, as many as these, and whether they are these.
+    /// Whether the next bytes are these.
     pub async fn reads(&mut self, expected: &[u8]) -> bool {
         let read =
             async { while self.read.len() < expected.len() && self.more().await.is_some() {} };
@@ -198,7 +205,7 @@ impl Connection {
         self.read.drain(..end).eq(expected.iter().copied())
     }
 
-    /// Reads up to these bytes, whatever comes before, and tells whether they came.
+    /// Reads until these bytes have come, and returns whether they did.
     pub async fn reads_up_to(&mut self, expected: &[u8]) -> bool {
         let read = async {
             loop {
@@ -215,12 +222,12 @@ impl Connection {
         timeout(PATIENCE, read).await == Ok(true)
     }
 
-    /// Whether the gateway closes the connection, without another byte.
+    /// Whether the gateway closes the connection without sending another byte.
     pub async fn is_closed(&mut self) -> bool {
         self.read.is_empty() && timeout(PATIENCE, self.more()).await == Ok(None)
     }
 
-    /// Whether the gateway ends the connection, whatever comes before.
+    /// Whether the gateway closes the connection, whatever it sends before.
     pub async fn ends(&mut self) -> bool {
         let end = async {
             while self.more().await.is_some() {
@@ -230,53 +237,53 @@ impl Connection {
         timeout(PATIENCE, end).await.is_ok()
     }
 
-    /// Whether nothing comes for a while.
+    /// Whether nothing arrives for this time.
     pub async fn is_silent(&mut self, time: Duration) -> bool {
         self.read.is_empty() && timeout(time, self.more()).await.is_err()
     }
 
-    async fn read_answer(&mut self, is_bodyless: bool) -> Option<Answer> {
-        let answer = self.read_next(is_bodyless).await?;
-        canary::plant_from(&answer.text());
-        if answer.header("x-wxgate-error").is_some() {
-            canary::look_for_in("an error", &format!("{:?} {}", answer.headers, answer.text()));
+    async fn read_response(&mut self, is_bodyless: bool) -> Option<Response> {
+        let response = self.read_next(is_bodyless).await?;
+        canary::plant_from(&response.text());
+        if response.header("x-wxgate-error").is_some() {
+            canary::search("an error", &format!("{:?} {}", response.headers, response.text()));
         }
-        Some(answer)
+        Some(response)
     }
 
-    async fn read_next(&mut self, is_bodyless: bool) -> Option<Answer> {
+    async fn read_next(&mut self, is_bodyless: bool) -> Option<Response> {
         let end = loop {
             if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
             }
             self.more().await?;
         };
-        let head = String::from_utf8(self.read[..end].to_vec()).unwrap();
+        let header = String::from_utf8(self.read[..end].to_vec()).unwrap();
         self.read.drain(..end + 4);
-        let mut lines = head.split("\r\n");
+        let mut lines = header.split("\r\n");
         let status: u16 = lines.next()?.split(' ').nth(1)?.parse().unwrap();
         let headers: Vec<(String, String)> = lines
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut answer = Answer { status, headers, body: Vec::new(), is_whole: true };
+        let mut response = Response { status, headers, body: Vec::new(), is_whole: true };
         if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
-            return Some(answer);
+            return Some(response);
         }
-        if answer.header("transfer-encoding").is_some() {
-            answer.is_whole = self.read_chunks(&mut answer.body).await.is_some();
-        } else if let Some(length) = answer.header("content-length") {
+        if response.header("transfer-encoding").is_some() {
+            response.is_whole = self.read_chunks(&mut response.body).await.is_some();
+        } else if let Some(length) = response.header("content-length") {
             let length: usize = length.parse().unwrap();
-            while self.read.len() < length && answer.is_whole {
-                answer.is_whole = self.more().await.is_some();
+            while self.read.len() < length && response.is_whole {
+                response.is_whole = self.more().await.is_some();
             }
             let end = length.min(self.read.len());
-            answer.body = self.read.drain(..end).collect();
+            response.body = self.read.drain(..end).collect();
         } else {
             while self.more().await.is_some() {}
-            answer.body = std::mem::take(&mut self.read);
+            response.body = std::mem::take(&mut self.read);
         }
-        Some(answer)
+        Some(response)
     }
 
     async fn read_chunks(&mut self, body: &mut Vec<u8>) -> Option<()> {
@@ -308,119 +315,26 @@ impl Connection {
     }
 }
 
-/// An answer as the client got it.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    /// Whether the body came to its announced end.
-    pub is_whole: bool,
-}
-
-impl Answer {
-    /// The first answer in these bytes, and its length, if it is whole; one without a length is
-    /// whole when they `have_ended`.
-    pub fn parse(bytes: &[u8], is_bodyless: bool, have_ended: bool) -> Option<(Self, usize)> {
-        let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
-        let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
-        let mut lines = text.split("\r\n");
-        let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let headers = lines.map(|line| line.split_once(':').unwrap());
-        let headers =
-            headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-        let mut answer =
-            Self { status, headers: headers.collect(), body: Vec::new(), is_whole: true };
-        let start = head + 4;
-        if answer.header("transfer-encoding").is_some() {
-            let (body, length) = unchunked(&bytes[start..])?;
-            answer.body = body;
-            return Some((answer, start + length));
-        }
-        let end = if is_bodyless || matches!(status, 100..=199 | 204 | 304) {
-            start
-        } else if let Some(length) = answer.header("content-length") {
-            start + length.parse::<usize>().unwrap()
-        } else if have_ended {
-            bytes.len()
-        } else {
-            return None;
-        };
-        answer.body = bytes.get(start..end)?.to_vec();
-        Some((answer, end))
-    }
-
-    /// The one value of a header.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers.iter().filter(|(known, _)| known == name);
-        let value = values.next().map(|(_, value)| value.as_str());
-        assert!(values.next().is_none(), "{name} stands twice: {self:?}");
-        value
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON: {}", self.text()))
-    }
-
-    /// Asserts that this is the gateway's own error, in the one shape that all of them have.
-    #[track_caller]
-    pub fn assert_error(&self, status: u16, error: &str, action: &str) {
-        assert_eq!(self.status, status, "{}", self.text());
-        let body = self.json();
-        assert_eq!(body["error"], error);
-        assert_eq!(body["action"], action);
-        assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
-        assert!(body["request_id"].as_str().is_some_and(|id| !id.is_empty()));
-        assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
-        assert_eq!(self.header("x-request-id"), body["request_id"].as_str());
-        assert_eq!(self.header("x-wxgate-error"), Some(error));
-        assert_eq!(self.header("content-type"), Some("application/json"));
-        assert_eq!(self.header("cache-control"), Some("no-store"));
-    }
-}
-
-/// The chunks in these bytes together, and their length, if the last of them has come.
-fn unchunked(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
-    let mut body = Vec::new();
-    let mut at = 0;
-    loop {
-        let line = bytes[at..].windows(2).position(|window| window == b"\r\n")?;
-        let size = std::str::from_utf8(&bytes[at..at + line]).unwrap();
-        let size = usize::from_str_radix(size, 16).unwrap();
-        let start = at + line + 2;
-        body.extend_from_slice(bytes.get(start..start + size)?);
-        at = start + size + 2;
-        bytes.get(..at)?;
-        if size == 0 {
-            return Some((body, at));
-        }
-    }
-}
-
-/// Asks something that is no stack's gateway.
-pub async fn get(address: SocketAddr, path: &str) -> Answer {
+/// Sends a GET to any address.
+pub async fn get(address: SocketAddr, path: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    let answer = exchange(address, &request).await;
+    let response = exchange(address, &request).await;
     if path == "/metrics" {
-        canary::look_for_in("the metrics", &answer.text());
+        canary::search("the metrics", &response.text());
     }
-    answer
+    response
 }
 
-/// Posts JSON to something that is no stack's gateway.
-pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+/// Posts JSON to any address.
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Response {
     let body = body.to_string();
     let length = body.len();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
-    exchange(address, &(head + &body)).await
+    let header = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    exchange(address, &(header + &body)).await
 }
 
-async fn exchange(address: SocketAddr, request: &str) -> Answer {
+async fn exchange(address: SocketAddr, request: &str) -> Response {
     let mut connection = Connection::open(address).await;
     connection.send(request.as_bytes()).await;
-    connection.answer(false).await
+    connection.response(false).await
 }

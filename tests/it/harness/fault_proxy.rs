@@ -1,4 +1,5 @@
-//! A way to a server that a test can slow, silence and cut, for all or by the caller's address.
+//! A TCP proxy in front of a server: a test can slow down, stall or cut its connections, all of
+//! them or those from one address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,13 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How bytes pass, both ways.
+/// How bytes are forwarded, in both directions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Open,
-    /// Each piece is held for so long.
+    /// Each piece is delayed by this time.
     Slow(Duration),
-    /// Nothing passes, and nobody is told: as where packets are lost. It comes when this ends.
+    /// Bytes are held back without an error, as if packets were lost, until this ends.
     Silent,
     /// Connections are closed.
     Cut,
@@ -32,19 +33,19 @@ impl FaultProxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own_port = listener.local_addr().unwrap().port();
-        let (ways, seen) = watch::channel(HashMap::new());
+        let (ways, receiver) = watch::channel(HashMap::new());
         let accepting = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (client, from) = listener.accept().await.unwrap();
-                connections.spawn(pass(client, port, from.ip(), seen.clone()));
+                connections.spawn(pass(client, port, from.ip(), receiver.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });
         Self { port: own_port, ways, _accepting: AbortOnDropHandle::new(accepting) }
     }
 
-    /// From now on, for whoever calls from 127.0.0.1, where gateways and tests do.
+    /// From now on, for clients at 127.0.0.1, as gateways and tests are.
     pub fn set(&self, way: Way) {
         self.set_from("127.0.0.1", way);
     }

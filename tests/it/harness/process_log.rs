@@ -1,9 +1,10 @@
-//! What the gateways of this process log of themselves, and whether one of them panicked.
+//! The process log of the gateways in this process, and whether one of them panicked.
 
 use std::io;
 use std::panic;
 use std::sync::{Mutex, OnceLock};
 
+use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
@@ -13,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use wxgate::wechat::sandbox::SESSION_KEY;
 
 use super::canary;
+use super::client::Response;
 
 /// An upstream of this name makes a request panic where its failure is logged.
 pub const PANICS: &str = "panics";
@@ -21,22 +23,34 @@ static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static INSTALLED: OnceLock<()> = OnceLock::new();
 
-/// Everything that was logged so far, at whatever level, by any stack.
+/// The log after a position: of all stacks, at every level.
 pub fn text_after(position: usize) -> String {
     let log = LOG.lock().unwrap();
     String::from_utf8_lossy(&log[position..]).into_owned()
+}
+
+/// The lines of the process log about a request.
+pub fn logged(response: &Response) -> Vec<Value> {
+    logged_with(response.header("x-request-id").unwrap())
+}
+
+/// The lines of the process log that contain a text.
+pub fn logged_with(text: &str) -> Vec<Value> {
+    let log = text_after(0);
+    let lines = log.lines().filter(|line| line.contains(text));
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 pub fn position() -> usize {
     LOG.lock().unwrap().len()
 }
 
-/// Panics that are no test's own.
+/// Panics outside of tests.
 pub fn panics() -> Vec<String> {
     PANICKED.lock().unwrap().clone()
 }
 
-/// Begins to watch, if nobody does.
+/// Starts recording, once for the process.
 pub fn install() {
     INSTALLED.get_or_init(|| {
         canary::plant(SESSION_KEY);
@@ -54,7 +68,7 @@ pub fn install() {
     });
 }
 
-/// Panics at whatever names the upstream [`PANICS`].
+/// Panics at any event with the upstream [`PANICS`].
 struct Trap;
 
 impl<S: Subscriber> Layer<S> for Trap {
@@ -77,7 +91,7 @@ struct Writer;
 
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        canary::look_for_in("the process's log", &String::from_utf8_lossy(bytes));
+        canary::search("the process's log", &String::from_utf8_lossy(bytes));
         LOG.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }

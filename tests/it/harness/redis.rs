@@ -1,4 +1,4 @@
-//! Real servers of Redis, each on a port and in a directory of its own, that end with the test.
+//! Real Redis servers, each with its own port and directory, which are stopped at the test's end.
 //!
 //! `deploy/dev test` installs them.
 
@@ -38,7 +38,7 @@ impl RedisServer {
         Self::replica_through(primary.port, "127.0.0.1")
     }
 
-    /// Of the primary that a port leads to, and seen there as coming from an address.
+    /// A replica of the primary behind a port; it connects from this address.
     pub fn replica_through(port: u16, address: &str) -> Self {
         let port = port.to_string();
         let arguments = ["--replicaof", "127.0.0.1", &port, "--bind-source-addr", address];
@@ -50,10 +50,10 @@ impl RedisServer {
         });
         let client = Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
         let mut primary = client.get_connection().unwrap();
-        let seen = format!("port={},state=online", replica.port);
+        let online = format!("port={},state=online", replica.port);
         until("the primary sees the replica", || {
             let info: String = cmd("INFO").arg("replication").query(&mut primary).unwrap();
-            info.contains(&seen)
+            info.contains(&online)
         });
         replica
     }
@@ -61,7 +61,7 @@ impl RedisServer {
     fn run(&mut self) {
         self.begin();
         let client = self.client();
-        until("the server answers", || {
+        until("the server responds", || {
             let connection = client.get_connection();
             connection.is_ok_and(|mut connection| cmd("PING").exec(&mut connection).is_ok())
         });
@@ -73,7 +73,7 @@ impl RedisServer {
         std::fs::write(&config, "").unwrap();
         let mut command = Command::new("redis-server");
         command.arg(config).args(["--port", &self.port.to_string()]);
-        // Callers are told apart by their addresses, of which it would trust one only.
+        // Callers come from several addresses; protected mode would trust one only.
         command.args(["--bind", "127.0.0.1", SENTINELS_ADDRESS, "--protected-mode", "no"]);
         if !self.arguments.iter().any(|argument| argument == "--sentinel") {
             command.args(["--save", "", "--repl-diskless-sync-delay", "0"]);
@@ -101,7 +101,7 @@ impl RedisServer {
         keys
     }
 
-    /// Ends it at once, with what it held.
+    /// Kills it; its data is lost.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -109,7 +109,7 @@ impl RedisServer {
         }
     }
 
-    /// Has it come back, whenever it is restarted, with what it holds at the moment.
+    /// Saves its data for the next restart.
     pub fn save(&self) {
         cmd("SAVE").exec(&mut self.connection()).unwrap();
     }
@@ -119,13 +119,13 @@ impl RedisServer {
         self.run();
     }
 
-    /// It need not answer yet.
+    /// The same, without waiting for it to respond.
     pub fn begin_restart(&mut self) {
         self.kill();
         self.begin();
     }
 
-    /// It answers no more, and its connections stay.
+    /// It no longer responds; its connections stay open.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
     }
@@ -146,10 +146,10 @@ impl Drop for RedisServer {
     }
 }
 
-/// Where Sentinels are seen to come from, and gateways never.
+/// The address that Sentinels connect from, and gateways never.
 pub const SENTINELS_ADDRESS: &str = "127.0.0.3";
 
-/// Three Sentinels that look after the primary that a port leads to, called `main`.
+/// Three Sentinels that watch the primary behind a port, called `main`.
 pub fn sentinels(primary: u16, replicas: usize) -> [RedisServer; 3] {
     sentinels_with(primary, replicas, &[])
 }
@@ -182,6 +182,14 @@ pub fn sentinels_with(primary: u16, replicas: usize, arguments: &[&str]) -> [Red
         });
     }
     sentinels
+}
+
+/// A primary, two replicas of it, and Sentinels.
+pub fn replicated() -> (RedisServer, [RedisServer; 2], [RedisServer; 3]) {
+    let primary = RedisServer::start();
+    let replicas = [RedisServer::replica_of(&primary), RedisServer::replica_of(&primary)];
+    let sentinels = sentinels(primary.port, replicas.len());
+    (primary, replicas, sentinels)
 }
 
 /// Three primaries, then their replicas, of one cluster.
@@ -225,13 +233,13 @@ pub fn cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
     nodes
 }
 
-/// Whether a node of a cluster finds each slot served.
+/// Whether a node of a cluster reports each slot as served.
 pub fn is_well(node: &RedisServer) -> bool {
     let info = cmd("CLUSTER").arg("INFO").query::<String>(&mut node.connection());
     info.is_ok_and(|info| info.contains("cluster_state:ok"))
 }
 
-/// None of those that the system gives to connections, which may take it before a server does.
+/// Not one of the ports that the system uses for connections, which might take it first.
 pub fn free_port() -> u16 {
     loop {
         let port = rand::rng().random_range(10_000..32_768);

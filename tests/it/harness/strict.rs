@@ -1,6 +1,6 @@
-//! HTTP/1.1 read without any of its leniencies, as the service and as the client of the gateway.
+//! A strict HTTP/1.1 parser, for both sides of the gateway: the service's and the client's.
 //!
-//! What the gateway frames itself has one form. Whatever has another is a fault.
+//! Whatever the gateway frames itself has exactly one form. Any other form is a fault.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,10 +17,10 @@ pub struct Body {
     pub trailers: Lines,
 }
 
-/// How a response says where it ends.
+/// How the end of a response is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// It has no body, whatever it says.
+    /// It has no body, whatever its headers are.
     Nothing,
     Length,
     Chunked,
@@ -30,7 +30,7 @@ pub enum Framing {
 
 /// A response as the client got it.
 #[derive(Clone)]
-pub struct Response {
+pub struct StrictResponse {
     pub status_line: String,
     pub status: u16,
     pub lines: Lines,
@@ -40,7 +40,7 @@ pub struct Response {
     pub is_whole: bool,
 }
 
-impl Response {
+impl StrictResponse {
     /// All values of a header, by its name in any case.
     pub fn all(&self, name: &str) -> Vec<&str> {
         values(&self.lines, name)
@@ -52,7 +52,7 @@ impl Response {
 }
 
 /// Its body as text.
-impl fmt::Debug for Response {
+impl fmt::Debug for StrictResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { status_line, lines, framing, body, is_whole, .. } = self;
         let whole = if *is_whole { "whole" } else { "broken off" };
@@ -76,7 +76,7 @@ pub fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(legal)
 }
 
-/// Reads on; `None` when the connection has ended.
+/// Reads more; `None` if the connection has ended.
 pub async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> Option<()> {
     match stream.read_buf(read).await {
         Ok(0) | Err(_) => None,
@@ -84,8 +84,8 @@ pub async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> 
     }
 }
 
-/// Reads a head without its empty line; `None` when the connection ends before one begins.
-pub async fn read_head(
+/// Reads a header without its empty line; `None` if the connection ends before one begins.
+pub async fn read_header(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
 ) -> Result<Option<Vec<u8>>, String> {
@@ -95,22 +95,22 @@ pub async fn read_head(
         }
         if more(stream, read).await.is_none() {
             let is_clean = read.is_empty();
-            return if is_clean { Ok(None) } else { Err(fault("half a head", read)) };
+            return if is_clean { Ok(None) } else { Err(fault("half a header", read)) };
         }
     };
     Ok(Some(read.drain(..end + 4).take(end).collect()))
 }
 
-/// The first line of a head, and the others.
-pub fn split_head(head: &[u8]) -> Result<(String, Lines), String> {
-    let text = String::from_utf8_lossy(head);
+/// The first line of a header, and the others.
+pub fn split_header(header: &[u8]) -> Result<(String, Lines), String> {
+    let text = String::from_utf8_lossy(header);
     if text.replace("\r\n", "").contains(|c: char| c.is_control() && c != '\t') {
-        return Err(fault("control bytes", head));
+        return Err(fault("control bytes", header));
     }
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default().to_owned();
     let lines: Option<Lines> = lines.map(split_line).collect();
-    Ok((first, lines.ok_or_else(|| fault("no header line", head))?))
+    Ok((first, lines.ok_or_else(|| fault("no header line", header))?))
 }
 
 fn split_line(line: &str) -> Option<(String, String)> {
@@ -119,7 +119,7 @@ fn split_line(line: &str) -> Option<(String, String)> {
     (is_token(name) && is_trimmed).then(|| (name.to_owned(), value.to_owned()))
 }
 
-/// What a message's lines say of its length: at most one of the two, and that beyond doubt.
+/// The framing in a message's header lines: at most one of the two, and without doubt.
 pub fn framing(lines: &Lines) -> Option<Framing> {
     match (&values(lines, "content-length")[..], &values(lines, "transfer-encoding")[..]) {
         ([], []) => Some(Framing::Nothing),
@@ -132,7 +132,7 @@ pub fn framing(lines: &Lines) -> Option<Framing> {
     }
 }
 
-/// Reads as many bytes as the lines say; `None` when the connection ends within them.
+/// Reads a body of the length in these lines; `None` if the connection ends within it.
 pub async fn read_length(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
@@ -213,22 +213,22 @@ pub async fn read_response(
     stream: &mut (impl AsyncRead + Unpin),
     read: &mut Vec<u8>,
     is_to_head: bool,
-) -> Result<Option<Response>, String> {
-    let Some(head) = read_head(stream, read).await? else { return Ok(None) };
-    let (status_line, lines) = split_head(&head)?;
+) -> Result<Option<StrictResponse>, String> {
+    let Some(header) = read_header(stream, read).await? else { return Ok(None) };
+    let (status_line, lines) = split_header(&header)?;
     let status =
         status_line.strip_prefix("HTTP/1.1 ").filter(|rest| rest.as_bytes()[3..4] == *b" ");
     let status = status.and_then(|rest| rest[..3].parse().ok());
-    let status: u16 = status.ok_or_else(|| fault("no status line", &head))?;
-    let said = framing(&lines).ok_or_else(|| fault("doubtful framing", &head))?;
-    let framing = match (status, said) {
+    let status: u16 = status.ok_or_else(|| fault("no status line", &header))?;
+    let announced = framing(&lines).ok_or_else(|| fault("doubtful framing", &header))?;
+    let framing = match (status, announced) {
         (100..=199 | 204, Framing::Length | Framing::Chunked) | (304, Framing::Chunked) => {
-            return Err(fault("framing where there is no body", &head));
+            return Err(fault("framing where there is no body", &header));
         }
         (100..=199 | 204 | 304, _) => Framing::Nothing,
         _ if is_to_head => Framing::Nothing,
         (_, Framing::Nothing) => Framing::Close,
-        (_, said) => said,
+        (_, announced) => announced,
     };
     let mut body = Body::default();
     let is_whole = match framing {
@@ -246,10 +246,10 @@ pub async fn read_response(
     if framing == Framing::Close {
         body.bytes.append(read);
     }
-    Ok(Some(Response { status_line, status, lines, framing, body, is_whole }))
+    Ok(Some(StrictResponse { status_line, status, lines, framing, body, is_whole }))
 }
 
-/// The same within a time.
+/// The same, with a timeout.
 pub async fn within<T>(
     time: Duration,
     reading: impl Future<Output = Result<T, String>>,

@@ -1,9 +1,11 @@
-//! A recording upstream on a raw socket.
+//! A service that records requests, on a raw socket.
 //!
-//! Keeps every request as its very bytes, reads them strictly, and answers what it is told
-//! to. It is no HTTP library: what the gateway sends is seen as it is, and what no strict
-//! reader would take is a fault, bytes that belong to no request among it. A recorder that
-//! saw a fault fails its test when it is dropped.
+//! It keeps the bytes of every request, parses them strictly, and responds as the test tells it. It
+//! uses no HTTP library, so that what the gateway sends is seen unchanged. Whatever a strict parser
+//! would reject is a fault, including bytes that belong to no request. A recorder that saw a fault
+//! fails its test when it is dropped.
+
+mod conversation;
 
 use std::collections::HashMap;
 use std::io;
@@ -12,16 +14,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, Notify};
 use tokio::task::JoinHandle;
 
-use super::strict::{self, Framing, Lines, fault, values};
+use self::conversation::converse;
+use super::strict::{Lines, fault, values};
 
 /// A request as it came.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Received {
     pub request_line: String,
     pub lines: Lines,
     pub body: Vec<u8>,
@@ -30,13 +32,13 @@ pub struct Seen {
     pub connection: usize,
 }
 
-impl Seen {
+impl Received {
     /// All values of a header, by its exact name in any case.
     pub fn all(&self, name: &str) -> Vec<&str> {
         values(&self.lines, name)
     }
 
-    /// All values of a header, as a CGI-like server would find them that takes a trailer for one.
+    /// All values of a header for a CGI-like server, which folds names and merges trailers.
     pub fn folded(&self, name: &str) -> Vec<&str> {
         let lines = self.lines.iter().chain(&self.trailers);
         let named = lines.filter(|(known, _)| fold(known) == fold(name));
@@ -54,7 +56,7 @@ fn fold(name: &str) -> String {
         .collect()
 }
 
-/// What the upstream does with a request.
+/// What the service does with a request.
 #[derive(Clone)]
 pub enum Reply {
     /// Sends these bytes and keeps the connection.
@@ -69,9 +71,9 @@ pub enum Reply {
     Push(Vec<u8>, Vec<u8>),
     /// Sends these bytes when it is notified.
     When(Arc<Notify>, Vec<u8>),
-    /// Sends these bytes when all whom the barrier is for have come.
+    /// Sends these bytes when the barrier is reached.
     Meet(Arc<Barrier>, Vec<u8>),
-    /// Does all of this, and keeps the connection if none of it ends it.
+    /// Does these steps, and keeps the connection unless one of them ends it.
     Steps(Vec<Step>),
 }
 
@@ -81,14 +83,14 @@ pub enum Step {
     Send(Vec<u8>),
     /// Sends each of these bytes by itself.
     Drip(Vec<u8>),
-    /// Reads the rest of the request, where the reply began before it had come.
+    /// Reads the rest of the request, if the reply began before it was complete.
     Body,
     /// Waits until these bytes of the body have come.
     Until(Vec<u8>),
     Wait(Arc<Notify>),
-    /// Closes the connection, whatever has not been read.
+    /// Closes the connection, even with unread bytes.
     Close,
-    /// Says that nothing more will be sent, and reads until the gateway says so, too.
+    /// Closes the sending half, and reads until the gateway closes its own.
     Finish,
     /// Resets the connection.
     Reset,
@@ -105,20 +107,20 @@ impl Reply {
 
 #[derive(Default)]
 struct Records {
-    whole: Vec<Seen>,
-    begun: Vec<Seen>,
+    whole: Vec<Received>,
+    begun: Vec<Received>,
     faults: Vec<String>,
     /// Connections between two requests, by number.
     idle: HashMap<usize, std::net::TcpStream>,
 }
 
-type Replies = dyn Fn(&Seen) -> Reply + Send + Sync;
+type Replies = dyn Fn(&Received) -> Reply + Send + Sync;
 
 pub struct Upstream {
     pub address: SocketAddr,
     records: Arc<Mutex<Records>>,
     replies: Arc<Mutex<Arc<Replies>>>,
-    answers_early: Arc<AtomicBool>,
+    responds_early: Arc<AtomicBool>,
     open: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
@@ -129,11 +131,11 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let records = Arc::new(Mutex::new(Records::default()));
         let replies: Arc<Mutex<Arc<Replies>>> =
-            Arc::new(Mutex::new(Arc::new(|_: &Seen| Reply::ok("", "hello"))));
-        let answers_early = Arc::new(AtomicBool::new(false));
+            Arc::new(Mutex::new(Arc::new(|_: &Received| Reply::ok("", "hello"))));
+        let responds_early = Arc::new(AtomicBool::new(false));
         let open = Arc::new(AtomicUsize::new(0));
         let counted = open.clone();
-        let script = (records.clone(), replies.clone(), answers_early.clone());
+        let script = (records.clone(), replies.clone(), responds_early.clone());
         let accepting = tokio::spawn(async move {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -150,20 +152,20 @@ impl Upstream {
                 });
             }
         });
-        Self { address, records, replies, answers_early, open, accepting }
+        Self { address, records, replies, responds_early, open, accepting }
     }
 
-    /// Answers every request from now on by `reply`.
-    pub fn reply(&self, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
+    /// Replies to every request from now on with `reply`.
+    pub fn reply(&self, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
         *self.replies.lock().unwrap() = Arc::new(reply);
     }
 
-    /// Whether requests are answered as soon as their heads have come.
-    pub fn answer_early(&self, early: bool) {
-        self.answers_early.store(early, Ordering::Relaxed);
+    /// Whether to reply as soon as a request header has come.
+    pub fn respond_early(&self, early: bool) {
+        self.responds_early.store(early, Ordering::Relaxed);
     }
 
-    /// Waits until only so many connections are open.
+    /// Waits until at most so many connections are open.
     pub async fn until_open(&self, count: usize) {
         let reached = async {
             while self.open.load(Ordering::SeqCst) > count {
@@ -173,22 +175,29 @@ impl Upstream {
         tokio::time::timeout(super::PATIENCE, reached).await.expect("connections are closed");
     }
 
+    /// Waits until so many whole requests have come.
+    pub async fn until_requests(&self, count: usize) {
+        while self.records.lock().unwrap().whole.len() < count {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// All requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<Received> {
         self.records.lock().unwrap().whole.clone()
     }
 
-    /// Those after so many.
-    pub fn seen_after(&self, count: usize) -> Vec<Seen> {
+    /// The requests after the first `count`.
+    pub fn requests_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().whole[count..].to_vec()
     }
 
-    /// Requests after so many whose heads have come, with or without a whole body.
-    pub fn begun_after(&self, count: usize) -> Vec<Seen> {
+    /// The same, of all requests whose header has come, with or without a complete body.
+    pub fn begun_after(&self, count: usize) -> Vec<Received> {
         self.records.lock().unwrap().begun[count..].to_vec()
     }
 
-    /// What came that no strict reader would take.
+    /// What a strict reader would reject.
     pub fn faults(&self) -> Vec<String> {
         let mut records = self.records.lock().unwrap();
         let unread: Vec<_> = records.idle.values().filter_map(unread_fault).collect();
@@ -201,12 +210,12 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.accepting.abort();
         if !std::thread::panicking() {
-            assert_eq!(self.faults(), [""; 0], "the service was sent what it cannot read");
+            assert_eq!(self.faults(), [""; 0], "the service received malformed bytes");
         }
     }
 }
 
-/// What waits on a connection between two requests and begins none, read by nobody yet.
+/// Unread bytes on an idle connection that do not begin a request.
 fn unread_fault(stream: &std::net::TcpStream) -> Option<String> {
     let mut bytes = [0; 64];
     let count = stream.peek(&mut bytes).unwrap_or(0);
@@ -229,185 +238,4 @@ impl Drop for Idle<'_> {
     fn drop(&mut self) {
         self.0.lock().unwrap().idle.remove(&self.1);
     }
-}
-
-/// A connection and the request on it.
-struct Conversation<'a> {
-    stream: TcpStream,
-    read: Vec<u8>,
-    request: Seen,
-    is_body_read: bool,
-    records: &'a Mutex<Records>,
-}
-
-/// Whether a connection is kept after a request, or has ended.
-#[derive(PartialEq, Eq)]
-enum Kept {
-    Yes,
-    No,
-}
-
-async fn converse(
-    stream: TcpStream,
-    connection: usize,
-    records: &Mutex<Records>,
-    replies: &Mutex<Arc<Replies>>,
-    answers_early: &AtomicBool,
-) -> Result<(), String> {
-    // What is sent in pieces is to arrive in pieces.
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let request = Seen::default();
-    let mut it = Conversation { stream, read: Vec::new(), request, is_body_read: false, records };
-    loop {
-        let idle = Idle::new(&it.stream, connection, records).map_err(|error| error.to_string())?;
-        let Some(head) = strict::read_head(&mut it.stream, &mut it.read).await? else { break };
-        drop(idle);
-        it.request = Seen { connection, ..parse_head(&head)? };
-        it.is_body_read = false;
-        records.lock().unwrap().begun.push(it.request.clone());
-        let is_early = answers_early.load(Ordering::Relaxed);
-        if !is_early {
-            if it.read_body().await? == Kept::No {
-                break;
-            }
-            // The gateway sends no request before the response to the last one.
-            if !it.read.is_empty() && it.request.all("upgrade").is_empty() {
-                return Err(fault("bytes after a request", &it.read));
-            }
-        }
-        let reply = replies.lock().unwrap().clone();
-        if it.reply(reply(&it.request)).await? == Kept::No || it.read_body().await? == Kept::No {
-            break;
-        }
-    }
-    Ok(())
-}
-
-impl Conversation<'_> {
-    async fn reply(&mut self, reply: Reply) -> Result<Kept, String> {
-        let stream = &mut self.stream;
-        match reply {
-            Reply::Echo(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                let _ = stream.write_all(&self.read).await;
-                let (mut from, mut to) = stream.split();
-                let _ = tokio::io::copy(&mut from, &mut to).await;
-                return Ok(Kept::No);
-            }
-            Reply::Push(first, more) => {
-                let _ = stream.write_all(&first).await;
-                while stream.write_all(&more).await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                return Ok(Kept::No);
-            }
-            Reply::When(released, bytes) => {
-                released.notified().await;
-                let _ = stream.write_all(&bytes).await;
-            }
-            Reply::Meet(barrier, bytes) => {
-                barrier.wait().await;
-                let _ = stream.write_all(&bytes).await;
-            }
-            Reply::Bytes(bytes) => {
-                if stream.write_all(&bytes).await.is_err() {
-                    return Ok(Kept::No);
-                }
-            }
-            Reply::Last(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                let _ = stream.shutdown().await;
-                return Ok(Kept::No);
-            }
-            Reply::Stall(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                std::future::pending::<()>().await;
-            }
-            Reply::Steps(steps) => {
-                for step in steps {
-                    if self.take(step).await? == Kept::No {
-                        return Ok(Kept::No);
-                    }
-                }
-            }
-        }
-        Ok(Kept::Yes)
-    }
-
-    async fn take(&mut self, step: Step) -> Result<Kept, String> {
-        let stream = &mut self.stream;
-        match step {
-            Step::Send(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-            }
-            Step::Drip(bytes) => {
-                for byte in bytes {
-                    let _ = stream.write_all(&[byte]).await;
-                    tokio::task::yield_now().await;
-                }
-            }
-            Step::Body => return self.read_body().await,
-            Step::Until(bytes) => {
-                while !self.read.windows(bytes.len()).any(|window| window == bytes) {
-                    if strict::more(stream, &mut self.read).await.is_none() {
-                        return Ok(Kept::No);
-                    }
-                }
-            }
-            Step::Wait(released) => released.notified().await,
-            Step::Close => return Ok(Kept::No),
-            Step::Finish => {
-                let _ = stream.shutdown().await;
-                while strict::more(stream, &mut self.read).await.is_some() {
-                    self.read.clear();
-                }
-                return Ok(Kept::No);
-            }
-            Step::Reset => {
-                let socket = socket2::SockRef::from(&*stream);
-                socket.set_linger(Some(Duration::ZERO)).unwrap();
-                return Ok(Kept::No);
-            }
-        }
-        Ok(Kept::Yes)
-    }
-
-    /// Reads the body of the request, if that has not been done.
-    async fn read_body(&mut self) -> Result<Kept, String> {
-        if self.is_body_read {
-            return Ok(Kept::Yes);
-        }
-        let (stream, read) = (&mut self.stream, &mut self.read);
-        let mut body = strict::Body::default();
-        let lines = &self.request.lines;
-        let is_whole = match strict::framing(lines) {
-            Some(Framing::Chunked) => strict::read_chunked(stream, read, &mut body).await?,
-            _ => strict::read_length(stream, read, lines, &mut body).await,
-        };
-        if is_whole.is_none() {
-            return Ok(Kept::No);
-        }
-        self.is_body_read = true;
-        let strict::Body { bytes, trailers } = body;
-        let seen = Seen { body: bytes, trailers, ..self.request.clone() };
-        self.request = seen.clone();
-        self.records.lock().unwrap().whole.push(seen);
-        Ok(Kept::Yes)
-    }
-}
-
-/// RFC 9112, without any of its leniencies.
-fn parse_head(head: &[u8]) -> Result<Seen, String> {
-    let (request_line, lines) = strict::split_head(head)?;
-    let parts: Vec<&str> = request_line.split(' ').collect();
-    let [method, target, "HTTP/1.1"] = parts[..] else {
-        return Err(fault("no request line", head));
-    };
-    if !strict::is_token(method) || !target.starts_with(['/', '*']) {
-        return Err(fault("no method or target", head));
-    }
-    if strict::framing(&lines).is_none() {
-        return Err(fault("doubtful framing", head));
-    }
-    Ok(Seen { request_line, lines, ..Seen::default() })
 }
