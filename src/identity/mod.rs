@@ -5,6 +5,7 @@
 
 mod id;
 pub mod secret;
+pub mod session_key;
 pub(crate) mod token;
 
 pub use self::id::{AppId, OpenId, UnionId};
