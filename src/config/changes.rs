@@ -34,6 +34,8 @@ impl Changes {
             upstreams,
             routes,
             errors,
+            internal,
+            open_data,
             warnings: _,
         } = before;
         let mut changes = Self::default();
@@ -49,6 +51,8 @@ impl Changes {
             ("[limits]", *limits == after.limits),
             ("[log]", *log == after.log),
             ("[errors]", *errors == after.errors),
+            ("[internal]", *internal == after.internal),
+            ("[open_data]", *open_data == after.open_data),
         ] {
             if !is_same {
                 changes.changed.push(name.to_owned());

@@ -34,9 +34,12 @@ pub use self::section::app::App;
 pub use self::section::endpoints::EndpointsSection;
 pub use self::section::forward_auth::ForwardAuthSection;
 pub use self::section::identity::IdentitySection;
+pub use self::section::internal::api_path::ApiPath;
+pub use self::section::internal::{Caller, InternalAddress, InternalSection, Operation, Rights};
 pub use self::section::limits::LimitsSection;
 pub use self::section::log::{LogDestination, LogFormat, LogLevel, LogSection};
 pub use self::section::login::{LoginForms, LoginSection};
+pub use self::section::open_data::OpenDataSection;
 pub use self::section::route::{
     Access, Cors, HeaderEdits, Origins, Preflight, Rewriting, Route, Share, StaticResponse, Target,
     Timeouts,
@@ -70,6 +73,9 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// `None`: errors have the gateway's own format.
     pub errors: Option<ErrorBody>,
+    /// `None`: there is no internal listener.
+    pub internal: Option<InternalSection>,
+    pub open_data: OpenDataSection,
     /// Warnings, shown at the start and by `check`.
     pub warnings: Vec<String>,
 }

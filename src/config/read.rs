@@ -13,10 +13,11 @@ use super::document::problems::{Diagnostic, Problems, SourceFile};
 use super::document::redact_line::Redaction;
 use super::document::table::{LineBreaks, Report, Table};
 use super::document::{include, not_toml};
+use super::section::internal::InternalAddress;
 use super::section::route::references::References;
 use super::section::{
-    admin, app, endpoints, errors, forward_auth, identity, limits, log, login, route, server,
-    session, upstream, wechat,
+    admin, app, endpoints, errors, forward_auth, identity, internal, limits, log, login, open_data,
+    route, server, session, upstream, wechat,
 };
 use super::value::headers::ReservedHeaders;
 use super::{Config, Files, Loaded, Secrets, restart_only};
@@ -131,6 +132,11 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
+    let internal = internal::read(&root, &listeners, apps.as_deref().unwrap_or_default(), secrets);
+    let open_data = open_data::read(root.table("open_data"));
+    if let Some(InternalAddress::Tcp(address)) = internal.as_ref().map(|one| &one.listen) {
+        listeners.push(("internal.listen", *address));
+    }
     let upstreams = upstream::read(&root, has_forward_auth, &listeners);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = endpoints::read(root.table("endpoints"), tls);
@@ -169,6 +175,8 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
         upstreams: upstreams.into_iter().map(|upstream| upstream.value).collect(),
         routes: routes?,
         errors,
+        internal,
+        open_data,
         warnings: Vec::new(),
     })
 }

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::Config;
 use super::document::problems::Diagnostic;
 use super::document::redact_line::Redaction;
-use super::section::{RestartOnly, admin, forward_auth, limits, log, server, session};
+use super::section::{RestartOnly, admin, forward_auth, internal, limits, log, server, session};
 
 /// The keys of all sections.
 fn all() -> impl Iterator<Item = &'static RestartOnly> {
@@ -21,6 +21,7 @@ fn all() -> impl Iterator<Item = &'static RestartOnly> {
         server::RESTART_ONLY,
         forward_auth::RESTART_ONLY,
         admin::RESTART_ONLY,
+        internal::RESTART_ONLY,
         session::RESTART_ONLY,
         limits::RESTART_ONLY,
         log::RESTART_ONLY,

@@ -128,6 +128,8 @@ fn a_value_of_a_wrong_type_is_a_problem_of_its_key() {
                     "app[].default"
                         | "route[].cors.credentials"
                         | "route[].websocket"
+                        | "internal.allow_plain_http"
+                        | "open_data.enabled"
                         | "server.h2c"
                         | "wechat.allow_plain_http"
                 ),

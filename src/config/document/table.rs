@@ -266,6 +266,11 @@ impl<'a> Table<'a> {
         self.find(name).is_some() || self.included.iter().any(|included| included.has(name))
     }
 
+    /// Whether all keys are listed, and nothing is read.
+    pub fn is_listing(&self) -> bool {
+        self.report.borrow().is_listing
+    }
+
     /// The raw value of a key, to check its type.
     pub fn raw(&self, name: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.find(name).map(|(_, value)| value)

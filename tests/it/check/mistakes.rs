@@ -39,7 +39,10 @@ fn values_that_work_but_look_like_mistakes_are_warned_of() {
         ("session.ttl = \"3650d\"", "session.ttl: a stolen token"),
         ("session.ttl = \"30s\"", "session.ttl: every user must log in"),
         ("session.idle_timeout = \"1ms\"", "session.idle_timeout: users must log in again"),
-        ("endpoints.login = \"/api/login/\"", "endpoints.login: requests for \"/api/login\", without the \"/\", do not match"),
+        (
+            "endpoints.login = \"/api/login/\"",
+            "endpoints.login: requests for \"/api/login\", without the \"/\", do not match",
+        ),
         (
             "[[route]]\npath = \"/api/orders$\"\nupstream = \"recorder\"",
             "regular expressions are not supported",

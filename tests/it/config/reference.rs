@@ -7,13 +7,24 @@ use std::path::Path;
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 57] = [
+const WITHOUT_DEFAULT: [&str; 68] = [
     "admin.token",
     "app[].default",
     "app[].login_rate",
     "errors.codes",
     "errors.content_type",
     "errors.template",
+    "internal.allow_plain_http",
+    "internal.listen",
+    "internal.tls.cert_file",
+    "internal.tls.client_ca_file",
+    "internal.tls.key_file",
+    "internal.token[].allow",
+    "internal.token[].apps",
+    "internal.token[].name",
+    "internal.token[].token",
+    "internal.token[].wechat_paths",
+    "internal.wechat_paths",
     "log.openid_key",
     "route[].add_prefix",
     "route[].apps",

@@ -86,6 +86,9 @@ enum ClientCertificate {
     Optional,
 }
 
+/// The default.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Reads the section, and the files that it names.
 pub fn read(section: Table<'_>, secrets: Secrets) -> TlsSection {
     let roots = Roots::default();
@@ -109,19 +112,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> TlsSection {
         let earlier = certificates.get(..index).unwrap_or_default();
         warn_of_names_held_before(&section, one, earlier);
     }
-    let handshake_timeout = section.positive("handshake_timeout", Duration::from_secs(10));
-    let client_verifier = client_verifier(&section, secrets);
-    section.finish();
-    TlsSection {
-        default: default.map(|(_, certificate)| certificate),
-        certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
-        handshake_timeout,
-        client_verifier,
-    }
-}
-
-fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn ClientCertVerifier>> {
-    let ca_file = section.get::<PathBuf>("client_ca_file");
+    let handshake_timeout = section.positive("handshake_timeout", HANDSHAKE_TIMEOUT);
     let presence = section.get::<ClientCertificate>("client_certificate");
     if let Some(presence) = &presence
         && !section.has("client_ca_file")
@@ -133,6 +124,36 @@ fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn Clie
             help,
         );
     }
+    let presence = presence.map_or(ClientCertificate::Required, |presence| presence.value);
+    let client_verifier = client_verifier(&section, presence, secrets);
+    section.finish();
+    TlsSection {
+        default: default.map(|(_, certificate)| certificate),
+        certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
+        handshake_timeout,
+        client_verifier,
+    }
+}
+
+/// Reads the section of a listener that has one certificate, and the files that it names.
+pub fn read_one(section: Table<'_>, secrets: Secrets) -> TlsSection {
+    let default = certificate(&section, secrets, &Roots::default());
+    let client_verifier = client_verifier(&section, ClientCertificate::Required, secrets);
+    section.finish();
+    TlsSection {
+        default: default.map(|(_, certificate)| certificate),
+        certificates: Vec::new(),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        client_verifier,
+    }
+}
+
+fn client_verifier(
+    section: &Table<'_>,
+    presence: ClientCertificate,
+    secrets: Secrets,
+) -> Option<Arc<dyn ClientCertVerifier>> {
+    let ca_file = section.get::<PathBuf>("client_ca_file");
     let ca_file = ca_file.filter(|_| secrets == Secrets::Load)?;
     let certificates =
         pem::certificates(section, &ca_file, "it must be a PEM file with CA certificates")?;
@@ -146,7 +167,7 @@ fn client_verifier(section: &Table<'_>, secrets: Secrets) -> Option<Arc<dyn Clie
     }
     let provider = Arc::new(ring::default_provider());
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    let builder = match presence.map_or(ClientCertificate::Required, |presence| presence.value) {
+    let builder = match presence {
         ClientCertificate::Required => builder,
         ClientCertificate::Optional => builder.allow_unauthenticated(),
     };
