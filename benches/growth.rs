@@ -74,10 +74,11 @@ async fn hold(size: usize) {
         unionid: UnionId::parse(&format!("uAbCdEfGhIjKlMnOpQr{number:09}")),
     };
     // In memory before what is measured.
-    let mut digests = vec![sessions.create(identity(0), CLIENT).await.unwrap().0.digest(); size];
+    let mut digests =
+        vec![sessions.create(identity(0), CLIENT, None).await.unwrap().0.digest(); size];
     let before = resident(std::process::id());
     for (number, digest) in digests.iter_mut().enumerate() {
-        *digest = sessions.create(identity(number), CLIENT).await.unwrap().0.digest();
+        *digest = sessions.create(identity(number), CLIENT, None).await.unwrap().0.digest();
         if number % 1000 == 0 {
             sessions.maintain();
         }

@@ -61,7 +61,7 @@ fn hot_path(criterion: &mut Criterion) {
                 openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
                 unionid: None,
             };
-            now(sessions.create(identity, IpAddr::from([192, 0, 2, 1])))
+            now(sessions.create(identity, IpAddr::from([192, 0, 2, 1]), None))
                 .unwrap()
                 .0
                 .expose()

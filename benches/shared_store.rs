@@ -80,7 +80,7 @@ async fn costs() {
     let began = Instant::now();
     let digests = at_once(HELD, move |number| {
         let sessions = one.sessions.clone();
-        async move { sessions.create(identity(number), CLIENT).await.unwrap().0.digest() }
+        async move { sessions.create(identity(number), CLIENT, None).await.unwrap().0.digest() }
     })
     .await;
     let took = began.elapsed();
@@ -179,7 +179,7 @@ async fn simulate(gateways: usize, is_sticky: bool) {
     let mut events = BinaryHeap::new();
     for user in 0..USERS {
         let at = &fleet[user % gateways].sessions;
-        digests.push(at.create(identity(user), CLIENT).await.unwrap().0.digest());
+        digests.push(at.create(identity(user), CLIENT, None).await.unwrap().0.digest());
         events.push(Reverse((pause(&mut random), user, true)));
     }
     let (warm, end) = (WARMING.as_millis(), (WARMING + COUNTED).as_millis());

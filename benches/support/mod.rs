@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
 use wxgate::identity::secret::Secret;
-use wxgate::listener::internal::{self, response};
+use wxgate::listener::small_server::{self, response};
 use wxgate::server::Server;
 use wxgate::telemetry::metrics::Metrics;
 use wxgate::wechat::sandbox::{DEFAULT_APP, Sandbox};
@@ -86,7 +86,7 @@ pub async fn hello() -> SocketAddr {
     let address = service.local_addr().unwrap();
     tokio::spawn(async move {
         let hello = |_| async { Ok(response(200, "text/plain", "hello")) };
-        match internal::serve(service, hello).await {}
+        match small_server::serve(service, hello).await {}
     });
     address
 }

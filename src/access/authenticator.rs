@@ -300,7 +300,7 @@ mod tests {
             openid: crate::identity::OpenId::parse("o1").unwrap(),
             unionid: None,
         };
-        let (token, _) = authenticator.sessions.create(identity, CLIENT).await.unwrap();
+        let (token, _) = authenticator.sessions.create(identity, CLIENT, None).await.unwrap();
         let lines = headers(&[("x-3rd-session", token.expose())]);
         for access in [Access::Required, Access::Optional] {
             let outcome = authenticator.authenticate(&lines, access).await;
@@ -316,7 +316,8 @@ mod tests {
             openid: crate::identity::OpenId::parse("o1").unwrap(),
             unionid: None,
         };
-        let (token, _) = authenticator.sessions.create(identity.clone(), CLIENT).await.unwrap();
+        let (token, _) =
+            authenticator.sessions.create(identity.clone(), CLIENT, None).await.unwrap();
         let valid = headers(&[("x-3rd-session", token.expose())]);
         let unknown = headers(&[("x-3rd-session", &"A".repeat(43))]);
         let malformed = headers(&[("x-3rd-session", "short")]);

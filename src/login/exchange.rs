@@ -1,18 +1,16 @@
 //! Turns a code into a session, with one exchange.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::LoginOrigin;
 use super::apps::ServedApp;
 use super::coalescing::{Failure, Grant, Outcome};
 use super::failure_log::FailureLog;
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::message::rejection::Rejection;
-use crate::session::{CreateError, Sessions, StoreError};
+use crate::session::{CreateError, LoginKey, Sessions, StoreError};
 use crate::telemetry::log_throttle::LogThrottle;
-use crate::telemetry::metrics::Metrics;
-use crate::wechat::{ClientError, Code, WeChat, WeChatError};
+use crate::wechat::{Code, Exchanged, WeChat, WeChatError};
 
 /// Makes the exchanges for every app.
 pub struct Exchange {
@@ -20,35 +18,24 @@ pub struct Exchange {
     sessions: Sessions,
     failure_log: FailureLog,
     store_throttle: LogThrottle,
+    key_throttle: LogThrottle,
 }
 
 impl Exchange {
-    /// Keeps the WeChat client of `previous`, and its state, if its section has not changed.
-    ///
-    /// # Errors
-    /// When the client for WeChat cannot be built.
-    pub fn new(
-        config: &Config,
-        previous: Option<&Self>,
-        sessions: Sessions,
-        clock: &Clock,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, ClientError> {
-        let wechat = previous.map(|previous| &previous.wechat);
-        let wechat = WeChat::carried_over(wechat, &config.wechat, clock, metrics)?;
-        let (failure_log, store_throttle) =
-            (FailureLog::new(clock.clone()), LogThrottle::new(clock.clone()));
-        Ok(Self { wechat, sessions, failure_log, store_throttle })
+    pub fn new(wechat: Arc<WeChat>, sessions: Sessions, clock: &Clock) -> Self {
+        Self {
+            wechat,
+            sessions,
+            failure_log: FailureLog::new(clock.clone()),
+            store_throttle: LogThrottle::new(clock.clone()),
+            key_throttle: LogThrottle::new(clock.clone()),
+        }
     }
 
-    /// Turns a code of an app, sent by `client`, into a session.
-    pub async fn log_in(
-        &self,
-        served: &ServedApp,
-        code: Code,
-        client: IpAddr,
-        request_id: &str,
-    ) -> Outcome {
+    /// Turns a code of an app into a session.
+    pub async fn log_in(&self, served: &ServedApp, code: Code, origin: LoginOrigin) -> Outcome {
+        let LoginOrigin { client, received_at_millis, request_id } = origin;
+        let request_id = request_id.as_str();
         let ServedApp { app, rate_limit, .. } = served;
         rate_limit.check()?;
         let rejected = |error: WeChatError| {
@@ -72,9 +59,11 @@ impl Exchange {
             Err(error) if !error.wechat_works() => {}
             Ok(_) | Err(_) => rate_limit.resume(),
         }
-        let identity = exchanged.map_err(rejected)?;
+        let exchanged = exchanged.map_err(rejected)?;
+        let key = self.login_key(&exchanged, received_at_millis, app.app_id.as_str(), request_id);
+        let identity = exchanged.identity;
         let openid = identity.openid.clone();
-        let rejection = match self.sessions.create(identity, client).await {
+        let rejection = match self.sessions.create(identity, client, key).await {
             Ok((token, expires_in)) => {
                 return Ok(Arc::new(Grant { token, expires_in, openid }));
             }
@@ -89,5 +78,31 @@ impl Exchange {
             Err(CreateError::Store(error)) => store_failed(error),
         };
         Err(Failure { rejection, errcode: None, openid: Some(openid) })
+    }
+
+    /// The session key of a login, if session keys are kept and it can be used.
+    fn login_key(
+        &self,
+        exchanged: &Exchanged,
+        logged_in_at_millis: u64,
+        app_id: &str,
+        request_id: &str,
+    ) -> Option<LoginKey> {
+        if !self.sessions.keeps_session_keys() {
+            return None;
+        }
+        let Some(session_key) = exchanged.session_key() else {
+            if let Some(suppressed) = self.key_throttle.suppressed() {
+                tracing::warn!(
+                    request_id,
+                    app_id,
+                    suppressed,
+                    "WeChat returned a session_key that is not 16 bytes in base64: the login \
+                     succeeds, the key is not kept; logged once a minute"
+                );
+            }
+            return None;
+        };
+        Some(LoginKey { session_key, logged_in_at_millis })
     }
 }

@@ -30,7 +30,7 @@ use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::session::Sessions;
 use crate::telemetry::metrics::Metrics;
-use crate::wechat::{self, ClientError, Code, ErrCode};
+use crate::wechat::{self, Code, ErrCode, WeChat};
 
 /// The label of logins whose app is not known.
 const UNKNOWN_APP: &str = "unknown";
@@ -74,6 +74,15 @@ pub struct Sender<'a> {
     pub request_id: &'a str,
     /// `Referer`, as sent.
     pub referer: Option<&'a str>,
+    /// When the gateway received the request, on the clock, in milliseconds.
+    pub received_at_millis: u64,
+}
+
+/// The login that an exchange is made for: the first one with its code.
+struct LoginOrigin {
+    client: IpAddr,
+    received_at_millis: u64,
+    request_id: String,
 }
 
 /// What the access log says about a login.
@@ -89,35 +98,32 @@ pub struct LoginFacts {
 impl Login {
     /// Whatever is configured as in `previous` keeps its state: exchanges in flight are still
     /// shared, and the rate of an app that was halved stays halved.
-    ///
-    /// # Errors
-    /// When the client for WeChat cannot be built.
     pub fn new(
         config: &Config,
         previous: Option<&Self>,
+        wechat: Arc<WeChat>,
         sessions: Sessions,
         clock: &Clock,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, ClientError> {
+    ) -> Self {
         let window = config.login.replay_window;
         let longest = config.wechat.queue_timeout + config.wechat.timeout;
         let coalescing = previous.map(|previous| &previous.coalescing);
         let coalescing = Coalescing::carried_over(coalescing, window, longest, clock);
         let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
-        let previous = previous.map(|previous| &*previous.exchange);
-        let exchange = Exchange::new(config, previous, sessions.clone(), clock, metrics.clone())?;
+        let exchange = Exchange::new(wechat, sessions.clone(), clock);
         for app in config.apps.iter().take(MOST_APPS_FROM_START) {
             metrics.app_from_start(app.app_id.as_str(), &OUTCOMES, &wechat::WATCHED_ERRCODES);
         }
         metrics.app_from_start(UNKNOWN_APP, &UNKNOWN_OUTCOMES, &[]);
-        Ok(Self {
+        Self {
             apps,
             coalescing,
             exchange: Arc::new(exchange),
             section: config.login.clone(),
             sessions,
             metrics,
-        })
+        }
     }
 
     pub fn apps(&self) -> &Apps {
@@ -196,8 +202,12 @@ impl Login {
 
         let key = Key::of(app_id, fields.code.expose());
         let (exchange, app) = (self.exchange.clone(), served.clone());
-        let (client, request_id) = (sender.client, sender.request_id.to_owned());
-        let log_in = || async move { exchange.log_in(&app, code, client, &request_id).await };
+        let origin = LoginOrigin {
+            client: sender.client,
+            received_at_millis: sender.received_at_millis,
+            request_id: sender.request_id.to_owned(),
+        };
+        let log_in = || async move { exchange.log_in(&app, code, origin).await };
         let (outcome, coalesced) = self.coalescing.share(key, log_in).await;
         if coalesced != Coalesced::No {
             self.metrics.login_coalesced();

@@ -28,6 +28,7 @@ impl Gateway {
         client: &mut ClientConnection,
         request: &mut Request,
     ) -> Result<OwnResponse, Stop> {
+        let received_at = self.process.clock.now_millis();
         let policy = request.policy.clone();
         let login = &policy.login;
         let address = request.client.address;
@@ -37,7 +38,7 @@ impl Gateway {
         }
         if request.method == Method::GET {
             let query = request.query().unwrap_or_default().to_owned();
-            return self.serve_login(request, LoginRequest::Query(&query)).await;
+            return self.serve_login(request, LoginRequest::Query(&query), received_at).await;
         }
         let time = policy.limits.body_timeout;
         let body = match read_body(client, request, login.max_body(), time).await {
@@ -50,7 +51,8 @@ impl Gateway {
             }
         };
         let content_type = ContentType::read(request.lines.values_of(&CONTENT_TYPE));
-        self.serve_login(request, LoginRequest::Body { content_type, body: &body }).await
+        let body = LoginRequest::Body { content_type, body: &body };
+        self.serve_login(request, body, received_at).await
     }
 
     /// Serves a login, and keeps the facts for the access log.
@@ -58,12 +60,14 @@ impl Gateway {
         &self,
         request: &mut Request,
         login: LoginRequest<'_>,
+        received_at_millis: u64,
     ) -> Result<OwnResponse, Stop> {
         let referer = request.lines.first(&REFERER);
         let sender = Sender {
             client: request.client.address,
             request_id: request.id_text(),
             referer: referer.and_then(|value| std::str::from_utf8(value).ok()),
+            received_at_millis,
         };
         let (facts, response) = request.policy.login.serve(login, sender).await;
         request.login = Some(Box::new(facts));

@@ -14,6 +14,7 @@ use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
@@ -22,7 +23,8 @@ use moka::sync::Cache;
 
 use self::blocks::Blocks;
 use self::users::UserIndex;
-use super::{Blocked, Removal, Removals, Session};
+use super::{Blocked, LoginKey, Removal, Removals, Session};
+use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User};
 use crate::telemetry::metrics::Metrics;
@@ -45,9 +47,10 @@ impl Memory {
         capacity: u64,
         max_per_user: Option<NonZeroUsize>,
         longest_unused: Duration,
+        keeps_session_keys: Arc<AtomicBool>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let users = Arc::new(UserIndex::new());
+        let users = Arc::new(UserIndex::new(keeps_session_keys));
         let removals = Removal::counters(&metrics);
         let (counted, listed) = (removals.clone(), users.clone());
         let cache = Cache::builder()
@@ -70,11 +73,17 @@ impl Memory {
         Self { cache, users, blocks: Arc::default(), max_per_user, metrics, removals }
     }
 
-    /// Adds a new session, and removes the oldest sessions of its user above the limit.
+    /// Adds a new session, and removes the oldest sessions of its user above the limit. Keeps the
+    /// session key of its login.
     ///
     /// # Errors
     /// When the user is blocked.
-    pub fn insert(&self, session: Session) -> Result<(), Blocked> {
+    pub fn insert(
+        &self,
+        session: Session,
+        key: Option<LoginKey>,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> Result<(), Blocked> {
         let (user, now) = (session.identity.user(), session.created_at_millis);
         let is_blocked = || self.blocks.until(&user, now).is_some();
         if is_blocked() {
@@ -83,7 +92,7 @@ impl Memory {
         let session = Arc::new(session);
         self.cache.insert(CacheKey(session.clone()), session.clone());
         self.metrics.session_created();
-        let count = self.users.add(session.clone());
+        let count = self.users.add(session.clone(), key, is_live);
         if session.is_removed() {
             // It was evicted before it was listed.
             self.users.remove(&session);
@@ -119,6 +128,25 @@ impl Memory {
         self.users.sessions(user)
     }
 
+    /// The kept session keys of a user with a live session, newest login first.
+    pub fn session_keys(&self, user: &User, is_live: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+        self.users.session_keys(user, is_live)
+    }
+
+    /// Makes a key the newest one of a user with a live session.
+    pub fn replace_session_key(
+        &self,
+        user: &User,
+        key: LoginKey,
+        is_live: impl Fn(&Session) -> bool,
+    ) {
+        self.users.replace_session_key(user, key, is_live);
+    }
+
+    pub fn wipe_session_keys(&self) {
+        self.users.wipe_session_keys();
+    }
+
     pub fn get(&self, digest: &TokenDigest) -> Option<Arc<Session>> {
         self.cache.get(digest)
     }
@@ -134,6 +162,12 @@ impl Memory {
 
     pub fn maintain(&self) {
         self.cache.run_pending_tasks();
+    }
+
+    /// Users with session keys.
+    #[cfg(test)]
+    pub fn users_with_keys(&self) -> usize {
+        self.users.users_with_keys()
     }
 
     #[cfg(test)]

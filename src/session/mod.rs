@@ -7,23 +7,29 @@
 //! memory. Each session that was created is counted as removed exactly once, by its cause. A user
 //! can be blocked for a time: then no session is created. The key is the token's digest; the token
 //! itself is not stored. Callers do not know where sessions are kept.
+//!
+//! If `[open_data]` is enabled, the newest session keys of a user (`user_keys`) are kept beside its
+//! sessions, as long as it has any; otherwise none is stored or looked up.
 
 mod error;
 mod memory;
 mod redis;
 mod state;
+mod user_keys;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 pub use self::error::{BlockError, Blocked, CreateError, StoreError};
 use self::memory::DigestHash;
+pub use self::redis::{Lease, SharedTokens, TokenRecord};
 use self::state::Removals;
 pub use self::state::{Removal, Session};
+pub use self::user_keys::LoginKey;
 use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
 use crate::identity::token::{SessionToken, TokenDigest};
@@ -44,6 +50,7 @@ pub struct Sessions {
     idle_timeout: Duration,
     /// How much later idle sessions expire if not all of their uses are known here.
     slack: Duration,
+    keeps_session_keys: Arc<AtomicBool>,
     /// Limits searches through all sessions to one at a time.
     searches: Arc<Semaphore>,
     clock: Clock,
@@ -62,15 +69,18 @@ impl Sessions {
     pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
         // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
+        let keeps_session_keys = Arc::new(AtomicBool::new(false));
+        let keeps = keeps_session_keys.clone();
         let (backend, slack) = match &section.shared {
             None => {
                 let capacity = section.capacity;
                 let max_per_user = section.max_per_user;
-                let memory = memory::Memory::new(capacity, max_per_user, idle_timeout, metrics);
+                let memory =
+                    memory::Memory::new(capacity, max_per_user, idle_timeout, keeps, metrics);
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
-                let redis = redis::Redis::new(section, shared, clock.clone(), metrics);
+                let redis = redis::Redis::new(section, shared, keeps, clock.clone(), metrics);
                 let slack = redis.slack();
                 (Backend::Redis(redis), slack)
             }
@@ -80,6 +90,7 @@ impl Sessions {
             ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
             idle_timeout,
             slack,
+            keeps_session_keys,
             searches: Arc::new(Semaphore::new(1)),
             clock,
         }
@@ -113,13 +124,22 @@ impl Sessions {
         }
     }
 
+    /// The store of access tokens that gateways share, if there is a shared store.
+    pub fn shared_tokens(&self) -> Option<SharedTokens> {
+        match &self.backend {
+            Backend::Memory(_) => None,
+            Backend::Redis(redis) => Some(SharedTokens::new(redis.clone())),
+        }
+    }
+
     /// Sets the lifetime of sessions that are created from now on. Existing sessions keep theirs.
     pub fn set_ttl(&self, ttl: Duration) {
         self.ttl_millis.store(millis(ttl), Ordering::Relaxed);
     }
 
     /// Creates a session; only the caller has its token. Also returns the time until the session
-    /// expires if it is not used.
+    /// expires if it is not used. The session key of the login is kept with the user's others, or
+    /// wiped if none are kept.
     ///
     /// # Errors
     /// When the store is unavailable, or the user is blocked.
@@ -127,6 +147,7 @@ impl Sessions {
         &self,
         identity: Identity,
         client: IpAddr,
+        key: Option<LoginKey>,
     ) -> Result<(SessionToken, Duration), CreateError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
@@ -134,8 +155,10 @@ impl Sessions {
         let session = Session::new(token.digest(), identity, client, now, ends_at, now);
         let expires_in = self.expires_in(&session);
         match &self.backend {
-            Backend::Memory(memory) => memory.insert(session)?,
-            Backend::Redis(redis) => redis.insert(session).await?,
+            Backend::Memory(memory) => {
+                memory.insert(session, key, |session| self.is_live(session))?;
+            }
+            Backend::Redis(redis) => redis.insert(session, key).await?,
         }
         Ok((token, expires_in))
     }

@@ -10,8 +10,9 @@
 //!
 //! A login stores its session and lists it, in a cluster one after the other (`users.rs`), before
 //! its response is sent. A session is revoked once its tombstone is written; it is removed from the
-//! list afterwards.
+//! list afterwards. The session key of a login is stored after its session (`user_keys.rs`).
 
+mod access_tokens;
 mod address;
 mod blocks;
 mod connection;
@@ -22,6 +23,7 @@ mod primaries;
 mod revocations;
 mod seal;
 mod sentinel;
+mod user_keys;
 mod user_search;
 mod users;
 
@@ -33,6 +35,7 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, Script, cmd};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+pub use self::access_tokens::{Lease, SharedTokens, TokenRecord};
 use self::blocks::OwnBlocks;
 use self::connection::{StoreConnection, StoreOutcome};
 use self::key_names::KeyNames;
@@ -40,7 +43,7 @@ use self::local_cache::LocalCache;
 use self::primaries::Connection;
 use self::seal::{Record, SealError, Seals, StoredValue};
 use self::users::UserIndex;
-use super::{Blocked, CreateError, Removal, Removals, Session, StoreError};
+use super::{Blocked, CreateError, LoginKey, Removal, Removals, Session, StoreError};
 use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
@@ -82,6 +85,7 @@ struct Inner {
     lookup_permits: Semaphore,
     revocation_permits: Semaphore,
     max_per_user: Option<NonZeroUsize>,
+    keeps_session_keys: Arc<AtomicBool>,
     timeout: Duration,
     idle_timeout: Duration,
     interval: Duration,
@@ -96,12 +100,13 @@ impl Redis {
     pub fn new(
         section: &SessionSection,
         shared: &SharedSection,
+        keeps_session_keys: Arc<AtomicBool>,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
         let redis = &shared.redis;
         let idle_timeout = section.idle_timeout.min(section.ttl);
-        let interval = interval(idle_timeout);
+        let interval = LONGEST_INTERVAL.min(idle_timeout / 10);
         Self(Arc::new(Inner {
             connection: StoreConnection::new(redis, clock.clone(), metrics.clone()),
             local_cache: LocalCache::new(
@@ -115,6 +120,7 @@ impl Redis {
             lookup_permits: Semaphore::new(redis.max_lookups),
             revocation_permits: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
+            keeps_session_keys,
             timeout: redis.timeout,
             idle_timeout,
             interval,
@@ -163,11 +169,12 @@ impl Redis {
         self.0.connection.store().map(|_| ())
     }
 
-    /// Stores a new session, and revokes the oldest sessions of its user above the limit.
+    /// Stores a new session and the session key of its login, and revokes the oldest sessions of
+    /// its user above the limit.
     ///
     /// # Errors
     /// When the store does not respond in time, or the user is blocked.
-    pub async fn insert(&self, session: Session) -> Result<(), CreateError> {
+    pub async fn insert(&self, session: Session, key: Option<LoginKey>) -> Result<(), CreateError> {
         let this = &*self.0;
         let store = this.connection.store()?;
         let digest = *session.digest();
@@ -179,6 +186,9 @@ impl Redis {
             let listed =
                 this.users().insert(&mut connection, &digest, &record, life, interval).await?;
             let Some(listed) = listed else { return Ok(Err(Blocked)) };
+            if this.keeps_session_keys() {
+                this.keep_login_key(&mut connection, &digest, &record, key.as_ref()).await?;
+            }
             if let Some(limit) = this.max_per_user.map(NonZeroUsize::get)
                 && listed > limit
             {
@@ -309,7 +319,13 @@ impl Redis {
         let store = this.connection.store()?;
         let _permit = this.permit(&this.revocation_permits)?;
         let revoked = this.revoke(&store, digest, cause, this.timeout);
-        this.connection.within(this.timeout, revoked).await
+        let user = this.connection.within(this.timeout, revoked).await?;
+        if let Some(user) = user.filter(|_| this.keeps_session_keys()) {
+            // The session is revoked. If this fails, its user's session keys expire.
+            let removed = this.remove_keys_of_ended(&store, &user);
+            let _ = this.connection.within(this.timeout, removed).await;
+        }
+        Ok(())
     }
 
     /// Removes an expired session from the cache.
@@ -370,11 +386,6 @@ impl Inner {
         let [created, ends, used] = [created, ends, used].map(|time| self.clock.from_wall(time));
         Session::new(digest, identity, client, created, ends, used)
     }
-}
-
-/// The time between two writes of a session's last use.
-fn interval(idle_timeout: Duration) -> Duration {
-    LONGEST_INTERVAL.min(idle_timeout / 10)
 }
 
 fn failure(reason: &'static str) -> RedisError {

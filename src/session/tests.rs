@@ -1,5 +1,10 @@
+use std::num::NonZeroUsize;
+
+use futures_util::FutureExt;
+
 use super::*;
 use crate::config::Carriers;
+use crate::identity::session_key::SessionKey;
 use crate::identity::{AppId, OpenId};
 
 struct Store {
@@ -10,13 +15,17 @@ struct Store {
 
 impl Store {
     fn new(capacity: u64) -> Self {
+        Self::limited(capacity, None)
+    }
+
+    fn limited(capacity: u64, max_per_user: Option<NonZeroUsize>) -> Self {
         let section = SessionSection {
             ttl: Duration::from_secs(100),
             idle_timeout: Duration::from_secs(10),
             capacity,
             carriers: Carriers { header: true, bearer: true },
             header: http::HeaderName::from_static("x-3rd-session"),
-            max_per_user: None,
+            max_per_user,
             shared: None,
         };
         let clock = Clock::manual();
@@ -32,7 +41,7 @@ impl Store {
             unionid: None,
         };
         let client = IpAddr::from([192, 0, 2, 1]);
-        self.sessions.create(identity, client).await.unwrap().0.digest()
+        self.sessions.create(identity, client, None).await.unwrap().0.digest()
     }
 
     async fn is_live(&self, digest: &TokenDigest) -> bool {
@@ -139,7 +148,7 @@ async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         let (sessions, begin) = (store.sessions.clone(), start.clone());
         let login = tokio::spawn(async move {
             begin.wait().await;
-            drop(sessions.create(identity(number), IpAddr::from([192, 0, 2, 1])).await);
+            drop(sessions.create(identity(number), IpAddr::from([192, 0, 2, 1]), None).await);
         });
         let (sessions, user) = (store.sessions.clone(), identity(number).user());
         let block = tokio::spawn(async move {
@@ -154,6 +163,112 @@ async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         let left = store.sessions.of_user(&identity(number).user()).await.unwrap();
         assert!(left.is_empty(), "round {number}");
     }
+}
+
+fn identity(number: usize) -> Identity {
+    Identity {
+        app_id: AppId::parse("wx1").unwrap(),
+        openid: OpenId::parse(&format!("o{number}")).unwrap(),
+        unionid: None,
+    }
+}
+
+impl Store {
+    /// Logs a user in with a key, if it gets one.
+    async fn login_with(&self, user: usize, key: Option<u8>) -> TokenDigest {
+        let login = key.map(|number| LoginKey {
+            session_key: SessionKey::from_bytes(&[number; 16]),
+            logged_in_at_millis: self.clock.now_millis(),
+        });
+        let client = IpAddr::from([192, 0, 2, 1]);
+        self.sessions.create(identity(user), client, login).await.unwrap().0.digest()
+    }
+
+    fn memory(&self) -> &memory::Memory {
+        let Backend::Memory(memory) = &self.sessions.backend else { unreachable!() };
+        memory
+    }
+}
+
+/// Logs users in and ends their sessions by all causes at once, in threads.
+#[test]
+fn session_keys_are_held_exactly_as_long_as_their_user_has_a_session() {
+    const USERS: usize = 4;
+    for round in 0..200 {
+        // Half of the rounds evict sessions.
+        let capacity = if round % 2 == 0 { 1_000 } else { 3 };
+        let store = Store::limited(capacity, NonZeroUsize::new(2));
+        store.sessions.keep_session_keys(true);
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut digests = Vec::new();
+                    for step in 0..12 {
+                        let user = (usize::from(thread) + step) % USERS;
+                        let login = store.login_with(user, Some(thread + 1));
+                        digests.push(login.now_or_never().unwrap());
+                        if step % 3 != 0 {
+                            store.memory().remove(&digests.swap_remove(0), Removal::Revoked);
+                        }
+                        if step % 5 == 0 {
+                            store.sessions.maintain();
+                        }
+                    }
+                    if thread % 2 == 0 {
+                        for digest in &digests {
+                            store.memory().remove(digest, Removal::Expired);
+                        }
+                    }
+                });
+            }
+        });
+        // What moka has still to report.
+        store.memory().len();
+        let of_user = |number| store.memory().of_user(&identity(number).user()).len();
+        let with_sessions = (0..USERS).filter(|user| of_user(*user) > 0);
+        for user in 0..USERS {
+            let keys = store.memory().session_keys(&identity(user).user(), |_| true);
+            assert_eq!(!keys.is_empty(), of_user(user) > 0, "round {round}");
+        }
+        assert_eq!(store.memory().users_with_keys(), with_sessions.count(), "round {round}");
+        for user in 0..USERS {
+            for session in store.memory().of_user(&identity(user).user()) {
+                store.memory().remove(session.digest(), Removal::Revoked);
+            }
+        }
+        assert_eq!(store.memory().users_with_keys(), 0, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn session_keys_are_removed_with_evicted_and_expired_sessions() {
+    let store = Store::new(50);
+    store.sessions.keep_session_keys(true);
+    for user in 0..500 {
+        store.login_with(user, Some(1)).await;
+    }
+    assert_eq!(store.memory().len(), 50);
+    assert_eq!(store.memory().users_with_keys(), 50);
+    store.clock.advance(Duration::from_secs(10));
+    for user in 0..500 {
+        for session in store.memory().of_user(&identity(user).user()) {
+            assert!(!store.is_live(session.digest()).await);
+        }
+    }
+    assert_eq!(store.memory().users_with_keys(), 0);
+}
+
+#[tokio::test]
+async fn session_keys_are_wiped_when_they_are_not_kept_any_more() {
+    let store = Store::new(50);
+    store.login_with(1, Some(1)).await;
+    assert_eq!(store.memory().users_with_keys(), 0, "off at first");
+    store.sessions.keep_session_keys(true);
+    store.login_with(1, Some(1)).await;
+    assert_eq!(store.memory().users_with_keys(), 1);
+    store.sessions.keep_session_keys(false);
+    assert_eq!(store.memory().users_with_keys(), 0);
 }
 
 /// As for frames of a WebSocket.

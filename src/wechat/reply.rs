@@ -2,8 +2,8 @@
 //!
 //! An exchange succeeds if the required fields exist, and `errcode` is missing or 0. `errcode` may
 //! be a number or a string; unknown fields are ignored; the content type is not reliable.
-//! `session_key` must exist, as in every genuine response, and is wiped unread, because nothing
-//! needs it.
+//! `session_key` must exist, as in every genuine response. It is wiped unread unless session keys
+//! are kept (`[open_data]`); what it looks like does not affect the result.
 //!
 //! Only `errcode`, `openid`, `unionid` and `session_key` affect the result, and they are read
 //! strictly. No other field may affect it, whatever its value: not `errmsg`, and not what a relay
@@ -16,6 +16,7 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 use zeroize::Zeroizing;
 
 use super::{ErrCode, ErrorReport, WeChatError};
+use crate::identity::session_key::SessionKey;
 use crate::identity::{AppId, Identity, OpenId, UnionId};
 
 /// Replaces every byte of a string that JSON or UTF-8 does not allow. Invalid in each of the fields
@@ -32,6 +33,20 @@ pub struct Reply {
     /// Trace id and address, if `errmsg` contains them.
     rid: Option<Box<str>>,
     seen_address: Option<IpAddr>,
+}
+
+/// What a successful exchange returned.
+pub struct Exchanged {
+    pub identity: Identity,
+    /// As WeChat sent it. Wiped when it is dropped.
+    session_key: Zeroizing<String>,
+}
+
+impl Exchanged {
+    /// The user's `session_key`; `None` if it is not 16 bytes in base64, and useless.
+    pub fn session_key(&self) -> Option<SessionKey> {
+        SessionKey::parse(&self.session_key)
+    }
 }
 
 /// The value of a field that affects the result.
@@ -84,23 +99,26 @@ impl Reply {
 
     /// Removes a trace id that contains one of these secrets, or is a part of one.
     #[must_use]
-    pub fn without(mut self, secrets: [&str; 2]) -> Self {
+    pub fn without<'a>(mut self, secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let shows = |rid: &str, secret: &str| rid.contains(secret) || secret.contains(rid);
-        self.rid = self.rid.filter(|rid| !secrets.iter().any(|secret| shows(rid, secret)));
+        for secret in secrets {
+            self.rid = self.rid.filter(|rid| !shows(rid, secret));
+        }
         self
     }
 
-    /// The identity of the user.
+    /// What a successful exchange returned.
     ///
     /// # Errors
     /// The error that WeChat reports, or what is wrong with its response.
-    pub fn into_identity(self, app_id: &AppId) -> Result<Identity, WeChatError> {
+    pub fn into_exchanged(self, app_id: &AppId) -> Result<Exchanged, WeChatError> {
         if let Some(error) = self.failure()? {
             return Err(error);
         }
-        if text(self.session_key.as_ref()).is_none() {
-            return Err(WeChatError::malformed("no session_key"));
-        }
+        let session_key = match self.session_key {
+            Some(Field::Text(text)) if !text.is_empty() => text,
+            _ => return Err(WeChatError::malformed("no session_key")),
+        };
         let openid = text(self.openid.as_ref()).and_then(OpenId::parse);
         let openid = openid.ok_or(WeChatError::malformed("invalid openid"))?;
         // For apps that are not bound to an Open Platform account, the field is missing or empty.
@@ -112,7 +130,8 @@ impl Reply {
                 Some(unionid.ok_or(WeChatError::malformed("invalid unionid"))?)
             }
         };
-        Ok(Identity { app_id: app_id.clone(), openid, unionid })
+        let identity = Identity { app_id: app_id.clone(), openid, unionid };
+        Ok(Exchanged { identity, session_key })
     }
 
     fn error(&self, errcode: ErrCode) -> WeChatError {
@@ -163,7 +182,7 @@ fn text(field: Option<&Field>) -> Option<&str> {
 /// The JSON of a body: without a BOM and blanks around it, and with [`UNREADABLE`] for bytes that
 /// are not allowed in its strings, such as line breaks and bytes of GBK. It is never longer than
 /// the body, so that the buffer does not grow and leave a copy behind.
-fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
+pub(super) fn readable(body: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut body = body.trim_ascii();
     while let Some(rest) = body.strip_prefix(b"\xef\xbb\xbf") {
         body = rest.trim_ascii_start();

@@ -44,7 +44,7 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let mut more = format!(
         "session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"\nsession.max_per_user = 2\n\
          admin.token = {{ file = \"{{dir}}/operator\" }}\n\
-         log.openid_key = {{ file = \"{{dir}}/operator\" }}\n\
+         log.openid_key = {{ file = \"{{dir}}/operator\" }}\nopen_data.enabled = true\n\
          session.redis.username = \"wxgate\"\nsession.redis.password = {password}\n"
     );
     if url.contains("sentinel") {

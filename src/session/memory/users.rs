@@ -1,53 +1,102 @@
-//! Which sessions a user has, when sessions are kept in memory.
+//! Which sessions and session keys a user has, when sessions are kept in memory.
 //!
 //! A hash table of sessions by user, with about 9 to 18 bytes of memory for each session. It is
 //! divided into parts, each with its own lock, so that a part that grows delays few requests. No
 //! part is locked while moka is called: from within its calls, moka reports the sessions that it
 //! drops, and handling a report locks a part.
+//!
+//! A user's session keys are in the same part as its sessions, and both change under one lock:
+//! whenever no thread has the lock, a user with session keys has a listed session. A key is added
+//! together with the session of its login. Whoever removes a session, whatever the cause, also
+//! removes the keys of its user if none of its sessions is left, and cannot remove the key of a
+//! concurrent login: either that login's session is listed already, and the keys stay, or it is
+//! listed later, together with its key. A session that moka evicts before it is listed is removed
+//! by the login that listed it, in the same way. So there are never more keys than three for each
+//! listed session. A session that has expired is listed until moka drops it (`memory.rs`); until
+//! then its user's keys are neither returned nor combined with those of a new login.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 
-use crate::identity::{AppId, OpenId, User};
-use crate::session::Session;
+use crate::identity::session_key::SessionKey;
+use crate::identity::{AppId, Identity, OpenId, User};
+use crate::session::user_keys::UserKeys;
+use crate::session::{LoginKey, Session};
 
 const PARTS: u64 = 1024;
 
-type Part = HashTable<Arc<Session>>;
+#[derive(Default)]
+struct Part {
+    sessions: HashTable<Arc<Session>>,
+    keys: HashTable<Box<KeysOfUser>>,
+}
+
+struct KeysOfUser {
+    user: User,
+    keys: UserKeys,
+}
 
 pub struct UserIndex {
     parts: Box<[Mutex<Part>]>,
     hashing: RandomState,
+    keeps_session_keys: Arc<AtomicBool>,
 }
 
 impl UserIndex {
-    pub fn new() -> Self {
+    pub fn new(keeps_session_keys: Arc<AtomicBool>) -> Self {
         let parts = (0..PARTS).map(|_| Mutex::default()).collect();
-        Self { parts, hashing: RandomState::new() }
+        Self { parts, hashing: RandomState::new(), keeps_session_keys }
     }
 
-    /// Adds a session. Returns how many sessions the user now has.
-    pub fn add(&self, session: Arc<Session>) -> usize {
+    /// Adds a session, and the session key of its login. Returns how many sessions the user now
+    /// has.
+    pub fn add(
+        &self,
+        session: Arc<Session>,
+        key: Option<LoginKey>,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> usize {
         let user = session.identity.user();
         let hash = self.hash(&user.app_id, &user.openid);
         self.in_part(hash, |part| {
-            part.insert_unique(hash, session, |session| self.hash_of(session));
-            part.iter_hash(hash).filter(|session| is_of(session, &user)).count()
+            if !part.keys.is_empty() && !part.has(hash, &user, is_live) {
+                part.wipe(hash, &user);
+            }
+            if let Some(key) = key
+                && let Some(keys) = self.keys(part, hash, &user)
+            {
+                keys.keep(key);
+            }
+            part.sessions.insert_unique(hash, session, |session| self.hash_of(session));
+            part.sessions.iter_hash(hash).filter(|session| is_of(session, &user)).count()
         })
     }
 
     pub fn remove(&self, session: &Arc<Session>) {
         let hash = self.hash_of(session);
         self.in_part(hash, |part| {
-            if let Ok(entry) = part.find_entry(hash, |other| Arc::ptr_eq(other, session)) {
+            let is_same = |other: &Arc<Session>| Arc::ptr_eq(other, session);
+            if let Ok(entry) = part.sessions.find_entry(hash, is_same) {
                 entry.remove();
             }
+            if !part.keys.is_empty() {
+                let user = session.identity.user();
+                if !part.has(hash, &user, |_| true) {
+                    part.wipe(hash, &user);
+                }
+            }
             // Frees the memory after a flood of logins.
-            if part.len() < part.capacity() / 8 {
-                part.shrink_to(part.capacity() / 4, |session| self.hash_of(session));
+            if part.sessions.len() < part.sessions.capacity() / 8 {
+                let capacity = part.sessions.capacity() / 4;
+                part.sessions.shrink_to(capacity, |session| self.hash_of(session));
+            }
+            if part.keys.len() < part.keys.capacity() / 8 {
+                let capacity = part.keys.capacity() / 4;
+                part.keys.shrink_to(capacity, |keys| self.hash_of_keys(keys));
             }
         });
     }
@@ -56,8 +105,54 @@ impl UserIndex {
     pub fn sessions(&self, user: &User) -> Vec<Arc<Session>> {
         let hash = self.hash(&user.app_id, &user.openid);
         self.in_part(hash, |part| {
-            part.iter_hash(hash).filter(|session| is_of(session, user)).cloned().collect()
+            part.sessions.iter_hash(hash).filter(|session| is_of(session, user)).cloned().collect()
         })
+    }
+
+    /// The session keys of a user with a live session, newest login first.
+    pub fn session_keys(&self, user: &User, is_live: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+        let hash = self.hash(&user.app_id, &user.openid);
+        self.in_part(hash, |part| {
+            let found = part.keys.find(hash, |keys| keys.user == *user);
+            let found = found.filter(|_| part.has(hash, user, is_live));
+            found.map(|found| found.keys.newest_first()).unwrap_or_default()
+        })
+    }
+
+    /// Makes a key the newest one of a user with a live session.
+    pub fn replace_session_key(
+        &self,
+        user: &User,
+        key: LoginKey,
+        is_live: impl Fn(&Session) -> bool,
+    ) {
+        let hash = self.hash(&user.app_id, &user.openid);
+        self.in_part(hash, |part| {
+            if part.has(hash, user, is_live)
+                && let Some(keys) = self.keys(part, hash, user)
+            {
+                keys.keep_as_newest(key);
+            }
+        });
+    }
+
+    /// Removes all session keys, after it was decided that none are kept any more. A login that
+    /// does not know of that yet adds its key before its part is locked here, or sees the decision.
+    pub fn wipe_session_keys(&self) {
+        for part in &self.parts {
+            part.lock().keys = HashTable::new();
+        }
+    }
+
+    /// The kept session keys of a user, to add one; `None` if session keys are not kept.
+    fn keys<'a>(&self, part: &'a mut Part, hash: u64, user: &User) -> Option<&'a mut UserKeys> {
+        if !self.keeps_session_keys.load(Ordering::Acquire) {
+            return None;
+        }
+        let hash_of = |keys: &_| self.hash_of_keys(keys);
+        let entry = part.keys.entry(hash, |keys| keys.user == *user, |keys| hash_of(keys));
+        let new = || Box::new(KeysOfUser { user: user.clone(), keys: UserKeys::default() });
+        Some(&mut entry.or_insert_with(new).into_mut().keys)
     }
 
     /// Finds the user of an app for whom `matches` is true, among those with a session. Searches
@@ -66,15 +161,26 @@ impl UserIndex {
         self.parts.iter().find_map(|part| {
             let part = part.lock();
             let is_of_app = |session: &&Arc<Session>| session.identity.app_id == *app_id;
-            let sessions: Vec<_> = part.iter().filter(is_of_app).cloned().collect();
+            let sessions: Vec<_> = part.sessions.iter().filter(is_of_app).cloned().collect();
             drop(part);
             let found = sessions.iter().find(|session| matches(&session.identity.openid));
             found.map(|session| session.identity.user())
         })
     }
 
+    /// Users with session keys.
+    #[cfg(test)]
+    pub fn users_with_keys(&self) -> usize {
+        self.parts.iter().map(|part| part.lock().keys.len()).sum()
+    }
+
     fn hash_of(&self, session: &Session) -> u64 {
-        self.hash(&session.identity.app_id, &session.identity.openid)
+        let Identity { app_id, openid, .. } = &session.identity;
+        self.hash(app_id, openid)
+    }
+
+    fn hash_of_keys(&self, keys: &KeysOfUser) -> u64 {
+        self.hash(&keys.user.app_id, &keys.user.openid)
     }
 
     fn hash(&self, app_id: &AppId, openid: &OpenId) -> u64 {
@@ -86,6 +192,21 @@ impl UserIndex {
         let index = usize::try_from((hash >> 32) % PARTS).unwrap_or_default();
         let Some(part) = self.parts.get(index) else { return T::default() };
         operation(&mut part.lock())
+    }
+}
+
+impl Part {
+    /// Whether a user has a session that meets a condition.
+    fn has(&self, hash: u64, user: &User, condition: impl Fn(&Session) -> bool) -> bool {
+        let mut sessions = self.sessions.iter_hash(hash);
+        sessions.any(|session| is_of(session, user) && condition(session))
+    }
+
+    /// Removes the session keys of a user.
+    fn wipe(&mut self, hash: u64, user: &User) {
+        if let Ok(entry) = self.keys.find_entry(hash, |keys| keys.user == *user) {
+            entry.remove();
+        }
     }
 }
 

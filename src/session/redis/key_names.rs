@@ -4,14 +4,18 @@
 //! |---|---|
 //! | `{prefix}s:DIGEST` | `S`, time of last use, sealed record; or `T`, a tombstone |
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
+//! | `{prefix}k:USER` | sorted set of sealed session keys, by times of login (`user_keys.rs`) |
 //! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
 //! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
 //! | `{prefix}revoked` | channel for digests of revoked sessions, and names of unblocked users |
+//! | `{prefix}t:APP_ID` | sealed access token of the app (`access_tokens.rs`) |
+//! | `{prefix}r:APP_ID` | the gateway that renews it: random, and only while it does |
 //! | `{prefix}lease` | empty: written to check whether replicas follow |
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use crate::identity::AppId;
 use crate::identity::token::TokenDigest;
 
 pub struct KeyNames {
@@ -33,12 +37,26 @@ impl KeyNames {
         format!("{}u:{name}", self.prefix)
     }
 
+    pub fn session_keys(&self, name: &str) -> String {
+        format!("{}k:{name}", self.prefix)
+    }
+
     pub fn block(&self, name: &str) -> String {
         format!("{}b:{name}", self.prefix)
     }
 
     pub fn blocks(&self) -> String {
         format!("{}blocked", self.prefix)
+    }
+
+    /// For the access token of an app.
+    pub fn access_token(&self, app_id: &AppId) -> String {
+        format!("{}t:{}", self.prefix, app_id.as_str())
+    }
+
+    /// For the right to renew it.
+    pub fn renewal(&self, app_id: &AppId) -> String {
+        format!("{}r:{}", self.prefix, app_id.as_str())
     }
 
     /// For heartbeats.

@@ -34,14 +34,15 @@ static REVOKE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 impl Inner {
-    /// Revokes a session. It is counted under `cause` if the store still had it.
+    /// Revokes a session. It is counted under `cause` if the store still had it. Returns its user,
+    /// if it was revoked now.
     pub async fn revoke(
         &self,
         store: &Store,
         digest: &TokenDigest,
         cause: Removal,
         time_limit: Duration,
-    ) -> RedisResult<()> {
+    ) -> RedisResult<Option<User>> {
         let mut connection = store.revocations();
         let key = self.key_names.session(digest);
         let mut revoke = REVOKE.key(&key);
@@ -49,19 +50,20 @@ impl Inner {
         let (outcome, left, value): (u8, u64, Vec<u8>) =
             revoke.invoke_async(&mut connection).await?;
         if outcome == 0 {
-            return Ok(());
+            return Ok(None);
         }
         self.local_cache.revoke(digest, self.clock.now_millis().saturating_add(left));
         if outcome == 2 {
             self.removals.count(cause as usize);
         }
         store.confirm(&mut connection, key.as_bytes(), time_limit).await?;
-        if let StoredValue::Session(record) = self.seals.open(digest, &value) {
-            let user = record.identity.user();
-            // If this fails, the next listing removes it.
-            let _ = self.users().remove(&mut store.common(), digest, &user).await;
-        }
-        Ok(())
+        let StoredValue::Session(record) = self.seals.open(digest, &value) else {
+            return Ok(None);
+        };
+        let user = record.identity.user();
+        // If this fails, the next listing removes it.
+        let _ = self.users().remove(&mut store.common(), digest, &user).await;
+        Ok(Some(user))
     }
 
     /// Revokes the oldest sessions of a user until `limit` are left. The session of `newest` is kept,

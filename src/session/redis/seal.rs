@@ -4,8 +4,8 @@
 //! under, so that it cannot be moved to another token. A user's index is stored under a keyed hash
 //! of app and openid. Its entries, digests of tokens, are sealed so that equal digests give equal
 //! entries, which can be removed without a search. This needs a cipher that is safe with a repeated
-//! nonce, which is why it is SIV. Keys for records and for users are derived from the seal key by
-//! HMAC-SHA-256. The first key seals; all keys can open.
+//! nonce, which is why it is SIV. Session keys are sealed for their user in the same way. Keys for
+//! each of these purposes are derived from the seal key by HMAC-SHA-256. The first key seals; all keys can open.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -19,6 +19,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::identity::secret::SealKey;
+use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, UnionId, User};
 
@@ -68,6 +69,8 @@ pub struct Seals {
 struct DerivedKeys {
     records: Aes256GcmSiv,
     members: Aes256GcmSiv,
+    access_tokens: Aes256GcmSiv,
+    session_keys: Aes256GcmSiv,
     users: Hmac<Sha256>,
 }
 
@@ -116,6 +119,26 @@ impl Seals {
         decode(&Zeroizing::new(plain?), used)
     }
 
+    /// Seals an access token for its app.
+    pub fn seal_access_token(&self, app_id: &AppId, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE];
+        rand::rng().fill_bytes(&mut nonce);
+        let payload = Payload { msg: plain, aad: app_id.as_str().as_bytes() };
+        let key = &self.keys.first().ok_or(SealError)?.access_tokens;
+        let sealed = key.encrypt(&Nonce::from(nonce), payload).map_err(|_| SealError)?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// `None` if it was not sealed with a known key for this app.
+    pub fn open_access_token(&self, app_id: &AppId, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, sealed) = value.split_first_chunk::<NONCE>()?;
+        let plain = self.keys.iter().find_map(|key| {
+            let payload = Payload { msg: sealed, aad: app_id.as_str().as_bytes() };
+            key.access_tokens.decrypt(&Nonce::from(*nonce), payload).ok()
+        });
+        plain.map(Zeroizing::new)
+    }
+
     /// The names under which a user's sessions are listed; new sessions are listed under the first.
     pub fn user_names<'a>(&'a self, user: &'a User) -> impl Iterator<Item = UserName<'a>> {
         self.keys.iter().map(move |keys| UserName { name: keys.name(user), keys })
@@ -143,6 +166,22 @@ impl UserName<'_> {
     }
 }
 
+impl UserName<'_> {
+    /// The entry of one of the user's session keys.
+    pub fn key_entry(&self, key: &SessionKey) -> Result<Vec<u8>, SealError> {
+        let payload = Payload { msg: &*key.bytes(), aad: self.name.as_bytes() };
+        self.keys.session_keys.encrypt(&Nonce::default(), payload).map_err(|_| SealError)
+    }
+
+    /// The session key of an entry, if it was sealed for this user.
+    pub fn session_key(&self, entry: &[u8]) -> Option<SessionKey> {
+        let payload = Payload { msg: entry, aad: self.name.as_bytes() };
+        let plain = self.keys.session_keys.decrypt(&Nonce::default(), payload).ok()?;
+        let plain = Zeroizing::new(plain);
+        Some(SessionKey::from_bytes(plain.first_chunk().filter(|_| plain.len() == 16)?))
+    }
+}
+
 impl DerivedKeys {
     fn derive(key: &SealKey) -> Option<Self> {
         let derive = |purpose: &[u8]| {
@@ -154,6 +193,8 @@ impl DerivedKeys {
         Some(Self {
             records: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate record")?).ok()?,
             members: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate member")?).ok()?,
+            access_tokens: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate access token")?).ok()?,
+            session_keys: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate session key")?).ok()?,
             users: Hmac::new_from_slice(&*derive(b"wxgate user")?).ok()?,
         })
     }
@@ -310,6 +351,44 @@ mod tests {
         assert_ne!(others.name, names[0].name);
         assert!(others.digest(&member).is_none());
         assert!(!names[0].name.contains("o1"));
+    }
+
+    #[test]
+    fn an_access_token_opens_only_with_its_key_and_for_its_app() {
+        let seals = Seals::new(&[key(1)]);
+        let [app, other] = ["wx1", "wx2"].map(|id| AppId::parse(id).unwrap());
+        let value = seals.seal_access_token(&app, b"a-token").unwrap();
+        assert!(!value.windows(7).any(|window| window == b"a-token"));
+        assert_eq!(seals.open_access_token(&app, &value).unwrap().as_slice(), b"a-token");
+        assert!(seals.open_access_token(&other, &value).is_none());
+        assert!(Seals::new(&[key(2)]).open_access_token(&app, &value).is_none());
+        assert!(Seals::new(&[key(2), key(1)]).open_access_token(&app, &value).is_some());
+        assert!(seals.open_access_token(&app, &value[..value.len() - 1]).is_none());
+        assert!(seals.open_access_token(&app, b"").is_none());
+        assert!(Seals::new(&[]).seal_access_token(&app, b"a-token").is_err());
+    }
+
+    #[test]
+    fn a_session_key_opens_only_for_its_user_and_never_as_a_token() {
+        let seals = Seals::new(&[key(1), key(2)]);
+        let user = record().identity.user();
+        let other = User { openid: OpenId::parse("o2").unwrap(), ..user.clone() };
+        let names: Vec<_> = seals.user_names(&user).collect();
+        let session_key = SessionKey::from_bytes(b"sandbox-12345678");
+        let entry = names[0].key_entry(&session_key).unwrap();
+        assert!(names[0].session_key(&entry) == Some(session_key.clone()));
+        assert_eq!(entry, names[0].key_entry(&session_key).unwrap());
+        assert!(!entry.windows(8).any(|window| window == b"sandbox-"));
+        assert!(names[0].digest(&entry).is_none());
+        assert!(names[1].session_key(&entry).is_none());
+        assert!(seals.user_names(&other).all(|name| name.session_key(&entry).is_none()));
+        let member = names[0].member(&SessionToken::generate().digest()).unwrap();
+        assert!(names[0].session_key(&member).is_none());
+        for bit in 0..entry.len() * 8 {
+            let mut changed = entry.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(names[0].session_key(&changed).is_none(), "bit {bit}");
+        }
     }
 
     #[test]

@@ -50,6 +50,15 @@ static STORE_AND_LIST: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
+/// The sessions that are listed for a user.
+#[derive(Default)]
+pub struct Listed {
+    /// Those that are stored, some of which may have ended.
+    pub sessions: Vec<(TokenDigest, Record)>,
+    /// Whether there are some that no known key opens.
+    pub has_unreadable: bool,
+}
+
 /// The index of users' sessions, for one operation on the store.
 pub struct UserIndex<'a> {
     pub seals: &'a Seals,
@@ -149,8 +158,8 @@ impl UserIndex<'_> {
         Ok(listing)
     }
 
-    /// The number of entries under other keys.
-    async fn count(
+    /// The number of a user's entries under some of its names.
+    pub async fn count(
         &self,
         connection: &mut Connection,
         names: &[UserName<'_>],
@@ -169,7 +178,12 @@ impl UserIndex<'_> {
         connection: &mut Connection,
         user: &User,
     ) -> RedisResult<Vec<(TokenDigest, Record)>> {
-        let mut live = Vec::new();
+        Ok(self.listed(connection, user).await?.sessions)
+    }
+
+    /// What is listed for a user; the sessions oldest first, without duplicates.
+    pub async fn listed(&self, connection: &mut Connection, user: &User) -> RedisResult<Listed> {
+        let mut found = Listed::default();
         for name in self.seals.user_names(user) {
             let listed: Vec<Vec<u8>> = cmd("ZRANGE")
                 .arg(self.key_names.user(&name.name))
@@ -178,36 +192,38 @@ impl UserIndex<'_> {
                 .query_async(connection)
                 .await?;
             for chunk in listed.chunks(CHUNK) {
-                live.extend(self.read(connection, &name, chunk).await?);
+                let read = self.read(connection, &name, chunk).await?;
+                found.sessions.extend(read.sessions);
+                found.has_unreadable |= read.has_unreadable;
             }
         }
         // After a change of keys, a session may be listed under several keys.
         let mut digests = HashSet::new();
-        live.retain(|(digest, _): &(TokenDigest, Record)| digests.insert(*digest));
-        live.sort_by_key(|(_, record)| record.created);
-        Ok(live)
+        found.sessions.retain(|(digest, _)| digests.insert(*digest));
+        found.sessions.sort_by_key(|(_, record)| record.created);
+        Ok(found)
     }
 
-    /// The live ones of some listed sessions. The others are removed from the list.
+    /// Reads some listed sessions. Those that are not stored any more are removed from the list.
     async fn read(
         &self,
         connection: &mut Connection,
         name: &UserName<'_>,
         listed: &[Vec<u8>],
-    ) -> RedisResult<Vec<(TokenDigest, Record)>> {
+    ) -> RedisResult<Listed> {
         let digests: Vec<_> =
             listed.iter().filter_map(|member| Some((member, name.digest(member)?))).collect();
         if digests.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Listed::default());
         }
         let keys: Vec<_> =
             digests.iter().map(|(_, digest)| self.key_names.session(digest)).collect();
         let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(keys).query_async(connection).await?;
-        let (mut live, mut ended) = (Vec::new(), Vec::new());
+        let (mut found, mut ended) = (Listed::default(), Vec::new());
         for ((member, digest), value) in digests.into_iter().zip(values) {
             match value.map(|value| self.seals.open(&digest, &value)) {
-                Some(StoredValue::Session(record)) => live.push((digest, record)),
-                Some(StoredValue::Unreadable) => {}
+                Some(StoredValue::Session(record)) => found.sessions.push((digest, record)),
+                Some(StoredValue::Unreadable) => found.has_unreadable = true,
                 Some(StoredValue::Tombstone) | None => ended.push(member),
             }
         }
@@ -215,7 +231,7 @@ impl UserIndex<'_> {
             let key = self.key_names.user(&name.name);
             cmd("ZREM").arg(key).arg(ended).query_async::<()>(connection).await?;
         }
-        Ok(live)
+        Ok(found)
     }
 
     /// Removes a session from the list.

@@ -4,7 +4,11 @@ use serde_json::Value;
 use super::*;
 
 fn identity_of(body: &str) -> Result<Identity, WeChatError> {
-    Reply::parse(body.as_bytes())?.into_identity(&AppId::parse("wx1").unwrap())
+    exchanged_of(body).map(|exchanged| exchanged.identity)
+}
+
+fn exchanged_of(body: &str) -> Result<Exchanged, WeChatError> {
+    Reply::parse(body.as_bytes())?.into_exchanged(&AppId::parse("wx1").unwrap())
 }
 
 #[test]
@@ -38,6 +42,19 @@ fn errcodes_are_numbers_or_text_and_take_precedence() {
     assert_eq!(identity_of(r#"{"errcode":40125}"#), Err(WeChatError::Refused(report(40125))));
     assert_eq!(identity_of(r#"{"errcode":99999}"#), Err(WeChatError::Refused(report(99999))));
     assert_eq!(ErrCode(99999).label(), "other");
+}
+
+#[test]
+fn a_session_key_that_is_not_16_bytes_of_base64_does_not_fail_the_exchange() {
+    let key_of = |key: &str| {
+        let body = format!(r#"{{"openid":"o1","session_key":"{key}"}}"#);
+        exchanged_of(&body).unwrap().session_key()
+    };
+    let key = key_of(r"tiihtNczf5v6AKRyjwEUhQ==").unwrap();
+    assert_eq!(key.expose(), "tiihtNczf5v6AKRyjwEUhQ==");
+    for key in ["k", "tiihtNczf5v6AKRyjwEUhQ", " tiihtNczf5v6AKRyjwEUhQ=="] {
+        assert!(key_of(key).is_none(), "{key}");
+    }
 }
 
 #[test]
@@ -171,8 +188,8 @@ proptest! {
         {
             let body = [b"{\"errmsg\":\"", text.as_slice(), b"\",", fields.as_bytes()].concat();
             let reply = Reply::parse(&body).unwrap();
-            let identity = reply.into_identity(&AppId::parse("wx1").unwrap());
-            prop_assert_eq!(identity.is_ok(), is_good);
+            let exchanged = reply.into_exchanged(&AppId::parse("wx1").unwrap());
+            prop_assert_eq!(exchanged.is_ok(), is_good);
         }
     }
 }

@@ -95,8 +95,8 @@ fn log_in(sessions: &Sessions, user: &str) -> String {
         openid: OpenId::parse(user).expect("legal"),
         unionid: None,
     };
-    let (token, _) =
-        ready(sessions.create(identity, [192, 0, 2, 1].into())).expect("memory does not fail");
+    let (token, _) = ready(sessions.create(identity, [192, 0, 2, 1].into(), None))
+        .expect("memory does not fail");
     let text = token.expose().to_owned();
     assert!(has_shape(text.as_bytes()));
     text

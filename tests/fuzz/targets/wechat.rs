@@ -57,7 +57,8 @@ pub fn check(input: &[u8]) {
     let composed = input.strip_prefix(&[1]).map(|lines| compose(lines, &NAMES));
     let body = composed.as_ref().map_or(input, String::as_bytes);
     let app_id = AppId::parse("wx0123456789abcdef").expect("legal");
-    let found = Reply::parse(body).and_then(|reply| reply.into_identity(&app_id));
+    let found = Reply::parse(body).and_then(|reply| reply.into_exchanged(&app_id));
+    let found = found.map(|exchanged| exchanged.identity);
     assert_eq!(LOGGED.take(), "");
 
     match &found {
