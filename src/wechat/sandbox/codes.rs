@@ -1,71 +1,88 @@
-//! The login codes, and what each makes the sandbox do.
+//! One-time codes, and what each makes the sandbox do.
+//!
+//! Logins and phone numbers have codes of their own, and a code of one kind means nothing as the
+//! other kind.
 
 use std::time::Duration;
 
 use moka::sync::Cache;
-use rand::distr::{Alphanumeric, SampleString};
 
-use super::CAPACITY;
+use super::faults::Fault;
 use super::users::is_user_name;
+use super::{newest, text_of_letters};
 use crate::clock::Clock;
 
-/// Lifetime of WeChat's codes (wx.login).
+/// Lifetime of WeChat's codes, of `wx.login` and of the button for phone numbers.
 const CODE_LIFETIME: Duration = Duration::from_secs(300);
 
-/// The codes that were issued or used.
-pub struct Codes {
-    issued: Cache<String, IssuedCode>,
+/// Longest code, in bytes: used ones are remembered.
+const LONGEST: usize = 128;
+
+/// The codes of one kind that were issued or used.
+pub struct Codes<T> {
+    kind: Kind<T>,
+    issued: Cache<String, IssuedCode<T>>,
     used: Cache<String, ()>,
     clock: Clock,
 }
 
+/// A kind of codes. `T` is what a code of it stands for.
+pub struct Kind<T> {
+    /// Characters of an issued code.
+    pub length: usize,
+    /// How codes begin that say themselves which user they are of.
+    pub word: &'static str,
+    /// What a code that names its user stands for.
+    pub of_user: fn(String) -> T,
+    /// The errcode of a code that was used before.
+    pub reused: i64,
+}
+
 #[derive(Clone)]
-struct IssuedCode {
-    user: String,
+struct IssuedCode<T> {
+    subject: T,
     issued_at: Duration,
 }
 
 /// What a code makes the sandbox do.
-pub enum CodeEffect {
-    /// Log the user in, after this time.
-    Login {
-        user: String,
+pub enum CodeEffect<T> {
+    /// Succeed, after this time.
+    Accept {
+        subject: T,
         delay: Duration,
     },
     Error {
         errcode: i64,
     },
-    Status(u16),
-    Garbage,
-    Half,
-    Huge,
-    Hang,
-    Drop,
+    Fault(Fault),
 }
 
-impl Codes {
-    pub fn new(clock: Clock) -> Self {
-        Self { issued: Cache::new(CAPACITY), used: Cache::new(CAPACITY), clock }
+impl<T: Clone + Send + Sync + 'static> Codes<T> {
+    pub fn new(kind: Kind<T>, clock: Clock) -> Self {
+        Self { kind, issued: newest(), used: newest(), clock }
     }
 
     /// A new code, which works once and for five minutes.
-    pub fn issue(&self, user: String) -> String {
-        let code = Alphanumeric.sample_string(&mut rand::rng(), 32);
-        self.issued.insert(code.clone(), IssuedCode { user, issued_at: self.clock.now() });
+    pub fn issue(&self, subject: T) -> String {
+        let code = text_of_letters(self.kind.length);
+        self.issued.insert(code.clone(), IssuedCode { subject, issued_at: self.clock.now() });
         code
     }
 
     /// What a code does at the moment.
-    pub fn effect(&self, code: &str) -> CodeEffect {
+    pub fn effect(&self, code: &str) -> CodeEffect<T> {
+        if code.len() > LONGEST {
+            return CodeEffect::Error { errcode: 40029 };
+        }
         if self.used.contains_key(code) {
-            return CodeEffect::Error { errcode: 40163 };
+            return CodeEffect::Error { errcode: self.kind.reused };
         }
         match self.issued.get(code) {
             Some(issued) if self.clock.now() < issued.issued_at + CODE_LIFETIME => {
-                CodeEffect::Login { user: issued.user, delay: Duration::ZERO }
+                CodeEffect::Accept { subject: issued.subject, delay: Duration::ZERO }
             }
             Some(_) => CodeEffect::Error { errcode: 40029 },
-            None => parse_effect(code).unwrap_or(CodeEffect::Error { errcode: 40029 }),
+            None => self.parse_effect(code).unwrap_or(CodeEffect::Error { errcode: 40029 }),
         }
     }
 
@@ -79,38 +96,36 @@ impl Codes {
     pub fn unspend(&self, code: &str) {
         self.used.invalidate(code);
     }
-}
 
-/// The effect of a code that says itself what it does, such as `user-NAME` or `err-40029-ANYTHING`.
-fn parse_effect(code: &str) -> Option<CodeEffect> {
-    let (kind, rest) = code.split_once('-')?;
-    match kind {
-        "user" => user(rest).map(|user| CodeEffect::Login { user, delay: Duration::ZERO }),
-        "slow" => {
-            let (delay, rest) = rest.split_once('-').unwrap_or((rest, "slow"));
-            let delay = humantime::parse_duration(delay).ok()?;
-            user(rest).map(|user| CodeEffect::Login { user, delay })
+    /// The effect of a code that says itself what it does, such as `user-NAME` or
+    /// `err-40029-ANYTHING`.
+    fn parse_effect(&self, code: &str) -> Option<CodeEffect<T>> {
+        if let Some(fault) = Fault::parse(code) {
+            return Some(CodeEffect::Fault(fault));
         }
-        "err" => {
-            // The number may be negative.
-            let digits = rest.strip_prefix('-');
-            let (number, _) =
-                digits.unwrap_or(rest).split_once('-').unwrap_or((digits.unwrap_or(rest), ""));
-            let number: i64 = number.parse().ok()?;
-            Some(CodeEffect::Error { errcode: if digits.is_some() { -number } else { number } })
+        if let Some(errcode) = parse_errcode(code) {
+            return Some(CodeEffect::Error { errcode });
         }
-        "status" => Some(CodeEffect::Status(rest.split('-').next()?.parse().ok()?)),
-        "garbage" => Some(CodeEffect::Garbage),
-        "half" => Some(CodeEffect::Half),
-        "huge" => Some(CodeEffect::Huge),
-        "hang" => Some(CodeEffect::Hang),
-        "drop" => Some(CodeEffect::Drop),
-        _ => None,
+        let (kind, rest) = code.split_once('-')?;
+        let (delay, rest) = match kind {
+            "slow" => {
+                let (delay, rest) = rest.split_once('-').unwrap_or((rest, "slow"));
+                (humantime::parse_duration(delay).ok()?, rest)
+            }
+            kind if kind == self.kind.word => (Duration::ZERO, rest),
+            _ => return None,
+        };
+        // The NAME of `NAME` or `NAME-ANYTHING`.
+        let name = rest.split('-').next().filter(|name| is_user_name(name))?;
+        Some(CodeEffect::Accept { subject: (self.kind.of_user)(name.to_owned()), delay })
     }
 }
 
-/// The NAME of `NAME` or `NAME-ANYTHING`.
-fn user(text: &str) -> Option<String> {
-    let name = text.split('-').next()?;
-    is_user_name(name).then(|| name.to_owned())
+/// The errcode of a text such as `err-40029-ANYTHING`.
+pub fn parse_errcode(text: &str) -> Option<i64> {
+    let rest = text.strip_prefix("err-")?;
+    // The number may be negative.
+    let (sign, digits) = rest.strip_prefix('-').map_or((1, rest), |digits| (-1, digits));
+    let number: u32 = digits.split('-').next()?.parse().ok()?;
+    Some(sign * i64::from(number))
 }

@@ -1,71 +1,59 @@
-//! The endpoints of logins: code2Session, checkSessionKey, and the sandbox's own for new codes.
+//! Logins: code2Session.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
 use http::Method;
-use http_body_util::BodyExt;
-use serde::Deserialize;
 use serde_json::json;
-use sha2::Sha256;
 
-use super::codes::CodeEffect;
-use super::errors::error;
-use super::users::{is_user_name, openid, unionid};
-use super::{InFlight, Sandbox, parameter, text};
-use crate::listener::internal::{Dropped, Request, Response, response};
+use super::codes::{CodeEffect, Kind};
+use super::errors::{Failure, error};
+use super::users::{openid, unionid};
+use super::{Dropped, InFlight, Request, Response, Sandbox, parameter, text};
 
-/// Bytes of a response that is too long to be read to its end.
-const HUGE: usize = 100 << 20;
+/// The API's path, under which it is counted.
+pub const CODE_TO_SESSION: &str = "/sns/jscode2session";
 
-/// Maximum bytes of a request for a code.
-const MAX_BODY: usize = 4 << 10;
+/// The codes of `wx.login`, each of a user.
+pub const LOGIN_CODES: Kind<String> =
+    Kind { length: 32, word: "user", of_user: |user| user, reused: 40163 };
 
 impl Sandbox {
-    /// auth.code2Session.
+    /// auth.code2Session. Errors are `text/plain`, too.
     pub(super) async fn code_to_session(&self, request: &Request) -> Result<Response, Dropped> {
         let _in_flight = InFlight::begin(self);
         tokio::time::sleep(self.latency()).await;
+        match self.exchange(request).await {
+            Ok(response) => Ok(response),
+            Err(Failure::Errcode(errcode)) => Ok(text(&error(errcode))),
+            Err(Failure::Dropped) => Err(Dropped),
+        }
+    }
+
+    async fn exchange(&self, request: &Request) -> Result<Response, Failure> {
         let query = match *request.method() {
             Method::GET => request.uri().query().unwrap_or_default(),
             // WeChat reads the parameters of GET requests only.
             _ => "",
         };
         let (app_id, code) = (parameter(query, "appid"), parameter(query, "js_code"));
-        if let Err(errcode) = self.check_parameters(query, &app_id, &code) {
-            return Ok(error(errcode));
-        }
+        self.check_parameters(query, &app_id, &code)?;
         let user = match self.codes.effect(&code) {
-            CodeEffect::Login { user, delay } => {
+            CodeEffect::Accept { subject, delay } => {
                 if !self.codes.spend(&code) {
-                    return Ok(error(40163));
+                    return Err(LOGIN_CODES.reused.into());
                 }
                 tokio::time::sleep(delay).await;
-                user
+                subject
             }
-            CodeEffect::Error { errcode } => return Ok(error(errcode)),
-            CodeEffect::Status(status) => {
-                let mut response = response(status, "text/html", "<html>oops</html>");
-                if let Ok(location) = "https://elsewhere.invalid/".parse() {
-                    response.headers_mut().insert(http::header::LOCATION, location);
-                }
-                return Ok(response);
-            }
-            CodeEffect::Garbage => {
-                return Ok(response(200, "text/html", "<html>{\"openid\":\"o\""));
-            }
-            CodeEffect::Half => return Ok(response(200, "text/plain", "{\"openid\":\"o12")),
-            CodeEffect::Huge => return Ok(response(200, "text/plain", vec![0; HUGE])),
-            CodeEffect::Hang => return std::future::pending().await,
-            CodeEffect::Drop => return Err(Dropped),
+            CodeEffect::Error { errcode } => return Err(errcode.into()),
+            CodeEffect::Fault(fault) => return Ok(fault.respond().await?),
         };
         let openid = openid(&app_id, &user);
-        if let Err(errcode) = self.users.count_login(&openid, &self.behaviour) {
+        let counted = self.quotas.count_for_user(CODE_TO_SESSION, &openid);
+        if let Err(errcode) = counted.and_then(|()| self.quotas.count(CODE_TO_SESSION)) {
             self.codes.unspend(&code);
-            return Ok(error(errcode));
+            return Err(errcode.into());
         }
-        let session_key = STANDARD.encode(self.users.new_session_key(openid.clone()));
-        let mut identity = json!({ "session_key": session_key, "openid": openid });
+        let session_key = self.users.logged_in(&app_id, openid.clone());
+        let mut identity = json!({ "session_key": session_key.expose(), "openid": openid });
         if let (Some(unionid), Some(fields)) = (unionid(&user), identity.as_object_mut()) {
             fields.insert("unionid".to_owned(), unionid.into());
         }
@@ -90,51 +78,21 @@ impl Sandbox {
         if parameter(query, "grant_type") != "authorization_code" {
             return Err(40002);
         }
+        self.check_secret(app_id, &secret)
+    }
+
+    /// The checks of the caller's address and the app's secret.
+    ///
+    /// # Errors
+    /// The errcode.
+    pub(super) fn check_secret(&self, app_id: &str, secret: &str) -> Result<(), i64> {
         if self.behaviour.rejects_address {
             return Err(40164);
         }
         match self.apps.iter().find(|(configured, _)| configured == app_id) {
             None => Err(40013),
-            Some((_, expected)) if *expected != secret => Err(40125),
+            Some((_, expected)) if expected != secret => Err(40125),
             Some(_) => Ok(()),
         }
     }
-
-    /// auth.checkSessionKey: whether a signature was made with the user's `session_key`. Any
-    /// `access_token` is accepted.
-    pub(super) fn check_session(&self, request: &Request) -> Response {
-        let query = request.uri().query().unwrap_or_default();
-        let key = self.users.session_key(&parameter(query, "openid"));
-        let signature = key.and_then(|key| Hmac::<Sha256>::new_from_slice(&key).ok());
-        let signature = signature.map(|hmac| hex(&hmac.finalize().into_bytes()));
-        let is_valid = parameter(query, "sig_method") == "hmac_sha256"
-            && signature.is_some_and(|signature| parameter(query, "signature") == signature);
-        if is_valid { text(&json!({ "errcode": 0, "errmsg": "ok" })) } else { error(87009) }
-    }
-
-    /// Issues a code for a user, as `wx.login` does on a phone.
-    pub(super) async fn issue_code(&self, request: Request) -> Response {
-        #[derive(Deserialize)]
-        struct CodeRequest {
-            user: String,
-        }
-
-        let body = http_body_util::Limited::new(request.into_body(), MAX_BODY).collect().await;
-        let parsed = body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
-        match parsed {
-            Some(CodeRequest { user }) if is_user_name(&user) => {
-                let code = self.codes.issue(user);
-                response(200, "application/json", json!({ "code": code }).to_string())
-            }
-            _ => {
-                let help = "expected {\"user\":\"NAME\"}, where NAME has 1 to 64 letters, digits, \
-                            \".\" and \"_\"\n";
-                response(400, "text/plain", help)
-            }
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -107,36 +107,3 @@ async fn the_sandbox_simulates_quotas_ip_lists_and_latency() {
     }
     assert!(time("user-alice-2").await >= Duration::from_millis(100));
 }
-
-/// A new login invalidates the previous session_key.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_in_the_sandbox_invalidates_the_previous_session_key() {
-    use base64::Engine;
-    use hmac::{Hmac, KeyInit, Mac};
-
-    let (_sandbox, address) = start_sandbox(&[]);
-    let key = async |code: &str| {
-        let query = format!(
-            "appid={}&secret={SECRET}&js_code={code}&grant_type=authorization_code",
-            crate::harness::APP
-        );
-        let path = format!("/sns/jscode2session?{query}");
-        let granted = client::get(address, &path).await.json();
-        granted["session_key"].as_str().unwrap().to_owned()
-    };
-    let check = async |key: &str| {
-        let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
-        let signature = Hmac::<sha2::Sha256>::new_from_slice(&key).unwrap().finalize();
-        let signature: String =
-            signature.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        let openid = crate::harness::openid("alice");
-        let path = format!(
-            "/wxa/checksession?access_token=x&openid={openid}&signature={signature}&sig_method=hmac_sha256"
-        );
-        client::get(address, &path).await.json()["errcode"].as_i64().unwrap()
-    };
-    let first = key("user-alice-1").await;
-    assert_eq!(check(&first).await, 0);
-    let second = key("user-alice-2").await;
-    assert_eq!((check(&first).await, check(&second).await), (87009, 0));
-}
