@@ -30,7 +30,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct AccessLine<'a> {
     pub time: String,
     pub request_id: &'a str,
-    pub client: IpAddr,
+    /// `None` if the request came through a Unix socket.
+    pub client: Option<IpAddr>,
     pub method: &'a str,
     /// Without the query.
     pub path: &'a str,
@@ -45,17 +46,28 @@ pub struct AccessLine<'a> {
     pub decision: Option<&'a str>,
     pub app_id: Option<&'a str>,
     pub user: Option<String>,
-    /// The errcode of a login that WeChat did not accept.
+    /// The errcode of a login or a call that WeChat did not accept.
     pub errcode: Option<i64>,
+    /// `internal`; absent for all other listeners.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listener: Option<&'a str>,
+    /// The name of the token of a call of the internal API; absent for all other listeners.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<&'a str>,
 }
 
 impl<'a> AccessLine<'a> {
     /// The line of a request that ends now and `took` this long; all other fields are empty.
-    pub fn new(request_id: &'a str, client: IpAddr, status: u16, took: Duration) -> Self {
+    pub fn new(
+        request_id: &'a str,
+        client: impl Into<Option<IpAddr>>,
+        status: u16,
+        took: Duration,
+    ) -> Self {
         Self {
             time: timestamp(),
             request_id,
-            client,
+            client: client.into(),
             method: "",
             path: "",
             route: "",
@@ -70,6 +82,8 @@ impl<'a> AccessLine<'a> {
             app_id: None,
             user: None,
             errcode: None,
+            listener: None,
+            caller: None,
         }
     }
 }

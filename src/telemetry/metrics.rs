@@ -5,6 +5,7 @@
 //! resolved once, into a [`RouteMetrics`], so that requests need no lookup. The registry belongs to
 //! the gateway: several gateways in one process share no metric.
 
+mod open_data;
 mod requests;
 mod sessions;
 mod wechat;
@@ -20,10 +21,11 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+pub use self::open_data::OpenDataMetrics;
 use self::requests::RequestMetrics;
 pub use self::requests::RouteMetrics;
 use self::sessions::SessionMetrics;
-pub use self::wechat::{Raised, WeChatMetrics};
+pub use self::wechat::{AccessTokenMetrics, Raised, WeChatMetrics};
 
 /// 1 ms to 10 s.
 const DURATION_BUCKETS: [f64; 13] =
@@ -36,6 +38,11 @@ pub struct Counters<const N: usize>([IntCounter; N]);
 impl<const N: usize> Counters<N> {
     fn new(series: &IntCounterVec, values: [&str; N]) -> Self {
         Self(values.map(|value| series.with_label_values(&[value])))
+    }
+
+    /// The counters of one app, for a metric with the labels app id and another one.
+    fn of_app(series: &IntCounterVec, app_id: &str, values: [&str; N]) -> Self {
+        Self(values.map(|value| series.with_label_values(&[app_id, value])))
     }
 
     /// Counts the value at this index of the values given to `Counters::new`.
@@ -59,6 +66,7 @@ pub struct Metrics {
     exchanges: IntCounterVec,
     exchange_duration: Histogram,
     pub wechat: WeChatMetrics,
+    pub open_data: OpenDataMetrics,
     sessions: SessionMetrics,
     reload_successful: IntGauge,
     reload_success_time: Gauge,
@@ -130,6 +138,7 @@ impl Metrics {
                 "Duration of code2Session calls",
             )?,
             wechat: WeChatMetrics::new(&registry)?,
+            open_data: OpenDataMetrics::new(&registry)?,
             sessions: SessionMetrics::new(&registry)?,
             certificate_expiry: gauges(
                 &registry,
@@ -172,6 +181,7 @@ impl Metrics {
         for counters in [&self.logins, &self.exchanges] {
             forget(counters, "app_id", app_id);
         }
+        self.wechat.forget_app(app_id);
     }
 
     /// Records the outcome of the last reload.

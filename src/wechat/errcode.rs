@@ -45,21 +45,31 @@ const fn info(code: i64, label: &'static str, meaning: &'static str) -> ErrCodeI
     ErrCodeInfo { code, label, meaning }
 }
 
-/// The errcodes of code2Session's page, and those seen in practice.
-const ERRCODES: [ErrCodeInfo; 21] = [
+/// The errcodes of the pages of code2Session and of calls with an access token, and those seen in
+/// practice.
+const ERRCODES: [ErrCodeInfo; 33] = [
     info(-1, "-1", "WeChat is overloaded: try again later"),
-    info(40001, "40001", "the AppSecret is wrong: copy it from mp.weixin.qq.com"),
+    info(
+        40001,
+        "40001",
+        "the AppSecret is wrong: copy it from mp.weixin.qq.com; in a call with an access_token: \
+         another program has replaced the token",
+    ),
+    info(40003, "40003", "the openid is not that of a user of this app"),
     info(
         40013,
         "40013",
         "the app id is wrong: copy the Mini Program's app id from mp.weixin.qq.com, without quotes",
     ),
+    info(40014, "40014", "the access_token is not valid"),
     info(
         40029,
         "40029",
         "the code belongs to another app id, was used before, is older than five minutes, or is \
          not from wx.login",
     ),
+    info(40037, "40037", "the template id is wrong"),
+    info(40097, "40097", "a parameter is wrong"),
     info(
         40125,
         "40125",
@@ -77,6 +87,9 @@ const ERRCODES: [ErrCodeInfo; 21] = [
     info(41002, "41002", "WeChat received no app id: a relay or proxy drops the query"),
     info(41004, "41004", "WeChat received no AppSecret: a relay or proxy drops the query"),
     info(41008, "41008", "WeChat received no code: a relay or proxy drops the query"),
+    info(41030, "41030", "the page does not exist in the released Mini Program"),
+    info(42001, "42001", "the access_token has expired"),
+    info(43101, "43101", "the user has not allowed this message"),
     info(
         45009,
         "45009",
@@ -84,6 +97,8 @@ const ERRCODES: [ErrCodeInfo; 21] = [
          mp.weixin.qq.com; until then WeChat is called once a minute",
     ),
     info(45011, "45011", "too many calls for one user in a minute"),
+    info(47001, "47001", "the body is not the JSON that WeChat expects"),
+    info(47003, "47003", "a value of a template does not have the form that WeChat expects"),
     info(
         48001,
         "48001",
@@ -103,6 +118,9 @@ const ERRCODES: [ErrCodeInfo; 21] = [
         "a third-party platform manages this app: its codes are exchanged by that platform, not \
          with an AppSecret",
     ),
+    info(87007, "87007", "WeChat has no session_key of this user any more"),
+    info(87009, "87009", "the session_key is not the user's current one"),
+    info(87014, "87014", "WeChat finds the content illegal"),
     info(
         89503,
         "89503",

@@ -1,4 +1,4 @@
-//! Why an exchange failed.
+//! Why a call of WeChat's API failed.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use super::ErrCode;
 use super::call_error::{CallError, Cause, Destination};
 use super::concurrency_limit::NoPermit;
 
-/// Why there is no identity, grouped by what the client or the operator can do.
+/// Why a call failed, grouped by what the client or the operator can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeChatError {
     #[error("WeChat rejects the code ({0})")]
@@ -35,9 +35,9 @@ pub enum WeChatError {
     Certificate(CallError),
     #[error("WeChat cannot be reached: {0}")]
     Unreachable(CallError),
-    #[error("WeChat did not respond in time; the code may be spent: {0}")]
+    #[error("WeChat did not respond in time; the call may have succeeded: {0}")]
     Timeout(CallError),
-    #[error("call to WeChat failed; the code may be spent: {0}")]
+    #[error("call to WeChat failed, or it succeeded unnoticed: {0}")]
     Broken(CallError),
     #[error("login queue full, or waited longer than wechat.queue_timeout")]
     QueueFull,
@@ -76,6 +76,26 @@ impl WeChatError {
             | Self::Busy(ErrorReport { errcode, .. })
             | Self::OutOfQuota(ErrorReport { errcode, .. })
             | Self::Refused(ErrorReport { errcode, .. }) => errcode.label(),
+        }
+    }
+
+    /// The outcome of a renewal of an `access_token`, for metrics.
+    pub fn renewal_outcome(&self) -> &'static str {
+        match self {
+            Self::Timeout(_) | Self::Broken(_) => "timeout",
+            Self::RateLimited(_)
+            | Self::Busy(_)
+            | Self::OutOfQuota(_)
+            | Self::TooManyRequests(..)
+            | Self::Unreachable(_)
+            | Self::QueueFull
+            | Self::BreakerOpen(_) => "busy",
+            Self::InvalidCode(_)
+            | Self::UserBlocked(_)
+            | Self::Refused(_)
+            | Self::Malformed(_)
+            | Self::Status(_)
+            | Self::Certificate(_) => "rejected",
         }
     }
 
