@@ -14,15 +14,17 @@
 //! | 9 | `edge` | prepares accepted connections: their limits, the client's address, TLS, the protocol; forward-auth |
 //! | 8 | `proxy` | handles requests: reads and writes every byte on the connections to clients and services |
 //! | 8 | `admin` | metrics, probes, and the operator's actions on sessions |
+//! | 8 | `internal_api` | what services need session keys, access tokens and the app secret for |
 //! | 7 | `policy` | the state of the process, and of one configuration; which requests are admitted |
 //! | 6 | `login` | handles logins: turns the body of a login request into its response |
 //! | 5 | `access` | finds the session of a request, or rejects it; trusted proxies; identity headers; rate limits |
-//! | 5 | `wechat` | the call that turns a code into an identity; a simulated WeChat |
+//! | 5 | `wechat` | calls of WeChat's API: turns a code into an identity, keeps access tokens, passes services' calls through; a simulated WeChat |
 //! | 4 | `session` | sessions and when they end: in memory, and in Redis |
 //! | 4 | `route` | matches a path to a route or endpoint; how a route changes a request |
 //! | 4 | `upstream` | the servers of an upstream: which one is next, and how to connect to it |
-//! | 4 | `listener` | what comes before a request: PROXY header, TLS handshake; the server of internal listeners |
+//! | 4 | `listener` | what comes before a request: PROXY header, TLS handshake; the server of listeners that are not public |
 //! | 3 | `telemetry` | metrics, access log, process log |
+//! | 2 | `open_data` | decrypts and verifies what phones get from WeChat for the app's back end |
 //! | 2 | `config` | the configuration file, validated |
 //! | 1 | `identity` | verified identities: ids, tokens, secrets |
 //! | 0 | `message` | HTTP messages: headers, framing, the gateway's own responses and errors |
@@ -48,7 +50,7 @@
 //! pingora is used for two things: its connectors open connections to servers (`proxy`), and its
 //! service discovery updates an upstream's list of servers (`upstream`). Its proxy, its HTTP
 //! parsers, its connection pool and its server are not used. Listeners that are not public use
-//! hyper (`listener::internal` and `edge::forward_auth`).
+//! hyper (`listener::small_server` and `edge::forward_auth`).
 //!
 //! # The life of a login
 //!
@@ -63,9 +65,11 @@ pub mod clock;
 pub mod config;
 mod edge;
 pub mod identity;
+mod internal_api;
 pub mod listener;
 mod login;
 pub mod message;
+mod open_data;
 mod policy;
 mod proxy;
 pub mod route;

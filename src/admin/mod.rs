@@ -11,7 +11,7 @@ use http_body_util::Full;
 use self::error::AdminError;
 use crate::access::identity_headers::REQUEST_ID;
 use crate::access::trusted_proxies::{fresh_request_id, is_request_id};
-use crate::listener::internal::{Request, Response, response};
+use crate::listener::small_server::{Request, Response, response};
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
 

@@ -19,7 +19,7 @@ use super::error::AdminError;
 use super::error::AdminError::BadRequest;
 use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId, User};
-use crate::listener::internal::{Peer, Request};
+use crate::listener::small_server::{Peer, Request};
 use crate::login::Apps;
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};

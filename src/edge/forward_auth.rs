@@ -33,7 +33,7 @@ use crate::access::identity_headers::{
 };
 use crate::access::trusted_proxies::Client;
 use crate::config::Preflight;
-use crate::listener::internal::{Request, Response};
+use crate::listener::small_server::{Request, Response};
 use crate::message::rejection::Rejection;
 use crate::message::request_header;
 use crate::policy::{Policies, Policy, Process, RoutedRequest, ServedRoute, Verdict};

@@ -1,4 +1,4 @@
-//! TLS of the public listeners, for one configuration.
+//! TLS of listeners, for one configuration.
 //!
 //! A [`Tls`] is built from what the configuration has read and verified, and from nothing else; a
 //! reload builds a new one. The keys for session tickets outlive it, so they are passed in: a phone
@@ -26,6 +26,15 @@ use tokio_rustls::server::TlsStream;
 use crate::config::{Certificate, TlsSection};
 use crate::telemetry::metrics::Metrics;
 
+/// The protocols that a listener offers in the handshake.
+#[derive(Clone, Copy)]
+pub enum Alpn {
+    /// HTTP/2 and HTTP/1.1.
+    Http2,
+    /// HTTP/1.1 only.
+    Http1,
+}
+
 /// Does the handshakes with clients. Clones share one configuration.
 #[derive(Clone)]
 pub struct Tls {
@@ -45,7 +54,7 @@ pub fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
 }
 
 impl Tls {
-    /// Builds the TLS configuration of the public listeners.
+    /// Builds the TLS configuration of listeners.
     ///
     /// # Errors
     /// Only if the versions and ciphers in this code were not compatible.
@@ -53,6 +62,7 @@ impl Tls {
         section: &TlsSection,
         tickets: Arc<dyn ProducesTickets>,
         metrics: Arc<Metrics>,
+        alpn: Alpn,
     ) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])?
@@ -61,7 +71,10 @@ impl Tls {
                 None => Arc::new(NoClientAuth),
             })
             .with_cert_resolver(Arc::new(ByName::new(section)));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = match alpn {
+            Alpn::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Alpn::Http1 => vec![b"http/1.1".to_vec()],
+        };
         if section.client_verifier.is_none() {
             config.ticketer = tickets;
         } else {

@@ -4,6 +4,7 @@
 //! policy from its first byte to its last. [`Process`] has what outlives a configuration: sessions,
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
+mod internal;
 pub(crate) mod lifecycle;
 mod route_access;
 
@@ -15,6 +16,7 @@ use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
+pub use self::internal::InternalPolicy;
 pub use self::route_access::{RoutedRequest, Verdict};
 use crate::access::authenticator::{Authenticator, Decision};
 use crate::access::identity_headers::{
@@ -25,7 +27,7 @@ use crate::access::trusted_proxies::TrustedProxies;
 use crate::clock::Clock;
 use crate::config::{self, Config, LimitsSection, Rate, TlsSection, Upstream};
 use crate::identity::secret::Secret;
-use crate::listener::tls::Tls;
+use crate::listener::tls::{Alpn, Tls};
 use crate::login::Login;
 use crate::message::caching::Vary;
 use crate::message::error_body::ErrorBody;
@@ -37,7 +39,8 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::Pool;
-use crate::wechat::ClientError;
+use crate::wechat::access_token::AccessTokens;
+use crate::wechat::{ClientError, WeChat};
 
 /// The current policy, which a reload replaces. A request that has taken a policy keeps it to its
 /// end; a connection keeps at most the policy's limits.
@@ -84,7 +87,12 @@ pub struct Policy {
     pub authenticator: Authenticator,
     decisions: Counters<5>,
     pub identity_headers: IdentityHeaders,
+    pub wechat: Arc<WeChat>,
+    /// Only for the internal API.
+    pub access_tokens: Option<Arc<AccessTokens>>,
     pub login: Login,
+    /// Set if there is an internal listener.
+    pub internal: Option<Arc<InternalPolicy>>,
     /// For logins, by address.
     pub login_rate: Option<Arc<RateLimit>>,
     pub trusted_proxies: TrustedProxies,
@@ -128,6 +136,8 @@ pub enum PolicyError {
     WeChat(#[from] ClientError),
     #[error("server.tls: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("internal.tls: {0}")]
+    InternalTls(rustls::Error),
 }
 
 /// Cache headers of a decision that lets a request pass. All calls for decisions have one URL, so
@@ -162,7 +172,7 @@ pub type ServedRoute = Served<RouteState>;
 
 impl Policy {
     /// Whatever is configured as in `previous` keeps its state: addresses of servers, logins in
-    /// flight, rate limits.
+    /// flight, rate limits, access tokens.
     ///
     /// # Errors
     /// When the client for WeChat or the TLS configuration cannot be built.
@@ -173,17 +183,38 @@ impl Policy {
     ) -> Result<Self, PolicyError> {
         let metrics = &process.metrics;
         let tls = config.server.tls.as_ref();
-        let certificates = tls.into_iter().flat_map(TlsSection::all);
-        let tls = tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone()));
+        let internal_tls = config.internal.as_ref().and_then(|section| section.tls.as_ref());
+        let certificates = tls.into_iter().chain(internal_tls).flat_map(TlsSection::all);
+        let tls =
+            tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone(), Alpn::Http2));
         let tls = tls.transpose()?;
-        let login = Login::new(
-            config,
-            previous.map(|previous| &previous.login),
-            process.sessions.clone(),
+        let wechat = WeChat::carried_over(
+            previous.map(|previous| &previous.wechat),
+            &config.wechat,
             &process.clock,
             metrics.clone(),
         )?;
+        let internal_tls = internal_tls.map(|tls| InternalPolicy::tls(tls, metrics)).transpose()?;
         // Nothing can fail from here on.
+        let login = Login::new(
+            config,
+            previous.map(|previous| &previous.login),
+            wechat.clone(),
+            process.sessions.clone(),
+            &process.clock,
+            metrics.clone(),
+        );
+        let access_tokens = config.internal.is_some().then(|| {
+            let previous = previous.and_then(|previous| previous.access_tokens.as_deref());
+            let store = process.sessions.shared_tokens();
+            let (clock, store) = (&process.clock, store.as_ref());
+            Arc::new(AccessTokens::new(previous, &config.apps, &wechat, store, clock, metrics))
+        });
+        let internal = config.internal.as_ref().zip(access_tokens.as_ref());
+        let internal = internal.map(|(section, access_tokens)| {
+            let access_tokens = access_tokens.clone();
+            InternalPolicy::new(config, section, internal_tls, wechat.clone(), access_tokens)
+        });
         metrics.set_certificates(
             certificates.map(|one| (one.file.display().to_string(), one.expires)),
         );
@@ -217,7 +248,10 @@ impl Policy {
             decisions: metrics.decisions(Decision::ALL.map(Decision::as_str)),
             identity_headers: IdentityHeaders::new(&config.identity, &config.session)
                 .removing_overrides(routes.trust_methods()),
+            wechat,
+            access_tokens,
             login,
+            internal,
             login_rate: rate_limit(
                 config.login.rate_per_address,
                 previous.and_then(|previous| previous.login_rate.as_ref()),

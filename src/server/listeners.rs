@@ -3,17 +3,26 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use super::StartError;
+use crate::config::InternalAddress;
+use crate::internal_api::listener as internal_listener;
+use crate::listener::unix_socket::UnixSocket;
 
 /// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// A socket that listens.
+/// A TCP socket that listens.
 pub struct Listener {
-    pub socket: StdListener,
+    socket: StdListener,
     pub address: SocketAddr,
+}
+
+/// The bound listener of the internal API.
+pub enum InternalListener {
+    Tcp(Listener),
+    Unix(UnixSocket),
 }
 
 /// Opens a listening socket.
@@ -47,6 +56,46 @@ pub fn listen(address: SocketAddr) -> Result<Listener, StartError> {
         Ok(Listener { socket, address })
     };
     bind().map_err(listen_error)
+}
+
+/// Listens where services connect.
+pub fn listen_internal(address: &InternalAddress) -> Result<InternalListener, StartError> {
+    match address {
+        InternalAddress::Tcp(address) => listen(*address).map(InternalListener::Tcp),
+        InternalAddress::Unix(path) => {
+            UnixSocket::bind(path).map(InternalListener::Unix).map_err(|error| {
+                let reason = match error.kind() {
+                    io::ErrorKind::AddrInUse => "another process listens there".to_owned(),
+                    _ => error.to_string(),
+                };
+                StartError::ListenUnix { path: path.clone(), reason }
+            })
+        }
+    }
+}
+
+impl InternalListener {
+    /// An IP address and port, or `unix:` and a path.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.address.to_string(),
+            Self::Unix(socket) => format!("unix:{}", socket.path().display()),
+        }
+    }
+
+    pub fn into_tokio(self) -> Result<internal_listener::Listener, StartError> {
+        match self {
+            Self::Tcp(listener) => into_tokio(listener).map(internal_listener::Listener::Tcp),
+            Self::Unix(UnixSocket { listener, file }) => {
+                let failed = |error: io::Error| StartError::ListenUnix {
+                    path: file.path().to_owned(),
+                    reason: error.to_string(),
+                };
+                let listener = UnixListener::from_std(listener).map_err(failed)?;
+                Ok(internal_listener::Listener::Unix(listener, file))
+            }
+        }
+    }
 }
 
 /// Registers the socket with the current tokio runtime.

@@ -16,6 +16,7 @@ mod workers;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use self::commands::{Commands, keep_reopening};
-use self::listeners::{Listener, into_tokio, listen};
+use self::listeners::{InternalListener, Listener, into_tokio, listen, listen_internal};
 use self::reload::{Origin, Reloader};
 use self::start_log::{ConfigSummary, StartLog};
 use self::workers::Workers;
@@ -34,7 +35,9 @@ use crate::clock::Clock;
 use crate::config::{Config, LogDestination, LogSection, ServerSection};
 use crate::edge::forward_auth::ForwardAuth;
 use crate::edge::{Edge, ListenerKind};
-use crate::listener::internal::{self, Dropped};
+use crate::internal_api::InternalApi;
+use crate::internal_api::listener as internal_listener;
+use crate::listener::small_server::{self, Dropped};
 use crate::listener::tls;
 use crate::policy::lifecycle::Lifecycle;
 use crate::policy::{Policies, Policy, PolicyError, Process};
@@ -68,6 +71,8 @@ pub enum Command {
 pub enum StartError {
     #[error("cannot listen on {address}: {reason}")]
     Listen { address: SocketAddr, reason: String },
+    #[error("cannot listen on unix:{}: {reason}", .path.display())]
+    ListenUnix { path: PathBuf, reason: String },
     #[error("log.access: cannot open the file: {0}")]
     AccessLog(io::Error),
     #[error(transparent)]
@@ -85,6 +90,7 @@ pub struct Server {
     public: Vec<(Listener, ListenerKind)>,
     forward_auth: Vec<Listener>,
     admin: Listener,
+    internal: Option<InternalListener>,
     edge: Arc<Edge>,
     process: Arc<Process>,
     policies: Arc<Policies>,
@@ -114,6 +120,11 @@ impl Server {
                 .map(|address| listen(*address))
                 .collect::<Result<_, _>>()?,
             admin: listen(config.admin.listen)?,
+            internal: config
+                .internal
+                .as_ref()
+                .map(|section| listen_internal(&section.listen))
+                .transpose()?,
             edge: Arc::new(Edge::new(process.clone(), policies.clone(), config.server.threads)),
             process,
             policies,
@@ -157,14 +168,30 @@ impl Server {
         self.admin.address
     }
 
+    /// The address of the internal listener: an IP address and port, or `unix:` and a path.
+    pub fn internal_address(&self) -> Option<String> {
+        self.internal.as_ref().map(InternalListener::address)
+    }
+
     /// Serves until a command to stop, or until the channel of commands is closed.
     ///
     /// # Errors
     /// When a thread cannot be started or a listener cannot be served.
+    #[expect(clippy::too_many_lines, reason = "one step after the other")]
     pub async fn run(self, commands: mpsc::Receiver<Command>) -> Result<(), StartError> {
         let start_log = StartLog::new(&self);
-        let Self { public, forward_auth, admin, edge, process, policies, origin, workers, .. } =
-            self;
+        let Self {
+            public,
+            forward_auth,
+            admin,
+            internal,
+            edge,
+            process,
+            policies,
+            origin,
+            workers,
+            ..
+        } = self;
         let workers = Workers::start(workers).map_err(StartError::Workers)?;
         let mut background = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut background).await;
@@ -179,7 +206,7 @@ impl Server {
                     tokio::spawn(async move { admin::respond(&process, &policy, &request).await });
                 async move { response.await.map_err(|_| Dropped) }
             };
-            match internal::serve(admin_socket, respond).await {}
+            match small_server::serve(admin_socket, respond).await {}
         });
         let sessions = process.sessions.clone();
         background.spawn(async move { sessions.run().await });
@@ -219,6 +246,12 @@ impl Server {
             };
             let throttle = cannot_accept.clone();
             accepting.spawn(workers.accept(socket, serve, connections.clone(), throttle));
+        }
+        if let Some(listener) = internal {
+            let listener = listener.into_tokio()?;
+            let api = InternalApi::new(process.clone(), policies.clone(), connections.clone());
+            let served = internal_listener::serve(listener, Arc::new(api), connections.clone());
+            accepting.spawn(async move { match served.await {} });
         }
         process.lifecycle.set_ready();
         start_log.write();
@@ -272,6 +305,7 @@ fn prepare(
         metrics.register_store().map_err(|error| StartError::Metrics(error.to_string()))?;
     }
     let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+    sessions.keep_session_keys(config.open_data.enabled);
     let lifecycle = Lifecycle::default();
     let tickets = tls::tickets().map_err(StartError::Tickets)?;
     let process = Process {
@@ -303,6 +337,10 @@ async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
     loop {
         tokio::time::sleep(MAINTENANCE).await;
         process.sessions.maintain();
-        policies.current().login.maintain();
+        let policy = policies.current();
+        policy.login.maintain();
+        if let Some(access_tokens) = &policy.access_tokens {
+            access_tokens.maintain();
+        }
     }
 }

@@ -174,6 +174,7 @@ impl Reloader {
             tracing::warn!("{warning}");
         }
         self.process.sessions.set_ttl(config.session.ttl);
+        self.process.sessions.keep_session_keys(config.open_data.enabled);
         if let Some(log) = &self.origin.log {
             log.set(config.log.level);
         }

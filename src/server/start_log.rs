@@ -46,6 +46,7 @@ pub struct StartLog {
     redirect: Option<String>,
     forward_auth: Option<String>,
     admin: SocketAddr,
+    internal: Option<String>,
     workers: usize,
 }
 
@@ -64,6 +65,7 @@ impl StartLog {
             redirect: list(&public(|kind| kind == ListenerKind::Redirect)),
             forward_auth: list(&server.forward_auth_addresses()),
             admin: server.admin_address(),
+            internal: server.internal_address(),
             workers: server.workers,
             summary: server.summary,
         }
@@ -80,6 +82,7 @@ impl StartLog {
             redirect = self.redirect.as_ref().map(display),
             forward_auth = self.forward_auth.as_ref().map(display),
             admin = display(self.admin),
+            internal = self.internal.as_ref().map(display),
             apps = summary.apps,
             routes = summary.routes,
             upstreams = summary.upstreams,

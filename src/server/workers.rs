@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::listener::internal;
+use crate::listener::small_server;
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// Threads, each with its own runtime. They end when this is dropped.
@@ -129,7 +129,7 @@ async fn next(listener: &TcpListener, failed: &LogThrottle) -> (TcpStream, Socke
                 if let Some(suppressed) = failed.suppressed() {
                     tracing::error!(%error, suppressed, "cannot accept connections");
                 }
-                tokio::time::sleep(internal::ACCEPT_PAUSE).await;
+                tokio::time::sleep(small_server::ACCEPT_PAUSE).await;
             }
         }
     }

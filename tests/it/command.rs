@@ -230,7 +230,12 @@ async fn a_reload_changes_the_level_of_the_log() {
 /// The first steps of a new user: the printed commands work.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_that_the_demo_prints_work() {
-    let arguments = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut arguments = vec!["demo"];
+    arguments.extend(
+        ["--listen", "--admin", "--internal"]
+            .into_iter()
+            .flat_map(|option| [option, "127.0.0.1:0"]),
+    );
     let mut demo = Running::start(wxgate().args(arguments), false);
     demo.line_with("Ctrl-C");
     let script: String = demo
@@ -246,6 +251,8 @@ async fn the_commands_that_the_demo_prints_work() {
     assert!(!shown.contains("mallory"), "{shown}");
     assert!(shown.contains("\"error\":\"missing_token\""), "{shown}");
     assert!(shown.contains("\"error\":\"session_expired\""), "{shown}");
+    assert!(shown.contains("\"data\":{\"nickName\":\"Alice\""), "{shown}");
+    assert!(shown.contains("\"phone_number\":\"199"), "{shown}");
     assert!(shown.contains("wxgate_logins_total"), "{shown}");
     demo.signal("INT");
     assert_eq!(demo.code(), 0);
@@ -258,8 +265,17 @@ async fn the_commands_that_the_demo_prints_work() {
 async fn the_demo_can_forward_to_another_service() {
     let upstream = Upstream::start().await;
     let url = format!("http://{}/", upstream.address);
-    let arguments =
-        ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", &url];
+    let arguments = [
+        "demo",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--internal",
+        "127.0.0.1:0",
+        "--upstream",
+        &url,
+    ];
     let mut demo = Running::start(wxgate().args(arguments), false);
     let line = demo.line_with("http://");
     let gateway = line.split("http://").nth(1).unwrap().split(',').next().unwrap();

@@ -14,6 +14,7 @@ pub mod redis;
 mod response;
 pub mod strict;
 pub mod upstream;
+pub mod wechat_api;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -71,12 +72,21 @@ pub const TWO_APPS: &str = r#"
 /// The text of `{dir}/operator`, for `admin.token`.
 pub const OPERATOR: &str = "an-operator-s-token-of-so-many-letters";
 
+/// The tokens of services, each the text of the file `{dir}/NAME`, for `internal.token`.
+pub const SERVICES: [(&str, &str); 3] = [
+    ("any", "a-service-s-token-that-may-do-everything"),
+    ("orders", "the-token-of-the-service-of-the-orders"),
+    ("mail", "the-token-of-the-service-that-sends-mail"),
+];
+
 pub struct Stack {
     pub gateway: SocketAddr,
     /// All public listeners, the gateway's first.
     pub public: Vec<SocketAddr>,
     pub admin: SocketAddr,
     pub forward_auth: Option<SocketAddr>,
+    /// The internal listener, if it is on TCP.
+    pub internal: Option<SocketAddr>,
     pub sandbox: Arc<Sandbox>,
     pub upstream: Upstream,
     pub clock: Clock,
@@ -128,6 +138,7 @@ impl Stack {
         let gateway = public[0];
         let admin = server.admin_address();
         let forward_auth = server.forward_auth_addresses().first().copied();
+        let internal = server.internal_address().and_then(|address| address.parse().ok());
         let (commands, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
         Self {
@@ -135,6 +146,7 @@ impl Stack {
             public,
             admin,
             forward_auth,
+            internal,
             sandbox,
             upstream,
             clock,
@@ -312,6 +324,10 @@ pub fn config_text(
     let secret = directory.join("wechat-secret");
     std::fs::write(&secret, SECRET).unwrap();
     std::fs::write(directory.join("operator"), OPERATOR).unwrap();
+    for (name, token) in SERVICES {
+        canary::plant(token);
+        std::fs::write(directory.join(name), token).unwrap();
+    }
     let base = format!(
         r#"
         [server]

@@ -218,7 +218,15 @@ async fn only_the_documented_signals_end_the_program() {
         let mut command = wxgate();
         match subcommand {
             "run" => command.args(["run", "-c"]).arg(&file),
-            "demo" => command.args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
+            "demo" => command.args([
+                "demo",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin",
+                "127.0.0.1:0",
+                "--internal",
+                "127.0.0.1:0",
+            ]),
             _ => command.args(["sandbox", "--listen", "127.0.0.1:0"]),
         };
         let is_gateway = subcommand == "run";

@@ -404,7 +404,7 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
     assert_eq!(
         error(&response),
         format!(
-            "WeChat did not respond in time; the code may be spent: no response within \
+            "WeChat did not respond in time; the call may have succeeded: no response within \
              wechat.timeout (http://{wechat})"
         )
     );
@@ -414,7 +414,7 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
             None,
             504,
             format!(
-                "call to WeChat failed; the code may be spent: connection closed (http://{closed})"
+                "call to WeChat failed, or it succeeded unnoticed: connection closed (http://{closed})"
             ),
         ),
         (
@@ -422,7 +422,7 @@ async fn a_wechat_that_fails_after_the_code_was_sent_is_logged_with_its_address_
             None,
             504,
             format!(
-                "call to WeChat failed; the code may be spent: connection closed (http://{half})"
+                "call to WeChat failed, or it succeeded unnoticed: connection closed (http://{half})"
             ),
         ),
         (other, None, 502, format!("invalid response from WeChat: not HTTP (http://{other})")),

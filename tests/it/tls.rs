@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wxgate::config::{Config, Secrets, TlsSection};
-use wxgate::listener::tls::Tls;
+use wxgate::listener::tls::{Alpn, Tls};
 use wxgate::telemetry::metrics::Metrics;
 
 use crate::harness::certificate::{Authority, Issued, credulous};
@@ -323,7 +323,7 @@ async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration(
         });
         let changes = format!("server.tls = {{ {} }}", issued.write(directory.path(), name, &[]));
         let section = section(directory.path(), &changes);
-        let tls = Tls::new(&section, tickets.clone(), metrics.clone()).unwrap();
+        let tls = Tls::new(&section, tickets.clone(), metrics.clone(), Alpn::Http2).unwrap();
         assert_eq!(shake(&tls, &connector).await, Some(kind), "{name}");
 
         let in_use = section.all().map(|one| (one.file.display().to_string(), one.expires));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::task::AbortOnDropHandle;
 use wxgate::clock::Clock;
-use wxgate::listener::internal::{response, serve};
+use wxgate::listener::small_server::{response, serve};
 use wxgate::wechat::sandbox::Sandbox;
 
 use crate::harness::command::wxgate;

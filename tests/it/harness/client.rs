@@ -88,6 +88,12 @@ impl<'a> Request<'a> {
         self.send_to(admin).await
     }
 
+    /// Sends the request to the internal listener.
+    pub async fn send_to_internal(self) -> Response {
+        let internal = self.stack.internal.unwrap();
+        self.send_to(internal).await
+    }
+
     async fn send_to(self, address: SocketAddr) -> Response {
         let mut connection = Connection::open(address).await;
         connection.send(&self.bytes()).await;

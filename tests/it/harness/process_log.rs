@@ -11,7 +11,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use wxgate::wechat::sandbox::SESSION_KEY;
+use wxgate::wechat::sandbox::{ACCESS_TOKEN, SESSION_KEY};
 
 use super::canary;
 use super::client::Response;
@@ -54,6 +54,7 @@ pub fn panics() -> Vec<String> {
 pub fn install() {
     INSTALLED.get_or_init(|| {
         canary::plant(SESSION_KEY);
+        canary::plant(ACCESS_TOKEN);
         let targets = Targets::new().with_target("wxgate", LevelFilter::TRACE);
         let lines = tracing_subscriber::fmt::layer().json().with_writer(|| Writer);
         tracing_subscriber::registry().with(targets).with(lines).with(Trap).try_init().unwrap();

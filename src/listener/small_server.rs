@@ -1,22 +1,29 @@
 //! A small HTTP/1 server for listeners that are not public.
 //!
-//! The admin listener, the sandbox and the demo's echo service serve a few requests from trusted
-//! people and scrapers. They share this loop around hyper. Public traffic never reaches it.
+//! The admin listener, the internal API, the sandbox and the demo's echo service serve trusted
+//! people, scrapers and services. They share this use of hyper. Public traffic never reaches it.
+
+mod write_timeout;
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+
+use self::write_timeout::WriteTimeout;
 
 pub type Request = http::Request<Incoming>;
 pub type Response = http::Response<Full<Bytes>>;
@@ -27,6 +34,9 @@ pub struct Peer(pub IpAddr);
 
 /// Time to receive a complete request header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The smallest buffer that hyper accepts for a request header.
+const LEAST_BUFFER: usize = 8 << 10;
 
 /// How long accepting pauses when no file descriptor is left.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -41,7 +51,18 @@ impl fmt::Display for Dropped {
     }
 }
 
-impl std::error::Error for Dropped {}
+impl Error for Dropped {}
+
+/// Limits of one connection.
+#[derive(Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Time to receive a complete request header, from the end of the request before.
+    pub header_timeout: Duration,
+    /// How long the peer may accept none of the bytes sent to it.
+    pub write_timeout: Duration,
+    /// Bytes of a request header.
+    pub max_header: usize,
+}
 
 /// Serves connections until the future is dropped.
 pub async fn serve<H, F>(listener: TcpListener, handler: H) -> Infallible
@@ -69,6 +90,37 @@ where
         // A broken connection is the client's problem.
         connections.spawn(async move { drop(connection.await) });
     }
+}
+
+/// Serves one connection to its end. When `closing` completes, it ends after the request in flight.
+pub async fn serve_connection<S, H, F, B>(
+    stream: S,
+    limits: ConnectionLimits,
+    closing: impl Future<Output = ()>,
+    handler: H,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Request) -> F,
+    F: Future<Output = Result<http::Response<B>, Dropped>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let stream = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.max_header.max(LEAST_BUFFER))
+            .serve_connection(stream, service_fn(handler))
+    );
+    tokio::select! {
+        biased;
+        // A broken connection is the client's problem.
+        _ = connection.as_mut() => return,
+        () = closing => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    drop(connection.await);
 }
 
 /// A response with a complete body.
