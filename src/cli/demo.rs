@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
+use rand::distr::{Alphanumeric, SampleString};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -16,16 +17,21 @@ use super::{block_on, log_warnings};
 use crate::clock::Clock;
 use crate::config::{Config, Problems, Secrets};
 use crate::identity::secret::Secret;
-use crate::listener::internal::{self, Request, Response, response};
+use crate::listener::small_server::{self, Request, Response, response};
 use crate::server::signals::Signals;
 use crate::server::{Command, Server, StartError};
 use crate::telemetry::metrics::Metrics;
-use crate::wechat::sandbox::{DEFAULT_APP, Sandbox};
+use crate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
+
+/// Characters of the token for the internal API.
+const TOKEN_LENGTH: usize = 43;
 
 /// The options of the demo.
 pub struct Demo {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    /// Address of the API for services.
+    pub internal: SocketAddr,
     /// Host and port of a service to use instead of the echo service.
     pub upstream: Option<String>,
 }
@@ -64,21 +70,25 @@ impl Demo {
         for app in &mut config.apps {
             app.secret = Secret::new(DEFAULT_APP.1.to_owned());
         }
+        let token = Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH);
+        for caller in config.internal.iter_mut().flat_map(|internal| &mut internal.callers) {
+            caller.token = Secret::new(token.clone());
+        }
         let metrics = Metrics::new().map_err(|error| DemoError::Metrics(error.to_string()))?;
         let server = Server::bind(&config, Clock::system(), metrics)?;
-        say(&self.tour(&server));
+        say(&self.tour(&server, wechat.local_addr()?, &token));
 
         let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
         let sandbox = Sandbox::new(apps, Clock::system());
         tokio::select! {
             ended = server.run(commands) => ended.map_err(DemoError::from),
             () = sandbox.serve(wechat) => Ok(()),
-            never = internal::serve(echo, |request| async move { Ok(echo_response(&request)) }) => match never {},
+            never = small_server::serve(echo, |request| async move { Ok(echo_response(&request)) }) => match never {},
         }
     }
 
     fn config(&self, wechat: SocketAddr, upstream: &str) -> String {
-        let Self { listen, admin, .. } = self;
+        let Self { listen, admin, internal, .. } = self;
         let (app_id, _) = DEFAULT_APP;
         format!(
             r#"
@@ -86,6 +96,11 @@ impl Demo {
             listen = "{listen}"
             [admin]
             listen = "{admin}"
+            [internal]
+            listen = "{internal}"
+            token = {{ env = "UNUSED" }}
+            [open_data]
+            enabled = true
             [wechat]
             base_url = "http://{wechat}"
             [log]
@@ -104,12 +119,15 @@ impl Demo {
         )
     }
 
-    fn tour(&self, server: &Server) -> String {
+    fn tour(&self, server: &Server, wechat: SocketAddr, token: &str) -> String {
         let gateway = match server.public_addresses().first() {
             Some(address) => format!("http://{address}"),
             None => String::new(),
         };
         let admin = server.admin_address();
+        let internal = server.internal_address().unwrap_or_default();
+        let openid = sandbox::openid(DEFAULT_APP.0, "alice");
+        let authorization = format!("-H 'Authorization: Bearer {token}'");
         let shown = match &self.upstream {
             Some(upstream) => format!("your service at http://{upstream}"),
             None => "an echo service that returns the requests it gets".to_owned(),
@@ -139,6 +157,18 @@ impl Demo {
             (
                 "Call without a token: the gateway responds with 401, and the service gets no request.",
                 format!("curl -s {gateway}/hello"),
+            ),
+            (
+                "Decrypt what alice's phone gets from WeChat. The simulated WeChat encrypts it; a service sends it to the internal API, because only the gateway has the session_key.",
+                format!(
+                    "curl -s http://{wechat}/sandbox/encrypt -d '{{\"user\":\"alice\",\"data\":{{\"nickName\":\"Alice\"}}}}' | sed 's/.*\"encryptedData\":\"\\([^\"]*\\)\",\"iv\":\"\\([^\"]*\\)\".*/{{\"openid\":\"{openid}\",\"encrypted_data\":\"\\1\",\"iv\":\"\\2\"}}/' | curl -s http://{internal}/v1/open-data/decrypt {authorization} -d @-"
+                ),
+            ),
+            (
+                "Get alice's phone number. A Mini Program gets the code from its button; here, any \"phone-NAME-ANYTHING\" is a code.",
+                format!(
+                    "curl -s http://{internal}/v1/phone-number {authorization} -d \"{{\\\"openid\\\":\\\"{openid}\\\",\\\"code\\\":\\\"phone-alice-$(date +%s)\\\"}}\""
+                ),
             ),
             (
                 "Log out: the token is invalid at once.",

@@ -88,6 +88,9 @@ enum Command {
         /// Address of metrics and probes.
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
         admin: SocketAddr,
+        /// Address of the API for services.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9191")]
+        internal: SocketAddr,
     },
     /// Run the simulated WeChat alone, for development and CI.
     #[command(after_help = sandbox::HELP)]
@@ -95,7 +98,8 @@ enum Command {
         /// Address on which it listens. Set `wechat.base_url` of the gateway to http://ADDR.
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
-        /// An app that it accepts. Can be repeated.
+        /// An app that it accepts. Can be repeated. By default wx0123456789abcdef, with the secret
+        /// sandbox-secret.
         #[arg(long = "app", value_name = "APP_ID:SECRET", value_parser = sandbox::parse_app)]
         apps: Vec<(String, String)>,
         #[command(flatten)]
@@ -115,7 +119,9 @@ pub fn main() -> ExitCode {
         Command::Explain { config, method, url, headers, json } => {
             explain::command::explain(&config, method, &url, headers, json)
         }
-        Command::Demo { upstream, listen, admin } => demo::demo(Demo { listen, admin, upstream }),
+        Command::Demo { upstream, listen, admin, internal } => {
+            demo::demo(Demo { listen, admin, internal, upstream })
+        }
         Command::Sandbox { listen, apps, options } => sandbox::sandbox(listen, apps, &options),
     }
 }

@@ -16,22 +16,31 @@ use crate::wechat::sandbox::{Behaviour, DEFAULT_APP, Sandbox};
 /// How the simulated WeChat behaves.
 #[derive(clap::Args)]
 pub struct SandboxOptions {
-    /// Time that each exchange takes.
+    /// Time that each call takes.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// Simulate a slow start for this long: exchanges take two seconds at first, then less.
+    /// Simulate a slow start for this long: calls take two seconds at first, then less.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     slow_start: Duration,
-    /// Maximum number of logins per user per minute; further ones get errcode 45011.
+    /// Maximum number of logins, or calls of another API, per user and minute; further ones get
+    /// errcode 45011.
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     user_quota: u32,
-    /// Maximum number of logins in total; further ones get errcode 45009. By default no limit.
+    /// Maximum number of logins, and calls of each other API, in total; further ones get errcode
+    /// 45009. By default no limit.
     #[arg(long, value_name = "COUNT")]
     quota: Option<u64>,
     /// Respond to every exchange with errcode 40164, as if the caller's address were not on the
     /// allowlist.
     #[arg(long)]
     refuse_ip: bool,
+    /// Time until a session_key expires after the user's last login.
+    #[arg(long, value_name = "TIME", default_value = "3d", value_parser = humantime::parse_duration)]
+    session_key_lifetime: Duration,
+    /// Time for which a session_key stays the same when the user logs in again. By default, each
+    /// login makes a new one.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    session_key_refresh: Duration,
 }
 
 pub const HELP: &str = "\
@@ -41,6 +50,11 @@ Codes:
   POST /sandbox/codes {\"user\":\"NAME\"}
                                  creates a code that is valid once, for five minutes,
                                  like a real one
+  phone-NAME, phone-NAME-ANYTHING
+                                 a code of the button for phone numbers, valid once
+  POST /sandbox/phone-codes {\"user\":\"NAME\",\"phone\":\"13800138000\",\"app_id\":\"APP_ID\"}
+                                 creates such a code that is valid once, for five
+                                 minutes; phone and app_id are optional
   err-40029-ANYTHING             the response has this errcode
   slow-3s-NAME                   the response comes after three seconds
   hang-ANYTHING                  there is no response
@@ -50,11 +64,32 @@ Codes:
   half-ANYTHING                  the response ends in the middle of the JSON
   huge-ANYTHING                  the response is 100 MiB long
 
-Other endpoints (each login replaces the session_key of its user):
-  GET /wxa/checksession?access_token=ANY&openid=...&signature=...&sig_method=hmac_sha256
-                                 whether a signature was made with the current session_key
-  GET /sandbox/stats             the number of exchanges so far, and the largest
-                                 number of concurrent exchanges";
+WeChat's APIs, besides the login:
+  POST /cgi-bin/stable_token, GET /cgi-bin/token
+  GET  /wxa/checksession, GET /wxa/resetusersessionkey
+                                 a login gives the user a new session_key and
+                                 invalidates the previous one
+  POST /wxa/business/getuserphonenumber
+  POST /cgi-bin/message/subscribe/send
+                                 \"err-43101-ANYTHING\" as the template's id makes the
+                                 response have this errcode
+  POST /wxa/getwxacodeunlimit, POST /wxa/getwxacode,
+  POST /cgi-bin/wxaapp/createwxaqrcode
+                                 the image is a plain QR code
+  POST /wxa/msg_sec_check, POST /wxa/img_sec_check
+                                 a text or file name with \"sandbox-risky\" is risky
+  POST /cgi-bin/media/upload, GET /cgi-bin/media/get
+
+The other side, for development:
+  POST /sandbox/encrypt {\"user\":\"NAME\",\"data\":{...},\"app_id\":\"APP_ID\"}
+                                 encryptedData, iv, rawData and signature, as the
+                                 phone of the user, who has logged in, gets them
+  POST /sandbox/revoke-token {\"app_id\":\"APP_ID\"}
+                                 invalidates the access_tokens of the app, as when
+                                 another program refreshes them
+  GET  /sandbox/messages         the subscribe messages that were sent
+  GET  /sandbox/stats            the number of exchanges so far, the largest number
+                                 at the same time, and the calls of other APIs";
 
 pub fn sandbox(
     listen: SocketAddr,
@@ -67,6 +102,8 @@ pub fn sandbox(
         user_quota: options.user_quota,
         quota: options.quota,
         rejects_address: options.refuse_ip,
+        session_key_lifetime: options.session_key_lifetime,
+        session_key_refresh: options.session_key_refresh,
     };
     if apps.is_empty() {
         apps.push((DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned()));
