@@ -65,9 +65,6 @@ module.exports = __toCommonJS(index_exports);
 
 // src/error.ts
 var ACTIONS = {
-  missing_token: "login",
-  session_expired: "login",
-  invalid_code: "login",
   wechat_timeout: "login",
   rate_limited: "retry",
   bad_gateway: "retry",
@@ -110,9 +107,10 @@ function gatewayError(answer, chunks = []) {
 function isAction(value) {
   return /^(login|retry|none)$/.test(value);
 }
-function endpointError(answer) {
-  const action = answer.statusCode > 499 ? "retry" : "none";
-  return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
+function endpointError(answer, given) {
+  const { error, action } = given || {};
+  const known = [action, answer.statusCode > 499 ? "retry" : "none"].find(isAction);
+  return gatewayError(answer) || describe(answer, error || "unexpected_answer", known, "");
 }
 function describe(answer, error, action, message, id) {
   return new WxgateError(error, action, message || `HTTP ${answer.statusCode}`, {
@@ -655,6 +653,16 @@ function createClient(options) {
         const answer = yield client.request({ url: endpoints.session });
         if (answer.statusCode !== 200) throw endpointError(answer);
         session.prove();
+        return answer.data;
+      });
+    },
+    phoneNumber(_0, _1) {
+      return __async(this, arguments, function* ({ detail }, option) {
+        const { code } = detail;
+        if (!code) throw new WxgateError("no_phone_code", "none", detail.errMsg || "");
+        const data = __spreadProps(__spreadValues({}, option.data), { code });
+        const answer = yield client.request(__spreadProps(__spreadValues({}, option), { method: "POST", data }));
+        if (answer.statusCode > 399) throw endpointError(answer, answer.data);
         return answer.data;
       });
     }

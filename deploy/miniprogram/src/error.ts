@@ -13,11 +13,11 @@ export interface Answer {
   data?: unknown;
 }
 
-/** The actions of the gateway's errors, for where its answer cannot be read. */
+/**
+ * The actions of the gateway's errors, for where its answer cannot be read. That of any other 401,
+ * as `session_expired` or `invalid_code`, is `login`.
+ */
 const ACTIONS: Record<string, Action> = {
-  missing_token: "login",
-  session_expired: "login",
-  invalid_code: "login",
   wechat_timeout: "login",
   rate_limited: "retry",
   bad_gateway: "retry",
@@ -32,9 +32,10 @@ const ACTIONS: Record<string, Action> = {
 export class WxgateError extends Error {
   /**
    * The gateway's word, as `session_expired`; or one of the phone's: `network` (no answer came),
-   * `login_failed` (`wx.login` gave no code), `too_many_logins`, `aborted`, `foreign_url` (the
-   * address is not the gateway's), `bad_option` (of the call), `unexpected_answer` (something
-   * between is not the gateway).
+   * `login_failed` (`wx.login` gave no code), `no_phone_code` (nor did the button),
+   * `too_many_logins`, `aborted`, `foreign_url` (the address is not the gateway's), `bad_option` (of
+   * the call), `unexpected_answer` (something between is not the gateway). Of `phoneNumber` also the
+   * service's word.
    */
   readonly error: string;
   readonly action: Action;
@@ -97,10 +98,14 @@ function isAction(value: unknown): boolean {
   return /^(login|retry|none)$/.test(value as string);
 }
 
-/** The error in an answer of the gateway's own endpoints that is no success. */
-export function endpointError(answer: Answer): WxgateError {
-  const action = answer.statusCode > 499 ? "retry" : "none";
-  return gatewayError(answer) || describe(answer, "unexpected_answer", action, "");
+/**
+ * The error in an answer of the gateway's own endpoints that is no success; or of a service, whose
+ * body `given` has a word and an action of its own.
+ */
+export function endpointError(answer: Answer, given?: any): WxgateError {
+  const { error, action } = given || {};
+  const known = [action, answer.statusCode > 499 ? "retry" : "none"].find(isAction);
+  return gatewayError(answer) || describe(answer, error || "unexpected_answer", known, "");
 }
 
 function describe(

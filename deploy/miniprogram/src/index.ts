@@ -59,6 +59,16 @@ export interface CallOption {
   login?: LoginMode;
 }
 
+/** What `bindgetphonenumber` is called with, by `wx`, Taro and uni-app. */
+export interface PhoneNumberEvent {
+  detail: { code?: string; errMsg?: string };
+}
+
+/** Where the code goes, and what else. */
+export type PhoneNumberOption = Pick<WechatMiniprogram.RequestOption, "url" | "header" | "timeout"> & {
+  data?: WechatMiniprogram.IAnyObject;
+};
+
 type Wx = WechatMiniprogram.Wx;
 type Data = string | WechatMiniprogram.IAnyObject | ArrayBuffer;
 
@@ -82,6 +92,16 @@ export interface Client {
   connectSocket(
     option: WechatMiniprogram.ConnectSocketOption & CallOption,
   ): Promise<WechatMiniprogram.SocketTask>;
+  /**
+   * Sends the code of the button `open-type="getPhoneNumber"` to the service, as `{ code }` beside
+   * the `data` of the option, by POST, and gives the body of its answer. Rejects with `no_phone_code`
+   * where the button has no code, as after a denial; and where the service answers with an error,
+   * with that error. A code is good once: the user must tap again after `invalid_phone_code`.
+   */
+  phoneNumber<T extends WechatMiniprogram.IAnyObject = { phone_number: string }>(
+    event: PhoneNumberEvent,
+    option: PhoneNumberOption,
+  ): Promise<T>;
   /** Logs in now. Nobody must call it: every other call does where it has to. */
   login(): Promise<void>;
   /** Ends the session. The next call begins another. */
@@ -309,6 +329,14 @@ export function createClient(options: Options): Client {
       const answer: Answer = await client.request({ url: endpoints.session });
       if (answer.statusCode !== 200) throw endpointError(answer);
       session.prove();
+      return answer.data as any;
+    },
+    async phoneNumber({ detail }, option) {
+      const { code } = detail;
+      if (!code) throw new WxgateError("no_phone_code", "none", detail.errMsg || "");
+      const data = { ...option.data, code };
+      const answer: Answer = await client.request({ ...option, method: "POST", data });
+      if (answer.statusCode > 399) throw endpointError(answer, answer.data);
       return answer.data as any;
     },
   };

@@ -6,6 +6,8 @@ interface Order {
   id: number;
 }
 
+declare const tapped: WechatMiniprogram.ButtonGetPhoneNumber;
+
 const client: Client = createClient({ baseUrl: "https://api.example.com", wx });
 createClient({ baseUrl: "https://api.example.com", appId: "wx1", storage: wx, maxWait: 5 });
 
@@ -28,9 +30,11 @@ export async function calls(): Promise<void> {
   await client.uploadFile({ url: "/photos", filePath: "wxfile://x", name: "photo", login: "optional" });
   await client.downloadFile({ url: "/photo", login: false });
   await client.connectSocket({ url: "/live", login: "optional" });
+  const { phone_number } = await client.phoneNumber(tapped, { url: "/phone", data: { order: 7 }, timeout: 5 });
+  const bound: boolean = (await client.phoneNumber<{ bound: boolean }>(tapped, { url: "/phone" })).bound;
   await client.login();
   await client.logout();
-  void [first, text, path, expires_in + 1, app_id.length];
+  void [phone_number.length, bound, first, text, path, expires_in + 1, app_id.length];
 }
 
 export function why(error: unknown): Action | undefined {
@@ -49,6 +53,8 @@ export function mistakes(): void {
   client.request({ url: "/", method: "PATCH" });
   // @ts-expect-error no such mode
   client.request({ url: "/", login: "none" });
+  // @ts-expect-error it is always a POST
+  client.phoneNumber(tapped, { url: "/", method: "GET" });
   // @ts-expect-error a file is needed
   client.uploadFile({ url: "/", name: "photo" });
 }

@@ -125,7 +125,10 @@ export class World {
     throw new Error(`wxgate ${parameters[0]} does not start:\n${shown.join("\n")}`);
   }
 
-  /** Says what it was asked; `/status/503` is a service that says so itself. */
+  /**
+   * Says what it was asked; `/status/503` is a service that says so itself, `/phone` one that gets
+   * phone numbers for codes, except for the code `used`.
+   */
   async #serve() {
     const server = http.createServer(async (request, response) => {
       const chunks = [];
@@ -133,6 +136,13 @@ export class World {
       const { method, url, headers } = request;
       const asked = { method, url, headers, body: Buffer.concat(chunks).toString() };
       this.seen.push(asked);
+      if (url === "/phone") {
+        const isUsed = JSON.parse(asked.body).code === "used";
+        const error = { error: "invalid_phone_code", action: "none" };
+        response.writeHead(isUsed ? 422 : 200, { "Content-Type": "application/json" });
+        response.end(JSON.stringify(isUsed ? error : { phone_number: "13800138000" }));
+        return;
+      }
       const [, status] = /^\/status\/(\d+)/.exec(url) || [];
       response.writeHead(Number(status) || 200, { "Content-Type": "application/json" });
       response.end(JSON.stringify(asked));
