@@ -40,7 +40,8 @@ async function shown(phone) {
       await new Promise(setImmediate);
     }
   };
-  return { text, until, tap: (name) => component.querySelector(`.${name}`).dispatchEvent("tap") };
+  const send = (name, event, detail) => component.querySelector(`.${name}`).dispatchEvent(event, { detail });
+  return { text, until, tap: (name) => send(name, "tap"), send };
 }
 
 test("the example's client is made where wx has only getters, and logs in", async () => {
@@ -62,19 +63,30 @@ test("the example's client is made where wx has only getters, and logs in", asyn
 test("the example logs in, calls, and logs out", async () => {
   const phone = new Phone();
   const page = await shown(phone);
-  await page.until("state", /logged in for 7200 s/);
+  await page.until("state", /^已登录，7200 秒后过期$/);
   assert.match(page.text("answer"), /"url":"\/hello".*"x-openid":"o/);
   page.tap("many");
-  await page.until("answer", /^20 answers$/);
+  await page.until("answer", /^收到 20 个响应$/);
   assert.equal(phone.count("login"), 1);
   page.tap("logout");
-  await page.until("state", /^not logged in$/);
+  await page.until("state", /^未登录$/);
   page.tap("call");
-  await page.until("state", /logged in for/);
+  await page.until("state", /^已登录/);
   assert.equal(phone.count("login"), 2);
 });
 
 test("the example tells what went wrong", async () => {
   const page = await shown(new Phone({ codes: ["err-40226-a"] }));
-  await page.until("answer", /^sorry: user_blocked \(request [0-9a-f]{32}\)$/);
+  await page.until("answer", /^出错了：user_blocked（请求 ID：[0-9a-f]{32}）$/);
+});
+
+test("the example sends the button's code, and tells what went wrong with it", async () => {
+  const page = await shown(new Phone());
+  await page.until("state", /^已登录/);
+  page.send("phone", "getphonenumber", { code: "good", errMsg: "getPhoneNumber:ok" });
+  await page.until("answer", /^{"phone_number":"13800138000"}$/);
+  page.send("phone", "getphonenumber", { errMsg: "getPhoneNumber:fail user deny" });
+  await page.until("answer", /^没有得到手机号授权：no_phone_code$/);
+  page.send("phone", "getphonenumber", { code: "used", errMsg: "getPhoneNumber:ok" });
+  await page.until("answer", /^请再点一次“获取手机号”：invalid_phone_code（请求 ID：[0-9a-f]{32}）$/);
 });
