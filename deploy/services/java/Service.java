@@ -37,7 +37,9 @@ public class Service {
             // 401 and 403 are about this service's token, not about the user.
             if (status == 401 || status == 403) status = 502;
             return Reply.error(status, find("error", response.body()), find("action", response.body()));
-        } catch (IOException | InterruptedException e) {    // Not "retry": the gateway may have used the code.
+        } catch (InterruptedException e) {
+            throw new IllegalStateException("nobody interrupts these threads", e);
+        } catch (IOException e) {    // Not "retry": the gateway may have used the code.
             return Reply.error(502, "gateway_unreachable", "none");
         }
     }
