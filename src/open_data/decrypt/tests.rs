@@ -100,6 +100,7 @@ fn everything_wrong_with_a_plaintext_is_one_error() {
         br#"{"watermark":null}"#,
         br#"{"watermark":{"appid":"wx4f4bc4dec97d474b"}}"#,
         br#"{"watermark":{"appid":7,"timestamp":1}}"#,
+        br#"{"watermark":["wx4f4bc4dec97d474b",1]}"#,
         br#"[{"watermark":{"appid":"wx4f4bc4dec97d474b","timestamp":1}}]"#,
         b"\xff{\"watermark\":{\"appid\":\"wx4f4bc4dec97d474b\",\"timestamp\":1}}",
         b"{\"watermark\":{\"appid\":\"wx4f4bc4dec97d474b\",\"timestamp\":1},\"x\":\"\xff\"}",
