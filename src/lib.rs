@@ -82,11 +82,13 @@ pub mod wechat;
 /// What the fuzz targets of `tests/fuzz` need. Not public otherwise.
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing {
+    pub use crate::internal_api::fuzzing as internal_api;
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
     pub use crate::message::chunked::{Chunked, Malformed};
     pub use crate::message::header::lines;
     pub use crate::message::rejection::Rejection;
     pub use crate::message::response_header::{self as response, Fault, ResponseHeader};
+    pub use crate::open_data::{DecryptError, Encrypted, Freshness};
     pub use crate::proxy::body;
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};

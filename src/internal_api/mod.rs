@@ -50,6 +50,18 @@ use crate::policy::{InternalPolicy, Policies, Policy, Process};
 use crate::telemetry::log_throttle::LogThrottles;
 use crate::wechat::{ErrCode, WeChatError};
 
+/// What the fuzz target needs.
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing {
+    pub use super::endpoint::Endpoint;
+    pub use super::error::ApiError;
+    pub use super::messages::{
+        DecryptRequest, PhoneNumberRequest, RenewRequest, UserRequest, VerifyRequest,
+    };
+    pub use super::pass_through::{has_reserved_key, split as split_wechat_path};
+    pub use super::{app_id_in, json as parse_json};
+}
+
 /// The internal API of a process.
 pub struct InternalApi {
     process: Arc<Process>,
@@ -293,7 +305,7 @@ impl Context {
     }
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     // An array of the values would be read, too.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::bad_request("the body is not a JSON object"));
@@ -308,7 +320,7 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 }
 
 /// The only parameter of a query.
-fn app_id_in(query: &[u8]) -> Result<Option<String>, ApiError> {
+pub fn app_id_in(query: &[u8]) -> Result<Option<String>, ApiError> {
     let mut app_id = None;
     for (name, value) in form_urlencoded::parse(query) {
         if name != "app_id" || app_id.replace(value.into_owned()).is_some() {

@@ -32,16 +32,14 @@ pub async fn call(
     facts: &mut Facts,
     received: &Arc<Meter>,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let rest = request.uri.path().strip_prefix(WECHAT).unwrap_or_default();
-    let (named, _) = rest.split_once('/').unwrap_or_default();
+    let (named, path) = split(request.uri.path());
     let found = caller::find_app(&context.caller, context.policy.login.apps(), Some(named));
     let app_id = found.map_err(|error| match error {
         ApiError::NotAllowed(_) => ApiError::NotAllowed(NO_APP),
         _ => ApiError::bad_request(NO_APP),
     })?;
     facts.app_id = Some(app_id.clone());
-    let path = rest.get(named.len()..).unwrap_or_default();
-    let path = ApiPath::parse(path).ok_or(ApiError::bad_request(
+    let path = path.ok_or(ApiError::bad_request(
         "a path of WeChat's API has only letters, digits, \"_\", \".\" and \"-\" between slashes",
     ))?;
     caller::check_path(&context.caller, &context.internal, &path)?;
@@ -76,18 +74,41 @@ pub async fn call(
     Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
 }
 
+/// The app id in the path of a call, and WeChat's path; `None` if that has other characters, or more
+/// than one spelling.
+pub fn split(path: &str) -> (&str, Option<ApiPath>) {
+    let rest = path.strip_prefix(WECHAT).unwrap_or_default();
+    let (named, _) = rest.split_once('/').unwrap_or_default();
+    (named, rest.get(named.len()..).and_then(ApiPath::parse))
+}
+
 /// Whether a query has a reserved key, in any spelling that a reader of queries might take for it:
-/// in other case, with escapes, after `;`, or with other characters in place of `_` or around it.
-fn has_reserved_key(query: &str) -> bool {
+/// in other case, with escapes, even of escapes, after `;`, or with other characters in place of `_`
+/// or around it.
+pub fn has_reserved_key(query: &str) -> bool {
     query.split([';', '&']).any(|part| {
-        form_urlencoded::parse(part.as_bytes()).any(|(key, _)| {
-            let fold =
-                |b: u8| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'_' };
-            let folded: Vec<u8> = key.bytes().map(fold).collect();
-            let trimmed = std::str::from_utf8(&folded).unwrap_or_default().trim_matches('_');
-            RESERVED.contains(&trimmed)
-        })
+        let (key, _) = part.split_once('=').unwrap_or((part, ""));
+        let fold = |b: u8| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'_' };
+        let folded: Vec<u8> = without_escapes(key).into_iter().map(fold).collect();
+        let trimmed = std::str::from_utf8(&folded).unwrap_or_default().trim_matches('_');
+        RESERVED.contains(&trimmed)
     })
+}
+
+/// Replaces all escapes, and those that appear when others are replaced.
+fn without_escapes(text: &str) -> Vec<u8> {
+    let digit = |byte| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut bytes = Vec::with_capacity(text.len());
+    for byte in text.bytes() {
+        bytes.push(byte);
+        while let [before @ .., b'%', high, low] = bytes.as_slice()
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            bytes.truncate(before.len());
+            bytes.push(high << 4 | low);
+        }
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -103,6 +124,8 @@ mod tests {
             "ACCESS_TOKEN=x",
             "access%5ftoken=x",
             "%61ppid=x",
+            "%2561ppid=x",
+            "a=1&access%25%35%66token=x",
             "+secret=x",
             "secret%00=x",
             "access.token=x",
@@ -119,6 +142,7 @@ mod tests {
             "appids=1",
             "app_id=x",
             "a=%26appid",
+            "a=%2526appid&%%6=%",
         ] {
             assert!(!has_reserved_key(query), "{query}");
         }

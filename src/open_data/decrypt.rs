@@ -5,13 +5,16 @@
 //! decrypt data without the key (a padding oracle). Format: WeChat, "signature verification and
 //! decryption of open data".
 
+use std::fmt;
+
 use aes::Aes128;
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use cbc::cipher::block_padding::NoPadding;
 use cbc::cipher::{BlockModeDecrypt, KeyIvInit};
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use subtle::{
     Choice, ConditionallySelectable, ConstantTimeEq, ConstantTimeGreater, ConstantTimeLess,
 };
@@ -55,12 +58,13 @@ pub struct Freshness {
     pub max_age: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Plaintext {
+    #[serde(deserialize_with = "object")]
     watermark: Watermark,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Watermark {
     appid: String,
     /// In seconds since 1970.
@@ -131,6 +135,25 @@ impl Encrypted {
         let text = parsed.map(|text| Zeroizing::new(text.to_owned()))?;
         watermark.filter(|_| is_padded.into()).map(|plaintext| (text, plaintext.watermark))
     }
+}
+
+/// A watermark in an object. What serde derives would read an array of the values, too.
+fn object<'de, D: Deserializer<'de>>(input: D) -> Result<Watermark, D::Error> {
+    struct Object;
+
+    impl<'de> Visitor<'de> for Object {
+        type Value = Watermark;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Watermark, A::Error> {
+            Watermark::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    input.deserialize_map(Object)
 }
 
 /// Whether the text ends with a padding of PKCS#7 (RFC 5652, section 6.3), and its length, which is

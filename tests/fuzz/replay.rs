@@ -13,10 +13,14 @@ mod body;
 mod chunked;
 #[path = "targets/config.rs"]
 mod config;
+#[path = "targets/decrypt.rs"]
+mod decrypt;
 #[path = "targets/exchange.rs"]
 mod exchange;
 #[path = "targets/head.rs"]
 mod head;
+#[path = "targets/internal_api.rs"]
+mod internal_api;
 #[path = "targets/login.rs"]
 mod login;
 #[path = "targets/path.rs"]
@@ -34,12 +38,14 @@ mod wechat;
 
 type Check = fn(&[u8]);
 
-const TARGETS: [(&str, Check); 12] = [
+const TARGETS: [(&str, Check); 14] = [
     ("body", body::check),
     ("chunked", chunked::check),
     ("config", config::check),
+    ("decrypt", decrypt::check),
     ("exchange", exchange::check),
     ("head", head::check),
+    ("internal_api", internal_api::check),
     ("login", login::check),
     ("path", path::check),
     ("pingora", pingora::check),

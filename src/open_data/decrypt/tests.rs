@@ -100,6 +100,7 @@ fn everything_wrong_with_a_plaintext_is_one_error() {
         br#"{"watermark":null}"#,
         br#"{"watermark":{"appid":"wx4f4bc4dec97d474b"}}"#,
         br#"{"watermark":{"appid":7,"timestamp":1}}"#,
+        br#"{"watermark":["wx4f4bc4dec97d474b",1]}"#,
         br#"[{"watermark":{"appid":"wx4f4bc4dec97d474b","timestamp":1}}]"#,
         b"\xff{\"watermark\":{\"appid\":\"wx4f4bc4dec97d474b\",\"timestamp\":1}}",
         b"{\"watermark\":{\"appid\":\"wx4f4bc4dec97d474b\",\"timestamp\":1},\"x\":\"\xff\"}",
@@ -131,6 +132,50 @@ fn a_whole_plaintext_of_another_app_or_too_old_is_invalid() {
     assert!(within(1060, 60) && !within(1061, 60));
     assert!(within(940, 0) && !within(939, 0));
     assert!(within(1000, 0) && within(u64::MAX, u64::MAX));
+}
+
+/// A case of `tests/open_data/cases.py`.
+#[derive(serde::Deserialize)]
+struct Case {
+    encrypted_data: String,
+    iv: String,
+    keys: Vec<String>,
+    app_id: String,
+    now: u64,
+    max_age: Option<u64>,
+    plaintext: Option<String>,
+    error: Option<String>,
+    raw_data: String,
+    signature: String,
+    is_signed: bool,
+    signer: String,
+    mac: String,
+}
+
+/// `tests/open_data/run` makes the cases.
+#[test]
+#[ignore = "needs the cases of tests/open_data/run"]
+fn independent_implementations_agree() {
+    let cases = std::fs::read_to_string(std::env::var("OPEN_DATA_CASES").unwrap()).unwrap();
+    for line in cases.lines() {
+        let case: Case = serde_json::from_str(line).unwrap();
+        let keys: Vec<_> = case.keys.iter().map(|text| key(text)).collect();
+        let app_id = AppId::parse(&case.app_id).unwrap();
+        let freshness = Freshness { now: case.now, max_age: case.max_age };
+        let found = Encrypted::parse(&case.encrypted_data, &case.iv)
+            .and_then(|encrypted| encrypted.decrypt(&keys, &app_id, freshness));
+        let (plaintext, error) = match &found {
+            Ok(plaintext) => (Some(plaintext.as_str()), None),
+            Err(DecryptError::Invalid(_)) => (None, Some("invalid")),
+            Err(DecryptError::NoKeyFits) => (None, Some("no key fits")),
+        };
+        assert_eq!(plaintext, case.plaintext.as_deref(), "{line}");
+        assert_eq!(error, case.error.as_deref(), "{line}");
+        let is_signed = crate::open_data::is_signed(&case.raw_data, &case.signature, &keys);
+        assert_eq!(is_signed, case.is_signed, "{line}");
+        assert_eq!(key(&case.signer).sign(case.raw_data.as_bytes()), case.mac, "{line}");
+    }
+    println!("{} cases", cases.lines().count());
 }
 
 proptest! {

@@ -27,7 +27,7 @@ pub fn compose(lines: &[u8], names: &[&str]) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-pub struct Fields(Vec<(String, Box<RawValue>)>);
+pub struct Fields(pub Vec<(String, Box<RawValue>)>);
 
 impl Fields {
     /// `None` when the text is no JSON object.
