@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::AccessToken;
+use super::{AccessToken, LONGEST_LIFETIME};
 use crate::clock::millis;
 use crate::identity::secret::Secret;
 use crate::session::TokenRecord;
@@ -124,6 +124,9 @@ impl Schedule {
     /// Keeps a token, and sets when it is renewed.
     pub fn keep(&mut self, record: TokenRecord, now: u64) -> AccessToken {
         let TokenRecord { token, expires_at_millis, renewed_at_millis } = record;
+        // The clock of the gateway that has fetched it may be ahead.
+        let renewed_at_millis = renewed_at_millis.min(now);
+        let expires_at_millis = expires_at_millis.min(now + LONGEST_LIFETIME * 1000);
         let jitter = rand::rng().random_range(0..=millis(JITTER));
         let due = expires_at_millis.saturating_sub(millis(RENEWAL)) + jitter;
         let token = AccessToken { token, expires_at_millis };
@@ -153,8 +156,9 @@ impl Schedule {
     }
 }
 
+/// A renewal long in the future was written by a gateway whose clock is ahead.
 fn is_recent(renewed_at: u64, now: u64) -> bool {
-    now < renewed_at + millis(SHORTEST_INTERVAL)
+    now.abs_diff(renewed_at) < millis(SHORTEST_INTERVAL)
 }
 
 /// In constant time: `rejected` may be a guess.
@@ -260,6 +264,20 @@ mod tests {
             assert!(matches!(verdict, Verdict::Failed(_)));
             assert!(matches!(schedule.verdict(&Reason::Missing, 300 * SECOND), Verdict::Renew));
         }
+    }
+
+    #[test]
+    fn a_gateway_whose_clock_is_ahead_does_not_keep_others_from_renewing() {
+        let hour = 3600 * SECOND;
+        let ahead = record("ahead", hour);
+        let mut schedule = Schedule::new(true);
+        assert!(schedule.accepts(&ahead, &Reason::Missing, 0));
+        assert!(!schedule.accepts(&ahead, &rejected("ahead"), 0));
+        let token = schedule.keep(ahead, 0);
+        assert_eq!(token.expires_at_millis, 7200 * SECOND);
+        assert!(schedule.is_due(6960 * SECOND));
+        assert_eq!(used(schedule.verdict(&rejected("ahead"), 10 * SECOND)), None);
+        assert!(schedule.accepts(&record("next", 20 * SECOND), &rejected("ahead"), 20 * SECOND));
     }
 
     #[test]
