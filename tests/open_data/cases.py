@@ -172,24 +172,26 @@ def watermark_in(data):
     def constant(_):
         raise ValueError("not JSON")
 
-    def pairs(found):
-        for name, _ in found:
-            # A name is text: half of a pair of surrogates is none.
-            name.encode()
-        return Object(found)
-
     def the_only(found, name):
-        known = [one for other, one in found if other == name] if isinstance(found, Object) else []
+        if not isinstance(found, Object):
+            return None
+        for other, _ in found:
+            # What is compared must be text: half of a pair of surrogates is none.
+            other.encode()
+        known = [one for other, one in found if other == name]
         return known[0] if len(known) == 1 else None
 
     try:
         decoded = data.decode("utf-8")
-        found = json.loads(decoded, object_pairs_hook=pairs, parse_constant=constant,
+        found = json.loads(decoded, object_pairs_hook=Object, parse_constant=constant,
                            parse_int=Integer, parse_float=lambda written: None)
+        watermark = the_only(found, "watermark")
+        app, timestamp = the_only(watermark, "appid"), the_only(watermark, "timestamp")
+        # So is what it is compared with.
+        if type(app) is str:
+            app.encode()
     except (ValueError, UnicodeError):
         return None
-    watermark = the_only(found, "watermark")
-    app, timestamp = the_only(watermark, "appid"), the_only(watermark, "timestamp")
     if type(app) is not str or type(timestamp) is not Integer:
         return None
     if timestamp.startswith("-") or int(timestamp) >= 2**64:
