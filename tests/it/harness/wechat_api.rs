@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -207,11 +208,19 @@ async fn serve(
         state.calls.push((target, is_valid));
         if !is_valid {
             let errmsg = "invalid credential, access_token is invalid or not latest";
-            return Ok(reply(json!({ "errcode": 40001, "errmsg": errmsg }).to_string()));
+            let rejection = json!({ "errcode": 40001, "errmsg": errmsg });
+            return Ok(closing(reply(rejection.to_string())));
         }
         state.script.clone()
     };
-    Ok(script(request).await)
+    Ok(closing(script(request).await))
+}
+
+/// A response that ends its connection. Few scripts read the body of their request, and hyper closes
+/// such a connection, perhaps after the gateway has chosen it for its next call.
+fn closing(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 pub fn reply(body: impl Into<Bytes>) -> Reply {
