@@ -4,8 +4,8 @@
 //! the user's `session_key`s. This module knows the formats and the checks; it does not know where
 //! keys are kept or who calls.
 //!
-//! Decrypted data is not authenticated: AES-CBC without a MAC. Whoever can change the encrypted
-//! data can change the plaintext to some degree.
+//! Decrypted data is not authenticated: AES-CBC without a MAC. An attacker who can change the
+//! encrypted data can change the plaintext to some degree.
 
 mod decrypt;
 mod signature;

@@ -7,8 +7,8 @@
 //!
 //! A user's session keys are in the same part as its sessions, and both change under one lock:
 //! whenever no thread has the lock, a user with session keys has a listed session. A key is added
-//! together with the session of its login. Whoever removes a session, whatever the cause, also
-//! removes the keys of its user if none of its sessions is left, and cannot remove the key of a
+//! together with the session of its login. The removal of a session, whatever its cause, also
+//! removes the keys of its user if none of its sessions is left. It cannot remove the key of a
 //! concurrent login: either that login's session is listed already, and the keys stay, or it is
 //! listed later, together with its key. A session that moka evicts before it is listed is removed
 //! by the login that listed it, in the same way. So there are never more keys than three for each

@@ -12,7 +12,7 @@
 //!
 //! - Keys of a user without a live session are never returned: a lookup reads the user's sessions.
 //! - No concurrent end of another session removes the key of a login. A login stores and lists its
-//!   session before its key. Whoever removes keys reads them first, and the user's sessions after
+//!   session before its key. A removal of keys reads them first, and the user's sessions after
 //!   that; it removes only the keys that it has read, and only if no session is live. A key that it
 //!   has read belongs to a session that was listed before, so that session is live, or has ended
 //!   too. An entry is removed only with the time that was read, so a key that a later login has

@@ -21,7 +21,7 @@ const RENEWAL: Duration = Duration::from_secs(300);
 /// Gateways renew at different times, up to this much later.
 const JITTER: Duration = Duration::from_secs(60);
 
-/// The shortest time between two renewals of an app, whoever wants them.
+/// The shortest time between two renewals of an app, for all callers together.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The longest time between two tries of a renewal that fails.

@@ -49,7 +49,7 @@ impl Received {
         token: &Secret,
     ) -> Result<Self, WeChatError> {
         if response.status().is_informational() {
-            // No other protocol was asked for.
+            // The call did not request another protocol.
             return Err(WeChatError::malformed("not a final response").at(&destination));
         }
         let (parts, mut rest) = http::Response::<reqwest::Body>::from(response).into_parts();

@@ -26,13 +26,13 @@ pub struct Codes<T> {
     clock: Clock,
 }
 
-/// A kind of codes. `T` is what a code of it stands for.
+/// One kind of code. `T` is the meaning of a code.
 pub struct Kind<T> {
     /// Characters of an issued code.
     pub length: usize,
     /// How codes begin that say themselves which user they are of.
     pub word: &'static str,
-    /// What a code that names its user stands for.
+    /// The meaning of a code that names its user.
     pub of_user: fn(String) -> T,
     /// The errcode of a code that was used before.
     pub reused: i64,

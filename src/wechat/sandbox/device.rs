@@ -87,7 +87,7 @@ impl Sandbox {
             data.remove("watermark");
             Value::Object(data).to_string()
         };
-        // Whoever tests what happens with another watermark gives one.
+        // A test of another watermark sends its own.
         data.entry("watermark").or_insert(watermark);
         let (encrypted, iv) = encrypt(&key, Value::Object(data).to_string().as_bytes());
         let signature = Sha1::new_with_prefix(&raw_data).chain_update(key.expose()).finalize();

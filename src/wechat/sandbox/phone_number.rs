@@ -13,7 +13,7 @@ use super::{Response, Sandbox, json_response};
 pub const PHONE_CODES: Kind<PhoneCode> =
     Kind { length: 64, word: "phone", of_user: PhoneCode::of_any_app, reused: 40029 };
 
-/// What a code stands for.
+/// The meaning of a code.
 #[derive(Clone)]
 pub struct PhoneCode {
     /// `None`: the app that uses the code.
