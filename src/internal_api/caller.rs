@@ -12,10 +12,10 @@ use super::error::ApiError;
 use crate::config::{ApiPath, Caller};
 use crate::identity::AppId;
 use crate::login::Apps;
-use crate::policy::InternalPolicy;
+use crate::policy::{InternalPolicy, KnownCaller};
 
 /// The caller whose token a request has. Compares digests, of all tokens, in constant time.
-pub fn find<'a>(callers: &'a [Arc<Caller>], headers: &HeaderMap) -> Option<&'a Arc<Caller>> {
+pub fn find<'a>(callers: &'a [KnownCaller], headers: &HeaderMap) -> Option<&'a Arc<Caller>> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, presented) = value.as_bytes().split_at_checked(7)?;
@@ -24,11 +24,10 @@ pub fn find<'a>(callers: &'a [Arc<Caller>], headers: &HeaderMap) -> Option<&'a A
     }
     let presented = Sha256::digest(presented.trim_ascii());
     let mut found = u32::MAX;
-    for (index, caller) in (0..).zip(callers) {
-        let is_equal = Sha256::digest(caller.token.expose()).ct_eq(&presented);
-        found.conditional_assign(&index, is_equal);
+    for (index, known) in (0..).zip(callers) {
+        found.conditional_assign(&index, known.digest.ct_eq(&presented));
     }
-    callers.get(usize::try_from(found).ok()?)
+    callers.get(usize::try_from(found).ok()?).map(|known| &known.caller)
 }
 
 /// Checks whether a caller may use an endpoint at all.
@@ -97,7 +96,7 @@ mod tests {
     use super::*;
     use crate::identity::secret::Secret;
 
-    fn named(callers: &[Arc<Caller>], values: &[&str]) -> Option<String> {
+    fn named(callers: &[KnownCaller], values: &[&str]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
@@ -109,7 +108,7 @@ mod tests {
     fn a_caller_is_found_by_its_token_alone() {
         let caller = |name: &str, token: &str| {
             let token = Secret::new(token.to_owned());
-            Arc::new(Caller { name: name.to_owned(), token, rights: None })
+            KnownCaller::from(&Caller { name: name.to_owned(), token, rights: None })
         };
         let callers = [caller("a", "token-a"), caller("b", "token-b"), caller("c", "token-c")];
         for (name, token) in [("a", "token-a"), ("b", "token-b"), ("c", "token-c")] {

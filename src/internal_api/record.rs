@@ -14,11 +14,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::body::{Meter, ResponseBody};
 use crate::identity::{AppId, OpenId};
 use crate::policy::Process;
-use crate::telemetry::access_log::AccessLine;
+use crate::telemetry::access_log::{AccessLine, CLIENT_CLOSED_REQUEST};
 use crate::wechat::pass_through::upload::BodyError;
-
-/// The status that nginx logs for a client that disconnected before its response.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The app and the user of a call, as far as they are known.
 #[derive(Default)]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::PolicyError;
 use crate::config::{ApiPath, Caller, Config, InternalSection, TlsSection};
 use crate::listener::tls::{self, Alpn, Tls};
@@ -9,10 +11,23 @@ use crate::telemetry::metrics::Metrics;
 use crate::wechat::WeChat;
 use crate::wechat::access_token::AccessTokens;
 
+/// A caller, and the digest of its token.
+pub struct KnownCaller {
+    pub digest: [u8; 32],
+    pub caller: Arc<Caller>,
+}
+
+impl From<&Caller> for KnownCaller {
+    fn from(caller: &Caller) -> Self {
+        let digest = Sha256::digest(caller.token.expose()).into();
+        Self { digest, caller: Arc::new(caller.clone()) }
+    }
+}
+
 /// The state of the internal API for one configuration.
 pub struct InternalPolicy {
     /// The services that may call.
-    pub callers: Vec<Arc<Caller>>,
+    pub callers: Vec<KnownCaller>,
     /// Paths of WeChat's API that may be called through the gateway.
     pub wechat_paths: Vec<ApiPath>,
     /// Whether session keys are kept.
@@ -31,7 +46,7 @@ impl InternalPolicy {
         access_tokens: Arc<AccessTokens>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            callers: section.callers.iter().cloned().map(Arc::new).collect(),
+            callers: section.callers.iter().map(KnownCaller::from).collect(),
             wechat_paths: section.wechat_paths.clone(),
             has_open_data: config.open_data.enabled,
             tls,

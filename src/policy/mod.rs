@@ -16,7 +16,7 @@ use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
-pub use self::internal::InternalPolicy;
+pub use self::internal::{InternalPolicy, KnownCaller};
 pub use self::route_access::{RoutedRequest, Verdict};
 use crate::access::authenticator::{Authenticator, Decision};
 use crate::access::identity_headers::{

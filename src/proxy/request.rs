@@ -21,7 +21,7 @@ use crate::message::rejection::Rejection;
 use crate::message::request_header::RequestHeader;
 use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Endpoint, Route, RouteLookup, Routes};
-use crate::telemetry::access_log::AccessLine;
+use crate::telemetry::access_log::{AccessLine, CLIENT_CLOSED_REQUEST};
 use crate::upstream::Pool;
 use crate::wechat::ErrCode;
 
@@ -44,9 +44,6 @@ pub fn route_lookup<'a>(
 
 /// Tells a client to send the body that it holds back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// The status that nginx logs for a client that disconnected before its response.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The state of one request.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]

@@ -25,6 +25,9 @@ use crate::telemetry::log_file::LogFile;
 use crate::telemetry::log_writer::{Flush, queued, timestamp};
 use crate::telemetry::metrics::Metrics;
 
+/// The status of a request whose client disconnected before its response, as nginx logs it.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+
 /// The fields of one request. Times are in milliseconds, sizes are bytes of bodies.
 #[derive(Serialize)]
 pub struct AccessLine<'a> {

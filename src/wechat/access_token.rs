@@ -53,6 +53,7 @@ pub struct AccessToken {
 /// The access tokens of all apps.
 pub struct AccessTokens {
     keepers: Vec<Arc<Keeper>>,
+    clock: Clock,
 }
 
 /// The access token of one app.
@@ -102,7 +103,7 @@ impl AccessTokens {
                 state: state.unwrap_or_else(|| Arc::new(State::new(wechat, clock, is_wanted))),
             })
         };
-        Self { keepers: apps.iter().map(keeper).collect() }
+        Self { keepers: apps.iter().map(keeper).collect(), clock: clock.clone() }
     }
 
     /// The valid token of an app. Fetches one if there is none.
@@ -132,7 +133,7 @@ impl AccessTokens {
         self.keeper(app_id)?.renew(Reason::Rejected(rejected.clone())).await
     }
 
-    /// The same, if nobody waits for the token.
+    /// Does what [`Self::renew`] does, without waiting for the token.
     pub fn start_renewal(&self, app_id: &AppId, rejected: &Secret) {
         if let Some(keeper) = self.find(app_id) {
             let (keeper, rejected) = (keeper.clone(), rejected.clone());
@@ -153,8 +154,7 @@ impl AccessTokens {
 
     /// How long a token is still valid, in whole seconds.
     pub fn expires_in(&self, token: &AccessToken) -> u64 {
-        let now = self.keepers.first().map_or(u64::MAX, |keeper| keeper.clock.now_millis());
-        token.expires_at_millis.saturating_sub(now) / 1000
+        token.expires_at_millis.saturating_sub(self.clock.now_millis()) / 1000
     }
 
     fn find(&self, app_id: &AppId) -> Option<&Arc<Keeper>> {

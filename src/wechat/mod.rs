@@ -35,7 +35,6 @@ use self::concurrency_limit::{CallPermit, ConcurrencyLimit};
 pub use self::errcode::ErrCode;
 pub use self::error::{ErrorReport, WeChatError};
 pub use self::reply::Exchanged;
-use self::reply::Reply;
 use self::transport::{Call, Response, Transport};
 use crate::clock::Clock;
 use crate::config::{App, WeChatSection};
@@ -196,16 +195,8 @@ fn exchange_call<'a>(query: &'a [(&'a str, &'a str)]) -> Call<'a> {
 /// What a response of code2Session contains.
 fn exchanged(app: &App, code: &Code, response: &Response) -> Result<Exchanged, WeChatError> {
     let secrets = [app.secret.expose(), code.0.expose()];
-    let reply = Reply::parse(&response.body).map(|reply| reply.without(secrets));
-    if response.status.is_success() {
-        let exchanged = reply.and_then(|reply| reply.into_exchanged(&app.app_id));
-        return exchanged.map_err(|error| error.at(&response.destination));
-    }
-    // A relay may change the status of errors. It never changes the status of a successful
-    // exchange.
-    let reported = reply.and_then(|reply| reply.failure()).ok().flatten();
-    let reported = reported.filter(|_| response.status.is_client_error());
-    Err(reported.unwrap_or_else(|| response.status_error()))
+    let exchanged = response.reply(secrets)?.into_exchanged(&app.app_id);
+    exchanged.map_err(|error| error.at(&response.destination))
 }
 
 impl ExchangePermit<'_> {

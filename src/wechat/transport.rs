@@ -232,6 +232,25 @@ impl Transport {
 }
 
 impl Response {
+    /// The reply in a response with a status of 2xx, which may be an error all the same. Neither it
+    /// nor an error contains any of `secrets`.
+    ///
+    /// # Errors
+    /// What is wrong with the response, or, if its status is another one, the error that it reports.
+    pub fn reply<'a>(
+        &self,
+        secrets: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Reply, WeChatError> {
+        let reply = Reply::parse(&self.body).map(|reply| reply.without(secrets));
+        if self.status.is_success() {
+            return reply.map_err(|error| error.at(&self.destination));
+        }
+        // A relay may change the status of errors. It never changes the status of a success.
+        let reported = reply.and_then(|reply| reply.failure()).ok().flatten();
+        let reported = reported.filter(|_| self.status.is_client_error());
+        Err(reported.unwrap_or_else(|| self.status_error()))
+    }
+
     /// Checks that WeChat reports no error. An error never contains any of `secrets`.
     ///
     /// # Errors
@@ -240,17 +259,11 @@ impl Response {
         &self,
         secrets: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), WeChatError> {
-        let reply = Reply::parse(&self.body).map(|reply| reply.without(secrets));
-        let reported = reply.and_then(|reply| reply.failure());
-        if self.status.is_success() {
-            return match reported.map_err(|error| error.at(&self.destination))? {
-                Some(error) => Err(error),
-                None => Ok(()),
-            };
+        let reported = self.reply(secrets)?.failure();
+        match reported.map_err(|error| error.at(&self.destination))? {
+            Some(error) => Err(error),
+            None => Ok(()),
         }
-        // A relay may change the status of errors.
-        let reported = reported.ok().flatten().filter(|_| self.status.is_client_error());
-        Err(reported.unwrap_or_else(|| self.status_error()))
     }
 
     /// The fields of a response that was accepted; `None` if one is missing or has another type.

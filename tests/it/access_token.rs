@@ -109,7 +109,7 @@ async fn an_unanswered_renewal_is_tried_again_ever_later_and_no_caller_waits_for
     let mut calls = 2;
     for pause in [10, 20, 40, 80, 160, 300, 300] {
         until("the failure is counted", || caller.renewals("timeout") == f64::from(calls - 1));
-        // Within the pause nothing is sent, whoever wants a token.
+        // During the pause nothing is sent for any caller.
         caller.advance(pause - 1);
         let is_valid = caller.clock.now().as_secs() < 7200;
         for _ in 0..3 {
@@ -185,7 +185,7 @@ async fn a_reload_keeps_tokens_and_replaces_them_if_the_secret_changes() {
     let mut apps = config.apps.clone();
     apps[0].secret = Secret::new("another".to_owned());
     let other = AccessTokens::new(Some(&same), &apps, wechat, None, clock, metrics);
-    // The app's token was in use. WeChat, which knows the old secret only, is asked at once.
+    // The app's token was in use, so WeChat is called immediately. It knows only the old secret.
     other.maintain();
     until("the call fails", || caller.renewals("timeout") == 1.0);
     assert!(other.get(&caller.app_id).await.is_err());

@@ -104,7 +104,7 @@ impl Stack {
     }
 
     /// The same with `changes`, TOML that is merged into the configuration: tables are merged,
-    /// everything else is replaced. `{dir}` stands for the directory of the stack,
+    /// everything else is replaced. `{dir}` is replaced with the directory of the stack,
     /// `{upstream}` for the address of the recorder.
     pub async fn start_with(changes: &str) -> Self {
         let stack = Self::start_unready_with(changes).await;

@@ -104,7 +104,7 @@ fn watermark(text: &str) -> Option<(String, u64)> {
     }
 }
 
-/// RFC 4648, section 4. Padding may be missing, and a blank stands for a plus.
+/// RFC 4648, section 4. Padding may be missing, and a blank is read as a plus.
 fn bytes(text: &str) -> Option<Vec<u8>> {
     let symbols = text.trim_end_matches('=');
     let (padding, missing) = (text.len() - symbols.len(), symbols.len().wrapping_neg() % 4);
