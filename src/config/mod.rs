@@ -48,7 +48,10 @@ pub use self::section::server::ServerSection;
 pub use self::section::server::tls::{Certificate, TlsSection};
 pub use self::section::session::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::section::session::{Carriers, SessionSection, SharedSection};
-pub use self::section::upstream::{ServerAddress, Upstream};
+pub use self::section::upstream::{
+    Balance, CheckKind, Ejection, HashKey, HealthCheck, Protocol, Retry, RetryOn, RouteRetry,
+    ServerAddress, ServerEntry, Upstream, UpstreamHost, UpstreamTls,
+};
 pub use self::section::wechat::WeChatSection;
 pub use self::value::host::HostPattern;
 pub use self::value::path::RoutePath;
@@ -155,6 +158,14 @@ impl Config {
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
         let source = SourceFile { name: name.to_owned(), text: text.to_owned() };
         read::read(source, secrets, None).config
+    }
+
+    /// Every certificate that the gateway presents: on its listeners, and to servers.
+    pub fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+        let internal = self.internal.as_ref().and_then(|section| section.tls.as_ref());
+        let listeners = self.server.tls.iter().chain(internal).flat_map(TlsSection::all);
+        let upstreams = self.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+        listeners.chain(upstreams.filter_map(|tls| tls.client.as_ref()))
     }
 
     /// A one-line summary, such as `2 listeners, 1 app, 3 upstreams, 7 routes, sessions in memory`.

@@ -15,6 +15,7 @@ use super::document::table::{LineBreaks, Report, Table};
 use super::document::{include, not_toml};
 use super::section::internal::InternalAddress;
 use super::section::route::references::References;
+use super::section::upstream::server::OwnListeners;
 use super::section::{
     admin, app, endpoints, errors, forward_auth, identity, internal, limits, log, login, open_data,
     route, server, session, upstream, wechat,
@@ -134,10 +135,20 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
     let internal = internal::read(&root, &listeners, apps.as_deref().unwrap_or_default(), secrets);
     let open_data = open_data::read(root.table("open_data"));
-    if let Some(InternalAddress::Tcp(address)) = internal.as_ref().map(|one| &one.listen) {
-        listeners.push(("internal.listen", *address));
+    let mut unix = None;
+    match internal.as_ref().map(|one| &one.listen) {
+        Some(InternalAddress::Tcp(address)) => listeners.push(("internal.listen", *address)),
+        Some(InternalAddress::Unix(path)) => unix = Some(path.as_path()),
+        None => {}
     }
-    let upstreams = upstream::read(&root, has_forward_auth, &listeners);
+    let surroundings = upstream::References {
+        may_be_absent: has_forward_auth,
+        own: OwnListeners { sockets: &listeners, unix },
+        reserved,
+        max_buffered: limits.max_buffered,
+        secrets,
+    };
+    let upstreams = upstream::read(&root, &surroundings);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
     let endpoints = endpoints::read(root.table("endpoints"), tls);
     let references = References {

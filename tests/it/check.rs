@@ -4,6 +4,7 @@
 mod live;
 mod mistakes;
 mod secrets;
+mod upstreams;
 
 use std::fs;
 use std::net::SocketAddr;

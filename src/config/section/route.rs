@@ -23,6 +23,7 @@ pub use self::rewriting::Rewriting;
 pub use self::target::{Share, StaticResponse, Target};
 use super::app::App;
 use super::limits::max_body;
+use super::upstream::{Protocol, RouteRetry, retry};
 use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::table::{Located, Place, Table};
 use crate::config::value::host::HostPattern;
@@ -69,6 +70,7 @@ pub struct Route {
     /// Headers that can carry a token, for `Vary`; empty if no `Vary` is sent.
     pub vary: Vec<HeaderName>,
     pub timeouts: Timeouts,
+    pub retry: RouteRetry,
     pub cors: Option<Cors>,
     pub preflight: Preflight,
 }
@@ -90,6 +92,8 @@ pub struct Timeouts {
     pub connect: Option<Duration>,
     pub read: Option<Duration>,
     pub write: Option<Duration>,
+    /// For the whole exchange, but not for upgraded connections.
+    pub total: Option<Duration>,
 }
 
 /// Reads all routes. `None` means that a problem was reported.
@@ -121,11 +125,13 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
         let response_edits = response_edits(&section, references);
         let vary = vary(&section, references, access, &response_edits);
         let timeouts = read_timeouts(&section);
+        let retry = read_retry(&section, references, target.as_ref(), timeouts.read);
         let (cors, preflight) =
             cors::read(&section, references, &matching.methods, &response_edits);
         let (response_edits, response_headers) =
             on_route(references.response_headers, response_edits, cors.is_some());
         let websocket = section.get_or("websocket", false);
+        report_no_upgrade(&section, references, target.as_ref(), websocket);
         let route_apps = route_apps(&section, references.apps);
         let max_body = max_body(&section, references.max_body);
         let rate_per_user = rate::read(&section, "rate_per_user", None);
@@ -161,6 +167,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
                 response_headers,
                 vary,
                 timeouts,
+                retry,
                 cors,
                 preflight,
             });
@@ -187,7 +194,36 @@ fn read_timeouts(section: &Table<'_>) -> Timeouts {
         connect: section.optional_positive("connect_timeout"),
         read: section.optional_positive("read_timeout"),
         write: section.optional_positive("write_timeout"),
+        total: section.optional_positive("timeout"),
     }
+}
+
+/// Reports a route that allows upgrades to a service that cannot do them.
+fn report_no_upgrade(
+    section: &Table<'_>,
+    references: &References<'_>,
+    target: Option<&Target>,
+    websocket: bool,
+) {
+    let upstreams = target.filter(|_| websocket).map(Target::upstreams).unwrap_or_default();
+    let mut upstreams = upstreams.into_iter().filter_map(|index| references.upstreams.get(index));
+    if let Some(upstream) = upstreams.find(|one| one.value.protocol == Protocol::Http2) {
+        let name = &upstream.value.name;
+        let message = format!("WebSockets need HTTP/1.1, but \"{name}\" has protocol = \"h2\"");
+        section.problem_of("websocket", message, "use another upstream for them");
+    }
+}
+
+fn read_retry(
+    section: &Table<'_>,
+    references: &References<'_>,
+    target: Option<&Target>,
+    read_timeout: Option<Duration>,
+) -> RouteRetry {
+    let Some(table) = section.optional_table("retry") else { return RouteRetry::default() };
+    let upstreams = target.map(Target::upstreams).unwrap_or_default().into_iter();
+    let upstreams = upstreams.filter_map(|index| references.upstreams.get(index));
+    retry::read_of_route(table, upstreams.map(|upstream| &upstream.value), read_timeout)
 }
 
 fn route_apps(section: &Table<'_>, apps: Option<&[App]>) -> Vec<AppId> {

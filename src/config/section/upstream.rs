@@ -1,21 +1,45 @@
 //! `[[upstream]]`: a named group of servers, and how they are connected to.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+mod balance;
+mod ejection;
+mod health_check;
+pub mod retry;
+pub mod server;
+mod servers_file;
+mod tls;
+
 use std::time::Duration;
 
-use toml::de::DeValue;
-
-use super::route::{Route, Target};
-use crate::config::document::from_value::{FromValue, text};
-use crate::config::document::table::{Located, Table, values};
+pub use self::balance::{Balance, HashKey, Protocol, UpstreamHost};
+pub use self::ejection::Ejection;
+pub use self::health_check::{CheckKind, HealthCheck};
+pub use self::retry::{Retry, RetryOn, RouteRetry};
+use self::server::OwnListeners;
+pub use self::server::{ServerAddress, ServerEntry};
+pub use self::tls::UpstreamTls;
+use super::route::Route;
+use crate::config::Secrets;
+use crate::config::document::table::{Located, Table};
+use crate::config::value::headers::ReservedHeaders;
 use crate::config::value::name::report_invalid_name;
 
 /// A group of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: String,
-    /// Never empty.
-    pub servers: Vec<ServerAddress>,
+    /// Not empty, unless secrets are ignored and `servers_file` does not exist.
+    pub servers: Vec<ServerEntry>,
+    pub protocol: Protocol,
+    pub balance: Balance,
+    pub host: UpstreamHost,
+    /// Bytes of a request body of unknown length that are collected before it is sent; 0: none.
+    pub buffer_body: u64,
+    /// To each server; with HTTP/2, concurrent requests. 0: no limit.
+    pub max_connections: usize,
+    /// Requests that wait for a connection.
+    pub max_pending: usize,
+    /// How long they wait.
+    pub pending_timeout: Duration,
     pub connect_timeout: Duration,
     /// Time between two reads of a response.
     pub read_timeout: Duration,
@@ -24,28 +48,37 @@ pub struct Upstream {
     /// The longest time that an idle connection is kept for the next request. If not set: 4
     /// seconds, or the time that the service requests.
     pub idle_timeout: Option<Duration>,
+    pub tls: Option<UpstreamTls>,
+    pub health_check: Option<HealthCheck>,
+    pub ejection: Ejection,
+    pub retry: Retry,
 }
 
-/// The address of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerAddress {
-    Socket(SocketAddr),
-    /// Resolved at the start and every 30 seconds.
-    Host {
-        host: String,
-        port: u16,
-    },
+/// What upstreams refer to.
+pub struct References<'a> {
+    /// Whether there may be no upstream: if forward-auth is on.
+    pub may_be_absent: bool,
+    pub own: OwnListeners<'a>,
+    pub reserved: ReservedHeaders<'a>,
+    /// `limits.max_buffered`.
+    pub max_buffered: u64,
+    pub secrets: Secrets,
 }
 
-/// Reads all upstreams. There may be none if forward-auth is on. `listeners` are the gateway's own,
-/// with their keys.
-pub fn read(
-    root: &Table<'_>,
-    may_be_absent: bool,
-    listeners: &[(&str, SocketAddr)],
-) -> Vec<Located<Upstream>> {
+/// Largest value of `buffer_body`, in bytes. A body that is collected is in memory as a whole.
+const LARGEST_BUFFER: usize = 64 << 20;
+
+/// The defaults of the keys with these names.
+const MAX_PENDING: usize = 1024;
+const PENDING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum number of connections to a server, and of requests that wait for one.
+const MOST: usize = 1 << 20;
+
+/// Reads all upstreams.
+pub fn read(root: &Table<'_>, references: &References<'_>) -> Vec<Located<Upstream>> {
     let sections = root.tables("upstream");
-    if !may_be_absent {
+    if !references.may_be_absent {
         root.report_missing("upstream", "add an [[upstream]] for each service");
     }
     let mut upstreams: Vec<Located<Upstream>> = Vec::with_capacity(sections.len());
@@ -58,27 +91,8 @@ pub fn read(
                 section.problem(name, "duplicate name", format!("first in {}", first.key));
             }
         }
-        let servers =
-            section.require_some::<ServerAddress>("servers", "such as [\"127.0.0.1:3000\"]");
-        for (index, server) in servers.iter().enumerate() {
-            if servers.iter().take(index).any(|earlier| earlier.value == server.value) {
-                section.problem(server, "is listed twice", "");
-            }
-            if let Some((key, _)) =
-                listeners.iter().find(|(_, listener)| would_reach(*listener, &server.value))
-            {
-                let message = format!("is a listener of this gateway, {key}: requests would loop");
-                section.problem(server, message, "write the address of the service");
-            }
-        }
-        let upstream = Upstream {
-            name: name.as_ref().map_or_else(String::new, |name| name.value.clone()),
-            servers: values(servers),
-            connect_timeout: section.positive("connect_timeout", Duration::from_secs(2)),
-            read_timeout: section.positive("read_timeout", Duration::from_secs(60)),
-            write_timeout: section.positive("write_timeout", Duration::from_secs(60)),
-            idle_timeout: section.optional_positive("idle_timeout"),
-        };
+        let called = name.as_ref().map_or_else(String::new, |name| name.value.clone());
+        let upstream = read_one(&section, called, references);
         let (key, span) = match name {
             Some(name) => (name.key, name.span),
             None => (section.key("name"), section.span.clone()),
@@ -89,101 +103,66 @@ pub fn read(
     upstreams
 }
 
-/// Whether a connection to a server would reach a listener of this gateway. Names other than
-/// `localhost` are not resolved.
-fn would_reach(listener: SocketAddr, server: &ServerAddress) -> bool {
-    let (addresses, port) = match server {
-        // A connection to the unspecified address reaches the loopback address.
-        ServerAddress::Socket(server) => {
-            let address = match server.ip().to_canonical() {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-                address => address,
-            };
-            (vec![address], server.port())
+fn read_one(section: &Table<'_>, name: String, references: &References<'_>) -> Upstream {
+    let servers = server::read(section, &references.own, references.secrets);
+    let tls = section.optional_table("tls");
+    let tls = tls.map(|table| tls::read(table, &servers, references.secrets));
+    if let Some(server) = servers.iter().find(|server| server.address.port() == Some(443))
+        && tls.is_none()
+        && !section.has("tls")
+    {
+        let message = format!("{} would get plain HTTP: add [upstream.tls]", server.address);
+        let name = if section.has("servers") { "servers" } else { "servers_file" };
+        section.warn_of(name, &message);
+    }
+    let max_connections = section.number("max_connections", 0, 0..=MOST);
+    let max_pending = section.number("max_pending", MAX_PENDING, 0..=MOST);
+    let pending_timeout = section.positive("pending_timeout", PENDING_TIMEOUT);
+    let is_default = max_pending == MAX_PENDING && pending_timeout == PENDING_TIMEOUT;
+    for name in ["max_pending", "pending_timeout"] {
+        if max_connections == 0 && !is_default && section.has(name) {
+            let message =
+                "has no effect without max_connections: no request waits for a connection";
+            section.warn_of(name, message);
         }
-        ServerAddress::Host { host, port } => {
-            let is_here = host.trim_end_matches('.').eq_ignore_ascii_case("localhost");
-            let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            (if is_here { loopback.to_vec() } else { Vec::new() }, *port)
-        }
-    };
-    let own = listener.ip().to_canonical();
-    let is_all_of = |address: IpAddr| own.is_ipv6() || address.is_ipv4();
-    let is_own = |address: &IpAddr| {
-        *address == own
-            || own.is_unspecified() && is_all_of(*address) && is_of_this_machine(*address)
-    };
-    port == listener.port() && addresses.iter().any(is_own)
+    }
+    let read_timeout = section.positive("read_timeout", Duration::from_secs(60));
+    Upstream {
+        name,
+        servers,
+        protocol: section.get_or("protocol", Protocol::default()),
+        balance: balance::read(section, references.reserved),
+        host: section.get_or("host", UpstreamHost::default()),
+        buffer_body: buffer_body(section, references.max_buffered),
+        max_connections,
+        max_pending,
+        pending_timeout,
+        connect_timeout: section.positive("connect_timeout", Duration::from_secs(2)),
+        read_timeout,
+        write_timeout: section.positive("write_timeout", Duration::from_secs(60)),
+        idle_timeout: section.optional_positive("idle_timeout"),
+        tls,
+        health_check: section.optional_table("health_check").and_then(health_check::read),
+        ejection: ejection::read(section.table("ejection")),
+        retry: retry::read(section.table("retry"), read_timeout),
+    }
 }
 
-/// Whether this machine has an address.
-fn is_of_this_machine(address: IpAddr) -> bool {
-    // Connecting a datagram socket sends nothing. The source address of a connection to one of the
-    // machine's own addresses is that same address.
-    let probe = || {
-        let there = std::net::SocketAddr::new(address, 9);
-        let domain = socket2::Domain::for_address(there);
-        let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None)?;
-        socket.connect(&there.into())?;
-        socket.local_addr()
-    };
-    let here = probe().ok().and_then(|here| here.as_socket());
-    address.is_loopback() || here.is_some_and(|here| here.ip() == address)
+fn buffer_body(section: &Table<'_>, max_buffered: u64) -> u64 {
+    let size = section.size("buffer_body", 0, 0..=LARGEST_BUFFER);
+    let size = u64::try_from(size).unwrap_or(u64::MAX);
+    if size > max_buffered {
+        let message = "is larger than limits.max_buffered: such a body would get 503 overloaded";
+        section.warn_of("buffer_body", message);
+    }
+    size
 }
 
 /// Warns of upstreams without a route.
 pub fn warn_of_unused(root: &Table<'_>, upstreams: &[Located<Upstream>], routes: &[Route]) {
-    let is_used = |index: usize| {
-        routes.iter().any(|route| match &route.target {
-            Target::Service { upstream, split } => {
-                *upstream == index || split.iter().any(|share| share.upstream == index)
-            }
-            Target::OwnResponse(_) | Target::ForwardAuthOnly => false,
-        })
-    };
+    let is_used =
+        |index: usize| routes.iter().any(|route| route.target.upstreams().contains(&index));
     for (_, upstream) in upstreams.iter().enumerate().filter(|(index, _)| !is_used(*index)) {
         root.warn(upstream, &format!("no route uses \"{}\"", upstream.value.name));
-    }
-}
-
-impl FromValue for ServerAddress {
-    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        const EXPECTED: &str =
-            "an address or a host name with a port, such as \"10.0.0.7:3000\" or \"shop:3000\"";
-        let given = text(value, EXPECTED)?;
-        if given.contains('@') {
-            return Err(format!("expected {EXPECTED}, without a user and a password"));
-        }
-        let wrong = || {
-            let found = format!("expected {EXPECTED}, found \"{given}\"");
-            let why = match given.split_once("://") {
-                Some(("http", rest)) if rest.trim_end_matches('/').contains('/') => {
-                    ": leave out http:// and the path, which a route may add with add_prefix"
-                }
-                Some(("http", _)) => ": leave out http://",
-                Some(("https", _)) => ": HTTPS to a server is not supported yet, only plain HTTP",
-                Some((scheme, _)) => return format!("{found}: leave out {scheme}://"),
-                None if given.starts_with("unix:") || given.starts_with('/') => {
-                    ": unix sockets are not supported yet"
-                }
-                None if given.contains('/') => {
-                    ": leave out the path, which a route may add with add_prefix"
-                }
-                _ => "",
-            };
-            format!("{found}{why}")
-        };
-        if let Ok(address) = given.parse::<SocketAddr>() {
-            return if address.port() == 0 { Err(wrong()) } else { Ok(Self::Socket(address)) };
-        }
-        let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        // Only digits and dots: a mistyped address, not a host name.
-        let is_name = (1..=253).contains(&host.len())
-            && host.bytes().all(legal)
-            && host.bytes().any(|b| b.is_ascii_alphabetic());
-        let port = port.parse().ok().filter(|port| *port != 0u16).ok_or_else(wrong)?;
-        if is_name { Ok(Self::Host { host: host.to_owned(), port }) } else { Err(wrong()) }
     }
 }

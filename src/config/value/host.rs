@@ -1,5 +1,6 @@
 //! Host names of routes and endpoints: how they are written, and which of them are valid.
 
+use http::HeaderValue;
 use toml::de::DeValue;
 
 use crate::config::document::from_value::{FromValue, text};
@@ -43,5 +44,31 @@ impl FromValue for HostPattern {
         } else {
             Self::Exact(name)
         })
+    }
+}
+
+/// The value of a `Host` header: a host, with a port if needed.
+pub struct HostHeader(pub HeaderValue);
+
+impl FromValue for HostHeader {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "a host, with a port if needed, such as \"shop.example.com\" or \"shop:8080\"";
+        let given = text(value, EXPECTED)?;
+        let (host, port) = match given.rsplit_once(':') {
+            Some((host, port)) if !given.ends_with(']') => (host, Some(port)),
+            _ => (given, None),
+        };
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => (1..=253).contains(&host.len()) && host.bytes().all(legal),
+        };
+        let is_port = port.is_none_or(|port| port.parse().is_ok_and(|port: u16| port != 0));
+        HeaderValue::from_str(given)
+            .ok()
+            .filter(|_| is_host && is_port)
+            .map(Self)
+            .ok_or_else(|| format!("expected {EXPECTED}, found \"{given}\""))
     }
 }

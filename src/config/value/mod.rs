@@ -6,5 +6,6 @@ pub mod listeners;
 pub mod name;
 pub mod path;
 pub mod pem;
+pub mod percent;
 pub mod rate;
 pub mod secret;

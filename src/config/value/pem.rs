@@ -101,7 +101,9 @@ fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str
     } else if has("OPENSSH PRIVATE KEY") {
         problem("it is an SSH key", help);
     } else if has("PRIVATE KEY") {
-        problem("it is a private key", "are cert_file and key_file swapped?");
+        let is_ca_file = file.key.ends_with("ca_file");
+        let swapped = "are cert_file and key_file swapped?";
+        problem("it is a private key", if is_ca_file { help } else { swapped });
     } else if has("CERTIFICATE REQUEST") {
         problem(
             "it is a certificate request",

@@ -45,6 +45,7 @@ impl Table<'_> {
             return size;
         }
         let show = |size: usize| match size {
+            0 => "0B".to_owned(),
             _ if size.is_multiple_of(1 << 20) => format!("{}MiB", size >> 20),
             _ if size.is_multiple_of(1 << 10) => format!("{}KiB", size >> 10),
             _ => format!("{size}B"),

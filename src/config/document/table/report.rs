@@ -75,6 +75,12 @@ impl Table<'_> {
         self.report(at.source, at.key.clone(), at.span.clone(), message, help, Redaction::IfSecret);
     }
 
+    /// Reports a problem with the value of a key.
+    pub fn problem_of(&self, name: &str, message: impl Into<String>, help: impl Into<String>) {
+        let span = self.raw(name).map_or_else(|| self.span.clone(), Spanned::span);
+        self.push(self.key(name), span, message, help);
+    }
+
     /// Reports a problem with the target of a reference: a variable or a file. Its name is shown,
     /// because it is not secret, whatever words it contains.
     pub fn reference_problem<T>(

@@ -12,6 +12,7 @@ use crate::config::Secrets;
 use crate::config::document::file::{self, io_reason};
 use crate::config::document::from_value::{FromValue, kind};
 use crate::config::document::table::{Located, Table};
+use crate::config::value::percent::hundredths;
 
 /// What responds to the requests of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,18 @@ pub enum Target {
     OwnResponse(StaticResponse),
     /// Another proxy: the route is forward-auth-only.
     ForwardAuthOnly,
+}
+
+impl Target {
+    /// Indexes of all upstreams that the requests go to.
+    pub fn upstreams(&self) -> Vec<usize> {
+        match self {
+            Self::Service { upstream, split } => {
+                split.iter().map(|share| share.upstream).chain([*upstream]).collect()
+            }
+            Self::OwnResponse(_) | Self::ForwardAuthOnly => Vec::new(),
+        }
+    }
 }
 
 /// A share of a route's users.
@@ -49,7 +62,7 @@ pub struct StaticResponse {
 const LONGEST_RESPONSE: u64 = 64 << 10;
 
 /// Keys that say how to connect to a service.
-const FOR_SERVICES: [&str; 12] = [
+const FOR_SERVICES: [&str; 14] = [
     "upstream",
     "split",
     "strip_prefix",
@@ -59,6 +72,8 @@ const FOR_SERVICES: [&str; 12] = [
     "connect_timeout",
     "read_timeout",
     "write_timeout",
+    "timeout",
+    "retry",
     "websocket",
     "max_body",
     "preflight",
@@ -174,13 +189,7 @@ impl FromValue for Percent {
             DeValue::Float(number) => Some(number.as_str()),
             _ => None,
         };
-        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let hundredths = text.and_then(|text| {
-            let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-            (is_number(whole) && is_number(fraction) && fraction.len() <= 2)
-                .then(|| format!("{whole}{fraction:0<2}").parse().ok())?
-        });
-        hundredths.filter(|hundredths| *hundredths <= 10_000).map(Self).ok_or_else(|| {
+        text.and_then(hundredths).map(Self).ok_or_else(|| {
             let expected = "expected a number from 0 to 100 with at most two decimals";
             format!("{expected}, found {}", kind(value))
         })
