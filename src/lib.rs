@@ -46,11 +46,10 @@
 //!
 //! This crate parses, frames and writes every byte of HTTP/1 between clients and services: headers
 //! in `message` and `proxy::compose`, bodies in `message::chunked` and `proxy::body`. `h2` does the
-//! same for HTTP/2 clients, and rustls does TLS with clients. Sockets and timers are tokio's.
-//! pingora is used for two things: its connectors open connections to servers (`proxy`), and its
-//! service discovery updates an upstream's list of servers (`upstream`). Its proxy, its HTTP
-//! parsers, its connection pool and its server are not used. Listeners that are not public use
-//! hyper (`listener::small_server` and `edge::forward_auth`).
+//! same for HTTP/2, and rustls does TLS, with clients and services. Sockets and timers are tokio's.
+//! pingora's connectors open connections to servers, and hickory resolves their names (`upstream`).
+//! pingora's proxy, its HTTP parsers, its connection pool and its server are not used. Listeners
+//! that are not public use hyper (`listener::small_server` and `edge::forward_auth`).
 //!
 //! # The life of a login
 //!

@@ -46,7 +46,7 @@ async fn route(
         return Err(AdminError::MethodNotAllowed("GET, HEAD"));
     }
     Ok(match request.uri().path() {
-        "/metrics" => metrics(process)?,
+        "/metrics" => metrics(process, policy)?,
         "/healthz" => response(200, TEXT, "ok\n"),
         "/readyz" if process.lifecycle.is_ready() && process.sessions.was_reached() => {
             response(200, TEXT, "ready\n")
@@ -65,8 +65,9 @@ fn into_response(own: OwnResponse) -> Response {
     response
 }
 
-fn metrics(process: &Process) -> Result<Response, AdminError> {
+fn metrics(process: &Process, policy: &Policy) -> Result<Response, AdminError> {
     process.sessions.maintain();
+    policy.pools.iter().for_each(|pool| pool.update_metrics());
     let text = process.metrics.render().map_err(|error| {
         tracing::error!(%error, "cannot render metrics");
         AdminError::Internal

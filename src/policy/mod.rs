@@ -25,7 +25,7 @@ use crate::access::identity_headers::{
 use crate::access::rate_limiter::RateLimit;
 use crate::access::trusted_proxies::TrustedProxies;
 use crate::clock::Clock;
-use crate::config::{self, Config, LimitsSection, Rate, TlsSection, Upstream};
+use crate::config::{self, Config, LimitsSection, Rate, Upstream};
 use crate::identity::secret::Secret;
 use crate::listener::tls::{Alpn, Tls};
 use crate::login::Login;
@@ -38,7 +38,7 @@ use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
-use crate::upstream::Pool;
+use crate::upstream::{Network, Pool};
 use crate::wechat::access_token::AccessTokens;
 use crate::wechat::{ClientError, WeChat};
 
@@ -73,6 +73,8 @@ pub struct Process {
     pub access_log: AccessLog,
     pub sessions: Sessions,
     pub clock: Clock,
+    /// What connects to the servers of upstreams.
+    pub network: Arc<Network>,
     pub lifecycle: Lifecycle,
     /// Limits how often operators' requests with a wrong token are logged.
     pub operator_refusals: LogThrottle,
@@ -138,6 +140,8 @@ pub enum PolicyError {
     Tls(#[from] rustls::Error),
     #[error("internal.tls: {0}")]
     InternalTls(rustls::Error),
+    #[error("TLS of upstream \"{0}\": {1}")]
+    UpstreamTls(String, rustls::Error),
 }
 
 /// Cache headers of a decision that lets a request pass. All calls for decisions have one URL, so
@@ -170,6 +174,20 @@ pub struct RouteState {
 /// A route with its state.
 pub type ServedRoute = Served<RouteState>;
 
+/// The state of each upstream.
+fn pools(
+    config: &Config,
+    process: &Process,
+    previous: Option<&Policy>,
+) -> Result<Vec<Arc<Pool>>, PolicyError> {
+    let previous = previous.map_or(&[][..], |previous| &previous.pools);
+    let pool = |section: &Upstream| {
+        let pool = Pool::carried_over(previous, section, &process.network);
+        pool.map_err(|error| PolicyError::UpstreamTls(section.name.clone(), error))
+    };
+    config.upstreams.iter().map(pool).collect()
+}
+
 impl Policy {
     /// Whatever is configured as in `previous` keeps its state: addresses of servers, logins in
     /// flight, rate limits, access tokens.
@@ -184,7 +202,6 @@ impl Policy {
         let metrics = &process.metrics;
         let tls = config.server.tls.as_ref();
         let internal_tls = config.internal.as_ref().and_then(|section| section.tls.as_ref());
-        let certificates = tls.into_iter().chain(internal_tls).flat_map(TlsSection::all);
         let tls =
             tls.map(|tls| Tls::new(tls, process.tickets.clone(), metrics.clone(), Alpn::Http2));
         let tls = tls.transpose()?;
@@ -195,6 +212,7 @@ impl Policy {
             metrics.clone(),
         )?;
         let internal_tls = internal_tls.map(|tls| InternalPolicy::tls(tls, metrics)).transpose()?;
+        let pools = pools(config, process, previous)?;
         // Nothing can fail from here on.
         let login = Login::new(
             config,
@@ -216,7 +234,7 @@ impl Policy {
             InternalPolicy::new(config, section, internal_tls, wechat.clone(), access_tokens)
         });
         metrics.set_certificates(
-            certificates.map(|one| (one.file.display().to_string(), one.expires)),
+            config.certificates().map(|one| (one.file.display().to_string(), one.expires)),
         );
         let rate_limit = |rate: Option<Rate>, previous: Option<&Arc<RateLimit>>| {
             let capacity = config.limits.max_rate_clients;
@@ -234,12 +252,8 @@ impl Policy {
             }
         };
         let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
-        let pool = |section: &Upstream| {
-            let pools = previous.map_or(&[][..], |previous| &previous.pools);
-            Pool::carried_over(pools, section, &process.clock)
-        };
         Ok(Self {
-            pools: config.upstreams.iter().map(pool).collect(),
+            pools,
             authenticator: Authenticator::new(
                 process.sessions.clone(),
                 &config.session,

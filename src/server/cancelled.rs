@@ -21,7 +21,7 @@ use super::{Server, into_tokio};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
 use crate::edge::{Edge, ListenerKind};
-use crate::policy::Process;
+use crate::policy::{Policies, Process};
 use crate::server::reload;
 use crate::telemetry::metrics::Metrics;
 
@@ -64,6 +64,7 @@ struct Bench {
     listener: TcpListener,
     edge: Arc<Edge>,
     process: Arc<Process>,
+    policies: Arc<Policies>,
     records: Arc<Mutex<Records>>,
     /// Keeps resolving the servers.
     _resolving: JoinSet<()>,
@@ -106,6 +107,11 @@ impl Bench {
             name = "service"
             servers = ["{address}"]
             [[upstream]]
+            name = "limited"
+            servers = ["{address}"]
+            max_connections = 1
+            retry = {{ budget = "100%" }}
+            [[upstream]]
             name = "dead"
             servers = ["{dead}"]
             [[route]]
@@ -113,6 +119,10 @@ impl Bench {
             upstream = "service"
             auth = "none"
             websocket = true
+            [[route]]
+            path = "/limited"
+            upstream = "limited"
+            auth = "none"
             [[route]]
             path = "/dead"
             upstream = "dead"
@@ -128,7 +138,15 @@ impl Bench {
         let listener = into_tokio(public.remove(0).0).unwrap();
         let mut resolving = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut resolving).await;
-        Self { listener, edge, process, records, _resolving: resolving, _directory: directory }
+        Self {
+            listener,
+            edge,
+            process,
+            policies,
+            records,
+            _resolving: resolving,
+            _directory: directory,
+        }
     }
 
     /// Serves the connection of this client, and drops it after this many polls. Returns whether it
@@ -162,7 +180,13 @@ impl Bench {
         }
         assert_eq!(self.process.metrics.requests_in_flight(), 0, "{what}");
         assert_eq!(self.edge.held(), (MAX_CONNECTIONS, 0), "{what}");
+        self.policies.current().pools.iter().for_each(|pool| pool.update_metrics());
         let metrics = String::from_utf8(self.process.metrics.render().unwrap()).unwrap();
+        for gauge in ["wxgate_upstream_requests_in_flight{", "wxgate_upstream_pending{"] {
+            let mut lines = metrics.lines().filter(|line| line.starts_with(gauge)).peekable();
+            assert!(lines.peek().is_some(), "{gauge}");
+            assert!(lines.all(|line| line.ends_with(" 0")), "{what}: {metrics}");
+        }
         for gauge in ["wxgate_http_requests_in_flight 0\n", "wxgate_buffered_bytes 0\n"] {
             assert!(metrics.contains(gauge), "{what}: {metrics}");
         }
@@ -249,6 +273,13 @@ async fn respond(mut stream: TcpStream, number: usize, records: Arc<Mutex<Record
             return fault("no request", header.as_bytes());
         }
         records.lock().unwrap().served.push((number, target.clone()));
+        if target == "/limited?closed" {
+            let records = records.lock().unwrap();
+            let times = records.served.iter().filter(|(_, other)| *other == target).count();
+            if times % 2 == 1 {
+                return;
+            }
+        }
         let lower = header.to_ascii_lowercase();
         let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
         if let Some(length) = length {
@@ -396,6 +427,23 @@ async fn a_request_with_a_length() {
         "xxx",
     ]);
     drop_after_each_poll("POST with a length", script, "\r\n\r\n/length?post").await;
+}
+
+/// If a place were left taken, the next request would wait in vain.
+#[tokio::test]
+async fn a_request_for_the_only_place_of_a_server() {
+    let script = parts(&[
+        "POST /limited?post HTTP/1.1\r\nHost: g\r\nContent-Length: 3\r\n",
+        "Connection: close\r\n\r\nx",
+        "xx",
+    ]);
+    drop_after_each_poll("the only place", script, "\r\n\r\n/limited?post").await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_again() {
+    let script = parts(&["GET /limited?closed HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"]);
+    drop_after_each_poll("a retry", script, "\r\n\r\n/limited?closed").await;
 }
 
 #[tokio::test]

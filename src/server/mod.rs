@@ -45,6 +45,7 @@ use crate::session::Sessions;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::Network;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
@@ -309,6 +310,7 @@ fn prepare(
     let lifecycle = Lifecycle::default();
     let tickets = tls::tickets().map_err(StartError::Tickets)?;
     let process = Process {
+        network: Arc::new(Network::new(clock.clone(), metrics.clone())),
         metrics,
         access_log,
         sessions,
@@ -339,6 +341,7 @@ async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
         process.sessions.maintain();
         let policy = policies.current();
         policy.login.maintain();
+        policy.pools.iter().for_each(|pool| pool.maintain());
         if let Some(access_tokens) = &policy.access_tokens {
             access_tokens.maintain();
         }

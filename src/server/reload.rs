@@ -186,12 +186,17 @@ impl Reloader {
         Ok(changes)
     }
 
-    /// Removes the metric series of apps and routes that the new configuration does not have.
+    /// Removes the metric series of apps, upstreams and routes that the new configuration does not have.
     fn forget_series(&self, config: &Config) {
         let metrics = &self.process.metrics;
         for old in &self.origin.config.apps {
             if config.apps.iter().all(|app| app.app_id != old.app_id) {
                 metrics.forget_app(old.app_id.as_str());
+            }
+        }
+        for old in &self.origin.config.upstreams {
+            if config.upstreams.iter().all(|upstream| upstream.name != old.name) {
+                metrics.forget_upstream(&old.name);
             }
         }
         for old in &self.origin.config.routes {
@@ -246,5 +251,6 @@ pub async fn resolve(pools: &[Arc<Pool>], resolving: &mut JoinSet<()>) {
     let _ = timeout(FIRST_RESOLVE, first.join_all()).await;
     for pool in pools {
         resolving.spawn(Pool::keep_resolving(Arc::downgrade(pool)));
+        resolving.spawn(Pool::keep_checking(Arc::downgrade(pool)));
     }
 }

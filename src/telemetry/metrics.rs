@@ -8,6 +8,7 @@
 mod open_data;
 mod requests;
 mod sessions;
+mod upstream;
 mod wechat;
 
 use std::collections::HashMap;
@@ -25,6 +26,8 @@ pub use self::open_data::OpenDataMetrics;
 use self::requests::RequestMetrics;
 pub use self::requests::RouteMetrics;
 use self::sessions::SessionMetrics;
+use self::upstream::UpstreamFamilies;
+pub use self::upstream::{AttemptOutcome, RetryOutcome, UpstreamMetrics, UpstreamState};
 pub use self::wechat::{AccessTokenMetrics, Raised, WeChatMetrics};
 
 /// 1 ms to 10 s.
@@ -60,6 +63,7 @@ type DroppedLines = Box<dyn Fn() -> usize + Send>;
 pub struct Metrics {
     registry: Registry,
     requests: RequestMetrics,
+    upstreams: UpstreamFamilies,
     decisions: IntCounterVec,
     logins: IntCounterVec,
     logins_coalesced: IntCounter,
@@ -109,6 +113,7 @@ impl Metrics {
 
         Ok(Arc::new(Self {
             requests: RequestMetrics::new(&registry)?,
+            upstreams: UpstreamFamilies::new(&registry)?,
             decisions: counters(
                 &registry,
                 "wxgate_auth_decisions_total",
