@@ -53,7 +53,7 @@ impl Edge {
             (Endpoint::None, elsewhere(&summary, policy.redirect_port))
         };
         let (method, path, took) = (summary.method, summary.path(), began.elapsed());
-        let request = UnroutedRequest { endpoint, method, path, took };
+        let request = UnroutedRequest { endpoint, method, path, took, is_grpc: false };
         self.gateway.respond_and_close(client, &request, response).await;
     }
 }

@@ -34,6 +34,7 @@ pub enum Rejection {
     NoRoute,
     MethodNotAllowed { allow: Cow<'static, str> },
     RequestTimeout,
+    LengthRequired,
     BodyTooLarge,
     HeadersTooLarge,
     UpgradeRequired,
@@ -87,7 +88,7 @@ impl Rejection {
     }
 
     /// The `error` words of all rejections, by which the configuration refers to them.
-    pub fn errors() -> [&'static str; 23] {
+    pub fn errors() -> [&'static str; 24] {
         let allow = Cow::Borrowed("");
         let retry_after = 1;
         [
@@ -101,6 +102,7 @@ impl Rejection {
             Self::NoRoute,
             Self::MethodNotAllowed { allow },
             Self::RequestTimeout,
+            Self::LengthRequired,
             Self::BodyTooLarge,
             Self::HeadersTooLarge,
             Self::UpgradeRequired,
@@ -147,6 +149,9 @@ impl Rejection {
             }
             Self::RequestTimeout => {
                 (408, "request_timeout", None, "the request was not received in time")
+            }
+            Self::LengthRequired => {
+                (411, "length_required", None, "send the request body with Content-Length")
             }
             Self::BodyTooLarge => (413, "body_too_large", None, "the request body is too large"),
             Self::HeadersTooLarge => {
@@ -202,6 +207,7 @@ impl Rejection {
             | Self::NoRoute
             | Self::MethodNotAllowed { .. }
             | Self::RequestTimeout
+            | Self::LengthRequired
             | Self::BodyTooLarge
             | Self::HeadersTooLarge
             | Self::UpgradeRequired

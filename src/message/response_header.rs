@@ -210,7 +210,18 @@ fn judge_beginning(read: &[u8]) -> Result<(), Fault> {
         let same = first.len().min(b"HTTP/1.".len());
         first.get(..same) == b"HTTP/1.".get(..same)
     };
-    if can_be { Ok(()) } else { Err(Fault::Malformed(STATUS_LINE.to_owned())) }
+    if can_be { Ok(()) } else { Err(Fault::Malformed(other_protocol(read).to_owned())) }
+}
+
+/// Why a response does not begin with a status line.
+fn other_protocol(read: &[u8]) -> &'static str {
+    match read {
+        // A SETTINGS frame (RFC 9113, sections 3.4 and 4.1).
+        [0, 0, _, 4, ..] => "status line (the server speaks HTTP/2: set protocol = \"h2\")",
+        // An alert (RFC 8446, section 5.1).
+        [21, 3, ..] => "status line (the server speaks TLS: add [upstream.tls])",
+        _ => STATUS_LINE,
+    }
 }
 
 const STATUS_LINE: &str = "status line";
@@ -301,6 +312,18 @@ mod tests {
         }
         let old = judged("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n").unwrap().unwrap();
         assert_eq!((old.framing, old.persists), (Framing::Length(5), false));
+    }
+
+    #[test]
+    fn a_server_that_speaks_another_protocol_is_reported() {
+        for (text, hint) in [
+            ("\0\0\x12\x04\0\0\0\0\0\0\0", "protocol = \"h2\""),
+            ("\x15\x03\x01\0\x02\x02\x46", "add [upstream.tls]"),
+        ] {
+            let fault = judged(text).err().map(|fault| fault.to_string()).unwrap_or_default();
+            assert!(fault.starts_with("response header malformed: status line"), "{fault}");
+            assert!(fault.contains(hint), "{fault}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! the receiver accepts nothing, nothing is read. `limits` decides how long each side may
 //! take.
 
+mod broken;
 mod limits;
+mod trailers;
 
 use std::io::{self, Write as _};
 use std::pin::Pin;
@@ -15,8 +17,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+pub use self::broken::Broken;
 use self::limits::Pace;
 pub use self::limits::{Limits, Wait};
+pub use self::trailers::{BadTrailers, WriteTrailers};
 use super::buffers;
 use crate::message::chunked::{Chunked, Part};
 
@@ -49,49 +53,9 @@ pub trait Incoming: AsyncRead + Unpin {
     fn take_trailers(&mut self) -> Vec<u8> {
         Vec::new()
     }
-}
 
-impl Incoming for pingora::protocols::Stream {}
-
-/// Why a body was not forwarded completely.
-#[derive(Debug)]
-pub enum Broken {
-    /// The sender's connection failed.
-    Read(io::Error),
-    /// The sender closed its connection before the end of the body.
-    Ended,
-    /// The sender's framing or a trailer is malformed.
-    Malformed,
-    /// The body is longer than allowed.
-    TooLarge,
-    /// The trailers are longer than allowed.
-    TrailersTooLarge,
-    /// The sender is too slow.
-    TooSlow,
-    /// The receiver's connection failed.
-    Write(io::Error),
-    /// The receiver is too slow.
-    ReceiverTooSlow,
-}
-
-/// Writes the trailers of a chunked body, which are given as received: each line with its CR LF.
-pub trait WriteTrailers: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers> {}
-impl<F: FnMut(&[u8], &mut Vec<u8>) -> Result<(), BadTrailers>> WriteTrailers for F {}
-
-/// Trailers that cannot be forwarded.
-pub enum BadTrailers {
-    Malformed,
-    /// Together with the header, they exceed the limits for a header.
-    TooLarge,
-}
-
-impl From<BadTrailers> for Broken {
-    fn from(bad: BadTrailers) -> Self {
-        match bad {
-            BadTrailers::Malformed => Self::Malformed,
-            BadTrailers::TooLarge => Self::TrailersTooLarge,
-        }
-    }
+    /// Called while what was read waits for the receiver.
+    fn gather(&mut self, _: &mut Context<'_>) {}
 }
 
 /// How far a body has been forwarded.
@@ -110,10 +74,14 @@ pub struct Transfer {
     limits: Limits,
     /// Bytes to be sent, including a header before the body, and how many of them were sent.
     pub output: Vec<u8>,
+    /// Bytes of the header.
+    header: usize,
     sent: usize,
     is_flushed: bool,
     /// Whether `output` still has everything from the first byte, so that it can be sent again.
     is_held: bool,
+    /// Bytes of a body that are held after they were sent.
+    most_held: u64,
     stage: Stage,
     /// Received trailers, each with its CR LF.
     trailers: Vec<u8>,
@@ -133,10 +101,12 @@ impl Transfer {
             source,
             target,
             limits,
+            header: output.len(),
             output,
             sent: 0,
             is_flushed: true,
             is_held: true,
+            most_held: 0,
             stage,
             trailers: Vec::new(),
             tail: Vec::new(),
@@ -155,21 +125,42 @@ impl Transfer {
         self.stage == Stage::Sent
     }
 
+    /// Holds a body of up to `most` bytes after it was sent, so that it can be sent again.
+    pub fn hold(&mut self, most: u64) {
+        self.most_held = most;
+    }
+
     /// Whether everything sent is still held, so that it can be sent again.
     pub fn can_repeat(&self) -> bool {
-        self.is_received() && self.is_held
+        self.is_held
     }
 
     /// Starts again with the held bytes.
     pub fn repeat(&mut self) {
         self.sent = 0;
-        self.stage = Stage::Received;
+        self.is_flushed = true;
+        if self.stage == Stage::Sent {
+            self.stage = Stage::Received;
+        }
         self.pace.stop_waiting();
+    }
+
+    /// Replaces the held header.
+    pub fn replace_header(&mut self, header: &[u8]) {
+        let length = self.header.min(self.output.len());
+        self.output.splice(..length, header.iter().copied());
+        self.header = header.len();
     }
 
     /// Which side is waited for, and the deadline.
     pub fn due(&self) -> Option<(Wait, Instant)> {
         self.pace.due(&self.limits)
+    }
+
+    /// Whether the rest of the body has been waited for, for so long that the receiver may have
+    /// given up.
+    pub fn has_stalled(&self) -> bool {
+        !self.is_received() && self.pace.has_sender_stalled()
     }
 
     /// Moves the bytes of the body from `input` to `output`, with the new framing.
@@ -292,6 +283,7 @@ impl Transfer {
                     if input.is_empty() {
                         buffers::give(std::mem::take(input));
                     }
+                    reader.gather(cx);
                     return self.pace.wait_for(Wait::Receiver);
                 };
                 match written {
@@ -322,13 +314,16 @@ impl Transfer {
                 self.stage = Stage::Sent;
                 return Poll::Ready(Ok(()));
             }
-            self.is_held &= self.output.is_empty();
-            self.output.clear();
-            self.sent = 0;
+            if self.most_held == 0 || self.received > self.most_held || !self.is_held {
+                self.is_held &= self.output.is_empty();
+                self.output.clear();
+                self.sent = 0;
+            }
             if !input.is_empty() {
                 self.take(input, trailers)?;
                 // Everything sent so far is flushed before waiting for more.
-                if self.is_received() || !self.output.is_empty() || !self.is_flushed {
+                let is_sent = self.sent == self.output.len();
+                if self.is_received() || !is_sent || !self.is_flushed {
                     continue;
                 }
             }
@@ -357,7 +352,9 @@ impl Transfer {
             if input.is_empty() {
                 buffers::give(std::mem::take(input));
             }
-            buffers::give(std::mem::take(&mut self.output));
+            if self.output.is_empty() {
+                buffers::give(std::mem::take(&mut self.output));
+            }
             return self.pace.wait_for(Wait::Sender);
         };
         self.pace.sender_sent();

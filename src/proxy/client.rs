@@ -51,6 +51,8 @@ pub struct ClientConnection {
     /// Bytes that were read and belong to no request yet.
     pub held: Vec<u8>,
     pub deadline: Deadline,
+    /// When the last response ended, if that is known.
+    pub idle_since: Option<Instant>,
     pub peer: SocketAddr,
     pub address: IpAddr,
     /// The client's address, as it is written to services.
@@ -89,6 +91,7 @@ impl ClientConnection {
             peer,
             held,
             deadline: Deadline::new(),
+            idle_since: None,
             address,
             address_value: address_value(address),
             spare: Vec::new(),
@@ -122,7 +125,8 @@ impl ClientConnection {
                 let limits = &policy.limits;
                 if is_idle { limits.idle_timeout } else { limits.header_timeout }
             });
-            self.deadline.set(Instant::now() + time);
+            let since = self.idle_since.take().unwrap_or_else(Instant::now);
+            self.deadline.set(since + time);
             if !matches!(self.read_more().await, Some(Ok(1..))) {
                 return NextRequest::Ended;
             }

@@ -13,15 +13,18 @@ use http::header::{DATE, UPGRADE};
 
 use super::body::BodyTarget;
 use super::client::ClientConnection;
+use super::grpc;
 use super::request::Request;
 use super::trailers;
 use crate::access::identity_headers::REQUEST_ID;
+use crate::config::UpstreamHost;
 use crate::message::header::lines::{Lines, write_line};
 use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{Headers, HeadersMut, nominated};
 use crate::message::own_response::OwnResponse;
 use crate::message::request_header::Framing;
 use crate::message::response_header::ResponseHeader;
+use crate::upstream::server::Server;
 
 /// Whether a header is about framing, or is a hop-by-hop header. Such lines are never copied.
 pub fn is_of_connection(name: &[u8]) -> bool {
@@ -42,10 +45,21 @@ pub fn is_among(names: &[Box<[u8]>], name: &[u8]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Writes a request header for the service. `None` is an internal error.
-pub fn request(request: &mut Request, client: &ClientConnection, out: &mut Vec<u8>) -> Option<()> {
+/// Writes a request header for a server. As long as the server is not known, `Host` is that of the
+/// client, even if the upstream's `host` is `server`. `None` is an internal error.
+pub fn request(
+    request: &Request,
+    client: &ClientConnection,
+    server: Option<&Server>,
+    out: &mut Vec<u8>,
+) -> Option<()> {
     let policy = request.policy.clone();
     let route = request.route()?;
+    let host = match &request.pool()?.section().host {
+        UpstreamHost::Client => None,
+        UpstreamHost::Server => server.map(|server| &server.host),
+        UpstreamHost::Fixed(host) => Some(host),
+    };
     let is_trusted = request.client.is_trusted;
     // Read before any line is removed.
     let forwarding = is_trusted.then(|| {
@@ -70,8 +84,12 @@ pub fn request(request: &mut Request, client: &ClientConnection, out: &mut Vec<u
     out.extend_from_slice(b" HTTP/1.1\r\n");
 
     let edits = &route.request_edits;
+    if let Some(host) = host {
+        write_line(out, b"host", host.as_bytes());
+    }
     for (name, value) in request.lines.iter() {
         let is_removed = is_of_connection(name)
+            || host.is_some() && name.eq_ignore_ascii_case(b"host")
             || is_among(&nominated, name)
             || policy.identity_headers.strips(name, value, is_trusted)
             || edits.removes(name);
@@ -228,6 +246,13 @@ pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<
         everywhere = &route.response_headers;
     }
     response.add_missing(everywhere);
+    let is_trailers_only = match &request.rejection {
+        Some(rejection) if request.is_grpc => {
+            grpc::trailers_only(&mut response, rejection.message());
+            true
+        }
+        _ => false,
+    };
     let reason = http::StatusCode::from_u16(response.status).ok();
     let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
     write_status(out, response.status, reason.as_bytes());
@@ -237,7 +262,7 @@ pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
     }
     write_date(out);
-    if response.status != 204 {
+    if response.status != 204 && !is_trailers_only {
         write_number(out, b"content-length", response.body.len() as u64);
     }
     if upgrades {

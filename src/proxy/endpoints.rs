@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::Gateway;
 use super::body::{BodySource, BodyTarget, Broken, Limits, Transfer};
+use super::buffered::BufferShare;
 use super::client::ClientConnection;
 use super::failure::{Stop, of_request_body};
 use super::request::{CONTINUE, Request};
@@ -41,7 +42,7 @@ impl Gateway {
             return self.serve_login(request, LoginRequest::Query(&query), received_at).await;
         }
         let time = policy.limits.body_timeout;
-        let body = match read_body(client, request, login.max_body(), time).await {
+        let body = match read_body(client, request, login.max_body() as u64, time, None).await {
             Ok(body) => body,
             Err(stop) => {
                 if let Stop::Rejected(rejection) = &stop {
@@ -107,15 +108,17 @@ pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
     response
 }
 
-/// Reads a whole body of at most `limit` bytes, within `time`.
-async fn read_body(
+/// Reads a whole body of at most `limit` bytes, within `time`. Its bytes are counted in `share`, if
+/// there is one.
+pub(super) async fn read_body(
     client: &mut ClientConnection,
     request: &mut Request,
-    limit: usize,
+    limit: u64,
     time: Duration,
+    mut share: Option<&mut BufferShare<'_>>,
 ) -> Result<Vec<u8>, Stop> {
     let source = match request.header.framing {
-        Framing::Length(length) if length > limit as u64 => {
+        Framing::Length(length) if length > limit => {
             return Err(Rejection::BodyTooLarge.into());
         }
         Framing::Length(length) => BodySource::Length(length),
@@ -127,7 +130,7 @@ async fn read_body(
         let sent = client.send_informational(CONTINUE, patience).await;
         sent.map_err(|_| Stop::Disconnected)?;
     }
-    let limits = Limits { bytes: limit as u64, ..Limits::NONE };
+    let limits = Limits { bytes: limit, ..Limits::NONE };
     let mut transfer = Transfer::new(source, BodyTarget::Plain, limits, Vec::new());
     let end = Instant::now() + time;
     // The connection cannot be reused until the whole body has been read.
@@ -135,6 +138,9 @@ async fn read_body(
     request.is_read = true;
     loop {
         transfer.take(&mut client.held, &mut |_, _| Ok(())).map_err(of_request_body)?;
+        if share.as_mut().is_some_and(|share| !share.grow_to(transfer.received)) {
+            return Err(Rejection::Overloaded.into());
+        }
         if transfer.is_received() {
             break;
         }

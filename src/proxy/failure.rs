@@ -2,11 +2,9 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use humantime::format_duration;
-use pingora::{Error, ErrorType};
 
 use super::body::Broken;
 use crate::clock::Clock;
@@ -14,6 +12,11 @@ use crate::message::rejection::Rejection;
 use crate::message::response_header::Fault;
 use crate::route::MatchError;
 use crate::telemetry::log_throttle::LogThrottles;
+use crate::upstream::Outcome;
+use crate::upstream::connection::ConnectError;
+use crate::upstream::http2;
+use crate::upstream::server::Address;
+use crate::upstream::tls::TlsFault;
 
 /// Prefix of the cause when a response header is malformed.
 const MALFORMED: &str = "response header malformed: ";
@@ -60,9 +63,13 @@ impl From<Fault> for Stop {
 
 /// How a service failed.
 pub enum Failed {
-    /// No server exists, or all were tried.
+    /// No server exists, or none is healthy.
     NoServer,
-    Connect(Box<Error>),
+    /// All connections are in use, and `max_pending` requests wait for one.
+    QueueFull,
+    /// No connection became free within `pending_timeout`.
+    NoPlace(Duration),
+    Connect(ConnectError),
     /// The connection was closed before the first byte of a response.
     Closed,
     ClosedInHeader,
@@ -70,8 +77,15 @@ pub enum Failed {
     Read(io::Error),
     Write(io::Error),
     NoResponse,
+    /// The route's `retry.per_try_timeout`, or the upstream's.
+    NoFirstByte,
+    /// The route's `timeout`, or the client's `grpc-timeout`.
+    TimedOut,
     BodyStalled,
     RequestNotAccepted,
+    /// The server has not processed an HTTP/2 stream, and says so.
+    NotProcessed,
+    Http2(http2::Fault),
     Header(Fault),
     /// The chunks of a body, or its trailers, are malformed.
     Chunks,
@@ -83,31 +97,68 @@ pub struct Patience {
     pub connect: Duration,
     pub read: Duration,
     pub write: Duration,
+    pub per_try: Duration,
+    pub total: Duration,
 }
 
 impl Failed {
     pub fn rejection(&self) -> Rejection {
         match self {
             Self::NoServer => Rejection::NoUpstream,
-            Self::Connect(error) => match error.etype() {
-                ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
-                    Rejection::GatewayTimeout
-                }
-                _ => Rejection::BadGateway,
-            },
-            Self::NoResponse | Self::BodyStalled | Self::RequestNotAccepted => {
-                Rejection::GatewayTimeout
-            }
+            Self::QueueFull | Self::NoPlace(_) => Rejection::Overloaded,
+            Self::Connect(ConnectError::TimedOut(_) | ConnectError::TlsTimedOut(_))
+            | Self::NoResponse
+            | Self::NoFirstByte
+            | Self::BodyStalled
+            | Self::RequestNotAccepted
+            | Self::TimedOut => Rejection::GatewayTimeout,
             _ => Rejection::BadGateway,
         }
+    }
+
+    /// What it says about the server; `None`: nothing.
+    pub fn outcome(&self) -> Option<Outcome> {
+        Some(match self {
+            Self::Connect(error) if error.is_own() => Outcome::NoSocket,
+            Self::Connect(
+                ConnectError::Tls(_)
+                | ConnectError::TlsTimedOut(_)
+                | ConnectError::Http2(http2::Fault::Tls(_)),
+            ) => Outcome::TlsFailed,
+            // With TLS 1.3 a server judges the client's certificate after the handshake.
+            Self::Read(error) | Self::Write(error) if TlsFault::of(error).is_some() => {
+                Outcome::TlsFailed
+            }
+            Self::Closed | Self::ClosedInHeader | Self::Read(_) | Self::Write(_) => Outcome::Reset,
+            Self::NoResponse | Self::NoFirstByte | Self::RequestNotAccepted => Outcome::TimedOut,
+            Self::Header(_)
+            | Self::Http2(_)
+            | Self::Connect(ConnectError::Http2(http2::Fault::Protocol(_))) => {
+                Outcome::ProtocolError
+            }
+            Self::Connect(_) | Self::NotProcessed => Outcome::ConnectFailed,
+            // There was no attempt, the route's own limit was reached, or the response has begun.
+            Self::NoServer
+            | Self::QueueFull
+            | Self::NoPlace(_)
+            | Self::TimedOut
+            | Self::BodyStalled
+            | Self::ClosedInBody
+            | Self::Chunks => return None,
+        })
     }
 
     /// The cause as text. It contains nothing sent by the client or the service except header
     /// names.
     pub fn cause(&self, patience: &Patience) -> Cow<'static, str> {
         match self {
-            Self::NoServer => "no server left to try".into(),
-            Self::Connect(error) => of_connect(error, patience.connect),
+            Self::NoServer => "no server is available".into(),
+            Self::QueueFull => "all connections are in use, and max_pending requests wait".into(),
+            Self::NoPlace(time) => {
+                let time = format_duration(*time);
+                format!("no connection became free within pending_timeout ({time})").into()
+            }
+            Self::Connect(error) => error.cause().into(),
             Self::Closed => "connection closed before a response".into(),
             Self::ClosedInHeader => "connection closed within the response header".into(),
             Self::ClosedInBody => "connection closed before the end of the response body".into(),
@@ -117,6 +168,14 @@ impl Failed {
                 let time = format_duration(patience.read);
                 format!("no response within read_timeout ({time})").into()
             }
+            Self::NoFirstByte => {
+                let time = format_duration(patience.per_try);
+                format!("no response within per_try_timeout ({time})").into()
+            }
+            Self::TimedOut => {
+                let time = format_duration(patience.total);
+                format!("not complete within timeout ({time})").into()
+            }
             Self::BodyStalled => {
                 let time = format_duration(patience.read);
                 format!("response body stalled for read_timeout ({time})").into()
@@ -125,6 +184,8 @@ impl Failed {
                 let time = format_duration(patience.write);
                 format!("request not accepted within write_timeout ({time})").into()
             }
+            Self::NotProcessed => http2::Fault::NotProcessed.to_string().into(),
+            Self::Http2(fault) => fault.to_string().into(),
             Self::Header(fault) => fault.to_string().into(),
             Self::Chunks => "response body malformed: chunked encoding".into(),
         }
@@ -132,36 +193,16 @@ impl Failed {
 }
 
 fn of_io(what: &'static str, error: &io::Error) -> Cow<'static, str> {
+    if let Some(fault) = TlsFault::of(error) {
+        return format!("TLS: {fault}").into();
+    }
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),
-        _ => format!("{what}: {error}").into(),
+        _ => match http2::Fault::of(error) {
+            Some(fault) => fault.to_string().into(),
+            None => format!("{what}: {error}").into(),
+        },
     }
-}
-
-/// Why no connection could be opened. Only the kind of pingora's error and the system's reason are
-/// logged, not pingora's text.
-fn of_connect(error: &Error, limit: Duration) -> Cow<'static, str> {
-    match innermost(error).etype() {
-        ErrorType::ConnectRefused => "connection refused".into(),
-        ErrorType::ConnectNoRoute => "no route to the server".into(),
-        ErrorType::ConnectTimedout => {
-            let time = format_duration(limit);
-            format!("connect timed out (connect_timeout {time})").into()
-        }
-        ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => {
-            match error.root_cause().downcast_ref::<io::Error>() {
-                Some(reason) => format!("cannot connect: {reason}").into(),
-                None => "cannot connect".into(),
-            }
-        }
-        kind => format!("internal error ({})", kind.as_str()).into(),
-    }
-}
-
-/// The innermost cause of an error.
-fn innermost(error: &Error) -> &Error {
-    let inner = error.cause.as_deref().and_then(|cause| cause.downcast_ref::<Box<Error>>());
-    inner.map_or(error, |inner| innermost(inner))
 }
 
 /// How a request ends if its body could not be forwarded to the service.
@@ -180,6 +221,11 @@ pub fn of_request_body(broken: Broken) -> Stop {
 /// How a request ends if its response could not be forwarded to the client.
 pub fn of_response_body(broken: Broken) -> Stop {
     match broken {
+        // With TLS, an end that is not announced is an error, also of a body that ends with the
+        // connection (RFC 9112, section 9.8).
+        Broken::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Failed::ClosedInBody.into()
+        }
         Broken::Read(error) => Failed::Read(error).into(),
         Broken::Ended => Failed::ClosedInBody.into(),
         Broken::Malformed | Broken::TrailersTooLarge => Failed::Chunks.into(),
@@ -195,7 +241,7 @@ pub struct Failure<'a> {
     pub route: Option<&'a str>,
     /// The upstream's name.
     pub upstream: Option<&'a str>,
-    pub server: Option<SocketAddr>,
+    pub server: Option<&'a Address>,
     pub cause: Cow<'static, str>,
     /// Whether the connection had served a request before.
     pub is_reused: bool,
@@ -227,9 +273,9 @@ impl Failures {
         );
     }
 
-    /// Logs that a connection to a server failed; another server may still serve the request.
-    pub fn log_failed_connect(&self, failure: &Failure<'_>) {
-        let server = failure.server.map(|server| server.to_string()).unwrap_or_default();
+    /// Logs that an attempt failed and that another one follows.
+    pub fn log_failed_attempt(&self, failure: &Failure<'_>) {
+        let server = failure.server.map(ToString::to_string).unwrap_or_default();
         let Some(suppressed) = self.0.suppressed((server, kind(failure.cause.clone()))) else {
             return;
         };
@@ -238,8 +284,9 @@ impl Failures {
             upstream = failure.upstream,
             server = failure.server.map(tracing::field::display),
             cause = &*failure.cause,
+            reused = failure.is_reused.then_some(true),
             suppressed,
-            "cannot connect to a server, trying another"
+            "an attempt failed, trying another server"
         );
     }
 }

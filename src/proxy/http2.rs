@@ -21,7 +21,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::buffered::BufferShare;
 use super::client::{ClientConnection, Io, Transport};
+use super::grpc::is_grpc;
 use super::request::Request;
 use super::stream::{Stream, header_text};
 use super::{Gateway, closed};
@@ -68,29 +70,6 @@ impl Growth {
         if !self.is_wanted.swap(true, Ordering::Relaxed) {
             self.requested.notify_one();
         }
-    }
-}
-
-/// A connection's share of `limits.max_buffered`, released when it is dropped.
-struct WindowShare<'a>(&'a Gateway);
-
-impl<'a> WindowShare<'a> {
-    fn take(gateway: &'a Gateway) -> Option<Self> {
-        let most = gateway.policies.current().limits.max_buffered;
-        let more = u64::from(GROWN_CONNECTION);
-        let add = |used: u64| Some(used + more).filter(|used| *used <= most);
-        let before =
-            gateway.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
-        gateway.process.metrics.set_buffered(before + more);
-        Some(Self(gateway))
-    }
-}
-
-impl Drop for WindowShare<'_> {
-    fn drop(&mut self) {
-        let less = u64::from(GROWN_CONNECTION);
-        let before = self.0.buffered.fetch_sub(less, Ordering::Relaxed);
-        self.0.process.metrics.set_buffered(before.saturating_sub(less));
     }
 }
 
@@ -220,7 +199,7 @@ impl Gateway {
         let mut ending = None;
         let (mut sent, mut sent_at) = (0, Instant::now());
         let growth = Arc::new(Growth::default());
-        let mut grown: Option<WindowShare<'_>> = None;
+        let mut grown: Option<BufferShare<'_>> = None;
         loop {
             if streams.is_empty() && grown.take().is_some() {
                 growth.is_wanted.store(false, Ordering::Relaxed);
@@ -246,7 +225,8 @@ impl Gateway {
                     ending = Some(Instant::now());
                 }
                 () = growth.requested.notified(), if grown.is_none() && !streams.is_empty() => {
-                    grown = WindowShare::take(self);
+                    let mut share = BufferShare::new(self);
+                    grown = share.grow_to(u64::from(GROWN_CONNECTION)).then_some(share);
                     if grown.is_some() {
                         if connection.set_initial_window_size(GROWN).is_ok() {
                             connection.set_target_window_size(GROWN_CONNECTION);
@@ -310,14 +290,14 @@ impl Gateway {
                 self.serve_request(&mut client, &mut request).await;
                 request.status.is_none() && began.elapsed() < EARLY_RESET
             }
-            Err(rejection) => {
-                self.reject_stream(&mut client, rejection).await;
+            Err((rejection, is_grpc)) => {
+                self.reject_stream(&mut client, rejection, is_grpc).await;
                 false
             }
         }
     }
 
-    /// Parses the header of a request. Not `async`: its variables would make the future of every
+    /// Parses the header of a request. A rejection comes with whether the request is gRPC. Not `async`: its variables would make the future of every
     /// stream larger.
     fn read_stream(
         &self,
@@ -325,7 +305,7 @@ impl Gateway {
         respond: SendResponse<Bytes>,
         peer: SocketAddr,
         growth: Arc<Growth>,
-    ) -> (ClientConnection, Result<Request, Rejection>) {
+    ) -> (ClientConnection, Result<Request, (Rejection, bool)>) {
         let (parts, body) = request.into_parts();
         let mut text = super::buffers::take();
         header_text(&parts, &mut text);
@@ -340,8 +320,8 @@ impl Gateway {
         });
         let mut header = match read {
             Ok(Some(header)) => header,
-            Ok(None) => return (client, Err(Rejection::InternalError)),
-            Err(rejection) => return (client, Err(rejection)),
+            Ok(None) => return (client, Err((Rejection::InternalError, is_grpc(&parts.headers)))),
+            Err(rejection) => return (client, Err((rejection, is_grpc(&parts.headers)))),
         };
         if !is_bodyless && header.content_length.is_none() {
             // The length of the body is unknown.
@@ -353,9 +333,14 @@ impl Gateway {
     }
 
     /// Rejects a request header that cannot be parsed. Other streams continue.
-    async fn reject_stream(&self, client: &mut ClientConnection, rejection: Rejection) {
+    async fn reject_stream(
+        &self,
+        client: &mut ClientConnection,
+        rejection: Rejection,
+        is_grpc: bool,
+    ) {
         let policy = self.policies.current();
-        let request = super::UnroutedRequest::UNPARSED;
+        let request = super::UnroutedRequest { is_grpc, ..super::UnroutedRequest::UNPARSED };
         let message = request.respond(&self.process, &policy, client.address, Err(rejection));
         let header = memchr::memmem::find(&message, b"\r\n\r\n").map_or(0, |at| at + 4);
         client.held.clear();

@@ -9,11 +9,13 @@
 //!
 //! `connection` is the loop over the requests of an HTTP/1 connection, `http2` the same for HTTP/2,
 //! and `request` the state of one request. `client` and `stream` are the client's side, and
-//! `service` is the service's side. `compose` writes headers, `trailers` writes trailers, and
-//! `body` forwards bodies, in memory from `buffers`. `unrouted` responds to requests without a
-//! route.
+//! `attempts` chooses the servers. `compose` writes headers, `trailers` writes trailers, and `body`
+//! forwards bodies, in memory from `buffers`. `grpc` is what differs for gRPC clients. `unrouted`
+//! responds to requests without a route.
 
+mod attempts;
 pub mod body;
+mod buffered;
 mod buffers;
 mod client;
 mod compose;
@@ -21,10 +23,10 @@ mod connection;
 mod endpoints;
 mod failure;
 mod forward;
+mod grpc;
 mod http2;
 mod judge;
 mod request;
-mod service;
 mod stream;
 mod trailers;
 mod tunnel;
@@ -37,8 +39,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::header::EXPECT;
-use pingora::connectors::{ConnectorOptions, TransportConnector};
-use pingora::server::configuration::ServerConf;
 use tokio::time::Instant;
 
 use self::body::{BodySource, BodyTarget, Limits, Transfer};
@@ -67,8 +67,7 @@ pub struct Gateway {
     process: Arc<Process>,
     policies: Arc<Policies>,
     failures: Failures,
-    connector: TransportConnector,
-    /// Bytes of `limits.max_buffered` that grown HTTP/2 windows use.
+    /// Bytes of `limits.max_buffered` in use.
     buffered: AtomicU64,
     /// Idle connections to services that each worker keeps.
     most_idle: usize,
@@ -76,10 +75,8 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(process: Arc<Process>, policies: Arc<Policies>, most_idle: usize) -> Self {
-        let options = ConnectorOptions::from_server_conf(&ServerConf::default());
         Self {
             failures: Failures::new(process.clock.clone()),
-            connector: TransportConnector::new(Some(options)),
             process,
             policies,
             buffered: AtomicU64::new(0),
@@ -159,14 +156,13 @@ impl Gateway {
         let waits = request.lines.first(&EXPECT).is_some();
         request.closes |= self.process.lifecycle.is_draining() || !is_whole && (is_long || waits);
         request.status = Some(response.status);
-        let is_bodyless = request.is_head();
-        let body = response.body.len();
         let mut out = buffers::take();
         let header = compose::own_response(request, response, &mut out);
+        let body = out.len() - header;
         let sent = client.respond(&out, header, request.policy.limits.write_timeout).await;
         buffers::give(out);
         sent.map_err(|_| Stop::Disconnected)?;
-        request.bytes_out = if is_bodyless { 0 } else { body as u64 };
+        request.bytes_out = body as u64;
         match (is_whole, request.closes) {
             (true, false) => Ok(After::KeepAlive),
             (true, true) if client.held.is_empty() => Ok(After::Close),

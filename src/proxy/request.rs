@@ -1,7 +1,7 @@
 //! The state of one request, and what is counted and logged at its end.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::EXPECT;
 use http::{HeaderValue, Method, Version};
@@ -10,8 +10,10 @@ use tokio::time::Instant;
 
 use super::client::ClientConnection;
 use super::failure::{Failed, Failure, Patience};
+use super::grpc;
 use crate::access::authenticator::Decision;
 use crate::access::trusted_proxies;
+use crate::config::Access;
 use crate::identity::AppId;
 use crate::login::LoginFacts;
 use crate::message::header::Headers;
@@ -23,6 +25,7 @@ use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Endpoint, Route, RouteLookup, Routes};
 use crate::telemetry::access_log::{AccessLine, CLIENT_CLOSED_REQUEST};
 use crate::upstream::Pool;
+use crate::upstream::server::Server;
 use crate::wechat::ErrCode;
 
 /// The parts of a request that select its route.
@@ -73,13 +76,20 @@ pub struct Request {
     /// Whether part of its body may have been sent to a server.
     pub is_begun: bool,
     pub is_http2: bool,
+    /// Whether the client expects errors and deadlines of gRPC.
+    pub is_grpc: bool,
     /// Whether the connection is closed after its response.
     pub closes: bool,
     /// The error that was sent, or would have been sent if no response had begun.
     pub rejection: Option<Rejection>,
-    /// Servers that could not be connected to.
-    pub tried: Vec<SocketAddr>,
-    pub server: Option<SocketAddr>,
+    /// The timeouts of its upstream and route, once it is forwarded.
+    pub patience: Patience,
+    /// When the whole exchange must be over.
+    pub deadline: Option<Instant>,
+    /// When its response ended, if that is known.
+    pub ended_at: Option<Instant>,
+    /// The server of the last attempt.
+    pub server: Option<Arc<Server>>,
     /// Whether the connection to `server` has served a request before.
     pub is_reused: bool,
     pub upstream_status: Option<u16>,
@@ -108,6 +118,7 @@ impl Request {
         let lines = Lines::new(text, std::mem::take(&mut client.spare));
         let method = Method::from_bytes(header.method.of(lines.text())).unwrap_or_default();
         let sender = policy.trusted_proxies.client(client.address, &lines);
+        let is_grpc = is_http2 && grpc::is_grpc(&lines);
         Self {
             started: Instant::now(),
             id: sender.request_id(&lines),
@@ -123,9 +134,12 @@ impl Request {
             is_read: false,
             is_begun: false,
             is_http2,
+            is_grpc,
             closes: !header.persists,
             rejection: None,
-            tried: Vec::new(),
+            patience: Patience::default(),
+            deadline: None,
+            ended_at: None,
             server: None,
             is_reused: false,
             upstream_status: None,
@@ -181,18 +195,20 @@ impl Request {
         self.policy.pools.get(self.pool?)
     }
 
-    pub fn patience(&self) -> Patience {
-        match self.pool().zip(self.route()) {
-            Some((pool, route)) => {
-                let (section, timeouts) = (pool.section(), &route.timeouts);
-                Patience {
-                    connect: timeouts.connect.unwrap_or(section.connect_timeout),
-                    read: timeouts.read.unwrap_or(section.read_timeout),
-                    write: timeouts.write.unwrap_or(section.write_timeout),
-                }
-            }
-            None => Patience::default(),
+    /// Whether the request may have waited before it was admitted.
+    pub fn may_have_waited(&self) -> bool {
+        let is_looked_up = self.route().is_none_or(|route| route.access != Access::None);
+        is_looked_up && self.process.sessions.are_shared()
+    }
+
+    /// The longest time for the whole exchange: of the route or, if that is shorter, of the client.
+    pub fn timeout(&self) -> Option<Duration> {
+        let of_route = self.route().and_then(|route| route.timeouts.total);
+        if !self.is_grpc {
+            return of_route;
         }
+        let of_client = grpc::timeout(&self.lines);
+        of_route.into_iter().chain(of_client).min()
     }
 
     /// The log entry of a failure: of the whole request, or of one attempt.
@@ -201,13 +217,13 @@ impl Request {
             Some(pool) if self.server.is_none() && pool.is_empty() => {
                 "the upstream has no known address".into()
             }
-            _ => failed.cause(&self.patience()),
+            _ => failed.cause(&self.patience),
         };
         Failure {
             request_id: self.id_text(),
             route: self.route().map(|_| self.policy.metrics(self.endpoint).label()),
             upstream: self.pool().map(|pool| pool.section().name.as_str()),
-            server: self.server,
+            server: self.server.as_ref().map(|server| &server.address),
             cause,
             is_reused: self.is_reused,
         }
@@ -224,11 +240,12 @@ impl Request {
         super::buffers::give(text);
         list.clear();
         client.spare = list;
+        client.idle_since = self.ended_at;
     }
 
     /// Counts the request and writes its access line.
     pub fn record(&self) {
-        let took = self.started.elapsed();
+        let took = self.ended_at.unwrap_or_else(Instant::now) - self.started;
         let without_response =
             self.rejection.as_ref().map_or(CLIENT_CLOSED_REQUEST, Rejection::status);
         let status = self.status.unwrap_or(without_response);
@@ -248,7 +265,7 @@ impl Request {
             path: self.path(),
             route: metrics.label(),
             error: self.rejection.as_ref().map(Rejection::error),
-            upstream: self.server.map(|address| address.to_string()),
+            upstream: self.server.as_ref().map(|server| server.address.to_string()),
             upstream_status: self.upstream_status,
             bytes_in: size(self.bytes_in),
             bytes_out: size(self.bytes_out),

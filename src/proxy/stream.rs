@@ -6,34 +6,21 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, COOKIE, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, request};
 use tokio::io::ReadBuf;
-use tokio::time::Instant;
 
 use super::http2::Growth;
-use crate::clock::deadline::Deadline;
-use crate::message::header::lines::write_line;
-use crate::message::header::syntax::name_and_value;
+use crate::message::header::lines::{each_parsed, write_line};
+use crate::upstream::http2::Frames;
 
 /// Once this many bytes of a body have been received, and all of them read, larger windows are
 /// requested.
 const KEEPS_UP: u64 = 48 << 10;
-
-/// A frame of this many bytes is always sent at once, and so is one of at least half the size of
-/// the largest frame before it. The client's window often has room for less. If such small frames
-/// were sent, and the client freed its window in pieces of the same size, all later frames would
-/// stay small.
-const WORTH_SENDING: usize = 8 << 10;
-
-/// How long a smaller frame waits for more room. After every `largest` bytes, one small frame is
-/// sent at once, because a client may free its window only when it is used up.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// An HTTP/2 stream.
 pub struct Stream {
@@ -48,13 +35,7 @@ pub struct Stream {
     growth: Arc<Growth>,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
-    /// Size of the largest frame, and bytes of all frames since the last small one.
-    largest: usize,
-    since_small: usize,
-    /// Whether the client's window is too small for a frame worth sending, and how long to wait in
-    /// that case.
-    is_short: bool,
-    patience: Deadline,
+    frames: Frames,
     is_finished: bool,
 }
 
@@ -70,10 +51,7 @@ impl Stream {
             growth,
             respond,
             send: None,
-            largest: 0,
-            since_small: 0,
-            is_short: false,
-            patience: Deadline::new(),
+            frames: Frames::new(),
             is_finished: false,
         }
     }
@@ -145,34 +123,7 @@ impl Stream {
         let Some(send) = &mut self.send else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        send.reserve_capacity(bytes.len());
-        let worth = bytes.len().min(WORTH_SENDING).min((self.largest / 2).max(1));
-        let enough = if self.since_small >= self.largest { worth.min(1) } else { worth };
-        while send.capacity() < enough {
-            match send.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
-                Poll::Ready(None) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                Poll::Pending if send.capacity() == 0 => return Poll::Pending,
-                Poll::Pending => {
-                    // A client may wait for these few bytes before it opens its window.
-                    if !std::mem::replace(&mut self.is_short, true) {
-                        self.patience.set(Instant::now() + PATIENCE);
-                    }
-                    ready!(self.patience.poll_over(cx));
-                    break;
-                }
-            }
-        }
-        let has_waited = std::mem::take(&mut self.is_short) && send.capacity() < enough;
-        let length = send.capacity().min(bytes.len());
-        let since = if length < worth { 0 } else { self.since_small };
-        self.since_small = since.saturating_add(length);
-        // The client's window may have become permanently smaller.
-        let largest = if has_waited { self.largest / 2 } else { self.largest };
-        self.largest = largest.max(length);
-        let data = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
-        Poll::Ready(send.send_data(data, false).map(|()| length).map_err(io::Error::other))
+        self.frames.poll_send(cx, send, bytes).map_err(io::Error::from)
     }
 
     /// Ready when the client has reset the stream.
@@ -209,7 +160,7 @@ impl Stream {
             return send.send_data(Bytes::new(), true).map_err(io::Error::other);
         }
         let mut map = HeaderMap::new();
-        lines(trailers, |name, value| {
+        each_parsed(trailers, |name, value| {
             map.append(name, value);
         });
         send.send_trailers(map).map_err(io::Error::other)
@@ -262,26 +213,13 @@ fn response(header: &[u8]) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    lines(header.get(first..)?.strip_suffix(b"\r\n")?, |name, value| {
+    each_parsed(header.get(first..)?.strip_suffix(b"\r\n")?, |name, value| {
         // They are only for HTTP/1 connections (RFC 9113, section 8.2.2).
         if name != CONNECTION && name != TRANSFER_ENCODING {
             headers.append(name, value);
         }
     });
     Some(response)
-}
-
-/// Calls `each` with every header line of a text that the gateway wrote.
-fn lines(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r\n").and_then(name_and_value);
-        let Some((name, value)) = line else { continue };
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
-        {
-            each(name, value);
-        }
-    }
 }
 
 impl Drop for Stream {

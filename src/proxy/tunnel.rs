@@ -28,8 +28,8 @@ impl Gateway {
         forwarded: ForwardedRequest<'_>,
         response: Response,
     ) -> Result<After, Stop> {
-        let ForwardedRequest { client, request, mut service, .. } = forwarded;
-        let Response { header, mut lines, rest: mut from_service } = response;
+        let ForwardedRequest { client, request, connection: mut service, .. } = forwarded;
+        let Response { header, mut lines, rest: mut from_service, .. } = response;
         request.upstream_status = Some(101);
         let mut out = buffers::take();
         compose::switching(request, &header, &mut lines, &mut out);

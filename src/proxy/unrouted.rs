@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::grpc;
 use crate::access::identity_headers::REQUEST_ID;
 use crate::access::trusted_proxies;
 use crate::message::own_response::OwnResponse;
@@ -17,12 +18,19 @@ pub struct UnroutedRequest<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub took: Duration,
+    /// Whether the client expects errors of gRPC.
+    pub is_grpc: bool,
 }
 
 impl UnroutedRequest<'_> {
     /// A request header that cannot be parsed. Its duration is zero.
-    pub const UNPARSED: Self =
-        Self { endpoint: Endpoint::None, method: "", path: "", took: Duration::ZERO };
+    pub const UNPARSED: Self = Self {
+        endpoint: Endpoint::None,
+        method: "",
+        path: "",
+        took: Duration::ZERO,
+        is_grpc: false,
+    };
 
     /// Counts the request, writes its access log line, and returns the bytes of the response.
     pub fn respond(
@@ -35,6 +43,7 @@ impl UnroutedRequest<'_> {
         let request_id_value = trusted_proxies::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
         let error = response.as_ref().err().map(Rejection::error);
+        let message = response.as_ref().err().map(Rejection::message);
         let mut response = response
             .unwrap_or_else(|rejection| rejection.response(request_id, policy.error_body.as_ref()));
         response.header(REQUEST_ID.clone(), request_id_value.clone());
@@ -50,6 +59,9 @@ impl UnroutedRequest<'_> {
             bytes_out: if is_to_head { 0 } else { response.body.len() },
             ..AccessLine::new(request_id, client, response.status, self.took)
         });
+        if let Some(message) = message.filter(|_| self.is_grpc) {
+            grpc::trailers_only(&mut response, message);
+        }
         response.to_closing_http1(is_to_head)
     }
 }

@@ -7,7 +7,7 @@ use super::cors::Cors;
 use super::edit::Edits;
 use super::rewrite::Rewrite;
 use super::target::{RouteTarget, pool_for};
-use crate::config::{Access, Preflight, Route as RouteSection, Timeouts};
+use crate::config::{Access, Preflight, Route as RouteSection, RouteRetry, Timeouts};
 use crate::identity::{AppId, Identity};
 use crate::message::caching::Caching;
 use crate::message::header::Headers;
@@ -37,6 +37,7 @@ pub struct Route {
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     pub caching: Caching,
     pub timeouts: Timeouts,
+    pub retry: RouteRetry,
     pub cors: Option<Cors>,
     pub preflight: Preflight,
 }
@@ -62,6 +63,7 @@ impl Route {
             response_headers: section.response_headers.clone(),
             caching: Caching::new(&section.vary, others.as_slice()),
             timeouts: section.timeouts,
+            retry: section.retry,
             cors: section.cors.as_ref().map(Cors::new),
             preflight: section.preflight,
         }

@@ -105,6 +105,11 @@ impl Sessions {
         }
     }
 
+    /// Whether sessions are in a shared store, whose answers take time.
+    pub fn are_shared(&self) -> bool {
+        matches!(self.backend, Backend::Redis(_))
+    }
+
     /// Whether the store has been reached since the start.
     pub fn was_reached(&self) -> bool {
         match &self.backend {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use http::HeaderValue;
 use http::header::HeaderName;
 
+use super::syntax::name_and_value;
 use super::{Headers, HeadersMut};
 
 /// A part of a text. A header is never longer than [`u32::MAX`] bytes.
@@ -87,6 +88,20 @@ pub fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Calls `each` with every header line of a text in HTTP/1 form that the gateway wrote, for
+/// protocols that carry lines in another form.
+pub fn each_parsed(text: &[u8], mut each: impl FnMut(HeaderName, HeaderValue)) {
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r\n").and_then(name_and_value);
+        let Some((name, value)) = line else { continue };
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+        {
+            each(name, value);
+        }
+    }
 }
 
 impl Headers for Lines {

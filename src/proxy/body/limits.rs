@@ -13,6 +13,9 @@ use super::buffers;
 /// Waiting time before a minimum rate applies.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Services have no reason to give up on a sender for which they waited less than this.
+const STALL: Duration = Duration::from_secs(1);
+
 /// Limits on a body.
 #[derive(Clone, Copy)]
 pub struct Limits {
@@ -112,6 +115,12 @@ impl Pace {
         {
             self.waited_for_sender += since.elapsed();
         }
+    }
+
+    /// Whether the sender was waited for, for [`STALL`] or longer in all.
+    pub fn has_sender_stalled(&self) -> bool {
+        let current = self.waiting_since.filter(|_| self.waits_for == Wait::Sender);
+        self.waited_for_sender + current.map(|since| since.elapsed()).unwrap_or_default() >= STALL
     }
 
     /// Whether the sender is too slow, given that it has sent this many bytes so far.

@@ -20,6 +20,7 @@ use crate::proxy::body::Wait;
 use crate::proxy::failure::{Failed, Stop, UNREQUESTED_UPGRADE};
 use crate::proxy::request::CONTINUE;
 use crate::proxy::{buffers, compose};
+use crate::upstream::http2;
 
 /// Maximum number of informational responses (1xx) to one request.
 const MOST_INFORMATIONAL: usize = 100;
@@ -28,16 +29,6 @@ const MOST_INFORMATIONAL: usize = 100;
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl ForwardedRequest<'_> {
-    /// Whether to repeat the request on a new connection. A server may close an idle connection
-    /// while the request is on its way (RFC 9112, section 9.3.1).
-    pub(super) fn can_repeat(&self, stop: &Stop) -> bool {
-        matches!(stop, Stop::Failed(Failed::Closed | Failed::Write(_)))
-            && self.service.is_reused
-            && !self.service.has_received
-            && self.request.method.is_idempotent()
-            && self.upload.can_repeat()
-    }
-
     /// Reads the header of the response, or of the 101 that accepts a WebSocket. Earlier
     /// informational responses are forwarded.
     pub(super) async fn response(&mut self) -> Result<Response, Stop> {
@@ -45,8 +36,8 @@ impl ForwardedRequest<'_> {
         let mut list = std::mem::take(&mut self.client.spare_of_response);
         let mut informational = 0;
         let mut is_expecting = self.is_expecting();
+        let mut since = self.sent_at;
         loop {
-            let mut since = None;
             let header = poll_fn(|cx| self.poll_header(cx, &mut read, &mut list, &mut since));
             let got = if is_expecting {
                 match Box::pin(timeout(CONTINUE_TIMEOUT, header)).await {
@@ -54,7 +45,7 @@ impl ForwardedRequest<'_> {
                     // Some services never send a 100, and some clients wait for it forever (RFC
                     // 9110, section 10.1.1).
                     Err(_) => {
-                        is_expecting = false;
+                        (is_expecting, since) = (false, None);
                         self.send_continue().await?;
                         continue;
                     }
@@ -72,7 +63,7 @@ impl ForwardedRequest<'_> {
             }
             let lines = Lines::new(read, list);
             if header.status >= 200 {
-                return Ok(Response { header, lines, rest });
+                return Ok(Response { header, lines, rest, received_at: Instant::now() });
             }
             if header.status == 101 {
                 let fault = if self.request.is_websocket {
@@ -82,7 +73,7 @@ impl ForwardedRequest<'_> {
                 };
                 return match fault {
                     Some(fault) => Err(Fault::Rejected(fault).into()),
-                    None => Ok(Response { header, lines, rest }),
+                    None => Ok(Response { header, lines, rest, received_at: Instant::now() }),
                 };
             }
             informational += 1;
@@ -98,7 +89,7 @@ impl ForwardedRequest<'_> {
             } else {
                 self.send_informational(&header, lines).await?;
             }
-            (read, list) = (rest, Vec::new());
+            (read, list, since) = (rest, Vec::new(), None);
         }
     }
 
@@ -111,10 +102,11 @@ impl ForwardedRequest<'_> {
         list: &mut Vec<Line>,
         since: &mut Option<Instant>,
     ) -> Poll<Result<ResponseHeader, Stop>> {
-        let Self { client, request, upload, service, is_reading, .. } = self;
+        let Self { client, request, upload, connection, is_reading, .. } = self;
         let was_sent = upload.is_sent();
         if !was_sent
-            && let Poll::Ready(stop) = poll_upload(cx, client, request, upload, service, is_reading)
+            && let Poll::Ready(stop) =
+                poll_upload(cx, client, request, upload, connection, is_reading)
         {
             return Poll::Ready(Err(stop));
         }
@@ -128,9 +120,9 @@ impl ForwardedRequest<'_> {
             if read.capacity() == 0 {
                 *read = buffers::take();
             }
-            match buffers::poll_read(&mut service.io, cx, read, buffers::SMALL) {
+            match buffers::poll_read(&mut connection.io, cx, read, buffers::SMALL) {
                 Poll::Ready(Ok(1..)) => {
-                    service.has_received = true;
+                    connection.has_received = true;
                     *since = None;
                 }
                 Poll::Ready(end) => return Poll::Ready(Err(ended(end, read.is_empty()).into())),
@@ -144,18 +136,25 @@ impl ForwardedRequest<'_> {
             return Poll::Ready(Err(Stop::Disconnected));
         }
         let is_sent = upload.is_sent() || !*is_reading;
+        let mut is_per_try = false;
         let (wait, due) = match upload.due().filter(|_| !is_sent) {
             Some((wait, due)) => (Some(wait), due),
             None => {
                 let since = *since.get_or_insert_with(Instant::now);
-                (None, since + request.patience().read)
+                let patience = &request.patience;
+                let is_first = !connection.has_received && !patience.per_try.is_zero();
+                is_per_try = is_first && patience.per_try < patience.read;
+                (None, since + if is_per_try { patience.per_try } else { patience.read })
             }
         };
-        client.deadline.set(due);
+        let end = request.deadline.filter(|end| *end < due);
+        client.deadline.set(end.unwrap_or(due));
         client.deadline.poll_over(cx).map(|()| {
             Err(match wait {
+                _ if end.is_some() => Failed::TimedOut.into(),
                 Some(Wait::Sender) => Rejection::RequestTimeout.into(),
                 Some(Wait::Receiver) => Failed::RequestNotAccepted.into(),
+                None if is_per_try => Failed::NoFirstByte.into(),
                 None => Failed::NoResponse.into(),
             })
         })
@@ -199,10 +198,19 @@ impl ForwardedRequest<'_> {
 /// The failure when a server's connection ends before a response. `has_nothing`: not one byte of
 /// the response was received.
 fn ended(end: io::Result<usize>, has_nothing: bool) -> Failed {
-    match end {
-        Ok(_) if has_nothing => Failed::Closed,
-        Ok(_) => Failed::ClosedInHeader,
-        Err(error) if has_nothing => Failed::Write(error),
-        Err(error) => Failed::Read(error),
+    let error = match end {
+        Ok(_) if has_nothing => return Failed::Closed,
+        Ok(_) => return Failed::ClosedInHeader,
+        // With TLS, an end that is not announced is an error.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return if has_nothing { Failed::Closed } else { Failed::ClosedInHeader };
+        }
+        Err(error) => error,
+    };
+    match http2::Fault::of(&error) {
+        Some(http2::Fault::NotProcessed) => Failed::NotProcessed,
+        Some(fault @ http2::Fault::Protocol(_)) => Failed::Http2(fault),
+        _ if has_nothing => Failed::Write(error),
+        _ => Failed::Read(error),
     }
 }
