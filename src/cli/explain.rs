@@ -11,24 +11,22 @@ mod forwarded;
 mod mismatch;
 mod request;
 mod text;
-
-use std::net::SocketAddr;
-use std::time::Duration;
+mod upstream;
 
 use http::header::CONTENT_LENGTH;
 
 pub use self::explanation::{
-    ChosenUpstream, Explanation, ForwardedRequest, Header, MatchedRoute, OtherRoute, Outcome,
-    RemovedHeader, ResponseHeaders,
+    Explanation, ForwardedRequest, Header, MatchedRoute, OtherRoute, Outcome, RemovedHeader,
+    ResponseHeaders,
 };
 use self::forwarded::{forwarded, header, placeholder, removed};
 use self::mismatch::why_not;
 pub use self::request::DescribedRequest;
+pub use self::upstream::ChosenUpstream;
+use self::upstream::host_of;
 use crate::access::authenticator::{self, AuthError};
 use crate::access::websocket;
-use crate::config::{
-    Access, Config, Preflight, Rate, Route as RouteSection, ServerAddress, Target,
-};
+use crate::config::{Access, Config, Preflight, Rate, Route as RouteSection, Target};
 use crate::message::caching::Vary;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::{self, HeaderLimits};
@@ -211,7 +209,8 @@ fn explain_route(
                 all.filter_map(|(index, users)| chosen(config, section, index, users)).collect();
             let identity =
                 placeholder().filter(|_| !is_preflight && section.access != Access::None);
-            match forwarded(config, routes, route, request, identity.as_ref()) {
+            let host = config.upstreams.get(*upstream).and_then(host_of);
+            match forwarded(config, routes, route, request, identity.as_ref(), host) {
                 Ok(headers) => {
                     explanation.removed = removed(config, routes, section, request, &headers);
                     let target = request.target();
@@ -242,20 +241,5 @@ fn chosen(
     index: usize,
     users: u16,
 ) -> Option<ChosenUpstream> {
-    let upstream = config.upstreams.get(index)?;
-    let show = |server: &ServerAddress| match server {
-        ServerAddress::Socket(address) => SocketAddr::to_string(address),
-        ServerAddress::Host { host, port } => format!("{host}:{port}"),
-    };
-    let timeout = |own: Option<Duration>, upstreams: Duration| {
-        humantime::format_duration(own.unwrap_or(upstreams)).to_string()
-    };
-    Some(ChosenUpstream {
-        name: upstream.name.clone(),
-        servers: upstream.servers.iter().map(show).collect(),
-        percent: f64::from(users) / 100.0,
-        connect_timeout: timeout(section.timeouts.connect, upstream.connect_timeout),
-        read_timeout: timeout(section.timeouts.read, upstream.read_timeout),
-        write_timeout: timeout(section.timeouts.write, upstream.write_timeout),
-    })
+    Some(ChosenUpstream::new(config.upstreams.get(index)?, section, users))
 }

@@ -1,6 +1,7 @@
 //! `wxgate explain`: its output for a request, as text and as JSON.
 
 mod agreement;
+mod policy;
 
 use serde_json::{Value, json};
 
@@ -89,9 +90,15 @@ fn explain_shows_the_matching_route_why_others_do_not_match_and_the_forwarded_re
   auth: required: 401 without a session
   limits: max_body 10MiB, rate_per_user off, rate_per_address off
   2.5% of users: upstream "canary" at canary.internal:3000
+    protocol http1, balance round_robin, host client
     connect_timeout 2s, read_timeout 5m, write_timeout 1m
+    up to 2 retries on connect, reset, budget 20%
+    ejection after 5 failures for 10s, at most 50%; no health checks
   all other users: upstream "recorder" at 127.0.0.1:1
+    protocol http1, balance round_robin, host client
     connect_timeout 2s, read_timeout 5m, write_timeout 1m
+    up to 2 retries on connect, reset, budget 20%
+    ejection after 5 failures for 10s, at most 50%; no health checks
   the service gets:
     GET /v2/%E5%95%86?x=1
     host: m.example.com:8443
@@ -195,8 +202,16 @@ fn explain_as_json_has_the_fields_that_help_lists() {
     assert_eq!(
         explanation["upstreams"],
         json!([{
-            "name": "recorder", "servers": ["127.0.0.1:1"], "percent": 100.0,
-            "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m",
+            "name": "recorder", "servers": ["127.0.0.1:1"], "weights": [1], "percent": 100.0,
+            "protocol": "http1", "tls": null, "balance": "round_robin", "hash": null,
+            "host": "client", "buffer_body": 0,
+            "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m", "timeout": null,
+            "max_connections": 0, "max_pending": 1024, "pending_timeout": "1s",
+            "retry": {
+                "attempts": 2, "on": ["connect", "reset"], "budget": "20%", "per_try_timeout": null,
+            },
+            "ejection": { "failures": 5, "duration": "10s", "max_percent": 50 },
+            "health_check": null,
         }])
     );
     assert_eq!(explanation["request"]["target"], "/docs/1?x=2");

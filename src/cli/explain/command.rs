@@ -25,8 +25,12 @@ JSON fields (all are always present):
   endpoint            login, logout, session or health, if the path is one of them
   route               index, name, file, line, auth, preflight, apps, max_body (bytes),
                       rate_per_user, rate_per_address, websocket, cors, preflights
-  upstreams           for each one: name, servers, percent, connect_timeout, read_timeout,
-                      write_timeout
+  upstreams           for each one: name, servers, weights, percent, protocol, tls (null, or
+                      server_name), balance, hash, host, buffer_body (bytes), connect_timeout,
+                      read_timeout, write_timeout, timeout, max_connections, max_pending,
+                      pending_timeout, retry (attempts, on, budget, per_try_timeout), ejection
+                      (failures, duration, max_percent), health_check (null, or path, interval,
+                      timeout, unhealthy_after, healthy_after)
   request             method, target and headers (name, value) as the service gets them
   removed             for each header that the service does not get: name, reason
   response_headers    set (name, value), removed (names), vary

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::ChosenUpstream;
 use crate::message::rejection::Rejection;
 
 /// How a request is handled.
@@ -62,18 +63,6 @@ pub struct MatchedRoute {
     pub cors: bool,
     /// How preflights are handled: `answer` (by the gateway, if the route has CORS), or `pass`.
     pub preflights: &'static str,
-}
-
-/// An upstream of the route.
-#[derive(Debug, Serialize)]
-pub struct ChosenUpstream {
-    pub name: String,
-    pub servers: Vec<String>,
-    /// The percentage of the users with a session that this upstream serves.
-    pub percent: f64,
-    pub connect_timeout: String,
-    pub read_timeout: String,
-    pub write_timeout: String,
 }
 
 #[derive(Debug, Serialize)]

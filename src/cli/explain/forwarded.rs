@@ -15,13 +15,15 @@ use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{FoldedNames, trim};
 use crate::route::{Route, Routes};
 
-/// The headers of the request as its service gets them. The identity is a placeholder.
+/// The headers of the request as its service gets them. The identity is a placeholder; `host`
+/// replaces the host that the client requests.
 pub fn forwarded(
     config: &Config,
     routes: &Routes,
     route: &Route,
     request: &DescribedRequest,
     identity: Option<&Identity>,
+    host: Option<String>,
 ) -> Result<HeaderMap, InvalidHeaderValue> {
     let mut headers = HeaderMap::new();
     if let Some(host) = &request.host {
@@ -34,6 +36,9 @@ pub fn forwarded(
     route.request_edits.remove_from(&mut headers);
     identity_headers(config, routes).apply(&mut headers, &forwarding(request), identity)?;
     route.request_edits.write_to(&mut headers);
+    if let Some(host) = host {
+        headers.insert(HOST, HeaderValue::from_str(&host)?);
+    }
     Ok(headers)
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{ChosenUpstream, Explanation, MatchedRoute, Outcome};
+use super::{Explanation, MatchedRoute, Outcome};
 
 impl Display for Explanation {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -107,13 +107,9 @@ impl Explanation {
                 (count, number) if number == count => "all other users: ".to_owned(),
                 _ => format!("{}% of users: ", upstream.percent),
             };
-            let ChosenUpstream { name, servers, .. } = upstream;
-            writeln!(out, "  {who}upstream \"{name}\" at {}", servers.join(", "))?;
-            writeln!(
-                out,
-                "    connect_timeout {}, read_timeout {}, write_timeout {}",
-                upstream.connect_timeout, upstream.read_timeout, upstream.write_timeout
-            )?;
+            let (name, servers) = (&upstream.name, upstream.servers());
+            writeln!(out, "  {who}upstream \"{name}\" at {servers}")?;
+            upstream.write_policy(out, &self.method)?;
         }
         if let Some(request) = &self.request {
             writeln!(out, "  the service gets:")?;
@@ -133,7 +129,7 @@ impl Explanation {
 }
 
 /// As it is written in the configuration.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| format!("{bytes}B"), |(unit, name)| format!("{}{name}", bytes / unit))
