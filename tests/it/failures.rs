@@ -240,9 +240,9 @@ async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     for _ in 0..10 {
         assert_eq!(stack.get("/none").send().await.status, 200);
     }
-    let lines = lines_about(&nobody.to_string());
+    let mut lines = lines_about(&nobody.to_string());
+    lines.retain(|line| line["fields"]["message"] == "an attempt failed, trying another server");
     assert_eq!(lines.len(), 1);
-    assert_eq!(lines[0]["fields"]["message"], "cannot connect to a server, trying another");
     assert_eq!(lines[0]["fields"]["cause"], "connection refused");
 }
 

@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod client;
 pub mod command;
 pub mod fault_proxy;
+pub mod http2_service;
 pub mod process_log;
 pub mod program;
 pub mod redis;

@@ -55,4 +55,5 @@ mod stores;
 mod storm;
 mod tls;
 mod upgrade;
+mod upstreams;
 mod websocket;

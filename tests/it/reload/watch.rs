@@ -5,12 +5,14 @@ use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rcgen::date_time_ymd;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::OPEN;
 use crate::harness::certificate::{Authority, Issued, credulous};
+use crate::harness::upstream::Upstream;
 use crate::harness::{RELOAD_SUCCESSFUL, RELOAD_TIME, Stack, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,6 +58,63 @@ async fn a_changed_file_of_a_response_is_reloaded_automatically() {
     assert_eq!(stack.get("/").send().await.text(), "one");
     fs::write(&file, "another").unwrap();
     until("it is the response", async || stack.get("/").send().await.text() == "another").await;
+}
+
+/// A service registry writes it. A list that cannot be used changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_list_of_servers_is_reloaded_automatically() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("servers");
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let line = |upstream: &Upstream| format!("# one\n{} weight=2\n", upstream.address);
+    fs::write(&file, line(&first)).unwrap();
+    let stack = Stack::start_with(&format!(
+        "server.watch_interval = \"10ms\"\n[[upstream]]\nname = \"recorder\"\n\
+         servers_file = {file:?}\n[[route]]\npath = \"/\"\nupstream = \"recorder\"\n\
+         auth = \"none\""
+    ))
+    .await;
+    assert_eq!(stack.get("/").send().await.status, 200);
+    assert_eq!(first.requests().len(), 1);
+    fs::write(&file, line(&second)).unwrap();
+    let is_second = async || {
+        assert_eq!(stack.get("/").send().await.status, 200);
+        !second.requests().is_empty()
+    };
+    until("the new list is used", is_second).await;
+    let used = first.requests().len();
+    for unusable in ["# none at present\n", "[]", "10.0.0.1\n", "{\"servers\": []}"] {
+        fs::write(&file, unusable).unwrap();
+        stack.until_metric(RELOAD_SUCCESSFUL, 0.0).await;
+        assert_eq!(stack.get("/").send().await.status, 200, "{unusable}");
+        fs::write(&file, line(&second)).unwrap();
+        stack.until_metric(RELOAD_SUCCESSFUL, 1.0).await;
+    }
+    assert_eq!(first.requests().len(), used);
+}
+
+/// Servers reject an expired one, but others of the gateway's services may not need it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_client_certificate_is_reloaded_automatically() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::root("root");
+    let expired = authority.issue_with(&["gateway"], |params| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2020, 2, 1);
+    });
+    let keys = expired.write(directory.path(), "client", &[]);
+    let stack = Stack::start_with(&format!(
+        "server.watch_interval = \"10ms\"\n[[upstream]]\nname = \"recorder\"\n\
+         servers = [\"localhost:1\"]\ntls = {{ {keys} }}"
+    ))
+    .await;
+    let expiry = format!(
+        "wxgate_tls_certificate_expiry_timestamp_seconds{{certificate=\"{}\"}}",
+        directory.path().join("client.crt").display()
+    );
+    assert!((stack.metric(&expiry).await - 1_580_515_200.0).abs() < 1.0);
+    authority.issue(&["gateway"]).write(directory.path(), "client", &[]);
+    until("it is renewed", async || stack.metric(&expiry).await > 4e9).await;
 }
 
 /// A ConfigMap is a folder of links through one link, `..data`, which is replaced.
