@@ -1,0 +1,22 @@
+"""All scenarios by name, in their order."""
+
+from . import bodies, certificates, faults, grpc_calls, moving, overload, process, real, restarts, shares, sick, streams
+
+ALL = {
+    function.__name__.replace("_", "-"): function
+    for module in (
+        real,
+        shares,
+        bodies,
+        streams,
+        grpc_calls,
+        faults,
+        sick,
+        restarts,
+        moving,
+        certificates,
+        overload,
+        process,
+    )
+    for function in module.SCENARIOS
+}
