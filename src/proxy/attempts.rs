@@ -19,12 +19,11 @@ use super::client::ClientConnection;
 use super::failure::{Failed, Failures, Patience, Stop};
 use super::forward::{ForwardedRequest, Response};
 use super::request::Request;
-use crate::config::{Balance, HashKey, Protocol, Retry, RetryOn};
-use crate::message::header::Headers;
+use crate::config::{Balance, Protocol, Retry, RetryOn};
 use crate::message::request_header::Framing;
 use crate::upstream::connection::{ConnectError, Connection};
 use crate::upstream::server::Server;
-use crate::upstream::{Choice, Outcome, Pool, RetryOutcome, Trial, Unavailable, hash_of};
+use crate::upstream::{Choice, Outcome, Pool, RetryOutcome, Trial, Unavailable};
 
 /// Bytes of a request body that are held while they are sent.
 const MOST_HELD: u64 = 64 << 10;
@@ -82,7 +81,7 @@ impl Attempts {
             total: total.unwrap_or_default(),
         };
         let key = match &section.balance {
-            Balance::Hash(of) => hash_key(request, of),
+            Balance::Hash(of) => request.hash_key(of),
             Balance::RoundRobin | Balance::LeastRequests => 0,
         };
         pool.count_request();
@@ -357,22 +356,6 @@ fn announced(mut connection: Connection, request: &Request) -> Connection {
     let accepts_trailers = request.header.accepts_trailers || request.is_grpc;
     connection.io.announce(is_bodyless, accepts_trailers);
     connection
-}
-
-/// The hash of what `balance = "hash"` is configured to use.
-fn hash_key(request: &Request, of: &HashKey) -> u64 {
-    let known = match of {
-        HashKey::User => request.verdict.identity().map(|identity| {
-            hash_of(&[identity.app_id.as_str().as_bytes(), identity.openid.as_str().as_bytes()])
-        }),
-        HashKey::Address => None,
-        HashKey::Header(name) => {
-            let lines: Vec<&[u8]> = request.lines.values_of(name).collect();
-            let value = lines.join(&b", "[..]);
-            (!value.is_empty()).then(|| hash_of(&[&value]))
-        }
-    };
-    known.unwrap_or_else(|| hash_of(&[request.client.address.to_string().as_bytes()]))
 }
 
 /// Waits until a server has a place for the request, or its client leaves.

@@ -13,7 +13,7 @@ use super::failure::{Failed, Failure, Patience};
 use super::grpc;
 use crate::access::authenticator::Decision;
 use crate::access::trusted_proxies;
-use crate::config::Access;
+use crate::config::{Access, HashKey};
 use crate::identity::AppId;
 use crate::login::LoginFacts;
 use crate::message::header::Headers;
@@ -24,8 +24,8 @@ use crate::message::request_header::RequestHeader;
 use crate::policy::{Policy, Process, RouteState, Verdict};
 use crate::route::{Endpoint, Route, RouteLookup, Routes};
 use crate::telemetry::access_log::{AccessLine, CLIENT_CLOSED_REQUEST};
-use crate::upstream::Pool;
 use crate::upstream::server::Server;
+use crate::upstream::{Pool, hash_of};
 use crate::wechat::ErrCode;
 
 /// The parts of a request that select its route.
@@ -193,6 +193,22 @@ impl Request {
     /// The upstream of the request, once it is admitted.
     pub fn pool(&self) -> Option<&Arc<Pool>> {
         self.policy.pools.get(self.pool?)
+    }
+
+    /// The hash of what `balance = "hash"` is configured to use.
+    pub fn hash_key(&self, of: &HashKey) -> u64 {
+        let known = match of {
+            HashKey::User => self.verdict.identity().map(|identity| {
+                hash_of(&[identity.app_id.as_str().as_bytes(), identity.openid.as_str().as_bytes()])
+            }),
+            HashKey::Address => None,
+            HashKey::Header(name) => {
+                let lines: Vec<&[u8]> = self.lines.values_of(name).collect();
+                let value = lines.join(&b", "[..]);
+                (!value.is_empty()).then(|| hash_of(&[&value]))
+            }
+        };
+        known.unwrap_or_else(|| hash_of(&[self.client.address.to_string().as_bytes()]))
     }
 
     /// Whether the request may have waited before it was admitted.

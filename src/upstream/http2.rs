@@ -100,7 +100,7 @@ pub struct Connection(Arc<Shared>);
 impl Connection {
     /// Begins HTTP/2 on a new connection, and waits until the server has sent its SETTINGS. The
     /// caller limits the time. `idle_time`: how long the connection is kept without a stream.
-    /// `note_idle` is told whether the connection is idle, and dropped when it has ended.
+    /// `note_idle` is called with whether the connection is idle, and dropped when it has ended.
     ///
     /// # Errors
     /// When the connection ends, or the server does not speak HTTP/2.

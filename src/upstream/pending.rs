@@ -29,7 +29,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiter {
-    /// Whether to look for a connection. Only the first one is told to.
+    /// Whether to look for a connection. Only the first one does.
     is_called: bool,
     waker: Option<Waker>,
 }

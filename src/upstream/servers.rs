@@ -68,7 +68,7 @@ impl Servers {
             Balance::RoundRobin => self.in_turn(server),
             Balance::LeastRequests => self.less_busy(server),
             Balance::Hash(_) => {
-                // Each is asked once: meanwhile the answer may change.
+                // Each is checked once, because its state may change meanwhile.
                 let accepted = self.list.iter().filter(|member| server(member));
                 hashed(key, accepted.map(|member| (member, (member.hash, member.weight))))
             }

@@ -43,7 +43,7 @@ pub fn addresses(written: &[&str]) -> Vec<IpAddr> {
 pub struct DnsServer {
     pub port: u16,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
-    /// The names that were asked for, with the record type, in order.
+    /// The names of the queries, with the record type, in order.
     asked: Arc<Mutex<Vec<String>>>,
     files: TempDir,
 }
@@ -78,7 +78,7 @@ impl DnsServer {
         self.replies.lock().insert(format!("{name}."), reply);
     }
 
-    /// What was asked since the last call, in order and without repetitions.
+    /// The queries since the last call, in order and without repetitions.
     pub fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.asked.lock());
         asked.dedup();
