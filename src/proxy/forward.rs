@@ -57,11 +57,10 @@ impl Gateway {
         request: &mut Request,
     ) -> Result<After, Stop> {
         let mut attempts = Attempts::new(request).ok_or(Rejection::InternalError)?;
-        let is_collected = request.header.framing == request_header::Framing::Chunked
-            && attempts.most_collected(request) > 0;
+        let most = attempts.most_collected(request);
+        let is_collected = request.header.framing == request_header::Framing::Chunked && most > 0;
         let mut share = BufferShare::new(self);
         if is_collected {
-            let most = attempts.most_collected(request);
             Box::pin(collect(client, request, most, &mut share)).await?;
             attempts.has_waited();
         }

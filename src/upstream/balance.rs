@@ -75,8 +75,9 @@ fn common_divisor(one: u16, other: u16) -> u16 {
     if other == 0 { one } else { common_divisor(other, one % other) }
 }
 
-/// Of two different random servers out of `count`, the one with the smaller (requests in flight +
-/// 1) / weight. `load` returns the two numbers of a server. `None`: there are no servers.
+/// Chooses two different random servers out of `count`, and returns the index of the one with the
+/// smaller (requests in flight + 1) / weight. `load` returns these two numbers of a server. `None`:
+/// there are no servers.
 ///
 /// Two choices are nearly as good as the best of all, and, unlike the best of all, do not send
 /// every gateway to the same server at once (Mitzenmacher, "The Power of Two Choices in Randomized

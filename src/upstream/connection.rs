@@ -26,10 +26,9 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 pub use self::error::ConnectError;
 use self::error::innermost;
 use super::http2;
-use super::io::Io;
+use super::io::{Io, Transport};
 use super::server::{Address, Lease, Server};
 use super::tls::ClientTls;
-use super::transport::Transport;
 use crate::config::Protocol;
 
 /// How often to check for connections that a service has closed.
@@ -99,8 +98,8 @@ impl Connection {
         Self { io: Io::Http2(stream), lease, idle_since: None, is_reused, has_received: false }
     }
 
-    /// Keeps the connection for `time` from `now` on for the next request. If the worker already has `most` idle
-    /// connections, the one that expires first is closed.
+    /// Keeps the connection for `time` from `now` on for the next request. If the worker already has
+    /// `most` idle connections, the one that expires first is closed.
     pub fn keep_idle(self, now: Instant, time: Duration, most: usize) {
         let Some(idle) = Idle::new(self, now, time) else { return };
         let begins = KEPT.with_borrow_mut(|kept| {
@@ -209,9 +208,9 @@ impl Connector {
             ErrorType::ConnectTimedout => ConnectError::TimedOut(limit),
             _ => ConnectError::Tcp(error),
         })?;
-        let Some(tls) = tls else { return Ok(Transport::Plain(io)) };
+        let Some(tls) = tls else { return Ok(Transport::Left(io)) };
         match timeout_at(end, tls.connect(io, server.name.as_deref())).await {
-            Ok(Ok(io)) => Ok(Transport::Tls(Box::new(io))),
+            Ok(Ok(io)) => Ok(Transport::Right(Box::new(io))),
             Ok(Err(fault)) => Err(ConnectError::Tls(fault)),
             Err(_) => Err(ConnectError::TlsTimedOut(limit)),
         }

@@ -5,10 +5,15 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::http2;
-use super::transport::Transport;
+
+/// A connection to a server, below HTTP: plain, or TLS (boxed, because it is a kilobyte large).
+pub type Transport = Either<Stream, Box<TlsStream<Stream>>>;
 
 /// What a request is written to, and its response read from.
 pub enum Io {

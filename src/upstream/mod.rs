@@ -21,7 +21,6 @@ mod retry_budget;
 pub mod server;
 mod servers;
 pub mod tls;
-mod transport;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use toml::de::DeValue;
 
 use super::certificate_chain::{Chain, Flaw, Mismatch, Roots};
@@ -211,21 +212,7 @@ fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<P
     let ((cert_file, key_file), (certificates, key)) =
         cert_file.zip(key_file).zip(certificates.zip(key))?;
     let report = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
-
-    let key = ring::default_provider().key_provider.load_private_key(key);
-    let key = key.map_err(|error| {
-        section.reference_problem(&key_file, format!("cannot be used: {error}"), "");
-    });
-    let chain = Chain::parse(&certificates).map_err(report);
-    let (chain, key) = chain.ok().zip(key.ok())?;
-    match chain.judge_order(key.public_key().as_deref()) {
-        Ok(()) => {}
-        Err(Mismatch::ForeignKey) => {
-            let message = "does not match the certificate in cert_file";
-            section.reference_problem(&key_file, message, "");
-        }
-        Err(Mismatch::Order(flaw)) => report(flaw),
-    }
+    let (chain, key) = chain_and_key(section, (&cert_file, &key_file), &certificates, key)?;
     match chain.judge_dates(SystemTime::now()) {
         Ok(None) => {}
         Ok(Some(warning)) => section.warn(&cert_file, &warning),
@@ -248,6 +235,32 @@ fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<P
         chain_and_key: Arc::new(CertifiedKey::new(certificates.clone(), key)),
     };
     Some((cert_file, certificate))
+}
+
+/// Checks that certificates are a chain, and that a key belongs to it. `files` name the two. `None`:
+/// a problem was reported that leaves nothing to check.
+pub fn chain_and_key<'a>(
+    section: &Table<'_>,
+    (cert_file, key_file): (&Located<PathBuf>, &Located<PathBuf>),
+    certificates: &'a [CertificateDer<'_>],
+    key: PrivateKeyDer<'static>,
+) -> Option<(Chain<'a>, Arc<dyn SigningKey>)> {
+    let report = |flaw: Flaw| section.reference_problem(cert_file, flaw.message, flaw.help);
+    let key = ring::default_provider().key_provider.load_private_key(key);
+    let key = key.map_err(|error| {
+        section.reference_problem(key_file, format!("cannot be used: {error}"), "");
+    });
+    let chain = Chain::parse(certificates).map_err(report);
+    let (chain, key) = chain.ok().zip(key.ok())?;
+    match chain.judge_order(key.public_key().as_deref()) {
+        Ok(()) => {}
+        Err(Mismatch::ForeignKey) => {
+            let message = "does not match the certificate in cert_file";
+            section.reference_problem(key_file, message, "");
+        }
+        Err(Mismatch::Order(flaw)) => report(flaw),
+    }
+    Some((chain, key))
 }
 
 fn warn_of_names_held_before(

@@ -28,7 +28,7 @@ pub enum Balance {
     /// In turn.
     #[default]
     RoundRobin,
-    /// Of two random servers the one with fewer requests in flight.
+    /// Of two random servers, the one with fewer requests in flight.
     LeastRequests,
     /// Consistent: a server that leaves moves only its own requests.
     Hash(HashKey),

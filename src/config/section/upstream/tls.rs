@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
-use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::CertifiedKey;
 use toml::de::DeValue;
@@ -14,8 +13,7 @@ use super::server::{ServerAddress, ServerEntry};
 use crate::config::Secrets;
 use crate::config::document::from_value::{FromValue, text};
 use crate::config::document::table::Table;
-use crate::config::section::server::certificate_chain::{Chain, Flaw, Mismatch};
-use crate::config::section::server::tls::Certificate;
+use crate::config::section::server::tls::{Certificate, chain_and_key};
 use crate::config::value::pem;
 
 /// TLS towards the servers of an upstream.
@@ -92,21 +90,7 @@ fn client(section: &Table<'_>, secrets: Secrets) -> Option<Certificate> {
     let certificates = pem::certificates(section, &cert_file, help);
     let key = pem::private_key(section, &key_file);
     let (certificates, key) = certificates.zip(key)?;
-    let report = |flaw: Flaw| section.reference_problem(&cert_file, flaw.message, flaw.help);
-    let key = ring::default_provider().key_provider.load_private_key(key);
-    let key = key.map_err(|error| {
-        section.reference_problem(&key_file, format!("cannot be used: {error}"), "");
-    });
-    let chain = Chain::parse(&certificates).map_err(report);
-    let (chain, key) = chain.ok().zip(key.ok())?;
-    match chain.judge_order(key.public_key().as_deref()) {
-        Ok(()) => {}
-        Err(Mismatch::ForeignKey) => {
-            let message = "does not match the certificate in cert_file";
-            section.reference_problem(&key_file, message, "");
-        }
-        Err(Mismatch::Order(flaw)) => report(flaw),
-    }
+    let (chain, key) = chain_and_key(section, (&cert_file, &key_file), &certificates, key)?;
     // The services decide whether they accept it, and the gateway has other upstreams.
     match chain.judge_dates(SystemTime::now()) {
         Ok(None) => {}
