@@ -36,6 +36,9 @@ impl Changes {
             errors,
             internal,
             open_data,
+            browsers,
+            ticket,
+            scan,
             warnings: _,
         } = before;
         let mut changes = Self::default();
@@ -53,6 +56,8 @@ impl Changes {
             ("[errors]", *errors == after.errors),
             ("[internal]", *internal == after.internal),
             ("[open_data]", *open_data == after.open_data),
+            ("[ticket]", *ticket == after.ticket),
+            ("[scan]", *scan == after.scan),
         ] {
             if !is_same {
                 changes.changed.push(name.to_owned());
@@ -60,6 +65,8 @@ impl Changes {
         }
         let app = |app: &super::App| app.app_id.as_str().to_owned();
         changes.compare("app", apps, &after.apps, app, PartialEq::eq);
+        let browser = |browser: &super::Browser| browser.base_url.to_string();
+        changes.compare("browser", browsers, &after.browsers, browser, PartialEq::eq);
         let upstream = |upstream: &super::Upstream| upstream.name.clone();
         changes.compare("upstream", upstreams, &after.upstreams, upstream, PartialEq::eq);
         let route = |route: &Route| route.name.clone();

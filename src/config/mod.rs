@@ -30,7 +30,8 @@ pub use self::document::problems::{Diagnostic, Problem, Problems};
 pub use self::document::table::Place;
 use self::document::{file, include};
 pub use self::section::admin::AdminSection;
-pub use self::section::app::App;
+pub use self::section::app::{App, AppKind};
+pub use self::section::browser::{Browser, Scope};
 pub use self::section::endpoints::EndpointsSection;
 pub use self::section::forward_auth::ForwardAuthSection;
 pub use self::section::identity::IdentitySection;
@@ -44,15 +45,18 @@ pub use self::section::route::{
     Access, Cors, HeaderEdits, Origins, Preflight, Rewriting, Route, Share, StaticResponse, Target,
     Timeouts,
 };
+pub use self::section::scan::ScanSection;
 pub use self::section::server::ServerSection;
 pub use self::section::server::tls::{Certificate, TlsSection};
 pub use self::section::session::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
 pub use self::section::session::{Carriers, SessionSection, SharedSection};
+pub use self::section::ticket::TicketSection;
 pub use self::section::upstream::{
     Balance, CheckKind, Ejection, HashKey, HealthCheck, Protocol, Retry, RetryOn, RouteRetry,
     ServerAddress, ServerEntry, Upstream, UpstreamHost, UpstreamTls,
 };
 pub use self::section::wechat::WeChatSection;
+pub use self::value::base_url::BaseUrl;
 pub use self::value::host::HostPattern;
 pub use self::value::path::RoutePath;
 pub use self::value::rate::Rate;
@@ -79,6 +83,10 @@ pub struct Config {
     /// `None`: there is no internal listener.
     pub internal: Option<InternalSection>,
     pub open_data: OpenDataSection,
+    pub browsers: Vec<Browser>,
+    pub ticket: TicketSection,
+    /// `None`: it is off.
+    pub scan: Option<ScanSection>,
     /// Warnings, shown at the start and by `check`.
     pub warnings: Vec<String>,
 }
@@ -184,6 +192,16 @@ impl Config {
             .map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" }));
         let store = if self.session.shared.is_some() { "Redis" } else { "memory" };
         format!("{}, sessions in {store}", counts.join(", "))
+    }
+
+    /// A line about what other gateways would not know. `None`: there is nothing of this kind, or a
+    /// shared store has it.
+    pub fn one_gateway(&self) -> Option<&'static str> {
+        let is_on = !self.browsers.is_empty() || self.ticket.enabled;
+        (is_on && self.session.shared.is_none()).then_some(
+            "without [session.redis], sessions, logins in progress, tickets and scans are known to \
+             one gateway only",
+        )
     }
 
     /// Every key that a file may have, as `section.key` or `section[].key`.

@@ -11,14 +11,15 @@ use toml::de::DeTable;
 
 use super::document::problems::{Diagnostic, Problems, SourceFile};
 use super::document::redact_line::Redaction;
-use super::document::table::{LineBreaks, Report, Table};
+use super::document::table::{LineBreaks, Report, Table, values};
 use super::document::{include, not_toml};
+use super::section::endpoints::Features;
 use super::section::internal::InternalAddress;
 use super::section::route::references::References;
 use super::section::upstream::server::OwnListeners;
 use super::section::{
-    admin, app, endpoints, errors, forward_auth, identity, internal, limits, log, login, open_data,
-    route, server, session, upstream, wechat,
+    admin, app, browser, endpoints, errors, forward_auth, identity, internal, limits, log, login,
+    open_data, route, scan, server, session, ticket, upstream, wechat,
 };
 use super::value::headers::ReservedHeaders;
 use super::{Config, Files, Loaded, Secrets, restart_only};
@@ -112,7 +113,8 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
 /// Reads the sections, each after those that it refers to. Warnings are in this order, too. `None`
 /// means that a problem was reported.
 fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
-    let (session, session_header) = session::read(root.table("session"), secrets);
+    let (session, session_header) =
+        session::read(root.table("session"), root.has("browser"), secrets);
     let identity = identity::read(root.table("identity"), &session, session_header);
     let reserved = ReservedHeaders { session: &session.header, identity: identity.headers() };
     let (server, public) = server::read(root.table("server"), reserved, secrets);
@@ -134,7 +136,7 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     listeners.push(("admin.listen", admin.listen));
     listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
     let internal = internal::read(&root, &listeners, apps.as_deref().unwrap_or_default(), secrets);
-    let open_data = open_data::read(root.table("open_data"));
+    let open_data = open_data::read(root.table("open_data"), apps.as_deref());
     let mut unix = None;
     match internal.as_ref().map(|one| &one.listen) {
         Some(InternalAddress::Tcp(address)) => listeners.push(("internal.listen", *address)),
@@ -150,11 +152,16 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     };
     let upstreams = upstream::read(&root, &surroundings);
     let tls = server.as_ref().and_then(|server| server.tls.as_ref());
-    let endpoints = endpoints::read(root.table("endpoints"), tls);
+    let browsers = browser::read(&root, apps.as_deref(), tls);
+    let ticket = ticket::read(&root);
+    let scan = scan::read(&root, apps.as_deref(), root.has("browser"));
+    let features = Features { browsers: &browsers, tickets: ticket.enabled, scan: scan.is_some() };
+    let endpoints = endpoints::read(root.table("endpoints"), tls, features);
     let references = References {
         upstreams: &upstreams,
         upstream_may_be_absent: has_forward_auth,
         apps: apps.as_deref(),
+        browsers: &browsers,
         max_body: limits.max_body,
         session: &session,
         reserved,
@@ -165,7 +172,15 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     let routes = route::read(&root, &references);
     if let Some(routes) = &routes {
         upstream::warn_of_unused(&root, &upstreams, routes);
-        app::warn_of_unused(&root, &app_ids, routes);
+        upstream::warn_of_jars(&root, &upstreams, routes, &session);
+        app::warn_of_unused(
+            &root,
+            apps.as_deref().unwrap_or_default(),
+            &app_ids,
+            &browsers,
+            routes,
+        );
+        browser::warn_of_unused(&root, &browsers, routes);
     }
     let errors = errors::read(&root);
     // The included files have already been read. This marks `include` as a known key.
@@ -188,6 +203,9 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
         errors,
         internal,
         open_data,
+        browsers: values(browsers),
+        ticket,
+        scan,
         warnings: Vec::new(),
     })
 }

@@ -219,6 +219,19 @@ fn own_address() -> String {
     }
 }
 
+#[test]
+fn a_gateway_with_browsers_and_without_a_shared_store_is_said_to_be_alone() {
+    let folder = Folder::new();
+    let browser = "[[browser]]\nbase_url = \"https://h5.example.com\"";
+    let checked = folder.check_with(browser, &mut wxgate());
+    assert_eq!(checked.code, 0, "{}", checked.err);
+    let line = "without [session.redis], sessions, logins in progress, tickets and scans are known \
+                to one gateway only\n";
+    assert!(checked.out.ends_with(line), "{}", checked.out);
+    let checked = folder.check_with("", &mut wxgate());
+    assert!(!checked.out.contains("one gateway"), "{}", checked.out);
+}
+
 /// The file of the first steps has no other warnings.
 #[test]
 fn the_smallest_file_has_no_warnings() {

@@ -3,6 +3,7 @@
 //! Fixtures are in `tests/config`. The expected output for a file of `invalid` is in `snapshots`,
 //! under the name of the file.
 
+mod browsers;
 mod reference;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ fn fixtures(folder: &str) -> Vec<PathBuf> {
 #[test]
 fn every_valid_file_loads() {
     let files = fixtures("valid");
-    assert_eq!(files.len(), 11);
+    assert_eq!(files.len(), 12);
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }
@@ -131,7 +132,10 @@ fn a_value_of_a_wrong_type_is_a_problem_of_its_key() {
                         | "route[].websocket"
                         | "internal.allow_plain_http"
                         | "open_data.enabled"
+                        | "scan.enabled"
                         | "server.h2c"
+                        | "ticket.enabled"
+                        | "upstream[].cookie_jar"
                         | "upstream[].health_check.tcp"
                         | "wechat.allow_plain_http"
                 ),
@@ -184,7 +188,7 @@ fn no_message_repeats_a_secret() {
             assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{shown}");
         }
     }
-    assert_eq!(with_secrets, 15);
+    assert_eq!(with_secrets, 16);
     for file in fixtures("snapshots") {
         let shown = fs::read_to_string(&file).unwrap();
         assert!(!PLANTED.iter().any(|secret| shown.contains(secret)), "{}", file.display());

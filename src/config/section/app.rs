@@ -12,9 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
+use super::browser::Browser;
 use super::route::{Access, Route};
 use crate::config::Secrets;
-use crate::config::document::from_value::{FromValue, text};
+use crate::config::document::from_value::{FromValue, text, word};
 use crate::config::document::table::{Located, Table};
 use crate::config::value::rate::{self, Rate};
 use crate::config::value::secret::{REFERENCE_HELP, oddity, read_secret};
@@ -25,11 +26,63 @@ use crate::identity::secret::Secret;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
     pub app_id: AppId,
+    pub kind: AppKind,
     pub secret: Secret,
     /// Whether logins that name no app are for this one. At most one app is the default.
     pub is_default: bool,
     /// Rate limit of logins; `None`: no limit.
     pub login_rate: Option<Rate>,
+}
+
+/// The kind of an app at WeChat. It decides how the users log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppKind {
+    MiniProgram,
+    /// 公众号 or 服务号: web pages in WeChat's own browser.
+    OfficialAccount,
+    /// 网站应用: web pages in other browsers, by a QR code.
+    Website,
+    /// 移动应用: a native app with WeChat's SDK.
+    Mobile,
+}
+
+impl AppKind {
+    /// Whether its users log in by `POST /login`. The others log in by redirects.
+    pub fn sends_codes(self) -> bool {
+        matches!(self, Self::MiniProgram | Self::Mobile)
+    }
+
+    const ALL: [(&'static str, Self); 4] = [
+        ("mini_program", Self::MiniProgram),
+        ("official_account", Self::OfficialAccount),
+        ("website", Self::Website),
+        ("mobile", Self::Mobile),
+    ];
+
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        let found = Self::ALL.into_iter().find(|(_, kind)| *kind == self);
+        found.map_or("", |(word, _)| word)
+    }
+
+    /// Reports a reference to an app that does not exist, or is not of this kind.
+    pub(super) fn check(self, section: &Table<'_>, given: &Located<AppId>, apps: Option<&[App]>) {
+        // If there is a problem with the apps, it is not known which of them exist.
+        let Some(apps) = apps else { return };
+        let kind = self.as_str();
+        match apps.iter().find(|app| app.app_id == given.value) {
+            None => {
+                let message = format!("no [[app]] has the id \"{}\"", given.value.as_str());
+                section.problem(given, message, format!("add one with kind = \"{kind}\""));
+            }
+            Some(app) if app.kind != self => {
+                let message = format!("must be an app with kind = \"{kind}\"");
+                let help = format!("this one has kind = \"{}\"", app.kind.as_str());
+                section.problem(given, message, help);
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 /// The apps, and the places of their ids. The apps are `None` if a problem was reported.
@@ -48,7 +101,6 @@ pub fn read(
     let mut listed: HashMap<AppId, String> = HashMap::new();
     let mut default: Option<String> = None;
     let mut is_complete = true;
-    let is_only = sections.len() == 1;
     for section in sections {
         let app_id = section.require::<AppId>("app_id");
         if let Some(app_id) = &app_id
@@ -65,10 +117,16 @@ pub fn read(
             let app_id = app_id.as_ref().map(|app_id| &app_id.value);
             warn_of_app_secret(&section, secret, &secret.value, app_id);
         }
+        let kind = section.get_or("kind", AppKind::MiniProgram);
         let is_default = section.get::<bool>("default");
         if let Some(is_default) = &is_default
             && is_default.value
         {
+            if !kind.sends_codes() {
+                let message = "cannot be the default: its users do not log in by POST /login";
+                let help = "set it on an app with kind = \"mini_program\" or \"mobile\"";
+                section.problem(is_default, message, help);
+            }
             match &default {
                 Some(first) => section.problem(
                     is_default,
@@ -84,14 +142,19 @@ pub fn read(
             Some((app_id, secret)) => {
                 apps.push(App {
                     app_id: app_id.value.clone(),
+                    kind,
                     secret: secret.value,
-                    is_default: is_only || is_default.is_some_and(|is_default| is_default.value),
+                    is_default: is_default.is_some_and(|is_default| is_default.value),
                     login_rate,
                 });
                 ids.push(app_id);
             }
             None => is_complete = false,
         }
+    }
+    let mut with_codes = apps.iter_mut().filter(|app| app.kind.sends_codes());
+    if let (Some(only), None) = (with_codes.next(), with_codes.next()) {
+        only.is_default = true;
     }
     (is_complete.then_some(apps), ids)
 }
@@ -169,9 +232,27 @@ fn describe(text: &str) -> String {
     }
 }
 
-/// Warns of apps whose sessions are not accepted by any route.
-pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route]) {
-    for app_id in apps {
+/// Warns of apps whose users cannot log in, and of those whose sessions are not accepted by any
+/// route. `ids` are the places of `apps`.
+pub fn warn_of_unused(
+    root: &Table<'_>,
+    apps: &[App],
+    ids: &[Located<AppId>],
+    browsers: &[Located<Browser>],
+    routes: &[Route],
+) {
+    for (app, app_id) in apps.iter().zip(ids) {
+        let uses = |browser: &Browser| match app.kind {
+            AppKind::OfficialAccount => browser.official_account.as_ref() == Some(&app.app_id),
+            AppKind::Website => browser.website.as_ref() == Some(&app.app_id),
+            AppKind::MiniProgram | AppKind::Mobile => false,
+        };
+        if !app.kind.sends_codes() && !browsers.iter().any(|browser| uses(&browser.value)) {
+            let message =
+                format!("no user can log in: no [[browser]] has it as {}", app.kind.as_str());
+            root.warn(app_id, &message);
+            continue;
+        }
         let is_used = routes.iter().any(|route| {
             let is_accepted = route.apps.is_empty() || route.apps.contains(&app_id.value);
             route.access != Access::None && is_accepted
@@ -179,6 +260,12 @@ pub fn warn_of_unused(root: &Table<'_>, apps: &[Located<AppId>], routes: &[Route
         if !is_used {
             root.warn(app_id, "no route accepts the sessions of this app");
         }
+    }
+}
+
+impl FromValue for AppKind {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        word(value, &Self::ALL)
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod browser;
 pub mod endpoints;
 pub mod errors;
 pub mod forward_auth;
@@ -16,8 +17,10 @@ pub mod log;
 pub mod login;
 pub mod open_data;
 pub mod route;
+pub mod scan;
 pub mod server;
 pub mod session;
+pub mod ticket;
 pub mod upstream;
 pub mod wechat;
 

@@ -4,12 +4,14 @@ pub mod caching;
 pub mod cors;
 pub mod header_edits;
 pub mod matching;
+mod redirects;
 pub mod references;
 pub mod rewriting;
 pub mod target;
 
 use std::time::Duration;
 
+use http::header::COOKIE;
 use http::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
@@ -48,6 +50,8 @@ pub struct Route {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub target: Target,
     pub access: Access,
+    /// Whether a page request without a session is sent to WeChat to log in.
+    pub redirects: bool,
     /// In upper case; empty: all methods.
     pub methods: Vec<String>,
     /// Empty: sessions of all apps.
@@ -119,10 +123,12 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
             host + path.value.as_str()
         });
         let access = section.get_or("auth", Access::Required);
+        let redirects = redirects::read(&section, references, access, &matching.hosts);
         let target = target::read(&section, references, access);
         let rewriting = rewriting::read(&section, path.as_ref());
         let request_edits = request_edits(&section, references);
         let response_edits = response_edits(&section, references);
+        warn_of_jar(&section, references, target.as_ref(), &request_edits);
         let vary = vary(&section, references, access, &response_edits);
         let timeouts = read_timeouts(&section);
         let retry = read_retry(&section, references, target.as_ref(), timeouts.read);
@@ -133,6 +139,9 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
         let websocket = section.get_or("websocket", false);
         report_no_upgrade(&section, references, target.as_ref(), websocket);
         let route_apps = route_apps(&section, references.apps);
+        if redirects {
+            redirects::warn_of_other_apps(&section, references, &matching.hosts, &route_apps);
+        }
         let max_body = max_body(&section, references.max_body);
         let rate_per_user = rate::read(&section, "rate_per_user", None);
         let rate_per_address = rate::read(&section, "rate_per_address", None);
@@ -155,6 +164,7 @@ pub fn read(root: &Table<'_>, references: &References<'_>) -> Option<Vec<Route>>
                 headers: matching.headers.clone(),
                 target,
                 access,
+                redirects,
                 methods: matching.methods.clone(),
                 apps: route_apps,
                 websocket,
@@ -211,6 +221,24 @@ fn report_no_upgrade(
         let name = &upstream.value.name;
         let message = format!("WebSockets need HTTP/1.1, but \"{name}\" has protocol = \"h2\"");
         section.problem_of("websocket", message, "use another upstream for them");
+    }
+}
+
+/// Warns of an edit that replaces the cookies of a jar.
+fn warn_of_jar(
+    section: &Table<'_>,
+    references: &References<'_>,
+    target: Option<&Target>,
+    edits: &HeaderEdits,
+) {
+    let upstreams = target.map(Target::upstreams).unwrap_or_default().into_iter();
+    let mut upstreams = upstreams.filter_map(|index| references.upstreams.get(index));
+    if let Some(upstream) = upstreams.find(|upstream| upstream.value.cookie_jar)
+        && edits.set.iter().any(|(name, _)| name == COOKIE)
+    {
+        let name = &upstream.value.name;
+        let message = format!("this Cookie replaces those that cookie_jar keeps for \"{name}\"");
+        section.warn_of("set_request_headers", &message);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderName;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, COOKIE};
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
@@ -36,6 +36,11 @@ pub struct SessionSection {
     pub header: HeaderName,
     /// Maximum number of sessions of one user of one app; `None`: no limit.
     pub max_per_user: Option<NonZeroUsize>,
+    /// Seal what leaves the process: in a shared store, and in the cookies of browsers. The first
+    /// seals; all of them can open. Empty if there is no such thing, or secrets are ignored.
+    pub seal_keys: Vec<SealKey>,
+    /// Bytes of all cookies that are kept for services with `cookie_jar`.
+    pub jar_capacity: u64,
     /// `None`: sessions are kept in this process.
     pub shared: Option<SharedSection>,
 }
@@ -45,7 +50,8 @@ impl SessionSection {
     pub fn carrier_headers(&self) -> Vec<HeaderName> {
         let header = self.carriers.header.then(|| self.header.clone());
         let bearer = self.carriers.bearer.then_some(AUTHORIZATION);
-        header.into_iter().chain(bearer).collect()
+        let cookie = self.carriers.cookie.then_some(COOKIE);
+        header.into_iter().chain(bearer).chain(cookie).collect()
     }
 }
 
@@ -53,8 +59,6 @@ impl SessionSection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSection {
     pub redis: RedisSection,
-    /// The first seals records; all of them can open records. Empty only if secrets are ignored.
-    pub seal_keys: Vec<SealKey>,
 }
 
 /// Where the gateway looks for a token; at least one is set.
@@ -62,12 +66,15 @@ pub struct SharedSection {
 pub struct Carriers {
     pub header: bool,
     pub bearer: bool,
+    /// On the hosts with a `[[browser]]`.
+    pub cookie: bool,
 }
 
 /// Keys that a reload cannot change.
 pub const RESTART_ONLY: &[RestartOnly] = &[
     ("session.idle_timeout", |a, b| a.session.idle_timeout == b.session.idle_timeout),
     ("session.capacity", |a, b| a.session.capacity == b.session.capacity),
+    ("session.jar_capacity", |a, b| a.session.jar_capacity == b.session.jar_capacity),
     ("session.redis", |a, b| redis(a) == redis(b)),
     ("session.seal_key", |a, b| seal_keys(a).first() == seal_keys(b).first()),
     ("session.previous_seal_keys", |a, b| seal_keys(a).get(1..) == seal_keys(b).get(1..)),
@@ -79,16 +86,23 @@ fn redis(config: &Config) -> Option<&RedisSection> {
 }
 
 fn seal_keys(config: &Config) -> &[SealKey] {
-    config.session.shared.as_ref().map_or(&[], |shared| &shared.seal_keys)
+    &config.session.seal_keys
 }
 
 const HOUR: u64 = 3600;
 
+/// In bytes.
+pub const DEFAULT_JAR_CAPACITY: u64 = 256 << 20;
+
 /// Approximate memory of a session, in bytes.
 const SESSION_BYTES: u64 = 500;
 
-/// The section, and the place where its header is named.
-pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Located<HeaderName>>) {
+/// The section, and the place where its header is named. `has_browsers`: there is a `[[browser]]`.
+pub fn read(
+    section: Table<'_>,
+    has_browsers: bool,
+    secrets: Secrets,
+) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
     if idle_timeout > ttl
@@ -103,14 +117,7 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Loc
     {
         section.problem(capacity, "must be at least 1", "");
     }
-    let listed = section.some::<Carrier>("carriers", "at least one of \"header\", \"bearer\"");
-    let carriers = match listed {
-        Some(listed) => Carriers {
-            header: listed.iter().any(|carrier| carrier.value == Carrier::Header),
-            bearer: listed.iter().any(|carrier| carrier.value == Carrier::Bearer),
-        },
-        None => Carriers { header: true, bearer: true },
-    };
+    let carriers = read_carriers(&section, has_browsers);
     let named = section.get::<HeaderName>("header");
     if let Some(named) = &named {
         report_taken(&section, named);
@@ -127,11 +134,52 @@ pub fn read(section: Table<'_>, secrets: Secrets) -> (SessionSection, Option<Loc
         section
             .warn_of("max_per_user", "there is no limit: one user can use all of session.capacity");
     }
-    let shared = shared(&section, idle_timeout, secrets);
+    let jar_capacity = jar_capacity(&section);
+    let seal_keys = read_seal_keys(&section, secrets);
+    let shared = shared(&section, has_browsers, idle_timeout, secrets);
     section.finish();
-    let session =
-        SessionSection { ttl, idle_timeout, capacity, carriers, header, max_per_user, shared };
+    let session = SessionSection {
+        ttl,
+        idle_timeout,
+        capacity,
+        carriers,
+        header,
+        max_per_user,
+        seal_keys,
+        jar_capacity,
+        shared,
+    };
     (session, named)
+}
+
+fn jar_capacity(section: &Table<'_>) -> u64 {
+    let default = usize::try_from(DEFAULT_JAR_CAPACITY).unwrap_or(usize::MAX);
+    let size = section.size("jar_capacity", default, 1 << 20..=1 << 40);
+    u64::try_from(size).unwrap_or(u64::MAX)
+}
+
+fn read_carriers(section: &Table<'_>, has_browsers: bool) -> Carriers {
+    let help = "at least one of \"header\", \"bearer\", \"cookie\"";
+    let Some(listed) = section.some::<Carrier>("carriers", help) else {
+        return Carriers { header: true, bearer: true, cookie: has_browsers };
+    };
+    let has = |carrier| listed.iter().find(|listed| listed.value == carrier);
+    match has(Carrier::Cookie) {
+        None if has_browsers && !listed.is_empty() => {
+            let message = "sessions of browsers need \"cookie\", because there is a [[browser]]";
+            section.problem_of("carriers", message, "add \"cookie\"");
+        }
+        Some(cookie) if !has_browsers => {
+            let message = "\"cookie\" has no effect without [[browser]]";
+            section.problem(cookie, message, "add a [[browser]] for each host that has web pages");
+        }
+        _ => {}
+    }
+    Carriers {
+        header: has(Carrier::Header).is_some(),
+        bearer: has(Carrier::Bearer).is_some(),
+        cookie: has(Carrier::Cookie).is_some(),
+    }
 }
 
 /// Warns of unreasonable lifetimes of sessions.
@@ -150,15 +198,22 @@ fn warn_of_life(section: &Table<'_>, ttl: Duration, idle_timeout: Duration) {
 
 /// The shared store of `[session]`. `None`: sessions are kept in the process, or a problem was
 /// reported.
-fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Option<SharedSection> {
+fn shared(
+    session: &Table<'_>,
+    has_browsers: bool,
+    idle_timeout: Duration,
+    secrets: Secrets,
+) -> Option<SharedSection> {
     let section = session.optional_table("redis");
-    let seal_keys = read_seal_keys(session, secrets);
     let Some(section) = section else {
         for key in ["seal_key", "previous_seal_keys"] {
-            if let Some(given) = session.raw(key) {
-                let message = "has no effect without a shared store";
+            if let Some(given) = session.raw(key).filter(|_| !has_browsers) {
+                let message = "has no effect without a shared store or [[browser]]";
                 session.push(session.key(key), given.span(), message, "add [session.redis]");
             }
+        }
+        if has_browsers && session.has("previous_seal_keys") {
+            session.report_missing("seal_key", "previous_seal_keys only open what was sealed");
         }
         return None;
     };
@@ -166,7 +221,7 @@ fn shared(session: &Table<'_>, idle_timeout: Duration, secrets: Secrets) -> Opti
         session.report_missing("seal_key", "create one with: openssl rand -base64 32");
     }
     let redis = redis::read(section, idle_timeout, secrets)?;
-    Some(SharedSection { redis, seal_keys })
+    Some(SharedSection { redis })
 }
 
 /// The key for sealing comes first, then the keys that can only open.
@@ -216,10 +271,12 @@ fn describe_key(text: &str) -> String {
 enum Carrier {
     Header,
     Bearer,
+    Cookie,
 }
 
 impl FromValue for Carrier {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        word(value, &[("header", Self::Header), ("bearer", Self::Bearer)])
+        let words = [("header", Self::Header), ("bearer", Self::Bearer), ("cookie", Self::Cookie)];
+        word(value, &words)
     }
 }

@@ -17,7 +17,8 @@ pub use self::retry::{Retry, RetryOn, RouteRetry};
 use self::server::OwnListeners;
 pub use self::server::{ServerAddress, ServerEntry};
 pub use self::tls::UpstreamTls;
-use super::route::Route;
+use super::route::{Access, Route};
+use super::session::{DEFAULT_JAR_CAPACITY, SessionSection};
 use crate::config::Secrets;
 use crate::config::document::table::{Located, Table};
 use crate::config::value::headers::ReservedHeaders;
@@ -49,6 +50,8 @@ pub struct Upstream {
     /// seconds, or the time that the service requests.
     pub idle_timeout: Option<Duration>,
     pub tls: Option<UpstreamTls>,
+    /// Whether the service's cookies are kept in the gateway, with the session.
+    pub cookie_jar: bool,
     pub health_check: Option<HealthCheck>,
     pub ejection: Ejection,
     pub retry: Retry,
@@ -142,6 +145,7 @@ fn read_one(section: &Table<'_>, name: String, references: &References<'_>) -> U
         write_timeout: section.positive("write_timeout", Duration::from_secs(60)),
         idle_timeout: section.optional_positive("idle_timeout"),
         tls,
+        cookie_jar: section.get_or("cookie_jar", false),
         health_check: section.optional_table("health_check").and_then(health_check::read),
         ejection: ejection::read(section.table("ejection")),
         retry: retry::read(section.table("retry"), read_timeout),
@@ -156,6 +160,40 @@ fn buffer_body(section: &Table<'_>, max_buffered: u64) -> u64 {
         section.warn_of("buffer_body", message);
     }
     size
+}
+
+/// Warns of cookie jars that are never used, and of a capacity without a jar.
+pub fn warn_of_jars(
+    root: &Table<'_>,
+    upstreams: &[Located<Upstream>],
+    routes: &[Route],
+    session: &SessionSection,
+) {
+    let has_jar = |upstream: &Located<Upstream>| upstream.value.cookie_jar;
+    let has_jars = upstreams.iter().any(has_jar);
+    if session.jar_capacity != DEFAULT_JAR_CAPACITY && (!has_jars || session.shared.is_some()) {
+        let message = if has_jars {
+            "has no effect with a shared store, which keeps the cookies"
+        } else {
+            "has no effect: no [[upstream]] has cookie_jar = true"
+        };
+        root.table("session").warn_of("jar_capacity", message);
+    }
+    if !has_jars {
+        return;
+    }
+    let sections = root.tables("upstream");
+    for (index, (section, _)) in
+        sections.iter().zip(upstreams).enumerate().filter(|(_, (_, upstream))| has_jar(upstream))
+    {
+        let of_upstream = |route: &&Route| route.target.upstreams().contains(&index);
+        let mut routes = routes.iter().filter(of_upstream).peekable();
+        if routes.peek().is_some() && routes.all(|route| route.access == Access::None) {
+            let message = "has no effect: cookies are kept with a session, and all routes to this \
+                           upstream have auth = \"none\"";
+            section.warn_of("cookie_jar", message);
+        }
+    }
 }
 
 /// Warns of upstreams without a route.

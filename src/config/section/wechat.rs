@@ -1,6 +1,5 @@
 //! `[wechat]`: how to connect to WeChat.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::config::Secrets;
 use crate::config::document::table::{Located, Table};
-use crate::config::value::pem;
+use crate::config::value::{host, pem};
 use crate::identity::secret::Secret;
 
 /// The section `[wechat]`.
@@ -160,14 +159,7 @@ fn path_of(url: &str) -> &str {
 
 /// Whether a URL points to this machine.
 fn is_loopback(text: &str) -> bool {
-    match http_url(text).as_ref().and_then(reqwest::Url::host_str) {
-        Some("localhost") => true,
-        Some(host) => host
-            .trim_matches(['[', ']'])
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback()),
-        None => false,
-    }
+    http_url(text).as_ref().and_then(reqwest::Url::host_str).is_some_and(host::is_loopback)
 }
 
 fn http_url(text: &str) -> Option<reqwest::Url> {

@@ -1,5 +1,7 @@
 //! Host names of routes and endpoints: how they are written, and which of them are valid.
 
+use std::net::IpAddr;
+
 use http::HeaderValue;
 use toml::de::DeValue;
 
@@ -11,6 +13,22 @@ pub enum HostPattern {
     Exact(String),
     /// The part after the `*`, such as `.example.com`; one or more labels come before it.
     Wildcard(String),
+}
+
+impl HostPattern {
+    /// Whether a lower-case host without port is one of these.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == host,
+            Self::Wildcard(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+        }
+    }
+}
+
+/// Whether a lower-case host, without port, is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 impl std::fmt::Display for HostPattern {

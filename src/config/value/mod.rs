@@ -1,5 +1,6 @@
 //! Types of values that several sections share: how each is written and what is checked.
 
+pub mod base_url;
 pub mod headers;
 pub mod host;
 pub mod listeners;

@@ -27,6 +27,15 @@ async fn a_live_check_shows_whether_wechat_accepts_the_app_and_uses_no_code() {
     let stats = client::get(address, "/sandbox/stats").await.json();
     assert_eq!(stats["exchanges"], 1);
 
+    let native = format!(
+        "[[app]]\napp_id = \"{}\"\nkind = \"mobile\"\napp_secret = {{ file = \"{{dir}}/wechat-secret\" }}",
+        crate::harness::APP
+    );
+    let (code, shown) = check(address, &native);
+    assert!(code == 0 && shown.contains("WeChat accepts the app"), "{shown}");
+    let stats = client::get(address, "/sandbox/stats").await.json();
+    assert_eq!(stats["calls"]["/sns/oauth2/access_token"], 1);
+
     let (_other, address) = start_sandbox(&["--app", &format!("{}:other", crate::harness::APP)]);
     let (code, shown) = check(address, "");
     assert!(code == 1 && shown.contains("errcode 40125") && shown.contains("rid "), "{shown}");

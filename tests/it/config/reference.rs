@@ -7,10 +7,16 @@ use std::path::Path;
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 89] = [
+const WITHOUT_DEFAULT: [&str; 97] = [
     "admin.token",
     "app[].default",
     "app[].login_rate",
+    "browser[].authorize_base_url",
+    "browser[].base_url",
+    "browser[].cookie",
+    "browser[].official_account",
+    "browser[].scope",
+    "browser[].website",
     "errors.codes",
     "errors.content_type",
     "errors.template",
@@ -58,6 +64,7 @@ const WITHOUT_DEFAULT: [&str; 89] = [
     "route[].strip_prefix",
     "route[].timeout",
     "route[].write_timeout",
+    "scan.app_id",
     "server.tls.cert_file",
     "server.tls.certificate[].cert_file",
     "server.tls.certificate[].key_file",
@@ -65,6 +72,7 @@ const WITHOUT_DEFAULT: [&str; 89] = [
     "server.tls.client_certificate",
     "server.tls.handshake_timeout",
     "server.tls.key_file",
+    "session.carriers",
     "session.previous_seal_keys",
     "session.redis.ca_file",
     "session.redis.key_prefix",

@@ -1,4 +1,4 @@
-//! What routes refer to: upstreams, apps, certificates, and reserved headers.
+//! What routes refer to: upstreams, apps, browsers, certificates, and reserved headers.
 //!
 //! These are read before the routes, so that the names in a route can be resolved.
 
@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use crate::config::Secrets;
 use crate::config::document::table::{Located, Table};
 use crate::config::section::app::App;
+use crate::config::section::browser::Browser;
 use crate::config::section::server::tls::TlsSection;
 use crate::config::section::session::SessionSection;
 use crate::config::section::upstream::Upstream;
@@ -19,6 +20,7 @@ pub struct References<'a> {
     pub upstream_may_be_absent: bool,
     /// `None`: a problem was reported.
     pub apps: Option<&'a [App]>,
+    pub browsers: &'a [Located<Browser>],
     pub max_body: u64,
     pub session: &'a SessionSection,
     pub reserved: ReservedHeaders<'a>,
