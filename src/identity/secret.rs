@@ -12,7 +12,10 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use rand::Rng;
 use serde::{Deserialize, Deserializer};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// A secret text.
@@ -41,6 +44,13 @@ impl fmt::Debug for Secret {
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
 impl SealKey {
+    /// A key of this process.
+    pub fn random() -> Self {
+        let mut key = Zeroizing::new([0; 32]);
+        rand::rng().fill_bytes(&mut *key);
+        Self(key)
+    }
+
     /// Parses 32 bytes, written in hexadecimal digits, or in standard or URL-safe base64 with or
     /// without padding.
     pub fn parse(text: &str) -> Option<Self> {
@@ -57,6 +67,12 @@ impl SealKey {
         let decoded = Zeroizing::new(STANDARD_NO_PAD.decode(Zeroizing::new(standard)).ok()?);
         key.copy_from_slice(decoded.get(..).filter(|bytes| bytes.len() == 32)?);
         Some(Self(key))
+    }
+
+    /// The key for one purpose, by HMAC-SHA-256. `None` cannot occur.
+    pub fn derive(&self, purpose: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+        let hmac = Hmac::<Sha256>::new_from_slice(self.expose()).ok()?;
+        Some(Zeroizing::new(hmac.chain_update(purpose).finalize().into_bytes().into()))
     }
 
     /// The key itself. Every call must be reviewed.

@@ -29,6 +29,11 @@ impl SessionToken {
         Self(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
     }
 
+    /// A token that was generated before. `None` if it has not the format of a token.
+    pub fn parse(text: &str) -> Option<Self> {
+        has_token_shape(text.as_bytes()).then(|| Self(Secret::new(text.to_owned())))
+    }
+
     /// The text that the client gets, once.
     pub fn expose(&self) -> &str {
         self.0.expose()

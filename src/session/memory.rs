@@ -8,6 +8,7 @@
 //! free it at once, but needs 40 bytes per session and moves a timer at every lookup.
 
 mod blocks;
+pub mod records;
 mod users;
 
 use std::borrow::Borrow;
@@ -23,6 +24,7 @@ use moka::sync::Cache;
 
 use self::blocks::Blocks;
 use self::users::UserIndex;
+use super::jars::Jars;
 use super::{Blocked, LoginKey, Removal, Removals, Session};
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
@@ -34,6 +36,7 @@ pub struct Memory {
     cache: Cache<CacheKey, Arc<Session>, DigestHash>,
     users: Arc<UserIndex>,
     pub blocks: Arc<Blocks>,
+    pub jars: Jars,
     max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
     removals: Removals,
@@ -48,11 +51,12 @@ impl Memory {
         max_per_user: Option<NonZeroUsize>,
         longest_unused: Duration,
         keeps_session_keys: Arc<AtomicBool>,
+        jars: Jars,
         metrics: Arc<Metrics>,
     ) -> Self {
         let users = Arc::new(UserIndex::new(keeps_session_keys));
         let removals = Removal::counters(&metrics);
-        let (counted, listed) = (removals.clone(), users.clone());
+        let (counted, listed, kept) = (removals.clone(), users.clone(), jars.clone());
         let cache = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
@@ -67,10 +71,11 @@ impl Memory {
                 if session.mark_removed() {
                     counted.count(removal as usize);
                     listed.remove(&session);
+                    kept.remove_all(session.digest());
                 }
             })
             .build_with_hasher(DigestHash);
-        Self { cache, users, blocks: Arc::default(), max_per_user, metrics, removals }
+        Self { cache, users, blocks: Arc::default(), jars, max_per_user, metrics, removals }
     }
 
     /// Adds a new session, and removes the oldest sessions of its user above the limit. Keeps the
@@ -157,11 +162,13 @@ impl Memory {
         {
             self.removals.count(cause as usize);
             self.users.remove(&session);
+            self.jars.remove_all(digest);
         }
     }
 
     pub fn maintain(&self) {
         self.cache.run_pending_tasks();
+        self.jars.maintain();
     }
 
     /// Users with session keys.

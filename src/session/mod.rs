@@ -8,11 +8,18 @@
 //! can be blocked for a time: then no session is created. The key is the token's digest; the token
 //! itself is not stored. Callers do not know where sessions are kept.
 //!
+//! The cookies of services with `cookie_jar` are kept beside the session (`jars`), and end with it.
+//! `records` are kept where sessions are, and `operator` has what only operators do.
+//!
 //! If `[open_data]` is enabled, the newest session keys of a user (`user_keys`) are kept beside its
 //! sessions, as long as it has any; otherwise none is stored or looked up.
 
 mod error;
+mod jar;
+mod jars;
 mod memory;
+mod operator;
+mod records;
 mod redis;
 mod state;
 mod user_keys;
@@ -25,15 +32,20 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 pub use self::error::{BlockError, Blocked, CreateError, StoreError};
+pub use self::jar::Jar;
+pub use self::jars::JarName;
+use self::jars::{Jars, KnownJars};
 use self::memory::DigestHash;
+pub use self::records::{Record, RecordKind, Records};
 pub use self::redis::{Lease, SharedTokens, TokenRecord};
 use self::state::Removals;
 pub use self::state::{Removal, Session};
 pub use self::user_keys::LoginKey;
 use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
+use crate::identity::Identity;
 use crate::identity::token::{SessionToken, TokenDigest};
-use crate::identity::{AppId, Identity, OpenId, User};
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
 /// How often a continuous stream of uses is recorded.
@@ -51,6 +63,9 @@ pub struct Sessions {
     /// How much later idle sessions expire if not all of their uses are known here.
     slack: Duration,
     keeps_session_keys: Arc<AtomicBool>,
+    records: Records,
+    known_jars: KnownJars,
+    jar_failures: Arc<LogThrottle>,
     /// Limits searches through all sessions to one at a time.
     searches: Arc<Semaphore>,
     clock: Clock,
@@ -71,19 +86,32 @@ impl Sessions {
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let keeps_session_keys = Arc::new(AtomicBool::new(false));
         let keeps = keeps_session_keys.clone();
+        let known_jars = KnownJars::default();
         let (backend, slack) = match &section.shared {
             None => {
                 let capacity = section.capacity;
                 let max_per_user = section.max_per_user;
+                let jars = Jars::new(section.jar_capacity, known_jars.clone());
                 let memory =
-                    memory::Memory::new(capacity, max_per_user, idle_timeout, keeps, metrics);
+                    memory::Memory::new(capacity, max_per_user, idle_timeout, keeps, jars, metrics);
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
-                let redis = redis::Redis::new(section, shared, keeps, clock.clone(), metrics);
+                let redis = redis::Redis::new(
+                    section,
+                    shared,
+                    keeps,
+                    known_jars.clone(),
+                    clock.clone(),
+                    metrics,
+                );
                 let slack = redis.slack();
                 (Backend::Redis(redis), slack)
             }
+        };
+        let records = match &backend {
+            Backend::Memory(_) => Records::in_memory(clock.clone()),
+            Backend::Redis(redis) => Records::shared(redis.clone()),
         };
         Self {
             backend,
@@ -91,6 +119,9 @@ impl Sessions {
             idle_timeout,
             slack,
             keeps_session_keys,
+            records,
+            known_jars,
+            jar_failures: Arc::new(LogThrottle::new(clock.clone())),
             searches: Arc::new(Semaphore::new(1)),
             clock,
         }
@@ -137,6 +168,11 @@ impl Sessions {
         }
     }
 
+    /// Records with a short life, which are kept where the sessions are.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
     /// Sets the lifetime of sessions that are created from now on. Existing sessions keep theirs.
     pub fn set_ttl(&self, ttl: Duration) {
         self.ttl_millis.store(millis(ttl), Ordering::Relaxed);
@@ -154,9 +190,33 @@ impl Sessions {
         client: IpAddr,
         key: Option<LoginKey>,
     ) -> Result<(SessionToken, Duration), CreateError> {
+        self.create_until(u64::MAX, identity, client, key).await
+    }
+
+    /// Creates another session of the same user, as [`Sessions::create`] does. It ends no later
+    /// than `other`: only a login gives a user more time.
+    ///
+    /// # Errors
+    /// When the store is unavailable, or the user is blocked.
+    pub async fn create_beside(
+        &self,
+        other: &Session,
+        client: IpAddr,
+    ) -> Result<(SessionToken, Duration), CreateError> {
+        self.create_until(other.ends_at_millis, other.identity.clone(), client, None).await
+    }
+
+    async fn create_until(
+        &self,
+        latest_end_millis: u64,
+        identity: Identity,
+        client: IpAddr,
+        key: Option<LoginKey>,
+    ) -> Result<(SessionToken, Duration), CreateError> {
         let token = SessionToken::generate();
         let now = self.clock.now_millis();
         let ends_at = now.saturating_add(self.ttl_millis.load(Ordering::Relaxed));
+        let ends_at = ends_at.min(latest_end_millis);
         let session = Session::new(token.digest(), identity, client, now, ends_at, now);
         let expires_in = self.expires_in(&session);
         match &self.backend {
@@ -262,91 +322,6 @@ impl Sessions {
                 }
             }
             Backend::Redis(redis) => redis.record_use(session, now),
-        }
-    }
-
-    /// The sessions of a user, oldest first. With a shared store, the last use may be outdated by
-    /// one refresh interval, and some sessions may have expired by this gateway's clock but not by
-    /// others'.
-    ///
-    /// # Errors
-    /// When the store is unavailable.
-    pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
-        let mut sessions = match &self.backend {
-            Backend::Memory(memory) => {
-                let mut sessions = memory.of_user(user);
-                sessions.retain(|session| self.is_live(session));
-                sessions
-            }
-            Backend::Redis(redis) => redis.of_user(user).await?,
-        };
-        sessions.sort_by_key(|session| session.created_at_millis);
-        Ok(sessions)
-    }
-
-    /// Rejects the logins of a user for a time, including logins in flight; with a shared store, on
-    /// all gateways. Existing sessions of the user are not revoked.
-    ///
-    /// # Errors
-    /// When the store is unavailable, or too many users are blocked.
-    pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
-        let now = self.clock.now_millis();
-        let until = now.saturating_add(millis(time));
-        let has_room = match &self.backend {
-            Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
-            Backend::Redis(redis) => redis.block(user, until).await?,
-        };
-        if has_room { Ok(()) } else { Err(BlockError::Full) }
-    }
-
-    /// Removes the block of a user, if there is one.
-    ///
-    /// # Errors
-    /// When the store is unavailable.
-    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
-        match &self.backend {
-            Backend::Memory(memory) => memory.blocks.remove(user),
-            Backend::Redis(redis) => redis.unblock(user).await?,
-        }
-        Ok(())
-    }
-
-    /// When the block of a user ends, in milliseconds of the [`Clock`].
-    ///
-    /// # Errors
-    /// When the store is unavailable.
-    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
-        let now = self.clock.now_millis();
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.blocks.until(user, now)),
-            Backend::Redis(redis) => redis.blocked_until(user).await,
-        }
-    }
-
-    /// Finds the user of an app for whom `matches` is true, among those with a session or a
-    /// block. Searches all sessions in the background, one search at a time. A million sessions
-    /// take about a second, in a shared store about 15; the limit is a minute.
-    ///
-    /// # Errors
-    /// When the store is unavailable or cannot be searched.
-    pub async fn find_user(
-        &self,
-        app_id: &AppId,
-        matches: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
-    ) -> Result<Option<User>, StoreError> {
-        // The semaphore is never closed.
-        let permit = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
-        match &self.backend {
-            Backend::Memory(memory) => {
-                let (memory, app_id) = (memory.clone(), app_id.clone());
-                let search = move || {
-                    // Held by the task, because the caller may have disconnected.
-                    let _permit = permit;
-                    memory.find_user(&app_id, &matches)
-                };
-                tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
-            }
-            Backend::Redis(redis) => redis.find_user(app_id, &matches).await,
         }
     }
 

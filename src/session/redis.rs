@@ -16,13 +16,16 @@ mod access_tokens;
 mod address;
 mod blocks;
 mod connection;
+mod jars;
 mod key_names;
 mod local_cache;
 mod notices;
 mod primaries;
+mod records;
 mod revocations;
 mod seal;
 mod sentinel;
+mod stored_times;
 mod user_keys;
 mod user_search;
 mod users;
@@ -41,8 +44,9 @@ use self::connection::{StoreConnection, StoreOutcome};
 use self::key_names::KeyNames;
 use self::local_cache::LocalCache;
 use self::primaries::Connection;
-use self::seal::{Record, SealError, Seals, StoredValue};
+use self::seal::{SealError, Seals, StoredValue};
 use self::users::UserIndex;
+use super::jars::KnownJars;
 use super::{Blocked, CreateError, LoginKey, Removal, Removals, Session, StoreError};
 use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
@@ -86,6 +90,7 @@ struct Inner {
     revocation_permits: Semaphore,
     max_per_user: Option<NonZeroUsize>,
     keeps_session_keys: Arc<AtomicBool>,
+    known_jars: KnownJars,
     timeout: Duration,
     idle_timeout: Duration,
     interval: Duration,
@@ -101,6 +106,7 @@ impl Redis {
         section: &SessionSection,
         shared: &SharedSection,
         keeps_session_keys: Arc<AtomicBool>,
+        known_jars: KnownJars,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -114,13 +120,14 @@ impl Redis {
                 redis.near_cache_ttl,
                 idle_timeout + interval,
             ),
-            seals: Seals::new(&shared.seal_keys),
+            seals: Seals::new(&section.seal_keys),
             key_names: KeyNames::new(&redis.key_prefix),
             own_blocks: OwnBlocks::default(),
             lookup_permits: Semaphore::new(redis.max_lookups),
             revocation_permits: Semaphore::new(redis.max_lookups),
             max_per_user: section.max_per_user,
             keeps_session_keys,
+            known_jars,
             timeout: redis.timeout,
             idle_timeout,
             interval,
@@ -265,6 +272,9 @@ impl Redis {
             refresh.arg(record.used).arg(value).arg(this.life(&record));
             let mut connection = store.common();
             let exists = refresh.invoke_async::<bool>(&mut connection).await?;
+            if exists {
+                this.prolong_jars(&mut connection, digest, this.life(&record)).await?;
+            }
             if exists && matches!(connection, Connection::Cluster(_)) {
                 let interval = millis(this.interval);
                 this.users().list(&mut connection, digest, &record, interval).await?;
@@ -352,39 +362,6 @@ impl Inner {
             self.connection.count(StoreOutcome::Refused);
             StoreError
         })
-    }
-
-    /// How long a record is stored, in milliseconds: until its end, plus one interval.
-    fn life(&self, record: &Record) -> u64 {
-        let now = self.clock.to_wall(self.clock.now_millis());
-        (self.end_of(record) + millis(self.interval)).saturating_sub(now).max(1)
-    }
-
-    fn end_of(&self, record: &Record) -> u64 {
-        record.ends.min(record.used.saturating_add(millis(self.idle_timeout)))
-    }
-
-    fn is_live(&self, record: &Record) -> bool {
-        let now = self.clock.to_wall(self.clock.now_millis());
-        now < record.ends && now < self.end_of(record) + millis(self.interval)
-    }
-
-    /// The record of a session that was last used at `used`. Gateways compare its times, so their
-    /// wall clocks must agree.
-    fn record(&self, session: &Session, used: u64) -> Record {
-        Record {
-            identity: session.identity.clone(),
-            client: session.client,
-            created: self.clock.to_wall(session.created_at_millis),
-            ends: self.clock.to_wall(session.ends_at_millis),
-            used: self.clock.to_wall(used),
-        }
-    }
-
-    fn session(&self, digest: TokenDigest, record: Record) -> Session {
-        let Record { identity, client, created, ends, used } = record;
-        let [created, ends, used] = [created, ends, used].map(|time| self.clock.from_wall(time));
-        Session::new(digest, identity, client, created, ends, used)
     }
 }
 

@@ -7,14 +7,14 @@ use crate::config::Carriers;
 use crate::identity::session_key::SessionKey;
 use crate::identity::{AppId, OpenId};
 
-struct Store {
-    sessions: Sessions,
-    clock: Clock,
+pub struct Store {
+    pub sessions: Sessions,
+    pub clock: Clock,
     metrics: Arc<Metrics>,
 }
 
 impl Store {
-    fn new(capacity: u64) -> Self {
+    pub fn new(capacity: u64) -> Self {
         Self::limited(capacity, None)
     }
 
@@ -23,9 +23,11 @@ impl Store {
             ttl: Duration::from_secs(100),
             idle_timeout: Duration::from_secs(10),
             capacity,
-            carriers: Carriers { header: true, bearer: true },
+            carriers: Carriers { header: true, bearer: true, cookie: false },
             header: http::HeaderName::from_static("x-3rd-session"),
             max_per_user,
+            seal_keys: Vec::new(),
+            jar_capacity: 1 << 20,
             shared: None,
         };
         let clock = Clock::manual();
@@ -34,7 +36,7 @@ impl Store {
         Self { sessions, clock, metrics }
     }
 
-    async fn login(&self) -> TokenDigest {
+    pub async fn login(&self) -> TokenDigest {
         let identity = Identity {
             app_id: AppId::parse("wx1").unwrap(),
             openid: OpenId::parse("o1").unwrap(),

@@ -6,10 +6,13 @@
 //! | `{prefix}u:USER` | sorted set of sealed digests, by their absolute ends |
 //! | `{prefix}k:USER` | sorted set of sealed session keys, by times of login (`user_keys.rs`) |
 //! | `{prefix}b:USER` | `S`, time of its end, sealed record: a block of the user (`blocks.rs`) |
+//! | `{prefix}j:DIGEST:UPSTREAM` | sealed cookies of the session at an upstream (`jars.rs`) |
 //! | `{prefix}blocked` | sorted set of blocked users, by the ends of their blocks |
 //! | `{prefix}revoked` | channel for digests of revoked sessions, and names of unblocked users |
 //! | `{prefix}t:APP_ID` | sealed access token of the app (`access_tokens.rs`) |
 //! | `{prefix}r:APP_ID` | the gateway that renews it: random, and only while it does |
+//! | `{prefix}o:KIND DIGEST` | sealed record with a short life, by its kind (one letter) and id (`records.rs`) |
+//! | `{prefix}n:KIND USER` | sorted set of digests of the user's records of this kind, by their ends |
 //! | `{prefix}lease` | empty: written to check whether replicas follow |
 
 use base64::Engine;
@@ -17,6 +20,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::identity::AppId;
 use crate::identity::token::TokenDigest;
+use crate::session::jars::JarName;
+use crate::session::records::{Digest, RecordKind};
 
 pub struct KeyNames {
     prefix: String,
@@ -31,6 +36,12 @@ impl KeyNames {
 
     pub fn session(&self, digest: &TokenDigest) -> String {
         format!("{}s:{}", self.prefix, URL_SAFE_NO_PAD.encode(digest.as_bytes()))
+    }
+
+    /// For the cookies of a session at an upstream.
+    pub fn jar(&self, digest: &TokenDigest, upstream: JarName) -> String {
+        let digest = URL_SAFE_NO_PAD.encode(digest.as_bytes());
+        format!("{}j:{digest}:{}", self.prefix, URL_SAFE_NO_PAD.encode(upstream.as_bytes()))
     }
 
     pub fn user(&self, name: &str) -> String {
@@ -57,6 +68,16 @@ impl KeyNames {
     /// For the right to renew it.
     pub fn renewal(&self, app_id: &AppId) -> String {
         format!("{}r:{}", self.prefix, app_id.as_str())
+    }
+
+    /// For a record with a short life.
+    pub fn record(&self, kind: RecordKind, digest: &Digest) -> String {
+        format!("{}o:{}{}", self.prefix, kind.letter(), URL_SAFE_NO_PAD.encode(digest))
+    }
+
+    /// For the count of such records of a user.
+    pub fn records_of(&self, kind: RecordKind, name: &str) -> String {
+        format!("{}n:{}{name}", self.prefix, kind.letter())
     }
 
     /// For heartbeats.

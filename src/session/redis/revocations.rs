@@ -57,6 +57,8 @@ impl Inner {
             self.removals.count(cause as usize);
         }
         store.confirm(&mut connection, key.as_bytes(), time_limit).await?;
+        // If this fails, they expire: no other session has this digest.
+        let _ = self.remove_jars(&mut store.common(), digest).await;
         let StoredValue::Session(record) = self.seals.open(digest, &value) else {
             return Ok(None);
         };

@@ -4,8 +4,9 @@
 //! under, so that it cannot be moved to another token. A user's index is stored under a keyed hash
 //! of app and openid. Its entries, digests of tokens, are sealed so that equal digests give equal
 //! entries, which can be removed without a search. This needs a cipher that is safe with a repeated
-//! nonce, which is why it is SIV. Session keys are sealed for their user in the same way. Keys for
-//! each of these purposes are derived from the seal key by HMAC-SHA-256. The first key seals; all keys can open.
+//! nonce, which is why it is SIV. Session keys are sealed for their user in the same way, and records
+//! with a short life for the name of their key. Keys for each of these purposes are derived from the
+//! seal key by HMAC-SHA-256. The first key seals; all keys can open.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -69,8 +70,10 @@ pub struct Seals {
 struct DerivedKeys {
     records: Aes256GcmSiv,
     members: Aes256GcmSiv,
+    jars: Aes256GcmSiv,
     access_tokens: Aes256GcmSiv,
     session_keys: Aes256GcmSiv,
+    short_lived: Aes256GcmSiv,
     users: Hmac<Sha256>,
 }
 
@@ -119,24 +122,37 @@ impl Seals {
         decode(&Zeroizing::new(plain?), used)
     }
 
+    /// Seals the cookies of a session for the name of their key.
+    pub fn seal_jar(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        seal_for(name, &self.keys.first().ok_or(SealError)?.jars, plain)
+    }
+
+    /// `None` if they were not sealed with a known key for this name.
+    pub fn open_jar(&self, name: &str, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        open_for(name, self.keys.iter().map(|keys| &keys.jars), value)
+    }
+
     /// Seals an access token for its app.
     pub fn seal_access_token(&self, app_id: &AppId, plain: &[u8]) -> Result<Vec<u8>, SealError> {
-        let mut nonce = [0; NONCE];
-        rand::rng().fill_bytes(&mut nonce);
-        let payload = Payload { msg: plain, aad: app_id.as_str().as_bytes() };
         let key = &self.keys.first().ok_or(SealError)?.access_tokens;
-        let sealed = key.encrypt(&Nonce::from(nonce), payload).map_err(|_| SealError)?;
-        Ok([&nonce[..], &sealed].concat())
+        seal_for(app_id.as_str(), key, plain)
     }
 
     /// `None` if it was not sealed with a known key for this app.
     pub fn open_access_token(&self, app_id: &AppId, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let (nonce, sealed) = value.split_first_chunk::<NONCE>()?;
-        let plain = self.keys.iter().find_map(|key| {
-            let payload = Payload { msg: sealed, aad: app_id.as_str().as_bytes() };
-            key.access_tokens.decrypt(&Nonce::from(*nonce), payload).ok()
-        });
-        plain.map(Zeroizing::new)
+        let keys = self.keys.iter().map(|keys| &keys.access_tokens);
+        open_for(app_id.as_str(), keys, value)
+    }
+
+    /// Seals a record with a short life for the name of its key.
+    pub fn seal_short_lived(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let key = &self.keys.first().ok_or(SealError)?.short_lived;
+        seal_for(name, key, plain)
+    }
+
+    /// `None` if it was not sealed with a known key for this name.
+    pub fn open_short_lived(&self, name: &str, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        open_for(name, self.keys.iter().map(|keys| &keys.short_lived), value)
     }
 
     /// The names under which a user's sessions are listed; new sessions are listed under the first.
@@ -184,17 +200,15 @@ impl UserName<'_> {
 
 impl DerivedKeys {
     fn derive(key: &SealKey) -> Option<Self> {
-        let derive = |purpose: &[u8]| {
-            let hmac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
-            Some(Zeroizing::new(<[u8; 32]>::from(
-                hmac.chain_update(purpose).finalize().into_bytes(),
-            )))
-        };
+        let derive = |purpose: &[u8]| key.derive(purpose);
         Some(Self {
             records: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate record")?).ok()?,
             members: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate member")?).ok()?,
+            jars: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate cookie jar")?).ok()?,
             access_tokens: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate access token")?).ok()?,
             session_keys: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate session key")?).ok()?,
+            short_lived: Aes256GcmSiv::new_from_slice(&*derive(b"wxgate short-lived record")?)
+                .ok()?,
             users: Hmac::new_from_slice(&*derive(b"wxgate user")?).ok()?,
         })
     }
@@ -205,6 +219,29 @@ impl DerivedKeys {
         let hmac = hmac.chain_update([0]).chain_update(user.openid.as_str());
         URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes())
     }
+}
+
+/// The nonce, then what is sealed for `name`.
+fn seal_for(name: &str, key: &Aes256GcmSiv, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+    let mut nonce = [0; NONCE];
+    rand::rng().fill_bytes(&mut nonce);
+    let payload = Payload { msg: plain, aad: name.as_bytes() };
+    let sealed = key.encrypt(&Nonce::from(nonce), payload).map_err(|_| SealError)?;
+    Ok([&nonce[..], &sealed].concat())
+}
+
+/// The reverse of [`seal_for`], with the first of `keys` that can.
+fn open_for<'a>(
+    name: &str,
+    mut keys: impl Iterator<Item = &'a Aes256GcmSiv>,
+    value: &[u8],
+) -> Option<Zeroizing<Vec<u8>>> {
+    let (nonce, sealed) = value.split_first_chunk::<NONCE>()?;
+    let plain = keys.find_map(|key| {
+        let payload = Payload { msg: sealed, aad: name.as_bytes() };
+        key.decrypt(&Nonce::from(*nonce), payload).ok()
+    });
+    plain.map(Zeroizing::new)
 }
 
 /// The time at the start of a value: the last use of a session, or the end of a block.
@@ -270,130 +307,4 @@ fn decode(plain: &[u8], used: u64) -> Option<Record> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::identity::token::SessionToken;
-
-    fn key(byte: u8) -> SealKey {
-        SealKey::parse(&format!("{byte:02x}").repeat(32)).unwrap()
-    }
-
-    fn record() -> Record {
-        Record {
-            identity: Identity {
-                app_id: AppId::parse("wx1").unwrap(),
-                openid: OpenId::parse("o1-secret-openid").unwrap(),
-                unionid: UnionId::parse("u1"),
-            },
-            client: IpAddr::from([192, 0, 2, 1]),
-            created: 1_700_000_000_000,
-            ends: 1_700_000_100_000,
-            used: 1_700_000_050_000,
-        }
-    }
-
-    #[test]
-    fn a_record_opens_only_with_its_key_and_for_its_token() {
-        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
-        for record in [
-            record(),
-            Record { identity: Identity { unionid: None, ..record().identity }, ..record() },
-            Record { client: "2001:db8::1".parse().unwrap(), ..record() },
-        ] {
-            let value = seals.seal(&digest, &record).unwrap();
-            assert_eq!(seals.open(&digest, &value), StoredValue::Session(record));
-            let other = SessionToken::generate().digest();
-            assert_eq!(seals.open(&other, &value), StoredValue::Unreadable);
-            assert_eq!(Seals::new(&[key(2)]).open(&digest, &value), StoredValue::Unreadable);
-            let rotated = Seals::new(&[key(2), key(1)]);
-            assert!(matches!(rotated.open(&digest, &value), StoredValue::Session(_)));
-        }
-        assert_eq!(seals.open(&digest, TOMBSTONE), StoredValue::Tombstone);
-    }
-
-    #[test]
-    fn no_bit_of_a_value_can_be_changed() {
-        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
-        let value = seals.seal(&digest, &record()).unwrap();
-        for bit in 0..value.len() * 8 {
-            let mut changed = value.clone();
-            changed[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(seals.open(&digest, &changed), StoredValue::Unreadable, "bit {bit}");
-        }
-        for length in 0..value.len() {
-            assert_eq!(seals.open(&digest, &value[..length]), StoredValue::Unreadable, "{length}");
-        }
-    }
-
-    #[test]
-    fn a_value_does_not_reveal_its_user() {
-        let (seals, digest) = (Seals::new(&[key(1)]), SessionToken::generate().digest());
-        let value = seals.seal(&digest, &record()).unwrap();
-        let holds = |text: &[u8]| value.windows(text.len()).any(|window| window == text);
-        assert!(!holds(b"secret-openid") && !holds(b"wx1"));
-        assert_ne!(value, seals.seal(&digest, &record()).unwrap());
-    }
-
-    #[test]
-    fn list_entries_are_deterministic_and_specific_to_their_user() {
-        let seals = Seals::new(&[key(1), key(2)]);
-        let user =
-            User { app_id: AppId::parse("wx1").unwrap(), openid: OpenId::parse("o1").unwrap() };
-        let other = User { openid: OpenId::parse("o2").unwrap(), ..user.clone() };
-        let digest = SessionToken::generate().digest();
-        let names: Vec<_> = seals.user_names(&user).collect();
-        assert_eq!(names.len(), 2);
-        let member = names[0].member(&digest).unwrap();
-        assert_eq!(member, names[0].member(&digest).unwrap());
-        assert!(names[0].digest(&member) == Some(digest));
-        assert!(names[1].digest(&member).is_none());
-        let others = seals.user_names(&other).next().unwrap();
-        assert_ne!(others.name, names[0].name);
-        assert!(others.digest(&member).is_none());
-        assert!(!names[0].name.contains("o1"));
-    }
-
-    #[test]
-    fn an_access_token_opens_only_with_its_key_and_for_its_app() {
-        let seals = Seals::new(&[key(1)]);
-        let [app, other] = ["wx1", "wx2"].map(|id| AppId::parse(id).unwrap());
-        let value = seals.seal_access_token(&app, b"a-token").unwrap();
-        assert!(!value.windows(7).any(|window| window == b"a-token"));
-        assert_eq!(seals.open_access_token(&app, &value).unwrap().as_slice(), b"a-token");
-        assert!(seals.open_access_token(&other, &value).is_none());
-        assert!(Seals::new(&[key(2)]).open_access_token(&app, &value).is_none());
-        assert!(Seals::new(&[key(2), key(1)]).open_access_token(&app, &value).is_some());
-        assert!(seals.open_access_token(&app, &value[..value.len() - 1]).is_none());
-        assert!(seals.open_access_token(&app, b"").is_none());
-        assert!(Seals::new(&[]).seal_access_token(&app, b"a-token").is_err());
-    }
-
-    #[test]
-    fn a_session_key_opens_only_for_its_user_and_never_as_a_token() {
-        let seals = Seals::new(&[key(1), key(2)]);
-        let user = record().identity.user();
-        let other = User { openid: OpenId::parse("o2").unwrap(), ..user.clone() };
-        let names: Vec<_> = seals.user_names(&user).collect();
-        let session_key = SessionKey::from_bytes(b"sandbox-12345678");
-        let entry = names[0].key_entry(&session_key).unwrap();
-        assert!(names[0].session_key(&entry) == Some(session_key.clone()));
-        assert_eq!(entry, names[0].key_entry(&session_key).unwrap());
-        assert!(!entry.windows(8).any(|window| window == b"sandbox-"));
-        assert!(names[0].digest(&entry).is_none());
-        assert!(names[1].session_key(&entry).is_none());
-        assert!(seals.user_names(&other).all(|name| name.session_key(&entry).is_none()));
-        let member = names[0].member(&SessionToken::generate().digest()).unwrap();
-        assert!(names[0].session_key(&member).is_none());
-        for bit in 0..entry.len() * 8 {
-            let mut changed = entry.clone();
-            changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(names[0].session_key(&changed).is_none(), "bit {bit}");
-        }
-    }
-
-    #[test]
-    fn without_a_key_nothing_is_sealed() {
-        let digest = SessionToken::generate().digest();
-        assert!(Seals::new(&[]).seal(&digest, &record()).is_err());
-    }
-}
+mod tests;

@@ -1,0 +1,95 @@
+//! What an operator does with the sessions of a user: list and revoke them, and block the user.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Backend, BlockError, Session, Sessions, StoreError};
+use crate::clock::millis;
+use crate::identity::{AppId, OpenId, User};
+
+impl Sessions {
+    /// The sessions of a user, oldest first. With a shared store, the last use may be outdated by
+    /// one refresh interval, and some sessions may have expired by this gateway's clock but not by
+    /// others'.
+    ///
+    /// # Errors
+    /// When the store is unavailable.
+    pub async fn of_user(&self, user: &User) -> Result<Vec<Arc<Session>>, StoreError> {
+        let mut sessions = match &self.backend {
+            Backend::Memory(memory) => {
+                let mut sessions = memory.of_user(user);
+                sessions.retain(|session| self.is_live(session));
+                sessions
+            }
+            Backend::Redis(redis) => redis.of_user(user).await?,
+        };
+        sessions.sort_by_key(|session| session.created_at_millis);
+        Ok(sessions)
+    }
+
+    /// Rejects the logins of a user for a time, including logins in flight; with a shared store, on
+    /// all gateways. Existing sessions of the user are not revoked.
+    ///
+    /// # Errors
+    /// When the store is unavailable, or too many users are blocked.
+    pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
+        let now = self.clock.now_millis();
+        let until = now.saturating_add(millis(time));
+        let has_room = match &self.backend {
+            Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
+            Backend::Redis(redis) => redis.block(user, until).await?,
+        };
+        if has_room { Ok(()) } else { Err(BlockError::Full) }
+    }
+
+    /// Removes the block of a user, if there is one.
+    ///
+    /// # Errors
+    /// When the store is unavailable.
+    pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.blocks.remove(user),
+            Backend::Redis(redis) => redis.unblock(user).await?,
+        }
+        Ok(())
+    }
+
+    /// When the block of a user ends, in milliseconds of the [`Clock`](crate::clock::Clock).
+    ///
+    /// # Errors
+    /// When the store is unavailable.
+    pub async fn blocked_until(&self, user: &User) -> Result<Option<u64>, StoreError> {
+        let now = self.clock.now_millis();
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.blocks.until(user, now)),
+            Backend::Redis(redis) => redis.blocked_until(user).await,
+        }
+    }
+
+    /// Finds the user of an app for whom `matches` is true, among those with a session or a
+    /// block. Searches all sessions in the background, one search at a time. A million sessions
+    /// take about a second, in a shared store about 15; the limit is a minute.
+    ///
+    /// # Errors
+    /// When the store is unavailable or cannot be searched.
+    pub async fn find_user(
+        &self,
+        app_id: &AppId,
+        matches: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
+    ) -> Result<Option<User>, StoreError> {
+        // The semaphore is never closed.
+        let permit = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let (memory, app_id) = (memory.clone(), app_id.clone());
+                let search = move || {
+                    // Held by the task, because the caller may have disconnected.
+                    let _permit = permit;
+                    memory.find_user(&app_id, &matches)
+                };
+                tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
+            }
+            Backend::Redis(redis) => redis.find_user(app_id, &matches).await,
+        }
+    }
+}
