@@ -3,12 +3,17 @@
 //! Finds the one token of a request in the configured carriers and looks up its session. A request
 //! without a live session is rejected, unless it has no token and the route allows anonymous
 //! requests. A malformed, unknown, expired or revoked token gets the same response, which therefore
-//! gives nothing away. This module does not know what the route does with the identity.
+//! gives nothing away. A cookie is read only if there is no token in a header. A browser sends it
+//! with every request, so one whose session has ended counts as no token, and the response removes
+//! it. This module does not know what the route does with the identity.
 
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderName};
 
+use super::browsers::BrowserHost;
+use super::cookies;
+use super::cross_site::Site;
 use crate::config::{Access, App, SessionSection};
 use crate::identity::AppId;
 use crate::identity::token::{self, TokenDigest};
@@ -24,6 +29,18 @@ pub struct Authenticator {
     /// `None` if the header is not a carrier.
     header: Option<HeaderName>,
     reads_bearer: bool,
+    reads_cookie: bool,
+}
+
+/// Whether the session cookie of a request was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CookieUse {
+    #[default]
+    None,
+    /// The session was found by it.
+    Used,
+    /// Its session has ended or never existed: the response must remove it.
+    Ended,
 }
 
 /// The outcome of authentication. On a route with `auth = "none"` there is no outcome.
@@ -92,6 +109,8 @@ enum Presented<'a> {
     /// The session header has a value that is not a token.
     Malformed,
     Token(&'a [u8]),
+    /// A session cookie, which may have any value.
+    Cookie(&'a [u8]),
 }
 
 impl Authenticator {
@@ -101,11 +120,12 @@ impl Authenticator {
             apps: apps.iter().map(|app| app.app_id.clone()).collect(),
             header: section.carriers.header.then(|| section.header.clone()),
             reads_bearer: section.carriers.bearer,
+            reads_cookie: section.carriers.cookie,
         }
     }
 
     /// The session of a request. `None` if the request has no token and may be anonymous, or if the
-    /// route does not look up sessions.
+    /// route does not look up sessions. `host` is the `[[browser]]` of the request's host.
     ///
     /// # Errors
     /// With an [`AuthError`] the request is rejected, on `optional` routes too.
@@ -113,50 +133,144 @@ impl Authenticator {
         &self,
         headers: &impl Headers,
         access: Access,
-    ) -> Result<Option<Arc<Session>>, AuthError> {
+        host: Option<&BrowserHost>,
+    ) -> (CookieUse, Result<Option<Arc<Session>>, AuthError>) {
         let may_be_anonymous = match access {
-            Access::None => return Ok(None),
+            Access::None => return (CookieUse::None, Ok(None)),
             Access::Optional => true,
             Access::Required => false,
         };
-        match self.presented(headers)? {
-            Presented::Nothing if may_be_anonymous => Ok(None),
-            Presented::Nothing => Err(AuthError::MissingToken),
-            Presented::Malformed => Err(AuthError::InvalidToken),
-            Presented::Token(text) => self.find(text).await.map(Some),
+        let nothing = || if may_be_anonymous { Ok(None) } else { Err(AuthError::MissingToken) };
+        let presented = match self.presented(headers, host) {
+            Ok(presented) => presented,
+            Err(error) => return (CookieUse::None, Err(error)),
+        };
+        let (text, cookie) = match presented {
+            Presented::Nothing => return (CookieUse::None, nothing()),
+            Presented::Malformed => return (CookieUse::None, Err(AuthError::InvalidToken)),
+            Presented::Token(text) => (text, CookieUse::None),
+            Presented::Cookie(text) => (text, CookieUse::Used),
+        };
+        match self.find(text).await {
+            Ok(session) => (cookie, Ok(Some(session))),
+            Err(AuthError::InvalidToken) if cookie == CookieUse::Used => {
+                (CookieUse::Ended, nothing())
+            }
+            Err(error) => (CookieUse::None, Err(error)),
         }
     }
 
-    /// Ends the session of a request, if it has a token.
+    /// Ends the session of a request, if it has a token. Returns whether a cookie was read, which
+    /// the response must remove.
     ///
     /// # Errors
-    /// When tokens conflict or the store cannot be reached.
-    pub async fn revoke(&self, headers: &impl Headers) -> Result<(), AuthError> {
-        if let Presented::Token(text) = self.presented(headers)?
-            && let Some(digest) = TokenDigest::parse(text)
-        {
-            self.sessions.revoke(&digest).await?;
+    /// When tokens conflict, the request comes by cookie from another site, or the store cannot be
+    /// reached.
+    pub async fn revoke(
+        &self,
+        headers: &impl Headers,
+        site: &Site<'_>,
+    ) -> Result<CookieUse, Rejection> {
+        let presented =
+            self.presented(headers, site.host).map_err(|error| Rejection::from(&error))?;
+        let (text, cookie) = match presented {
+            Presented::Nothing | Presented::Malformed => return Ok(CookieUse::None),
+            Presented::Token(text) => (text, CookieUse::None),
+            Presented::Cookie(text) => {
+                site.check(headers)?;
+                (text, CookieUse::Ended)
+            }
+        };
+        if let Some(digest) = TokenDigest::parse(text) {
+            let revoked = self.sessions.revoke(&digest).await;
+            revoked.map_err(|_| Rejection::StoreUnavailable)?;
         }
-        Ok(())
+        Ok(cookie)
     }
 
     async fn find(&self, text: &[u8]) -> Result<Arc<Session>, AuthError> {
         let digest = TokenDigest::parse(text).ok_or(AuthError::InvalidToken)?;
-        let session = self.sessions.get(&digest).await?;
+        self.of_known_app(self.sessions.get(&digest).await?)
+    }
+
+    /// The live session of a token that was presented elsewhere. This is a use of the session.
+    ///
+    /// # Errors
+    /// When there is none, or the store cannot be reached.
+    pub async fn session(&self, digest: &TokenDigest) -> Result<Arc<Session>, AuthError> {
+        self.of_known_app(self.sessions.get(digest).await?)
+    }
+
+    fn of_known_app(&self, session: Option<Arc<Session>>) -> Result<Arc<Session>, AuthError> {
         session
             .filter(|session| self.apps.contains(&session.identity.app_id))
             .ok_or(AuthError::InvalidToken)
     }
 
-    fn presented<'a>(&self, headers: &'a impl Headers) -> Result<Presented<'a>, AuthError> {
-        presented(headers, self.header.as_ref(), self.reads_bearer)
+    /// The live session of a request's cookie, even if a header also has a token.
+    ///
+    /// # Errors
+    /// When cookies conflict or the store cannot be reached.
+    pub async fn session_of_cookie(
+        &self,
+        headers: &impl Headers,
+        host: &BrowserHost,
+    ) -> Result<Option<Arc<Session>>, AuthError> {
+        let Presented::Cookie(text) = in_cookie(headers, host)? else { return Ok(None) };
+        match self.find(text).await {
+            Ok(session) => Ok(Some(session)),
+            Err(AuthError::InvalidToken) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a request has a token in a header. A cookie is no such token.
+    pub fn has_token(&self, headers: &impl Headers) -> bool {
+        let found = presented(headers, self.header.as_ref(), self.reads_bearer);
+        !matches!(found, Ok(Presented::Nothing))
+    }
+
+    fn presented<'a>(
+        &self,
+        headers: &'a impl Headers,
+        host: Option<&BrowserHost>,
+    ) -> Result<Presented<'a>, AuthError> {
+        let found = presented(headers, self.header.as_ref(), self.reads_bearer)?;
+        match host.filter(|_| self.reads_cookie) {
+            Some(host) if found == Presented::Nothing => in_cookie(headers, host),
+            _ => Ok(found),
+        }
     }
 }
 
 /// Whether a request has conflicting tokens, for `wxgate explain`.
-pub fn has_conflict(headers: &impl Headers, section: &SessionSection) -> bool {
+pub fn has_conflict(
+    headers: &impl Headers,
+    section: &SessionSection,
+    host: Option<&BrowserHost>,
+) -> bool {
+    match (in_headers(headers, section), host) {
+        (Ok(Presented::Nothing), Some(host)) => in_cookie(headers, host).is_err(),
+        (found, _) => found.is_err(),
+    }
+}
+
+/// Whether the token of a request is in a header, for `wxgate explain`.
+pub fn is_in_header(headers: &impl Headers, section: &SessionSection) -> bool {
+    !matches!(in_headers(headers, section), Ok(Presented::Nothing))
+}
+
+/// Whether the token of a request is in the cookie of its host, for `wxgate explain`.
+pub fn reads_cookie(headers: &impl Headers, section: &SessionSection, host: &BrowserHost) -> bool {
+    !is_in_header(headers, section) && matches!(in_cookie(headers, host), Ok(Presented::Cookie(_)))
+}
+
+fn in_headers<'a>(
+    headers: &'a impl Headers,
+    section: &SessionSection,
+) -> Result<Presented<'a>, AuthError> {
     let header = Some(&section.header).filter(|_| section.carriers.header);
-    presented(headers, header, section.carriers.bearer).is_err()
+    presented(headers, header, section.carriers.bearer)
 }
 
 fn presented<'a>(
@@ -180,10 +294,25 @@ fn presented<'a>(
             Presented::Token(other) if other != bearer => {
                 return Err(AuthError::ConflictingTokens);
             }
-            Presented::Token(_) | Presented::Malformed => {}
+            Presented::Token(_) | Presented::Malformed | Presented::Cookie(_) => {}
         }
     }
     Ok(presented)
+}
+
+/// The session cookie. Two different ones are a conflict: one of them may have been set by another
+/// host of the same site.
+fn in_cookie<'a>(
+    headers: &'a impl Headers,
+    host: &BrowserHost,
+) -> Result<Presented<'a>, AuthError> {
+    let name = host.section.cookie.as_bytes();
+    let mut values = cookies::all(headers).filter(|(other, _)| *other == name);
+    let Some((_, first)) = values.next() else { return Ok(Presented::Nothing) };
+    if values.any(|(_, value)| value != first) {
+        return Err(AuthError::ConflictingTokens);
+    }
+    Ok(Presented::Cookie(first))
 }
 
 fn in_session_header<'a>(
@@ -204,148 +333,4 @@ fn in_session_header<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-    use std::time::Duration;
-
-    use http::{HeaderMap, HeaderValue};
-
-    use super::*;
-    use crate::clock::Clock;
-    use crate::config::Carriers;
-    use crate::telemetry::metrics::Metrics;
-
-    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-    fn app(app_id: &str) -> App {
-        App {
-            app_id: AppId::parse(app_id).unwrap(),
-            secret: crate::identity::secret::Secret::new(String::new()),
-            is_default: true,
-            login_rate: None,
-        }
-    }
-
-    fn authenticator(header: bool, bearer: bool) -> Authenticator {
-        let section = SessionSection {
-            ttl: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(60),
-            capacity: 10,
-            carriers: Carriers { header, bearer },
-            header: HeaderName::from_static("x-3rd-session"),
-            max_per_user: None,
-            shared: None,
-        };
-        let sessions = Sessions::new(&section, Clock::manual(), Metrics::new().unwrap());
-        Authenticator::new(sessions, &section, &[app("wx1")])
-    }
-
-    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(*name, HeaderValue::from_str(value).unwrap());
-        }
-        headers
-    }
-
-    #[test]
-    fn one_token_is_found_and_two_are_rejected() {
-        let (a, b) = ("A".repeat(43), "B".repeat(43));
-        let (bearer_a, bearer_b) = (format!("Bearer {a}"), format!("Bearer {b}"));
-        let both = authenticator(true, true);
-        let (s, auth) = ("x-3rd-session", "authorization");
-
-        let find = |lines: &[(&'static str, &str)]| {
-            let headers = headers(lines);
-            both.presented(&headers).map(|presented| match presented {
-                Presented::Nothing => "nothing".to_owned(),
-                Presented::Malformed => "malformed".to_owned(),
-                Presented::Token(text) => String::from_utf8(text.to_vec()).unwrap(),
-            })
-        };
-        assert_eq!(find(&[]).unwrap(), "nothing");
-        assert_eq!(find(&[(s, "")]).unwrap(), "nothing");
-        assert_eq!(find(&[(s, &a)]).unwrap(), a);
-        assert_eq!(find(&[(auth, &bearer_a)]).unwrap(), a);
-        assert_eq!(find(&[(s, ""), (auth, &bearer_a)]).unwrap(), a);
-        assert_eq!(find(&[(s, &a), (auth, &bearer_a)]).unwrap(), a);
-        assert_eq!(find(&[(auth, "Basic eA=="), (auth, &bearer_a)]).unwrap(), a);
-        assert_eq!(find(&[(auth, "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x")]).unwrap(), "nothing");
-        assert_eq!(find(&[(s, "short")]).unwrap(), "malformed");
-        assert_eq!(find(&[(s, "short"), (auth, &bearer_a)]).unwrap(), "malformed");
-        for conflict in [
-            vec![(s, a.as_str()), (s, a.as_str())],
-            vec![(s, ""), (s, a.as_str())],
-            vec![(s, a.as_str()), (auth, bearer_b.as_str())],
-            vec![(auth, bearer_a.as_str()), (auth, bearer_b.as_str())],
-        ] {
-            assert!(matches!(find(&conflict), Err(AuthError::ConflictingTokens)), "{conflict:?}");
-        }
-    }
-
-    #[test]
-    fn only_configured_carriers_are_read() {
-        let token = "A".repeat(43);
-        let lines = headers(&[("authorization", &format!("Bearer {token}"))]);
-        assert_eq!(authenticator(true, false).presented(&lines).unwrap(), Presented::Nothing);
-        let lines = headers(&[("x-3rd-session", &token)]);
-        assert_eq!(authenticator(false, true).presented(&lines).unwrap(), Presented::Nothing);
-    }
-
-    #[tokio::test]
-    async fn a_session_of_a_removed_app_is_invalid() {
-        let authenticator = authenticator(true, true);
-        let identity = crate::identity::Identity {
-            app_id: AppId::parse("wx2").unwrap(),
-            openid: crate::identity::OpenId::parse("o1").unwrap(),
-            unionid: None,
-        };
-        let (token, _) = authenticator.sessions.create(identity, CLIENT, None).await.unwrap();
-        let lines = headers(&[("x-3rd-session", token.expose())]);
-        for access in [Access::Required, Access::Optional] {
-            let outcome = authenticator.authenticate(&lines, access).await;
-            assert!(matches!(outcome, Err(AuthError::InvalidToken)));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_is_authenticated_by_the_access_of_its_route() {
-        let authenticator = authenticator(true, true);
-        let identity = crate::identity::Identity {
-            app_id: AppId::parse("wx1").unwrap(),
-            openid: crate::identity::OpenId::parse("o1").unwrap(),
-            unionid: None,
-        };
-        let (token, _) =
-            authenticator.sessions.create(identity.clone(), CLIENT, None).await.unwrap();
-        let valid = headers(&[("x-3rd-session", token.expose())]);
-        let unknown = headers(&[("x-3rd-session", &"A".repeat(43))]);
-        let malformed = headers(&[("x-3rd-session", "short")]);
-        let nothing = HeaderMap::new();
-        let authenticate = async |lines: &HeaderMap, access| {
-            let outcome = authenticator.authenticate(lines, access).await;
-            outcome.map(|session| session.map(|session| session.identity.clone()))
-        };
-        for access in [Access::Required, Access::Optional] {
-            assert_eq!(authenticate(&valid, access).await.unwrap(), Some(identity.clone()));
-            for bad in [&unknown, &malformed] {
-                assert!(matches!(authenticate(bad, access).await, Err(AuthError::InvalidToken)));
-            }
-        }
-        assert!(matches!(
-            authenticate(&nothing, Access::Required).await,
-            Err(AuthError::MissingToken)
-        ));
-        assert_eq!(authenticate(&nothing, Access::Optional).await.unwrap(), None);
-        assert_eq!(authenticate(&valid, Access::None).await.unwrap(), None);
-
-        authenticator.revoke(&nothing).await.unwrap();
-        authenticator.revoke(&malformed).await.unwrap();
-        assert!(authenticate(&valid, Access::Required).await.is_ok());
-        authenticator.revoke(&valid).await.unwrap();
-        assert!(matches!(
-            authenticate(&valid, Access::Required).await,
-            Err(AuthError::InvalidToken)
-        ));
-    }
-}
+mod tests;

@@ -7,9 +7,10 @@
 //! The gateway's headers are written after everything else that removes headers has run;
 //! `proxy::compose` ensures that order. This module does not know how an identity was verified.
 
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue, SET_COOKIE};
 use http::{HeaderMap, StatusCode};
 
+use super::cookies::OwnCookies;
 use crate::config::{IdentitySection, SessionSection};
 use crate::identity::token;
 use crate::identity::{Identity, UnionId};
@@ -37,6 +38,8 @@ pub struct IdentityHeaders {
     strips_bearer: bool,
     /// The names for the openid, the app id and the unionid.
     identity: [HeaderName; 3],
+    /// Removed from requests and responses.
+    pub(crate) cookies: OwnCookies,
     /// Headers that a forward-auth proxy writes or removes. They are also kept folded, to recognise
     /// other spellings.
     decision_names: Vec<HeaderName>,
@@ -102,6 +105,7 @@ impl IdentityHeaders {
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
             strips_bearer: session.carriers.bearer,
+            cookies: OwnCookies::default(),
             decision_names_folded: FoldedNames::new(decision_names.iter().map(HeaderName::as_str)),
             decision_names,
             identity,
@@ -119,6 +123,12 @@ impl IdentityHeaders {
             self.decision_names_folded.insert(name);
         }
         self
+    }
+
+    /// Also removes these cookies.
+    #[must_use]
+    pub(crate) fn removing_cookies(self, cookies: OwnCookies) -> Self {
+        Self { cookies, ..self }
     }
 
     /// Removes the client's lines of the gateway's headers, and writes exactly one line of each.
@@ -278,12 +288,18 @@ impl IdentityHeaders {
         // These have no body, and must not announce one (RFC 9110, section 8.6, and RFC 9112,
         // section 6.1).
         let has_no_body = status < 200 || status == StatusCode::NO_CONTENT.as_u16();
-        response.remove_if(|name, _| {
+        let has_cookies = self.cookies.are_on();
+        response.remove_if(|name, value| {
             self.response.contains(name)
+                || has_cookies && self.sets_own_cookie(name, value)
                 || nominated.iter().any(|one| one.eq_ignore_ascii_case(name))
                 || declines && is_any(name, &["upgrade"])
                 || has_no_body && is_framing(name)
         });
+    }
+
+    fn sets_own_cookie(&self, name: &[u8], value: &[u8]) -> bool {
+        is_any(name, &[SET_COOKIE.as_str()]) && self.cookies.is_set_by(value)
     }
 
     /// Whether a header of a service's response is removed, whatever the status.

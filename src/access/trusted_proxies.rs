@@ -18,6 +18,9 @@ use crate::access::identity_headers::{
 };
 use crate::message::header::Headers;
 
+/// What `X-Forwarded-Proto` says of TLS.
+pub const HTTPS: &[u8] = b"https";
+
 /// The networks of the trusted proxies.
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
@@ -112,7 +115,6 @@ impl Client {
         own_proto: &HeaderValue,
         authority: Option<&str>,
     ) -> Forwarding {
-        let is_proto = |value: &[u8]| matches!(value, b"http" | b"https");
         let host = self.trusted_value(headers, &FORWARDED_HOST, |value| !value.is_empty());
         let forwarded_for = self.forwarded_for(headers);
         let client = if self.is_trusted {
@@ -124,15 +126,21 @@ impl Client {
         Forwarding {
             request_id,
             forwarded_for,
-            proto: self
-                .trusted_value(headers, &FORWARDED_PROTO, is_proto)
-                .unwrap_or_else(|| own_proto.clone()),
+            proto: self.proto(headers, own_proto),
             host: host
                 .or_else(|| HeaderValue::from_bytes(headers.first(&HOST)?).ok())
                 .or_else(|| HeaderValue::from_str(authority?).ok()),
             client,
             is_trusted: self.is_trusted,
         }
+    }
+
+    /// The scheme of the client's connection, as far as it is known; `own_proto` is that of the
+    /// gateway's listener.
+    pub fn proto(&self, headers: &impl Headers, own_proto: &HeaderValue) -> HeaderValue {
+        let is_proto = |value: &[u8]| matches!(value, b"http" | HTTPS);
+        let given = self.trusted_value(headers, &FORWARDED_PROTO, is_proto);
+        given.unwrap_or_else(|| own_proto.clone())
     }
 
     fn forwarded_for(&self, headers: &impl Headers) -> HeaderValue {

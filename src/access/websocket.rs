@@ -25,6 +25,16 @@ pub fn is_requested(headers: &impl Headers) -> bool {
     headers.values_of(&UPGRADE).any(offers_websocket)
 }
 
+/// Headers of a forward-auth request that show that the original request is a handshake. Proxies
+/// remove `Upgrade`, because it is meant for one connection, but not the key.
+pub static SIGNS: [HeaderName; 2] = [UPGRADE, SEC_WEBSOCKET_KEY];
+
+/// Whether the original request of a decision may be for a WebSocket. Pages can neither send
+/// nor leave out the key.
+pub fn is_asked_about(headers: &impl Headers) -> bool {
+    is_requested(headers) || headers.first(&SEC_WEBSOCKET_KEY).is_some()
+}
+
 /// The rejection of a handshake on a path that allows no WebSocket.
 pub const NOT_ALLOWED: Rejection = Rejection::BadRequest("WebSocket is not allowed on this path");
 

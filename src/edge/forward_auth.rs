@@ -6,7 +6,10 @@
 //! The decision is the same as on the public listener ([`Policy::admit`]). The response is 200, 401
 //! or 403, and 503 when sessions cannot be looked up. It has every identity header, empty if there
 //! is no identity, so that it overwrites the client's. Of the proxy's own request, only the headers
-//! affect the decision. Bodies, sizes and upgrades are left to the proxy.
+//! affect the decision. Bodies, sizes and upgrades are left to the proxy; but a WebSocket by cookie
+//! must come from the same site.
+
+mod original_request;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Body;
@@ -27,11 +30,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use self::original_request::{OriginalRequest, only};
 use crate::access::authenticator::Decision;
 use crate::access::identity_headers::{
-    FORWARDED_FOR, FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_PROTO, FORWARDED_URI, REQUEST_ID,
+    FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, REQUEST_ID,
 };
 use crate::access::trusted_proxies::Client;
+use crate::access::websocket;
 use crate::config::Preflight;
 use crate::listener::small_server::{Request, Response};
 use crate::message::rejection::Rejection;
@@ -140,7 +145,9 @@ impl ForwardAuth {
             Err(rejection) => {
                 code = status(rejection);
                 let request_id = request_id.to_str().unwrap_or_default();
-                let own = rejection.response(request_id, policy.error_body.as_ref());
+                let login_url = login_url(&policy, &request, judged.route);
+                let body = policy.error_body.as_ref();
+                let own = rejection.response(request_id, body, login_url.as_deref());
                 headers.extend(own.headers);
                 content = own.body.into();
             }
@@ -180,14 +187,23 @@ impl ForwardAuth {
             RouteLookup { path, host: Some(host), method: &method, headers: &request.headers };
         // A preflight that the gateway responds to must not reach the service without a session.
         let is_preflight = is_preflight && route.route.preflight == Preflight::Pass;
-        let routed = RoutedRequest { lookup, is_preflight, client: client.address, length: None };
+        let routed = RoutedRequest {
+            lookup,
+            is_preflight,
+            host: policy.browsers.of(Some(host.as_bytes())),
+            is_websocket: websocket::is_asked_about(&request.headers),
+            // The gateway could not remove a ticket from the URL that the proxy forwards.
+            ticket: None,
+            client: client.address,
+            length: None,
+        };
         let (verdict, outcome) = policy.admit(route, &routed).await;
         Judged { route: Some(&route.route), verdict, outcome }
     }
 
     /// Counts the request and writes its access log line, which describes the original request.
     fn record(&self, recorded: &Recorded<'_>) {
-        let metrics = &recorded.policy.forward_auth_metrics;
+        let metrics = &recorded.policy.metrics_without_route.forward_auth;
         metrics.observe(recorded.status.as_u16(), recorded.took);
         let access_log = &self.process.access_log;
         if !access_log.is_on() {
@@ -273,13 +289,22 @@ fn match_route<'p, 'r>(
     let route = match endpoint {
         Endpoint::Route(index) => policy.routes.served(index).ok_or(Rejection::NoRoute)?,
         Endpoint::None => return Err(Rejection::NoRoute),
-        Endpoint::Login | Endpoint::Logout | Endpoint::Session | Endpoint::Health => {
+        _ => {
             return Err(Rejection::BadRequest(
                 "this path is an endpoint of the gateway: send it to a public listener",
             ));
         }
     };
     Ok(Matched { route, method, path, host, is_preflight })
+}
+
+/// Where a script of the original request's browser can begin a login.
+fn login_url(policy: &Policy, request: &request::Parts, route: Option<&Route>) -> Option<String> {
+    let redirects = policy.redirects.as_ref()?;
+    route.filter(|route| route.redirects)?;
+    let host = only(&request.headers, &FORWARDED_HOST, "", "").ok()?;
+    let host = policy.browsers.of(Some(host.as_bytes()))?;
+    redirects.login_url(host, &request.headers)
 }
 
 /// What is counted and logged.
@@ -292,50 +317,6 @@ struct Recorded<'a> {
     status: StatusCode,
     bytes_out: usize,
     took: Duration,
-}
-
-/// The original request, as a trusted proxy describes it.
-struct OriginalRequest<'a> {
-    method: &'a [u8],
-    target: &'a [u8],
-    host: &'a [u8],
-}
-
-impl<'a> OriginalRequest<'a> {
-    fn read(headers: &'a HeaderMap) -> Result<Self, Rejection> {
-        // The name is passed as text too, because messages are static.
-        macro_rules! once {
-            ($name:ident, $text:literal) => {{
-                let missing = concat!($text, " is missing");
-                let repeated = concat!($text, " is repeated");
-                only(headers, &$name, missing, repeated)
-            }};
-        }
-        let has = |name| headers.contains_key(name);
-        if has(&FORWARDED_PROTO) {
-            once!(FORWARDED_PROTO, "X-Forwarded-Proto")?;
-        }
-        if has(&FORWARDED_FOR) {
-            once!(FORWARDED_FOR, "X-Forwarded-For")?;
-        }
-        Ok(Self {
-            method: once!(FORWARDED_METHOD, "X-Forwarded-Method")?.as_bytes(),
-            target: once!(FORWARDED_URI, "X-Forwarded-Uri")?.as_bytes(),
-            host: once!(FORWARDED_HOST, "X-Forwarded-Host")?.as_bytes(),
-        })
-    }
-}
-
-/// The value of a header that must occur exactly once.
-fn only<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-    missing: &'static str,
-    repeated: &'static str,
-) -> Result<&'a HeaderValue, Rejection> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next().ok_or(Rejection::BadRequest(missing))?;
-    if values.next().is_some() { Err(Rejection::BadRequest(repeated)) } else { Ok(value) }
 }
 
 fn path_of(target: &str) -> &str {

@@ -11,9 +11,11 @@
 use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 
-use crate::message::header::cache_control::decides;
+use crate::message::header::cache_control::{decides, is_shared};
 use crate::message::header::{HeadersMut, trim};
 use crate::message::own_response::OwnResponse;
+
+const PRIVATE: &str = "private";
 
 /// What is added to the responses of a route.
 pub struct Caching {
@@ -36,11 +38,8 @@ impl Caching {
         {
             replace(response, &VARY, &value);
         }
-        if self.is_private
-            && has_session
-            && let Some(value) = with_private(|| response.values_of(&CACHE_CONTROL))
-        {
-            replace(response, &CACHE_CONTROL, &value);
+        if self.is_private && has_session {
+            add_private(response);
         }
     }
 
@@ -51,13 +50,43 @@ impl Caching {
         {
             response.replace(VARY, value);
         }
-        if self.is_private
-            && has_session
-            && let Some(value) =
-                with_private(|| response.values(&CACHE_CONTROL).map(HeaderValue::as_bytes))
-        {
-            response.replace(CACHE_CONTROL, value);
+        if self.is_private && has_session {
+            add_private_to_own(response);
         }
+    }
+}
+
+/// Makes a response private, even if its own `Cache-Control` allows shared caches.
+pub fn make_private(response: &mut impl HeadersMut) {
+    if response.values_of(&CACHE_CONTROL).any(is_shared) {
+        replace(response, &CACHE_CONTROL, &HeaderValue::from_static(PRIVATE));
+    } else {
+        add_private(response);
+    }
+}
+
+/// The same for one of the gateway's own responses.
+pub fn make_own_private(response: &mut OwnResponse) {
+    if response.values(&CACHE_CONTROL).map(HeaderValue::as_bytes).any(is_shared) {
+        response.replace(CACHE_CONTROL, HeaderValue::from_static(PRIVATE));
+    } else {
+        add_private_to_own(response);
+    }
+}
+
+/// Adds `private` to a response, unless its own `Cache-Control` decides.
+#[inline]
+fn add_private(response: &mut impl HeadersMut) {
+    if let Some(value) = with_private(|| response.values_of(&CACHE_CONTROL)) {
+        replace(response, &CACHE_CONTROL, &value);
+    }
+}
+
+/// The same for one of the gateway's own responses.
+fn add_private_to_own(response: &mut OwnResponse) {
+    let values = || response.values(&CACHE_CONTROL).map(HeaderValue::as_bytes);
+    if let Some(value) = with_private(values) {
+        response.replace(CACHE_CONTROL, value);
     }
 }
 
@@ -117,7 +146,7 @@ impl Vary {
 }
 
 /// Replaces all lines of a header with one.
-fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
+pub fn replace(response: &mut impl HeadersMut, name: &HeaderName, value: &HeaderValue) {
     if response.first(name).is_some() {
         response.remove_if(|other, _| other.eq_ignore_ascii_case(name.as_str().as_bytes()));
     }
@@ -140,7 +169,6 @@ fn with_private<'a, I>(lines: impl Fn() -> I) -> Option<HeaderValue>
 where
     I: Iterator<Item = &'a [u8]>,
 {
-    const PRIVATE: &str = "private";
     if lines().next().is_none() {
         return Some(HeaderValue::from_static(PRIVATE));
     }

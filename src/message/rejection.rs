@@ -31,22 +31,36 @@ pub enum Rejection {
     UserBlocked,
     LoginRefused,
     WrongApp,
+    /// The message says what is not allowed.
+    NotAllowed(&'static str),
+    CrossSite,
+    SnapshotUser,
     NoRoute,
-    MethodNotAllowed { allow: Cow<'static, str> },
+    /// There is no such scan, or it has ended.
+    NotFound,
+    MethodNotAllowed {
+        allow: Cow<'static, str>,
+    },
     RequestTimeout,
     LengthRequired,
     BodyTooLarge,
     HeadersTooLarge,
     UpgradeRequired,
-    RateLimited { retry_after: u32 },
+    RateLimited {
+        retry_after: u32,
+    },
     InternalError,
     WeChatRejected,
     BadGateway,
-    WeChatBusy { retry_after: u32 },
+    WeChatBusy {
+        retry_after: u32,
+    },
     StoreUnavailable,
     NoUpstream,
     Overloaded,
-    WeChatTimeout { retry_after: u32 },
+    WeChatTimeout {
+        retry_after: u32,
+    },
     GatewayTimeout,
 }
 
@@ -88,7 +102,7 @@ impl Rejection {
     }
 
     /// The `error` words of all rejections, by which the configuration refers to them.
-    pub fn errors() -> [&'static str; 24] {
+    pub fn errors() -> [&'static str; 27] {
         let allow = Cow::Borrowed("");
         let retry_after = 1;
         [
@@ -99,6 +113,9 @@ impl Rejection {
             Self::UserBlocked,
             Self::LoginRefused,
             Self::WrongApp,
+            Self::NotAllowed(""),
+            Self::CrossSite,
+            Self::SnapshotUser,
             Self::NoRoute,
             Self::MethodNotAllowed { allow },
             Self::RequestTimeout,
@@ -143,6 +160,20 @@ impl Rejection {
             Self::WrongApp => {
                 (403, "wrong_app", None, "sessions of this app are not accepted on this route")
             }
+            Self::NotAllowed(message) => (403, "not_allowed", None, message),
+            Self::CrossSite => (
+                403,
+                "cross_site",
+                None,
+                "this request by cookie must come from a page of the same origin",
+            ),
+            Self::SnapshotUser => (
+                403,
+                "snapshot_user",
+                None,
+                "WeChat shows a preview of the page, and reports a made-up user",
+            ),
+            Self::NotFound => (404, "no_route", None, "there is nothing with this id"),
             Self::NoRoute => (404, "no_route", None, "no route matches this path"),
             Self::MethodNotAllowed { .. } => {
                 (405, "method_not_allowed", None, "this method is not allowed here")
@@ -187,7 +218,8 @@ impl Rejection {
         }
     }
 
-    fn retry_after(&self) -> Option<u32> {
+    /// Seconds after which a repeat may succeed; `None` if the response does not say.
+    pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::RateLimited { retry_after }
             | Self::WeChatBusy { retry_after }
@@ -204,6 +236,10 @@ impl Rejection {
             | Self::UserBlocked
             | Self::LoginRefused
             | Self::WrongApp
+            | Self::NotAllowed(_)
+            | Self::CrossSite
+            | Self::SnapshotUser
+            | Self::NotFound
             | Self::NoRoute
             | Self::MethodNotAllowed { .. }
             | Self::RequestTimeout
@@ -217,10 +253,18 @@ impl Rejection {
     }
 
     /// The response, with a body in the gateway's own format or in the operator's.
-    pub fn response(&self, request_id: &str, body: Option<&ErrorBody>) -> OwnResponse {
+    ///
+    /// `login_url` is where a browser can log in. It is shown if the client should log in.
+    pub fn response(
+        &self,
+        request_id: &str,
+        body: Option<&ErrorBody>,
+        login_url: Option<&str>,
+    ) -> OwnResponse {
         let (status, error, action, message) = self.row();
+        let login_url = login_url.filter(|_| action == Action::Login);
         let mut response = match body {
-            None => error_response(status, error, action, message, request_id),
+            None => error_response(status, error, action, message, request_id, login_url),
             Some(template) => {
                 let action = action.as_str();
                 let facts = ErrorFacts { status, error, message, action, request_id };
@@ -260,16 +304,20 @@ pub fn error_response(
     action: Action,
     message: &str,
     request_id: &str,
+    login_url: Option<&str>,
 ) -> OwnResponse {
     #[derive(Serialize)]
     struct Body<'a> {
         error: &'static str,
         message: &'a str,
         action: Action,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        login_url: Option<&'a str>,
         request_id: &'a str,
     }
 
-    let mut response = OwnResponse::json(status, &Body { error, message, action, request_id });
+    let body = Body { error, message, action, login_url, request_id };
+    let mut response = OwnResponse::json(status, &body);
     response.header(ERROR_HEADER.clone(), HeaderValue::from_static(error));
     response
 }

@@ -6,6 +6,7 @@
 
 mod internal;
 pub(crate) mod lifecycle;
+mod metrics_without_route;
 mod route_access;
 
 use std::sync::Arc;
@@ -17,16 +18,22 @@ use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
 pub use self::internal::{InternalPolicy, KnownCaller};
+use self::metrics_without_route::MetricsWithoutRoute;
 pub use self::route_access::{RoutedRequest, Verdict};
 use crate::access::authenticator::{Authenticator, Decision};
+use crate::access::browsers::Browsers;
+use crate::access::cross_site;
 use crate::access::identity_headers::{
     FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, IdentityHeaders,
 };
 use crate::access::rate_limiter::RateLimit;
 use crate::access::trusted_proxies::TrustedProxies;
+use crate::browser::Redirects;
+use crate::browser::scan::Scans;
+use crate::browser::tickets::Tickets;
 use crate::clock::Clock;
 use crate::config::{self, Config, LimitsSection, Rate, Upstream};
-use crate::identity::secret::Secret;
+use crate::identity::secret::{SealKey, Secret};
 use crate::listener::tls::{Alpn, Tls};
 use crate::login::Login;
 use crate::message::caching::Vary;
@@ -34,7 +41,7 @@ use crate::message::error_body::ErrorBody;
 use crate::message::request_header::HeaderLimits;
 use crate::policy::lifecycle::Lifecycle;
 use crate::route::{Endpoint, Routes, Served};
-use crate::session::Sessions;
+use crate::session::{JarName, Sessions};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
@@ -78,6 +85,8 @@ pub struct Process {
     pub lifecycle: Lifecycle,
     /// Limits how often operators' requests with a wrong token are logged.
     pub operator_refusals: LogThrottle,
+    /// Seals the state of logins by redirect if no seal key is configured.
+    pub state_key: SealKey,
     /// Keys for TLS session tickets.
     pub tickets: Arc<dyn ProducesTickets>,
 }
@@ -86,11 +95,21 @@ pub struct Process {
 pub struct Policy {
     pub routes: Routes<RouteState>,
     pub pools: Vec<Arc<Pool>>,
+    /// For each pool, whether its service has jars; empty if none has.
+    jars: Vec<Option<JarName>>,
     pub authenticator: Authenticator,
+    /// The hosts of web pages.
+    pub browsers: Browsers,
+    /// Logins by redirect; set if there is any such host.
+    pub redirects: Option<Redirects>,
+    /// Set if they are on.
+    pub tickets: Option<Tickets>,
+    /// Logins by a scan with the Mini Program; set if they are enabled.
+    pub scans: Option<Scans>,
     decisions: Counters<5>,
     pub identity_headers: IdentityHeaders,
     pub wechat: Arc<WeChat>,
-    /// Only for the internal API.
+    /// For the internal API and the codes of scans. None is fetched unless it is used.
     pub access_tokens: Option<Arc<AccessTokens>>,
     pub login: Login,
     /// Set if there is an internal listener.
@@ -123,12 +142,7 @@ pub struct Policy {
     pub decision_caching: Vec<(HeaderName, HeaderValue)>,
     /// The path of forward-auth, without a trailing slash.
     pub forward_auth_path: String,
-    pub forward_auth_metrics: RouteMetrics,
-    login_metrics: RouteMetrics,
-    logout_metrics: RouteMetrics,
-    session_metrics: RouteMetrics,
-    health_metrics: RouteMetrics,
-    none_metrics: RouteMetrics,
+    pub metrics_without_route: MetricsWithoutRoute,
 }
 
 /// Why a configuration cannot be made into a policy.
@@ -156,7 +170,16 @@ fn decision_caching(
     }
     let about = [&FORWARDED_METHOD, &FORWARDED_URI, &FORWARDED_HOST].into_iter().cloned();
     let carriers = config.session.carrier_headers().into_iter();
-    let vary = Vary::new(carriers.chain(about).chain(routes.deciding_headers()));
+    // A cached decision must not be used for a request of another site.
+    let of_cookies = config.session.carriers.cookie.then(cross_site::deciding_headers);
+    let of_cookies = of_cookies.into_iter().flatten();
+    let mut names: Vec<HeaderName> = Vec::new();
+    for name in carriers.chain(about).chain(routes.deciding_headers()).chain(of_cookies) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let vary = Vary::new(names.into_iter());
     // `*` if the value is not a legal header value.
     let vary = vary.map_or(HeaderValue::from_static("*"), |vary| vary.value().clone());
     let control = HeaderValue::try_from(format!("private, max-age={seconds}"));
@@ -186,6 +209,36 @@ fn pools(
         pool.map_err(|error| PolicyError::UpstreamTls(section.name.clone(), error))
     };
     config.upstreams.iter().map(pool).collect()
+}
+
+/// The access tokens of all apps, if something in the configuration needs them.
+fn access_tokens(
+    config: &Config,
+    process: &Process,
+    previous: Option<&Policy>,
+    wechat: &Arc<WeChat>,
+) -> Option<Arc<AccessTokens>> {
+    if config.internal.is_none() && config.scan.is_none() {
+        return None;
+    }
+    let previous = previous.and_then(|previous| previous.access_tokens.as_deref());
+    let store = process.sessions.shared_tokens();
+    let (clock, store) = (&process.clock, store.as_ref());
+    let tokens = AccessTokens::new(previous, &config.apps, wechat, store, clock, &process.metrics);
+    Some(Arc::new(tokens))
+}
+
+/// For each upstream, whether it has jars; empty if none has.
+fn jars(config: &Config, sessions: &Sessions) -> Vec<Option<JarName>> {
+    if !config.upstreams.iter().any(|upstream| upstream.cookie_jar) {
+        return Vec::new();
+    }
+    let jar = |upstream: &Upstream| {
+        let name = upstream.cookie_jar.then(|| JarName::of(&upstream.name))?;
+        sessions.keep_jars_of(name);
+        Some(name)
+    };
+    config.upstreams.iter().map(jar).collect()
 }
 
 impl Policy {
@@ -222,12 +275,7 @@ impl Policy {
             &process.clock,
             metrics.clone(),
         );
-        let access_tokens = config.internal.is_some().then(|| {
-            let previous = previous.and_then(|previous| previous.access_tokens.as_deref());
-            let store = process.sessions.shared_tokens();
-            let (clock, store) = (&process.clock, store.as_ref());
-            Arc::new(AccessTokens::new(previous, &config.apps, &wechat, store, clock, metrics))
-        });
+        let access_tokens = access_tokens(config, process, previous, &wechat);
         let internal = config.internal.as_ref().zip(access_tokens.as_ref());
         let internal = internal.map(|(section, access_tokens)| {
             let access_tokens = access_tokens.clone();
@@ -251,9 +299,12 @@ impl Policy {
                 metrics: metrics.route_from_start(&route.name),
             }
         };
+        let jars = jars(config, &process.sessions);
+        let browsers = Browsers::new(&config.browsers);
         let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
         Ok(Self {
             pools,
+            jars,
             authenticator: Authenticator::new(
                 process.sessions.clone(),
                 &config.session,
@@ -261,6 +312,7 @@ impl Policy {
             ),
             decisions: metrics.decisions(Decision::ALL.map(Decision::as_str)),
             identity_headers: IdentityHeaders::new(&config.identity, &config.session)
+                .removing_cookies(browsers.cookies())
                 .removing_overrides(routes.trust_methods()),
             wechat,
             access_tokens,
@@ -283,32 +335,34 @@ impl Policy {
             response_headers: config.server.response_headers.clone(),
             decision_caching: decision_caching(config, &routes),
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
-            forward_auth_metrics: if config.forward_auth.listen.is_empty() {
-                metrics.route("@forward_auth")
-            } else {
-                metrics.route_from_start("@forward_auth")
-            },
+            tickets: (config.ticket.enabled)
+                .then(|| Tickets::new(process.sessions.clone(), &process.clock)),
+            redirects: browsers.are_on().then(|| {
+                let sessions = process.sessions.clone();
+                Redirects::new(config, &process.state_key, sessions, &process.clock)
+            }),
+            browsers,
+            scans: config.scan.as_ref().map(|section| {
+                let previous = previous.and_then(|previous| previous.scans.as_ref());
+                Scans::new(config, section, previous, &process.sessions, &process.clock)
+            }),
             redirect_port: config.server.redirect_port,
-            login_metrics: metrics.route_from_start("@login"),
-            logout_metrics: metrics.route_from_start("@logout"),
-            session_metrics: metrics.route_from_start("@session"),
-            health_metrics: metrics.route("@health"),
-            none_metrics: metrics.route("@none"),
+            metrics_without_route: MetricsWithoutRoute::new(metrics, config),
             routes,
         })
     }
 
+    /// Set if the service of this pool has jars.
+    pub fn jar_of(&self, pool: usize) -> Option<JarName> {
+        self.jars.get(pool).copied().flatten()
+    }
+
     /// The counters of an endpoint.
     pub fn metrics(&self, endpoint: Endpoint) -> &RouteMetrics {
-        match endpoint {
-            Endpoint::Login => &self.login_metrics,
-            Endpoint::Logout => &self.logout_metrics,
-            Endpoint::Session => &self.session_metrics,
-            Endpoint::Health => &self.health_metrics,
-            Endpoint::Route(index) => {
-                self.routes.served(index).map_or(&self.none_metrics, |route| &route.state.metrics)
-            }
-            Endpoint::None => &self.none_metrics,
-        }
+        let route = match endpoint {
+            Endpoint::Route(index) => self.routes.served(index),
+            _ => None,
+        };
+        route.map_or_else(|| self.metrics_without_route.of(endpoint), |route| &route.state.metrics)
     }
 }

@@ -10,8 +10,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Policy, ServedRoute};
-use crate::access::authenticator::Decision;
+use crate::access::authenticator::{AuthError, CookieUse, Decision};
+use crate::access::browsers::BrowserHost;
+use crate::access::cross_site::Site;
 use crate::access::rate_limiter::RateLimit;
+use crate::browser::tickets::{self, CookieOffer, Redeemed, TicketUse, Tickets};
 use crate::config::Access;
 use crate::identity::Identity;
 use crate::message::header::Headers;
@@ -24,6 +27,11 @@ pub struct RoutedRequest<'a, H = http::HeaderMap> {
     pub lookup: RouteLookup<'a, H>,
     /// Whether it is a preflight: then its method is not checked, and no session is looked up.
     pub is_preflight: bool,
+    /// The `[[browser]]` of its host.
+    pub host: Option<&'a BrowserHost>,
+    pub is_websocket: bool,
+    /// The ticket in its query, if tickets are read.
+    pub ticket: Option<&'a TicketUse<'a>>,
     /// The client's address, as far as it is known.
     pub client: IpAddr,
     /// The announced length of its body.
@@ -35,6 +43,9 @@ pub struct RoutedRequest<'a, H = http::HeaderMap> {
 pub struct Verdict {
     pub session: Option<Arc<Session>>,
     pub decision: Option<Decision>,
+    pub cookie: CookieUse,
+    /// Whether its ticket may be exchanged for a cookie.
+    pub offer: CookieOffer,
 }
 
 impl Verdict {
@@ -55,7 +66,19 @@ impl Policy {
         }
         // Browsers send no token with a preflight.
         let access = if routed.is_preflight { Access::None } else { served.route.access };
-        let (verdict, found) = self.authenticate(routed.lookup.headers, access).await;
+        let site = Site {
+            host: routed.host,
+            method: routed.lookup.method,
+            is_websocket: routed.is_websocket,
+            cors: served.route.cors.as_ref(),
+        };
+        let (verdict, found) = match (routed.ticket, &self.tickets) {
+            // Boxed: it is rare, and would make the future of every request larger.
+            (Some(used), Some(tickets)) if access != Access::None => {
+                Box::pin(self.authenticate_ticket(tickets, used, &routed.lookup)).await
+            }
+            _ => self.authenticate(routed.lookup.headers, access, &site).await,
+        };
         let admitted = found.and_then(|()| admit_user(served, verdict.identity()));
         (verdict, admitted)
     }
@@ -67,7 +90,7 @@ impl Policy {
         routed: &RoutedRequest<'_, impl Headers>,
     ) -> Result<(), Rejection> {
         let ServedRoute { route, state } = served;
-        let RoutedRequest { lookup, is_preflight, client, length } = *routed;
+        let RoutedRequest { lookup, is_preflight, client, length, .. } = *routed;
         if !is_preflight && !route.allows_method(lookup.method) {
             let allow = Cow::Owned(self.routes.allow(&lookup));
             return Err(Rejection::MethodNotAllowed { allow });
@@ -80,13 +103,14 @@ impl Policy {
     }
 
     /// Looks up the session of a request, and counts the decision. The error says why there is no
-    /// session where one is needed.
+    /// session where one is needed, or why it cannot be used.
     pub async fn authenticate(
         &self,
         headers: &impl Headers,
         access: Access,
+        site: &Site<'_>,
     ) -> (Verdict, Result<(), Rejection>) {
-        let found = self.authenticator.authenticate(headers, access).await;
+        let (cookie, found) = self.authenticator.authenticate(headers, access, site.host).await;
         let decision = match (&found, access) {
             (_, Access::None) => None,
             (Ok(Some(_)), _) => Some(Decision::Ok),
@@ -97,8 +121,41 @@ impl Policy {
             self.decisions.count(decision as usize);
         }
         match found {
-            Ok(session) => (Verdict { session, decision }, Ok(())),
-            Err(error) => (Verdict { session: None, decision }, Err(Rejection::from(&error))),
+            Ok(session) => {
+                let judged = if cookie == CookieUse::Used { site.check(headers) } else { Ok(()) };
+                (Verdict { session, decision, cookie, ..Verdict::default() }, judged)
+            }
+            Err(error) => {
+                let verdict = Verdict { decision, cookie, ..Verdict::default() };
+                (verdict, Err(Rejection::from(&error)))
+            }
+        }
+    }
+
+    /// The same by a ticket. No token in a header is allowed beside it, and no cookie is read. There
+    /// is no cross-site rule: unlike a cookie, a ticket is not added to requests by browsers.
+    async fn authenticate_ticket(
+        &self,
+        tickets: &Tickets,
+        used: &TicketUse<'_>,
+        lookup: &RouteLookup<'_, impl Headers>,
+    ) -> (Verdict, Result<(), Rejection>) {
+        let found = if self.authenticator.has_token(lookup.headers) {
+            Err(AuthError::ConflictingTokens)
+        } else if !tickets::allows_method(lookup.method) {
+            Err(AuthError::InvalidToken)
+        } else {
+            tickets.redeem(used, &self.authenticator).await
+        };
+        let decision = found.as_ref().map_or_else(AuthError::decision, |_| Decision::Ok);
+        self.decisions.count(decision as usize);
+        let mut verdict = Verdict { decision: Some(decision), ..Verdict::default() };
+        match found {
+            Ok(Redeemed { session, offer }) => {
+                (verdict.session, verdict.offer) = (Some(session), offer);
+                (verdict, Ok(()))
+            }
+            Err(error) => (verdict, Err(Rejection::from(&error))),
         }
     }
 

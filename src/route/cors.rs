@@ -19,6 +19,7 @@ use crate::message::own_response::OwnResponse;
 
 pub struct Cors {
     origins: Origins,
+    credentials: bool,
     /// Headers of the response to a preflight, except for the origin.
     preflight: Vec<(HeaderName, HeaderValue)>,
     /// Headers of other responses, except for the origin.
@@ -56,7 +57,12 @@ impl Cors {
         preflight.push((ACCESS_CONTROL_MAX_AGE, section.max_age.as_secs().into()));
         let mut actual = both;
         actual.extend(names(&section.expose).map(|list| (ACCESS_CONTROL_EXPOSE_HEADERS, list)));
-        Self { origins: section.origins.clone(), preflight, actual }
+        Self {
+            origins: section.origins.clone(),
+            credentials: section.credentials,
+            preflight,
+            actual,
+        }
     }
 
     /// Whether a response stored for one origin must not be served to another: always, unless all
@@ -100,6 +106,13 @@ impl Cors {
         for (name, value) in marks {
             write(name.clone(), value.clone());
         }
+    }
+
+    /// Whether the request's one origin is listed, and may send cookies.
+    pub fn allows_credentials(&self, headers: &impl Headers) -> bool {
+        let Origins::Listed(listed) = &self.origins else { return false };
+        let origin = headers.only(&ORIGIN);
+        self.credentials && origin.is_some_and(|origin| listed.iter().any(|one| one == origin))
     }
 
     /// The value of `Access-Control-Allow-Origin`; `None` if the origin is not allowed.

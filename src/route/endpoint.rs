@@ -10,6 +10,14 @@ pub enum Endpoint {
     Login,
     Logout,
     Session,
+    /// Begins a login by redirect.
+    Start,
+    /// Completes it.
+    Callback,
+    Ticket,
+    Scan,
+    /// A scan that has begun: the path below [`Self::Scan`].
+    ScanById,
     Health,
     /// Index of the route in [`Routes`](super::Routes).
     Route(usize),
@@ -24,8 +32,24 @@ impl Endpoint {
             Self::Login => Some("login"),
             Self::Logout => Some("logout"),
             Self::Session => Some("session"),
+            Self::Start => Some("start"),
+            Self::Callback => Some("callback"),
+            Self::Ticket => Some("ticket"),
+            Self::Scan | Self::ScanById => Some("scan"),
             Self::Health => Some("health"),
             Self::Route(_) | Self::None => None,
+        }
+    }
+
+    /// The endpoint of a path, if it is this one with the path `own`, or one below it.
+    pub(super) fn at(self, own: &str, path: &[u8]) -> Option<Self> {
+        if self != Self::Scan {
+            return (path == own.as_bytes()).then_some(self);
+        }
+        match path.strip_prefix(own.as_bytes())? {
+            [] => Some(self),
+            [b'/', id @ ..] if !id.is_empty() && !id.contains(&b'/') => Some(Self::ScanById),
+            _ => None,
         }
     }
 
@@ -36,7 +60,10 @@ impl Endpoint {
     pub fn judge_method(self, method: &str, takes_query: bool) -> Result<(), Rejection> {
         let allow = match self {
             Self::Login if takes_query => "GET, POST",
-            Self::Login | Self::Logout => "POST",
+            Self::Login | Self::Logout | Self::Ticket | Self::Scan => "POST",
+            // One request uses up a code or a confirmed scan: HEAD would lose its response.
+            Self::Start | Self::Callback => "GET",
+            Self::ScanById => "GET, POST",
             Self::Session | Self::Health => "GET, HEAD",
             Self::Route(_) | Self::None => return Ok(()),
         };

@@ -99,6 +99,10 @@ impl<T> Routes<T> {
             (&endpoints.login, Endpoint::Login),
             (&endpoints.logout, Endpoint::Logout),
             (&endpoints.session, Endpoint::Session),
+            (&endpoints.start, Endpoint::Start),
+            (&endpoints.callback, Endpoint::Callback),
+            (&endpoints.ticket, Endpoint::Ticket),
+            (&endpoints.scan, Endpoint::Scan),
         ];
         let served =
             |section: &RouteSection| Served { route: Route::new(section), state: state(section) };
@@ -167,6 +171,16 @@ impl<T> Routes<T> {
             return Err(MatchError::Ambiguous);
         }
         Ok(endpoint)
+    }
+
+    /// Whether a request without headers matches a route on any host.
+    pub fn serve_anywhere(&self, path: &str, method: &Method) -> bool {
+        let headers = HeaderMap::new();
+        let is_routed = |host: Option<&str>| {
+            let lookup = RouteLookup { path, host, method, headers: &headers };
+            matches!(self.resolve(&lookup), Ok(Endpoint::Route(_)))
+        };
+        is_routed(None) || self.table.hosts().any(|host| is_routed(Some(&host)))
     }
 
     /// Whether the host of a request affects routing.
@@ -289,10 +303,10 @@ impl<T> Routes<T> {
             return Endpoint::Health;
         }
         if serves_own
-            && let Some((_, endpoint)) =
-                self.endpoints.iter().find(|(own, _)| own.as_bytes() == path)
+            && let Some(endpoint) =
+                self.endpoints.iter().find_map(|(own, endpoint)| endpoint.at(own, path))
         {
-            return *endpoint;
+            return endpoint;
         }
         let mut candidates = self.candidates(path, lookup, host);
         let allows = |index: &usize| {

@@ -23,6 +23,8 @@ pub struct Served<T> {
 pub struct Route {
     pub name: String,
     pub access: Access,
+    /// Whether a page request without a session is sent to WeChat.
+    pub redirects: bool,
     pub websocket: bool,
     /// Bytes of a request body.
     pub max_body: u64,
@@ -51,6 +53,7 @@ impl Route {
         Self {
             name: section.name.clone(),
             access: section.access,
+            redirects: section.redirects,
             websocket: section.websocket,
             max_body: section.max_body,
             methods: methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok()).collect(),

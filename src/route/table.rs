@@ -7,6 +7,7 @@
 //! allocates nothing; its time depends on the segments of the path and the labels of the host, and
 //! only logarithmically on the number of hosts and paths.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -86,6 +87,14 @@ impl Table {
 
     pub fn has_hosts(&self) -> bool {
         !(self.exact_hosts.is_empty() && self.wildcards.is_empty())
+    }
+
+    /// A host for each group of routes that is limited to hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let exact = self.exact_hosts.keys().map(|name| String::from_utf8_lossy(name));
+        let wildcards = self.wildcards.keys();
+        let wildcards = wildcards.map(|rest| format!("x{}", String::from_utf8_lossy(rest)).into());
+        exact.chain(wildcards)
     }
 
     /// Of the groups of equally specific routes for the path and host, the most specific one in

@@ -8,7 +8,7 @@ use crate::identity::{AppId, OpenId};
 fn identity_headers() -> IdentityHeaders {
     let text = include_str!("../../../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
-    assert_eq!(config.session.carriers, Carriers { header: true, bearer: true });
+    assert_eq!(config.session.carriers, Carriers { header: true, bearer: true, cookie: false });
     IdentityHeaders::new(&config.identity, &config.session)
 }
 
