@@ -8,6 +8,9 @@ use crate::clock::Clock;
 use crate::config::App;
 use crate::identity::AppId;
 
+/// Why a login with a code is not for an app.
+const BY_REDIRECT: &str = "users of this app log in by a redirect";
+
 /// The apps for which logins are accepted.
 pub struct Apps(Vec<Arc<ServedApp>>);
 
@@ -44,19 +47,38 @@ impl Apps {
         Self(apps.iter().map(served).collect())
     }
 
-    /// The app that a request names, or the default app if it names none.
+    /// The app that a login with a code names, or the default app.
     ///
     /// # Errors
     /// Why there is none, for the client.
     pub fn find(&self, app_id: Option<&str>) -> Result<&Arc<ServedApp>, &'static str> {
-        match app_id {
-            Some(app_id) => self.get(app_id).ok_or("unknown app_id"),
-            None => self
-                .0
-                .iter()
-                .find(|served| served.app.is_default)
-                .ok_or("app_id is missing: there are several apps and no default"),
+        let served = self.named(app_id)?;
+        if served.app.kind.sends_codes() { Ok(served) } else { Err(BY_REDIRECT) }
+    }
+
+    /// An app of any kind, or the default app if none is named: of the apps whose clients send
+    /// codes, the one that is marked as the default, or the only one.
+    ///
+    /// # Errors
+    /// Why there is none, for the client.
+    pub fn named(&self, app_id: Option<&str>) -> Result<&Arc<ServedApp>, &'static str> {
+        if let Some(app_id) = app_id {
+            return self.get(app_id).ok_or("unknown app_id");
         }
+        let mut senders = self.0.iter().filter(|served| served.app.kind.sends_codes());
+        if let Some(default) = senders.clone().find(|served| served.app.is_default) {
+            return Ok(default);
+        }
+        match (senders.next(), senders.next()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err(BY_REDIRECT),
+            (Some(_), Some(_)) => Err("app_id is missing: there are several apps and no default"),
+        }
+    }
+
+    /// The app of a login by redirects.
+    pub fn find_redirected(&self, app_id: &AppId) -> Option<&Arc<ServedApp>> {
+        self.get(app_id.as_str()).filter(|served| !served.app.kind.sends_codes())
     }
 
     /// Whether there is an app with this id.

@@ -4,7 +4,7 @@
 //! lost. Logins with the same code share one exchange, which continues when a client disconnects.
 //! For `login.replay_window` after it, a login with the code gets the same response. Outcomes that
 //! may differ on the next attempt are not kept. Outcomes are kept in memory only, under the digest
-//! of app and code; tokens are wiped when they are dropped.
+//! of app, state and code; tokens are wiped when they are dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,16 +59,19 @@ impl From<&WeChatError> for Failure {
 
 pub type Outcome = Result<Arc<Grant>, Failure>;
 
-/// The digest of an app id and a code.
+/// The digest of an app id, a state and a code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    pub fn of(app_id: &str, code: &str) -> Self {
+    /// `state` is that of a login by redirect, else empty.
+    pub fn of(app_id: &str, state: &str, code: &str) -> Self {
         let mut digest = Sha256::new();
-        // App ids contain no zero byte.
-        digest.update(app_id);
-        digest.update([0]);
+        // Neither app ids nor states contain a zero byte.
+        for part in [app_id, state] {
+            digest.update(part);
+            digest.update([0]);
+        }
         digest.update(code);
         Self(digest.finalize().into())
     }
@@ -191,7 +194,10 @@ impl Completion {
             Ok(_) => true,
             Err(failure) => matches!(
                 failure.rejection,
-                Rejection::InvalidCode | Rejection::UserBlocked | Rejection::LoginRefused
+                Rejection::InvalidCode
+                    | Rejection::UserBlocked
+                    | Rejection::LoginRefused
+                    | Rejection::SnapshotUser
             ),
         };
         let kept = if is_final { self.coalescing.window } else { Duration::ZERO };
@@ -260,7 +266,7 @@ mod tests {
     }
 
     fn key(code: usize) -> Key {
-        Key::of("wx1", &code.to_string())
+        Key::of("wx1", "", &code.to_string())
     }
 
     fn token(outcome: &Outcome) -> String {
@@ -355,7 +361,8 @@ mod tests {
 
     #[test]
     fn apps_do_not_share_codes() {
-        assert!(Key::of("wx1", "a") != Key::of("wx2", "a"));
-        assert!(Key::of("wx1", "1a") != Key::of("wx11", "a"));
+        assert!(Key::of("wx1", "", "a") != Key::of("wx2", "", "a"));
+        assert!(Key::of("wx1", "", "1a") != Key::of("wx11", "", "a"));
+        assert!(Key::of("wx1", "s", "a") != Key::of("wx1", "t", "a"));
     }
 }

@@ -88,7 +88,7 @@ impl Exchange {
         app_id: &str,
         request_id: &str,
     ) -> Option<LoginKey> {
-        if !self.sessions.keeps_session_keys() {
+        if !self.sessions.keeps_session_keys() || !exchanged.has_session_key() {
             return None;
         }
         let Some(session_key) = exchanged.session_key() else {

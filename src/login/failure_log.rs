@@ -23,7 +23,7 @@ impl FailureLog {
     /// Logs why a login failed, unless the same was logged less than a minute ago.
     pub fn log(&self, error: &WeChatError, app_id: &str, request_id: &str) {
         let meaning = error.errcode().and_then(ErrCode::meaning);
-        if matches!(error, WeChatError::InvalidCode(_)) {
+        if matches!(error, WeChatError::InvalidCode(_) | WeChatError::Snapshot) {
             tracing::debug!(request_id, app_id, %error, meaning, "login rejected");
             return;
         }

@@ -1,8 +1,9 @@
 //! Serves a login: from the request's body to the response.
 //!
 //! Takes the code in one of the accepted forms (`request`) and finds the app. Logins with one code
-//! share an exchange and its response, which contains the token but no identity. This module does
-//! not read from sockets: `proxy` passes it the body, which is within the limit.
+//! share an exchange and its response, which contains the token but no identity. Codes that WeChat
+//! sends by a redirect are exchanged in the same way. This module does not read from sockets:
+//! `proxy` passes it the body, which is within the limit.
 
 mod app_rate_limit;
 mod apps;
@@ -19,12 +20,14 @@ use serde::Serialize;
 
 pub use self::apps::Apps;
 use self::apps::ServedApp;
-use self::coalescing::{Coalesced, Coalescing, Failure, Grant, Key};
+pub use self::coalescing::Grant;
+use self::coalescing::{Coalesced, Coalescing, Failure, Key};
 use self::exchange::Exchange;
 use self::rejected_codes::{AllRejected, ClaimedAppId};
-use self::request::{Fields, LoginRequest, parse};
+use self::request::{LoginRequest, parse};
 use crate::clock::Clock;
-use crate::config::{Config, LoginSection};
+use crate::config::{AppKind, Config, LoginSection};
+use crate::identity::secret::Secret;
 use crate::identity::{AppId, OpenId};
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
@@ -39,11 +42,12 @@ const UNKNOWN_APP: &str = "unknown";
 const MOST_APPS_FROM_START: usize = 50;
 
 /// The outcomes of a login.
-const OUTCOMES: [&str; 11] = [
+const OUTCOMES: [&str; 12] = [
     "ok",
     "bad_request",
     "invalid_code",
     "user_blocked",
+    "snapshot_user",
     "login_refused",
     "rate_limited",
     "internal_error",
@@ -156,14 +160,47 @@ impl Login {
         request: LoginRequest<'_>,
         sender: Sender<'_>,
     ) -> (LoginFacts, Result<OwnResponse, Rejection>) {
-        let (fields, served) = match self.read(request) {
+        let (code, served) = match self.read(request) {
             Ok(read) => read,
             Err(rejection) => {
                 self.count_rejected(&rejection);
                 return (LoginFacts::default(), Err(rejection));
             }
         };
-        let outcome = self.run(&fields, served, sender).await;
+        let (facts, outcome) = self.counted(&code, "", served, sender).await;
+        (facts, outcome.map(|grant| granted(&grant)))
+    }
+
+    /// Serves one login with a code that WeChat has sent by a redirect, with the same limits,
+    /// metrics and logs as [`Self::serve`]. Such a code is in a URL, which others may see, so a
+    /// repeat within `login.replay_window` gets the same outcome only with the same `state`.
+    ///
+    /// # Errors
+    /// The rejection; its cause is logged. [`Rejection::InternalError`] if no app that logs in by
+    /// redirects has this id.
+    pub async fn by_redirect(
+        &self,
+        app_id: &AppId,
+        state: &str,
+        code: &str,
+        sender: Sender<'_>,
+    ) -> (LoginFacts, Result<Arc<Grant>, Rejection>) {
+        let Some(served) = self.apps.find_redirected(app_id) else {
+            self.count_rejected(&Rejection::InternalError);
+            return (LoginFacts::default(), Err(Rejection::InternalError));
+        };
+        self.counted(&Secret::new(code.to_owned()), state, served, sender).await
+    }
+
+    /// Runs one login, and counts its outcome. Only logins with the same `state` share an exchange.
+    async fn counted(
+        &self,
+        code: &Secret,
+        state: &str,
+        served: &Arc<ServedApp>,
+        sender: Sender<'_>,
+    ) -> (LoginFacts, Result<Arc<Grant>, Rejection>) {
+        let outcome = self.run(code, state, served, sender).await;
         let word = outcome.as_ref().map_or_else(|failure| failure.rejection.error(), |_| "ok");
         let app_id = served.app_id();
         self.metrics.login(app_id.as_str(), word);
@@ -171,7 +208,7 @@ impl Login {
         match outcome {
             Ok(grant) => {
                 let openid = Some(grant.openid.clone());
-                (LoginFacts { app_id, openid, errcode: None }, Ok(granted(&grant)))
+                (LoginFacts { app_id, openid, errcode: None }, Ok(grant))
             }
             Err(Failure { rejection, errcode, openid }) => {
                 (LoginFacts { app_id, openid, errcode }, Err(rejection))
@@ -179,28 +216,30 @@ impl Login {
         }
     }
 
-    /// The fields of a login, and its app.
-    fn read(&self, request: LoginRequest<'_>) -> Result<(Fields, &Arc<ServedApp>), Rejection> {
+    /// The code of a login, and its app.
+    fn read(&self, request: LoginRequest<'_>) -> Result<(Secret, &Arc<ServedApp>), Rejection> {
         let fields = parse(request, self.section.accept)?;
         let served = self.apps.find(fields.app_id.as_deref()).map_err(Rejection::BadRequest)?;
-        Ok((fields, served))
+        Ok((fields.code, served))
     }
 
     async fn run(
         &self,
-        fields: &Fields,
+        code: &Secret,
+        state: &str,
         served: &Arc<ServedApp>,
         sender: Sender<'_>,
     ) -> Result<Arc<Grant>, Failure> {
         let app_id = served.app_id().as_str();
-        if Code::is_mock(fields.code.expose()) {
+        let text = code.expose();
+        if served.app.kind == AppKind::MiniProgram && Code::is_mock(text) {
             report_mock(served, sender);
             return Err(Rejection::InvalidCode.into());
         }
-        let code = Code::parse(fields.code.expose())
-            .ok_or(Rejection::BadRequest("\"code\" is not a code of wx.login"))?;
+        let code =
+            Code::parse(text).ok_or(Rejection::BadRequest("\"code\" is not a code of WeChat"))?;
 
-        let key = Key::of(app_id, fields.code.expose());
+        let key = Key::of(app_id, state, text);
         let (exchange, app) = (self.exchange.clone(), served.clone());
         let origin = LoginOrigin {
             client: sender.client,
@@ -223,7 +262,10 @@ impl Login {
     /// Detects and logs that all codes of an app are rejected.
     fn observe(&self, served: &ServedApp, outcome: &coalescing::Outcome, sender: Sender<'_>) {
         let errcode = match outcome {
-            Ok(_) => return served.rejected_codes.succeeded(),
+            // WeChat has accepted the code, though not for a user.
+            Ok(_) | Err(Failure { rejection: Rejection::SnapshotUser, .. }) => {
+                return served.rejected_codes.succeeded();
+            }
             Err(Failure { rejection: Rejection::InvalidCode, errcode: Some(errcode), .. }) => {
                 errcode
             }
@@ -293,3 +335,6 @@ fn granted(grant: &Grant) -> OwnResponse {
     let (token, expires_in) = (grant.token.expose(), grant.expires_in.as_secs());
     OwnResponse::json(200, &Granted { token, token_type: "Bearer", expires_in })
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,9 +45,9 @@ const fn info(code: i64, label: &'static str, meaning: &'static str) -> ErrCodeI
     ErrCodeInfo { code, label, meaning }
 }
 
-/// The errcodes of the pages of code2Session and of calls with an access token, and those seen in
+/// The errcodes of the pages of exchanges and of calls with an access token, and those seen in
 /// practice.
-const ERRCODES: [ErrCodeInfo; 33] = [
+const ERRCODES: [ErrCodeInfo; 34] = [
     info(-1, "-1", "WeChat is overloaded: try again later"),
     info(
         40001,
@@ -59,14 +59,15 @@ const ERRCODES: [ErrCodeInfo; 33] = [
     info(
         40013,
         "40013",
-        "the app id is wrong: copy the Mini Program's app id from mp.weixin.qq.com, without quotes",
+        "the app id is wrong: copy it from WeChat's console (mp.weixin.qq.com, of websites and \
+         native apps open.weixin.qq.com), without quotes",
     ),
     info(40014, "40014", "the access_token is not valid"),
     info(
         40029,
         "40029",
-        "the code belongs to another app id, was used before, is older than five minutes, or is \
-         not from wx.login",
+        "the code belongs to another app id, was used before, has expired, or is not from \
+         wx.login, WeChat's login page or its SDK",
     ),
     info(40037, "40037", "the template id is wrong"),
     info(40097, "40097", "a parameter is wrong"),
@@ -89,6 +90,7 @@ const ERRCODES: [ErrCodeInfo; 33] = [
     info(41008, "41008", "WeChat received no code: a relay or proxy drops the query"),
     info(41030, "41030", "the page does not exist in the released Mini Program"),
     info(42001, "42001", "the access_token has expired"),
+    info(42003, "42003", "the code of a redirect login or of a native app has expired"),
     info(43101, "43101", "the user has not allowed this message"),
     info(
         45009,

@@ -16,6 +16,9 @@ pub enum WeChatError {
     InvalidCode(ErrCode),
     #[error("WeChat blocks the user ({0})")]
     UserBlocked(ErrCode),
+    /// WeChat showed a preview of the page (快照页), and reports a user that does not exist.
+    #[error("WeChat reports a user that does not exist, because it shows a preview of the page")]
+    Snapshot,
     #[error("WeChat limits the calls for this user ({})", .0.errcode)]
     RateLimited(ErrorReport),
     #[error("WeChat is busy ({})", .0.errcode)]
@@ -64,6 +67,7 @@ impl WeChatError {
         match self {
             Self::Malformed(_) | Self::Status(_) => "malformed",
             Self::Timeout(_) => "timeout",
+            Self::Snapshot => "snapshot_user",
             Self::TooManyRequests(..)
             | Self::Certificate(_)
             | Self::Unreachable(_)
@@ -92,6 +96,7 @@ impl WeChatError {
             | Self::BreakerOpen(_) => "busy",
             Self::InvalidCode(_)
             | Self::UserBlocked(_)
+            | Self::Snapshot
             | Self::Refused(_)
             | Self::Malformed(_)
             | Self::Status(_)
@@ -117,6 +122,7 @@ impl WeChatError {
             (_, Some((_, Cause::Status(status)))) => Cow::Owned(format!("status {status}")),
             (_, Some((true, cause))) => Cow::Owned(format!("proxy: {}", cause.text())),
             (_, Some((false, cause))) => Cow::Borrowed(cause.text()),
+            (Self::Snapshot, None) => Cow::Borrowed("snapshot user"),
             (Self::QueueFull, None) => Cow::Borrowed("login queue full"),
             (_, None) => Cow::Borrowed("circuit breaker open"),
         }
@@ -141,6 +147,7 @@ impl WeChatError {
             self,
             Self::InvalidCode(_)
                 | Self::UserBlocked(_)
+                | Self::Snapshot
                 | Self::RateLimited(_)
                 | Self::OutOfQuota(_)
                 | Self::Refused(_)

@@ -2,14 +2,15 @@
 //!
 //! This file has the part of a login that calls WeChat: it exchanges a one-time code for an
 //! identity. `access_token` keeps the tokens that all other calls need, `server_api` makes the
-//! calls about one user, and `pass_through` those of services. All of them use `transport`.
+//! calls about one user, `mini_program_code` gets images, and `pass_through` makes the calls of
+//! services. All of them use `transport`.
 //!
-//! [`ExchangePermit::exchange`] calls code2Session (auth.code2Session, `GET /sns/jscode2session`)
-//! once, within the concurrency limit. As soon as a byte may have been sent, the code may be used
-//! up, so a call is never repeated. The URL contains the app secret. No URL and no text from WeChat
-//! gets into a log or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP
-//! 200 and `text/plain` even when it reports an error, so the body decides; an error that a relay
-//! sends with another status is read as well.
+//! [`ExchangePermit::exchange`] calls the API of the app's kind (`exchange`) once, within the
+//! concurrency limit. As soon as a byte may have been sent, the code may be used up, so a call is
+//! never repeated. The URL contains the app secret. No URL and no text from WeChat gets into a log
+//! or an error, except for WeChat's errcode and trace id. WeChat responds with HTTP 200 and
+//! `text/plain` even when it reports an error, so the body decides; an error that a relay sends
+//! with another status is read as well.
 
 pub mod access_token;
 mod addresses;
@@ -18,6 +19,8 @@ mod circuit_breaker;
 mod concurrency_limit;
 mod errcode;
 mod error;
+mod exchange;
+pub mod mini_program_code;
 pub mod pass_through;
 mod rejection;
 pub mod reply;
@@ -28,14 +31,12 @@ mod transport;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Method;
-
 pub use self::call_error::{CallError, Cause, Destination};
 use self::concurrency_limit::{CallPermit, ConcurrencyLimit};
 pub use self::errcode::ErrCode;
 pub use self::error::{ErrorReport, WeChatError};
 pub use self::reply::Exchanged;
-use self::transport::{Call, Response, Transport};
+use self::transport::{Response, Transport};
 use crate::clock::Clock;
 use crate::config::{App, WeChatSection};
 use crate::identity::secret::Secret;
@@ -57,7 +58,7 @@ pub const WATCHED_ERRCODES: [&str; 12] = [
     "40164",
 ];
 
-/// A one-time code of `wx.login`, in a form that WeChat might accept.
+/// A one-time code of a login, in a form that WeChat might accept.
 pub struct Code(Secret);
 
 impl Code {
@@ -159,10 +160,10 @@ impl WeChat {
     /// code. An address is shown without its path, which may be a secret of a relay.
     pub async fn probe(&self, app: &App) -> Vec<(&str, Result<(), WeChatError>)> {
         let no_code = Code(Secret::new("wxgate-live-check".to_owned()));
-        let query = code_to_session(app, &no_code);
-        let outcomes = self.transport.call_all(&exchange_call(&query)).await.into_iter();
+        let query = exchange::query(app, &no_code);
+        let outcomes = self.transport.call_all(&exchange::call(app, &query)).await.into_iter();
         let judge = |response: Result<Response, WeChatError>| {
-            match response.and_then(|response| exchanged(app, &no_code, &response)) {
+            match response.and_then(|response| exchange::exchanged(app, &no_code, &response)) {
                 // An address that rejects the code has accepted the app.
                 Ok(_) | Err(WeChatError::InvalidCode(_)) => Ok(()),
                 Err(error) => Err(error),
@@ -172,31 +173,10 @@ impl WeChat {
     }
 
     async fn call(&self, app: &App, code: &Code) -> Result<Exchanged, WeChatError> {
-        let query = code_to_session(app, code);
-        let response = self.transport.call(&exchange_call(&query)).await?;
-        exchanged(app, code, &response)
+        let query = exchange::query(app, code);
+        let response = self.transport.call(&exchange::call(app, &query)).await?;
+        exchange::exchanged(app, code, &response)
     }
-}
-
-/// The query of code2Session.
-fn code_to_session<'a>(app: &'a App, code: &'a Code) -> [(&'a str, &'a str); 4] {
-    [
-        ("appid", app.app_id.as_str()),
-        ("secret", app.secret.expose()),
-        ("js_code", code.0.expose()),
-        ("grant_type", "authorization_code"),
-    ]
-}
-
-fn exchange_call<'a>(query: &'a [(&'a str, &'a str)]) -> Call<'a> {
-    Call { method: Method::GET, path: "/sns/jscode2session", query, json: None }
-}
-
-/// What a response of code2Session contains.
-fn exchanged(app: &App, code: &Code, response: &Response) -> Result<Exchanged, WeChatError> {
-    let secrets = [app.secret.expose(), code.0.expose()];
-    let exchanged = response.reply(secrets)?.into_exchanged(&app.app_id);
-    exchanged.map_err(|error| error.at(&response.destination))
 }
 
 impl ExchangePermit<'_> {

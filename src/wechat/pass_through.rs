@@ -90,7 +90,7 @@ impl WeChat {
     }
 
     /// Sends a call once, and counts it.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         app_id: &AppId,
         call: &StreamedCall<'_>,

@@ -11,6 +11,7 @@ impl From<&WeChatError> for Rejection {
         match error {
             WeChatError::InvalidCode(_) => Self::InvalidCode,
             WeChatError::UserBlocked(_) => Self::UserBlocked,
+            WeChatError::Snapshot => Self::SnapshotUser,
             // WeChat's limit is per user and minute.
             WeChatError::RateLimited(_) => Self::RateLimited { retry_after: jittered(60, 75) },
             WeChatError::TooManyRequests(_, Some(pause)) => {

@@ -2,12 +2,13 @@
 //!
 //! An exchange succeeds if the required fields exist, and `errcode` is missing or 0. `errcode` may
 //! be a number or a string; unknown fields are ignored; the content type is not reliable.
-//! `session_key` must exist, as in every genuine response. It is wiped unread unless session keys
-//! are kept (`[open_data]`); what it looks like does not affect the result.
+//! `session_key` must exist in a response of code2Session, as in every genuine one. It is wiped
+//! unread unless session keys are kept (`[open_data]`); what it looks like does not affect the
+//! result. The tokens in a response of `/sns/oauth2/access_token` are wiped unread.
 //!
-//! Only `errcode`, `openid`, `unionid` and `session_key` affect the result, and they are read
-//! strictly. No other field may affect it, whatever its value: not `errmsg`, and not what a relay
-//! adds.
+//! Only `errcode`, `openid`, `unionid`, `session_key` and, in a response of
+//! `/sns/oauth2/access_token`, `is_snapshotuser` affect the result, and they are read strictly. No
+//! other field may affect it, whatever its value: not `errmsg`, and not what a relay adds.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,13 +24,14 @@ use crate::identity::{AppId, Identity, OpenId, UnionId};
 /// that affect the result.
 const UNREADABLE: u8 = 0x7f;
 
-/// A response of code2Session. Only the fields that affect the result are read.
+/// A response of an exchange. Only the fields that affect the result are read.
 #[derive(Default)]
 pub struct Reply {
     errcode: Option<Field>,
     openid: Option<Field>,
     unionid: Option<Field>,
     session_key: Option<Field>,
+    is_snapshot_user: Option<Field>,
     /// Trace id and address, if `errmsg` contains them.
     rid: Option<Box<str>>,
     seen_address: Option<IpAddr>,
@@ -38,14 +40,19 @@ pub struct Reply {
 /// What a successful exchange returned.
 pub struct Exchanged {
     pub identity: Identity,
-    /// As WeChat sent it. Wiped when it is dropped.
-    session_key: Zeroizing<String>,
+    /// As WeChat sent it; only users of Mini Programs have one. Wiped when it is dropped.
+    session_key: Option<Zeroizing<String>>,
 }
 
 impl Exchanged {
+    /// Whether WeChat has sent a `session_key`, as it does for users of Mini Programs.
+    pub fn has_session_key(&self) -> bool {
+        self.session_key.is_some()
+    }
+
     /// The user's `session_key`; `None` if it is not 16 bytes in base64, and useless.
     pub fn session_key(&self) -> Option<SessionKey> {
-        SessionKey::parse(&self.session_key)
+        self.session_key.as_ref().and_then(|key| SessionKey::parse(key))
     }
 }
 
@@ -107,18 +114,42 @@ impl Reply {
         self
     }
 
-    /// What a successful exchange returned.
+    /// What a successful exchange by code2Session returned.
     ///
     /// # Errors
     /// The error that WeChat reports, or what is wrong with its response.
-    pub fn into_exchanged(self, app_id: &AppId) -> Result<Exchanged, WeChatError> {
+    pub fn into_exchanged(mut self, app_id: &AppId) -> Result<Exchanged, WeChatError> {
         if let Some(error) = self.failure()? {
             return Err(error);
         }
-        let session_key = match self.session_key {
-            Some(Field::Text(text)) if !text.is_empty() => text,
+        let session_key = match self.session_key.take() {
+            Some(Field::Text(text)) if !text.is_empty() => Some(text),
             _ => return Err(WeChatError::malformed("no session_key")),
         };
+        Ok(Exchanged { identity: self.identity(app_id)?, session_key })
+    }
+
+    /// What a successful exchange by `/sns/oauth2/access_token` returned.
+    ///
+    /// # Errors
+    /// The error that WeChat reports, what is wrong with its response, or that the user does not
+    /// exist.
+    pub fn into_oauth_exchanged(self, app_id: &AppId) -> Result<Exchanged, WeChatError> {
+        if let Some(error) = self.failure()? {
+            return Err(error);
+        }
+        match &self.is_snapshot_user {
+            None | Some(Field::Null | Field::Number(0)) => {}
+            Some(Field::Number(1)) => return Err(WeChatError::Snapshot),
+            Some(Field::Text(text)) if matches!(text.trim(), "" | "0") => {}
+            Some(Field::Text(text)) if text.trim() == "1" => return Err(WeChatError::Snapshot),
+            Some(_) => return Err(WeChatError::malformed("invalid is_snapshotuser")),
+        }
+        Ok(Exchanged { identity: self.identity(app_id)?, session_key: None })
+    }
+
+    /// The identity in a response that reports no error.
+    fn identity(&self, app_id: &AppId) -> Result<Identity, WeChatError> {
         let openid = text(self.openid.as_ref()).and_then(OpenId::parse);
         let openid = openid.ok_or(WeChatError::malformed("invalid openid"))?;
         // For apps that are not bound to an Open Platform account, the field is missing or empty.
@@ -130,13 +161,12 @@ impl Reply {
                 Some(unionid.ok_or(WeChatError::malformed("invalid unionid"))?)
             }
         };
-        let identity = Identity { app_id: app_id.clone(), openid, unionid };
-        Ok(Exchanged { identity, session_key })
+        Ok(Identity { app_id: app_id.clone(), openid, unionid })
     }
 
     fn error(&self, errcode: ErrCode) -> WeChatError {
         match errcode.0 {
-            40029 | 40163 | 41008 => WeChatError::InvalidCode(errcode),
+            40029 | 40163 | 41008 | 42003 => WeChatError::InvalidCode(errcode),
             40226 => WeChatError::UserBlocked(errcode),
             45011 => WeChatError::RateLimited(self.error_report(errcode)),
             -1 => WeChatError::Busy(self.error_report(errcode)),
@@ -251,6 +281,14 @@ impl<'de> Deserialize<'de> for Reply {
                         Name::OpenId => &mut reply.openid,
                         Name::UnionId => &mut reply.unionid,
                         Name::SessionKey => &mut reply.session_key,
+                        Name::IsSnapshotUser => {
+                            let value = map.next_value()?;
+                            let is_repeated = reply.is_snapshot_user.is_some();
+                            let value = if is_repeated { Field::Wrong } else { value };
+                            // To responses of code2Session it does not matter.
+                            reply.is_snapshot_user = Some(value);
+                            continue;
+                        }
                         Name::Other => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -273,6 +311,7 @@ enum Name {
     OpenId,
     UnionId,
     SessionKey,
+    IsSnapshotUser,
     Other,
 }
 
@@ -293,6 +332,7 @@ impl<'de> Deserialize<'de> for Name {
                     b"openid" => Name::OpenId,
                     b"unionid" => Name::UnionId,
                     b"session_key" => Name::SessionKey,
+                    b"is_snapshotuser" => Name::IsSnapshotUser,
                     _ => Name::Other,
                 })
             }

@@ -11,6 +11,10 @@ fn exchanged_of(body: &str) -> Result<Exchanged, WeChatError> {
     Reply::parse(body.as_bytes())?.into_exchanged(&AppId::parse("wx1").unwrap())
 }
 
+fn oauth_exchanged_of(body: &str) -> Result<Exchanged, WeChatError> {
+    Reply::parse(body.as_bytes())?.into_oauth_exchanged(&AppId::parse("wx1").unwrap())
+}
+
 #[test]
 fn success_is_recognised_by_its_fields() {
     for body in [
@@ -54,6 +58,47 @@ fn a_session_key_that_is_not_16_bytes_of_base64_does_not_fail_the_exchange() {
     assert_eq!(key.expose(), "tiihtNczf5v6AKRyjwEUhQ==");
     for key in ["k", "tiihtNczf5v6AKRyjwEUhQ", " tiihtNczf5v6AKRyjwEUhQ=="] {
         assert!(key_of(key).is_none(), "{key}");
+    }
+}
+
+#[test]
+fn a_response_to_an_oauth_exchange_needs_an_openid_and_no_session_key() {
+    let exchanged = oauth_exchanged_of(
+        r#"{"access_token":"a","expires_in":7200,"refresh_token":"r","openid":"o1","scope":"snsapi_base"}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        (exchanged.identity.openid.as_str(), exchanged.identity.unionid.is_none()),
+        ("o1", true)
+    );
+    assert!(!exchanged.has_session_key() && exchanged.session_key().is_none());
+    let exchanged =
+        oauth_exchanged_of(r#"{"openid":"o1","unionid":"u1","session_key":5}"#).unwrap();
+    assert_eq!(exchanged.identity.unionid.unwrap().as_str(), "u1");
+    assert!(oauth_exchanged_of(r#"{"access_token":"a","unionid":"u1"}"#).is_err());
+    assert!(oauth_exchanged_of(r#"{"errcode":40163,"openid":"o1"}"#).is_err());
+    assert_eq!(identity_of(r#"{"errcode":42003}"#), Err(WeChatError::InvalidCode(ErrCode(42003))));
+}
+
+#[test]
+fn the_user_of_a_snapshot_is_not_taken_for_a_user() {
+    let outcome = |value: &str| {
+        let body = format!(r#"{{"openid":"o1","is_snapshotuser":{value}}}"#);
+        oauth_exchanged_of(&body).map(|exchanged| exchanged.identity.openid.as_str().to_owned())
+    };
+    for value in ["1", "\"1\"", "\" 1\""] {
+        assert_eq!(outcome(value), Err(WeChatError::Snapshot), "{value}");
+    }
+    for value in ["0", "\"0\"", "\"\"", "null"] {
+        assert_eq!(outcome(value).as_deref(), Ok("o1"), "{value}");
+    }
+    for value in ["2", "true", "false", "1.0", "[1]", "\"yes\"", "1,\"is_snapshotuser\":0"] {
+        assert!(matches!(outcome(value), Err(WeChatError::Malformed(_))), "{value}");
+    }
+    // Mini Programs have no such users.
+    let fields = r#""openid":"o1","session_key":"k","is_snapshotuser":1"#;
+    for body in [format!("{{{fields}}}"), format!(r#"{{{fields},"is_snapshotuser":1}}"#)] {
+        assert_eq!(identity_of(&body).unwrap().openid.as_str(), "o1");
     }
 }
 
