@@ -9,13 +9,14 @@
 //!
 //! | layer | folder | what it is for |
 //! |---|---|---|
-//! | 11 | `cli` | the commands: `run`, `check`, `explain`, `demo`, `sandbox` |
-//! | 10 | `server` | listeners, workers, signals, reload: starts the gateway from a configuration, and stops it |
-//! | 9 | `edge` | prepares accepted connections: their limits, the client's address, TLS, the protocol; forward-auth |
-//! | 8 | `proxy` | handles requests: reads and writes every byte on the connections to clients and services |
-//! | 8 | `admin` | metrics, probes, and the operator's actions on sessions |
-//! | 8 | `internal_api` | what services need session keys, access tokens and the app secret for |
-//! | 7 | `policy` | the state of the process, and of one configuration; which requests are admitted |
+//! | 12 | `cli` | the commands: `run`, `check`, `explain`, `demo`, `sandbox` |
+//! | 11 | `server` | listeners, workers, signals, reload: starts the gateway from a configuration, and stops it |
+//! | 10 | `edge` | prepares accepted connections: their limits, the client's address, TLS, the protocol; forward-auth |
+//! | 9 | `proxy` | handles requests: reads and writes every byte on the connections to clients and services |
+//! | 9 | `admin` | metrics, probes, and the operator's actions on sessions |
+//! | 9 | `internal_api` | what services need session keys, access tokens and the app secret for |
+//! | 8 | `policy` | the state of the process, and of one configuration; which requests are admitted |
+//! | 7 | `browser` | logins of web pages by a redirect to WeChat or by a scan; tickets; the gateway's own pages |
 //! | 6 | `login` | handles logins: turns the body of a login request into its response |
 //! | 5 | `access` | finds the session of a request, or rejects it; trusted proxies; identity headers; rate limits |
 //! | 5 | `wechat` | calls of WeChat's API: turns a code into an identity, keeps access tokens, passes services' calls through; a simulated WeChat |
@@ -59,6 +60,7 @@
 
 pub mod access;
 mod admin;
+mod browser;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -81,6 +83,7 @@ pub mod wechat;
 /// What the fuzz targets of `tests/fuzz` need. Not public otherwise.
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing {
+    pub use crate::access::cross_site::Site;
     pub use crate::internal_api::fuzzing as internal_api;
     pub use crate::login::request::{ContentType, Fields, LoginRequest, parse as parse_login};
     pub use crate::message::chunked::{Chunked, Malformed};

@@ -67,7 +67,7 @@ impl AdminError {
     pub fn response(&self, request_id: &HeaderValue) -> OwnResponse {
         let (status, error, action, message) = self.row();
         let id = request_id.to_str().unwrap_or_default();
-        let mut response = error_response(status, error, action, message, id);
+        let mut response = error_response(status, error, action, message, id, None);
         response.header(REQUEST_ID.clone(), request_id.clone());
         match self {
             Self::Unauthorized => {

@@ -187,7 +187,7 @@ fn parse<'a>(
             return Err(BadRequest("duplicate parameter"));
         }
     }
-    let app_id = apps.find(fields.app_id.as_deref()).map_err(BadRequest)?.app_id();
+    let app_id = apps.named(fields.app_id.as_deref()).map_err(BadRequest)?.app_id();
     let subject = match (fields.openid, fields.user) {
         (Some(openid), None) => {
             let openid = OpenId::parse(&openid);

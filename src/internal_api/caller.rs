@@ -56,7 +56,7 @@ pub fn check_endpoint(
 /// # Errors
 /// When there is no such app, or the caller may not use it.
 pub fn find_app(caller: &Caller, apps: &Apps, named: Option<&str>) -> Result<AppId, ApiError> {
-    let found = apps.find(named).map(|served| served.app_id().clone());
+    let found = apps.named(named).map(|served| served.app_id().clone());
     match &caller.rights {
         None => found.map_err(ApiError::bad_request),
         Some(rights) => {

@@ -5,26 +5,35 @@
 //! is removed after them. No other code writes these headers, except for responses to requests
 //! without a route (`unrouted`).
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::header::{DATE, UPGRADE};
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, DATE, REFERRER_POLICY, SET_COOKIE, UPGRADE};
 
 use super::body::BodyTarget;
 use super::client::ClientConnection;
 use super::grpc;
 use super::request::Request;
 use super::trailers;
+use crate::access::authenticator::CookieUse;
+use crate::access::browsers::BrowserHost;
 use crate::access::identity_headers::REQUEST_ID;
 use crate::config::UpstreamHost;
+use crate::message::caching;
 use crate::message::header::lines::{Lines, write_line};
 use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{Headers, HeadersMut, nominated};
 use crate::message::own_response::OwnResponse;
 use crate::message::request_header::Framing;
 use crate::message::response_header::ResponseHeader;
+use crate::route::Route;
 use crate::upstream::server::Server;
+
+/// For responses to URLs with a ticket, which must not appear in a `Referer`.
+const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
 
 /// Whether a header is about framing, or is a hop-by-hop header. Such lines are never copied.
 pub fn is_of_connection(name: &[u8]) -> bool {
@@ -71,29 +80,36 @@ pub fn request(
 
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    let target = request.header.path_and_query.of(request.lines.text());
-    // A target in absolute form may have no path.
-    let slash = if target.starts_with(b"/") { "" } else { "/" };
-    if route.rewrites() {
-        let target = format!("{slash}{}", request.text(request.header.path_and_query));
-        out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
-    } else {
-        out.extend_from_slice(slash.as_bytes());
-        out.extend_from_slice(target);
-    }
+    write_target(request, route, out)?;
     out.extend_from_slice(b" HTTP/1.1\r\n");
 
     let edits = &route.request_edits;
     if let Some(host) = host {
         write_line(out, b"host", host.as_bytes());
     }
+    let cookies = &policy.identity_headers.cookies;
+    let jar = request.jar.as_deref();
+    let mut beside_jar: Vec<&[u8]> = Vec::new();
+    let may_change = jar.is_some() || cookies.are_on();
     for (name, value) in request.lines.iter() {
         let is_removed = is_of_connection(name)
             || host.is_some() && name.eq_ignore_ascii_case(b"host")
             || is_among(&nominated, name)
             || policy.identity_headers.strips(name, value, is_trusted)
             || edits.removes(name);
-        if !is_removed {
+        if is_removed {
+            continue;
+        }
+        if may_change && name.eq_ignore_ascii_case(b"cookie") {
+            if jar.is_some() {
+                beside_jar.push(value);
+                continue;
+            }
+            match cookies.without_own(value) {
+                Cow::Owned(value) if value.is_empty() => {}
+                value => write_line(out, name, &value),
+            }
+        } else {
             write_line(out, name, value);
         }
     }
@@ -129,10 +145,34 @@ pub fn request(
     if let Some(identity) = request.verdict.identity() {
         policy.identity_headers.write_identity(identity, out);
     }
+    if let Some(jar) = jar {
+        jar.write(&beside_jar, cookies, route, out);
+    }
     for (name, value) in edits.set() {
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
+    Some(())
+}
+
+/// Writes path and query without the ticket. `None` is an internal error.
+fn write_target(request: &Request, route: &Route, out: &mut Vec<u8>) -> Option<()> {
+    let target = request.header.path_and_query.of(request.lines.text());
+    let (target, after_ticket) = match request.ticket {
+        None => (target, &[][..]),
+        Some(ticket) => ticket.around(target),
+    };
+    // A target in absolute form may have no path.
+    let slash = if target.starts_with(b"/") { "" } else { "/" };
+    if route.rewrites() {
+        let target = [slash.as_bytes(), target, after_ticket].concat();
+        let target = String::from_utf8(target).ok()?;
+        out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
+    } else {
+        out.extend_from_slice(slash.as_bytes());
+        out.extend_from_slice(target);
+        out.extend_from_slice(after_ticket);
+    }
     Some(())
 }
 
@@ -169,7 +209,20 @@ pub fn response(
         // Comes last, so that no edit can remove it.
         route.caching.mark(lines, request.verdict.session.is_some());
     }
+    if request.ticket.is_some() {
+        caching::make_private(lines);
+        caching::replace(lines, &REFERRER_POLICY, &NO_REFERRER);
+    }
+    let cleared = cleared_cookie(request);
+    if cleared.is_some() {
+        // A response that changes the session cookie is not stored.
+        lines.remove_if(|name, _| name.eq_ignore_ascii_case(b"cache-control"));
+    }
     lines.write_to(out);
+    if let Some(cookie) = cleared {
+        write_line(out, b"cache-control", b"no-store");
+        write_line(out, b"set-cookie", cookie.as_bytes());
+    }
     if lines.first(&DATE).is_none() {
         write_date(out);
     }
@@ -222,6 +275,9 @@ pub fn switching(request: &Request, header: &ResponseHeader, lines: &mut Lines, 
                 .any(|(other, _)| other.as_str().as_bytes().eq_ignore_ascii_case(name))
     });
     lines.write_to(out);
+    if let Some(cookie) = cleared_cookie(request) {
+        write_line(out, b"set-cookie", cookie.as_bytes());
+    }
     for (name, value) in everywhere {
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
     }
@@ -245,7 +301,15 @@ pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<
         route.caching.mark_own_response(&mut response, request.verdict.session.is_some());
         everywhere = &route.response_headers;
     }
+    if request.ticket.is_some() {
+        caching::make_own_private(&mut response);
+        response.replace(REFERRER_POLICY, NO_REFERRER);
+    }
     response.add_missing(everywhere);
+    if let Some(cookie) = cleared_cookie(request) {
+        response.replace(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.header(SET_COOKIE, cookie);
+    }
     let is_trailers_only = match &request.rejection {
         Some(rejection) if request.is_grpc => {
             grpc::trailers_only(&mut response, rejection.message());
@@ -276,6 +340,14 @@ pub fn own_response(request: &Request, mut response: OwnResponse, out: &mut Vec<
         out.extend_from_slice(&response.body);
     }
     header
+}
+
+/// The `Set-Cookie` that removes a session cookie whose session has ended.
+fn cleared_cookie(request: &Request) -> Option<HeaderValue> {
+    if request.verdict.cookie != CookieUse::Ended {
+        return None;
+    }
+    request.browser().map(BrowserHost::cleared_session)
 }
 
 /// Writes the last lines of a response.

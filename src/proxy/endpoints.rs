@@ -1,4 +1,9 @@
-//! The gateway's own endpoints: login, logout, session, health.
+//! The gateway's own endpoints: login, logout, session, health; `browser` has those of web pages,
+//! `ticket` and `scan` the others of browsers.
+
+mod browser;
+mod scan;
+mod ticket;
 
 use std::time::Duration;
 
@@ -75,9 +80,10 @@ impl Gateway {
         Ok(response?)
     }
 
-    pub(super) async fn logout(&self, request: &Request) -> Result<OwnResponse, Rejection> {
-        let revoked = request.policy.authenticator.revoke(&request.lines).await;
-        revoked.map_err(|error| Rejection::from(&error))?;
+    pub(super) async fn logout(&self, request: &mut Request) -> Result<OwnResponse, Rejection> {
+        let policy = &request.policy;
+        request.verdict.cookie =
+            policy.authenticator.revoke(&request.lines, &request.site()).await?;
         Ok(OwnResponse::empty(204))
     }
 
@@ -88,9 +94,10 @@ impl Gateway {
             app_id: &'a str,
         }
 
-        let policy = &request.policy;
+        let policy = request.policy.clone();
         let found;
-        (request.verdict, found) = policy.authenticate(&request.lines, Access::Required).await;
+        (request.verdict, found) =
+            policy.authenticate(&request.lines, Access::Required, &request.site()).await;
         found?;
         let session = request.verdict.session.as_ref().ok_or(Rejection::InternalError)?;
         let expires_in = self.process.sessions.expires_in(session).as_secs();

@@ -56,6 +56,10 @@ impl Gateway {
         client: &mut ClientConnection,
         request: &mut Request,
     ) -> Result<After, Stop> {
+        if let Some(upstream) = request.pool.and_then(|pool| request.policy.jar_of(pool)) {
+            // Boxed, like the other call: it would make the future of every request larger.
+            Box::pin(self.open_jar(request, upstream)).await?;
+        }
         let mut attempts = Attempts::new(request).ok_or(Rejection::InternalError)?;
         let most = attempts.most_collected(request);
         let is_collected = request.header.framing == request_header::Framing::Chunked && most > 0;
@@ -135,7 +139,10 @@ impl Gateway {
             upload.repeat();
         };
         drop(attempts);
-        let response = response?;
+        let mut response = response?;
+        if forwarded.request.jar.is_some() {
+            Box::pin(self.fill_jar(forwarded.request, &mut response.lines)).await;
+        }
         if forwarded.upload.is_sent() {
             drop(share);
         }

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_headers_and_loses_its_body() {
-        let mut response = Rejection::RateLimited { retry_after: 7 }.response("id", None);
+        let mut response = Rejection::RateLimited { retry_after: 7 }.response("id", None, None);
         trailers_only(&mut response, "50% über\n");
         assert_eq!((response.status, response.body.len()), (200, 0));
         let value = |name: &'static str| {

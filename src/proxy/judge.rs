@@ -6,6 +6,7 @@ use super::endpoints::health;
 use super::failure::Stop;
 use super::request::{Request, route_lookup};
 use crate::access::websocket;
+use crate::browser::tickets::TicketParameter;
 use crate::message::chunked::Chunked;
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
@@ -49,14 +50,25 @@ impl Gateway {
                     policy.routes.served(index).filter(|one| !one.route.is_forward_auth_only());
                 let served = served.ok_or(Rejection::NoRoute)?;
                 let route = &served.route;
+                if policy.tickets.is_some() {
+                    let target = request.header.path_and_query.of(request.lines.text());
+                    request.ticket = TicketParameter::find(target);
+                    if request.ticket.is_some_and(|ticket| ticket.is_repeated) {
+                        return Err(Rejection::BadRequest("more than one ticket").into());
+                    }
+                }
                 if request.is_preflight
                     && let Some(cors) = &route.cors
                 {
                     return Ok(Some(cors.preflight_response(&request.lines)));
                 }
+                let ticket = request.ticket_use();
                 let routed = RoutedRequest {
                     lookup,
                     is_preflight: request.is_preflight,
+                    host: request.browser(),
+                    is_websocket: request.is_websocket,
+                    ticket: ticket.as_ref(),
                     client: request.client.address,
                     length: match request.header.framing {
                         Framing::Length(length) => Some(length),
@@ -65,7 +77,15 @@ impl Gateway {
                 };
                 let (verdict, admitted) = policy.admit(served, &routed).await;
                 request.verdict = verdict;
-                admitted?;
+                if let Err(rejection) = admitted {
+                    let page = Self::page_instead(request, &rejection);
+                    return page.map(Some).ok_or(rejection.into());
+                }
+                if request.is_offered_cookie()
+                    && let Some(response) = Box::pin(Self::cookie_for_ticket(request)).await?
+                {
+                    return Ok(Some(response));
+                }
                 request.pool = route.pool(request.verdict.identity());
                 // The route has a response in the configuration.
                 return Ok(route.own_response().cloned());
@@ -74,6 +94,11 @@ impl Gateway {
             Endpoint::Login => Box::pin(self.login(client, request)).await?,
             Endpoint::Logout => Box::pin(self.logout(request)).await?,
             Endpoint::Session => Box::pin(self.session(request)).await?,
+            Endpoint::Start => Self::start(request)?,
+            Endpoint::Callback => Box::pin(self.callback(request)).await?,
+            Endpoint::Ticket => Box::pin(self.ticket(client, request)).await?,
+            Endpoint::Scan => Box::pin(self.start_scan(request)).await?,
+            Endpoint::ScanById => Box::pin(self.scan(client, request)).await?,
             Endpoint::Health => health(&self.process.lifecycle),
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };

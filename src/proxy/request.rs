@@ -11,8 +11,12 @@ use tokio::time::Instant;
 use super::client::ClientConnection;
 use super::failure::{Failed, Failure, Patience};
 use super::grpc;
+use super::jar::RequestJar;
 use crate::access::authenticator::Decision;
+use crate::access::browsers::BrowserHost;
+use crate::access::cross_site::Site;
 use crate::access::trusted_proxies;
+use crate::browser::tickets::{TicketParameter, TicketUse};
 use crate::config::{Access, HashKey};
 use crate::identity::AppId;
 use crate::login::LoginFacts;
@@ -58,6 +62,8 @@ pub struct Request {
     pub header: RequestHeader,
     /// Its header lines. Their text begins with the whole request header.
     pub lines: Lines,
+    /// Its ticket, if tickets are on and its route is known.
+    pub ticket: Option<TicketParameter>,
     pub method: Method,
     pub id: HeaderValue,
     pub client: trusted_proxies::Client,
@@ -67,6 +73,8 @@ pub struct Request {
     pub login: Option<Box<LoginFacts>>,
     /// Index of the upstream, once the request is admitted.
     pub pool: Option<usize>,
+    /// Set if the service's cookies are kept here.
+    pub jar: Option<Box<RequestJar>>,
     /// Whether it is a preflight that its route responds to, or forwards without a session.
     pub is_preflight: bool,
     /// Whether it may be upgraded to a WebSocket.
@@ -125,10 +133,12 @@ impl Request {
             client: sender,
             method,
             lines,
+            ticket: None,
             endpoint: Endpoint::None,
             verdict: Verdict::default(),
             login: None,
             pool: None,
+            jar: None,
             is_preflight: false,
             is_websocket: false,
             is_read: false,
@@ -165,6 +175,31 @@ impl Request {
         self.text(self.header.path)
     }
 
+    /// Its ticket, as it is used.
+    #[inline]
+    pub fn ticket_use(&self) -> Option<TicketUse<'_>> {
+        let parameter = self.ticket?;
+        let target = self.header.path_and_query.of(self.lines.text());
+        let (before, after) = parameter.around(target);
+        // A target in absolute form may have no path.
+        let slash = if before.starts_with(b"/") { "" } else { "/" };
+        let target_left = [slash.as_bytes(), before, after].concat();
+        Some(TicketUse {
+            ticket: parameter.value(target),
+            target: String::from_utf8(target_left).unwrap_or_default(),
+            client: self.client.address,
+        })
+    }
+
+    /// The path for the access log: without the id of a scan.
+    fn logged_path(&self) -> &str {
+        let path = self.path();
+        match (self.endpoint, path.rfind('/')) {
+            (Endpoint::ScanById, Some(slash)) => path.get(..=slash).unwrap_or_default(),
+            _ => path,
+        }
+    }
+
     pub fn query(&self) -> Option<&str> {
         self.text(self.header.path_and_query).split_once('?').map(|(_, query)| query)
     }
@@ -193,6 +228,21 @@ impl Request {
     /// The upstream of the request, once it is admitted.
     pub fn pool(&self) -> Option<&Arc<Pool>> {
         self.policy.pools.get(self.pool?)
+    }
+
+    /// The `[[browser]]` of its host.
+    #[inline]
+    pub fn browser(&self) -> Option<&BrowserHost> {
+        if !self.policy.browsers.are_on() {
+            return None;
+        }
+        let host = self.header.host.map(|host| host.of(self.lines.text()));
+        self.policy.browsers.of(host)
+    }
+
+    /// What decides on an endpoint whether a session cookie is read and accepted.
+    pub fn site(&self) -> Site<'_> {
+        Site { host: self.browser(), method: &self.method, is_websocket: false, cors: None }
     }
 
     /// The hash of what `balance = "hash"` is configured to use.
@@ -245,9 +295,18 @@ impl Request {
         }
     }
 
+    /// Where a script of this browser can begin a login for this route.
+    fn login_url(&self) -> Option<String> {
+        let redirects = self.policy.redirects.as_ref()?;
+        self.route().filter(|route| route.redirects)?;
+        redirects.login_url(self.browser()?, &self.lines)
+    }
+
     /// The response to a rejected request.
     pub fn rejection_response(&self, rejection: &Rejection) -> OwnResponse {
-        rejection.response(self.id_text(), self.policy.error_body.as_ref())
+        let login_url = self.policy.redirects.as_ref().and_then(|_| self.login_url());
+        let body = self.policy.error_body.as_ref();
+        rejection.response(self.id_text(), body, login_url.as_deref())
     }
 
     /// Returns the buffers to the connection.
@@ -278,7 +337,7 @@ impl Request {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         access_log.write(&AccessLine {
             method: self.method.as_str(),
-            path: self.path(),
+            path: self.logged_path(),
             route: metrics.label(),
             error: self.rejection.as_ref().map(Rejection::error),
             upstream: self.server.as_ref().map(|server| server.address.to_string()),

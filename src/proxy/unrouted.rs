@@ -44,8 +44,9 @@ impl UnroutedRequest<'_> {
         let request_id = request_id_value.to_str().unwrap_or_default();
         let error = response.as_ref().err().map(Rejection::error);
         let message = response.as_ref().err().map(Rejection::message);
-        let mut response = response
-            .unwrap_or_else(|rejection| rejection.response(request_id, policy.error_body.as_ref()));
+        let mut response = response.unwrap_or_else(|rejection| {
+            rejection.response(request_id, policy.error_body.as_ref(), None)
+        });
         response.header(REQUEST_ID.clone(), request_id_value.clone());
         response.add_missing(&policy.response_headers);
         let is_to_head = self.method == "HEAD";

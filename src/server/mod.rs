@@ -35,6 +35,7 @@ use crate::clock::Clock;
 use crate::config::{Config, LogDestination, LogSection, ServerSection};
 use crate::edge::forward_auth::ForwardAuth;
 use crate::edge::{Edge, ListenerKind};
+use crate::identity::secret::SealKey;
 use crate::internal_api::InternalApi;
 use crate::internal_api::listener as internal_listener;
 use crate::listener::small_server::{self, Dropped};
@@ -152,6 +153,17 @@ impl Server {
     pub fn following(mut self, origin: Origin) -> Self {
         self.origin = Some(origin);
         self
+    }
+
+    /// Replaces the configuration before it is served, except for what listeners and worker threads
+    /// were made from: for one that contains a port that the system has chosen.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn with_config(self, config: &Config) -> Result<Self, StartError> {
+        let policy = Policy::new(config, &self.process, Some(&self.policies.current()))?;
+        self.policies.replace(Arc::new(policy));
+        Ok(Self { summary: ConfigSummary::new(config), ..self })
     }
 
     /// The addresses of the public listeners, in the order of the configuration, those of
@@ -318,6 +330,7 @@ fn prepare(
         clock,
         lifecycle,
         tickets,
+        state_key: SealKey::random(),
     };
     let policy = Policy::new(config, &process, None)?;
     Ok((process, policy))

@@ -183,6 +183,9 @@ impl ForwardedRequest<'_> {
         header: &ResponseHeader,
         mut lines: Lines,
     ) -> Result<(), Stop> {
+        if let Some(jar) = &mut self.request.jar {
+            jar.take(&self.request.policy.identity_headers.cookies, &mut lines);
+        }
         if self.request.is_http_10() {
             return Ok(());
         }
