@@ -47,6 +47,8 @@ pub const HELP: &str = "\
 Codes:
   user-NAME, user-NAME-ANYTHING  valid once, for user NAME; users whose name begins
                                  with \"union\" have a unionid
+  snapshot-NAME-ANYTHING         valid once, at /sns/oauth2/access_token: WeChat reports
+                                 a made-up user and sets is_snapshotuser
   POST /sandbox/codes {\"user\":\"NAME\"}
                                  creates a code that is valid once, for five minutes,
                                  like a real one
@@ -63,6 +65,25 @@ Codes:
   status-500-ANYTHING            the response has this HTTP status
   half-ANYTHING                  the response ends in the middle of the JSON
   huge-ANYTHING                  the response is 100 MiB long
+
+WeChat's login APIs:
+  GET  /sns/jscode2session       for Mini Programs
+  GET  /sns/oauth2/access_token  for official accounts, websites and native apps
+
+WeChat's login pages, for browsers:
+  GET  /connect/oauth2/authorize official accounts
+  GET  /connect/qrconnect        websites; a link simulates the scan of the QR code
+                                 The links of a page choose who logs in and what
+                                 happens. \"&user=NAME\" in the URL of a page chooses
+                                 without a page, with \"&answer=\" allow, slow,
+                                 snapshot, deny (redirects without a code) or close.
+                                 A code is valid once, for its app, for five minutes,
+                                 that of a website for ten.
+  GET  /sandbox/user?name=NAME   sets the user of this browser in a cookie: the scope
+                                 snsapi_base then shows no page; an empty name
+                                 removes it
+  The pages redirect to every http and https URL that they are called with: do not
+  make the sandbox reachable for others.
 
 WeChat's APIs, besides the login:
   POST /cgi-bin/stable_token, GET /cgi-bin/token

@@ -7,7 +7,8 @@
 //!
 //! `codes`, `users` and `quotas` have the state of users. Each other file has the endpoints of one
 //! group with their state: `login`, `access_token`, `session_key`, `phone_number`, `messages`,
-//! `mini_program_code` (with `png`), `content`, `media`. `device` does what a user's phone does.
+//! `mini_program_code` (with `png`), `content`, `media`. `device` does what a user's phone does, and
+//! `pages` are WeChat's login pages in browsers.
 //! `call` reads requests, `multipart` those with a file; `errors` has WeChat's errors and `faults`
 //! other failures.
 
@@ -23,6 +24,7 @@ mod media;
 mod messages;
 mod mini_program_code;
 mod multipart;
+mod pages;
 mod phone_number;
 mod png;
 mod quotas;
@@ -47,9 +49,10 @@ use self::access_token::AccessTokens;
 use self::call::Api;
 use self::codes::Codes;
 use self::errors::error;
-use self::login::LOGIN_CODES;
+use self::login::{ExchangeApi, LOGIN_CODES, LoginCode};
 use self::media::MediaFiles;
 use self::messages::Messages;
+use self::pages::LoginPage;
 use self::phone_number::{PHONE_CODES, PhoneCode};
 use self::quotas::Quotas;
 use self::users::Users;
@@ -71,7 +74,7 @@ pub struct Sandbox {
     /// App ids and secrets.
     apps: Vec<(String, String)>,
     behaviour: Behaviour,
-    codes: Codes<String>,
+    codes: Codes<LoginCode>,
     phone_codes: Codes<PhoneCode>,
     users: Users,
     quotas: Quotas,
@@ -158,12 +161,12 @@ impl Sandbox {
         match small_server::serve(listener, handler).await {}
     }
 
-    /// How often code2Session was called.
+    /// How often codes were exchanged.
     pub fn exchanges(&self) -> u64 {
         self.exchanges.load(Ordering::Relaxed)
     }
 
-    /// Maximum number of concurrent calls of code2Session so far.
+    /// Maximum number of concurrent exchanges so far.
     pub fn most_in_flight(&self) -> u64 {
         self.most_in_flight.load(Ordering::Relaxed)
     }
@@ -175,8 +178,8 @@ impl Sandbox {
 
     async fn respond(&self, request: Request) -> Result<Response, Dropped> {
         let path = request.uri().path();
-        if path == login::CODE_TO_SESSION {
-            return self.code_to_session(&request).await;
+        if let Some(api) = ExchangeApi::at(path) {
+            return self.exchange(api, &request).await;
         }
         if let Some(api) = Api::at(path) {
             return self.call(api, request).await;
@@ -184,7 +187,11 @@ impl Sandbox {
         if ["/cgi-bin/", "/wxa/", "/sns/"].iter().any(|prefix| path.starts_with(prefix)) {
             return Ok(json_response(&error(40066)));
         }
+        if let (Some(page), &Method::GET) = (LoginPage::at(path), request.method()) {
+            return Ok(self.login_page(page, &request));
+        }
         Ok(match (path, request.method()) {
+            ("/sandbox/user", &Method::GET) => Self::browser_user(&request),
             ("/sandbox/codes", &Method::POST) => self.issue_code(request).await,
             ("/sandbox/phone-codes", &Method::POST) => self.issue_phone_code(request).await,
             ("/sandbox/encrypt", &Method::POST) => self.encrypt(request).await,
@@ -217,7 +224,7 @@ impl Sandbox {
     }
 }
 
-/// A call of code2Session in flight, counted until it is dropped.
+/// An exchange in flight, counted until it is dropped.
 struct InFlight<'a>(&'a Sandbox);
 
 impl<'a> InFlight<'a> {

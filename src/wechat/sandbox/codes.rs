@@ -12,14 +12,14 @@ use super::users::is_user_name;
 use super::{newest, text_of_letters};
 use crate::clock::Clock;
 
-/// Lifetime of WeChat's codes, of `wx.login` and of the button for phone numbers.
-const CODE_LIFETIME: Duration = Duration::from_secs(300);
+/// Lifetime of WeChat's codes, except those of the login pages of websites.
+pub const CODE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// Longest code, in bytes: used ones are remembered.
 const LONGEST: usize = 128;
 
 /// The codes of one kind that were issued or used.
-pub struct Codes<T> {
+pub struct Codes<T: 'static> {
     kind: Kind<T>,
     issued: Cache<String, IssuedCode<T>>,
     used: Cache<String, ()>,
@@ -27,21 +27,24 @@ pub struct Codes<T> {
 }
 
 /// One kind of code. `T` is the meaning of a code.
-pub struct Kind<T> {
+pub struct Kind<T: 'static> {
     /// Characters of an issued code.
     pub length: usize,
-    /// How codes begin that say themselves which user they are of.
-    pub word: &'static str,
-    /// The meaning of a code that names its user.
-    pub of_user: fn(String) -> T,
+    /// The beginnings of codes that contain their user, and the meanings of these codes. The first
+    /// is also that of slow codes.
+    pub words: &'static [Word<T>],
     /// The errcode of a code that was used before.
     pub reused: i64,
 }
 
+/// The beginning of a code, and what the code means for the user that it names.
+pub type Word<T> = (&'static str, fn(String) -> T);
+
 #[derive(Clone)]
 struct IssuedCode<T> {
     subject: T,
-    issued_at: Duration,
+    expires_at: Duration,
+    delay: Duration,
 }
 
 /// What a code makes the sandbox do.
@@ -64,8 +67,14 @@ impl<T: Clone + Send + Sync + 'static> Codes<T> {
 
     /// A new code, which works once and for five minutes.
     pub fn issue(&self, subject: T) -> String {
+        self.issue_for(subject, CODE_LIFETIME, Duration::ZERO)
+    }
+
+    /// A new code, which works once and for `lifetime`. Its use takes `delay`.
+    pub fn issue_for(&self, subject: T, lifetime: Duration, delay: Duration) -> String {
         let code = text_of_letters(self.kind.length);
-        self.issued.insert(code.clone(), IssuedCode { subject, issued_at: self.clock.now() });
+        let expires_at = self.clock.now() + lifetime;
+        self.issued.insert(code.clone(), IssuedCode { subject, expires_at, delay });
         code
     }
 
@@ -78,8 +87,8 @@ impl<T: Clone + Send + Sync + 'static> Codes<T> {
             return CodeEffect::Error { errcode: self.kind.reused };
         }
         match self.issued.get(code) {
-            Some(issued) if self.clock.now() < issued.issued_at + CODE_LIFETIME => {
-                CodeEffect::Accept { subject: issued.subject, delay: Duration::ZERO }
+            Some(issued) if self.clock.now() < issued.expires_at => {
+                CodeEffect::Accept { subject: issued.subject, delay: issued.delay }
             }
             Some(_) => CodeEffect::Error { errcode: 40029 },
             None => self.parse_effect(code).unwrap_or(CodeEffect::Error { errcode: 40029 }),
@@ -107,17 +116,17 @@ impl<T: Clone + Send + Sync + 'static> Codes<T> {
             return Some(CodeEffect::Error { errcode });
         }
         let (kind, rest) = code.split_once('-')?;
-        let (delay, rest) = match kind {
+        let mut words = self.kind.words.iter();
+        let (delay, rest, (_, of_user)) = match kind {
             "slow" => {
                 let (delay, rest) = rest.split_once('-').unwrap_or((rest, "slow"));
-                (humantime::parse_duration(delay).ok()?, rest)
+                (humantime::parse_duration(delay).ok()?, rest, words.next()?)
             }
-            kind if kind == self.kind.word => (Duration::ZERO, rest),
-            _ => return None,
+            kind => (Duration::ZERO, rest, words.find(|(word, _)| *word == kind)?),
         };
         // The NAME of `NAME` or `NAME-ANYTHING`.
         let name = rest.split('-').next().filter(|name| is_user_name(name))?;
-        Some(CodeEffect::Accept { subject: (self.kind.of_user)(name.to_owned()), delay })
+        Some(CodeEffect::Accept { subject: of_user(name.to_owned()), delay })
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
 
 use super::call::read_json;
+use super::login::LoginCode;
 use super::phone_number::{PhoneCode, PhoneNumber};
 use super::users::{is_user_name, openid};
 use super::{Request, Response, Sandbox, json_response, response};
@@ -20,7 +21,7 @@ const BLOCK: usize = 16;
 const NAMES: &str = "where NAME has 1 to 64 letters, digits, \".\" and \"_\"\n";
 
 impl Sandbox {
-    /// Issues a code for a user, as `wx.login` does.
+    /// Issues a code for a user, as `wx.login` and WeChat's SDK do.
     pub(super) async fn issue_code(&self, request: Request) -> Response {
         #[derive(Deserialize)]
         struct CodeRequest {
@@ -29,7 +30,7 @@ impl Sandbox {
 
         match read_json(request).await {
             Ok(CodeRequest { user }) if is_user_name(&user) => {
-                json_response(&json!({ "code": self.codes.issue(user) }))
+                json_response(&json!({ "code": self.codes.issue(LoginCode::of_any_app(user)) }))
             }
             _ => bad_request(&format!("expected {{\"user\":\"NAME\"}}, {NAMES}")),
         }

@@ -87,7 +87,7 @@ fn image(query: &str, width: Option<usize>) -> Result<Response, Failure> {
 }
 
 /// A code in the middle of a white square. `None`: the square is too small.
-fn draw(code: &QrCode, width: usize) -> Option<Vec<u8>> {
+pub fn draw(code: &QrCode, width: usize) -> Option<Vec<u8>> {
     let modules = code.width();
     let scale = width / (modules + 2 * QUIET_ZONE);
     let margin = (width - scale * modules) / 2;

@@ -11,7 +11,7 @@ use super::{Response, Sandbox, json_response};
 
 /// The codes of the button for phone numbers. WeChat's sample has 64 characters.
 pub const PHONE_CODES: Kind<PhoneCode> =
-    Kind { length: 64, word: "phone", of_user: PhoneCode::of_any_app, reused: 40029 };
+    Kind { length: 64, words: &[("phone", PhoneCode::of_any_app)], reused: 40029 };
 
 /// The meaning of a code.
 #[derive(Clone)]
