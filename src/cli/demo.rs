@@ -2,7 +2,9 @@
 //!
 //! It runs a simulated WeChat and the gateway on loopback, in front of an echo service or of an
 //! existing service. It needs no account and no file. It prints commands to paste into a shell, and
-//! says what each of them shows.
+//! says what each of them shows. `page` is for browsers.
+
+mod page;
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,6 +24,10 @@ use crate::server::signals::Signals;
 use crate::server::{Command, Server, StartError};
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::sandbox::{self, DEFAULT_APP, Sandbox};
+
+/// The apps besides the Mini Program: an official account and a website.
+const OFFICIAL_ACCOUNT: &str = "wx00000000000000a1";
+const WEBSITE: &str = "wx00000000000000b2";
 
 /// Characters of the token for the internal API.
 const TOKEN_LENGTH: usize = 43;
@@ -65,31 +71,51 @@ impl Demo {
             Some(upstream) => upstream.clone(),
             None => echo.local_addr()?.to_string(),
         };
-        let mut config =
-            Config::parse("demo", &self.config(wechat.local_addr()?, &upstream), Secrets::Ignore)?;
-        for app in &mut config.apps {
-            app.secret = Secret::new(DEFAULT_APP.1.to_owned());
-        }
         let token = Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LENGTH);
-        for caller in config.internal.iter_mut().flat_map(|internal| &mut internal.callers) {
-            caller.token = Secret::new(token.clone());
-        }
+        let (wechat_address, page) = (wechat.local_addr()?, echo.local_addr()?);
+        let parse = |gateway: SocketAddr| -> Result<Config, Problems> {
+            let text = self.config(gateway, wechat_address, &upstream, page);
+            let mut config = Config::parse("demo", &text, Secrets::Ignore)?;
+            for app in &mut config.apps {
+                app.secret = Secret::new(DEFAULT_APP.1.to_owned());
+            }
+            for caller in config.internal.iter_mut().flat_map(|internal| &mut internal.callers) {
+                caller.token = Secret::new(token.clone());
+            }
+            Ok(config)
+        };
         let metrics = Metrics::new().map_err(|error| DemoError::Metrics(error.to_string()))?;
-        let server = Server::bind(&config, Clock::system(), metrics)?;
-        say(&self.tour(&server, wechat.local_addr()?, &token));
+        let mut server = Server::bind(&parse(self.listen)?, Clock::system(), metrics)?;
+        // The hosts of web pages have the gateway's port, which may be known only now.
+        if let Some(gateway) = server.public_addresses().first().filter(|at| **at != self.listen) {
+            server = server.with_config(&parse(*gateway)?)?;
+        }
+        say(&self.tour(&server, wechat_address, &token));
 
-        let apps = vec![(DEFAULT_APP.0.to_owned(), DEFAULT_APP.1.to_owned())];
+        let apps = [DEFAULT_APP.0, OFFICIAL_ACCOUNT, WEBSITE];
+        let apps = apps.map(|app_id| (app_id.to_owned(), DEFAULT_APP.1.to_owned())).to_vec();
         let sandbox = Sandbox::new(apps, Clock::system());
         tokio::select! {
             ended = server.run(commands) => ended.map_err(DemoError::from),
             () = sandbox.serve(wechat) => Ok(()),
-            never = small_server::serve(echo, |request| async move { Ok(echo_response(&request)) }) => match never {},
+            never = small_server::serve(echo, |request| async move { Ok(respond(&request)) }) => match never {},
         }
     }
 
-    fn config(&self, wechat: SocketAddr, upstream: &str) -> String {
+    /// `gateway` is the address at which it listens; its port may be 0 before that.
+    fn config(
+        &self,
+        gateway: SocketAddr,
+        wechat: SocketAddr,
+        upstream: &str,
+        page: SocketAddr,
+    ) -> String {
         let Self { listen, admin, internal, .. } = self;
         let (app_id, _) = DEFAULT_APP;
+        let browsers = browser_hosts(gateway).map_or_else(String::new, |hosts| {
+            let hosts = hosts.map(|host| browser_config(&host, wechat));
+            format!("{}{}", hosts.concat(), page_config(page))
+        });
         format!(
             r#"
             [server]
@@ -108,6 +134,7 @@ impl Demo {
             [[app]]
             app_id = "{app_id}"
             app_secret = {{ env = "UNUSED" }}
+            default = true
             [[upstream]]
             name = "demo"
             servers = ["{upstream}"]
@@ -115,6 +142,7 @@ impl Demo {
             path = "/"
             upstream = "demo"
             auth = "required"
+            {browsers}
             "#
         )
     }
@@ -139,6 +167,16 @@ impl Demo {
         let login = format!(
             "TOKEN=$(curl -s {gateway}/login -d code=user-alice-$(date +%s) | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/'); echo $TOKEN"
         );
+        let page = server.public_addresses().first().copied().and_then(browser_hosts);
+        let mut number = 0;
+        if let Some([host, _]) = page {
+            number = 1;
+            let _ = write!(
+                tour,
+                "\n# 1. Open http://{host}{} in a browser: log in with WeChat's login page or by a scan, and see what the service gets.\n",
+                page::PATH
+            );
+        }
         let steps = [
             (
                 "Log in as alice. A Mini Program gets the code from wx.login; here, any \"user-NAME-ANYTHING\" is a code.",
@@ -178,13 +216,78 @@ impl Demo {
             ),
             ("Show the metrics.", format!("curl -s http://{admin}/metrics | grep ^wxgate_")),
         ];
-        for (number, (what, line)) in (1..).zip(steps) {
+        for (what, line) in steps {
+            number += 1;
             // Writing to a string cannot fail.
             let _ = write!(tour, "\n# {number}. {what}\n{line}\n");
         }
         tour.push_str("\nCtrl-C ends the demo.\n");
         tour
     }
+}
+
+/// Host and port of the gateway in a browser on this machine; without TLS, browsers log in only on
+/// loopback. `None`: there is no such address, or the port is not known yet.
+fn browser_hosts(gateway: SocketAddr) -> Option<[String; 2]> {
+    let (ip, port) = (gateway.ip(), gateway.port());
+    if port == 0 || !(ip.is_loopback() || ip.is_unspecified()) {
+        return None;
+    }
+    let ip = if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { ip };
+    Some([SocketAddr::new(ip, port).to_string(), format!("localhost:{port}")])
+}
+
+/// A host of the gateway, whose browsers log in by redirects to the simulated WeChat.
+fn browser_config(host: &str, wechat: SocketAddr) -> String {
+    format!(
+        r#"
+            [[browser]]
+            base_url = "http://{host}"
+            official_account = "{OFFICIAL_ACCOUNT}"
+            website = "{WEBSITE}"
+            authorize_base_url = "http://{wechat}"
+        "#
+    )
+}
+
+/// What the demo's page shows.
+fn page_config(page: SocketAddr) -> String {
+    let (app_id, _) = DEFAULT_APP;
+    let (path, private) = (page::PATH.trim_end_matches('/'), page::PRIVATE);
+    format!(
+        r#"
+            [[app]]
+            app_id = "{OFFICIAL_ACCOUNT}"
+            kind = "official_account"
+            app_secret = {{ env = "UNUSED" }}
+            [[app]]
+            app_id = "{WEBSITE}"
+            kind = "website"
+            app_secret = {{ env = "UNUSED" }}
+            [ticket]
+            enabled = true
+            [scan]
+            enabled = true
+            app_id = "{app_id}"
+            [[upstream]]
+            name = "page"
+            servers = ["{page}"]
+            [[route]]
+            path = "{path}"
+            upstream = "page"
+            auth = "optional"
+            [[route]]
+            path = "{private}"
+            upstream = "page"
+            auth = "required"
+            login = "redirect"
+        "#
+    )
+}
+
+/// The demo's own service: its page, and an echo of all other requests.
+fn respond(request: &Request) -> Response {
+    page::respond(request, DEFAULT_APP.0).unwrap_or_else(|| echo_response(request))
 }
 
 /// Returns the request as the service received it.
