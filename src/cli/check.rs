@@ -28,6 +28,9 @@ pub fn check(path: &Path, without_secrets: bool, live: bool) -> ExitCode {
                 return ExitCode::FAILURE;
             }
             println!("{}: ok\n{}", path.display(), config.summary());
+            if let Some(line) = config.one_gateway() {
+                println!("{line}");
+            }
             if live { block_on(check_live(&config)) } else { ExitCode::SUCCESS }
         }
         Err(problems) => report_problems(&problems),

@@ -5,6 +5,7 @@
 //! Nothing is resolved, bound or called. Placeholders replace the identity, and values that may be
 //! secrets are not shown. The result is plain data, written as JSON or, by `text`, as text.
 
+mod browser;
 pub mod command;
 mod explanation;
 mod forwarded;
@@ -15,6 +16,7 @@ mod upstream;
 
 use http::header::CONTENT_LENGTH;
 
+pub use self::browser::ExplainedBrowser;
 pub use self::explanation::{
     Explanation, ForwardedRequest, Header, MatchedRoute, OtherRoute, Outcome, RemovedHeader,
     ResponseHeaders,
@@ -25,6 +27,7 @@ pub use self::request::DescribedRequest;
 pub use self::upstream::ChosenUpstream;
 use self::upstream::host_of;
 use crate::access::authenticator::{self, AuthError};
+use crate::access::browsers::{BrowserHost, Browsers};
 use crate::access::websocket;
 use crate::config::{Access, Config, Preflight, Rate, Route as RouteSection, Target};
 use crate::message::caching::Vary;
@@ -35,6 +38,8 @@ use crate::route::{Endpoint, Route, Routes};
 /// Explains how a request would be handled.
 pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
     let routes = Routes::new(&config.endpoints, &config.routes);
+    let browsers = Browsers::new(&config.browsers);
+    let host = browsers.of(request.host_bytes());
     let mut explanation = Explanation {
         method: request.method.to_string(),
         host: request.host.clone(),
@@ -46,6 +51,8 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
         allow: None,
         endpoint: None,
         route: None,
+        browser: None,
+        ticket: false,
         upstreams: Vec::new(),
         request: None,
         removed: Vec::new(),
@@ -76,8 +83,11 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
     if let Some(name) = endpoint.name() {
         explanation.endpoint = Some(name);
         let takes_query = config.login.accept.query;
-        if let Err(rejection) = endpoint.judge_method(request.method.as_str(), takes_query) {
+        let judged = endpoint.judge_method(request.method.as_str(), takes_query);
+        if let Err(rejection) = judged {
             explanation.reject(&rejection, rejection.message().to_owned());
+        } else if is_of_browsers(endpoint) && host.is_none() {
+            explanation.reject(&Rejection::NoRoute, "no [[browser]] has this host".to_owned());
         }
         return explanation;
     }
@@ -91,9 +101,18 @@ pub fn explain(config: &Config, request: &DescribedRequest) -> Explanation {
                 let allow = routes.allow(&wanted).into();
                 let rejection = Rejection::MethodNotAllowed { allow };
                 explanation.reject(&rejection, rejection.message().to_owned());
-            } else if let Err(rejection) = judge_content(config, section, request, is_preflight) {
+            } else if let Err(rejection) =
+                judge_content(config, section, host, request, is_preflight)
+            {
                 explanation.reject(&rejection, rejection.message().to_owned());
             } else {
+                let access = if is_preflight { Access::None } else { section.access };
+                let is_websocket = websocket::is_requested(&request.headers);
+                explanation.browser = host.map(|host| {
+                    let how = (access, is_websocket);
+                    ExplainedBrowser::new(config, host, (section, route), request, how)
+                });
+                explanation.ticket = request.ticket(config).is_some();
                 explain_route(
                     &mut explanation,
                     config,
@@ -130,16 +149,26 @@ fn judge_websocket(route: Option<&Route>, request: &DescribedRequest) -> Result<
     Ok(())
 }
 
+/// Whether an endpoint is only on the hosts of a `[[browser]]`.
+fn is_of_browsers(endpoint: Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Start | Endpoint::Callback)
+}
+
 /// Checks the body length and the tokens of a request, as the route would. No session is looked
 /// up.
 fn judge_content(
     config: &Config,
     section: &RouteSection,
+    host: Option<&BrowserHost>,
     request: &DescribedRequest,
     is_preflight: bool,
 ) -> Result<(), Rejection> {
     if section.target == Target::ForwardAuthOnly || is_preflight && section.cors.is_some() {
         return Ok(());
+    }
+    let ticket = request.ticket(config);
+    if ticket.is_some_and(|ticket| ticket.is_repeated) {
+        return Err(Rejection::BadRequest("more than one ticket"));
     }
     let length = request.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if length
@@ -149,7 +178,11 @@ fn judge_content(
         return Err(Rejection::BodyTooLarge);
     }
     let is_looked_up = section.access != Access::None && !is_preflight;
-    if is_looked_up && authenticator::has_conflict(&request.headers, &config.session) {
+    let has_conflict = match ticket {
+        Some(_) => authenticator::is_in_header(&request.headers, &config.session),
+        None => authenticator::has_conflict(&request.headers, &config.session, host),
+    };
+    if is_looked_up && has_conflict {
         return Err((&AuthError::ConflictingTokens).into());
     }
     Ok(())
@@ -213,7 +246,7 @@ fn explain_route(
             match forwarded(config, routes, route, request, identity.as_ref(), host) {
                 Ok(headers) => {
                     explanation.removed = removed(config, routes, section, request, &headers);
-                    let target = request.target();
+                    let target = request.forwarded_target(config);
                     explanation.request = Some(ForwardedRequest {
                         method: request.method.to_string(),
                         target: route.rewritten(&target).unwrap_or(target),

@@ -1,6 +1,7 @@
 //! `wxgate explain`: its output for a request, as text and as JSON.
 
 mod agreement;
+mod browser;
 mod policy;
 
 use serde_json::{Value, json};
@@ -204,7 +205,7 @@ fn explain_as_json_has_the_fields_that_help_lists() {
         json!([{
             "name": "recorder", "servers": ["127.0.0.1:1"], "weights": [1], "percent": 100.0,
             "protocol": "http1", "tls": null, "balance": "round_robin", "hash": null,
-            "host": "client", "buffer_body": 0,
+            "host": "client", "buffer_body": 0, "cookie_jar": false,
             "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m", "timeout": null,
             "max_connections": 0, "max_pending": 1024, "pending_timeout": "1s",
             "retry": {

@@ -22,12 +22,16 @@ JSON fields (all are always present):
   outcome             forwarded, answered, rejected or forward_auth
   status, error, reason, allow
                       the gateway's own response, if it is known
-  endpoint            login, logout, session or health, if the path is one of them
+  endpoint            login, logout, session, start, callback, ticket, scan or health, if the path
+                      is one of them
   route               index, name, file, line, auth, preflight, apps, max_body (bytes),
                       rate_per_user, rate_per_address, websocket, cors, preflights
+  browser             null, or for the [[browser]] of the host: base_url, cookie, is_read,
+                      is_cross_site, without_session (redirect, page, json or null), app
+  ticket              whether the query has a ticket
   upstreams           for each one: name, servers, weights, percent, protocol, tls (null, or
-                      server_name), balance, hash, host, buffer_body (bytes), connect_timeout,
-                      read_timeout, write_timeout, timeout, max_connections, max_pending,
+                      server_name), balance, hash, host, buffer_body (bytes), cookie_jar,
+                      connect_timeout, read_timeout, write_timeout, timeout, max_connections, max_pending,
                       pending_timeout, retry (attempts, on, budget, per_try_timeout), ejection
                       (failures, duration, max_percent), health_check (null, or path, interval,
                       timeout, unhealthy_after, healthy_after)

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::ChosenUpstream;
+use super::{ChosenUpstream, ExplainedBrowser};
 use crate::message::rejection::Rejection;
 
 /// How a request is handled.
@@ -34,6 +34,10 @@ pub struct Explanation {
     pub allow: Option<String>,
     pub endpoint: Option<&'static str>,
     pub route: Option<MatchedRoute>,
+    /// `None` also if the route is not known.
+    pub browser: Option<ExplainedBrowser>,
+    /// Whether the request has a ticket, by which its session is found.
+    pub ticket: bool,
     pub upstreams: Vec<ChosenUpstream>,
     /// The request as the service gets it.
     pub request: Option<ForwardedRequest>,

@@ -3,10 +3,13 @@
 //! Uses the functions that write the headers of real requests, and compares what they return with
 //! the headers of the client.
 
-use http::header::{HOST, InvalidHeaderValue};
+use std::borrow::Cow;
+
+use http::header::{COOKIE, HOST, InvalidHeaderValue};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{DescribedRequest, Header, RemovedHeader};
+use crate::access::cookies::OwnCookies;
 use crate::access::identity_headers::{Forwarding, IdentityHeaders};
 use crate::access::websocket;
 use crate::config::{Config, HeaderEdits, Route as RouteSection};
@@ -34,6 +37,7 @@ pub fn forwarded(
         headers.remove(&name);
     }
     route.request_edits.remove_from(&mut headers);
+    remove_own_cookies(config, &mut headers);
     identity_headers(config, routes).apply(&mut headers, &forwarding(request), identity)?;
     route.request_edits.write_to(&mut headers);
     if let Some(host) = host {
@@ -45,6 +49,27 @@ pub fn forwarded(
 fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
     IdentityHeaders::new(&config.identity, &config.session)
         .removing_overrides(routes.trust_methods())
+}
+
+fn own_cookies(config: &Config) -> OwnCookies {
+    OwnCookies::new(config.browsers.iter().map(|browser| browser.cookie.as_str()))
+}
+
+/// Removes the gateway's cookies. The others stay as they are.
+fn remove_own_cookies(config: &Config, headers: &mut HeaderMap) {
+    let own = own_cookies(config);
+    let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
+    headers.remove(COOKIE);
+    for line in lines {
+        let kept = match own.without_own(line.as_bytes()) {
+            Cow::Borrowed(_) => Some(line),
+            Cow::Owned(kept) if kept.is_empty() => None,
+            Cow::Owned(kept) => HeaderValue::from_bytes(&kept).ok(),
+        };
+        if let Some(kept) = kept {
+            headers.append(COOKIE, kept);
+        }
+    }
 }
 
 /// Hop-by-hop headers, which are not forwarded. The handshake of a WebSocket is rewritten.
@@ -72,6 +97,7 @@ pub fn removed(
 ) -> Vec<RemovedHeader> {
     let identity_headers = identity_headers(config, routes);
     let of_connection = not_forwarded(&request.headers);
+    let own = own_cookies(config);
     let HeaderEdits { set, remove } = &section.request_edits;
     let set = FoldedNames::new(set.iter().map(|(name, _)| name.as_str()));
     let remove = FoldedNames::new(remove.iter().map(HeaderName::as_str));
@@ -85,6 +111,8 @@ pub fn removed(
             "replaced by the route's set_request_headers".to_owned()
         } else if remove.contains(name.as_str()) {
             "removed by the route's remove_request_headers".to_owned()
+        } else if name == COOKIE && matches!(own.without_own(value.as_bytes()), Cow::Owned(_)) {
+            "the gateway's own cookies are removed from it".to_owned()
         } else if let Some(removal) = identity_headers.removal_reason(name, value, IS_TRUSTED) {
             removal.to_string()
         } else {

@@ -33,13 +33,7 @@ pub fn why_not(section: &RouteSection, wanted: &RouteLookup<'_>) -> String {
 }
 
 fn matches(section: &RouteSection, wanted: &RouteLookup<'_>) -> bool {
-    let none = EndpointsSection {
-        login: Vec::new(),
-        logout: Vec::new(),
-        session: Vec::new(),
-        health: Vec::new(),
-        hosts: Vec::new(),
-    };
+    let none = EndpointsSection::default();
     let alone = Routes::new(&none, std::slice::from_ref(section));
     alone.resolve(wanted) == Ok(Endpoint::Route(0))
 }

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use crate::browser::tickets::TicketParameter;
+use crate::config::Config;
 use crate::route::RouteLookup;
 
 /// A request, described by an operator.
@@ -59,6 +61,24 @@ impl DescribedRequest {
     pub(super) fn target(&self) -> String {
         let query = self.query.as_ref().map_or_else(String::new, |query| format!("?{query}"));
         format!("{}{query}", self.path)
+    }
+
+    pub(super) fn host_bytes(&self) -> Option<&[u8]> {
+        self.host.as_deref().map(str::as_bytes)
+    }
+
+    /// Its ticket, if tickets are on.
+    pub(super) fn ticket(&self, config: &Config) -> Option<TicketParameter> {
+        let target = config.ticket.enabled.then(|| self.target())?;
+        TicketParameter::find(target.as_bytes())
+    }
+
+    /// What a service gets of path and query: without a ticket.
+    pub(super) fn forwarded_target(&self, config: &Config) -> String {
+        let target = self.target();
+        let Some(ticket) = self.ticket(config) else { return target };
+        let (before, after) = ticket.around(target.as_bytes());
+        String::from_utf8_lossy(&[before, after].concat()).into_owned()
     }
 
     /// The request header as HTTP/1.1 would send it. Without a host, a placeholder is used.

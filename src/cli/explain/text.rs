@@ -49,6 +49,8 @@ impl Explanation {
             return writeln!(out, "  a preflight: the gateway responds with 204");
         }
         let auth = match route.auth {
+            // What a browser gets without one is below.
+            "required" if self.browser.is_some() => "required: a session is needed",
             "required" => "required: 401 without a session",
             "optional" => {
                 "optional: without a session the request is anonymous; shown here with one"
@@ -59,6 +61,12 @@ impl Explanation {
         writeln!(out, "  auth: {auth}")?;
         if !route.apps.is_empty() && route.auth != "none" {
             writeln!(out, "  apps: {}", route.apps.join(", "))?;
+        }
+        if let Some(browser) = &self.browser {
+            browser.write(out)?;
+        }
+        if self.ticket {
+            writeln!(out, "  ticket: the session is found by it; it is removed from the query")?;
         }
         match (self.outcome, self.status) {
             (Outcome::Answered, Some(status)) => {

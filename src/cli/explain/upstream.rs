@@ -34,6 +34,8 @@ pub struct ChosenUpstream {
     pub connect_timeout: String,
     pub read_timeout: String,
     pub write_timeout: String,
+    /// Whether the service's cookies are kept in the gateway, with the session.
+    pub cookie_jar: bool,
     /// The limit of the whole exchange.
     pub timeout: Option<String>,
     /// 0: no limit.
@@ -109,6 +111,7 @@ impl ChosenUpstream {
                 UpstreamHost::Fixed(host) => String::from_utf8_lossy(host.as_bytes()).into_owned(),
             },
             buffer_body: upstream.buffer_body,
+            cookie_jar: upstream.cookie_jar,
             connect_timeout: timeout(route.timeouts.connect, upstream.connect_timeout),
             read_timeout: timeout(route.timeouts.read, upstream.read_timeout),
             write_timeout: timeout(route.timeouts.write, upstream.write_timeout),
@@ -202,6 +205,9 @@ impl ChosenUpstream {
             write!(out, ", buffer_body {}", size(self.buffer_body))?;
         }
         writeln!(out)?;
+        if self.cookie_jar {
+            writeln!(out, "    cookie_jar: its cookies stay in the gateway, with the session")?;
+        }
         write!(
             out,
             "    connect_timeout {}, read_timeout {}, write_timeout {}",

@@ -7,7 +7,7 @@ use wxgate::config::{Config, Secrets};
 use crate::harness::Stack;
 use crate::harness::client::Connection;
 
-fn explained(stack: &Stack, method: &str, path: &str, headers: &[(&str, &str)]) -> Explanation {
+pub fn explained(stack: &Stack, method: &str, path: &str, headers: &[(&str, &str)]) -> Explanation {
     let config = Config::load(&stack.config_file(), Secrets::Ignore).unwrap();
     let header = |(name, value): &(&str, &str)| {
         (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap())

@@ -92,8 +92,8 @@ fn explain_as_json_has_the_policy_of_the_chosen_upstream() {
             "name": "recorder", "servers": ["10.0.0.1:3000", "shop.internal:443"],
             "weights": [1, 3], "percent": 100.0, "protocol": "h2",
             "tls": { "server_name": "shop.internal" }, "balance": "hash", "hash": "x-shop-id",
-            "host": "shop.example.com", "buffer_body": 0, "connect_timeout": "2s",
-            "read_timeout": "1m", "write_timeout": "1m", "timeout": "30s", "max_connections": 100,
+            "host": "shop.example.com", "buffer_body": 0, "cookie_jar": false,
+            "connect_timeout": "2s", "read_timeout": "1m", "write_timeout": "1m", "timeout": "30s", "max_connections": 100,
             "max_pending": 1024, "pending_timeout": "1s",
             "retry": {
                 "attempts": 1, "on": ["connect", "reset", "timeout"], "budget": "2.5%",
