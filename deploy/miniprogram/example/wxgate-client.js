@@ -59,7 +59,8 @@ var __async = (__this, __arguments, generator) => {
 var index_exports = {};
 __export(index_exports, {
   WxgateError: () => WxgateError,
-  createClient: () => createClient
+  createClient: () => createClient,
+  scanId: () => scanId
 });
 module.exports = __toCommonJS(index_exports);
 
@@ -169,6 +170,15 @@ function swallow(result) {
 }
 function pause(seconds) {
   return new Promise((resolve) => setTimeout(resolve, seconds * 1e3));
+}
+
+// src/scan.ts
+var ID = /(?:^|\/|[?&]scene=)([\w-]{22,32})$/;
+function scanId(code) {
+  const { scene, q } = code.query || code;
+  const text = typeof code === "string" ? code : String(scene || q);
+  const found = ID.exec(attempt(() => decodeURIComponent(text)) || "");
+  return found ? found[1] : void 0;
 }
 
 // src/session.ts
@@ -480,7 +490,13 @@ function createClient(options) {
   const socketBase = base.replace(/^http/, "ws");
   const maxWait = (_a = options.maxWait) != null ? _a : 10;
   const sessionHeader = options.header || "X-3rd-Session";
-  const endpoints = __spreadValues({ login: "/login", logout: "/logout", session: "/session" }, options.endpoints);
+  const endpoints = __spreadValues({
+    login: "/login",
+    logout: "/logout",
+    session: "/session",
+    scan: "/scan",
+    ticket: "/ticket"
+  }, options.endpoints);
   const session = share(platform, `wxgate:${base}:${options.appId || ""}`, (key) => ({
     key,
     maxWait,
@@ -603,6 +619,20 @@ function createClient(options) {
     if (token) headers[sessionHeader] = token;
     return headers;
   }
+  function post(url, data) {
+    return __async(this, null, function* () {
+      const answer = yield client.request({ url, method: "POST", data });
+      if (answer.statusCode !== 200 && answer.statusCode !== 204) throw endpointError(answer);
+      return answer.data;
+    });
+  }
+  function step(code, action) {
+    return __async(this, null, function* () {
+      const id = scanId(code);
+      if (!id) throw new WxgateError("no_scan_code", "none", "not the code of a login");
+      return post(`${endpoints.scan}/${id}`, { action });
+    });
+  }
   function connect(option) {
     return __async(this, null, function* () {
       const mode = takeMode(option);
@@ -654,6 +684,19 @@ function createClient(options) {
         if (answer.statusCode !== 200) throw endpointError(answer);
         session.prove();
         return answer.data;
+      });
+    },
+    scan: (code) => step(code, "scan"),
+    confirmScan: (code) => step(code, "confirm").then(() => {
+    }),
+    denyScan: (code) => step(code, "deny").then(() => {
+    }),
+    ticket(_0) {
+      return __async(this, arguments, function* (path, { reuse = false, cookie = false, baseUrl = base } = {}) {
+        const { ticket, expires_in } = yield post(endpoints.ticket, { path, reuse, cookie });
+        const mark = path.indexOf("?") < 0 ? "?" : "&";
+        const url = `${baseUrl.replace(/\/+$/, "")}${path}${mark}wxgate_ticket=${ticket}`;
+        return { ticket, expires_in, url };
       });
     },
     phoneNumber(_0, _1) {

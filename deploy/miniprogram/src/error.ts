@@ -32,10 +32,10 @@ const ACTIONS: Record<string, Action> = {
 export class WxgateError extends Error {
   /**
    * The gateway's word, as `session_expired`; or one of the phone's: `network` (no answer came),
-   * `login_failed` (`wx.login` gave no code), `no_phone_code` (nor did the button),
-   * `too_many_logins`, `aborted`, `foreign_url` (the address is not the gateway's), `bad_option` (of
-   * the call), `unexpected_answer` (something between is not the gateway). Of `phoneNumber` also the
-   * service's word.
+   * `login_failed` (`wx.login` gave no code), `no_phone_code` (nor did the button), `no_scan_code`
+   * (not the code of a login), `too_many_logins`, `aborted`, `foreign_url` (the address is not
+   * the gateway's), `bad_option` (of the call), `unexpected_answer` (something between is not the
+   * gateway). Of `phoneNumber` also the service's word.
    */
   readonly error: string;
   readonly action: Action;

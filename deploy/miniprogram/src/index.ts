@@ -9,10 +9,12 @@
 
 import { WxgateError, endpointError, gatewayError, platformError, type Answer } from "./error";
 import { ask, pause, swallow } from "./platform";
+import { scanId, type ScanCode } from "./scan";
 import { Session, type Storage } from "./session";
 import { createTask, type Task } from "./task";
 
 export { WxgateError, type Action } from "./error";
+export { scanId, type ScanCode } from "./scan";
 export { type Storage } from "./session";
 
 /** `wx`, `Taro` or `uni`. Its functions answer by callback or by promise. */
@@ -37,8 +39,8 @@ export interface Options {
   maxWait?: number;
   /** The gateway's `session.header`: `X-3rd-Session`. */
   header?: string;
-  /** The gateway's `[endpoints]`: `/login`, `/logout` and `/session`. */
-  endpoints?: { login?: string; logout?: string; session?: string };
+  /** The gateway's `[endpoints]`: `/login`, `/logout`, `/session`, `/scan` and `/ticket`. */
+  endpoints?: { login?: string; logout?: string; session?: string; scan?: string; ticket?: string };
 }
 
 /**
@@ -68,6 +70,33 @@ export interface PhoneNumberEvent {
 export type PhoneNumberOption = Pick<WechatMiniprogram.RequestOption, "url" | "header" | "timeout"> & {
   data?: WechatMiniprogram.IAnyObject;
 };
+
+/** The browser that a scan would log in. The user must see it before the scan is confirmed. */
+export interface ScannedBrowser {
+  /** Such as `Chrome on Windows`. */
+  browser: string;
+  /** Its IP address. */
+  address: string;
+  /** When its page showed the code (RFC 3339). */
+  since: string;
+}
+
+export interface TicketOption {
+  /** The ticket is valid any number of times until it expires: for videos, loaded in parts. */
+  reuse?: boolean;
+  /** A web-view of this Mini Program gets a session cookie for the ticket. */
+  cookie?: boolean;
+  /** Begin of `url`, such as `https://h5.example.com`; by default the client's `baseUrl`. */
+  baseUrl?: string;
+}
+
+export interface Ticket {
+  ticket: string;
+  /** Seconds. */
+  expires_in: number;
+  /** The path with the ticket. */
+  url: string;
+}
 
 type Wx = WechatMiniprogram.Wx;
 type Data = string | WechatMiniprogram.IAnyObject | ArrayBuffer;
@@ -102,6 +131,21 @@ export interface Client {
     event: PhoneNumberEvent,
     option: PhoneNumberOption,
   ): Promise<T>;
+  /**
+   * Takes the scan of a code, and resolves to the browser that would be logged in: show it to the
+   * user, who then confirms or denies. Rejects with `no_scan_code` if the code is not that of a
+   * login, `no_route` if the scan has ended, and `not_allowed` if another session has scanned it.
+   */
+  scan(code: ScanCode): Promise<ScannedBrowser>;
+  /** Logs the browser in, after `scan`. Rejects with `no_route` if the scan has ended. */
+  confirmScan(code: ScanCode): Promise<void>;
+  /** Denies the login, after `scan`. */
+  denyScan(code: ScanCode): Promise<void>;
+  /**
+   * A URL with a ticket of this session, for `<image>`, `<video>` and web-views. The path begins
+   * with a slash; it is the path that the gateway gets.
+   */
+  ticket(path: string, option?: TicketOption): Promise<Ticket>;
   /** Logs in now. Nobody must call it: every other call does where it has to. */
   login(): Promise<void>;
   /** Ends the session. The next call begins another. */
@@ -145,7 +189,14 @@ export function createClient(options: Options): Client {
   const socketBase = base.replace(/^http/, "ws");
   const maxWait = options.maxWait ?? 10;
   const sessionHeader = options.header || "X-3rd-Session";
-  const endpoints = { login: "/login", logout: "/logout", session: "/session", ...options.endpoints };
+  const endpoints = {
+    login: "/login",
+    logout: "/logout",
+    session: "/session",
+    scan: "/scan",
+    ticket: "/ticket",
+    ...options.endpoints,
+  };
   const session = share(platform, `wxgate:${base}:${options.appId || ""}`, (key) => ({
     key,
     maxWait,
@@ -281,6 +332,19 @@ export function createClient(options: Options): Client {
     return headers;
   }
 
+  /** Posts to an endpoint of the gateway, with the session. */
+  async function post(url: string, data: object): Promise<any> {
+    const answer: Answer = await client.request({ url, method: "POST", data });
+    if (answer.statusCode !== 200 && answer.statusCode !== 204) throw endpointError(answer);
+    return answer.data;
+  }
+
+  async function step(code: ScanCode, action: string): Promise<any> {
+    const id = scanId(code);
+    if (!id) throw new WxgateError("no_scan_code", "none", "not the code of a login");
+    return post(`${endpoints.scan}/${id}`, { action });
+  }
+
   async function connect(option: any): Promise<any> {
     const mode = takeMode(option);
     const url = locate(socketBase, option.url);
@@ -330,6 +394,15 @@ export function createClient(options: Options): Client {
       if (answer.statusCode !== 200) throw endpointError(answer);
       session.prove();
       return answer.data as any;
+    },
+    scan: (code) => step(code, "scan"),
+    confirmScan: (code) => step(code, "confirm").then(() => {}),
+    denyScan: (code) => step(code, "deny").then(() => {}),
+    async ticket(path, { reuse = false, cookie = false, baseUrl = base } = {}) {
+      const { ticket, expires_in } = await post(endpoints.ticket, { path, reuse, cookie });
+      const mark = path.indexOf("?") < 0 ? "?" : "&";
+      const url = `${baseUrl.replace(/\/+$/, "")}${path}${mark}wxgate_ticket=${ticket}`;
+      return { ticket, expires_in, url };
     },
     async phoneNumber({ detail }, option) {
       const { code } = detail;

@@ -1,6 +1,6 @@
 /** What a caller may write, and what not: read by the compiler only. */
 
-import { createClient, WxgateError, type Action, type Client, type LoginMode } from "../dist/index";
+import { createClient, scanId, WxgateError, type Action, type Client, type LoginMode } from "../dist/index";
 
 interface Order {
   id: number;
@@ -32,6 +32,11 @@ export async function calls(): Promise<void> {
   await client.connectSocket({ url: "/live", login: "optional" });
   const { phone_number } = await client.phoneNumber(tapped, { url: "/phone", data: { order: 7 }, timeout: 5 });
   const bound: boolean = (await client.phoneNumber<{ bound: boolean }>(tapped, { url: "/phone" })).bound;
+  const id: string | undefined = scanId({ scene: "x" }) || scanId(wx.getEnterOptionsSync());
+  const { browser, address, since } = await client.scan(id || "x");
+  await client.confirmScan({ q: "x" }).then(() => client.denyScan("x"));
+  const { url, ticket } = await client.ticket("/h5/", { reuse: true, cookie: true, baseUrl: "https://h5.example.com" });
+  void [browser.length, address.length, since.length, url.length, ticket.length];
   await client.login();
   await client.logout();
   void [phone_number.length, bound, first, text, path, expires_in + 1, app_id.length];
@@ -55,6 +60,10 @@ export function mistakes(): void {
   client.request({ url: "/", login: "none" });
   // @ts-expect-error it is always a POST
   client.phoneNumber(tapped, { url: "/", method: "GET" });
+  // @ts-expect-error a code is needed
+  client.scan();
+  // @ts-expect-error no such option
+  client.ticket("/", { once: true });
   // @ts-expect-error a file is needed
   client.uploadFile({ url: "/", name: "photo" });
 }
