@@ -89,7 +89,8 @@ fn hot_path(criterion: &mut Criterion) {
                 });
                 let client = trusted.client(peer, &request);
                 let id = client.request_id(&request);
-                let session = now(authenticator.authenticate(&request, Access::Required)).unwrap();
+                let session =
+                    now(authenticator.authenticate(&request, Access::Required, None)).1.unwrap();
                 let forwarding = client.forwarding(&request, id, &proto, None);
                 let identity = session.as_ref().map(|session| &session.identity);
                 injector.apply(&mut request, &forwarding, identity).unwrap();

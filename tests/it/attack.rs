@@ -3,6 +3,7 @@
 //! The cases are tables of bytes and the expected outcome. A [`siege::Siege`] runs them, and checks
 //! everything that they could have affected.
 
+mod browser;
 mod early_response;
 mod exhaustion;
 mod frames;
@@ -12,7 +13,9 @@ mod identity;
 mod login;
 mod path;
 mod request_line;
+mod scan;
 mod service;
 mod siege;
+mod tickets;
 mod token;
 pub mod wechat;

@@ -1,5 +1,6 @@
 //! The program as a process: what its commands do and print.
 
+mod demo;
 mod sandbox;
 
 use std::io::Read;

@@ -3,6 +3,7 @@
 //! Everything listens on a free port, and ends when the [`Stack`] is dropped. Lifetimes are
 //! measured by a clock that tests advance.
 
+pub mod browser;
 pub mod canary;
 pub mod certificate;
 pub mod client;
@@ -121,7 +122,8 @@ impl Stack {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual();
         let upstream = Upstream::start().await;
-        let apps = [APP, OTHER_APP].map(|app_id| (app_id.to_owned(), SECRET.to_owned()));
+        let apps = [APP, OTHER_APP, browser::ACCOUNT, browser::WEBSITE]
+            .map(|app_id| (app_id.to_owned(), SECRET.to_owned()));
         let sandbox = Sandbox::new(apps.to_vec(), clock.clone());
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wechat_address = socket.local_addr().unwrap();
@@ -325,6 +327,7 @@ pub fn config_text(
     let secret = directory.join("wechat-secret");
     std::fs::write(&secret, SECRET).unwrap();
     std::fs::write(directory.join("operator"), OPERATOR).unwrap();
+    std::fs::write(directory.join("seal"), "00112233445566778899aabbccddeeff".repeat(2)).unwrap();
     for (name, token) in SERVICES {
         canary::plant(token);
         std::fs::write(directory.join(name), token).unwrap();

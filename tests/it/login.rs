@@ -1,5 +1,6 @@
 //! The login endpoint: which requests it accepts, and its responses.
 
+mod kinds;
 mod wechat;
 
 use std::time::Duration;

@@ -4,6 +4,7 @@ mod access_token;
 mod content;
 mod messages;
 mod mini_program_code;
+mod pages;
 mod phone_number;
 mod session_key;
 

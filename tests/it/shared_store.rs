@@ -1,5 +1,7 @@
 //! Sessions that several gateways share, on real Redis servers.
 
+mod records;
+
 use std::time::{Duration, Instant};
 
 use redis::cmd;

@@ -10,6 +10,7 @@ use crate::harness::certificate::Authority;
 use crate::harness::client;
 use crate::harness::fault_proxy::{FaultProxy, Way};
 use crate::harness::redis::{RedisServer, cluster_with, free_port, sentinels_with};
+use crate::harness::upstream::Reply;
 use crate::harness::{OPERATOR, Stack, openid, process_log};
 use crate::shared_store::{gateway, status, unready_gateway, until_status};
 use crate::stores::name_in_the_log;
@@ -44,7 +45,7 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
     let mut more = format!(
         "session.ttl = \"1h\"\nsession.idle_timeout = \"30m\"\nsession.max_per_user = 2\n\
          admin.token = {{ file = \"{{dir}}/operator\" }}\n\
-         log.openid_key = {{ file = \"{{dir}}/operator\" }}\nopen_data.enabled = true\n\
+         log.openid_key = {{ file = \"{{dir}}/operator\" }}\nopen_data.enabled = true\nticket.enabled = true\n\
          session.redis.username = \"wxgate\"\nsession.redis.password = {password}\n"
     );
     if url.contains("sentinel") {
@@ -53,7 +54,11 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
              session.redis.sentinel_password = {password}\n"
         );
     }
+    more += crate::cookie_jar::JAR;
     let (here, there) = (gateway(url, &more).await, gateway(url, &more).await);
+    for stack in [&here, &there] {
+        stack.upstream.reply(|_| Reply::ok("Set-Cookie: sid=1\r\n", ""));
+    }
     let first = here.login("alice").await;
     assert_eq!(status(&there, &first).await, 200);
     let second = there.login("alice").await;
@@ -62,6 +67,12 @@ async fn do_everything(url: &str, servers: &[&RedisServer]) {
         assert_eq!(status(stack, &second).await, 200);
     }
     let third = here.login("alice").await;
+    for body in [r#"{"path":"/a"}"#, r#"{"path":"/a","reuse":true}"#] {
+        let response = here.post("/ticket").token(&third).body(body).send().await;
+        let ticket = response.json()["ticket"].as_str().unwrap().to_owned();
+        let used = format!("/a?wxgate_ticket={ticket}");
+        assert_eq!(there.get(&used).send().await.status, 200);
+    }
     until_status(&there, &first, 401).await;
     assert_eq!(there.post("/logout").token(&second).send().await.status, 204);
     let all = format!("/sessions?openid={}", openid("alice"));

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use crate::harness::Stack;
 
 /// The section of the upstream `recorder`, with these servers and keys.
-fn upstream(servers: &[SocketAddr], keys: &str) -> String {
+pub fn upstream(servers: &[SocketAddr], keys: &str) -> String {
     let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers:?}\n{keys}\n")
 }

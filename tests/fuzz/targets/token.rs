@@ -10,11 +10,12 @@ use std::pin::pin;
 use std::sync::{LazyLock, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use wxgate::access::authenticator::{AuthError, Authenticator};
 use wxgate::access::identity_headers::{Forwarding, IdentityHeaders};
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
+use wxgate::fuzzing::Site;
 use wxgate::identity::{AppId, Identity, OpenId};
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
@@ -170,7 +171,7 @@ pub fn check(input: &[u8]) {
         request.append(HeaderName::from_static(name), value);
     }
 
-    let found = ready(gateway.authenticator.authenticate(&request, access));
+    let (_, found) = ready(gateway.authenticator.authenticate(&request, access, None));
     let found = match &found {
         Ok(None) => Expected::Nobody,
         Ok(Some(session)) => match session.identity.openid.as_str() {
@@ -191,7 +192,9 @@ pub fn check(input: &[u8]) {
     }
 
     // A logout ends the session that the request was from, and no other.
-    if matches!(lines.len(), 1..=2) && ready(gateway.authenticator.revoke(&request)).is_ok() {
+    let site = Site { host: None, method: &Method::POST, is_websocket: false, cors: None };
+    if matches!(lines.len(), 1..=2) && ready(gateway.authenticator.revoke(&request, &site)).is_ok()
+    {
         let as_required = self::expected(gateway, &lines, Access::Required, &tokens);
         for (user, token) in [("a", tokens.a.clone()), ("b", tokens.b.clone())] {
             let is_live = is_live(gateway, &token);
@@ -216,7 +219,7 @@ fn is_live(gateway: &Gateway, token: &str) -> bool {
         HeaderName::from_static(name),
         HeaderValue::from_str(&value).expect("legal"),
     )]);
-    ready(gateway.authenticator.authenticate(&headers, Access::Required)).is_ok()
+    ready(gateway.authenticator.authenticate(&headers, Access::Required, None)).1.is_ok()
 }
 
 fn expected(

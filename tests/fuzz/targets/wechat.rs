@@ -86,7 +86,8 @@ fn kind(error: &WeChatError) -> Kind {
         WeChatError::OutOfQuota(_) => Kind::OutOfQuota,
         WeChatError::Refused(_) => Kind::Refused,
         WeChatError::Malformed(_) => Kind::Malformed,
-        WeChatError::Status(_)
+        WeChatError::Snapshot
+        | WeChatError::Status(_)
         | WeChatError::TooManyRequests(..)
         | WeChatError::Certificate(_)
         | WeChatError::Unreachable(_)
@@ -113,7 +114,7 @@ fn expected(fields: &Fields) -> Result<(String, Option<String>), Kind> {
     };
     match errcode {
         0 => {}
-        40029 | 40163 | 41008 => return Err(Kind::InvalidCode),
+        40029 | 40163 | 41008 | 42003 => return Err(Kind::InvalidCode),
         40226 => return Err(Kind::UserBlocked),
         45011 => return Err(Kind::RateLimited),
         -1 => return Err(Kind::Busy),

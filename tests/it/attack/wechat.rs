@@ -70,8 +70,9 @@ fn granting(session_key: &str) -> Arc<Replies> {
         if !used.lock().unwrap().insert(target.to_owned()) {
             return ok("{\"errcode\":40163,\"errmsg\":\"code been used\"}");
         }
-        let code = target.split("js_code=").nth(1).unwrap_or_default();
-        let user = code.split(['-', '&']).nth(1).unwrap_or_default();
+        // Of a Mini Program, or of another app.
+        let code = target.split("js_code=").nth(1).or_else(|| target.split("&code=").nth(1));
+        let user = code.unwrap_or_default().split(['-', '&']).nth(1).unwrap_or_default();
         let mut grant = json!({ "openid": sandbox::openid(APP, user), "session_key": session_key });
         if let Some(unionid) = sandbox::unionid(user) {
             grant["unionid"] = unionid.into();

@@ -80,6 +80,8 @@ async fn start(changes: &str) -> Stack {
         endpoints.health = "/healthy"
         {changes}
         {THREE_ROUTES}
+        [[browser]]
+        base_url = "https://shop.test"
         [[route]]
         path = "/static"
         respond = {{ body = "for users" }}
@@ -116,6 +118,7 @@ fn nginx(stack: &Stack, cache: &str) -> Program {
                 listen 127.0.0.1:{port};
                 location / {{
                     proxy_pass http://{gateway};
+                    proxy_set_header Host $http_host;
                     proxy_cache cache;
                     proxy_cache_valid any 1m;
                     {cache}
@@ -130,6 +133,7 @@ fn nginx(stack: &Stack, cache: &str) -> Program {
 enum Carrier {
     Header,
     Bearer,
+    Cookie,
 }
 
 impl Carrier {
@@ -138,6 +142,7 @@ impl Carrier {
             (_, None) => String::new(),
             (Self::Header, Some(token)) => format!("X-3rd-Session: {token}\r\n"),
             (Self::Bearer, Some(token)) => format!("Authorization: Bearer {token}\r\n"),
+            (Self::Cookie, Some(token)) => format!("Cookie: a=1; __Host-wxgate={token}\r\n"),
         }
     }
 }
@@ -170,7 +175,10 @@ async fn keeps_users_apart(stack: &Stack, cache: &Program, carrier: Carrier) {
         alice_s(),
         Client { required: user("bob"), optional: user("bob"), ..client(Some(&bob)) },
         Client { optional: nobody(), ..client(None) },
-        client(Some(&wrong)),
+        match carrier {
+            Carrier::Cookie => Client { optional: nobody(), ..client(Some(&wrong)) },
+            Carrier::Header | Carrier::Bearer => client(Some(&wrong)),
+        },
         alice_s(),
     ];
     for (at, route) in ROUTES.into_iter().enumerate() {
@@ -234,10 +242,16 @@ async fn keeps_the_gateways_own_apart(stack: &Stack, cache: &Program, carrier: C
     let response = send(cache, &login, "").await;
     assert_eq!(response.status, 401, "a code is good once: {}", response.text());
     // Nor is the response of a session that was ended.
-    let response = send(cache, "POST /logout", &format!("{token}Content-Length: 0\r\n")).await;
+    let lines = format!("{token}Sec-Fetch-Site: same-origin\r\nContent-Length: 0\r\n");
+    let response = send(cache, "POST /logout", &lines).await;
     assert_eq!(response.status, 204);
-    for path in ["/session", "/static", "/required/nothing", "/optional/max-age"] {
+    for path in ["/session", "/static", "/required/nothing"] {
         assert_eq!(send(cache, &format!("GET {path}"), &token).await.status, 401, "{path}");
+    }
+    let optional = send(cache, "GET /optional/max-age", &token).await;
+    match carrier {
+        Carrier::Cookie => assert_eq!(optional.text(), text_for("nobody")),
+        Carrier::Header | Carrier::Bearer => assert_eq!(optional.status, 401),
     }
 }
 
@@ -254,7 +268,7 @@ async fn reached(stack: &Stack, cache: &Program, path: &str, lines: &str) -> usi
 async fn varnish_gives_no_user_the_response_to_another() {
     let stack = start("").await;
     let cache = varnish(&stack);
-    for carrier in [Carrier::Header, Carrier::Bearer] {
+    for carrier in [Carrier::Header, Carrier::Bearer, Carrier::Cookie] {
         keeps_users_apart(&stack, &cache, carrier).await;
         keeps_the_gateways_own_apart(&stack, &cache, carrier).await;
     }
@@ -276,7 +290,7 @@ async fn varnish_gives_no_user_the_response_to_another() {
 async fn nginx_gives_no_user_the_response_to_another() {
     let stack = start("").await;
     let cache = nginx(&stack, "");
-    for carrier in [Carrier::Header, Carrier::Bearer] {
+    for carrier in [Carrier::Header, Carrier::Bearer, Carrier::Cookie] {
         keeps_users_apart(&stack, &cache, carrier).await;
         keeps_the_gateways_own_apart(&stack, &cache, carrier).await;
         let alice = carrier.line(Some(&stack.login("alice").await));
@@ -305,7 +319,8 @@ async fn a_cache_that_ignores_vary_keeps_nothing_of_a_user_unless_the_service_al
     let alice_s = text_for(&openid("alice"));
     for route in ["/required", "/optional"] {
         for name in ["nothing", "max-age", "private-field", "quoted", "unclosed", "expires"] {
-            for line in [Carrier::Header.line(Some(&alice)), Carrier::Bearer.line(Some(&alice))] {
+            for carrier in [Carrier::Header, Carrier::Bearer, Carrier::Cookie] {
+                let line = carrier.line(Some(&alice));
                 let target = format!("GET {route}/{name}");
                 assert_eq!(send(&cache, &target, &line).await.text(), alice_s, "{target}");
                 let bob = Carrier::Header.line(Some(&bob));

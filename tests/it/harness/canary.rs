@@ -25,9 +25,9 @@ pub fn plant(secret: &str) {
     }
 }
 
-/// Plants the code of a login, and the token of its response.
+/// Plants the code of a login, and the token or ticket of a response.
 pub fn plant_from(json: &str) {
-    for field in ["\"code\":\"", "\"token\":\""] {
+    for field in ["\"code\":\"", "\"token\":\"", "\"ticket\":\""] {
         for rest in json.split(field).skip(1) {
             plant(rest.split('"').next().unwrap());
         }

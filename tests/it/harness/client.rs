@@ -24,7 +24,11 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub fn new(stack: &'a Stack, method: &str, path: &str) -> Self {
-        let header_lines = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
+        Self::to_host(stack, "gateway.test", method, path)
+    }
+
+    pub fn to_host(stack: &'a Stack, host: &str, method: &str, path: &str) -> Self {
+        let header_lines = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
         Self { stack, header_lines, body: Vec::new(), chunked: false }
     }
 

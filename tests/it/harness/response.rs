@@ -52,6 +52,12 @@ impl Response {
         value
     }
 
+    /// The values of all lines of a header.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        let values = self.headers.iter().filter(|(known, _)| known == name);
+        values.map(|(_, value)| value.as_str()).collect()
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
