@@ -27,6 +27,7 @@ fn names(servers: &[ServerAddress], clock: &Clock, resolver: Arc<Resolver>) -> N
         write_timeout: seconds(60),
         idle_timeout: None,
         tls: None,
+        cookie_jar: false,
         health_check: None,
         ejection: Ejection::default(),
         retry: Retry::default(),
