@@ -5,7 +5,6 @@
 //! is removed after them. No other code writes these headers, except for responses to requests
 //! without a route (`unrouted`).
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -105,10 +104,7 @@ pub fn request(
                 beside_jar.push(value);
                 continue;
             }
-            match cookies.without_own(value) {
-                Cow::Owned(value) if value.is_empty() => {}
-                value => write_line(out, name, &value),
-            }
+            write_cookies(name, &cookies.without_own(value), value, out);
         } else {
             write_line(out, name, value);
         }
@@ -155,24 +151,31 @@ pub fn request(
     Some(())
 }
 
+/// Writes a `Cookie` line of a client without the gateway's cookies, unless they were all of it.
+// Not in the loop over all lines: few requests have one.
+#[inline(never)]
+fn write_cookies(name: &[u8], kept: &[u8], received: &[u8], out: &mut Vec<u8>) {
+    if !kept.is_empty() || received.is_empty() {
+        write_line(out, name, kept);
+    }
+}
+
 /// Writes path and query without the ticket. `None` is an internal error.
 fn write_target(request: &Request, route: &Route, out: &mut Vec<u8>) -> Option<()> {
     let target = request.header.path_and_query.of(request.lines.text());
+    // A target in absolute form may have no path.
+    let slash = if target.starts_with(b"/") { "" } else { "/" };
+    if request.ticket.is_none() && !route.rewrites() {
+        out.extend_from_slice(slash.as_bytes());
+        out.extend_from_slice(target);
+        return Some(());
+    }
     let (target, after_ticket) = match request.ticket {
         None => (target, &[][..]),
         Some(ticket) => ticket.around(target),
     };
-    // A target in absolute form may have no path.
-    let slash = if target.starts_with(b"/") { "" } else { "/" };
-    if route.rewrites() {
-        let target = [slash.as_bytes(), target, after_ticket].concat();
-        let target = String::from_utf8(target).ok()?;
-        out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
-    } else {
-        out.extend_from_slice(slash.as_bytes());
-        out.extend_from_slice(target);
-        out.extend_from_slice(after_ticket);
-    }
+    let target = String::from_utf8([slash.as_bytes(), target, after_ticket].concat()).ok()?;
+    out.extend_from_slice(route.rewritten(&target).as_deref().unwrap_or(&target).as_bytes());
     Some(())
 }
 

@@ -62,13 +62,13 @@ impl Gateway {
                 {
                     return Ok(Some(cors.preflight_response(&request.lines)));
                 }
-                let ticket = request.ticket_use();
+                let ticket = if request.ticket.is_some() { request.ticket_use() } else { None };
                 let routed = RoutedRequest {
                     lookup,
                     is_preflight: request.is_preflight,
                     host: request.browser(),
                     is_websocket: request.is_websocket,
-                    ticket: ticket.as_ref(),
+                    ticket: ticket.as_deref(),
                     client: request.client.address,
                     length: match request.header.framing {
                         Framing::Length(length) => Some(length),

@@ -176,19 +176,20 @@ impl Request {
     }
 
     /// Its ticket, as it is used.
-    #[inline]
-    pub fn ticket_use(&self) -> Option<TicketUse<'_>> {
+    ///
+    /// Boxed: it is rare, and would make the future of every request larger.
+    pub fn ticket_use(&self) -> Option<Box<TicketUse<'_>>> {
         let parameter = self.ticket?;
         let target = self.header.path_and_query.of(self.lines.text());
         let (before, after) = parameter.around(target);
         // A target in absolute form may have no path.
         let slash = if before.starts_with(b"/") { "" } else { "/" };
         let target_left = [slash.as_bytes(), before, after].concat();
-        Some(TicketUse {
+        Some(Box::new(TicketUse {
             ticket: parameter.value(target),
             target: String::from_utf8(target_left).unwrap_or_default(),
             client: self.client.address,
-        })
+        }))
     }
 
     /// The path for the access log: without the id of a scan.
@@ -233,9 +234,10 @@ impl Request {
     /// The `[[browser]]` of its host.
     #[inline]
     pub fn browser(&self) -> Option<&BrowserHost> {
-        if !self.policy.browsers.are_on() {
-            return None;
-        }
+        if self.policy.browsers.are_on() { self.find_browser() } else { None }
+    }
+
+    fn find_browser(&self) -> Option<&BrowserHost> {
         let host = self.header.host.map(|host| host.of(self.lines.text()));
         self.policy.browsers.of(host)
     }
@@ -304,9 +306,11 @@ impl Request {
 
     /// The response to a rejected request.
     pub fn rejection_response(&self, rejection: &Rejection) -> OwnResponse {
-        let login_url = self.policy.redirects.as_ref().and_then(|_| self.login_url());
         let body = self.policy.error_body.as_ref();
-        rejection.response(self.id_text(), body, login_url.as_deref())
+        if self.policy.redirects.is_none() {
+            return rejection.response(self.id_text(), body, None);
+        }
+        rejection.response(self.id_text(), body, self.login_url().as_deref())
     }
 
     /// Returns the buffers to the connection.
