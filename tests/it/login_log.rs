@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::client::{self, Connection, Response};
-use crate::harness::process_log::{logged, logged_with};
+use crate::harness::process_log::{logged, logged_after, position};
 use crate::harness::{APP, OPERATOR, OTHER_APP, SECRET, Stack, openid};
 
 /// A login to the default app, by a client with an app id in its `Referer`.
@@ -204,12 +204,13 @@ async fn queue_exchanges_in_flight_and_circuit_breaker_are_gauges_from_the_start
     }
     assert_eq!(stack.metric("wxgate_wechat_queue").await, 0.0);
     assert_eq!(stack.metric("wxgate_wechat_in_flight").await, 0.0);
+    let before = position();
     for number in 0..2 {
         stack.try_login(&format!("drop-{number}")).await;
     }
     assert_eq!(stack.metric("wxgate_wechat_breaker_open").await, 1.0);
     let place = format!("connection closed (http://{})", stack.wechat_address);
-    let lines = logged_with(&place);
+    let lines = logged_after(before, &place);
     let is_breaker = |line: &&Value| line.to_string().contains("circuit breaker open");
     assert_eq!(lines.iter().filter(is_breaker).count(), 1, "{lines:?}");
     stack.clock.advance(Duration::from_secs(5));

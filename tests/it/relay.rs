@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::attack::wechat::{WeChat, ok};
 use crate::harness::certificate::Authority;
 use crate::harness::client::Response;
-use crate::harness::process_log::{logged, logged_with};
+use crate::harness::process_log::{logged, logged_after, position};
 use crate::harness::{SECRET, Stack, canary, openid, serve_bytes, unused_address};
 
 /// The one error that was logged about a request.
@@ -247,10 +247,11 @@ async fn base_url_may_have_a_path_prefix() {
         wechat.address
     );
     let stack = Stack::start_with(&changes).await;
+    let before = position();
     assert_eq!(stack.try_login("user-alice-9").await.status, 200);
     let request = wechat.requests().pop().unwrap();
     assert!(request.starts_with("/path-of-fallback/sns/jscode2session?"), "{request}");
-    let lines = logged_with(&format!("http://{nobody}"));
+    let lines = logged_after(before, &format!("http://{nobody}"));
     let error = lines[0]["fields"]["error"].as_str().unwrap();
     assert_eq!(error, format!("connection refused (http://{nobody})"));
 }

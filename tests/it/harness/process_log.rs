@@ -36,9 +36,23 @@ pub fn logged(response: &Response) -> Vec<Value> {
 
 /// The lines of the process log that contain a text.
 pub fn logged_with(text: &str) -> Vec<Value> {
-    let log = text_after(0);
+    logged_after(0, text)
+}
+
+/// The lines after a position that contain a text.
+pub fn logged_after(position: usize, text: &str) -> Vec<Value> {
+    let log = text_after(position);
     let lines = log.lines().filter(|line| line.contains(text));
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The lines about a server of an upstream, after a position of the log: that at which its port was
+/// bound. Ports are used again in the same process, so earlier lines may be about another server.
+pub fn logged_about(server: &impl ToString, position: usize) -> Vec<Value> {
+    let server = server.to_string();
+    let mut lines = logged_after(position, &server);
+    lines.retain(|line| line["fields"]["server"] == server);
+    lines
 }
 
 pub fn position() -> usize {

@@ -19,6 +19,7 @@ use tokio::sync::{Barrier, Notify};
 use tokio::task::JoinHandle;
 
 use self::conversation::converse;
+use super::process_log;
 use super::strict::{Lines, fault, values};
 
 /// A request as it came.
@@ -118,6 +119,8 @@ type Replies = dyn Fn(&Received) -> Reply + Send + Sync;
 
 pub struct Upstream {
     pub address: SocketAddr,
+    /// The position of the process log when it was started.
+    pub log_position: usize,
     records: Arc<Mutex<Records>>,
     replies: Arc<Mutex<Arc<Replies>>>,
     responds_early: Arc<AtomicBool>,
@@ -129,6 +132,7 @@ impl Upstream {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let log_position = process_log::position();
         let records = Arc::new(Mutex::new(Records::default()));
         let replies: Arc<Mutex<Arc<Replies>>> =
             Arc::new(Mutex::new(Arc::new(|_: &Received| Reply::ok("", "hello"))));
@@ -152,7 +156,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, records, replies, responds_early, open, accepting }
+        Self { address, log_position, records, replies, responds_early, open, accepting }
     }
 
     /// Replies to every request from now on with `reply`.

@@ -30,7 +30,7 @@ async fn start(keys: &str) -> (Stack, Upstream, Upstream) {
 }
 
 fn messages(about: &Upstream) -> Vec<(String, Value)> {
-    let lines = process_log::logged_with(&about.address.to_string());
+    let lines = process_log::logged_about(&about.address, about.log_position);
     let fields = lines.iter().map(|line| &line["fields"]);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let messages = fields.map(|fields| (text(&fields["message"]), fields.clone()));

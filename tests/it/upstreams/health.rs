@@ -59,7 +59,7 @@ async fn a_server_that_fails_its_checks_gets_no_requests_until_it_passes_them_ag
     until_servers(&stack, "healthy", 2.0).await;
     get_all(&stack, 4).await;
     assert_eq!((served(&sick), served(&well)), (before + 2, 8));
-    let lines = process_log::logged_with(&sick.address.to_string());
+    let lines = process_log::logged_about(&sick.address, sick.log_position);
     let messages: Vec<_> = lines.iter().map(|line| &line["fields"]["message"]).collect();
     assert_eq!(messages, ["server is unhealthy: it gets no requests", "server is healthy again"]);
     assert_eq!(lines[0]["fields"]["cause"], "status 503");
@@ -134,6 +134,7 @@ async fn a_server_that_stalls_or_refuses_connections_is_unhealthy() {
     be(&well, 200);
     be(&other, 200);
     let (gone, _taken) = nobody();
+    let before = process_log::position();
     stalled.reply(|_| Reply::Stall(vec![]));
     let addresses = [stalled.address, gone, well.address, other.address];
     let keys = CHECK.replace("20s", "2s");
@@ -142,7 +143,7 @@ async fn a_server_that_stalls_or_refuses_connections_is_unhealthy() {
     get_all(&stack, 4).await;
     assert_eq!(served(&well) + served(&other), 4);
     let cause = |address: std::net::SocketAddr| {
-        let lines = process_log::logged_with(&address.to_string());
+        let lines = process_log::logged_about(&address, before);
         let line = lines.iter().find(|line| line["level"] == "WARN").unwrap().clone();
         line["fields"]["cause"].as_str().unwrap().to_owned()
     };

@@ -5,7 +5,7 @@ use rcgen::date_time_ymd;
 use super::service::Service;
 use crate::harness::certificate::{Authority, Issued};
 use crate::harness::client::{Connection, Response};
-use crate::harness::process_log::{logged, logged_with};
+use crate::harness::process_log::{logged, logged_about, position};
 use crate::harness::{Stack, until};
 
 const NAME: &str = "shop.internal";
@@ -269,6 +269,7 @@ async fn health_checks_do_the_handshake_and_verify_the_certificate() {
     let authority = Authority::root("ours");
     for probe in ["path = \"/healthz\"", "tcp = true"] {
         let service = Service::tcp("secure", "127.0.0.1:0").await;
+        let before = position();
         service.certify(&authority.issue(&[NAME]));
         let changes = format!(
             "[[upstream]]\nname = \"recorder\"\nservers = [\"{}\"]\n\
@@ -285,7 +286,7 @@ async fn health_checks_do_the_handshake_and_verify_the_certificate() {
         assert_eq!(stack.metric(&checked("failed")).await, 0.0);
         service.certify(&authority.issue(&["other.internal"]));
         super::until_servers(&stack, "unhealthy", 1.0).await;
-        let lines = logged_with(&service.address);
+        let lines = logged_about(&service.address, before);
         let lines: Vec<_> = lines.iter().filter(|line| line["level"] == "WARN").collect();
         assert_eq!(lines.len(), 1, "{lines:?}");
         let cause =
