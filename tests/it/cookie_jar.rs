@@ -191,7 +191,7 @@ async fn secure_cookies_need_a_client_with_https() {
     assert_eq!(cookies(via("https")).await, "sid=one; __Host-a=1; b=2");
     assert_eq!(cookies(via("http")).await, "b=2");
     assert_eq!(sent(&stack, "/", &token).await, "b=2");
-    // Only a trusted proxy is believed.
+    // Only a trusted proxy can set the scheme.
     let stack = start("").await;
     let token = stack.login("alice").await;
     set(&stack, "/", &token, &["sid=one; Secure", "b=2"]).await;
@@ -299,7 +299,7 @@ async fn every_attempt_sends_the_same_cookies_and_the_last_one_fills_the_jar() {
     servers.iter().for_each(echo);
     set(&stack, "/", &token, &["sid=one"]).await;
     let begun = servers.each_ref().map(|server| server.requests().len());
-    // Whichever is asked first fails, and the other one responds.
+    // The first attempt fails at one server, and the other one responds.
     let asked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     for server in &servers {
         let asked = asked.clone();

@@ -397,7 +397,7 @@ async fn a_scan_may_begin_on_one_gateway_and_end_on_another() {
     assert_eq!(step(&other, &phone, &page.id, "scan").await.status, 200);
     assert_eq!(poll.response(false).await.json(), json!({ "state": "scanned" }));
     assert_eq!(step(&other, &phone, &page.id, "confirm").await.status, 204);
-    // Both are asked, and one gives the session.
+    // Both gateways are polled, and one of them returns the session.
     let found = tokio::join!(page.poll(&one, "scanned"), page.poll(&other, "scanned"));
     let cookies = [session_cookie(&found.0), session_cookie(&found.1)];
     let [cookie] = &cookies.iter().flatten().collect::<Vec<_>>()[..] else {

@@ -47,7 +47,7 @@ impl Browser {
 pub enum Scope {
     /// The openid, silently.
     Base,
-    /// Also the unionid; the user is asked.
+    /// Also the unionid. The user must consent.
     UserInfo,
 }
 

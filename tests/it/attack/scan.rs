@@ -14,7 +14,7 @@ async fn send(stack: &Stack, request: &str) -> Response {
     connection.response(false).await
 }
 
-/// Whoever sees the code knows the id.
+/// The id is in the code, which anybody near the screen can see.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_browser_that_began_a_scan_can_poll_it() {
     let stack = Stack::start_with(SCANS).await;
