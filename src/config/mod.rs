@@ -23,6 +23,7 @@ mod value;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use self::changes::{Changes, listed};
 use self::document::problems::SourceFile;
@@ -34,11 +35,13 @@ pub use self::section::app::{App, AppKind};
 pub use self::section::browser::{Browser, Scope};
 pub use self::section::endpoints::EndpointsSection;
 pub use self::section::forward_auth::ForwardAuthSection;
-pub use self::section::identity::IdentitySection;
+pub use self::section::identity::jwt::JwtSection;
+pub use self::section::identity::{IdentitySection, Preset};
 pub use self::section::internal::api_path::ApiPath;
 pub use self::section::internal::{Caller, InternalAddress, InternalSection, Operation, Rights};
 pub use self::section::limits::LimitsSection;
 pub use self::section::log::{LogDestination, LogFormat, LogLevel, LogSection};
+pub use self::section::login::hook::{HookSection, OnFailure};
 pub use self::section::login::{LoginForms, LoginSection};
 pub use self::section::open_data::OpenDataSection;
 pub use self::section::route::{
@@ -166,6 +169,13 @@ impl Config {
     pub fn parse(name: &str, text: &str, secrets: Secrets) -> Result<Self, Problems> {
         let source = SourceFile { name: name.to_owned(), text: text.to_owned() };
         read::read(source, secrets, None).config
+    }
+
+    /// The longest time of a login once its request was read, without that of a shared store: in
+    /// the queue, at WeChat, and at the login hook.
+    pub fn longest_login(&self) -> Duration {
+        let hook = self.login.hook.as_ref().map_or(Duration::ZERO, |hook| hook.timeout);
+        self.wechat.queue_timeout + self.wechat.timeout + hook
     }
 
     /// Every certificate that the gateway presents: on its listeners, and to servers.

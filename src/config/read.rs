@@ -4,6 +4,7 @@
 //! reads the files that the document includes or names: secrets, certificates.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use toml::de::DeTable;
 
 use super::document::problems::{Diagnostic, Problems, SourceFile};
 use super::document::redact_line::Redaction;
-use super::document::table::{LineBreaks, Report, Table, values};
+use super::document::table::{LineBreaks, Located, Report, Table, values};
 use super::document::{include, not_toml};
 use super::section::endpoints::Features;
 use super::section::internal::InternalAddress;
@@ -22,7 +23,11 @@ use super::section::{
     open_data, route, scan, server, session, ticket, upstream, wechat,
 };
 use super::value::headers::ReservedHeaders;
-use super::{Config, Files, Loaded, Secrets, restart_only};
+use super::{
+    AdminSection, Config, Files, ForwardAuthSection, IdentitySection, Loaded, Route, Secrets,
+    restart_only,
+};
+use crate::identity::AppId;
 
 /// Reads a file and its included files. `running` is the configuration to be replaced, if there is
 /// one.
@@ -58,7 +63,7 @@ fn parse(
     }
     let sources = sources.iter().map(LineBreaks::new).collect();
     let report = RefCell::new(Report { sources, ..Report::default() });
-    let config = sections(Table::root(&documents, &report), secrets, running.is_none());
+    let config = sections(Table::root(&documents, &report), secrets, running);
     let Report { diagnostics: found, warnings, files: named, .. } = report.into_inner();
     diagnostics.extend(found);
     files.listed.extend(named);
@@ -73,7 +78,7 @@ fn parse(
 pub fn known_keys() -> Vec<String> {
     let documents = [DeTable::parse_recoverable("").0];
     let report = RefCell::new(Report { is_listing: true, ..Report::default() });
-    sections(Table::root(&documents, &report), Secrets::Ignore, true);
+    sections(Table::root(&documents, &report), Secrets::Ignore, None);
     report.into_inner().keys.into_iter().collect()
 }
 
@@ -112,11 +117,22 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
 
 /// Reads the sections, each after those that it refers to. Warnings are in this order, too. `None`
 /// means that a problem was reported.
-fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config> {
+fn sections(root: Table<'_>, secrets: Secrets, running: Option<&Config>) -> Option<Config> {
     let (session, session_header) =
         session::read(root.table("session"), root.has("browser"), secrets);
-    let identity = identity::read(root.table("identity"), &session, session_header);
-    let reserved = ReservedHeaders { session: &session.header, identity: identity.headers() };
+    let login = root.table("login");
+    let has_hook = login.has("hook");
+    let (login, rate_per_app) = login::read(login, secrets);
+    let surroundings = identity::References {
+        session: &session,
+        session_header,
+        has_hook,
+        secrets,
+        running: running.map(|running| &running.identity),
+    };
+    let identity = identity::read(root.table("identity"), surroundings);
+    let identity_headers = identity.headers();
+    let reserved = ReservedHeaders { session: &session.header, identity: &identity_headers };
     let (server, public) = server::read(root.table("server"), reserved, secrets);
     let admin = admin::read(root.table("admin"), &public, secrets);
     let forward_auth = forward_auth::read(
@@ -128,13 +144,11 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     );
     let has_forward_auth = !forward_auth.listen.is_empty();
     let wechat = wechat::read(root.table("wechat"), secrets);
-    let (login, rate_per_app) = login::read(root.table("login"));
+    login::hook::warn_of_drain(&root, &login, wechat.as_ref(), server.as_ref());
     let (apps, app_ids) = app::read(&root, secrets, rate_per_app);
     let limits = limits::read(root.table("limits"));
-    let log = log::read(root.table("log"), secrets, is_start);
-    let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
-    listeners.push(("admin.listen", admin.listen));
-    listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
+    let log = log::read(root.table("log"), secrets, running.is_none());
+    let mut listeners = listeners(&public, &admin, &forward_auth);
     let internal = internal::read(&root, &listeners, apps.as_deref().unwrap_or_default(), secrets);
     let open_data = open_data::read(root.table("open_data"), apps.as_deref());
     let mut unix = None;
@@ -155,7 +169,12 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     let browsers = browser::read(&root, apps.as_deref(), tls);
     let ticket = ticket::read(&root);
     let scan = scan::read(&root, apps.as_deref(), root.has("browser"));
-    let features = Features { browsers: &browsers, tickets: ticket.enabled, scan: scan.is_some() };
+    let features = Features {
+        browsers: &browsers,
+        tickets: ticket.enabled,
+        scan: scan.is_some(),
+        jwt: identity.jwt.is_some(),
+    };
     let endpoints = endpoints::read(root.table("endpoints"), tls, features);
     let references = References {
         upstreams: &upstreams,
@@ -171,16 +190,7 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
     };
     let routes = route::read(&root, &references);
     if let Some(routes) = &routes {
-        upstream::warn_of_unused(&root, &upstreams, routes);
-        upstream::warn_of_jars(&root, &upstreams, routes, &session);
-        app::warn_of_unused(
-            &root,
-            apps.as_deref().unwrap_or_default(),
-            &app_ids,
-            &browsers,
-            routes,
-        );
-        browser::warn_of_unused(&root, &browsers, routes);
+        report_unused(&root, &references, &app_ids, (&identity, &forward_auth), routes);
     }
     let errors = errors::read(&root);
     // The included files have already been read. This marks `include` as a known key.
@@ -208,6 +218,40 @@ fn sections(root: Table<'_>, secrets: Secrets, is_start: bool) -> Option<Config>
         scan,
         warnings: Vec::new(),
     })
+}
+
+/// The listeners so far, each with its key.
+fn listeners<'a>(
+    public: &'a [Located<SocketAddr>],
+    admin: &AdminSection,
+    forward_auth: &ForwardAuthSection,
+) -> Vec<(&'a str, SocketAddr)> {
+    let mut listeners: Vec<_> = public.iter().map(|one| (one.key.as_str(), one.value)).collect();
+    listeners.push(("admin.listen", admin.listen));
+    listeners.extend(forward_auth.listen.iter().map(|address| ("forward_auth.listen", *address)));
+    listeners
+}
+
+/// Warns of what no route uses, and of identity headers that have no effect; reports audiences of
+/// nothing. `app_ids` are the places of the apps.
+fn report_unused(
+    root: &Table<'_>,
+    references: &References<'_>,
+    app_ids: &[Located<AppId>],
+    (identity, forward_auth): (&IdentitySection, &ForwardAuthSection),
+    routes: &[Route],
+) {
+    let References { upstreams, apps, browsers, session, .. } = *references;
+    upstream::warn_of_unused(root, upstreams, routes);
+    upstream::warn_of_jars(root, upstreams, routes, session);
+    app::warn_of_unused(root, apps.unwrap_or_default(), app_ids, browsers, routes);
+    browser::warn_of_unused(root, browsers, routes);
+    identity::warn_of_preset(root, identity, apps.unwrap_or_default());
+    forward_auth::warn_of_expired(root, forward_auth, identity.jwt.as_ref());
+    if identity.jwt.is_some() {
+        let upstreams = upstreams.iter().map(|upstream| &upstream.value);
+        identity::jwt::report_unknown_audiences(root, upstreams, routes);
+    }
 }
 
 #[cfg(test)]

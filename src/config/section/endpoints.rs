@@ -20,6 +20,8 @@ pub struct EndpointsSection {
     /// With the paths `{scan}/ID` and `{scan}/ID.png`; empty if `[scan]` is off.
     pub scan: Vec<RoutePath>,
     pub health: Vec<RoutePath>,
+    /// The public keys of `[identity.jwt]`; empty if there is no such section.
+    pub jwks: Vec<RoutePath>,
     /// Lower-case host names without port; empty: all hosts.
     pub hosts: Vec<String>,
 }
@@ -30,6 +32,7 @@ pub struct Features<'a> {
     pub browsers: &'a [Located<Browser>],
     pub tickets: bool,
     pub scan: bool,
+    pub jwt: bool,
 }
 
 /// The endpoints of a feature.
@@ -104,6 +107,11 @@ pub fn read(
     };
     let [start, callback, ticket, scan] = of_features(features).map(&mut of_feature);
     let health = paths("health", None, true);
+    let mut jwks = paths("jwks", None, features.jwt);
+    if !features.jwt && !jwks.is_empty() {
+        section.warn_of("jwks", "has no effect without [identity.jwt]");
+        jwks.clear();
+    }
     report_below_scan(&section, &earlier);
     let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
     for host in &hosts {
@@ -117,14 +125,14 @@ pub fn read(
     report_missing_hosts(&section, &hosts, features.browsers);
     let hosts = hosts.into_iter().map(|host| host.value.to_string()).collect();
     section.finish();
-    EndpointsSection { login, logout, session, start, callback, ticket, scan, health, hosts }
+    EndpointsSection { login, logout, session, start, callback, ticket, scan, health, jwks, hosts }
 }
 
 /// A path, its key, and its place, unless it is a default.
 type Listed = (RoutePath, &'static str, Option<Located<RoutePath>>);
 
 fn of_features(features: Features<'_>) -> [OfFeature; 4] {
-    let Features { browsers, tickets, scan } = features;
+    let Features { browsers, tickets, scan, .. } = features;
     let has_browsers = !browsers.is_empty();
     let has_apps = browsers.iter().any(|browser| browser.value.has_app());
     let of = |name, default, section, is_on, is_needed| OfFeature {

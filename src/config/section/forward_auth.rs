@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::RestartOnly;
 use super::admin::AdminSection;
+use super::identity::jwt::JwtSection;
 use crate::config::document::table::{Located, Table, values};
 use crate::config::value::listeners::{overlap, report_overlaps};
 use crate::config::value::path::RoutePath;
@@ -53,6 +54,19 @@ pub fn read(
     }
     section.finish();
     ForwardAuthSection { listen: values(listen), path, cache }
+}
+
+/// Warns of decisions that are cached for longer than the signed identity in them is valid.
+pub fn warn_of_expired(
+    root: &Table<'_>,
+    forward_auth: &ForwardAuthSection,
+    jwt: Option<&JwtSection>,
+) {
+    if jwt.is_some_and(|jwt| forward_auth.cache >= jwt.lifetime / 2) {
+        let message = "the signed identity of a cached decision may have expired: use less than half \
+                       of identity.jwt.lifetime";
+        root.table("forward_auth").warn_of("cache", message);
+    }
 }
 
 /// How long a proxy may cache a decision.

@@ -1,10 +1,14 @@
 //! `[login]`: which logins are accepted, and how many.
 
+pub mod hook;
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
+use self::hook::HookSection;
+use crate::config::Secrets;
 use crate::config::document::from_value::{FromValue, word};
 use crate::config::document::table::Table;
 use crate::config::value::rate::{self, Rate};
@@ -19,6 +23,7 @@ pub struct LoginSection {
     pub replay_window: Duration,
     /// Rate limit of logins per address.
     pub rate_per_address: Option<Rate>,
+    pub hook: Option<HookSection>,
 }
 
 /// Accepted forms of a login request; at least one is set.
@@ -37,7 +42,7 @@ const LOGINS_PER_APP: Rate =
 const CODE_LIFE: Duration = Duration::from_secs(300);
 
 /// The section, and the default rate limit of apps.
-pub fn read(section: Table<'_>) -> (LoginSection, Option<Rate>) {
+pub fn read(section: Table<'_>, secrets: Secrets) -> (LoginSection, Option<Rate>) {
     let accept =
         section.some::<LoginForm>("accept", "at least one of \"json\", \"form\", \"query\"");
     let accept = match accept {
@@ -60,8 +65,9 @@ pub fn read(section: Table<'_>) -> (LoginSection, Option<Rate>) {
         replay_window.map_or(Duration::from_secs(10), |given| given.value.min(CODE_LIFE));
     let rate_per_app = rate::read(&section, "rate_per_app", Some(LOGINS_PER_APP));
     let rate_per_address = rate::read(&section, "rate_per_address", None);
+    let hook = hook::read(&section, secrets);
     section.finish();
-    (LoginSection { accept, max_body, replay_window, rate_per_address }, rate_per_app)
+    (LoginSection { accept, max_body, replay_window, rate_per_address, hook }, rate_per_app)
 }
 
 /// A form of a login request.

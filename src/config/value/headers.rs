@@ -6,19 +6,20 @@
 use http::{HeaderName, HeaderValue};
 
 use crate::config::document::table::{Located, Table};
-use crate::message::header::reserved::{ERROR, OF_CONNECTION, OF_FRAMING};
+use crate::message::header::reserved::{ERROR, JWT, OF_CONNECTION, OF_FRAMING};
 use crate::message::header::{FoldedNames, fold};
 
 /// Headers that the configuration reserves: for tokens and for identities.
 #[derive(Clone, Copy)]
 pub struct ReservedHeaders<'a> {
     pub session: &'a HeaderName,
-    pub identity: [&'a HeaderName; 3],
+    pub identity: &'a [&'a HeaderName],
 }
 
 impl<'a> ReservedHeaders<'a> {
     pub fn names(self) -> impl Iterator<Item = &'a str> {
-        self.identity.into_iter().chain([self.session]).map(HeaderName::as_str)
+        let own = self.identity.iter().copied().chain([self.session]);
+        own.map(HeaderName::as_str).chain([JWT])
     }
 
     /// Response headers that the configuration cannot set.

@@ -112,7 +112,9 @@ fn report(section: &Table<'_>, file: &Located<PathBuf>, pem: &[u8], wanted: &str
     } else if has("PUBLIC KEY") {
         problem("it is a public key", help);
     } else if wanted == PRIVATE_KEY && has("CERTIFICATE") {
-        problem("it is a certificate", "are cert_file and key_file swapped?");
+        let is_key_file = file.key.ends_with("key_file");
+        let swapped = "are cert_file and key_file swapped?";
+        problem("it is a certificate", if is_key_file { swapped } else { "" });
     } else {
         let found = labels.first().map_or_else(String::new, |label| format!("it is {label}"));
         problem(&found, help);

@@ -94,10 +94,8 @@ fn resolve(
             read_file(file)
         }
     };
-    if let Reference::File(file) = &reference.value
-        && is_open_to_all(file)
-    {
-        section.warn(&reference, &format!("file {file} is readable by every user of this machine"));
+    if let Reference::File(file) = &reference.value {
+        warn_of_open_file(section, &reference, Path::new(file));
     }
     match found.and_then(|text| one_line(&reference.value, text)) {
         Ok(value) => {
@@ -146,8 +144,12 @@ fn read_file(file: &str) -> Result<String, String> {
     }
 }
 
-fn is_open_to_all(file: &str) -> bool {
-    std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+/// Warns of a file with a secret that everybody can read.
+pub fn warn_of_open_file<T>(section: &Table<'_>, place: &Located<T>, file: &Path) {
+    if std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
+        let file = file.display();
+        section.warn(place, &format!("file {file} is readable by every user of this machine"));
+    }
 }
 
 /// Editors and shells add a newline at the end, and some editors a byte order mark at the start.

@@ -7,7 +7,7 @@ use std::path::Path;
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 97] = [
+const WITHOUT_DEFAULT: [&str; 111] = [
     "admin.token",
     "app[].default",
     "app[].login_rate",
@@ -20,6 +20,16 @@ const WITHOUT_DEFAULT: [&str; 97] = [
     "errors.codes",
     "errors.content_type",
     "errors.template",
+    "identity.jwt.algorithm",
+    "identity.jwt.audience",
+    "identity.jwt.header",
+    "identity.jwt.issuer",
+    "identity.jwt.key",
+    "identity.jwt.lifetime",
+    "identity.jwt.next_keys",
+    "identity.jwt.previous_keys",
+    "identity.preset",
+    "identity.user_id_header",
     "internal.allow_plain_http",
     "internal.listen",
     "internal.tls.cert_file",
@@ -32,6 +42,10 @@ const WITHOUT_DEFAULT: [&str; 97] = [
     "internal.token[].wechat_paths",
     "internal.wechat_paths",
     "log.openid_key",
+    "login.hook.on_failure",
+    "login.hook.timeout",
+    "login.hook.token",
+    "login.hook.url",
     "route[].add_prefix",
     "route[].apps",
     "route[].connect_timeout",

@@ -237,8 +237,8 @@ fn certificate(section: &Table<'_>, secrets: Secrets, roots: &Roots) -> Option<P
     Some((cert_file, certificate))
 }
 
-/// Checks that certificates are a chain, and that a key belongs to it. `files` name the two. `None`:
-/// a problem was reported that leaves nothing to check.
+/// Checks that certificates are a chain, and that a key belongs to it. `files` name the two.
+/// `None`: a problem was reported that leaves nothing to check.
 pub fn chain_and_key<'a>(
     section: &Table<'_>,
     (cert_file, key_file): (&Located<PathBuf>, &Located<PathBuf>),
