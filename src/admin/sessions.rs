@@ -2,10 +2,11 @@
 //!
 //! Requires `admin.token`; without a configured token the path does not exist. A session is
 //! identified by the first digits of its token's digest, which cannot be used as a token, and a
-//! user by the openid or by the name in the access log. When the 204 is sent, every session that
-//! was created before the call is revoked; with a shared store, other gateways learn of it as they
-//! learn of a logout. A block is set before the sessions are revoked, so that no login in flight
-//! escapes both. Each action is logged in one line.
+//! user by the openid or by the name in the access log, which is the user id if the login hook gave
+//! one. Several openids may have one user id: the action is for all of them. When the 204 is sent,
+//! every session that was created before the call is revoked; with a shared store, other gateways
+//! learn of it as they learn of a logout. A block is set before the sessions are revoked, so that
+//! no login in flight escapes both. Each action is logged in one line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,12 @@ use sha2::{Digest, Sha256};
 use super::error::AdminError;
 use super::error::AdminError::BadRequest;
 use crate::identity::secret::Secret;
-use crate::identity::{AppId, OpenId, User};
+use crate::identity::{AppId, OpenId, User, UserId};
 use crate::listener::small_server::{Peer, Request};
 use crate::login::Apps;
 use crate::message::own_response::OwnResponse;
 use crate::policy::{Policy, Process};
-use crate::session::Session;
+use crate::session::{KnownUser, Session, Sessions, StoreError};
 use crate::telemetry::access_log::UserNames;
 
 pub const PATH: &str = "/sessions";
@@ -38,8 +39,8 @@ const NAME_LENGTH: usize = 16;
 /// The user whose sessions an action is about.
 enum Subject {
     OpenId(OpenId),
-    /// The name in the access log.
-    Name(String),
+    /// The name in the access log, or the user id: both may have the same form.
+    Named(UserId),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,11 +94,10 @@ impl Done {
 impl Subject {
     /// The user's name in the access log, if that log names users.
     fn name(&self, names: Option<&UserNames>) -> Option<String> {
-        let names = names?;
-        Some(match self {
-            Self::OpenId(openid) => names.name(openid),
-            Self::Name(name) => name.clone(),
-        })
+        match self {
+            Self::OpenId(openid) => Some(names?.name(openid)),
+            Self::Named(name) => Some(name.as_str().to_owned()),
+        }
     }
 }
 
@@ -193,9 +193,9 @@ fn parse<'a>(
             let openid = OpenId::parse(&openid);
             Subject::OpenId(openid.ok_or(BadRequest("invalid openid"))?)
         }
-        (None, Some(name)) if is_name(&name) => Subject::Name(name),
-        (None, Some(_)) => {
-            return Err(BadRequest("user must be the 16-character name from the access log"));
+        (None, Some(name)) => {
+            let message = "user must be a name from the access log, or a user id";
+            Subject::Named(UserId::parse(&name).ok_or(BadRequest(message))?)
         }
         _ => return Err(BadRequest("set exactly one of openid and user")),
     };
@@ -232,8 +232,15 @@ async fn act<'a>(
 ) -> Report<'a> {
     match parse(policy.login.apps(), query, is_list, id.is_some()) {
         Ok((app_id, subject, action)) => {
-            let user = subject.name(process.access_log.user_names().as_ref());
-            let result = perform(process, app_id, subject, action, id).await;
+            let name = subject.name(process.access_log.user_names().as_ref());
+            let users = find_users(process, policy, app_id, subject).await;
+            // What names nobody may be an openid in the wrong parameter: it must not be logged.
+            let is_known = users.as_ref().is_ok_and(|users| !users.is_empty());
+            let user = name.filter(|name| is_known || is_name(name));
+            let result = match users {
+                Ok(users) => perform(process, &users, action, id).await,
+                Err(error) => Err(error.into()),
+            };
             Report { app_id: Some(app_id.as_str()), user, result }
         }
         Err(error) => Report { app_id: None, user: None, result: Err(error.into()) },
@@ -242,55 +249,75 @@ async fn act<'a>(
 
 async fn perform(
     process: &Process,
-    app_id: &AppId,
-    subject: Subject,
+    users: &[KnownUser],
     action: SessionAction,
     id: Option<&str>,
 ) -> Result<Done, Failed> {
-    let Some(user) = find_user(process, app_id, subject).await? else {
-        return match action {
-            SessionAction::Block(_) => Err(AdminError::NoUser.into()),
-            SessionAction::List => Ok(listing(process, &[], None)),
-            SessionAction::Revoke if id.is_some() => Err(AdminError::NoSession.into()),
-            SessionAction::Revoke | SessionAction::Unblock => Ok(Done::empty(0)),
-        };
-    };
     let sessions = &process.sessions;
     match action {
+        SessionAction::Block(_) if users.is_empty() => Err(AdminError::NoUser.into()),
         SessionAction::List => {
-            let mut live = sessions.of_user(&user).await?;
+            let (mut live, mut blocked_until) = (Vec::new(), None);
+            for KnownUser { user, .. } in users {
+                live.extend(sessions.of_user(user).await?);
+                blocked_until = blocked_until.max(sessions.blocked_until(user).await?);
+            }
             live.retain(|session| sessions.is_live(session));
-            Ok(listing(process, &live, sessions.blocked_until(&user).await?))
+            live.sort_by_key(|session| session.created_at_millis);
+            Ok(listing(process, &live, blocked_until))
         }
         SessionAction::Unblock => {
-            sessions.unblock(&user).await?;
+            for KnownUser { user, .. } in users {
+                sessions.unblock(user).await?;
+            }
             Ok(Done::empty(0))
         }
         SessionAction::Block(time) => {
-            // The block comes first: a login in flight is rejected, or its session exists and is
-            // revoked below.
-            sessions.block(&user, time).await?;
-            Ok(Done::empty(revoke(process, &user, None).await?))
+            for known in users {
+                // The block comes first: a login in flight is rejected, or its session exists and
+                // is revoked below.
+                sessions.block(&with_id(sessions, known).await?, time).await?;
+            }
+            Ok(Done::empty(revoke(process, users, None).await?))
         }
-        SessionAction::Revoke => Ok(Done::empty(revoke(process, &user, id).await?)),
+        SessionAction::Revoke => Ok(Done::empty(revoke(process, users, id).await?)),
     }
 }
 
-/// The user of an openid, or the user with this name if it has a session or is blocked.
-async fn find_user(
+/// A user with the user id, if a session has one: the block keeps it.
+async fn with_id(sessions: &Sessions, known: &KnownUser) -> Result<KnownUser, StoreError> {
+    let mut known = known.clone();
+    if known.user_id.is_none() {
+        let of_user = sessions.of_user(&known.user).await?;
+        known.user_id = of_user.iter().rev().find_map(|session| session.identity.user_id.clone());
+    }
+    Ok(known)
+}
+
+/// The user of an openid, or the users with this name or id who have a session or are blocked.
+async fn find_users(
     process: &Process,
+    policy: &Policy,
     app_id: &AppId,
     subject: Subject,
-) -> Result<Option<User>, AdminError> {
-    match subject {
-        Subject::OpenId(openid) => Ok(Some(User { app_id: app_id.clone(), openid })),
-        Subject::Name(name) => {
-            let names = process.access_log.user_names();
-            let names = names.ok_or(BadRequest("set log.openid_key to look up a user by name"))?;
-            let matches = move |openid: &OpenId| names.name(openid) == name;
-            Ok(process.sessions.find_user(app_id, matches).await?)
+) -> Result<Vec<KnownUser>, AdminError> {
+    let wanted = match subject {
+        Subject::OpenId(openid) => {
+            return Ok(vec![User { app_id: app_id.clone(), openid }.into()]);
         }
+        Subject::Named(wanted) => wanted,
+    };
+    let may_be_name = is_name(wanted.as_str());
+    let names = process.access_log.user_names();
+    if may_be_name && names.is_none() && policy.login.hook().is_none() {
+        return Err(BadRequest("set log.openid_key to look up a user by name"));
     }
+    let names = names.filter(|_| may_be_name);
+    let matches = move |openid: &OpenId, user_id: Option<&UserId>| {
+        user_id == Some(&wanted)
+            || names.as_ref().is_some_and(|names| names.name(openid) == wanted.as_str())
+    };
+    Ok(process.sessions.find_users(app_id, matches).await?)
 }
 
 fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u64>) -> Done {
@@ -300,6 +327,8 @@ fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u
         created: String,
         last_seen: String,
         client: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<String>,
     }
     #[derive(Serialize)]
     struct Listing {
@@ -316,24 +345,30 @@ fn listing(process: &Process, sessions: &[Arc<Session>], blocked_until: Option<u
         created: time(session.created_at_millis),
         last_seen: time(session.last_used()),
         client: session.client.to_string(),
+        user_id: session.identity.user_id.as_ref().map(|id| id.as_str().to_owned()),
     };
     let entries = sessions.iter().map(entry).collect();
     let listing = Listing { sessions: entries, blocked_until: blocked_until.map(time) };
     Done { response: OwnResponse::json(200, &listing), sessions: sessions.len() }
 }
 
-/// Revokes the session with this id, or all sessions, and returns how many.
-async fn revoke(process: &Process, user: &User, id: Option<&str>) -> Result<usize, Failed> {
-    let mut sessions = process.sessions.of_user(user).await?;
-    if let Some(id) = id {
-        sessions.retain(|session| session.digest().id() == id);
-        if sessions.is_empty() {
-            return Err(AdminError::NoSession.into());
+/// Revokes the session with this id, or all sessions, of these users, and returns how many.
+async fn revoke(process: &Process, users: &[KnownUser], id: Option<&str>) -> Result<usize, Failed> {
+    let mut revoked = 0;
+    for KnownUser { user, .. } in users {
+        let stopped = |error: StoreError| Failed { error: error.into(), sessions: revoked };
+        let mut sessions = process.sessions.of_user(user).await.map_err(stopped)?;
+        if let Some(id) = id {
+            sessions.retain(|session| session.digest().id() == id);
+        }
+        for session in sessions {
+            let result = process.sessions.revoke(session.digest()).await;
+            result.map_err(|error| Failed { error: error.into(), sessions: revoked })?;
+            revoked += 1;
         }
     }
-    for (revoked, session) in sessions.iter().enumerate() {
-        let result = process.sessions.revoke(session.digest()).await;
-        result.map_err(|error| Failed { error: error.into(), sessions: revoked })?;
+    if id.is_some() && revoked == 0 {
+        return Err(AdminError::NoSession.into());
     }
-    Ok(sessions.len())
+    Ok(revoked)
 }

@@ -22,6 +22,26 @@ pub struct OpenId(Text);
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UnionId(Text);
 
+/// The id that the operator's own service gave a user, through the login hook.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct UserId(Box<str>);
+
+impl UserId {
+    /// Longest id, in bytes.
+    pub const LONGEST: usize = 256;
+
+    /// Parses an id: 1 to 256 visible ASCII characters, so that it can be a header's value.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_legal =
+            (1..=Self::LONGEST).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        is_legal.then(|| Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The text of a user's id. An id of WeChat's usual length is stored inline, so that a session is
 /// one allocation.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -99,6 +119,12 @@ impl fmt::Debug for OpenId {
 impl fmt::Debug for UnionId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("UnionId(..)")
+    }
+}
+
+impl fmt::Debug for UserId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("UserId(..)")
     }
 }
 

@@ -6,9 +6,10 @@
 mod id;
 pub mod secret;
 pub mod session_key;
+pub mod signing_key;
 pub(crate) mod token;
 
-pub use self::id::{AppId, OpenId, UnionId};
+pub use self::id::{AppId, OpenId, UnionId, UserId};
 
 /// The identity of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Identity {
     pub app_id: AppId,
     pub openid: OpenId,
     pub unionid: Option<UnionId>,
+    /// The user id, if the login hook gave one.
+    pub user_id: Option<UserId>,
 }
 
 impl Identity {

@@ -1,5 +1,7 @@
 //! Why an operation on sessions failed.
 
+use crate::message::rejection::Rejection;
+
 /// The store is unavailable. Never treated as "no session".
 #[derive(Debug, thiserror::Error)]
 #[error("session store unavailable")]
@@ -25,6 +27,15 @@ impl From<StoreError> for CreateError {
 impl From<Blocked> for CreateError {
     fn from(_: Blocked) -> Self {
         Self::Blocked
+    }
+}
+
+impl From<CreateError> for Rejection {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Store(_) => Self::StoreUnavailable,
+            CreateError::Blocked => Self::LoginRefused(None),
+        }
     }
 }
 

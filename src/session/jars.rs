@@ -1,13 +1,13 @@
 //! The cookies of services, kept for clients that keep none: a jar for each session and upstream.
 //!
-//! A jar is found by the digest of its session's token and by its upstream, so that no other session
-//! can get it, and ends with its session. In memory, all jars together have `session.jar_capacity`
-//! bytes; when that is used up, the least recently used jars are dropped, and the service sees a new
-//! client. In a shared store, jars expire with their sessions.
+//! A jar is found by the digest of its session's token and by its upstream, so that no other
+//! session can get it, and ends with its session. In memory, all jars together have
+//! `session.jar_capacity` bytes; when that is used up, the least recently used jars are dropped,
+//! and the service sees a new client. In a shared store, jars expire with their sessions.
 //!
-//! If a jar cannot be read, the request is rejected, as if its session could not be read: without the
-//! cookies the service would treat the user as a new one. If a jar cannot be written, the response is
-//! forwarded nevertheless, because the service has already served the request.
+//! If a jar cannot be read, the request is rejected, as if its session could not be read: without
+//! the cookies the service would treat the user as a new one. If a jar cannot be written, the
+//! response is forwarded nevertheless, because the service has already served the request.
 
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ impl JarName {
     }
 }
 
-/// The upstreams that have had jars since the start. None is removed, because its jars must be found
-/// when a session ends. Clones share them.
+/// The upstreams that have had jars since the start. None is removed, because its jars must be
+/// found when a session ends. Clones share them.
 #[derive(Clone, Default)]
 pub struct KnownJars(Arc<RwLock<Vec<JarName>>>);
 

@@ -12,6 +12,7 @@ pub mod records;
 mod users;
 
 use std::borrow::Borrow;
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,10 +26,10 @@ use moka::sync::Cache;
 use self::blocks::Blocks;
 use self::users::UserIndex;
 use super::jars::Jars;
-use super::{Blocked, LoginKey, Removal, Removals, Session};
+use super::{Blocked, KnownUser, LoginKey, Removal, Removals, Session};
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
-use crate::identity::{AppId, OpenId, User};
+use crate::identity::{AppId, OpenId, User, UserId};
 use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
@@ -122,10 +123,18 @@ impl Memory {
         Ok(())
     }
 
-    /// Finds the user of an app for whom `matches` is true, among those with a session or a
+    /// Finds the users of an app for whom `matches` is true, among those with a session or a
     /// block. Takes about a second for a million sessions.
-    pub fn find_user(&self, app_id: &AppId, matches: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        self.blocks.find(app_id, matches).or_else(|| self.users.find(app_id, matches))
+    pub fn find_users(
+        &self,
+        app_id: &AppId,
+        matches: &impl Fn(&OpenId, Option<&UserId>) -> bool,
+    ) -> Vec<KnownUser> {
+        let mut found = self.blocks.find(app_id, matches);
+        let mut users: HashSet<User> = found.iter().map(|known| known.user.clone()).collect();
+        let of_sessions = self.users.find(app_id, matches);
+        found.extend(of_sessions.into_iter().filter(|known| users.insert(known.user.clone())));
+        found
     }
 
     /// The sessions of a user, unordered.

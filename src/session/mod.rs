@@ -35,7 +35,8 @@ pub use self::error::{BlockError, Blocked, CreateError, StoreError};
 pub use self::jar::Jar;
 pub use self::jars::JarName;
 use self::jars::{Jars, KnownJars};
-use self::memory::DigestHash;
+pub use self::memory::DigestHash;
+pub use self::operator::KnownUser;
 pub use self::records::{Record, RecordKind, Records};
 pub use self::redis::{Lease, SharedTokens, TokenRecord};
 use self::state::Removals;
@@ -201,9 +202,10 @@ impl Sessions {
     pub async fn create_beside(
         &self,
         other: &Session,
+        identity: Identity,
         client: IpAddr,
     ) -> Result<(SessionToken, Duration), CreateError> {
-        self.create_until(other.ends_at_millis, other.identity.clone(), client, None).await
+        self.create_until(other.ends_at_millis, identity, client, None).await
     }
 
     async fn create_until(

@@ -5,7 +5,21 @@ use std::time::Duration;
 
 use super::{Backend, BlockError, Session, Sessions, StoreError};
 use crate::clock::millis;
-use crate::identity::{AppId, OpenId, User};
+use crate::identity::{AppId, OpenId, User, UserId};
+
+/// A user with a session or a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownUser {
+    pub user: User,
+    /// The user id, if it is known.
+    pub user_id: Option<UserId>,
+}
+
+impl From<User> for KnownUser {
+    fn from(user: User) -> Self {
+        Self { user, user_id: None }
+    }
+}
 
 impl Sessions {
     /// The sessions of a user, oldest first. With a shared store, the last use may be outdated by
@@ -28,16 +42,17 @@ impl Sessions {
     }
 
     /// Rejects the logins of a user for a time, including logins in flight; with a shared store, on
-    /// all gateways. Existing sessions of the user are not revoked.
+    /// all gateways. Existing sessions of the user are not revoked. The user id is kept, so that
+    /// the user can be found by it without a session.
     ///
     /// # Errors
     /// When the store is unavailable, or too many users are blocked.
-    pub async fn block(&self, user: &User, time: Duration) -> Result<(), BlockError> {
+    pub async fn block(&self, known: &KnownUser, time: Duration) -> Result<(), BlockError> {
         let now = self.clock.now_millis();
         let until = now.saturating_add(millis(time));
         let has_room = match &self.backend {
-            Backend::Memory(memory) => memory.blocks.set(user.clone(), until, now),
-            Backend::Redis(redis) => redis.block(user, until).await?,
+            Backend::Memory(memory) => memory.blocks.set(known.clone(), until, now),
+            Backend::Redis(redis) => redis.block(known, until).await?,
         };
         if has_room { Ok(()) } else { Err(BlockError::Full) }
     }
@@ -66,17 +81,17 @@ impl Sessions {
         }
     }
 
-    /// Finds the user of an app for whom `matches` is true, among those with a session or a
+    /// Finds the users of an app for whom `matches` is true, among those with a session or a
     /// block. Searches all sessions in the background, one search at a time. A million sessions
     /// take about a second, in a shared store about 15; the limit is a minute.
     ///
     /// # Errors
     /// When the store is unavailable or cannot be searched.
-    pub async fn find_user(
+    pub async fn find_users(
         &self,
         app_id: &AppId,
-        matches: impl Fn(&OpenId) -> bool + Send + Sync + 'static,
-    ) -> Result<Option<User>, StoreError> {
+        matches: impl Fn(&OpenId, Option<&UserId>) -> bool + Send + Sync + 'static,
+    ) -> Result<Vec<KnownUser>, StoreError> {
         // The semaphore is never closed.
         let permit = self.searches.clone().acquire_owned().await.map_err(|_| StoreError)?;
         match &self.backend {
@@ -85,11 +100,11 @@ impl Sessions {
                 let search = move || {
                     // Held by the task, because the caller may have disconnected.
                     let _permit = permit;
-                    memory.find_user(&app_id, &matches)
+                    memory.find_users(&app_id, &matches)
                 };
                 tokio::task::spawn_blocking(search).await.map_err(|_| StoreError)
             }
-            Backend::Redis(redis) => redis.find_user(app_id, &matches).await,
+            Backend::Redis(redis) => redis.find_users(app_id, &matches).await,
         }
     }
 }

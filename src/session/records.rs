@@ -1,16 +1,17 @@
 //! Records with a short life, each used by one flow: callbacks, tickets, scans.
 //!
-//! They are kept in the store of the sessions, so that what begins on one gateway can end on another.
-//! A record is found by an id that its holder knows; the store gets only the id's digest, and the
-//! record sealed for it. Each change is one atomic step: of several requests that take or replace
-//! a record at the same time, one succeeds. Limits of the records of one user are counted in one
-//! step, too.
+//! They are kept in the store of the sessions, so that what begins on one gateway can end on
+//! another. A record is found by an id that its holder knows; the store gets only the id's digest,
+//! and the record sealed for it. Each change is one atomic step: of several requests that take or
+//! replace a record at the same time, one succeeds. Limits of the records of one user are counted
+//! in one step, too.
 //!
 //! Changes are not confirmed by the replicas of a shared store, as logouts are. After a failover, a
 //! record that was just made may be missing, and one that was just taken or replaced may be back as
-//! it was, for the rest of its life. So a ticket could serve a second request within its 30 seconds,
-//! on the same path and while its session is live. A tombstone would be lost with the same write. If
-//! each use waited for all replicas, it would be slow, and would fail while one of them hangs.
+//! it was, for the rest of its life. So a ticket could serve a second request within its 30
+//! seconds, on the same path and while its session is live. A tombstone would be lost with the same
+//! write. If each use waited for all replicas, it would be slow, and would fail while one of them
+//! hangs.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -47,11 +47,11 @@ use self::primaries::Connection;
 use self::seal::{SealError, Seals, StoredValue};
 use self::users::UserIndex;
 use super::jars::KnownJars;
-use super::{Blocked, CreateError, LoginKey, Removal, Removals, Session, StoreError};
+use super::{Blocked, CreateError, KnownUser, LoginKey, Removal, Removals, Session, StoreError};
 use crate::clock::{Clock, millis};
 use crate::config::{SessionSection, SharedSection};
 use crate::identity::token::TokenDigest;
-use crate::identity::{AppId, OpenId, User};
+use crate::identity::{AppId, OpenId, User, UserId};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
@@ -298,8 +298,8 @@ impl Redis {
     }
 
     /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
-    pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
-        self.0.block(user, until).await
+    pub async fn block(&self, known: &KnownUser, until: u64) -> Result<bool, StoreError> {
+        self.0.block(known, until).await
     }
 
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
@@ -311,14 +311,14 @@ impl Redis {
         self.0.blocked_until(user).await
     }
 
-    /// Finds the user of an app for whom `matches` is true, among those with a session or a
+    /// Finds the users of an app for whom `matches` is true, among those with a session or a
     /// block.
-    pub async fn find_user(
+    pub async fn find_users(
         &self,
         app_id: &AppId,
-        matches: &(impl Fn(&OpenId) -> bool + Sync),
-    ) -> Result<Option<User>, StoreError> {
-        self.0.find_user(app_id, matches).await
+        matches: &(impl Fn(&OpenId, Option<&UserId>) -> bool + Sync),
+    ) -> Result<Vec<KnownUser>, StoreError> {
+        self.0.find_users(app_id, matches).await
     }
 
     /// Revokes a session. It is counted under `cause` if the store still had it.

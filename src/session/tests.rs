@@ -41,6 +41,7 @@ impl Store {
             app_id: AppId::parse("wx1").unwrap(),
             openid: OpenId::parse("o1").unwrap(),
             unionid: None,
+            user_id: None,
         };
         let client = IpAddr::from([192, 0, 2, 1]);
         self.sessions.create(identity, client, None).await.unwrap().0.digest()
@@ -144,6 +145,7 @@ async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         app_id: AppId::parse("wx1").unwrap(),
         openid: OpenId::parse(&format!("o{number}")).unwrap(),
         unionid: None,
+        user_id: None,
     };
     for number in 0..5000 {
         let start = Arc::new(tokio::sync::Barrier::new(2));
@@ -155,7 +157,7 @@ async fn no_session_is_left_by_a_login_while_its_user_is_being_blocked() {
         let (sessions, user) = (store.sessions.clone(), identity(number).user());
         let block = tokio::spawn(async move {
             start.wait().await;
-            sessions.block(&user, Duration::from_secs(1)).await.unwrap();
+            sessions.block(&user.clone().into(), Duration::from_secs(1)).await.unwrap();
             for session in sessions.of_user(&user).await.unwrap() {
                 sessions.revoke(session.digest()).await.unwrap();
             }
@@ -172,6 +174,7 @@ fn identity(number: usize) -> Identity {
         app_id: AppId::parse("wx1").unwrap(),
         openid: OpenId::parse(&format!("o{number}")).unwrap(),
         unionid: None,
+        user_id: None,
     }
 }
 

@@ -60,7 +60,8 @@ impl UserKeys {
 
 impl Sessions {
     /// Whether session keys are kept from now on; not at first. When this is turned off, those in
-    /// memory are wiped at once, while those in a shared store expire: other gateways may need them.
+    /// memory are wiped at once, while those in a shared store expire: other gateways may need
+    /// them.
     pub fn keep_session_keys(&self, keeps: bool) {
         self.keeps_session_keys.store(keeps, Ordering::Release);
         if let (false, Backend::Memory(memory)) = (keeps, &self.backend) {

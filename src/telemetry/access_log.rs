@@ -1,8 +1,8 @@
 //! The access log: one JSON line per request.
 //!
 //! The fields are an allow-list: no token, code, secret, query or header can appear, and a user
-//! only as a keyed hash of the openid. When the destination is too slow, lines are dropped and
-//! counted (`wxgate_log_lines_dropped_total`).
+//! only as the user id that the login hook gave, or as a keyed hash of the openid. When the
+//! destination is too slow, lines are dropped and counted (`wxgate_log_lines_dropped_total`).
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ use tracing_appender::non_blocking::NonBlocking;
 
 use crate::clock::Clock;
 use crate::config::{LogDestination, LogSection};
-use crate::identity::OpenId;
 use crate::identity::secret::Secret;
+use crate::identity::{OpenId, UserId};
 use crate::telemetry::log_file::LogFile;
 use crate::telemetry::log_writer::{Flush, queued, timestamp};
 use crate::telemetry::metrics::Metrics;
@@ -176,9 +176,9 @@ impl AccessLog {
         }
     }
 
-    /// The name of a user in the log.
-    pub fn user(&self, openid: &OpenId) -> String {
-        self.user_names.name(openid)
+    /// The user of a line: the user id, or else the name that is made of the openid.
+    pub fn user(&self, openid: &OpenId, user_id: Option<&UserId>) -> String {
+        user_id.map_or_else(|| self.user_names.name(openid), |id| id.as_str().to_owned())
     }
 
     /// The source of users' names, for looking up a user by name. `None` unless `log.openid_key` is

@@ -23,9 +23,9 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use crate::identity::session_key::SessionKey;
-use crate::identity::{AppId, Identity, OpenId, User};
+use crate::identity::{AppId, Identity, OpenId, User, UserId};
 use crate::session::user_keys::UserKeys;
-use crate::session::{LoginKey, Session};
+use crate::session::{KnownUser, LoginKey, Session};
 
 const PARTS: u64 = 1024;
 
@@ -155,17 +155,27 @@ impl UserIndex {
         Some(&mut entry.or_insert_with(new).into_mut().keys)
     }
 
-    /// Finds the user of an app for whom `matches` is true, among those with a session. Searches
-    /// all sessions, one part at a time, and calls `matches` without a lock because it is slow.
-    pub fn find(&self, app_id: &AppId, matches: &impl Fn(&OpenId) -> bool) -> Option<User> {
-        self.parts.iter().find_map(|part| {
+    /// Finds the users of an app for whom `matches` is true, once for each of their sessions that
+    /// match. Searches all sessions, one part at a time, and calls `matches` without a lock because
+    /// it is slow.
+    pub fn find(
+        &self,
+        app_id: &AppId,
+        matches: &impl Fn(&OpenId, Option<&UserId>) -> bool,
+    ) -> Vec<KnownUser> {
+        let found = self.parts.iter().flat_map(|part| {
             let part = part.lock();
             let is_of_app = |session: &&Arc<Session>| session.identity.app_id == *app_id;
             let sessions: Vec<_> = part.sessions.iter().filter(is_of_app).cloned().collect();
             drop(part);
-            let found = sessions.iter().find(|session| matches(&session.identity.openid));
-            found.map(|session| session.identity.user())
-        })
+            sessions.into_iter().filter_map(|session| {
+                let Identity { openid, user_id, .. } = &session.identity;
+                let user = || session.identity.user();
+                matches(openid, user_id.as_ref())
+                    .then(|| KnownUser { user: user(), user_id: user_id.clone() })
+            })
+        });
+        found.collect()
     }
 
     /// Users with session keys.

@@ -1,8 +1,8 @@
 //! Access tokens of WeChat's API in the shared store, and the right to renew one.
 //!
-//! A token is sealed for its app. The right to renew it is a key with a random value that expires by
-//! itself: a gateway that dies while it renews delays the others only until then. Both are only a
-//! convenience: without them each gateway gets its token from WeChat itself.
+//! A token is sealed for its app. The right to renew it is a key with a random value that expires
+//! by itself: a gateway that dies while it renews delays the others only until then. Both are only
+//! a convenience: without them each gateway gets its token from WeChat itself.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::session::StoreError;
 /// Format version of records. Records of other versions are not read.
 const VERSION: u8 = 1;
 
-/// KEYS: a lease. ARGV: its holder. Ends the lease if it is still the holder's. Expiry works without
-/// permission to delete.
+/// KEYS: a lease. ARGV: its holder. Ends the lease if it is still the holder's. Expiry works
+/// without permission to delete.
 static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], 0) end",

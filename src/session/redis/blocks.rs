@@ -22,8 +22,8 @@ use super::primaries::Connection;
 use super::seal::{MAX_TIME, Record, SealError, stamp, stamped_time};
 use super::{Inner, OPERATOR_TIMEOUT, REWRITE_BATCH, failure, unsealable};
 use crate::identity::token::TokenDigest;
-use crate::identity::{Identity, User};
-use crate::session::{MAX_BLOCKED, StoreError};
+use crate::identity::{Identity, User, UserId};
+use crate::session::{KnownUser, MAX_BLOCKED, StoreError};
 
 /// KEYS: the list of blocks. ARGV: the user, the block's end, now, its lifetime, the limit of
 /// blocks. Returns whether there was room.
@@ -66,40 +66,51 @@ enum Existing {
 /// The blocks that this gateway has set, and their ends in the time of the clock. They are written
 /// again to a store that replaces another.
 #[derive(Default)]
-pub struct OwnBlocks(Mutex<HashMap<User, u64>>);
+pub struct OwnBlocks(Mutex<HashMap<User, OwnBlock>>);
+
+#[derive(Clone)]
+struct OwnBlock {
+    until: u64,
+    user_id: Option<UserId>,
+}
 
 impl OwnBlocks {
-    fn set(&self, user: &User, until: u64, now: u64) {
+    fn set(&self, known: &KnownUser, until: u64, now: u64) {
         let mut blocks = self.0.lock();
         // The store does not keep more of them either.
         if blocks.len() >= MAX_BLOCKED {
-            blocks.retain(|_, until| now < *until);
+            blocks.retain(|_, block| now < block.until);
         }
-        blocks.insert(user.clone(), until);
+        let user_id = known.user_id.clone();
+        blocks.insert(known.user.clone(), OwnBlock { until, user_id });
     }
 
-    fn live(&self, now: u64) -> Vec<(User, u64)> {
+    fn live(&self, now: u64) -> Vec<(KnownUser, u64)> {
         let blocks = self.0.lock();
-        let live = blocks.iter().filter(|(_, until)| now < **until);
-        live.map(|(user, until)| (user.clone(), *until)).collect()
+        let live = blocks.iter().filter(|(_, block)| now < block.until);
+        let known = |(user, block): (&User, &OwnBlock)| {
+            let OwnBlock { until, user_id } = block.clone();
+            (KnownUser { user: user.clone(), user_id }, until)
+        };
+        live.map(known).collect()
     }
 }
 
 impl Inner {
     /// Blocks a user until `until`, in the time of the clock. Returns whether there was room.
-    pub async fn block(&self, user: &User, until: u64) -> Result<bool, StoreError> {
+    pub async fn block(&self, known: &KnownUser, until: u64) -> Result<bool, StoreError> {
         let store = self.connection.store()?;
         let written = async {
             let mut connection = store.revocations();
-            if !self.put_block(&mut connection, user, until, Existing::Replace).await? {
+            if !self.put_block(&mut connection, known, until, Existing::Replace).await? {
                 return Ok(false);
             }
-            self.confirm_block(&store, &mut connection, user).await?;
+            self.confirm_block(&store, &mut connection, &known.user).await?;
             Ok(true)
         };
         let has_room = self.connection.within(OPERATOR_TIMEOUT, written).await?;
         if has_room {
-            self.own_blocks.set(user, until, self.clock.now_millis());
+            self.own_blocks.set(known, until, self.clock.now_millis());
         }
         Ok(has_room)
     }
@@ -141,11 +152,11 @@ impl Inner {
     pub async fn rewrite_blocks(&self, store: &Store) -> RedisResult<()> {
         let blocks = self.own_blocks.live(self.clock.now_millis());
         for batch in blocks.chunks(REWRITE_BATCH) {
-            let writes = batch.iter().map(|(user, until)| {
+            let writes = batch.iter().map(|(known, until)| {
                 let mut connection = store.revocations();
                 // Another gateway may have set a longer one in the meantime.
                 let existing = Existing::Lengthen;
-                async move { self.put_block(&mut connection, user, *until, existing).await }
+                async move { self.put_block(&mut connection, known, *until, existing).await }
             });
             let timed_out = |_| failure("timed out writing blocks");
             timeout(DIAL_TIMEOUT, try_join_all(writes)).await.map_err(timed_out)??;
@@ -161,10 +172,11 @@ impl Inner {
     async fn put_block(
         &self,
         connection: &mut Connection,
-        user: &User,
+        known: &KnownUser,
         until: u64,
         existing: Existing,
     ) -> RedisResult<bool> {
+        let KnownUser { user, user_id } = known;
         let now = self.clock.to_wall(self.clock.now_millis());
         let ends = self.clock.to_wall(until);
         let life = ends.saturating_sub(now).max(1);
@@ -173,6 +185,7 @@ impl Inner {
                 app_id: user.app_id.clone(),
                 openid: user.openid.clone(),
                 unionid: None,
+                user_id: user_id.clone(),
             },
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             created: now,

@@ -3,10 +3,10 @@
 //! A separate task connects, checks the store twice a second, and reconnects when a check fails.
 //! Requests use the existing connections, or fail at once. A primary that was replaced unnoticed
 //! still responds, with outdated data. So a primary with Sentinels is trusted only while most of
-//! them name it or, if the Sentinels cannot be reached, while all of its replicas that were up still
-//! follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`): by one,
-//! if a server or a primary of a cluster has any; with Sentinels by all replicas that they report
-//! as up, because any of these may become the primary.
+//! them name it or, if the Sentinels cannot be reached, while all of its replicas that were up
+//! still follow it. Writes on the connection for revocations are confirmed by replicas (`WAIT`): by
+//! one, if a server or a primary of a cluster has any; with Sentinels by all replicas that they
+//! report as up, because any of these may become the primary.
 //!
 //! Before a new primary is used, this gateway's revocations are written to it again. If that fails,
 //! it is not used.

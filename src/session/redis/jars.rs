@@ -2,8 +2,8 @@
 //!
 //! A jar is sealed for the name of its key. It is changed by compare-and-set, so that of several
 //! responses at the same time, on any gateway, each one's cookies are kept. It expires with its
-//! session: each refresh of the session prolongs its jars. A jar that is stored while its session is
-//! revoked is removed again: the tombstone is written first, so one of the two sees the other.
+//! session: each refresh of the session prolongs its jars. A jar that is stored while its session
+//! is revoked is removed again: the tombstone is written first, so one of the two sees the other.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ const MOST_TRIES: usize = 64;
 /// No further try begins after this time.
 const LONGEST_CHANGE: Duration = Duration::from_secs(5);
 
-/// KEYS: a jar. ARGV: what was read, the new value, its lifetime; an empty value means that there is
-/// no jar. Returns nothing if it was replaced, else what is stored.
+/// KEYS: a jar. ARGV: what was read, the new value, its lifetime; an empty value means that there
+/// is no jar. Returns nothing if it was replaced, else what is stored.
 static REPLACE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local value = redis.call('GET', KEYS[1]) or ''

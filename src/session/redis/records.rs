@@ -3,8 +3,8 @@
 //! A record is sealed for the name of its key. Each operation is one command on one key, so that it
 //! is one step on a server and in a cluster alike. Keys are removed by their expiry, which needs no
 //! permission to delete. The records of a user are counted in a sorted set of their digests, by
-//! their ends; the user's name is that of the current seal key, so the count starts at zero when the
-//! key is changed.
+//! their ends; the user's name is that of the current seal key, so the count starts at zero when
+//! the key is changed.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -68,8 +68,8 @@ impl Inner {
         Ok(Some(user))
     }
 
-    /// Revokes the oldest sessions of a user until `limit` are left. The session of `newest` is kept,
-    /// because the clocks of gateways may differ.
+    /// Revokes the oldest sessions of a user until `limit` are left. The session of `newest` is
+    /// kept, because the clocks of gateways may differ.
     pub async fn trim(
         &self,
         store: &Store,

@@ -4,9 +4,9 @@
 //! under, so that it cannot be moved to another token. A user's index is stored under a keyed hash
 //! of app and openid. Its entries, digests of tokens, are sealed so that equal digests give equal
 //! entries, which can be removed without a search. This needs a cipher that is safe with a repeated
-//! nonce, which is why it is SIV. Session keys are sealed for their user in the same way, and records
-//! with a short life for the name of their key. Keys for each of these purposes are derived from the
-//! seal key by HMAC-SHA-256. The first key seals; all keys can open.
+//! nonce, which is why it is SIV. Session keys are sealed for their user in the same way, and
+//! records with a short life for the name of their key. Keys for each of these purposes are derived
+//! from the seal key by HMAC-SHA-256. The first key seals; all keys can open.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -22,10 +22,12 @@ use zeroize::Zeroizing;
 use crate::identity::secret::SealKey;
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
-use crate::identity::{AppId, Identity, OpenId, UnionId, User};
+use crate::identity::{AppId, Identity, OpenId, UnionId, User, UserId};
 
-/// Format version of records. Records of other versions are not read.
+/// Format version of records. Records of other versions are not read. Only those with a user id
+/// have the second: other gateways may not know it yet.
 const VERSION: u8 = 1;
+const WITH_USER_ID: u8 = 2;
 
 /// First byte of a record. The time of last use and the sealed part follow.
 const SESSION: u8 = b'S';
@@ -259,16 +261,21 @@ fn associated(digest: &TokenDigest, stamp: &[u8]) -> Vec<u8> {
 }
 
 fn encode(record: &Record) -> Vec<u8> {
-    let mut plain = vec![VERSION];
+    let Identity { app_id, openid, unionid, user_id } = &record.identity;
+    let version = if user_id.is_some() { WITH_USER_ID } else { VERSION };
+    let mut plain = vec![version];
     plain.extend(record.created.to_be_bytes());
     plain.extend(record.ends.to_be_bytes());
     plain.extend(mapped(record.client).octets());
-    let Identity { app_id, openid, unionid } = &record.identity;
     let unionid = unionid.as_ref().map_or("", UnionId::as_str);
     for text in [app_id.as_str(), openid.as_str(), unionid] {
         // An id has at most 128 bytes.
         plain.push(u8::try_from(text.len()).unwrap_or_default());
         plain.extend(text.as_bytes());
+    }
+    if let Some(user_id) = user_id {
+        // The rest of the record.
+        plain.extend(user_id.as_str().as_bytes());
     }
     plain
 }
@@ -281,7 +288,9 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
 }
 
 fn decode(plain: &[u8], used: u64) -> Option<Record> {
-    let (&[VERSION], rest) = plain.split_first_chunk()? else { return None };
+    let (&[version @ (VERSION | WITH_USER_ID)], rest) = plain.split_first_chunk()? else {
+        return None;
+    };
     let (created, rest) = rest.split_first_chunk()?;
     let (ends, rest) = rest.split_first_chunk()?;
     let (client, mut rest) = rest.split_first_chunk::<16>()?;
@@ -297,8 +306,13 @@ fn decode(plain: &[u8], used: u64) -> Option<Record> {
         "" => None,
         unionid => Some(UnionId::parse(unionid)?),
     };
-    rest.is_empty().then_some(Record {
-        identity: Identity { app_id, openid, unionid },
+    let user_id = match (version, rest) {
+        (VERSION, []) => None,
+        (WITH_USER_ID, rest) => Some(UserId::parse(std::str::from_utf8(rest).ok()?)?),
+        _ => return None,
+    };
+    Some(Record {
+        identity: Identity { app_id, openid, unionid, user_id },
         client: Ipv6Addr::from(*client).to_canonical(),
         created: u64::from_be_bytes(*created),
         ends: u64::from_be_bytes(*ends),

@@ -1,7 +1,7 @@
 //! The times of a stored session: in milliseconds since 1970, because gateways compare them.
 //!
-//! A use is written once in an interval at most. So a session is stored and accepted for one interval
-//! beyond its idle end: another gateway may have served a use that is not written yet.
+//! A use is written once in an interval at most. So a session is stored and accepted for one
+//! interval beyond its idle end: another gateway may have served a use that is not written yet.
 
 use super::Inner;
 use super::seal::Record;

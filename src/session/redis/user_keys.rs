@@ -23,9 +23,9 @@
 //!   is revoked at the same moment, and what belongs to sessions that expired, is not returned, and
 //!   is removed by the next login, or expires.
 //!
-//! A gateway that does not keep session keys does not extend the lifetime of those that others keep.
-//! A failover may lose keys, or the list of a user's sessions, which makes the user one without
-//! session keys until its next login.
+//! A gateway that does not keep session keys does not extend the lifetime of those that others
+//! keep. A failover may lose keys, or the list of a user's sessions, which makes the user one
+//! without session keys until its next login.
 
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
@@ -44,12 +44,12 @@ use crate::session::user_keys::{KEPT_KEYS, UserKeys};
 use crate::session::{LoginKey, StoreError};
 
 /// When the last session of a user is revoked, few others are listed that have ended meanwhile. A
-/// user with more listed sessions is not checked, or revoking all sessions one by one would read all
-/// of them each time.
+/// user with more listed sessions is not checked, or revoking all sessions one by one would read
+/// all of them each time.
 const MOST_CHECKED: usize = 20;
 
-/// KEYS: the user's keys. ARGV: the minimum lifetime of the set, how many to keep, and for a new key
-/// its entry, its time of login, and 1 if it must become the newest one. Returns what was kept
+/// KEYS: the user's keys. ARGV: the minimum lifetime of the set, how many to keep, and for a new
+/// key its entry, its time of login, and 1 if it must become the newest one. Returns what was kept
 /// before. Times are passed as texts, because Lua would shorten them.
 static KEEP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(

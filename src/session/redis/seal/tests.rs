@@ -11,6 +11,7 @@ fn record() -> Record {
             app_id: AppId::parse("wx1").unwrap(),
             openid: OpenId::parse("o1-secret-openid").unwrap(),
             unionid: UnionId::parse("u1"),
+            user_id: None,
         },
         client: IpAddr::from([192, 0, 2, 1]),
         created: 1_700_000_000_000,
@@ -25,6 +26,13 @@ fn a_record_opens_only_with_its_key_and_for_its_token() {
     for record in [
         record(),
         Record { identity: Identity { unionid: None, ..record().identity }, ..record() },
+        Record {
+            identity: Identity {
+                user_id: UserId::parse(&"u".repeat(UserId::LONGEST)),
+                ..record().identity
+            },
+            ..record()
+        },
         Record { client: "2001:db8::1".parse().unwrap(), ..record() },
     ] {
         let value = seals.seal(&digest, &record).unwrap();
