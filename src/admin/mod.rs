@@ -10,6 +10,7 @@ use http_body_util::Full;
 
 use self::error::AdminError;
 use crate::access::identity_headers::REQUEST_ID;
+use crate::access::signed_identity::JWKS_PATH;
 use crate::access::trusted_proxies::{fresh_request_id, is_request_id};
 use crate::listener::small_server::{Request, Response, response};
 use crate::message::own_response::OwnResponse;
@@ -53,6 +54,10 @@ async fn route(
         }
         "/readyz" if process.lifecycle.is_draining() => response(503, TEXT, "draining\n"),
         "/readyz" => response(503, TEXT, "starting\n"),
+        JWKS_PATH => {
+            let signed = policy.signed_identity.as_ref().ok_or(AdminError::NotFound)?;
+            into_response(signed.jwks().clone())
+        }
         _ => return Err(AdminError::NotFound),
     })
 }

@@ -58,7 +58,8 @@ impl Clock {
         self.now_millis().saturating_add(millis).saturating_sub(self.wall_millis())
     }
 
-    fn wall_millis(&self) -> u64 {
+    /// The wall clock, in milliseconds since 1970. That of a manual clock moves with it.
+    pub fn wall_millis(&self) -> u64 {
         let wall = match &self.0 {
             TimeSource::System(..) => unix_time(),
             TimeSource::Manual(_, beginning) => *beginning + self.now(),

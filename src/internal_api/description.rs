@@ -76,6 +76,12 @@ impl Endpoint {
                  included; it must be in wechat_paths. The response is WeChat's own.",
             ),
             Self::Description => ("description", "This description", "Needs no token."),
+            Self::Jwks => (
+                "jwks",
+                "The public keys that verify signed identities",
+                "A JWK Set (RFC 7517). Needs no token. Fetch it again when a token has an unknown \
+                 kid.",
+            ),
         };
         Described { id, summary, text }
     }
@@ -83,7 +89,7 @@ impl Endpoint {
     fn methods(self) -> &'static [&'static str] {
         match self {
             Self::WeChat => &["get", "post"],
-            Self::AccessToken | Self::Description => &["get"],
+            Self::AccessToken | Self::Description | Self::Jwks => &["get"],
             _ => &["post"],
         }
     }
@@ -95,7 +101,7 @@ impl Endpoint {
             Self::CheckKey | Self::ResetKey => UserRequest::name().into_owned(),
             Self::PhoneNumber => PhoneNumberRequest::name().into_owned(),
             Self::RenewAccessToken => RenewRequest::name().into_owned(),
-            Self::AccessToken | Self::WeChat | Self::Description => return None,
+            Self::AccessToken | Self::WeChat | Self::Description | Self::Jwks => return None,
         })
     }
 
@@ -115,7 +121,7 @@ impl Endpoint {
                 let response = json!({ "description": "WeChat's own response", "content": { "*/*": { "schema": {} } } });
                 return ("2XX", response);
             }
-            Self::Description => {
+            Self::Description | Self::Jwks => {
                 ("200", json!({ "application/json": { "schema": { "type": "object" } } }))
             }
         };
@@ -165,7 +171,7 @@ fn operation(endpoint: Endpoint, method: &str) -> Value {
     operation.insert("operationId".to_owned(), id.into());
     operation.insert("summary".to_owned(), summary.into());
     operation.insert("description".to_owned(), text.into());
-    if endpoint == Endpoint::Description {
+    if !endpoint.needs_token() {
         operation.insert("security".to_owned(), json!([]));
     }
     let id_schema = json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$" });

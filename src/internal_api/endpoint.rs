@@ -3,6 +3,7 @@
 use http::Method;
 
 use super::error::ApiError;
+use crate::access::signed_identity::JWKS_PATH;
 use crate::config::Operation;
 
 /// A path of the API.
@@ -17,6 +18,7 @@ pub enum Endpoint {
     RenewAccessToken,
     WeChat,
     Description,
+    Jwks,
 }
 
 /// The methods that can be passed through to WeChat.
@@ -33,11 +35,8 @@ const PASSED_METHODS: [Method; 7] = [
 /// What calls for WeChat's API begin with.
 pub const WECHAT: &str = "/v1/wechat/";
 
-/// The path of the description of the API, which needs no token.
-pub const DESCRIPTION: &str = "/openapi.json";
-
 impl Endpoint {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Decrypt,
         Self::Verify,
         Self::CheckKey,
@@ -47,6 +46,7 @@ impl Endpoint {
         Self::RenewAccessToken,
         Self::WeChat,
         Self::Description,
+        Self::Jwks,
     ];
 
     /// The endpoint of a request.
@@ -67,9 +67,16 @@ impl Endpoint {
         let is_allowed = match found {
             Self::WeChat => PASSED_METHODS.contains(method),
             Self::AccessToken | Self::Description => method == Method::GET,
+            Self::Jwks => matches!(*method, Method::GET | Method::HEAD),
             _ => method == Method::POST,
         };
         if is_allowed { Ok(found) } else { Err(ApiError::MethodNotAllowed(found.allowed())) }
+    }
+
+    /// The endpoint of this path, if a call needs no token.
+    pub fn without_token(path: &str) -> Option<Self> {
+        let mut open = Self::ALL.into_iter().filter(|endpoint| !endpoint.needs_token());
+        open.find(|endpoint| endpoint.path() == path)
     }
 
     /// The path, as the description of the API has it.
@@ -83,7 +90,8 @@ impl Endpoint {
             Self::AccessToken => "/v1/access-token",
             Self::RenewAccessToken => "/v1/access-token/renew",
             Self::WeChat => "/v1/wechat/{app_id}/{path}",
-            Self::Description => DESCRIPTION,
+            Self::Description => "/openapi.json",
+            Self::Jwks => JWKS_PATH,
         }
     }
 
@@ -92,8 +100,14 @@ impl Endpoint {
         match self {
             Self::WeChat => "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
             Self::AccessToken | Self::Description => "GET",
+            Self::Jwks => "GET, HEAD",
             _ => "POST",
         }
+    }
+
+    /// Whether a call needs a token.
+    pub fn needs_token(self) -> bool {
+        !matches!(self, Self::Description | Self::Jwks)
     }
 
     /// The part of the API that a token must allow.
@@ -104,7 +118,7 @@ impl Endpoint {
             Self::PhoneNumber => Some(Operation::PhoneNumber),
             Self::AccessToken | Self::RenewAccessToken => Some(Operation::AccessToken),
             Self::WeChat => Some(Operation::WeChat),
-            Self::Description => None,
+            Self::Description | Self::Jwks => None,
         }
     }
 
@@ -127,12 +141,12 @@ impl Endpoint {
 
     /// Whether a call of the endpoint can fail like this.
     pub fn can_fail_with(self, error: &ApiError) -> bool {
-        let calls_wechat = !matches!(self, Self::Decrypt | Self::Verify | Self::Description);
+        let calls_wechat = !matches!(self, Self::Decrypt | Self::Verify);
         let has_json = matches!(self.allowed(), "POST");
         match error {
             // The method of a description is right.
             ApiError::MethodNotAllowed(_) => false,
-            _ if self == Self::Description => false,
+            _ if !self.needs_token() => self == Self::Jwks && *error == ApiError::NotFound,
             ApiError::BadRequest(_)
             | ApiError::Unauthorized
             | ApiError::NotAllowed(_)

@@ -1,7 +1,7 @@
 //! The bodies of requests and responses.
 //!
-//! The `OpenAPI` description is generated from these types. Unknown fields are rejected: a misspelled
-//! `max_age` must not be ignored.
+//! The `OpenAPI` description is generated from these types. Unknown fields are rejected: a
+//! misspelled `max_age` must not be ignored.
 
 use std::borrow::Cow;
 

@@ -2,9 +2,10 @@
 //!
 //! Only services call it, on a listener of its own, each with a token that says what it may do. The
 //! order of checks is the same for every call: the token, then path and method, then rights, then
-//! the body. `listener` accepts connections; `caller` decides who may do what, and `endpoint` knows
-//! the paths. Keys, tokens and calls to WeChat are in `session`, `open_data` and `wechat`. A call
-//! that has begun goes on if its caller disconnects, because WeChat may have done its part.
+//! the body. Only the description and the public keys need no token. `listener` accepts
+//! connections; `caller` decides who may do what, and `endpoint` knows the paths. Keys, tokens and
+//! calls to WeChat are in `session`, `open_data` and `wechat`. A call that has begun goes on if its
+//! caller disconnects, because WeChat may have done its part.
 
 mod access_token;
 mod body;
@@ -33,7 +34,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::task::TaskTracker;
 
 use self::body::{Meter, ResponseBody};
-use self::endpoint::{DESCRIPTION, Endpoint};
+use self::endpoint::Endpoint;
 use self::error::{ApiError, Call, Failure};
 use self::messages::{
     DecryptRequest, PhoneNumberRequest, RenewRequest, UserRequest, VerifyRequest, field_fault,
@@ -41,6 +42,7 @@ use self::messages::{
 use self::phone_codes::PhoneCodes;
 use self::record::{Facts, Record, Recorded};
 use crate::access::identity_headers::REQUEST_ID;
+use crate::access::signed_identity::JWKS_PATH;
 use crate::access::trusted_proxies::{fresh_request_id, is_request_id};
 use crate::config::Caller;
 use crate::identity::{AppId, OpenId, User};
@@ -132,7 +134,10 @@ impl InternalApi {
         record.status = response.status().as_u16();
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID.clone(), record.request_id.clone());
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // WeChat's responses have their own.
+        if path != JWKS_PATH {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
         if self.process.lifecycle.is_draining() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -146,11 +151,15 @@ impl InternalApi {
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Failure> {
         let (method, path) = (&request.method, request.uri.path());
-        if path == DESCRIPTION {
-            Endpoint::find(path, method)?;
-            return Ok(into_response(description::response()));
-        }
         let policy = self.policies.current();
+        if let Some(open) = Endpoint::without_token(path) {
+            Endpoint::find(path, method)?;
+            let response = match open {
+                Endpoint::Jwks => policy.signed_identity.as_ref().map(|one| one.jwks().clone()),
+                _ => Some(description::response()),
+            };
+            return Ok(into_response(response.ok_or(ApiError::NotFound)?));
+        }
         let internal = policy.internal.clone().ok_or(ApiError::Internal)?;
         let caller = caller::find(&internal.callers, &request.headers).cloned();
         let caller = caller.ok_or(ApiError::Unauthorized)?;
@@ -255,7 +264,9 @@ impl Context {
                 let app_id = self.app(request.app_id.as_deref(), facts)?;
                 access_token::renew(self, &app_id, &request.access_token).await
             }
-            Endpoint::WeChat | Endpoint::Description => Err(ApiError::Internal.into()),
+            Endpoint::WeChat | Endpoint::Description | Endpoint::Jwks => {
+                Err(ApiError::Internal.into())
+            }
         }
     }
 

@@ -74,8 +74,8 @@ pub async fn call(
     Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
 }
 
-/// The app id in the path of a call, and WeChat's path; `None` if that has other characters, or more
-/// than one spelling.
+/// The app id in the path of a call, and WeChat's path; `None` if that has other characters, or
+/// more than one spelling.
 pub fn split(path: &str) -> (&str, Option<ApiPath>) {
     let rest = path.strip_prefix(WECHAT).unwrap_or_default();
     let (named, _) = rest.split_once('/').unwrap_or_default();
@@ -83,8 +83,8 @@ pub fn split(path: &str) -> (&str, Option<ApiPath>) {
 }
 
 /// Whether a query has a reserved key, in any spelling that a reader of queries might take for it:
-/// in other case, with escapes, even of escapes, after `;`, or with other characters in place of `_`
-/// or around it.
+/// in other case, with escapes, even of escapes, after `;`, or with other characters in place of
+/// `_` or around it.
 pub fn has_reserved_key(query: &str) -> bool {
     query.split([';', '&']).any(|part| {
         let (key, _) = part.split_once('=').unwrap_or((part, ""));

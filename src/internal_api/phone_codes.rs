@@ -1,8 +1,8 @@
 //! Which codes for phone numbers were sent to WeChat: each is sent once.
 //!
 //! A code is remembered for ten minutes, twice as long as WeChat accepts it. Concurrent requests of
-//! one user with one code share a call. Codes are kept as digests. When too many are remembered, new
-//! ones are rejected rather than old ones forgotten.
+//! one user with one code share a call. Codes are kept as digests. When too many are remembered,
+//! new ones are rejected rather than old ones forgotten.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;

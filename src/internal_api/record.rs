@@ -84,7 +84,7 @@ impl Drop for Record {
             bytes_in: usize::try_from(self.received.bytes()).unwrap_or(usize::MAX),
             bytes_out: self.bytes_out,
             app_id: self.facts.app_id.as_ref().map(AppId::as_str),
-            user: self.facts.openid.as_ref().map(|openid| access_log.user(openid)),
+            user: self.facts.openid.as_ref().map(|openid| access_log.user(openid, None)),
             errcode: self.errcode,
             listener: Some("internal"),
             caller: self.caller.as_deref(),

@@ -17,6 +17,7 @@ pub struct MetricsWithoutRoute {
     ticket: RouteMetrics,
     scan: RouteMetrics,
     health: RouteMetrics,
+    jwks: RouteMetrics,
     none: RouteMetrics,
 }
 
@@ -37,6 +38,7 @@ impl MetricsWithoutRoute {
             ticket: of_feature("@ticket", &endpoints.ticket),
             scan: of_feature("@scan", &endpoints.scan),
             health: of("@health", false),
+            jwks: of_feature("@jwks", &endpoints.jwks),
             none: of("@none", false),
         }
     }
@@ -52,6 +54,7 @@ impl MetricsWithoutRoute {
             Endpoint::Ticket => &self.ticket,
             Endpoint::Scan | Endpoint::ScanById => &self.scan,
             Endpoint::Health => &self.health,
+            Endpoint::Jwks => &self.jwks,
             Endpoint::Route(_) | Endpoint::None => &self.none,
         }
     }

@@ -4,6 +4,7 @@
 //! policy from its first byte to its last. [`Process`] has what outlives a configuration: sessions,
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
+mod audiences;
 mod internal;
 pub(crate) mod lifecycle;
 mod metrics_without_route;
@@ -17,6 +18,7 @@ use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
 use rustls::server::ProducesTickets;
 
+use self::audiences::OwnAudiences;
 pub use self::internal::{InternalPolicy, KnownCaller};
 use self::metrics_without_route::MetricsWithoutRoute;
 pub use self::route_access::{RoutedRequest, Verdict};
@@ -27,6 +29,7 @@ use crate::access::identity_headers::{
     FORWARDED_HOST, FORWARDED_METHOD, FORWARDED_URI, IdentityHeaders,
 };
 use crate::access::rate_limiter::RateLimit;
+use crate::access::signed_identity::SignedIdentity;
 use crate::access::trusted_proxies::TrustedProxies;
 use crate::browser::Redirects;
 use crate::browser::scan::Scans;
@@ -35,7 +38,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, LimitsSection, Rate, Upstream};
 use crate::identity::secret::{SealKey, Secret};
 use crate::listener::tls::{Alpn, Tls};
-use crate::login::Login;
+use crate::login::{Hook, HookError, Login};
 use crate::message::caching::Vary;
 use crate::message::error_body::ErrorBody;
 use crate::message::request_header::HeaderLimits;
@@ -85,7 +88,8 @@ pub struct Process {
     pub lifecycle: Lifecycle,
     /// Limits how often operators' requests with a wrong token are logged.
     pub operator_refusals: LogThrottle,
-    /// Seals the state of logins by redirect if no seal key is configured.
+    /// Seals the state of logins by redirect, and is the key of `sid`, if no seal key is
+    /// configured.
     pub state_key: SealKey,
     /// Keys for TLS session tickets.
     pub tickets: Arc<dyn ProducesTickets>,
@@ -108,6 +112,8 @@ pub struct Policy {
     pub scans: Option<Scans>,
     decisions: Counters<5>,
     pub identity_headers: IdentityHeaders,
+    /// Set if the identity is signed.
+    pub signed_identity: Option<Arc<SignedIdentity>>,
     pub wechat: Arc<WeChat>,
     /// For the internal API and the codes of scans. None is fetched unless it is used.
     pub access_tokens: Option<Arc<AccessTokens>>,
@@ -150,6 +156,8 @@ pub struct Policy {
 pub enum PolicyError {
     #[error(transparent)]
     WeChat(#[from] ClientError),
+    #[error("login.hook: {0}")]
+    Hook(#[from] HookError),
     #[error("server.tls: {0}")]
     Tls(#[from] rustls::Error),
     #[error("internal.tls: {0}")]
@@ -192,6 +200,8 @@ pub struct RouteState {
     rate_per_user: Option<Arc<RateLimit>>,
     rate_per_address: Option<Arc<RateLimit>>,
     metrics: RouteMetrics,
+    /// Set if the route has no upstream.
+    audience: Option<usize>,
 }
 
 /// A route with its state.
@@ -226,6 +236,16 @@ fn access_tokens(
     let (clock, store) = (&process.clock, store.as_ref());
     let tokens = AccessTokens::new(previous, &config.apps, wechat, store, clock, &process.metrics);
     Some(Arc::new(tokens))
+}
+
+fn redirects(config: &Config, process: &Process) -> Redirects {
+    Redirects::new(config, &process.state_key, process.sessions.clone(), &process.clock)
+}
+
+fn scans(config: &Config, process: &Process, previous: Option<&Policy>) -> Option<Scans> {
+    let section = config.scan.as_ref()?;
+    let previous = previous.and_then(|previous| previous.scans.as_ref());
+    Some(Scans::new(config, section, previous, &process.sessions, &process.clock))
 }
 
 /// For each upstream, whether it has jars; empty if none has.
@@ -266,19 +286,21 @@ impl Policy {
         )?;
         let internal_tls = internal_tls.map(|tls| InternalPolicy::tls(tls, metrics)).transpose()?;
         let pools = pools(config, process, previous)?;
+        let hook = previous.and_then(|previous| previous.login.hook());
+        let hook = Hook::carried_over(hook, config, &process.clock, metrics)?;
         // Nothing can fail from here on.
         let login = Login::new(
             config,
             previous.map(|previous| &previous.login),
             wechat.clone(),
+            hook,
             process.sessions.clone(),
             &process.clock,
             metrics.clone(),
         );
         let access_tokens = access_tokens(config, process, previous, &wechat);
-        let internal = config.internal.as_ref().zip(access_tokens.as_ref());
+        let internal = config.internal.as_ref().zip(access_tokens.clone());
         let internal = internal.map(|(section, access_tokens)| {
-            let access_tokens = access_tokens.clone();
             InternalPolicy::new(config, section, internal_tls, wechat.clone(), access_tokens)
         });
         metrics.set_certificates(
@@ -288,6 +310,7 @@ impl Policy {
             let capacity = config.limits.max_rate_clients;
             Some(RateLimit::carried_over(previous, rate?, capacity, &process.clock))
         };
+        let mut own_audiences = OwnAudiences::after(&config.upstreams);
         let route_state = |route: &config::Route| {
             let same = previous.and_then(|previous| previous.routes.named(&route.name));
             let same = same.map(|same| &same.state);
@@ -297,10 +320,12 @@ impl Policy {
                 rate_per_user: rate_limit(route.rate_per_user, per_user),
                 rate_per_address: rate_limit(route.rate_per_address, per_address),
                 metrics: metrics.route_from_start(&route.name),
+                audience: own_audiences.next_of(route),
             }
         };
         let jars = jars(config, &process.sessions);
         let browsers = Browsers::new(&config.browsers);
+        let signed_identity = audiences::signed_identity(config, process, previous);
         let routes = Routes::with_state(&config.endpoints, &config.routes, route_state);
         Ok(Self {
             pools,
@@ -311,9 +336,11 @@ impl Policy {
                 &config.apps,
             ),
             decisions: metrics.decisions(Decision::ALL.map(Decision::as_str)),
-            identity_headers: IdentityHeaders::new(&config.identity, &config.session)
+            identity_headers: IdentityHeaders::new(config)
+                .signing(signed_identity.clone())
                 .removing_cookies(browsers.cookies())
                 .removing_overrides(routes.trust_methods()),
+            signed_identity,
             wechat,
             access_tokens,
             login,
@@ -337,15 +364,9 @@ impl Policy {
             forward_auth_path: config.forward_auth.path.as_str().trim_end_matches('/').to_owned(),
             tickets: (config.ticket.enabled)
                 .then(|| Tickets::new(process.sessions.clone(), &process.clock)),
-            redirects: browsers.are_on().then(|| {
-                let sessions = process.sessions.clone();
-                Redirects::new(config, &process.state_key, sessions, &process.clock)
-            }),
+            redirects: browsers.are_on().then(|| redirects(config, process)),
             browsers,
-            scans: config.scan.as_ref().map(|section| {
-                let previous = previous.and_then(|previous| previous.scans.as_ref());
-                Scans::new(config, section, previous, &process.sessions, &process.clock)
-            }),
+            scans: scans(config, process, previous),
             redirect_port: config.server.redirect_port,
             metrics_without_route: MetricsWithoutRoute::new(metrics, config),
             routes,

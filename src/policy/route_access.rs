@@ -132,8 +132,8 @@ impl Policy {
         }
     }
 
-    /// The same by a ticket. No token in a header is allowed beside it, and no cookie is read. There
-    /// is no cross-site rule: unlike a cookie, a ticket is not added to requests by browsers.
+    /// The same by a ticket. No token in a header is allowed beside it, and no cookie is read.
+    /// There is no cross-site rule: unlike a cookie, a ticket is not added to requests by browsers.
     async fn authenticate_ticket(
         &self,
         tickets: &Tickets,

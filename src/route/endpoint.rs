@@ -19,6 +19,8 @@ pub enum Endpoint {
     /// A scan that has begun: the path below [`Self::Scan`].
     ScanById,
     Health,
+    /// The public keys that verify signed identities.
+    Jwks,
     /// Index of the route in [`Routes`](super::Routes).
     Route(usize),
     /// Nothing is served under this path.
@@ -37,6 +39,7 @@ impl Endpoint {
             Self::Ticket => Some("ticket"),
             Self::Scan | Self::ScanById => Some("scan"),
             Self::Health => Some("health"),
+            Self::Jwks => Some("jwks"),
             Self::Route(_) | Self::None => None,
         }
     }
@@ -64,7 +67,7 @@ impl Endpoint {
             // One request uses up a code or a confirmed scan: HEAD would lose its response.
             Self::Start | Self::Callback => "GET",
             Self::ScanById => "GET, POST",
-            Self::Session | Self::Health => "GET, HEAD",
+            Self::Session | Self::Health | Self::Jwks => "GET, HEAD",
             Self::Route(_) | Self::None => return Ok(()),
         };
         if allow.split(", ").any(|allowed| method == allowed) {

@@ -93,7 +93,7 @@ impl<T> Routes<T> {
     pub fn with_state(
         endpoints: &EndpointsSection,
         routes: &[RouteSection],
-        state: impl Fn(&RouteSection) -> T,
+        mut state: impl FnMut(&RouteSection) -> T,
     ) -> Self {
         let own = [
             (&endpoints.login, Endpoint::Login),
@@ -103,6 +103,7 @@ impl<T> Routes<T> {
             (&endpoints.callback, Endpoint::Callback),
             (&endpoints.ticket, Endpoint::Ticket),
             (&endpoints.scan, Endpoint::Scan),
+            (&endpoints.jwks, Endpoint::Jwks),
         ];
         let served =
             |section: &RouteSection| Served { route: Route::new(section), state: state(section) };

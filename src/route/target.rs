@@ -84,6 +84,7 @@ mod tests {
             app_id: AppId::parse("wx0123456789abcdef").unwrap(),
             openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
             unionid: None,
+            user_id: None,
         }
     }
 

@@ -358,5 +358,8 @@ async fn keep_maintaining(process: Arc<Process>, policies: Arc<Policies>) {
         if let Some(access_tokens) = &policy.access_tokens {
             access_tokens.maintain();
         }
+        if let Some(signed) = &policy.signed_identity {
+            signed.maintain();
+        }
     }
 }

@@ -186,7 +186,8 @@ impl Reloader {
         Ok(changes)
     }
 
-    /// Removes the metric series of apps, upstreams and routes that the new configuration does not have.
+    /// Removes the metric series of apps, upstreams and routes that the new configuration does not
+    /// have.
     fn forget_series(&self, config: &Config) {
         let metrics = &self.process.metrics;
         for old in &self.origin.config.apps {
