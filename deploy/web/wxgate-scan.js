@@ -59,8 +59,14 @@
   /** Width and height of a code in pixels; styles may change it. */
   const SIZE = 240;
 
-  /** Milliseconds. The gateway answers a poll after 25 seconds at the latest. */
-  const POLL_TIMEOUT = 40000;
+  /** The gateway's message for a user whom the login hook has not given one. */
+  const OWN_REFUSAL = "this user may not log in";
+
+  /**
+   * Milliseconds. The gateway answers a poll after 25 seconds at the latest; a login hook may take
+   * up to 30 more.
+   */
+  const POLL_TIMEOUT = 60000;
   const START_TIMEOUT = 15000;
   const SHORTEST_PAUSE = 1000;
   const LONGEST_PAUSE = 15000;
@@ -155,7 +161,7 @@
           answer.status === 200 && (scan ? isState(body.state) : isId(body.scan_id));
         if (!isUnderstood) {
           const verdict = judge(answer, !!scan);
-          if (verdict) return view.show(verdict.state, texts[verdict.text]);
+          if (verdict) return view.show(verdict.state, verdict.message || texts[verdict.text]);
           // The scan may have ended since.
           if (scan && Date.now() > scan.endsAt) return view.show("expired");
           view.show(state, texts.offline);
@@ -254,11 +260,18 @@
   /** The state and text after a response that is an error; undefined: the request is repeated. */
   function judge({ status, body }, hasBegun) {
     const error = body && body.error;
-    if (error === "login_refused") return { state: "failed", text: "refused" };
+    if (error === "login_refused") return { state: "failed", text: "refused", message: ofHook(body) };
+    // The scan is used up.
+    if (error === "login_unavailable") return { state: "failed", text: "failed" };
     if (!hasBegun && status === 429) return { state: "failed", text: "limited" };
     if (hasBegun && status === 404) return { state: "expired", text: "expired" };
     if (status === 0 || status === 408 || status === 429 || status > 499) return undefined;
     return { state: "failed", text: "failed" };
+  }
+
+  /** The message of the login hook, in place of which the gateway has one of its own in English. */
+  function ofHook({ message }) {
+    return typeof message === "string" && message !== OWN_REFUSAL ? message : "";
   }
 
   /** Milliseconds until the next try: twice as long each time, a little random. */

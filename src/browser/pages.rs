@@ -75,8 +75,8 @@ impl Reason {
     /// Title and text.
     fn texts(&self, language: Language) -> (&'static str, &'static str) {
         use Rejection::{
-            InvalidCode, LoginRefused, Overloaded, RateLimited, SnapshotUser, StoreUnavailable,
-            UserBlocked, WeChatBusy, WeChatTimeout,
+            InvalidCode, LoginRefused, LoginUnavailable, Overloaded, RateLimited, SnapshotUser,
+            StoreUnavailable, UserBlocked, WeChatBusy, WeChatTimeout,
         };
 
         let (english, chinese) = match self {
@@ -131,8 +131,8 @@ impl Reason {
                     "当前是微信的快照页，无法登录。请点击屏幕底部的“使用完整服务”。",
                 ),
             ),
-            Self::Failed(UserBlocked | LoginRefused) => (
-                ("You cannot log in", "Logins of this account are blocked."),
+            Self::Failed(UserBlocked | LoginRefused(_)) => (
+                ("You cannot log in", "Logins of this account are not allowed."),
                 ("无法登录", "此账号已被限制登录。"),
             ),
             Self::Failed(
@@ -140,6 +140,7 @@ impl Reason {
                 | WeChatBusy { .. }
                 | WeChatTimeout { .. }
                 | StoreUnavailable
+                | LoginUnavailable { .. }
                 | Overloaded,
             ) => (
                 (
@@ -165,12 +166,20 @@ impl Reason {
         }
     }
 
+    /// The text of the operator's login hook, which is shown instead of the gateway's.
+    fn given_text(&self) -> Option<&str> {
+        match self {
+            Self::Failed(Rejection::LoginRefused(message)) => message.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Whether another attempt may succeed.
     fn may_retry(&self) -> bool {
         let is_final = |rejection: &Rejection| {
             matches!(
                 rejection,
-                Rejection::SnapshotUser | Rejection::UserBlocked | Rejection::LoginRefused
+                Rejection::SnapshotUser | Rejection::UserBlocked | Rejection::LoginRefused(_)
             )
         };
         match self {
@@ -185,6 +194,7 @@ impl Reason {
 pub fn page(reason: &Reason, language: Language, again: &str, request_id: &str) -> OwnResponse {
     let rejection = reason.rejection();
     let (title, text) = reason.texts(language);
+    let text = escaped(reason.given_text().unwrap_or(text));
     let (lang, button, number) = match language {
         Language::English => ("en", "Log in again", "Request number"),
         Language::Chinese => ("zh-CN", "重新登录", "请求编号"),
@@ -242,5 +252,16 @@ mod tests {
         assert!(html.contains("return=%2F&quot;&#39;&gt;&lt;script&gt;&amp;\""), "{html}");
         assert!(html.contains("&lt;id&gt;") && !html.contains("<script") && !html.contains("<id>"));
         assert_eq!(response.status, 403);
+        let refused = Rejection::LoginRefused(Some("<b>\"ask\" us & wait</b>".into()));
+        for (language, title) in [
+            (Language::English, "<h1>You cannot log in</h1>"),
+            (Language::Chinese, "<h1>无法登录</h1>"),
+        ] {
+            let response = page(&Reason::Failed(refused.clone()), language, again, "id");
+            let html = String::from_utf8(response.body).unwrap();
+            let text = "<p>&lt;b&gt;&quot;ask&quot; us &amp; wait&lt;/b&gt;</p>";
+            assert!(html.contains(title) && html.contains(text), "{html}");
+            assert!(!html.contains("<a "), "{html}");
+        }
     }
 }

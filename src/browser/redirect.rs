@@ -62,14 +62,13 @@ impl Redirects {
     /// `key` is one of this process, for a configuration without seal keys.
     pub fn new(config: &Config, key: &SealKey, sessions: Sessions, clock: &Clock) -> Self {
         let own = [key.clone()];
-        let patience = config.wechat.queue_timeout + config.wechat.timeout;
         let keys = &config.session.seal_keys;
         let first = |paths: &[crate::config::RoutePath]| {
             paths.first().map_or_else(String::new, |path| path.as_str().to_owned())
         };
         Self {
             states: States::new(if keys.is_empty() { &own } else { keys }, clock),
-            callbacks: Callbacks::new(sessions, clock, patience),
+            callbacks: Callbacks::new(sessions, clock, config.longest_login()),
             start: first(&config.endpoints.start),
             callback: first(&config.endpoints.callback),
         }

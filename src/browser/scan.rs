@@ -4,9 +4,9 @@
 //! id, which it shows as a code, and a secret in a cookie, which it does not show. The phone that
 //! scans the code first takes the scan, with its session; only this session confirms or denies it.
 //! After that the browser, and no other, gets a session of its own for the same user, once. So a
-//! client that only knows the code can neither poll the scan nor get its session. The gateway cannot
-//! prevent that an attacker shows a code to another user: the user sees the browser and its address,
-//! and decides.
+//! client that only knows the code can neither poll the scan nor get its session. The gateway
+//! cannot prevent that an attacker shows a code to another user: the user sees the browser and its
+//! address, and decides.
 //!
 //! A scan is one record of the store. Each step replaces it, unless it has changed since it was
 //! read, so that of several requests, at any gateway, one takes the step.
@@ -36,8 +36,9 @@ use crate::config::{self, Config, Rate, ScanSection};
 use crate::identity::secret::Secret;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::identity::{AppId, Identity};
+use crate::login;
 use crate::message::rejection::Rejection;
-use crate::session::{CreateError, Record, Sessions};
+use crate::session::{Record, Session, Sessions};
 use crate::wechat::mini_program_code::Image;
 
 /// The suffix of the cookie's name.
@@ -228,24 +229,33 @@ impl Scans {
     }
 
     /// Logs in the browser that polls a confirmed scan: once, and only while the session that
-    /// confirmed is live.
-    pub async fn log_in(&self, confirmed: Confirmed, client: IpAddr) -> Login {
-        match self.user(confirmed).await {
-            Ok(Some(identity)) => {
-                let created = self.sessions.create(identity.clone(), client, None).await;
-                let token = created.map(|(token, _)| Some(token)).map_err(|error| match error {
-                    CreateError::Blocked => Rejection::LoginRefused,
-                    CreateError::Store(_) => Rejection::StoreUnavailable,
-                });
-                Login { identity: Some(identity), token }
+    /// confirmed is live. A login that fails uses the scan up as well.
+    pub async fn log_in(
+        &self,
+        confirmed: Confirmed,
+        client: IpAddr,
+        logins: &login::Login,
+        request_id: &str,
+    ) -> Login {
+        let nobody = |token| Login { identity: None, token };
+        let session = match self.session(confirmed).await {
+            Ok(Some(session)) => session,
+            none => return nobody(none.map(|_| None)),
+        };
+        let identity = match logins.admit(&session, request_id).await {
+            Ok(Some(identity)) => identity,
+            Ok(None) => return nobody(Ok(None)),
+            Err(rejection) => {
+                return Login { identity: Some(session.identity.clone()), token: Err(rejection) };
             }
-            Ok(None) => Login { identity: None, token: Ok(None) },
-            Err(rejection) => Login { identity: None, token: Err(rejection) },
-        }
+        };
+        let created = self.sessions.create(identity.clone(), client, None).await;
+        let token = created.map(|(token, _)| Some(token)).map_err(Rejection::from);
+        Login { identity: Some(identity), token }
     }
 
-    /// Uses a scan up, and returns the user who confirmed it.
-    async fn user(&self, confirmed: Confirmed) -> Result<Option<Identity>, Rejection> {
+    /// Uses a scan up, and returns the session that confirmed it.
+    async fn session(&self, confirmed: Confirmed) -> Result<Option<Arc<Session>>, Rejection> {
         let Confirmed { id, record, scan } = confirmed;
         let scan = Scan { stage: Stage::Expired, ..scan };
         if !self.state.records.replace(&id, &record, &scan).await? {
@@ -253,8 +263,7 @@ impl Scans {
         }
         let Some(digest) = scan.scanned_by.map(TokenDigest::from_bytes) else { return Ok(None) };
         let session = self.sessions.get(&digest).await.map_err(|_| Rejection::StoreUnavailable)?;
-        let identity = session.map(|session| session.identity.clone());
-        Ok(identity.filter(|identity| identity.app_id == self.section.app_id))
+        Ok(session.filter(|session| session.identity.app_id == self.section.app_id))
     }
 
     /// Takes a scan for a session, which must be one of the app's. A repeat by this session has the
@@ -279,8 +288,8 @@ impl Scans {
     /// Confirms or denies a scan.
     ///
     /// # Errors
-    /// When the scan is unknown or has ended, was not taken by this session, was confirmed or denied
-    /// before, or the store is unavailable.
+    /// When the scan is unknown or has ended, was not taken by this session, was confirmed or
+    /// denied before, or the store is unavailable.
     pub async fn answer(
         &self,
         id: &str,

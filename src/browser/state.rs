@@ -1,10 +1,10 @@
 //! The state of a login by redirect, sealed in a cookie of the browser that began it.
 //!
 //! The gateway keeps nothing between the start and the callback. WeChat gets a random text, the
-//! state. The app and the URL to return to are in a cookie named after it, sealed for this state and
-//! this host. So a callback is valid only in the browser that began the login (RFC 9700, section
-//! 4.7.1), and any gateway with the same seal key can complete it. A browser has at most five such
-//! cookies, because all cookies of a host must fit into one request header.
+//! state. The app and the URL to return to are in a cookie named after it, sealed for this state
+//! and this host. So a callback is valid only in the browser that began the login (RFC 9700,
+//! section 4.7.1), and any gateway with the same seal key can complete it. A browser has at most
+//! five such cookies, because all cookies of a host must fit into one request header.
 
 use aes_gcm_siv::aead::{Aead, Payload};
 use aes_gcm_siv::{Aes256GcmSiv, KeyInit, Nonce};

@@ -1,10 +1,10 @@
 //! Tickets: a session for one path, for requests that cannot have a session header.
 //!
-//! Requests for images, videos, web-views and sockets of some platforms cannot have a token. A client
-//! with a session gets a ticket for a path, and adds it to the query of the URL. A ticket serves one
-//! request; with `reuse` it serves any number until it expires, from the address of its first
-//! client. It is the right to use a session, not a session: the session is looked up at each use, so
-//! that its end ends its tickets.
+//! Requests for images, videos, web-views and sockets of some platforms cannot have a token. A
+//! client with a session gets a ticket for a path, and adds it to the query of the URL. A ticket
+//! serves one request; with `reuse` it serves any number until it expires, from the address of its
+//! first client. It is the right to use a session, not a session: the session is looked up at each
+//! use, so that its end ends its tickets.
 //!
 //! A request for another path, from another client, or without a live session does not use a ticket
 //! up. URLs get into logs and `Referer`, so the parameter is removed before a request is forwarded.
@@ -24,8 +24,9 @@ use crate::access::authenticator::{AuthError, Authenticator};
 use crate::clock::{Clock, millis};
 use crate::identity::secret::Secret;
 use crate::identity::token::{SessionToken, has_token_shape};
+use crate::login::Login;
 use crate::message::rejection::Rejection;
-use crate::session::{CreateError, Record, RecordKind, Session, Sessions, StoreError};
+use crate::session::{Record, RecordKind, Session, Sessions, StoreError};
 
 mod kept;
 
@@ -168,12 +169,15 @@ impl Tickets {
     /// `None`: the offer was taken before.
     ///
     /// # Errors
-    /// When the user is blocked, or the store is unavailable.
+    /// When the user is blocked or refused, the session has ended while the login hook was called,
+    /// or the hook or the store has failed. The offer is taken all the same.
     pub async fn exchange(
         &self,
         offer: CookieOffer,
         used: &TicketUse<'_>,
         session: &Session,
+        logins: &Login,
+        request_id: &str,
     ) -> Result<Option<SessionToken>, Rejection> {
         let is_ours = match offer {
             CookieOffer::None => false,
@@ -186,11 +190,10 @@ impl Tickets {
         if !is_ours {
             return Ok(None);
         }
-        match self.sessions.create_beside(session, used.client).await {
-            Ok((token, _)) => Ok(Some(token)),
-            Err(CreateError::Blocked) => Err(Rejection::LoginRefused),
-            Err(CreateError::Store(error)) => Err(unavailable(error)),
-        }
+        let identity = logins.admit(session, request_id).await?;
+        let identity = identity.ok_or(Rejection::SessionExpired)?;
+        let created = self.sessions.create_beside(session, identity, used.client).await;
+        Ok(created.map(|(token, _)| Some(token))?)
     }
 
     /// Takes a ticket. Returns whether it was there.
@@ -201,7 +204,8 @@ impl Tickets {
         Ok(taken?.is_some())
     }
 
-    /// Whether a ticket with `reuse` is used by its first client. The first use decides who that is.
+    /// Whether a ticket with `reuse` is used by its first client. The first use decides who that
+    /// is.
     async fn is_of_first_client(
         &self,
         id: &str,

@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, millis};
-use crate::identity::OpenId;
 use crate::identity::token::SessionToken;
+use crate::identity::{OpenId, UserId};
 use crate::message::rejection::Rejection;
 use crate::wechat::{ErrCode, WeChatError};
 
@@ -33,6 +33,7 @@ pub struct Grant {
     pub expires_in: Duration,
     /// The user, for the log.
     pub openid: OpenId,
+    pub user_id: Option<UserId>,
 }
 
 /// Why there is no session.
@@ -196,7 +197,7 @@ impl Completion {
                 failure.rejection,
                 Rejection::InvalidCode
                     | Rejection::UserBlocked
-                    | Rejection::LoginRefused
+                    | Rejection::LoginRefused(_)
                     | Rejection::SnapshotUser
             ),
         };
@@ -262,7 +263,8 @@ mod tests {
 
     fn grant() -> Arc<Grant> {
         let openid = OpenId::parse("o1").unwrap();
-        Arc::new(Grant { token: SessionToken::generate(), expires_in: WINDOW, openid })
+        let token = SessionToken::generate();
+        Arc::new(Grant { token, expires_in: WINDOW, openid, user_id: None })
     }
 
     fn key(code: usize) -> Key {
@@ -293,10 +295,12 @@ mod tests {
         for (number, (rejection, expected)) in [
             (Rejection::InvalidCode, Coalesced::Cached),
             (Rejection::UserBlocked, Coalesced::Cached),
-            (Rejection::LoginRefused, Coalesced::Cached),
+            (Rejection::LoginRefused(None), Coalesced::Cached),
+            (Rejection::LoginRefused(Some("no".into())), Coalesced::Cached),
             (Rejection::WeChatBusy { retry_after: 1 }, Coalesced::No),
             (Rejection::RateLimited { retry_after: 1 }, Coalesced::No),
             (Rejection::WeChatTimeout { retry_after: 1 }, Coalesced::No),
+            (Rejection::LoginUnavailable { retry_after: 1 }, Coalesced::No),
             (Rejection::WeChatRejected, Coalesced::No),
             (Rejection::StoreUnavailable, Coalesced::No),
         ]

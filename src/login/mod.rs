@@ -2,14 +2,16 @@
 //!
 //! Takes the code in one of the accepted forms (`request`) and finds the app. Logins with one code
 //! share an exchange and its response, which contains the token but no identity. Codes that WeChat
-//! sends by a redirect are exchanged in the same way. This module does not read from sockets:
-//! `proxy` passes it the body, which is within the limit.
+//! sends by a redirect are exchanged in the same way. The login hook (`hook`) is called before each
+//! session is made, also by scans and tickets. This module does not read from sockets: `proxy`
+//! passes it the body, which is within the limit.
 
 mod app_rate_limit;
 mod apps;
 mod coalescing;
 mod exchange;
 mod failure_log;
+mod hook;
 mod rejected_codes;
 pub mod request;
 
@@ -23,15 +25,16 @@ use self::apps::ServedApp;
 pub use self::coalescing::Grant;
 use self::coalescing::{Coalesced, Coalescing, Failure, Key};
 use self::exchange::Exchange;
+pub use self::hook::{Hook, HookError};
 use self::rejected_codes::{AllRejected, ClaimedAppId};
 use self::request::{LoginRequest, parse};
 use crate::clock::Clock;
 use crate::config::{AppKind, Config, LoginSection};
 use crate::identity::secret::Secret;
-use crate::identity::{AppId, OpenId};
+use crate::identity::{AppId, Identity, OpenId, UserId};
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
-use crate::session::Sessions;
+use crate::session::{Session, Sessions};
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::{self, Code, ErrCode, WeChat};
 
@@ -42,7 +45,7 @@ const UNKNOWN_APP: &str = "unknown";
 const MOST_APPS_FROM_START: usize = 50;
 
 /// The outcomes of a login.
-const OUTCOMES: [&str; 12] = [
+const OUTCOMES: [&str; 13] = [
     "ok",
     "bad_request",
     "invalid_code",
@@ -54,6 +57,7 @@ const OUTCOMES: [&str; 12] = [
     "wechat_rejected",
     "wechat_busy",
     "store_unavailable",
+    "login_unavailable",
     "wechat_timeout",
 ];
 
@@ -95,6 +99,8 @@ pub struct LoginFacts {
     pub app_id: Option<AppId>,
     /// If WeChat accepted the code.
     pub openid: Option<OpenId>,
+    /// The user id, if the login hook gave one.
+    pub user_id: Option<UserId>,
     /// The errcode that WeChat reported, if any.
     pub errcode: Option<ErrCode>,
 }
@@ -106,16 +112,17 @@ impl Login {
         config: &Config,
         previous: Option<&Self>,
         wechat: Arc<WeChat>,
+        hook: Option<Arc<Hook>>,
         sessions: Sessions,
         clock: &Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
         let window = config.login.replay_window;
-        let longest = config.wechat.queue_timeout + config.wechat.timeout;
+        let longest = config.longest_login();
         let coalescing = previous.map(|previous| &previous.coalescing);
         let coalescing = Coalescing::carried_over(coalescing, window, longest, clock);
         let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
-        let exchange = Exchange::new(wechat, sessions.clone(), clock);
+        let exchange = Exchange::new(wechat, hook, sessions.clone(), clock);
         for app in config.apps.iter().take(MOST_APPS_FROM_START) {
             metrics.app_from_start(app.app_id.as_str(), &OUTCOMES, &wechat::WATCHED_ERRCODES);
         }
@@ -132,6 +139,34 @@ impl Login {
 
     pub fn apps(&self) -> &Apps {
         &self.apps
+    }
+
+    /// The login hook, if there is one.
+    pub fn hook(&self) -> Option<&Arc<Hook>> {
+        self.exchange.hook()
+    }
+
+    /// Calls the login hook for the user of a session, who is about to get another one without a
+    /// code. Returns the user with the id in the response; without a hook, as the session has it.
+    /// `None`: the session has ended during the call.
+    ///
+    /// # Errors
+    /// When the user is blocked or refused, or the hook or the store has failed.
+    pub async fn admit(
+        &self,
+        session: &Session,
+        request_id: &str,
+    ) -> Result<Option<Identity>, Rejection> {
+        let mut identity = session.identity.clone();
+        if self.hook().is_none() {
+            return Ok(Some(identity));
+        }
+        let served = self.apps.named(Some(identity.app_id.as_str()));
+        let kind = served.map_err(|_| Rejection::InternalError)?.app.kind;
+        self.exchange.admit(&mut identity, kind, request_id).await?;
+        // A hook can be slow: who ends the session meanwhile must not leave another one behind.
+        let is_live = self.sessions.contains(session.digest()).await;
+        Ok(is_live.map_err(|_| Rejection::StoreUnavailable)?.then_some(identity))
     }
 
     /// Frees expired outcomes. Called every second.
@@ -207,11 +242,11 @@ impl Login {
         let app_id = Some(app_id.clone());
         match outcome {
             Ok(grant) => {
-                let openid = Some(grant.openid.clone());
-                (LoginFacts { app_id, openid, errcode: None }, Ok(grant))
+                let (openid, user_id) = (Some(grant.openid.clone()), grant.user_id.clone());
+                (LoginFacts { app_id, openid, user_id, errcode: None }, Ok(grant))
             }
             Err(Failure { rejection, errcode, openid }) => {
-                (LoginFacts { app_id, openid, errcode }, Err(rejection))
+                (LoginFacts { app_id, openid, user_id: None, errcode }, Err(rejection))
             }
         }
     }

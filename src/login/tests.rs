@@ -57,7 +57,7 @@ async fn stack(rest: &str) -> Stack {
     let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
     let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
     let wechat = Arc::new(wechat);
-    let login = Login::new(&config, None, wechat, sessions.clone(), &clock, metrics.clone());
+    let login = Login::new(&config, None, wechat, None, sessions.clone(), &clock, metrics.clone());
     Stack { login, sandbox, sessions, metrics }
 }
 

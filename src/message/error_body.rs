@@ -1,10 +1,12 @@
 //! The body of an error response, for clients that expect a format other than the gateway's own.
 //!
 //! A template is parsed once, with the configuration, and then always produces what its content
-//! type declares. Inserted values are escaped for JSON. The status and the headers of an error are
-//! not changed.
+//! type declares. Inserted values are escaped for JSON; for HTML and XML, as in their elements. The
+//! status and the headers of an error are not changed.
 
 use http::HeaderValue;
+
+use crate::message::html;
 
 /// The values that a template can contain.
 #[derive(Clone, Copy)]
@@ -81,9 +83,19 @@ impl ErrorBody {
     }
 
     fn is_json(&self) -> bool {
-        let content_type = self.content_type.to_str().unwrap_or_default().to_ascii_lowercase();
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        let essence = self.essence();
         essence == "application/json" || essence.ends_with("+json")
+    }
+
+    fn is_markup(&self) -> bool {
+        let essence = self.essence();
+        essence == "text/html" || essence.ends_with("/xml") || essence.ends_with("+xml")
+    }
+
+    /// The content type without parameters, in lower case.
+    fn essence(&self) -> String {
+        let content_type = self.content_type.to_str().unwrap_or_default();
+        content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
     pub fn render(&self, facts: &ErrorFacts<'_>) -> Vec<u8> {
@@ -92,14 +104,22 @@ impl ErrorBody {
 
     fn render_code(&self, facts: &ErrorFacts<'_>, code: i64) -> Vec<u8> {
         let mut body = String::new();
+        let is_markup = self.is_markup();
+        let push = |body: &mut String, text: &str| {
+            if is_markup {
+                body.push_str(&html::escaped(text));
+            } else {
+                push_escaped(body, text);
+            }
+        };
         for piece in &self.pieces {
             match piece {
                 Piece::Text(text) => body.push_str(text),
                 Piece::Status => body.push_str(&facts.status.to_string()),
-                Piece::Error => push_escaped(&mut body, facts.error),
-                Piece::Message => push_escaped(&mut body, facts.message),
-                Piece::Action => push_escaped(&mut body, facts.action),
-                Piece::RequestId => push_escaped(&mut body, facts.request_id),
+                Piece::Error => push(&mut body, facts.error),
+                Piece::Message => push(&mut body, facts.message),
+                Piece::Action => push(&mut body, facts.action),
+                Piece::RequestId => push(&mut body, facts.request_id),
                 Piece::Code => body.push_str(&code.to_string()),
             }
         }
@@ -146,6 +166,15 @@ mod tests {
         );
         let other = ErrorFacts { error: "no_route", status: 404, ..FACTS };
         assert!(body.render(&other).starts_with(br#"{"c":404,"s":404"#));
+    }
+
+    #[test]
+    fn values_are_escaped_for_html_and_xml() {
+        for content_type in ["text/html; charset=utf-8", "TEXT/HTML", "application/xhtml+xml"] {
+            let body = parse("<p>${message}</p>", content_type).unwrap();
+            let facts = ErrorFacts { message: "<a title=\"b\">&", ..FACTS };
+            assert_eq!(body.render(&facts), b"<p>&lt;a title=&quot;b&quot;&gt;&amp;</p>");
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! Every rejection is one of these, except on the admin listener, which has errors of its own. Each
 //! has one status, one `error` word and one `action`, on which clients and dashboards rely. A
 //! response never contains WeChat's text, a secret, a code or a cause: causes are logged with the
-//! request id. The errors of other modules are converted to rejections by `From`.
+//! request id. The only text from elsewhere is the message with which the operator's login hook
+//! refuses a user. The errors of other modules are converted to rejections by `From`.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use http::header::{
     ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -29,7 +31,8 @@ pub enum Rejection {
     SessionExpired,
     InvalidCode,
     UserBlocked,
-    LoginRefused,
+    /// With the message of the login hook, if it is the hook that refuses the user, and says why.
+    LoginRefused(Option<Arc<str>>),
     WrongApp,
     /// The message says what is not allowed.
     NotAllowed(&'static str),
@@ -56,6 +59,10 @@ pub enum Rejection {
         retry_after: u32,
     },
     StoreUnavailable,
+    /// The login hook has failed. The code is used up.
+    LoginUnavailable {
+        retry_after: u32,
+    },
     NoUpstream,
     Overloaded,
     WeChatTimeout {
@@ -102,7 +109,7 @@ impl Rejection {
     }
 
     /// The `error` words of all rejections, by which the configuration refers to them.
-    pub fn errors() -> [&'static str; 27] {
+    pub fn errors() -> [&'static str; 28] {
         let allow = Cow::Borrowed("");
         let retry_after = 1;
         [
@@ -111,7 +118,7 @@ impl Rejection {
             Self::SessionExpired,
             Self::InvalidCode,
             Self::UserBlocked,
-            Self::LoginRefused,
+            Self::LoginRefused(None),
             Self::WrongApp,
             Self::NotAllowed(""),
             Self::CrossSite,
@@ -129,6 +136,7 @@ impl Rejection {
             Self::BadGateway,
             Self::WeChatBusy { retry_after },
             Self::StoreUnavailable,
+            Self::LoginUnavailable { retry_after },
             Self::NoUpstream,
             Self::Overloaded,
             Self::WeChatTimeout { retry_after },
@@ -138,11 +146,11 @@ impl Rejection {
     }
 
     /// The message for the client.
-    pub fn message(&self) -> &'static str {
+    pub fn message(&self) -> &str {
         self.row().3
     }
 
-    fn row(&self) -> (u16, &'static str, Action, &'static str) {
+    fn row(&self) -> (u16, &'static str, Action, &str) {
         use Action::{Login, None, Retry};
         match self {
             Self::BadRequest(message) => (400, "bad_request", None, message),
@@ -156,7 +164,10 @@ impl Rejection {
             Self::UserBlocked => {
                 (403, "user_blocked", None, "WeChat blocks the login of this user")
             }
-            Self::LoginRefused => (403, "login_refused", None, "logins of this user are blocked"),
+            Self::LoginRefused(message) => {
+                let message = message.as_deref().unwrap_or("this user may not log in");
+                (403, "login_refused", None, message)
+            }
             Self::WrongApp => {
                 (403, "wrong_app", None, "sessions of this app are not accepted on this route")
             }
@@ -205,6 +216,9 @@ impl Rejection {
             Self::StoreUnavailable => {
                 (503, "store_unavailable", Retry, "the session store is temporarily unavailable")
             }
+            Self::LoginUnavailable { .. } => {
+                (503, "login_unavailable", Login, "logins are temporarily not possible")
+            }
             Self::NoUpstream => {
                 (503, "no_upstream", Retry, "no server of the service is available")
             }
@@ -223,6 +237,7 @@ impl Rejection {
         match self {
             Self::RateLimited { retry_after }
             | Self::WeChatBusy { retry_after }
+            | Self::LoginUnavailable { retry_after }
             | Self::WeChatTimeout { retry_after } => Some(*retry_after),
             Self::BadGateway
             | Self::StoreUnavailable
@@ -234,7 +249,7 @@ impl Rejection {
             | Self::SessionExpired
             | Self::InvalidCode
             | Self::UserBlocked
-            | Self::LoginRefused
+            | Self::LoginRefused(_)
             | Self::WrongApp
             | Self::NotAllowed(_)
             | Self::CrossSite

@@ -1,9 +1,9 @@
 //! Reads a `Set-Cookie` line as user agents do (RFC 6265, section 5.2), and matches paths.
 //!
-//! Services send lines that no grammar allows: bytes that are not UTF-8, dates in old forms, unknown
-//! attributes. What browsers accept is accepted here too. The crate `cookie` is not used: it reads
-//! only UTF-8, and only dates in four forms. `Domain`, `HttpOnly` and `SameSite` have no meaning
-//! for a cookie that never reaches a browser.
+//! Services send lines that no grammar allows: bytes that are not UTF-8, dates in old forms,
+//! unknown attributes. What browsers accept is accepted here too. The crate `cookie` is not used:
+//! it reads only UTF-8, and only dates in four forms. `Domain`, `HttpOnly` and `SameSite` have no
+//! meaning for a cookie that never reaches a browser.
 
 mod date;
 
@@ -31,9 +31,9 @@ pub struct SetCookie<'a> {
 }
 
 impl<'a> SetCookie<'a> {
-    /// Reads the value of a `Set-Cookie` line. `now` is in milliseconds since 1970. `None`: the line
-    /// sets no cookie, because it has no name, is too long, contains control characters, or its
-    /// name begins with `__Secure-` or `__Host-` without the attributes that this requires.
+    /// Reads the value of a `Set-Cookie` line. `now` is in milliseconds since 1970. `None`: the
+    /// line sets no cookie, because it has no name, is too long, contains control characters, or
+    /// its name begins with `__Secure-` or `__Host-` without the attributes that this requires.
     pub fn parse(line: &'a [u8], now: u64) -> Option<Self> {
         if !is_value(line) {
             return None;

@@ -5,6 +5,7 @@
 //! resolved once, into a [`RouteMetrics`], so that requests need no lookup. The registry belongs to
 //! the gateway: several gateways in one process share no metric.
 
+mod login_hook;
 mod open_data;
 mod requests;
 mod sessions;
@@ -22,6 +23,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+pub use self::login_hook::LoginHookMetrics;
 pub use self::open_data::OpenDataMetrics;
 use self::requests::RequestMetrics;
 pub use self::requests::RouteMetrics;
@@ -70,6 +72,7 @@ pub struct Metrics {
     exchanges: IntCounterVec,
     exchange_duration: Histogram,
     pub wechat: WeChatMetrics,
+    pub login_hook: LoginHookMetrics,
     pub open_data: OpenDataMetrics,
     sessions: SessionMetrics,
     reload_successful: IntGauge,
@@ -143,6 +146,7 @@ impl Metrics {
                 "Duration of code2Session calls",
             )?,
             wechat: WeChatMetrics::new(&registry)?,
+            login_hook: LoginHookMetrics::new(&registry)?,
             open_data: OpenDataMetrics::new(&registry)?,
             sessions: SessionMetrics::new(&registry)?,
             certificate_expiry: gauges(

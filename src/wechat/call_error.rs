@@ -59,7 +59,7 @@ fn origin(url: &str) -> String {
 }
 
 /// The cause of a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     ConnectionRefused,
     Dns,
@@ -83,7 +83,7 @@ pub enum Cause {
 
 impl Cause {
     /// The cause of an error before the request was sent.
-    fn of_connection(error: &reqwest::Error) -> Self {
+    pub fn of_connection(error: &reqwest::Error) -> Self {
         if error.is_timeout() {
             return Self::ConnectTimeout;
         }
@@ -91,7 +91,7 @@ impl Cause {
     }
 
     /// The cause of a rejected certificate; `None` for other errors.
-    fn of_certificate(error: &reqwest::Error) -> Option<Self> {
+    pub fn of_certificate(error: &reqwest::Error) -> Option<Self> {
         chain(error).find_map(|link| match link.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(error)) => Some(match error {
                 CertificateError::UnknownIssuer => Self::UnknownIssuer,

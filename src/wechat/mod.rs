@@ -36,6 +36,7 @@ use self::concurrency_limit::{CallPermit, ConcurrencyLimit};
 pub use self::errcode::ErrCode;
 pub use self::error::{ErrorReport, WeChatError};
 pub use self::reply::Exchanged;
+pub use self::transport::is_not_http;
 use self::transport::{Response, Transport};
 use crate::clock::Clock;
 use crate::config::{App, WeChatSection};

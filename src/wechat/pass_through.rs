@@ -2,8 +2,8 @@
 //!
 //! Bodies stream in both directions, with limits on the time without progress and none on the
 //! total. Only two parts are held: the beginning of the request, so that a short one can be sent
-//! again, and a response that may be an error of WeChat's. If that says that the access token is not
-//! valid, WeChat has not looked at the rest, and the call is repeated once with another one.
+//! again, and a response that may be an error of WeChat's. If that says that the access token is
+//! not valid, WeChat has not looked at the rest, and the call is repeated once with another one.
 
 pub mod download;
 pub mod upload;

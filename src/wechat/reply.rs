@@ -161,7 +161,7 @@ impl Reply {
                 Some(unionid.ok_or(WeChatError::malformed("invalid unionid"))?)
             }
         };
-        Ok(Identity { app_id: app_id.clone(), openid, unionid })
+        Ok(Identity { app_id: app_id.clone(), openid, unionid, user_id: None })
     }
 
     fn error(&self, errcode: ErrCode) -> WeChatError {

@@ -7,10 +7,9 @@
 //!
 //! `codes`, `users` and `quotas` have the state of users. Each other file has the endpoints of one
 //! group with their state: `login`, `access_token`, `session_key`, `phone_number`, `messages`,
-//! `mini_program_code` (with `png`), `content`, `media`. `device` does what a user's phone does, and
-//! `pages` are WeChat's login pages in browsers.
-//! `call` reads requests, `multipart` those with a file; `errors` has WeChat's errors and `faults`
-//! other failures.
+//! `mini_program_code` (with `png`), `content`, `media`. `device` does what a user's phone does,
+//! and `pages` are WeChat's login pages in browsers. `call` reads requests, `multipart` those with
+//! a file; `errors` has WeChat's errors and `faults` other failures.
 
 mod access_token;
 mod call;

@@ -236,7 +236,8 @@ impl Response {
     /// nor an error contains any of `secrets`.
     ///
     /// # Errors
-    /// What is wrong with the response, or, if its status is another one, the error that it reports.
+    /// What is wrong with the response, or, if its status is another one, the error that it
+    /// reports.
     pub fn reply<'a>(
         &self,
         secrets: impl IntoIterator<Item = &'a str>,
@@ -309,7 +310,7 @@ pub fn transport_error(destination: &Arc<Destination>, error: &reqwest::Error) -
 }
 
 /// Whether something was received that is not HTTP.
-fn is_not_http(error: &reqwest::Error) -> bool {
+pub fn is_not_http(error: &reqwest::Error) -> bool {
     call_error::chain(error)
         .any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
 }

@@ -67,6 +67,7 @@ module.exports = __toCommonJS(index_exports);
 // src/error.ts
 var ACTIONS = {
   wechat_timeout: "login",
+  login_unavailable: "login",
   rate_limited: "retry",
   bad_gateway: "retry",
   wechat_busy: "retry",

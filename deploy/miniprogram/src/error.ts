@@ -19,6 +19,7 @@ export interface Answer {
  */
 const ACTIONS: Record<string, Action> = {
   wechat_timeout: "login",
+  login_unavailable: "login",
   rate_limited: "retry",
   bad_gateway: "retry",
   wechat_busy: "retry",

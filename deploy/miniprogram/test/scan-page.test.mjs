@@ -99,7 +99,7 @@ class Page {
 
   /** Lets the pause between two tries end, and returns its milliseconds. */
   async endPause() {
-    const pauses = () => [...this.timers].filter(([, { time }]) => time !== 40_000 && time !== 15_000);
+    const pauses = () => [...this.timers].filter(([, { time }]) => time !== 60_000 && time !== 15_000);
     await until(() => pauses().length === 1, "a pause");
     const [[number, { action, time }]] = pauses();
     this.timers.delete(number);
@@ -275,6 +275,17 @@ test("what cannot get better is not tried again", async () => {
   for (const [answer, end, words] of [
     [{ status: 404, body: { error: "no_route" } }, "expired", "This code has expired."],
     [{ status: 403, body: { error: "login_refused" } }, "failed", "This user cannot log in."],
+    [
+      { status: 403, body: { error: "login_refused", message: "this user may not log in" } },
+      "failed",
+      "This user cannot log in.",
+    ],
+    [{ status: 403, body: { error: "login_refused", message: "<b>先注册</b>" } }, "failed", "<b>先注册</b>"],
+    [
+      { status: 503, body: { error: "login_unavailable" }, headers: { "Retry-After": "3" } },
+      "failed",
+      "Login is not available at the moment.",
+    ],
     [{ status: 403, body: { error: "cross_site" } }, "failed", "Login is not available at the moment."],
     [{ status: 200 }, "failed", "Login is not available at the moment."],
     [{ status: 200, body: { state: "<b>" } }, "failed", "Login is not available at the moment."],
@@ -317,7 +328,7 @@ test("a poll that is never answered is given up", async () => {
   (await page.request()).answer(STARTED);
   const poll = await page.request(2);
   const [timer] = [...page.timers.values()];
-  assert.equal(timer.time, 40_000);
+  assert.equal(timer.time, 60_000);
   timer.action();
   assert.ok(poll.isAborted);
   await page.endPause();

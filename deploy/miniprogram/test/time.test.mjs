@@ -412,9 +412,20 @@ test("a busy gateway is asked four times with four codes", async () => {
 });
 
 test("Retry-After is waited for before a fresh code", async () => {
-  const { phone, client } = app(refused(504, "wechat_timeout", { "retry-after": "4" }), granted);
-  assert.equal((await outcome(client.login())).waited, 4);
-  assert.equal(phone.codes, 2);
+  for (const [status, word] of [[504, "wechat_timeout"], [503, "login_unavailable"]]) {
+    const { phone, client } = app(refused(status, word, { "retry-after": "4" }), granted);
+    assert.equal((await outcome(client.login())).waited, 4);
+    assert.equal(phone.codes, 2);
+  }
+});
+
+test("the message of a login hook that refuses the user is shown by the error", async () => {
+  const answer = refused(403, "login_refused");
+  answer.data = { ...answer.data, error: "login_refused", action: "none", message: "请先注册", request_id: "r" };
+  const { phone, client } = app(answer);
+  const { error } = await outcome(client.login());
+  assert.deepEqual([error.error, error.action, error.errMsg], ["login_refused", "none", "请先注册"]);
+  assert.equal(phone.codes, 1);
 });
 
 test("a code is sent again only inside the replay window", async () => {

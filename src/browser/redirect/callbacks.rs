@@ -1,9 +1,9 @@
 //! The callbacks of logins by redirect: each state is used once, with one code.
 //!
 //! The first callback claims its state for its code. Repeats wait for it, and get its outcome for a
-//! while. The record lives for as long as the state can be opened, so that no other code can be used
-//! with it. After a failure that may pass there is no record: otherwise requests that never get to
-//! WeChat could fill the store.
+//! while. The record lives for as long as the state can be opened, so that no other code can be
+//! used with it. After a failure that may pass there is no record: otherwise requests that never
+//! get to WeChat could fill the store.
 
 use std::time::Duration;
 
@@ -49,6 +49,9 @@ enum Progress {
     Done {
         until: u64,
         result: Result<String, String>,
+        /// The message of the login hook that has refused the user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
     },
 }
 
@@ -89,7 +92,10 @@ impl Callbacks {
                 Progress::Done { result: Ok(token), .. } => {
                     return self.live(&token).await.map(Some);
                 }
-                Progress::Done { result: Err(word), .. } => return Err(rejection(&word)),
+                Progress::Done { result: Err(word), message, .. } => {
+                    let rejection = final_rejection(&word, message.as_deref());
+                    return Err(rejection.unwrap_or(Rejection::InternalError));
+                }
                 Progress::UnderWay if Instant::now() < deadline => sleep(POLL).await,
                 Progress::UnderWay => return Err(Rejection::WeChatTimeout { retry_after: 1 }),
             }
@@ -112,12 +118,16 @@ impl Callbacks {
             Err(rejection) if is_final(rejection) => Err(rejection.error().to_owned()),
             Err(_) => return self.sessions.records().remove(KIND, text).await,
         };
+        let message = match outcome {
+            Err(Rejection::LoginRefused(message)) => message.as_deref().map(str::to_owned),
+            _ => None,
+        };
         let records = self.sessions.records();
         let claim = records.get(KIND, text).await?;
         // If the store has dropped it, the state may be claimed for another code.
         if let Some(claim) = claim.filter(|claim| decoded(claim).is_some_and(|of| of.code == code))
         {
-            let progress = Progress::Done { until, result };
+            let progress = Progress::Done { until, result, message };
             let value = encoded(&Callback { code, progress });
             records.replace(KIND, text, &claim, &value, LIFETIME).await?;
         }
@@ -140,21 +150,20 @@ impl Callbacks {
     }
 }
 
-/// Rejections that a repeat of the callback would get as well.
-const FINAL: [Rejection; 4] = [
-    Rejection::InvalidCode,
-    Rejection::UserBlocked,
-    Rejection::LoginRefused,
-    Rejection::SnapshotUser,
-];
-
+/// Whether a repeat of the callback would get this rejection as well.
 fn is_final(rejection: &Rejection) -> bool {
-    FINAL.contains(rejection)
+    final_rejection(rejection.error(), None).is_some()
 }
 
-fn rejection(word: &str) -> Rejection {
-    let mut all = FINAL.into_iter();
-    all.find(|rejection| rejection.error() == word).unwrap_or(Rejection::InternalError)
+/// The final rejection with this word.
+fn final_rejection(word: &str, message: Option<&str>) -> Option<Rejection> {
+    let all = [
+        Rejection::InvalidCode,
+        Rejection::UserBlocked,
+        Rejection::LoginRefused(message.map(Into::into)),
+        Rejection::SnapshotUser,
+    ];
+    all.into_iter().find(|rejection| rejection.error() == word)
 }
 
 fn encoded(callback: &Callback) -> Zeroizing<Vec<u8>> {

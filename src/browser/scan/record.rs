@@ -24,8 +24,8 @@ use crate::session::{Record, RecordKind, Records};
 /// Bytes of an id and of a secret, from the cryptographic generator.
 const BYTES: usize = 16;
 
-/// Their characters, of base64url. A scene of a Mini Program code has at most 32, and may have these
-/// characters.
+/// Their characters, of base64url. A scene of a Mini Program code has at most 32, and may have
+/// these characters.
 const LENGTH: usize = 22;
 
 /// Scans of one browser whose secrets its cookie has, so that several tabs can show a code.

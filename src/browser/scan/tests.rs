@@ -4,9 +4,11 @@ use super::*;
 use crate::config::Secrets;
 use crate::identity::OpenId;
 use crate::telemetry::metrics::Metrics;
+use crate::wechat::WeChat;
 
 const CONFIG: &str = r#"
     server = { listen = "127.0.0.1:0" }
+    wechat = { base_url = "http://127.0.0.1:1" }
     app = [{ app_id = "wx1", app_secret = { env = "X" } }]
     upstream = [{ name = "u", servers = ["127.0.0.1:1"] }]
     route = [{ path = "/", upstream = "u" }]
@@ -16,19 +18,24 @@ const CONFIG: &str = r#"
 
 struct World {
     scans: Scans,
+    logins: login::Login,
     sessions: Sessions,
     clock: Clock,
 }
 
 impl World {
     fn new() -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
         let config = Config::parse("test", CONFIG, Secrets::Ignore).unwrap();
         let clock = Clock::manual();
         let metrics = Metrics::new().unwrap();
-        let sessions = Sessions::new(&config.session, clock.clone(), metrics);
+        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+        let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
+        let (wechat, sessions_of) = (Arc::new(wechat), sessions.clone());
+        let logins = login::Login::new(&config, None, wechat, None, sessions_of, &clock, metrics);
         let section = config.scan.as_ref().unwrap();
         let scans = Scans::new(&config, section, None, &sessions, &clock);
-        Self { scans, sessions, clock }
+        Self { scans, logins, sessions, clock }
     }
 
     async fn start(&self) -> Started {
@@ -41,6 +48,7 @@ impl World {
             app_id: AppId::parse("wx1").unwrap(),
             openid: OpenId::parse("o1").unwrap(),
             unionid: None,
+            user_id: None,
         };
         let client = IpAddr::from([192, 0, 2, 2]);
         self.sessions.create(identity, client, None).await.unwrap().0.digest()
@@ -50,6 +58,10 @@ impl World {
         let cookie = Some(started.cookie.expose().as_bytes());
         let owner = Owner { origin: "https://h5.test", cookie };
         self.scans.poll(&started.id, owner, Stage::Waiting, || true).await
+    }
+
+    async fn log_in(&self, confirmed: Confirmed) -> Login {
+        self.scans.log_in(confirmed, IpAddr::from([192, 0, 2, 1]), &self.logins, "id").await
     }
 
     async fn stage(&self, started: &Started) -> Stage {
@@ -107,7 +119,7 @@ async fn a_confirmed_scan_that_was_read_twice_is_used_once() {
     let mut sessions = 0;
     for polled in read {
         let Polled::Confirmed(confirmed) = polled.unwrap() else { panic!("not confirmed") };
-        let login = world.scans.log_in(confirmed, IpAddr::from([192, 0, 2, 1])).await;
+        let login = world.log_in(confirmed).await;
         let token = login.token.unwrap();
         assert_eq!(login.identity.is_some(), token.is_some());
         sessions += usize::from(token.is_some());
@@ -123,13 +135,13 @@ async fn a_blocked_user_is_not_logged_in() {
     world.scans.scan(&started.id, &phone).await.unwrap();
     world.scans.answer(&started.id, &phone, Answer::Confirm).await.unwrap();
     let user = world.sessions.get(&phone).await.unwrap().unwrap().identity.user();
-    world.sessions.block(&user, Duration::from_secs(60)).await.unwrap();
+    world.sessions.block(&user.into(), Duration::from_secs(60)).await.unwrap();
     let Polled::Confirmed(confirmed) = world.poll(&started).await.unwrap() else {
         panic!("not confirmed")
     };
-    let login = world.scans.log_in(confirmed, IpAddr::from([192, 0, 2, 1])).await;
+    let login = world.log_in(confirmed).await;
     assert!(login.identity.is_some());
-    assert!(matches!(login.token, Err(Rejection::LoginRefused)));
+    assert!(matches!(login.token, Err(Rejection::LoginRefused(None))));
     assert_eq!(world.stage(&started).await, Stage::Expired);
 }
 

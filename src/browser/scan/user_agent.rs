@@ -5,8 +5,8 @@
 /// Bytes of a `User-Agent` that are read.
 const MOST_READ: usize = 1024;
 
-/// Browsers by parts of their `User-Agent`. It also contains those of the browsers that a browser is
-/// based on, so the first one that is found counts.
+/// Browsers by parts of their `User-Agent`. It also contains those of the browsers that a browser
+/// is based on, so the first one that is found counts.
 const BROWSERS: [(&str, &str); 24] = [
     ("MicroMessenger", "WeChat"),
     ("wxwork", "WeCom"),

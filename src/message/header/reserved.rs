@@ -4,7 +4,7 @@
 //! names for anything else.
 
 /// Injected by WeChat Cloud Run, and trusted by services that were written for it.
-pub const CLOUD_RUN: [&str; 8] = [
+pub const CLOUD_RUN: [&str; 11] = [
     "x-wx-openid",
     "x-wx-appid",
     "x-wx-unionid",
@@ -13,7 +13,17 @@ pub const CLOUD_RUN: [&str; 8] = [
     "x-wx-from-unionid",
     "x-wx-source",
     "x-wx-env",
+    "x-wx-cloudbase-access-token",
+    "x-wx-from-cloudbase-access-token",
+    "x-original-forwarded-for",
 ];
+
+/// Written with `identity.preset = "wxcloudrun"`: the openid, the app id, the unionid, and where
+/// the request comes from.
+pub const PRESET: [&str; 4] = ["x-wx-openid", "x-wx-appid", "x-wx-unionid", "x-wx-source"];
+
+/// The default header of the signed identity. It is removed from requests even if there is none.
+pub const JWT: &str = "x-wxgate-jwt";
 
 /// Written by the gateway into every request.
 pub const WRITTEN: [&str; 5] =

@@ -33,8 +33,8 @@ impl AccessTokenMetrics {
         }
     }
 
-    /// Sets when the token expires, in milliseconds since 1970. There is no series before: without a
-    /// token, 0 would look like one that has expired.
+    /// Sets when the token expires, in milliseconds since 1970. There is no series before: without
+    /// a token, 0 would look like one that has expired.
     pub fn set_expiry(&self, millis: u64) {
         let gauge = self.expiry.with_label_values(&[&self.app_id]);
         gauge.set(i64::try_from(millis / 1000).unwrap_or(i64::MAX));

@@ -1,5 +1,5 @@
-//! WeChat's response to a service's call: inspected while it may be an error, and streamed from then
-//! on.
+//! WeChat's response to a service's call: inspected while it may be an error, and streamed from
+//! then on.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ impl Received {
     /// status of WeChat's own responses.
     ///
     /// # Errors
-    /// When the response is not a final one, or the body fails before its inspected part ends: until
-    /// then it can be replaced by another response.
+    /// When the response is not a final one, or the body fails before its inspected part ends:
+    /// until then it can be replaced by another response.
     pub async fn read(
         (response, destination): (reqwest::Response, Arc<Destination>),
         token: &Secret,
