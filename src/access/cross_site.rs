@@ -1,9 +1,9 @@
 //! Whether a request that a browser sent with a session cookie was made by a page of its own site.
 //!
 //! Browsers add cookies to requests of any page. So a request by cookie that may change something,
-//! and every WebSocket by cookie, must come from the same origin: `Sec-Fetch-Site` (Fetch Metadata),
-//! which pages cannot set, decides, or, without it, `Origin`. A page of another origin may be listed
-//! in the route's `cors`, with `credentials`.
+//! and every WebSocket by cookie, must come from the same origin: `Sec-Fetch-Site` (Fetch
+//! Metadata), which pages cannot set, decides, or, without it, `Origin`. A page of another origin
+//! may be listed in the route's `cors`, with `credentials`.
 
 use http::header::ORIGIN;
 use http::{HeaderName, Method};

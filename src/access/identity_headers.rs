@@ -7,20 +7,28 @@
 //! The gateway's headers are written after everything else that removes headers has run;
 //! `proxy::compose` ensures that order. This module does not know how an identity was verified.
 
+mod optional;
+mod removal;
+
+use std::sync::Arc;
+
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue, SET_COOKIE};
 use http::{HeaderMap, StatusCode};
 
+use self::optional::OptionalHeaders;
+pub use self::removal::RemovalReason;
 use super::cookies::OwnCookies;
-use crate::config::{IdentitySection, SessionSection};
-use crate::identity::token;
-use crate::identity::{Identity, UnionId};
+use super::signed_identity::SignedIdentity;
+use crate::config::Config;
+use crate::identity::{Identity, UnionId, token};
 use crate::message::header::lines::write_line;
 use crate::message::header::reserved::{
-    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, METHOD_OVERRIDES, OF_CONNECTION, ORIGINAL_REQUEST,
-    WRITTEN,
+    CLOUD_RUN, FROM_TRUSTED, HTTP2_SETTINGS, JWT, METHOD_OVERRIDES, OF_CONNECTION,
+    ORIGINAL_REQUEST, PRESET, WRITTEN,
 };
 use crate::message::header::{FoldedNames, HeadersMut, nominated};
 use crate::message::rejection::ERROR_HEADER;
+use crate::session::Session;
 
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -38,12 +46,26 @@ pub struct IdentityHeaders {
     strips_bearer: bool,
     /// The names for the openid, the app id and the unionid.
     identity: [HeaderName; 3],
+    /// `None` if there are no other identity headers.
+    optional: Option<Box<OptionalHeaders>>,
     /// Removed from requests and responses.
     pub(crate) cookies: OwnCookies,
     /// Headers that a forward-auth proxy writes or removes. They are also kept folded, to recognise
     /// other spellings.
     decision_names: Vec<HeaderName>,
     decision_names_folded: FoldedNames,
+}
+
+/// An identity could not be written: it could not be signed, or is not a legal header value. The
+/// request must then not be forwarded.
+#[derive(Debug, thiserror::Error)]
+#[error("the identity cannot be written")]
+pub struct Unwritable;
+
+impl From<InvalidHeaderValue> for Unwritable {
+    fn from(_: InvalidHeaderValue) -> Self {
+        Self
+    }
 }
 
 /// The values of the forwarding headers.
@@ -58,49 +80,25 @@ pub struct Forwarding {
     pub is_trusted: bool,
 }
 
-/// Why a header of a request is not forwarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RemovalReason {
-    #[error("reserved: only the gateway sends the identity")]
-    Identity,
-    #[error("the session header")]
-    SessionHeader,
-    #[error("the session token")]
-    Token,
-    #[error("reserved: services written for WeChat Cloud Run trust it")]
-    CloudRun,
-    #[error("replaced: the gateway sends its own value")]
-    Written,
-    #[error("only a trusted proxy may send it")]
-    Untrusted,
-    #[error("it applies only to the client's connection")]
-    OfConnection,
-    #[error("it could override the method, on which routes depend")]
-    MethodOverride,
-}
-
 impl IdentityHeaders {
-    pub fn new(identity: &IdentitySection, session: &SessionSection) -> Self {
-        let own = [
-            identity.openid_header.as_str(),
-            identity.app_id_header.as_str(),
-            identity.union_id_header.as_str(),
-            session.header.as_str(),
-        ];
+    pub fn new(config: &Config) -> Self {
+        let Config { identity, session, .. } = config;
+        let own = identity.headers().into_iter().chain([&session.header]);
+        let own: Vec<_> = own.map(HeaderName::as_str).chain([JWT]).collect();
+        let optional = OptionalHeaders::new(config);
         let request = own.iter().copied().chain(CLOUD_RUN).chain(WRITTEN).chain(FROM_TRUSTED);
         let request = request.chain([HTTP2_SETTINGS]);
-        let identity = [
-            identity.openid_header.clone(),
-            identity.app_id_header.clone(),
-            identity.union_id_header.clone(),
-        ];
         let decision_names: Vec<_> = ORIGINAL_REQUEST
             .into_iter()
             .chain(CLOUD_RUN)
+            .chain([JWT])
             .map(HeaderName::from_static)
-            .chain(identity.iter().cloned())
+            .chain(identity.headers().into_iter().cloned())
             .collect();
-        let response = own.iter().copied().chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
+        // A service that repeats what it received must not show the client its openid.
+        let preset = identity.preset.map_or(&[][..], |_| &PRESET);
+        let own = own.iter().copied().chain(preset.iter().copied());
+        let response = own.chain([ERROR_HEADER.as_str()]).chain(OF_CONNECTION);
         Self {
             request: FoldedNames::new(request),
             response: FoldedNames::new(response),
@@ -108,8 +106,22 @@ impl IdentityHeaders {
             cookies: OwnCookies::default(),
             decision_names_folded: FoldedNames::new(decision_names.iter().map(HeaderName::as_str)),
             decision_names,
-            identity,
+            identity: [
+                identity.openid_header.clone(),
+                identity.app_id_header.clone(),
+                identity.union_id_header.clone(),
+            ],
+            optional: optional.is_on().then(|| Box::new(optional)),
         }
+    }
+
+    /// Also signs the identity.
+    #[must_use]
+    pub(crate) fn signing(mut self, signed: Option<Arc<SignedIdentity>>) -> Self {
+        if let Some(optional) = &mut self.optional {
+            optional.signed = signed;
+        }
+        self
     }
 
     /// Also removes headers that override the method, if routes match by method: otherwise the
@@ -132,7 +144,7 @@ impl IdentityHeaders {
     }
 
     /// Removes the client's lines of the gateway's headers, and writes exactly one line of each.
-    /// The identity headers are written only if there is an identity.
+    /// The identity headers are written only if there is an identity. `jwt` is the signed identity.
     ///
     /// # Errors
     /// When a value cannot be written; the request must then not be forwarded.
@@ -141,6 +153,7 @@ impl IdentityHeaders {
         request: &mut impl HeadersMut,
         forwarding: &Forwarding,
         identity: Option<&Identity>,
+        jwt: Option<&HeaderValue>,
     ) -> Result<(), InvalidHeaderValue> {
         request.remove_if(|name, value| self.strips(name, value, forwarding.is_trusted));
         for (name, value) in [
@@ -154,15 +167,15 @@ impl IdentityHeaders {
         if let Some(host) = &forwarding.host {
             request.add(&FORWARDED_HOST, host);
         }
-        if let Some(identity) = identity {
-            let [openid, app_id, unionid] = &self.identity;
-            request.add(openid, &HeaderValue::from_str(identity.openid.as_str())?);
-            request.add(app_id, &HeaderValue::from_str(identity.app_id.as_str())?);
-            if let Some(value) = &identity.unionid {
-                request.add(unionid, &HeaderValue::from_str(value.as_str())?);
-            }
+        let mut written = Ok(());
+        if identity.is_some() {
+            self.each(identity, jwt, |name, value| match value.map(HeaderValue::from_bytes) {
+                Some(Ok(value)) => request.add(name, &value),
+                Some(Err(error)) => written = Err(error),
+                None => {}
+            });
         }
-        Ok(())
+        written
     }
 
     /// Writes the forwarding headers and the request id. Every line that [`Self::strips`] selects
@@ -182,13 +195,45 @@ impl IdentityHeaders {
     }
 
     /// Writes the identity headers. Every line that [`Self::strips`] selects must have been removed
-    /// before.
-    pub fn write_identity(&self, identity: &Identity, out: &mut Vec<u8>) {
+    /// before. `audience` is the index of the upstream.
+    ///
+    /// # Errors
+    /// When the identity cannot be signed; the request must then not be forwarded.
+    pub fn write_identity(
+        &self,
+        session: &Session,
+        audience: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Unwritable> {
+        let jwt = self.jwt(session, audience)?;
+        self.each(Some(&session.identity), jwt.as_ref(), |name, value| {
+            if let Some(value) = value {
+                write_line(out, name.as_str().as_bytes(), value);
+            }
+        });
+        Ok(())
+    }
+
+    /// The signed identity; `None` if it is off.
+    fn jwt(&self, session: &Session, audience: usize) -> Result<Option<HeaderValue>, Unwritable> {
+        self.optional.as_ref().map_or(Ok(None), |optional| optional.jwt(session, audience))
+    }
+
+    /// Calls `each` with every identity header, and its value if it has one.
+    #[inline]
+    fn each<'a>(
+        &'a self,
+        identity: Option<&'a Identity>,
+        jwt: Option<&'a HeaderValue>,
+        mut each: impl FnMut(&'a HeaderName, Option<&'a [u8]>),
+    ) {
         let [openid, app_id, unionid] = &self.identity;
-        write_line(out, openid.as_str().as_bytes(), identity.openid.as_str().as_bytes());
-        write_line(out, app_id.as_str().as_bytes(), identity.app_id.as_str().as_bytes());
-        if let Some(value) = &identity.unionid {
-            write_line(out, unionid.as_str().as_bytes(), value.as_str().as_bytes());
+        let union_of = |identity: &'a Identity| identity.unionid.as_ref().map(UnionId::as_str);
+        each(openid, identity.map(|identity| identity.openid.as_str().as_bytes()));
+        each(app_id, identity.map(|identity| identity.app_id.as_str().as_bytes()));
+        each(unionid, identity.and_then(union_of).map(str::as_bytes));
+        if let Some(optional) = &self.optional {
+            optional.each(identity, jwt, each);
         }
     }
 
@@ -204,29 +249,30 @@ impl IdentityHeaders {
     }
 
     /// Writes the identity into the response to another proxy. Each header is written once, and is
-    /// empty if it has no value, so that it replaces what the client sent.
+    /// empty if it has no value, so that it replaces what the client sent. `audience` is that of
+    /// the original request's route.
     ///
     /// # Errors
-    /// When a value cannot be written; the request must then not be allowed.
+    /// When a value cannot be written or signed; the request must then not be allowed.
     pub fn write_decision(
         &self,
         headers: &mut HeaderMap,
-        identity: Option<&Identity>,
-    ) -> Result<(), InvalidHeaderValue> {
-        let unionid = identity.and_then(|identity| identity.unionid.as_ref());
-        let values = [
-            identity.map(|identity| identity.openid.as_str()),
-            identity.map(|identity| identity.app_id.as_str()),
-            unionid.map(UnionId::as_str),
-        ];
-        for (name, value) in self.identity.iter().zip(values) {
-            let value = match value {
-                Some(value) => HeaderValue::from_str(value)?,
-                None => HeaderValue::from_static(""),
-            };
-            headers.insert(name, value);
-        }
-        Ok(())
+        session: Option<&Session>,
+        audience: Option<usize>,
+    ) -> Result<(), Unwritable> {
+        let jwt = session.zip(audience).map(|(session, audience)| self.jwt(session, audience));
+        let jwt = jwt.transpose()?.flatten();
+        let identity = session.map(|session| &session.identity);
+        let mut written = Ok(());
+        self.each(identity, jwt.as_ref(), |name, value| {
+            match HeaderValue::from_bytes(value.unwrap_or_default()) {
+                Ok(value) => {
+                    headers.insert(name, value);
+                }
+                Err(error) => written = Err(error.into()),
+            }
+        });
+        written
     }
 
     /// Whether another proxy forwarded a header that it should have removed: another spelling of a
@@ -241,37 +287,6 @@ impl IdentityHeaders {
     fn is_stripped(&self, name: &[u8], is_trusted: bool) -> bool {
         let is_it = |other: &str| other.as_bytes().eq_ignore_ascii_case(name);
         self.request.contains(name) && !(is_trusted && FROM_TRUSTED.iter().any(|name| is_it(name)))
-    }
-
-    /// Why a header line of a request is removed; `None` if it is not. Only for `wxgate explain`.
-    pub fn removal_reason(
-        &self,
-        name: &HeaderName,
-        value: &HeaderValue,
-        is_trusted: bool,
-    ) -> Option<RemovalReason> {
-        if !self.is_stripped(name.as_str().as_bytes(), is_trusted) {
-            let is_token = self.is_token(name.as_str().as_bytes(), value.as_bytes());
-            return is_token.then_some(RemovalReason::Token);
-        }
-        let is_among =
-            |names: &[&str]| FoldedNames::new(names.iter().copied()).contains(name.as_str());
-        let [openid, app_id, union_id] = &self.identity;
-        Some(if is_among(&[openid, app_id, union_id].map(HeaderName::as_str)) {
-            RemovalReason::Identity
-        } else if is_among(&CLOUD_RUN) {
-            RemovalReason::CloudRun
-        } else if is_among(&WRITTEN) {
-            RemovalReason::Written
-        } else if is_among(&FROM_TRUSTED) {
-            RemovalReason::Untrusted
-        } else if is_among(&METHOD_OVERRIDES) {
-            RemovalReason::MethodOverride
-        } else if is_among(&[HTTP2_SETTINGS]) {
-            RemovalReason::OfConnection
-        } else {
-            RemovalReason::SessionHeader
-        })
     }
 
     /// Removes from a service's response the identity and session headers, the header that marks

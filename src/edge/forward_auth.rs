@@ -134,8 +134,10 @@ impl ForwardAuth {
         let mut judged = Self::judge(&policy, &request, client).await;
 
         let mut headers = HeaderMap::with_capacity(8);
-        let identity = judged.verdict.identity().filter(|_| judged.outcome.is_ok());
-        if policy.identity_headers.write_decision(&mut headers, identity).is_err() {
+        let session = judged.verdict.session.as_deref().filter(|_| judged.outcome.is_ok());
+        let audience = judged.served.zip(session);
+        let audience = audience.and_then(|(served, session)| served.audience(session));
+        if policy.identity_headers.write_decision(&mut headers, session, audience).is_err() {
             judged.outcome = Err(Rejection::InternalError);
         }
         let mut content = Bytes::new();
@@ -145,7 +147,7 @@ impl ForwardAuth {
             Err(rejection) => {
                 code = status(rejection);
                 let request_id = request_id.to_str().unwrap_or_default();
-                let login_url = login_url(&policy, &request, judged.route);
+                let login_url = login_url(&policy, &request, judged.route());
                 let body = policy.error_body.as_ref();
                 let own = rejection.response(request_id, body, login_url.as_deref());
                 headers.extend(own.headers);
@@ -179,7 +181,7 @@ impl ForwardAuth {
             Ok(matched) => matched,
             Err(rejection) => {
                 let verdict = Verdict::default();
-                return Judged { route: None, verdict, outcome: Err(rejection) };
+                return Judged { served: None, verdict, outcome: Err(rejection) };
             }
         };
         let Matched { route, method, path, host, is_preflight } = matched;
@@ -198,7 +200,7 @@ impl ForwardAuth {
             length: None,
         };
         let (verdict, outcome) = policy.admit(route, &routed).await;
-        Judged { route: Some(&route.route), verdict, outcome }
+        Judged { served: Some(route), verdict, outcome }
     }
 
     /// Counts the request and writes its access log line, which describes the original request.
@@ -214,7 +216,8 @@ impl ForwardAuth {
             let value = only(&recorded.request.headers, name, "", "").ok()?.to_str().ok()?;
             recorded.client.is_trusted.then_some(value)
         };
-        let Judged { route, verdict, outcome } = recorded.judged;
+        let Judged { verdict, outcome, .. } = recorded.judged;
+        let route = recorded.judged.route();
         let request_id = recorded.request_id.to_str().unwrap_or_default();
         access_log.write(&AccessLine {
             method: logged(&FORWARDED_METHOD).unwrap_or_default(),
@@ -224,7 +227,9 @@ impl ForwardAuth {
             bytes_out: recorded.bytes_out,
             decision: verdict.decision.map(Decision::as_str),
             app_id: verdict.identity().map(|identity| identity.app_id.as_str()),
-            user: verdict.identity().map(|identity| access_log.user(&identity.openid)),
+            user: verdict
+                .identity()
+                .map(|identity| access_log.user(&identity.openid, identity.user_id.as_ref())),
             ..AccessLine::new(
                 request_id,
                 recorded.client.address,
@@ -237,9 +242,15 @@ impl ForwardAuth {
 
 /// The decision on the original request.
 struct Judged<'a> {
-    route: Option<&'a Route>,
+    served: Option<&'a ServedRoute>,
     verdict: Verdict,
     outcome: Result<(), Rejection>,
+}
+
+impl<'a> Judged<'a> {
+    fn route(&self) -> Option<&'a Route> {
+        self.served.map(|served| &served.route)
+    }
 }
 
 /// The original request, and the route that it matched.

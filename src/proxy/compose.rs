@@ -138,8 +138,8 @@ pub fn request(
             }
         }
     }
-    if let Some(identity) = request.verdict.identity() {
-        policy.identity_headers.write_identity(identity, out);
+    if let Some(session) = &request.verdict.session {
+        policy.identity_headers.write_identity(session, request.pool?, out).ok()?;
     }
     if let Some(jar) = jar {
         jar.write(&beside_jar, cookies, route, out);

@@ -1,5 +1,5 @@
-//! The gateway's own endpoints: login, logout, session, health; `browser` has those of web pages,
-//! `ticket` and `scan` the others of browsers.
+//! The gateway's own endpoints: login, logout, session, health, public keys; `browser` has those of
+//! web pages, `ticket` and `scan` the others of browsers.
 
 mod browser;
 mod scan;
@@ -26,6 +26,7 @@ use crate::message::header::Headers;
 use crate::message::own_response::OwnResponse;
 use crate::message::rejection::Rejection;
 use crate::message::request_header::Framing;
+use crate::policy::Policy;
 use crate::policy::lifecycle::Lifecycle;
 
 impl Gateway {
@@ -113,6 +114,15 @@ pub fn health(lifecycle: &Lifecycle) -> OwnResponse {
     response.header(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response.body = text.into();
     response
+}
+
+/// The public keys that verify signed identities.
+///
+/// # Errors
+/// When identities are not signed.
+pub(super) fn jwks(policy: &Policy) -> Result<OwnResponse, Rejection> {
+    let signed = policy.signed_identity.as_ref().ok_or(Rejection::NoRoute)?;
+    Ok(signed.jwks().clone())
 }
 
 /// Reads a whole body of at most `limit` bytes, within `time`. Its bytes are counted in `share`, if

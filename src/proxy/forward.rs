@@ -82,7 +82,10 @@ impl Gateway {
             received.map_err(of_request_body)?;
         }
         let mut connection = self.connect(client, request, &mut attempts).await?;
-        set_host(client, request, &mut upload, connection.server())?;
+        let has_host = has_host_of_server(request);
+        if has_host {
+            compose_anew(client, request, &mut upload, connection.server())?;
+        }
         let mut has_continued = is_collected;
         let (forwarded, response) = loop {
             let mut forwarded = ForwardedRequest {
@@ -135,7 +138,10 @@ impl Gateway {
                     (None, _, stop) => return Err(stop),
                 },
             }
-            set_host(client, request, &mut upload, connection.server())?;
+            // The signed identity may have ended during the last attempt.
+            if has_host || request.policy.signed_identity.is_some() {
+                compose_anew(client, request, &mut upload, connection.server())?;
+            }
             upload.repeat();
         };
         drop(attempts);
@@ -192,16 +198,18 @@ fn poll_upload(
     client.poll_disconnect(cx).map(|Disconnected| Stop::Disconnected)
 }
 
-/// Writes the header of a request anew if its `Host` depends on the server.
-fn set_host(
+/// Whether the `Host` of a request depends on the server that it is sent to.
+fn has_host_of_server(request: &Request) -> bool {
+    request.pool().is_some_and(|pool| pool.section().host == UpstreamHost::Server)
+}
+
+/// Writes the header of a request anew, for this server.
+fn compose_anew(
     client: &ClientConnection,
     request: &Request,
     upload: &mut Transfer,
     server: &Server,
 ) -> Result<(), Stop> {
-    if !request.pool().is_some_and(|pool| pool.section().host == UpstreamHost::Server) {
-        return Ok(());
-    }
     let mut header = buffers::take();
     compose::request(request, client, Some(server), &mut header).ok_or(Rejection::InternalError)?;
     upload.replace_header(&header);

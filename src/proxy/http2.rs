@@ -297,8 +297,8 @@ impl Gateway {
         }
     }
 
-    /// Parses the header of a request. A rejection comes with whether the request is gRPC. Not `async`: its variables would make the future of every
-    /// stream larger.
+    /// Parses the header of a request. A rejection comes with whether the request is gRPC. Not
+    /// `async`: its variables would make the future of every stream larger.
     fn read_stream(
         &self,
         request: Http2Request<RecvStream>,

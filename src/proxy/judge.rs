@@ -2,7 +2,7 @@
 
 use super::Gateway;
 use super::client::ClientConnection;
-use super::endpoints::health;
+use super::endpoints::{health, jwks};
 use super::failure::Stop;
 use super::request::{Request, route_lookup};
 use crate::access::websocket;
@@ -100,6 +100,7 @@ impl Gateway {
             Endpoint::Scan => Box::pin(self.start_scan(request)).await?,
             Endpoint::ScanById => Box::pin(self.scan(client, request)).await?,
             Endpoint::Health => health(&self.process.lifecycle),
+            Endpoint::Jwks => jwks(&request.policy)?,
             Endpoint::None => return Err(Rejection::NoRoute.into()),
         };
         Ok(Some(response))

@@ -10,9 +10,8 @@
 //! `connection` is the loop over the requests of an HTTP/1 connection, `http2` the same for HTTP/2,
 //! and `request` the state of one request. `client` and `stream` are the client's side, and
 //! `attempts` chooses the servers. `compose` writes headers, `trailers` writes trailers, and `body`
-//! forwards bodies, in memory from `buffers`. `grpc` is what differs for gRPC clients, and `jar` for
-//! services whose cookies are kept here. `unrouted`
-//! responds to requests without a route.
+//! forwards bodies, in memory from `buffers`. `grpc` is what differs for gRPC clients, and `jar`
+//! for services whose cookies are kept here. `unrouted` responds to requests without a route.
 
 mod attempts;
 pub mod body;

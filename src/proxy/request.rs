@@ -337,7 +337,8 @@ impl Request {
         let identity = self.verdict.identity();
         let login = self.login.as_deref();
         let app_id = identity.map(|identity| &identity.app_id);
-        let openid = identity.map(|identity| &identity.openid);
+        let user = identity.map(|identity| (&identity.openid, identity.user_id.as_ref()));
+        let user = user.or_else(|| Some((login?.openid.as_ref()?, login?.user_id.as_ref())));
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         access_log.write(&AccessLine {
             method: self.method.as_str(),
@@ -350,7 +351,7 @@ impl Request {
             bytes_out: size(self.bytes_out),
             decision: self.verdict.decision.map(Decision::as_str),
             app_id: app_id.or_else(|| login?.app_id.as_ref()).map(AppId::as_str),
-            user: openid.or_else(|| login?.openid.as_ref()).map(|openid| access_log.user(openid)),
+            user: user.map(|(openid, user_id)| access_log.user(openid, user_id)),
             errcode: login.and_then(|login| login.errcode).map(ErrCode::number),
             ..AccessLine::new(self.id_text(), self.client.address, status, took)
         });

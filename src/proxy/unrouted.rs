@@ -42,11 +42,14 @@ impl UnroutedRequest<'_> {
     ) -> Vec<u8> {
         let request_id_value = trusted_proxies::fresh_request_id();
         let request_id = request_id_value.to_str().unwrap_or_default();
-        let error = response.as_ref().err().map(Rejection::error);
-        let message = response.as_ref().err().map(Rejection::message);
-        let mut response = response.unwrap_or_else(|rejection| {
-            rejection.response(request_id, policy.error_body.as_ref(), None)
-        });
+        let (mut response, rejection) = match response {
+            Ok(response) => (response, None),
+            Err(rejection) => {
+                let body = policy.error_body.as_ref();
+                (rejection.response(request_id, body, None), Some(rejection))
+            }
+        };
+        let error = rejection.as_ref().map(Rejection::error);
         response.header(REQUEST_ID.clone(), request_id_value.clone());
         response.add_missing(&policy.response_headers);
         let is_to_head = self.method == "HEAD";
@@ -60,8 +63,8 @@ impl UnroutedRequest<'_> {
             bytes_out: if is_to_head { 0 } else { response.body.len() },
             ..AccessLine::new(request_id, client, response.status, self.took)
         });
-        if let Some(message) = message.filter(|_| self.is_grpc) {
-            grpc::trailers_only(&mut response, message);
+        if let Some(rejection) = rejection.filter(|_| self.is_grpc) {
+            grpc::trailers_only(&mut response, rejection.message());
         }
         response.to_closing_http1(is_to_head)
     }

@@ -97,6 +97,7 @@ async fn a_session_of_a_removed_app_is_invalid() {
         app_id: AppId::parse("wx2").unwrap(),
         openid: crate::identity::OpenId::parse("o1").unwrap(),
         unionid: None,
+        user_id: None,
     };
     let (token, _) = authenticator.sessions.create(identity, CLIENT, None).await.unwrap();
     let lines = headers(&[("x-3rd-session", token.expose())]);
@@ -113,6 +114,7 @@ async fn a_request_is_authenticated_by_the_access_of_its_route() {
         app_id: AppId::parse("wx1").unwrap(),
         openid: crate::identity::OpenId::parse("o1").unwrap(),
         unionid: None,
+        user_id: None,
     };
     let (token, _) = authenticator.sessions.create(identity.clone(), CLIENT, None).await.unwrap();
     let valid = headers(&[("x-3rd-session", token.expose())]);

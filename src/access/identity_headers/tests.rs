@@ -9,7 +9,7 @@ fn identity_headers() -> IdentityHeaders {
     let text = include_str!("../../../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
     assert_eq!(config.session.carriers, Carriers { header: true, bearer: true, cookie: false });
-    IdentityHeaders::new(&config.identity, &config.session)
+    IdentityHeaders::new(&config)
 }
 
 fn append(headers: &mut HeaderMap, name: &str, value: &str) {
@@ -29,7 +29,7 @@ fn forwarding(is_trusted: bool) -> Forwarding {
 }
 
 /// Listed here again, independently of the code under test.
-const RESERVED: [&str; 27] = [
+const RESERVED: [&str; 31] = [
     "x_openid",
     "x_appid",
     "x_unionid",
@@ -42,6 +42,10 @@ const RESERVED: [&str; 27] = [
     "x_wx_from_unionid",
     "x_wx_source",
     "x_wx_env",
+    "x_wx_cloudbase_access_token",
+    "x_wx_from_cloudbase_access_token",
+    "x_original_forwarded_for",
+    "x_wxgate_jwt",
     "x_request_id",
     "x_forwarded_for",
     "x_forwarded_proto",
@@ -70,7 +74,7 @@ fn spelling() -> impl Strategy<Value = String> {
     let separators = prop::sample::select("!#$%&'*+-.^_`|~".chars().collect::<Vec<_>>());
     (
         prop::sample::select(RESERVED.to_vec()),
-        prop::collection::vec((any::<bool>(), separators), 24),
+        prop::collection::vec((any::<bool>(), separators), 40),
     )
         .prop_map(|(name, choices)| {
             name.chars()
@@ -103,8 +107,9 @@ proptest! {
             app_id: AppId::parse("gateway").unwrap(),
             openid: OpenId::parse("gateway").unwrap(),
             unionid: None,
+            user_id: None,
         };
-        identity_headers().apply(&mut request, &forwarding(false), has_identity.then_some(&identity)).unwrap();
+        identity_headers().apply(&mut request, &forwarding(false), has_identity.then_some(&identity), None).unwrap();
 
         let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}\n", value.to_str().unwrap());
         let wire: String = request.iter().map(line).collect();
@@ -133,7 +138,7 @@ fn headers_of_a_trusted_proxy_are_forwarded_only_in_their_own_spelling() {
     for name in ["X-Forwarded-Port", "X_Forwarded_Port", "Forwarded", "X_Forwarded_For"] {
         append(&mut request, name, "client");
     }
-    identity_headers().apply(&mut request, &forwarding(true), None).unwrap();
+    identity_headers().apply(&mut request, &forwarding(true), None, None).unwrap();
     let mut kept: Vec<_> = request
         .iter()
         .filter(|(_, value)| *value == "client")
@@ -149,7 +154,7 @@ fn only_authorization_lines_with_a_session_token_are_removed() {
     let ours = format!("Bearer {}", "a".repeat(token::TOKEN_LENGTH));
     append(&mut request, "Authorization", "Basic abc");
     append(&mut request, "authorization", &ours);
-    identity_headers().apply(&mut request, &forwarding(false), None).unwrap();
+    identity_headers().apply(&mut request, &forwarding(false), None, None).unwrap();
     let kept: Vec<_> = request.get_all("authorization").iter().collect();
     assert_eq!(kept, ["Basic abc"]);
 }

@@ -1,5 +1,5 @@
-//! The endpoints of scans: for the page, whose requests have the browser's cookie, and for the phone,
-//! whose requests have a session.
+//! The endpoints of scans: for the page, whose requests have the browser's cookie, and for the
+//! phone, whose requests have a session.
 
 use std::future::poll_fn;
 
@@ -132,12 +132,17 @@ impl Gateway {
         confirmed: Confirmed,
     ) -> Result<OwnResponse, Rejection> {
         let policy = request.policy.clone();
-        let login = scans(&policy)?.log_in(confirmed, request.client.address).await;
+        let (scans, address) = (scans(&policy)?, request.client.address);
+        let login = scans.log_in(confirmed, address, &policy.login, request.id_text()).await;
         if let Some(identity) = login.identity {
             let word = login.token.as_ref().map_or_else(Rejection::error, |_| "ok");
             self.process.metrics.login(identity.app_id.as_str(), word);
-            let (app_id, openid) = (Some(identity.app_id), Some(identity.openid));
-            request.login = Some(Box::new(LoginFacts { app_id, openid, errcode: None }));
+            request.login = Some(Box::new(LoginFacts {
+                app_id: Some(identity.app_id),
+                openid: Some(identity.openid),
+                user_id: identity.user_id,
+                errcode: None,
+            }));
         }
         let Some(token) = login.token? else { return Ok(stage_response(Stage::Expired)) };
         let host = request.browser().ok_or(Rejection::InternalError)?;

@@ -89,7 +89,8 @@ impl Gateway {
             Ok(Some(_)) | Err(AuthError::ConflictingTokens) => return Ok(None),
             Err(error) => return Err(Rejection::from(&error)),
         }
-        let token = tickets.exchange(request.verdict.offer, &used, session).await?;
+        let (offer, id) = (request.verdict.offer, request.id_text());
+        let token = tickets.exchange(offer, &used, session, &policy.login, id).await?;
         Ok(token.map(|token| {
             response.header(SET_COOKIE, host.session_cookie(&token));
             response
