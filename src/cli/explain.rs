@@ -243,7 +243,8 @@ fn explain_route(
             let identity =
                 placeholder().filter(|_| !is_preflight && section.access != Access::None);
             let host = config.upstreams.get(*upstream).and_then(host_of);
-            match forwarded(config, routes, route, request, identity.as_ref(), host) {
+            let served = (section, route);
+            match forwarded(config, routes, served, request, identity.as_ref(), host) {
                 Ok(headers) => {
                     explanation.removed = removed(config, routes, section, request, &headers);
                     let target = request.forwarded_target(config);

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod browser;
+mod identity;
 mod policy;
 
 use serde_json::{Value, json};

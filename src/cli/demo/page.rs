@@ -1,7 +1,7 @@
 //! The page of the demo: logins of a browser, and what a service with web pages gets.
 //!
-//! It is served by the demo's own service, behind the gateway, and trusts only the gateway's headers.
-//! It has no external assets; its scripts are that of `deploy/web` and its own.
+//! It is served by the demo's own service, behind the gateway, and trusts only the gateway's
+//! headers. It has no external assets; its scripts are that of `deploy/web` and its own.
 
 use std::fmt::Write as _;
 

@@ -22,8 +22,8 @@ JSON fields (all are always present):
   outcome             forwarded, answered, rejected or forward_auth
   status, error, reason, allow
                       the gateway's own response, if it is known
-  endpoint            login, logout, session, start, callback, ticket, scan or health, if the path
-                      is one of them
+  endpoint            login, logout, session, start, callback, ticket, scan, health or jwks, if the
+                      path is one of them
   route               index, name, file, line, auth, preflight, apps, max_body (bytes),
                       rate_per_user, rate_per_address, websocket, cors, preflights
   browser             null, or for the [[browser]] of the host: base_url, cookie, is_read,

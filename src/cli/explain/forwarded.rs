@@ -12,8 +12,8 @@ use super::{DescribedRequest, Header, RemovedHeader};
 use crate::access::cookies::OwnCookies;
 use crate::access::identity_headers::{Forwarding, IdentityHeaders};
 use crate::access::websocket;
-use crate::config::{Config, HeaderEdits, Route as RouteSection};
-use crate::identity::{AppId, Identity, OpenId, UnionId};
+use crate::config::{App, AppKind, Config, HeaderEdits, JwtSection, Route as RouteSection};
+use crate::identity::{AppId, Identity, OpenId, UnionId, UserId};
 use crate::message::header::reserved::HOP_BY_HOP;
 use crate::message::header::{FoldedNames, trim};
 use crate::route::{Route, Routes};
@@ -23,7 +23,7 @@ use crate::route::{Route, Routes};
 pub fn forwarded(
     config: &Config,
     routes: &Routes,
-    route: &Route,
+    (section, route): (&RouteSection, &Route),
     request: &DescribedRequest,
     identity: Option<&Identity>,
     host: Option<String>,
@@ -38,7 +38,14 @@ pub fn forwarded(
     }
     route.request_edits.remove_from(&mut headers);
     remove_own_cookies(config, &mut headers);
-    identity_headers(config, routes).apply(&mut headers, &forwarding(request), identity)?;
+    let mut own = identity_headers(config, routes);
+    if let Some(identity) = identity.filter(|_| accepts_mini_programs(config, section)) {
+        own = own.with_mini_program(&identity.app_id);
+    }
+    let jwt = config.identity.jwt.as_ref().map(JwtSection::is_bearer);
+    let jwt = jwt.map(|is_bearer| if is_bearer { "Bearer JWT" } else { "JWT" });
+    let jwt = jwt.map(HeaderValue::from_static);
+    own.apply(&mut headers, &forwarding(request), identity, jwt.as_ref())?;
     route.request_edits.write_to(&mut headers);
     if let Some(host) = host {
         headers.insert(HOST, HeaderValue::from_str(&host)?);
@@ -47,8 +54,13 @@ pub fn forwarded(
 }
 
 fn identity_headers(config: &Config, routes: &Routes) -> IdentityHeaders {
-    IdentityHeaders::new(&config.identity, &config.session)
-        .removing_overrides(routes.trust_methods())
+    IdentityHeaders::new(config).removing_overrides(routes.trust_methods())
+}
+
+/// Whether sessions of a Mini Program are accepted by a route.
+fn accepts_mini_programs(config: &Config, section: &RouteSection) -> bool {
+    let is_accepted = |app: &App| section.apps.is_empty() || section.apps.contains(&app.app_id);
+    config.apps.iter().any(|app| app.kind == AppKind::MiniProgram && is_accepted(app))
 }
 
 fn own_cookies(config: &Config) -> OwnCookies {
@@ -140,6 +152,7 @@ pub fn placeholder() -> Option<Identity> {
         app_id: AppId::parse("APP_ID")?,
         openid: OpenId::parse("OPENID")?,
         unionid: UnionId::parse("UNIONID-if-known"),
+        user_id: UserId::parse("USER_ID-if-known"),
     })
 }
 
