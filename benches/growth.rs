@@ -72,6 +72,7 @@ async fn hold(size: usize) {
         app_id: app_id.clone(),
         openid: OpenId::parse(&format!("oAbCdEfGhIjKlMnOpQr{number:09}")).unwrap(),
         unionid: UnionId::parse(&format!("uAbCdEfGhIjKlMnOpQr{number:09}")),
+        user_id: None,
     };
     // In memory before what is measured.
     let mut digests =

@@ -60,6 +60,7 @@ fn hot_path(criterion: &mut Criterion) {
                 app_id: AppId::parse("wx0123456789abcdef").unwrap(),
                 openid: OpenId::parse(&format!("oGZUI0egBJY1zhBYw2Khd{number:07}")).unwrap(),
                 unionid: None,
+                user_id: None,
             };
             now(sessions.create(identity, IpAddr::from([192, 0, 2, 1]), None))
                 .unwrap()
@@ -70,7 +71,7 @@ fn hot_path(criterion: &mut Criterion) {
         .collect();
     let routes = Routes::new(&config.endpoints, &config.routes);
     let authenticator = Authenticator::new(sessions, &config.session, &config.apps);
-    let injector = IdentityHeaders::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config);
     let trusted = TrustedProxies::new(&config.server.trusted_proxies);
     let proto = HeaderValue::from_static("http");
     let peer = IpAddr::from([127, 0, 0, 1]);
@@ -93,7 +94,7 @@ fn hot_path(criterion: &mut Criterion) {
                     now(authenticator.authenticate(&request, Access::Required, None)).1.unwrap();
                 let forwarding = client.forwarding(&request, id, &proto, None);
                 let identity = session.as_ref().map(|session| &session.identity);
-                injector.apply(&mut request, &forwarding, identity).unwrap();
+                injector.apply(&mut request, &forwarding, identity, None).unwrap();
                 (black_box(endpoint), request)
             },
             criterion::BatchSize::SmallInput,

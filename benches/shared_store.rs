@@ -242,6 +242,7 @@ fn identity(number: usize) -> Identity {
         app_id: AppId::parse("wx0123456789abcdef").unwrap(),
         openid: OpenId::parse(&format!("oAbCdEfGhIjKlMnOpQr{number:09}")).unwrap(),
         unionid: UnionId::parse(&format!("uAbCdEfGhIjKlMnOpQr{number:09}")),
+        user_id: None,
     }
 }
 

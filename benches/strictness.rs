@@ -63,7 +63,7 @@ fn strictness(criterion: &mut Criterion) {
     let text = include_str!("../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
     let routes = Routes::new(&config.endpoints, &config.routes);
-    let injector = IdentityHeaders::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config);
     let no_headers = HeaderMap::new();
 
     // A lenient proxy validates no request header: this is the whole cost.
@@ -103,7 +103,7 @@ fn strictness(criterion: &mut Criterion) {
         bencher.iter_batched(
             || (original.clone(), forwarding()),
             |(mut request, forwarding)| {
-                injector.apply(&mut request, &forwarding, None).unwrap();
+                injector.apply(&mut request, &forwarding, None, None).unwrap();
                 request
             },
             BatchSize::SmallInput,

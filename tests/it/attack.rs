@@ -11,6 +11,7 @@ mod framing;
 mod http2;
 mod identity;
 mod login;
+mod more_identity;
 mod path;
 mod request_line;
 mod scan;

@@ -21,12 +21,6 @@ fn lines_of(response: &Response) -> Vec<Value> {
     lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone()).collect()
 }
 
-fn lines_about(text: &str) -> Vec<Value> {
-    let log = process_log::text_after(0);
-    let lines = log.lines().filter(|line| line.contains(text));
-    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 fn upstream(servers: &str, more: &str) -> String {
     format!("[[upstream]]\nname = \"recorder\"\nservers = {servers}\n{more}")
 }
@@ -195,14 +189,15 @@ async fn a_failure_on_a_reused_connection_is_logged_as_such() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_an_upstream_is_down_one_line_a_minute_counts_the_requests() {
     let (nobody, _taken) = nobody();
+    let position = process_log::position();
     let stack = Stack::start_with(&upstream(&format!("[\"{nobody}\"]"), "")).await;
     for _ in 0..20 {
         stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
     }
-    assert_eq!(lines_about(&nobody.to_string()).len(), 1);
+    assert_eq!(process_log::logged_about(&nobody, position).len(), 1);
     stack.clock.advance(Duration::from_secs(60));
     stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
-    let lines = lines_about(&nobody.to_string());
+    let lines = process_log::logged_about(&nobody, position);
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[1]["fields"]["suppressed"], 19);
 }
@@ -218,6 +213,7 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
              [[route]]\npath = \"/gone\"\nupstream = \"gone\"\nauth = \"none\"\n"
         );
     let stack = Stack::start_with(&changes).await;
+    let position = process_log::position();
     stack.upstream.reply(|_| {
         let name: u64 = rand::random();
         Reply::Last(format!("HTTP/1.1 200 OK\r\nX-{name}: \0\r\n\r\n").into_bytes())
@@ -226,8 +222,8 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
         stack.get("/none").send().await.assert_error(502, "bad_gateway", "retry");
     }
     stack.get("/gone").send().await.assert_error(502, "bad_gateway", "retry");
-    assert_eq!(lines_about(&nobody.to_string()).len(), 1);
-    let lines = lines_about(&stack.upstream.address.to_string()).len();
+    assert_eq!(process_log::logged_about(&nobody, position).len(), 1);
+    let lines = process_log::logged_about(&stack.upstream.address, position).len();
     assert!((1..=16).contains(&lines), "{lines}");
 }
 
@@ -235,12 +231,13 @@ async fn a_service_with_ever_other_faults_fills_no_log_and_hides_no_other_upstre
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_passed_over_is_logged_once_a_minute() {
     let (nobody, _taken) = nobody();
+    let position = process_log::position();
     let servers = format!("[\"{nobody}\", \"{{upstream}}\"]");
     let stack = Stack::start_with(&upstream(&servers, "")).await;
     for _ in 0..10 {
         assert_eq!(stack.get("/none").send().await.status, 200);
     }
-    let mut lines = lines_about(&nobody.to_string());
+    let mut lines = process_log::logged_about(&nobody, position);
     lines.retain(|line| line["fields"]["message"] == "an attempt failed, trying another server");
     assert_eq!(lines.len(), 1);
     assert_eq!(lines[0]["fields"]["cause"], "connection refused");

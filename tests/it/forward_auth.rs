@@ -2,6 +2,7 @@
 //! identity.
 
 mod forgery;
+mod more_identity;
 mod operation;
 mod peers;
 

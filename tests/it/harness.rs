@@ -10,6 +10,7 @@ pub mod client;
 pub mod command;
 pub mod fault_proxy;
 pub mod http2_service;
+pub mod more_identity;
 pub mod process_log;
 pub mod program;
 pub mod redis;

@@ -179,7 +179,7 @@ async fn login_to(
     login: Option<(u8, u64)>,
 ) -> Arc<Session> {
     let User { app_id, openid } = user_of(app_id, name);
-    let identity = Identity { app_id, openid, unionid: None };
+    let identity = Identity { app_id, openid, unionid: None, user_id: None };
     let login = login.map(|(number, logged_in_at_millis)| LoginKey {
         session_key: key(number),
         logged_in_at_millis,

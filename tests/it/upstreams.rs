@@ -47,7 +47,7 @@ async fn get_all(stack: &Stack, count: usize) {
 }
 
 /// An address that refuses connections, reserved while the socket is there.
-fn nobody() -> (SocketAddr, socket2::Socket) {
+pub fn nobody() -> (SocketAddr, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     (socket.local_addr().unwrap().as_socket().unwrap(), socket)

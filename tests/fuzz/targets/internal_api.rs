@@ -52,7 +52,7 @@ const NEVER: [&str; 11] = [
 ];
 
 /// The endpoints without a part that varies, and whether they are for POST.
-const FIXED: [(&str, Endpoint, bool); 8] = [
+const FIXED: [(&str, Endpoint, bool); 9] = [
     ("/v1/open-data/decrypt", Endpoint::Decrypt, true),
     ("/v1/open-data/verify", Endpoint::Verify, true),
     ("/v1/session-key/check", Endpoint::CheckKey, true),
@@ -61,6 +61,7 @@ const FIXED: [(&str, Endpoint, bool); 8] = [
     ("/v1/access-token", Endpoint::AccessToken, false),
     ("/v1/access-token/renew", Endpoint::RenewAccessToken, true),
     ("/openapi.json", Endpoint::Description, false),
+    ("/.well-known/jwks.json", Endpoint::Jwks, false),
 ];
 
 /// Fields that are there.

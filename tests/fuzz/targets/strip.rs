@@ -45,7 +45,7 @@ const FROM_TRUSTED: [&str; 10] = [
     "Path-Info",
     "Proxy",
 ];
-const CLOUD_RUN: [&str; 8] = [
+const CLOUD_RUN: [&str; 12] = [
     "X-WX-OPENID",
     "X-WX-APPID",
     "X-WX-UNIONID",
@@ -54,6 +54,10 @@ const CLOUD_RUN: [&str; 8] = [
     "X-WX-FROM-UNIONID",
     "X-WX-SOURCE",
     "X-WX-ENV",
+    "X-WX-CLOUDBASE-ACCESS-TOKEN",
+    "X-WX-FROM-CLOUDBASE-ACCESS-TOKEN",
+    "X-Original-Forwarded-For",
+    "X-Wxgate-Jwt",
 ];
 
 /// The bits of the first byte.
@@ -98,7 +102,7 @@ fn gateway(
         "#
     );
     let config = Config::parse("fuzz", &text, Secrets::Ignore).expect("the text is valid");
-    let injector = IdentityHeaders::new(&config.identity, &config.session);
+    let injector = IdentityHeaders::new(&config);
     Gateway { injector, openid, app_id, union_id, session, reads_bearer }
 }
 
@@ -123,6 +127,7 @@ pub fn check(input: &[u8]) {
         app_id: AppId::parse("wx1").expect("legal"),
         openid: OpenId::parse("the-user").expect("legal"),
         unionid: has(HAS_UNIONID).then(|| UnionId::parse("the-union").expect("legal")),
+        user_id: None,
     };
     let identity = has(HAS_IDENTITY).then_some(&identity);
     check_request(gateway, &lines, identity, has(IS_TRUSTED), has(HAS_HOST));
@@ -160,7 +165,7 @@ fn check_request(
         client: value("192.0.2.2"),
         is_trusted,
     };
-    gateway.injector.apply(&mut request, &forwarding, identity).expect("legal");
+    gateway.injector.apply(&mut request, &forwarding, identity, None).expect("legal");
     let mut wire = Vec::new();
     request.write_to(&mut wire);
     let mut seen = parse(&wire);
@@ -214,7 +219,7 @@ fn check_response(gateway: &Gateway, lines: &[(String, HeaderValue)], status: u1
 
     let own = [gateway.openid, gateway.app_id, gateway.union_id, gateway.session]
         .into_iter()
-        .chain(["X-Wxgate-Error", "Keep-Alive", "Proxy-Connection"])
+        .chain(["X-Wxgate-Error", "X-Wxgate-Jwt", "Keep-Alive", "Proxy-Connection"])
         .collect::<Vec<_>>();
     let mut hop_by_hop = Vec::new();
     for (name, value) in lines {

@@ -82,7 +82,7 @@ fn gateway(reads_header: bool, reads_bearer: bool) -> Gateway {
     let tokens = Tokens { a: log_in(&sessions, "a"), b: log_in(&sessions, "b") };
     Gateway {
         authenticator: Authenticator::new(sessions.clone(), &config.session, &config.apps),
-        injector: IdentityHeaders::new(&config.identity, &config.session),
+        injector: IdentityHeaders::new(&config),
         sessions,
         reads_header,
         reads_bearer,
@@ -95,6 +95,7 @@ fn log_in(sessions: &Sessions, user: &str) -> String {
         app_id: AppId::parse("wx1").expect("legal"),
         openid: OpenId::parse(user).expect("legal"),
         unionid: None,
+        user_id: None,
     };
     let (token, _) = ready(sessions.create(identity, [192, 0, 2, 1].into(), None))
         .expect("memory does not fail");
@@ -276,7 +277,7 @@ fn check_upstream(gateway: &Gateway, mut request: HeaderMap, lines: &[(&str, Vec
         client: value("192.0.2.1"),
         is_trusted: false,
     };
-    gateway.injector.apply(&mut request, &forwarding, None).expect("legal");
+    gateway.injector.apply(&mut request, &forwarding, None, None).expect("legal");
     assert!(!request.contains_key(SESSION_HEADER));
     let sent: Vec<&[u8]> =
         request.get_all("authorization").iter().map(HeaderValue::as_bytes).collect();

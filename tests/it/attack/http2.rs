@@ -1,6 +1,7 @@
 //! The attacks of the other modules over HTTP/2, and attacks that only HTTP/2 makes possible.
 
 mod floods;
+mod more_identity;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;

@@ -5,7 +5,7 @@ use crate::harness::upstream::Reply;
 
 /// Reserved headers, as they are written and with every byte
 /// that a name may hold and a CGI-like server folds.
-pub const OWN: [&str; 20] = [
+pub const OWN: [&str; 24] = [
     "X-OpenId",
     "X-AppId",
     "X-UnionId",
@@ -18,6 +18,10 @@ pub const OWN: [&str; 20] = [
     "X-WX-FROM-UNIONID",
     "X-WX-SOURCE",
     "X-WX-ENV",
+    "X-WX-CLOUDBASE-ACCESS-TOKEN",
+    "X-WX-FROM-CLOUDBASE-ACCESS-TOKEN",
+    "X-Original-Forwarded-For",
+    "X-Wxgate-Jwt",
     "X-Request-Id",
     "X-Real-IP",
     "X-Forwarded-For",

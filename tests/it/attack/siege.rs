@@ -31,6 +31,7 @@ use self::wire::{Wire, read_responses};
 pub use self::wire::{connect, trusting};
 use super::wechat::WeChat;
 use crate::harness::client::Response;
+use crate::harness::more_identity::MoreIdentity;
 use crate::harness::process_log;
 use crate::harness::upstream::{Received, Reply};
 use crate::harness::{PATIENCE, SECRET, Stack, THREE_ROUTES, openid};
@@ -49,6 +50,9 @@ struct User {
     token: String,
     openid: String,
 }
+
+const MALLORY: &str = "unionmallory";
+const BYSTANDER: &str = "bystander";
 
 pub struct Siege {
     pub stack: Stack,
@@ -70,6 +74,8 @@ pub struct Siege {
     may_lose_requests: bool,
     /// Log lines of requests that were forwarded and have not arrived.
     given_up: Vec<Value>,
+    /// Set if the gateway also writes these headers.
+    pub more: Option<MoreIdentity>,
     _certificate: Option<tempfile::TempDir>,
 }
 
@@ -90,7 +96,18 @@ impl Siege {
     /// With keys of its own in front, and other tables behind; the bystander requests
     /// `/required`.
     pub async fn start_with(keys: &str, tables: &str) -> Self {
-        Self::open(&format!("{keys}\n{tables}"), Witness::Recorder, None, None).await
+        Self::open(&format!("{keys}\n{tables}"), Witness::Recorder, None, None, None).await
+    }
+
+    /// With all identity headers, behind HTTPS or not.
+    pub async fn start_with_more(header: &'static str, is_https: bool) -> Self {
+        let more = MoreIdentity::start(header).await;
+        let keys = more.keys();
+        if is_https {
+            return Self::open_https(&keys, Some(more)).await;
+        }
+        let changes = format!("{keys}\n{THREE_ROUTES}");
+        Self::open(&changes, Witness::Recorder, None, None, Some(more)).await
     }
 
     /// In front of a service on this port, which logs the identities that it trusts.
@@ -99,15 +116,19 @@ impl Siege {
             format!("[[upstream]]\nname = \"recorder\"\nservers = [\"127.0.0.1:{port}\"]");
         let read = std::fs::metadata(&log).unwrap().len();
         let witness = Witness::Service { log, read, arrived: Vec::new() };
-        Self::open(&format!("{THREE_ROUTES}\n{service}"), witness, None, None).await
+        Self::open(&format!("{THREE_ROUTES}\n{service}"), witness, None, None, None).await
     }
 
     /// The same routes behind HTTPS.
     pub async fn start_https(keys: &str) -> Self {
+        Self::open_https(keys, None).await
+    }
+
+    async fn open_https(keys: &str, more: Option<MoreIdentity>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (changes, identity) = https(directory.path(), &format!("{keys}\n{THREE_ROUTES}"));
         let tls = trusting(&identity);
-        Self::open(&changes, Witness::Recorder, Some(tls), Some(directory)).await
+        Self::open(&changes, Witness::Recorder, Some(tls), Some(directory), more).await
     }
 
     async fn open(
@@ -115,6 +136,7 @@ impl Siege {
         witness: Witness,
         tls: Option<Arc<rustls::ClientConfig>>,
         certificate: Option<tempfile::TempDir>,
+        more: Option<MoreIdentity>,
     ) -> Self {
         let wechat = WeChat::start().await;
         let keys = format!(
@@ -148,10 +170,11 @@ impl Siege {
             canaries: 0,
             may_lose_requests: false,
             given_up: Vec::new(),
+            more,
             _certificate: certificate,
         };
-        siege.mallory = siege.log_in("unionmallory").await;
-        siege.bystander = siege.log_in("bystander").await;
+        siege.mallory = siege.log_in(MALLORY).await;
+        siege.bystander = siege.log_in(BYSTANDER).await;
         siege.hold("the logins").await;
         siege
     }
@@ -168,8 +191,8 @@ impl Siege {
 
     /// New sessions for both, when the old ones have ended.
     pub async fn renew(&mut self) {
-        self.mallory = self.log_in("unionmallory").await;
-        self.bystander = self.log_in("bystander").await;
+        self.mallory = self.log_in(MALLORY).await;
+        self.bystander = self.log_in(BYSTANDER).await;
     }
 
     /// Logs a user in on a connection of its own; the token becomes a secret.

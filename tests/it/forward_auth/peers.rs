@@ -31,7 +31,7 @@ fn filled_in(name: &str, stack: &Stack, changes: &[(&str, String)]) -> String {
     text
 }
 
-fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Program {
+pub fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Program {
     program::nginx(|directory, port| {
         let listen = [("listen 80;", format!("listen 127.0.0.1:{port};"))];
         let file = filled_in("nginx.conf", stack, &[&listen, changes].concat());
@@ -40,10 +40,10 @@ fn nginx(stack: &Stack, http: &str, changes: &[(&str, String)]) -> Program {
     })
 }
 
-fn caddy(stack: &Stack) -> Program {
+pub fn caddy(stack: &Stack, changes: &[(&str, String)]) -> Program {
     server(&["caddy", "/usr/bin/caddy"], |directory, port| {
         let site = ("api.example.com {", format!("http://:{port} {{"));
-        let file = filled_in("Caddyfile", stack, &[site]);
+        let file = filled_in("Caddyfile", stack, &[&[site], changes].concat());
         let config = format!("{{\n\tadmin off\n}}\n{file}");
         let path = directory.join("Caddyfile");
         std::fs::write(&path, config).unwrap();
@@ -52,11 +52,12 @@ fn caddy(stack: &Stack) -> Program {
     })
 }
 
-fn haproxy(stack: &Stack) -> Program {
+pub fn haproxy(stack: &Stack, changes: &[(&str, String)]) -> Program {
     server(&["haproxy", "/usr/sbin/haproxy"], |directory, port| {
         let script = shipped("haproxy.lua").display().to_string();
-        let changes =
+        let own =
             [("bind :80", format!("bind 127.0.0.1:{port}")), ("/etc/haproxy/haproxy.lua", script)];
+        let changes = [&own, changes].concat();
         let path = directory.join("haproxy.cfg");
         std::fs::write(&path, filled_in("haproxy.cfg", stack, &changes)).unwrap();
         ["-db", "-f", &path.display().to_string()].map(str::to_owned).to_vec()
@@ -64,9 +65,9 @@ fn haproxy(stack: &Stack) -> Program {
 }
 
 /// A client of a proxy in front, and the service behind it.
-struct Front<'a> {
-    stack: &'a Stack,
-    port: u16,
+pub struct Front<'a> {
+    pub stack: &'a Stack,
+    pub port: u16,
 }
 
 impl Front<'_> {
@@ -94,12 +95,12 @@ impl Front<'_> {
         (response, self.stack.upstream.requests_after(before))
     }
 
-    async fn get(&self, target: &str, lines: &[(&str, &str)]) -> (Response, Vec<Received>) {
+    pub async fn get(&self, target: &str, lines: &[(&str, &str)]) -> (Response, Vec<Received>) {
         self.send(&format!("GET {target}"), lines, "").await
     }
 
     /// A request that must reach the service, as it received it.
-    async fn forwarded(&self, target: &str, lines: &[(&str, &str)]) -> Received {
+    pub async fn forwarded(&self, target: &str, lines: &[(&str, &str)]) -> Received {
         let (response, mut received) = self.get(target, lines).await;
         assert_eq!(
             (response.status, received.len()),
@@ -110,7 +111,7 @@ impl Front<'_> {
         received.remove(0)
     }
 
-    async fn assert_rejected(
+    pub async fn assert_rejected(
         &self,
         target: &str,
         lines: &[(&str, &str)],
@@ -336,13 +337,13 @@ async fn nginx_keeps_decisions_and_gives_each_to_those_that_it_is_about() {
 #[tokio::test(flavor = "multi_thread")]
 async fn caddy_works_with_forward_auth() {
     let stack = start().await;
-    let proxy = caddy(&stack);
+    let proxy = caddy(&stack, &[]);
     holds_its_promises(stack, proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn haproxy_works_with_its_script() {
     let stack = start().await;
-    let proxy = haproxy(&stack);
+    let proxy = haproxy(&stack, &[]);
     holds_its_promises(stack, proxy).await;
 }

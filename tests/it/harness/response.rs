@@ -6,7 +6,7 @@ use serde_json::Value;
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    pub(super) headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// Whether the body came to its announced end.
     pub is_whole: bool,

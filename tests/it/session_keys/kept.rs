@@ -158,9 +158,9 @@ async fn a_replaced_session_leaves_its_key_to_its_user(stores: Stores) {
 
 async fn a_blocked_user_gets_no_key(stores: Stores) {
     let here = stores.here();
-    here.block(&user("alice"), Duration::from_secs(3600)).await.unwrap();
+    here.block(&user("alice").into(), Duration::from_secs(3600)).await.unwrap();
     let User { app_id, openid } = user("alice");
-    let identity = Identity { app_id, openid, unionid: None };
+    let identity = Identity { app_id, openid, unionid: None, user_id: None };
     let login = LoginKey { session_key: key(1), logged_in_at_millis: stores.now() };
     assert!(stores.there().create(identity, CLIENT, Some(login)).await.is_err());
     assert_eq!(stores.keys("alice").await, NONE);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::{Siege, Witness, is_canary_target};
+use super::{BYSTANDER, MALLORY, Siege, Witness, is_canary_target};
 use crate::harness::client::{self, Response};
 use crate::harness::process_log;
 use crate::harness::upstream::Received;
@@ -48,7 +48,10 @@ impl Siege {
         }
         let process_log = process_log::text_after(self.read_process_log);
         self.read_process_log += process_log.len();
-        for secret in self.secrets.iter().chain([&self.mallory.openid, &self.bystander.openid]) {
+        let token = |received: &Received| self.more.as_ref()?.token(received);
+        let signed: Vec<String> = begun.iter().filter_map(token).collect();
+        let openids = [&self.mallory.openid, &self.bystander.openid];
+        for secret in self.secrets.iter().chain(openids).chain(&signed) {
             if secret.is_empty() {
                 continue;
             }
@@ -127,13 +130,13 @@ impl Siege {
     pub(super) fn assert_identity(&self, received: &Received, line: &Value, after: &str) {
         let target = received.target();
         let is_known = line["decision"] == "ok";
-        let openid = match target.rsplit_once("/of/") {
-            _ if is_canary_target(target) => self.bystander.openid.clone(),
-            Some((_, user)) => openid(user),
-            None => self.mallory.openid.clone(),
+        let user = match target.rsplit_once("/of/") {
+            _ if is_canary_target(target) => BYSTANDER,
+            Some((_, user)) => user,
+            None => MALLORY,
         };
-        let unionid = Some(wxgate::wechat::sandbox::unionid("unionmallory").unwrap())
-            .filter(|_| openid == self.mallory.openid);
+        let openid = openid(user);
+        let unionid = wxgate::wechat::sandbox::unionid(user);
         let if_known = |value: &str| is_known.then(|| value.to_owned());
         let proto = if self.tls.is_some() { "https" } else { "http" };
         let host = received.all("host").first().map(|host| (*host).to_owned());
@@ -147,7 +150,14 @@ impl Siege {
             ("x-forwarded-host", host),
             ("x-request-id", Some(line["request_id"].as_str().unwrap().to_owned())),
         ];
-        let none = NEVER_SENT.map(|name| (name, None));
+        let mut never_sent = NEVER_SENT.to_vec();
+        if let Some(more) = &self.more {
+            more.assert_received(received, is_known.then_some(user), "recorder");
+            let is_of_user =
+                |name: &str| name.starts_with("x-wx-") || name.eq_ignore_ascii_case(more.header);
+            never_sent.retain(|name| !is_of_user(name));
+        }
+        let none = never_sent.into_iter().map(|name| (name, None));
         // A service only logs whose request it takes it for.
         let shown = match &self.witness {
             Witness::Recorder => usize::MAX,
@@ -182,7 +192,7 @@ impl Siege {
 }
 
 /// Reserved headers that the gateway does not send.
-const NEVER_SENT: [&str; 12] = [
+const NEVER_SENT: [&str; 16] = [
     "x-3rd-session",
     "x-wx-openid",
     "x-wx-appid",
@@ -192,6 +202,10 @@ const NEVER_SENT: [&str; 12] = [
     "x-wx-from-unionid",
     "x-wx-source",
     "x-wx-env",
+    "x-wx-cloudbase-access-token",
+    "x-wx-from-cloudbase-access-token",
+    "x-original-forwarded-for",
+    "x-wxgate-jwt",
     "forwarded",
     "x-forwarded-port",
     "x-forwarded-prefix",
