@@ -44,6 +44,13 @@ core.register_action("wxgate", { "http-req" }, function(txn, url)
             ["txn.wxgate_openid"] = "x-openid",
             ["txn.wxgate_app_id"] = "x-appid",
             ["txn.wxgate_union_id"] = "x-unionid",
+            ["txn.wxgate_user_id"] = "x-user-id",
+            ["txn.wxgate_jwt"] = "x-wxgate-jwt",
+            ["txn.wxgate_authorization"] = "authorization",
+            ["txn.wxgate_wx_openid"] = "x-wx-openid",
+            ["txn.wxgate_wx_app_id"] = "x-wx-appid",
+            ["txn.wxgate_wx_union_id"] = "x-wx-unionid",
+            ["txn.wxgate_wx_source"] = "x-wx-source",
         }
         for variable, name in pairs(values) do
             local value = first(answer.headers, name)
