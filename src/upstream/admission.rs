@@ -126,8 +126,8 @@ impl Pool {
         self.lasting.pending.enter(self.section.max_pending)
     }
 
-    /// Keeps a connection for `time` from `now` on for the next request. `most`: how many connections of all
-    /// upstreams a worker keeps; those whose number is limited are not counted.
+    /// Keeps a connection for `time` from `now` on for the next request. `most`: how many
+    /// connections of all upstreams a worker keeps; those whose number is limited are not counted.
     pub fn keep_idle(&self, connection: Connection, now: Instant, time: Duration, most: usize) {
         if self.section.max_connections == 0 {
             connection.keep_idle(now, time, most);

@@ -98,8 +98,8 @@ impl Connection {
         Self { io: Io::Http2(stream), lease, idle_since: None, is_reused, has_received: false }
     }
 
-    /// Keeps the connection for `time` from `now` on for the next request. If the worker already has
-    /// `most` idle connections, the one that expires first is closed.
+    /// Keeps the connection for `time` from `now` on for the next request. If the worker already
+    /// has `most` idle connections, the one that expires first is closed.
     pub fn keep_idle(self, now: Instant, time: Duration, most: usize) {
         let Some(idle) = Idle::new(self, now, time) else { return };
         let begins = KEPT.with_borrow_mut(|kept| {

@@ -1,8 +1,8 @@
 //! After what time a server closes idle connections.
 //!
 //! Some servers close them soon, and do not announce it. A request that is sent at that moment is
-//! lost, and one that is not idempotent cannot be sent again. So what was seen in the last minute is
-//! remembered, and such a request uses no connection that may be closed already.
+//! lost, and one that is not idempotent cannot be sent again. So what was seen in the last minute
+//! is remembered, and such a request uses no connection that may be closed already.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

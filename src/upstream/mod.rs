@@ -1,7 +1,7 @@
 //! The servers of an upstream: which one is next, and how to connect to it.
 //!
-//! A [`Pool`] is the running state of one upstream: its servers (`server`), and the choice of one of
-//! them for each attempt. `names` finds their addresses, and `balance` says which one is next.
+//! A [`Pool`] is the running state of one upstream: its servers (`server`), and the choice of one
+//! of them for each attempt. `names` finds their addresses, and `balance` says which one is next.
 //! `connection` opens connections, with `tls` if there is that section, and keeps idle ones, for as
 //! long as `keep_alive` says; `http2` does the same with connections that several requests share.
 
@@ -245,7 +245,8 @@ impl Pool {
         }
     }
 
-    /// Resolves the host names of a pool again when they are due, for as long as the pool is in use.
+    /// Resolves the host names of a pool again when they are due, for as long as the pool is in
+    /// use.
     pub async fn keep_resolving(pool: Weak<Self>) {
         while let Some(wait) = pool.upgrade().and_then(|pool| pool.names.next_due()) {
             tokio::time::sleep(wait).await;
