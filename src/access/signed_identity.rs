@@ -14,7 +14,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
-use http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderValue};
 use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
@@ -151,12 +151,7 @@ impl SignedIdentity {
         }))
     }
 
-    /// The header that the JWT is written to.
-    pub fn header(&self) -> &HeaderName {
-        &self.section.header
-    }
-
-    /// The value of that header for a session. `None`: there is no such audience, or signing
+    /// The value of `identity.jwt.header` for a session. `None`: there is no such audience, or signing
     /// failed; the request must then not be forwarded.
     pub fn value(&self, session: &Session, audience: usize) -> Option<HeaderValue> {
         let key = Key(*session.digest(), u32::try_from(audience).ok()?);

@@ -251,7 +251,7 @@ async fn a_route_cannot_set_or_remove_the_other_identity_headers() {
     }
 }
 
-/// It is the service's, whoever sends it; see `MoreIdentity::keys` for the carriers.
+/// A client cannot use this header. See `MoreIdentity::keys` for the carriers.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_session_is_read_from_the_header_of_the_signed_identity() {
     let (stack, more) = start("Authorization", THREE_ROUTES).await;
