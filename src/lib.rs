@@ -29,6 +29,7 @@
 //! | 2 | `config` | the configuration file, validated |
 //! | 1 | `identity` | verified identities: ids, tokens, secrets |
 //! | 0 | `message` | HTTP messages: headers, framing, the gateway's own responses and errors |
+//! | 0 | `handover` | how state leaves the process, for the next start or in an upgrade |
 //! | 0 | `clock` | the clock for lifetimes, and deadlines |
 //!
 //! # The life of a request
@@ -65,6 +66,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod edge;
+pub mod handover;
 pub mod identity;
 mod internal_api;
 pub mod listener;
@@ -92,6 +94,8 @@ pub mod fuzzing {
     pub use crate::message::response_header::{self as response, Fault, ResponseHeader};
     pub use crate::open_data::{DecryptError, Encrypted, Freshness};
     pub use crate::proxy::body;
+    pub use crate::server::upgrade::fuzzing as upgrade;
+    pub use crate::session::fuzzing as session;
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};
 }

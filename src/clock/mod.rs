@@ -27,6 +27,23 @@ impl Clock {
         Self(TimeSource::System(Instant::now(), unix_time()))
     }
 
+    /// The clock of another process of this machine, by its [`Clock::offset`]: both show the same
+    /// time.
+    pub fn continuing(offset: Duration) -> Self {
+        Self(TimeSource::System(Instant::now(), offset.saturating_add(monotonic_time())))
+    }
+
+    /// How much later this clock is than the system's monotonic clock, which all processes share
+    /// until the next boot. Zero for a manual clock.
+    pub fn offset(&self) -> Duration {
+        match &self.0 {
+            TimeSource::System(start, then) => {
+                (*then + start.elapsed()).saturating_sub(monotonic_time())
+            }
+            TimeSource::Manual(..) => Duration::ZERO,
+        }
+    }
+
     /// A clock that moves only by [`Clock::advance`].
     pub fn manual() -> Self {
         Self(TimeSource::Manual(Arc::new(AtomicU64::new(0)), unix_time()))
@@ -80,8 +97,30 @@ pub(crate) fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// The system's monotonic clock.
+fn monotonic_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Neither is ever negative.
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 /// A duration in whole milliseconds.
 pub(crate) fn millis(duration: Duration) -> u64 {
     // No process runs for 2^64 milliseconds.
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_clocks_with_one_offset_show_the_same_time() {
+        let clock = Clock::system();
+        let other = Clock::continuing(clock.offset());
+        let (before, between, after) = (clock.now(), other.now(), clock.now());
+        let millisecond = Duration::from_millis(1);
+        assert!(before.saturating_sub(millisecond) <= between && between <= after + millisecond);
+    }
 }

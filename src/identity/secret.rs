@@ -51,6 +51,11 @@ impl SealKey {
         Self(key)
     }
 
+    /// The key of another process of this gateway.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
     /// Parses 32 bytes, written in hexadecimal digits, or in standard or URL-safe base64 with or
     /// without padding.
     pub fn parse(text: &str) -> Option<Self> {

@@ -5,6 +5,7 @@
 //! functions, so that what is read and what is removed cannot differ. Only the [`TokenDigest`] is
 //! stored: a reader of the session store finds no usable token.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use base64::Engine;
@@ -71,6 +72,13 @@ impl TokenDigest {
 
     fn of(text: &[u8]) -> Self {
         Self(Sha256::digest(text).into())
+    }
+}
+
+/// The part by which operators identify a session.
+impl fmt::Debug for TokenDigest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "TokenDigest({})", self.id())
     }
 }
 
