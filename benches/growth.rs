@@ -20,6 +20,7 @@ use std::time::Instant;
 use tokio::task::JoinSet;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
@@ -66,7 +67,8 @@ async fn hold(size: usize) {
     let text = include_str!("../config/gateway.toml");
     let mut config = Config::parse("bench", text, Secrets::Ignore).unwrap();
     config.session.capacity = 20_000_000;
-    let sessions = Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap());
+    let sessions =
+        Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap(), Peer::default());
     let app_id = AppId::parse("wx0123456789abcdef").unwrap();
     let identity = |number: usize| Identity {
         app_id: app_id.clone(),

@@ -15,6 +15,7 @@ use wxgate::access::identity_headers::IdentityHeaders;
 use wxgate::access::trusted_proxies::TrustedProxies;
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::{AppId, Identity, OpenId};
 use wxgate::route::{RouteLookup, Routes};
 use wxgate::session::Sessions;
@@ -53,7 +54,8 @@ fn request(token: &str) -> HeaderMap {
 fn hot_path(criterion: &mut Criterion) {
     let text = include_str!("../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
-    let sessions = Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap());
+    let sessions =
+        Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap(), Peer::default());
     let tokens: Vec<String> = (0..10_000)
         .map(|number| {
             let identity = Identity {

@@ -30,6 +30,7 @@ use redis::cmd;
 use tokio::task::JoinSet;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::{AppId, Identity, OpenId, UnionId};
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
@@ -276,7 +277,8 @@ impl Gateway {
         let config = Config::parse("bench", &text, Secrets::Load).unwrap();
         let metrics = Metrics::new().unwrap();
         metrics.register_store().unwrap();
-        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+        let sessions =
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
         let running = sessions.clone();
         tokio::spawn(async move { running.run().await });
         while !sessions.was_reached() {

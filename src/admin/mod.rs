@@ -38,6 +38,10 @@ async fn route(
         && let Some(rest) = request.uri().path().strip_prefix(sessions::PATH)
         && (rest.is_empty() || rest.starts_with('/'))
     {
+        // A revocation would not find a session that is still being loaded.
+        if !process.lifecycle.has_started() {
+            return Err(AdminError::StoreUnavailable);
+        }
         let id = rest.strip_prefix('/');
         return sessions::respond(process, policy, token, request, request_id, id)
             .await

@@ -367,6 +367,9 @@ async fn revoke(process: &Process, users: &[KnownUser], id: Option<&str>) -> Res
             revoked += 1;
         }
     }
+    // What an earlier call could not write is found by no user any more.
+    let stopped = |error: StoreError| Failed { error: error.into(), sessions: revoked };
+    process.sessions.settle().await.map_err(stopped)?;
     if id.is_some() && revoked == 0 {
         return Err(AdminError::NoSession.into());
     }

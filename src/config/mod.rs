@@ -52,6 +52,7 @@ pub use self::section::scan::ScanSection;
 pub use self::section::server::ServerSection;
 pub use self::section::server::tls::{Certificate, TlsSection};
 pub use self::section::session::redis::{RedisAddress, RedisSection, RedisServers, RedisTls};
+pub use self::section::session::snapshot::SnapshotSection;
 pub use self::section::session::{Carriers, SessionSection, SharedSection};
 pub use self::section::ticket::TicketSection;
 pub use self::section::upstream::{

@@ -18,13 +18,18 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Called when the listeners are bound.
+    /// Called when the listeners are bound and the sessions of the process before are there.
     pub fn set_ready(&self) {
         self.is_ready.store(true, Ordering::Release);
     }
 
     pub fn is_ready(&self) -> bool {
-        self.is_ready.load(Ordering::Acquire) && !self.is_draining()
+        self.has_started() && !self.is_draining()
+    }
+
+    /// Whether the sessions of the process before are there.
+    pub fn has_started(&self) -> bool {
+        self.is_ready.load(Ordering::Acquire)
     }
 
     pub fn drain(&self) {

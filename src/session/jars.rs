@@ -18,9 +18,23 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::{Backend, Jar, Session, Sessions, StoreError};
+use crate::handover::fields::{Malformed, Writer, read};
 use crate::identity::token::TokenDigest;
+
+/// Numbers of the fields of handed-over jars.
+mod field {
+    pub const JAR: u32 = 1;
+
+    pub const SESSION: u32 = 1;
+    pub const UPSTREAM: u32 = 2;
+    pub const COOKIES: u32 = 3;
+}
+
+/// A handed-over piece has about as many bytes.
+const PIECE: usize = 256 << 10;
 
 /// An upstream with jars, as a part of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +112,55 @@ impl Jars {
         }
     }
 
+    fn export(&self, mut give: impl FnMut(&mut Writer)) {
+        let mut piece = Writer::new();
+        for (key, jar) in &self.cache {
+            let (digest, name) = &*key;
+            let mut writer = Writer::new();
+            writer
+                .bytes(field::SESSION, digest.as_bytes())
+                .bytes(field::UPSTREAM, name.as_bytes())
+                .bytes(field::COOKIES, &Zeroizing::new(jar.encode()));
+            piece.list(field::JAR, &writer);
+            if piece.as_bytes().len() >= PIECE {
+                give(&mut piece);
+                piece.clear();
+            }
+        }
+        if !piece.as_bytes().is_empty() {
+            give(&mut piece);
+        }
+    }
+
+    /// Takes one jar of another process, if its session is here. One whose format is unknown here
+    /// is left out.
+    fn import(
+        &self,
+        list: &[u8],
+        session: impl Fn(&TokenDigest) -> Option<Arc<Session>>,
+    ) -> Result<(), Malformed> {
+        let (mut digest, mut name, mut cookies) = (None, None, None);
+        for field in read(list) {
+            let field = field?;
+            match field.number {
+                field::SESSION => digest = field.array().map(TokenDigest::from_bytes),
+                field::UPSTREAM => name = field.array().map(JarName),
+                field::COOKIES => cookies = Some(field.value),
+                _ => {}
+            }
+        }
+        let (Some(digest), Some(name), Some(cookies)) = (digest, name, cookies) else {
+            return Err(Malformed);
+        };
+        if let Some(session) = session(&digest)
+            && let Some(jar) = Jar::decode(cookies)
+        {
+            self.known.add(name);
+            self.change(&session, name, |_| jar.clone());
+        }
+        Ok(())
+    }
+
     /// Removes all jars of a session that has ended.
     pub fn remove_all(&self, digest: &TokenDigest) {
         for name in self.known.0.read().iter() {
@@ -155,6 +218,28 @@ impl Sessions {
         }
     }
 
+    /// Gives the jars in memory to another process, in pieces of about 256 KiB.
+    pub fn export_jars(&self, give: impl FnMut(&mut Writer)) {
+        if let Backend::Memory(memory) = &self.backend {
+            memory.jars.export(give);
+        }
+    }
+
+    /// Takes jars of another process, whose sessions must be here already.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn import_jars(&self, piece: &[u8]) -> Result<(), Malformed> {
+        let Backend::Memory(memory) = &self.backend else { return Ok(()) };
+        for field in read(piece) {
+            let field = field?;
+            if field.number == field::JAR {
+                memory.jars.import(field.value, |digest| memory.get(digest))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The time in milliseconds since 1970, in which the ends of cookies are given.
     pub fn wall_millis(&self) -> u64 {
         self.clock.to_wall(self.clock.now_millis())
@@ -205,6 +290,38 @@ mod tests {
         // A response that comes later brings nothing back.
         set(&store, &one, name(), "a=3").await;
         assert_eq!(sent(&store, &one, name()).await, "");
+    }
+
+    #[tokio::test]
+    async fn jars_are_handed_over_with_their_sessions() {
+        let [old, new] = [Store::new(100), Store::new(100)];
+        old.sessions.keep_jars_of(name());
+        let (kept, ended) = (old.login().await, old.login().await);
+        let kept = old.sessions.get(&kept).await.unwrap().unwrap();
+        let ended = old.sessions.get(&ended).await.unwrap().unwrap();
+        let long = format!("long={}", "x".repeat(3000));
+        for session in [&kept, &ended] {
+            set(&old, session, name(), "a=1").await;
+            set(&old, session, name(), &long).await;
+        }
+        let mut pieces = Vec::new();
+        old.sessions.export_jars(|piece| pieces.push(piece.as_bytes().to_vec()));
+        let here = |digest: &TokenDigest| (digest == kept.digest()).then(|| kept.clone());
+        let Backend::Memory(memory) = &new.sessions.backend else { panic!() };
+        for piece in &pieces {
+            assert_eq!(new.sessions.import_jars(&piece[..piece.len() - 1]), Err(Malformed));
+            for field in read(piece) {
+                memory.jars.import(field.unwrap().value, here).unwrap();
+            }
+        }
+        assert_eq!(sent(&new, &kept, name()).await, format!("a=1; {long}"));
+        assert_eq!(sent(&new, &ended, name()).await, "");
+        // They end with their sessions there, too, though no configuration has named the upstream.
+        memory.jars.remove_all(kept.digest());
+        assert_eq!(sent(&new, &kept, name()).await, "");
+        // Without its session, none is taken.
+        new.sessions.import_jars(&pieces[0]).unwrap();
+        assert_eq!(sent(&new, &kept, name()).await, "");
     }
 
     #[tokio::test]

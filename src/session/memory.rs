@@ -25,12 +25,13 @@ use moka::sync::Cache;
 
 use self::blocks::Blocks;
 use self::users::UserIndex;
+use super::durable::Ended;
 use super::jars::Jars;
 use super::{Blocked, KnownUser, LoginKey, Removal, Removals, Session};
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User, UserId};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, RestoredFrom};
 
 #[derive(Clone)]
 pub struct Memory {
@@ -41,6 +42,8 @@ pub struct Memory {
     max_per_user: Option<NonZeroUsize>,
     metrics: Arc<Metrics>,
     removals: Removals,
+    /// Set if sessions outlive the process.
+    ended: Option<Arc<Ended>>,
 }
 
 /// Has the same hash and equality as the session's digest, and is smaller.
@@ -53,11 +56,13 @@ impl Memory {
         longest_unused: Duration,
         keeps_session_keys: Arc<AtomicBool>,
         jars: Jars,
+        ended: Option<Arc<Ended>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let users = Arc::new(UserIndex::new(keeps_session_keys));
         let removals = Removal::counters(&metrics);
         let (counted, listed, kept) = (removals.clone(), users.clone(), jars.clone());
+        let noted = ended.clone();
         let cache = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
@@ -70,13 +75,16 @@ impl Memory {
                     RemovalCause::Explicit | RemovalCause::Replaced => return,
                 };
                 if session.mark_removed() {
+                    if let Some(noted) = &noted {
+                        noted.add(session.digest());
+                    }
                     counted.count(removal as usize);
                     listed.remove(&session);
                     kept.remove_all(session.digest());
                 }
             })
             .build_with_hasher(DigestHash);
-        Self { cache, users, blocks: Arc::default(), jars, max_per_user, metrics, removals }
+        Self { cache, users, blocks: Arc::default(), jars, max_per_user, metrics, removals, ended }
     }
 
     /// Adds a new session, and removes the oldest sessions of its user above the limit. Keeps the
@@ -89,7 +97,7 @@ impl Memory {
         session: Session,
         key: Option<LoginKey>,
         is_live: impl Fn(&Session) -> bool,
-    ) -> Result<(), Blocked> {
+    ) -> Result<Arc<Session>, Blocked> {
         let (user, now) = (session.identity.user(), session.created_at_millis);
         let is_blocked = || self.blocks.until(&user, now).is_some();
         if is_blocked() {
@@ -103,24 +111,74 @@ impl Memory {
             // It was evicted before it was listed.
             self.users.remove(&session);
         }
-        if let Some(limit) = self.max_per_user.map(NonZeroUsize::get)
-            && count > limit
-        {
-            let mut others = self.of_user(&user);
-            others.retain(|other| !Arc::ptr_eq(other, &session));
-            others.sort_by_key(|other| other.created_at_millis);
-            let excess = (others.len() + 1).saturating_sub(limit);
-            for other in others.iter().take(excess) {
-                self.remove(other.digest(), Removal::Replaced);
-            }
-        }
+        self.limit_sessions(&user, count, Some(&session));
         // An operator sets the block before revoking the sessions: either this session is among
         // those, or the block is seen here.
         if is_blocked() {
             self.remove(session.digest(), Removal::Revoked);
             return Err(Blocked);
         }
-        Ok(())
+        Ok(session)
+    }
+
+    /// Adds a session that another process has created, unless it is here already: then only its
+    /// last use is taken over. Keeps the session key of its login. Returns whether it was added.
+    pub fn restore(
+        &self,
+        session: &Arc<Session>,
+        key: Option<LoginKey>,
+        source: RestoredFrom,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> bool {
+        let (user, last_use) = (session.identity.user(), session.last_used());
+        let entry = self.cache.entry(CacheKey(session.clone())).or_insert(session.clone());
+        if !entry.is_fresh() {
+            entry.value().raise_last_used(last_use);
+            return false;
+        }
+        self.metrics.session_restored(source);
+        let count = self.users.add(session.clone(), key, is_live);
+        if session.is_removed() {
+            // It was evicted before it was listed.
+            self.users.remove(session);
+        }
+        self.limit_sessions(&user, count, None);
+        true
+    }
+
+    /// Removes the oldest sessions of a user above the limit, but not the session `kept`.
+    fn limit_sessions(&self, user: &User, count: usize, kept: Option<&Arc<Session>>) {
+        let Some(limit) = self.max_per_user.map(NonZeroUsize::get) else { return };
+        if count <= limit {
+            return;
+        }
+        let mut others = self.of_user(user);
+        let excess = others.len().saturating_sub(limit);
+        others.retain(|other| kept.is_none_or(|kept| !Arc::ptr_eq(other, kept)));
+        others.sort_by_key(|other| other.created_at_millis);
+        for other in others.iter().take(excess) {
+            self.remove(other.digest(), Removal::Replaced);
+        }
+    }
+
+    /// Calls `visit` with all sessions, some at a time and without a lock.
+    pub fn visit(&self, visit: impl FnMut(Vec<Arc<Session>>)) {
+        self.users.visit(visit);
+    }
+
+    /// Calls `visit` with the kept session keys of every user, newest login first.
+    pub fn visit_session_keys(&self, visit: impl FnMut(User, Vec<LoginKey>)) {
+        self.users.visit_session_keys(visit);
+    }
+
+    /// Keeps session keys that another process has kept, if their user has a live session.
+    pub fn restore_session_keys(
+        &self,
+        user: &User,
+        keys: Vec<LoginKey>,
+        is_live: impl Fn(&Session) -> bool,
+    ) {
+        self.users.restore_session_keys(user, keys, is_live);
     }
 
     /// Finds the users of an app for whom `matches` is true, among those with a session or a
@@ -165,10 +223,17 @@ impl Memory {
         self.cache.get(digest)
     }
 
+    pub fn contains(&self, digest: &TokenDigest) -> bool {
+        self.cache.contains_key(digest)
+    }
+
     pub fn remove(&self, digest: &TokenDigest, cause: Removal) {
         if let Some(session) = self.cache.remove(digest)
             && session.mark_removed()
         {
+            if let Some(ended) = &self.ended {
+                ended.add(digest);
+            }
             self.removals.count(cause as usize);
             self.users.remove(&session);
             self.jars.remove_all(digest);
@@ -214,7 +279,7 @@ impl Hash for CacheKey {
 }
 
 /// A digest is effectively random, so a part of it is its hash.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct DigestHash;
 
 impl BuildHasher for DigestHash {

@@ -11,17 +11,27 @@
 //! The cookies of services with `cookie_jar` are kept beside the session (`jars`), and end with it.
 //! `records` are kept where sessions are, and `operator` has what only operators do.
 //!
+//! Sessions in memory can outlive the process: `durable` joins them with the files in `snapshot`,
+//! `relay` and `transfer` with the other process of an upgrade. `entry` is what is written of them.
+//!
 //! If `[open_data]` is enabled, the newest session keys of a user (`user_keys`) are kept beside its
 //! sessions, as long as it has any; otherwise none is stored or looked up.
 
+mod durable;
+mod entry;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod jar;
 mod jars;
 mod memory;
 mod operator;
 mod records;
 mod redis;
+mod relay;
+mod snapshot;
 mod state;
+mod transfer;
 mod user_keys;
 
 use std::net::IpAddr;
@@ -31,19 +41,27 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use self::durable::Durable;
+pub use self::durable::FilesError;
+use self::entry::Change;
+pub use self::entry::{AppIds, Entry};
 pub use self::error::{BlockError, Blocked, CreateError, StoreError};
 pub use self::jar::Jar;
 pub use self::jars::JarName;
 use self::jars::{Jars, KnownJars};
 pub use self::memory::DigestHash;
 pub use self::operator::KnownUser;
-pub use self::records::{Record, RecordKind, Records};
+pub use self::records::{Frozen, Record, RecordKind, Records};
 pub use self::redis::{Lease, SharedTokens, TokenRecord};
+pub use self::relay::Answer;
 use self::state::Removals;
 pub use self::state::{Removal, Session};
+use self::transfer::MeanwhileState;
+pub use self::transfer::{Restored, Restoring, TooManyChanges};
 pub use self::user_keys::LoginKey;
 use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
+use crate::handover::peer::Peer;
 use crate::identity::Identity;
 use crate::identity::token::{SessionToken, TokenDigest};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -69,6 +87,12 @@ pub struct Sessions {
     jar_failures: Arc<LogThrottle>,
     /// Limits searches through all sessions to one at a time.
     searches: Arc<Semaphore>,
+    /// Set if sessions outlive the process in files.
+    durable: Option<Arc<Durable>>,
+    /// The other process during an upgrade.
+    peer: Peer,
+    /// What has changed while sessions of another process come in.
+    meanwhile: MeanwhileState,
     clock: Clock,
 }
 
@@ -82,19 +106,26 @@ enum Backend {
 impl Sessions {
     /// Sessions in memory or in a shared store, as configured. The connection to a shared store is
     /// opened by [`Sessions::run`].
-    pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>, peer: Peer) -> Self {
         // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let keeps_session_keys = Arc::new(AtomicBool::new(false));
         let keeps = keeps_session_keys.clone();
         let known_jars = KnownJars::default();
+        let durable = Durable::new(section, &clock, &metrics).map(Arc::new);
         let (backend, slack) = match &section.shared {
             None => {
-                let capacity = section.capacity;
-                let max_per_user = section.max_per_user;
                 let jars = Jars::new(section.jar_capacity, known_jars.clone());
-                let memory =
-                    memory::Memory::new(capacity, max_per_user, idle_timeout, keeps, jars, metrics);
+                let ended = durable.as_ref().map(|durable| durable.ended.clone());
+                let memory = memory::Memory::new(
+                    section.capacity,
+                    section.max_per_user,
+                    idle_timeout,
+                    keeps,
+                    jars,
+                    ended,
+                    metrics,
+                );
                 (Backend::Memory(memory), Duration::ZERO)
             }
             Some(shared) => {
@@ -111,7 +142,7 @@ impl Sessions {
             }
         };
         let records = match &backend {
-            Backend::Memory(_) => Records::in_memory(clock.clone()),
+            Backend::Memory(_) => Records::in_memory(clock.clone(), peer.clone()),
             Backend::Redis(redis) => Records::shared(redis.clone()),
         };
         Self {
@@ -124,6 +155,9 @@ impl Sessions {
             known_jars,
             jar_failures: Arc::new(LogThrottle::new(clock.clone())),
             searches: Arc::new(Semaphore::new(1)),
+            durable,
+            peer,
+            meanwhile: MeanwhileState::default(),
             clock,
         }
     }
@@ -167,6 +201,11 @@ impl Sessions {
             Backend::Memory(_) => None,
             Backend::Redis(redis) => Some(SharedTokens::new(redis.clone())),
         }
+    }
+
+    /// The other process during an upgrade.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Records with a short life, which are kept where the sessions are.
@@ -223,7 +262,15 @@ impl Sessions {
         let expires_in = self.expires_in(&session);
         match &self.backend {
             Backend::Memory(memory) => {
-                memory.insert(session, key, |session| self.is_live(session))?;
+                let told = key.clone();
+                let session = memory.insert(session, key, |session| self.is_live(session))?;
+                if let Some(durable) = &self.durable {
+                    durable.note_login();
+                }
+                if !self.tell_created(&session, told).await {
+                    memory.remove(session.digest(), Removal::Revoked);
+                    return Err(CreateError::Blocked);
+                }
             }
             Backend::Redis(redis) => redis.insert(session, key).await?,
         }
@@ -247,7 +294,10 @@ impl Sessions {
             return Ok(None);
         }
         match &self.backend {
-            Backend::Memory(_) => session.set_last_used(now),
+            Backend::Memory(_) => {
+                session.set_last_used(now);
+                self.note_change();
+            }
             Backend::Redis(redis) => redis.record_use(&session, now),
         }
         Ok(Some(session))
@@ -265,16 +315,25 @@ impl Sessions {
         Ok(found.is_some_and(|session| self.is_live(&session)))
     }
 
-    /// Revokes the session of a token, if there is one.
+    /// Revokes the session of a token, if there is one. If sessions outlive the process, that is
+    /// durable when this returns.
     ///
     /// # Errors
-    /// When the store is unavailable.
+    /// When the store is unavailable. A session in memory has ended all the same.
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Memory(memory) => memory.remove(digest, Removal::Revoked),
-            Backend::Redis(redis) => redis.revoke(digest, Removal::Revoked).await?,
+            Backend::Memory(memory) => {
+                let must_write = self.end(memory, digest);
+                // Boxed: it would make the future of every connection larger.
+                Box::pin(self.publish(Change::Revoked(*digest), must_write)).await
+            }
+            Backend::Redis(redis) => {
+                redis.revoke(digest, Removal::Revoked).await?;
+                // Sooner than by the store's notice.
+                Box::pin(self.tell(&Change::Revoked(*digest))).await;
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn remove(&self, digest: &TokenDigest, cause: Removal) {
@@ -319,6 +378,7 @@ impl Sessions {
                 let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
                 if is_due && self.is_live(session) {
                     session.set_last_used(now);
+                    self.note_change();
                     // A lookup also restarts moka's idle time.
                     drop(memory.get(session.digest()));
                 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::entry::{BlockEntry, Change};
 use super::{Backend, BlockError, Session, Sessions, StoreError};
 use crate::clock::millis;
 use crate::identity::{AppId, OpenId, User, UserId};
@@ -43,27 +44,43 @@ impl Sessions {
 
     /// Rejects the logins of a user for a time, including logins in flight; with a shared store, on
     /// all gateways. Existing sessions of the user are not revoked. The user id is kept, so that
-    /// the user can be found by it without a session.
+    /// the user can be found by it without a session. If sessions outlive the process, that is
+    /// durable when this returns.
     ///
     /// # Errors
-    /// When the store is unavailable, or too many users are blocked.
+    /// When the store is unavailable, or too many users are blocked. A block in memory is set even
+    /// if it could not be written.
     pub async fn block(&self, known: &KnownUser, time: Duration) -> Result<(), BlockError> {
         let now = self.clock.now_millis();
         let until = now.saturating_add(millis(time));
         let has_room = match &self.backend {
-            Backend::Memory(memory) => memory.blocks.set(known.clone(), until, now),
+            Backend::Memory(memory) => {
+                let block = BlockEntry { known: known.clone(), until };
+                self.change_block(Change::Blocked(block), || {
+                    memory.blocks.set(known.clone(), until, now)
+                })
+                .await?
+            }
             Backend::Redis(redis) => redis.block(known, until).await?,
         };
         if has_room { Ok(()) } else { Err(BlockError::Full) }
     }
 
-    /// Removes the block of a user, if there is one.
+    /// Removes the block of a user, if there is one. If sessions outlive the process, that is
+    /// durable when this returns.
     ///
     /// # Errors
-    /// When the store is unavailable.
+    /// When the store is unavailable. A block in memory is removed even if that could not be
+    /// written.
     pub async fn unblock(&self, user: &User) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Memory(memory) => memory.blocks.remove(user),
+            Backend::Memory(memory) => {
+                let unblock = || {
+                    memory.blocks.remove(user);
+                    true
+                };
+                self.change_block(Change::Unblocked(user.clone()), unblock).await?;
+            }
             Backend::Redis(redis) => redis.unblock(user).await?,
         }
         Ok(())

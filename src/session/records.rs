@@ -13,16 +13,23 @@
 //! write. If each use waited for all replicas, it would be slow, and would fail while one of them
 //! hangs.
 
+mod operation;
+mod owned;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use self::operation::{Action, Operation, Outcome};
+pub use self::owned::Frozen;
+use self::owned::OwnedRecords;
 use super::StoreError;
-use super::memory::records::MemoryRecords;
 use super::redis::Redis;
 use crate::clock::Clock;
+use crate::handover::fields::{Malformed, Writer};
+use crate::handover::peer::Peer;
 use crate::identity::User;
 
 /// The longest life of a record that counts towards a limit.
@@ -42,6 +49,21 @@ pub enum RecordKind {
 
 impl RecordKind {
     pub(super) const COUNT: usize = 3;
+
+    pub(super) const ALL: [Self; Self::COUNT] = [Self::Callback, Self::Ticket, Self::Scan];
+
+    /// In what is told to another process.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Callback => 1,
+            Self::Ticket => 2,
+            Self::Scan => 3,
+        }
+    }
+
+    pub(super) fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
+    }
 
     /// In the names of keys.
     pub(super) fn letter(self) -> char {
@@ -74,13 +96,13 @@ pub struct Records(Backend);
 
 #[derive(Clone)]
 enum Backend {
-    Memory(Arc<MemoryRecords>),
+    Memory(Arc<OwnedRecords>),
     Redis(Redis),
 }
 
 impl Records {
-    pub(super) fn in_memory(clock: Clock) -> Self {
-        Self(Backend::Memory(Arc::new(MemoryRecords::new(clock))))
+    pub(super) fn in_memory(clock: Clock, peer: Peer) -> Self {
+        Self(Backend::Memory(Arc::new(OwnedRecords::new(clock, peer))))
     }
 
     pub(super) fn shared(redis: Redis) -> Self {
@@ -100,7 +122,10 @@ impl Records {
     ) -> Result<bool, StoreError> {
         let digest = digest(id);
         match &self.0 {
-            Backend::Memory(memory) => Ok(memory.insert(kind, digest, value, life)),
+            Backend::Memory(memory) => {
+                let action = Action::Insert { value, life };
+                Ok(run(memory, kind, digest, action).await?.is_done)
+            }
             Backend::Redis(redis) => redis.insert_record(kind, &digest, value, life).await,
         }
     }
@@ -112,7 +137,7 @@ impl Records {
     pub async fn get(&self, kind: RecordKind, id: &str) -> Result<Option<Record>, StoreError> {
         let digest = digest(id);
         match &self.0 {
-            Backend::Memory(memory) => Ok(memory.get(kind, &digest)),
+            Backend::Memory(memory) => Ok(run(memory, kind, digest, Action::Get).await?.record),
             Backend::Redis(redis) => redis.get_record(kind, &digest).await,
         }
     }
@@ -124,7 +149,7 @@ impl Records {
     pub async fn take(&self, kind: RecordKind, id: &str) -> Result<Option<Record>, StoreError> {
         let digest = digest(id);
         match &self.0 {
-            Backend::Memory(memory) => Ok(memory.take(kind, &digest)),
+            Backend::Memory(memory) => Ok(run(memory, kind, digest, Action::Take).await?.record),
             Backend::Redis(redis) => redis.take_record(kind, &digest).await,
         }
     }
@@ -145,7 +170,8 @@ impl Records {
         let digest = digest(id);
         match (&self.0, &read.version) {
             (Backend::Memory(memory), Version::Memory(version)) => {
-                Ok(memory.replace(kind, digest, *version, value, life))
+                let action = Action::Replace { read: *version, value, life };
+                Ok(run(memory, kind, digest, action).await?.is_done)
             }
             (Backend::Redis(redis), Version::Shared(stored)) => {
                 redis.replace_record(kind, &digest, stored, value, life).await
@@ -179,7 +205,11 @@ impl Records {
     ) -> Result<Result<(), Duration>, StoreError> {
         let (digest, life) = (digest(id), life.min(LONGEST_COUNTED));
         match &self.0 {
-            Backend::Memory(memory) => Ok(memory.count(kind, user, most, digest, life)),
+            Backend::Memory(memory) => {
+                let action = Action::Count { user: user.clone(), most, life };
+                let Outcome { is_done, wait, .. } = run(memory, kind, digest, action).await?;
+                Ok(if is_done { Ok(()) } else { Err(wait) })
+            }
             Backend::Redis(redis) => redis.count_record(kind, user, most, &digest, life).await,
         }
     }
@@ -192,12 +222,60 @@ impl Records {
         let digest = digest(id);
         match &self.0 {
             Backend::Memory(memory) => {
-                memory.uncount(kind, user, &digest);
-                Ok(())
+                let action = Action::Uncount { user: user.clone() };
+                run(memory, kind, digest, action).await.map(|_| ())
             }
             Backend::Redis(redis) => redis.uncount_record(kind, user, &digest).await,
         }
     }
+}
+
+impl Records {
+    /// From now on operations wait, until this is dropped or another process has the records. With
+    /// a shared store nothing waits: the store has the records.
+    pub fn freeze(&self) -> Frozen<'_> {
+        match &self.0 {
+            Backend::Memory(memory) => memory.freeze(),
+            Backend::Redis(_) => Frozen::nothing(),
+        }
+    }
+
+    /// Gives the records in memory to another process, in pieces of about 256 KiB. They must be
+    /// frozen.
+    pub fn export(&self, give: impl FnMut(&mut Writer)) {
+        if let Backend::Memory(memory) = &self.0 {
+            memory.export(give);
+        }
+    }
+
+    /// Takes records of another process.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn import(&self, piece: &[u8]) -> Result<(), Malformed> {
+        match &self.0 {
+            Backend::Memory(memory) => memory.import(piece),
+            Backend::Redis(_) => Ok(()),
+        }
+    }
+
+    /// Runs an operation for the other process, once this one has the records, and returns the
+    /// answer. Empty if the question cannot be read.
+    pub async fn answer(&self, question: &[u8]) -> Vec<u8> {
+        match &self.0 {
+            Backend::Memory(memory) => memory.answer(question).await,
+            Backend::Redis(_) => Vec::new(),
+        }
+    }
+}
+
+async fn run(
+    memory: &OwnedRecords,
+    kind: RecordKind,
+    digest: Digest,
+    action: Action<'_>,
+) -> Result<Outcome, StoreError> {
+    memory.run(Operation { kind, digest, action }).await
 }
 
 fn digest(id: &str) -> Digest {
@@ -205,63 +283,4 @@ fn digest(id: &str) -> Digest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::identity::{AppId, OpenId};
-
-    const KIND: RecordKind = RecordKind::Ticket;
-    const LIFE: Duration = Duration::from_secs(30);
-
-    fn user(openid: &str) -> User {
-        User { app_id: AppId::parse("wx1").unwrap(), openid: OpenId::parse(openid).unwrap() }
-    }
-
-    #[tokio::test]
-    async fn a_record_lives_by_the_clock_of_the_process() {
-        let clock = Clock::manual();
-        let records = Records::in_memory(clock.clone());
-        assert!(records.insert(KIND, "id", b"one", LIFE).await.unwrap());
-        assert!(!records.insert(KIND, "id", b"other", LIFE).await.unwrap());
-        assert!(records.get(RecordKind::Scan, "id").await.unwrap().is_none());
-        clock.advance(LIFE.checked_sub(Duration::from_millis(1)).unwrap());
-        let read = records.get(KIND, "id").await.unwrap().unwrap();
-        assert_eq!(read.value.as_slice(), b"one");
-        clock.advance(Duration::from_millis(1));
-        assert!(records.get(KIND, "id").await.unwrap().is_none());
-        assert!(!records.replace(KIND, "id", &read, b"two", LIFE).await.unwrap());
-        assert!(records.take(KIND, "id").await.unwrap().is_none());
-        assert!(records.insert(KIND, "id", b"other", LIFE).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_record_is_replaced_only_as_it_was_read_and_taken_once() {
-        let records = Records::in_memory(Clock::manual());
-        assert!(records.insert(KIND, "id", b"one", LIFE).await.unwrap());
-        let read = records.get(KIND, "id").await.unwrap().unwrap();
-        assert!(records.replace(KIND, "id", &read, b"two", LIFE).await.unwrap());
-        // Equal values, but another write.
-        assert!(!records.replace(KIND, "id", &read, b"one", LIFE).await.unwrap());
-        assert_eq!(records.take(KIND, "id").await.unwrap().unwrap().value.as_slice(), b"two");
-        assert!(records.take(KIND, "id").await.unwrap().is_none());
-        assert!(!records.replace(KIND, "id", &read, b"three", LIFE).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn the_records_of_a_user_are_counted_while_they_live() {
-        let clock = Clock::manual();
-        let records = Records::in_memory(clock.clone());
-        let count = async |openid: &str, id: &str| {
-            records.count(KIND, &user(openid), 2, id, LIFE).await.unwrap()
-        };
-        assert_eq!(count("o1", "a").await, Ok(()));
-        clock.advance(Duration::from_secs(10));
-        assert_eq!(count("o1", "b").await, Ok(()));
-        assert_eq!(count("o1", "c").await, Err(Duration::from_secs(20)));
-        assert_eq!(count("o2", "c").await, Ok(()));
-        records.uncount(KIND, &user("o1"), "b").await.unwrap();
-        assert_eq!(count("o1", "c").await, Ok(()));
-        assert_eq!(count("o1", "d").await, Err(Duration::from_secs(20)));
-        clock.advance(Duration::from_secs(20));
-        assert_eq!(count("o1", "d").await, Ok(()));
-    }
-}
+mod tests;

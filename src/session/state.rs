@@ -55,6 +55,11 @@ impl Session {
         self.last_used_millis.store(now_millis, Ordering::Relaxed);
     }
 
+    /// Records a use that another process has seen, unless a later one is known.
+    pub(super) fn raise_last_used(&self, used_millis: u64) {
+        self.last_used_millis.fetch_max(used_millis, Ordering::Relaxed);
+    }
+
     /// Returns whether this call has changed the last use.
     pub(super) fn replace_last_used(&self, from: u64, to: u64) -> bool {
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::config::Carriers;
+use crate::handover::peer::Peer;
 use crate::identity::session_key::SessionKey;
 use crate::identity::{AppId, OpenId};
 
@@ -29,10 +30,11 @@ impl Store {
             seal_keys: Vec::new(),
             jar_capacity: 1 << 20,
             shared: None,
+            snapshot: None,
         };
         let clock = Clock::manual();
         let metrics = Metrics::new().unwrap();
-        let sessions = Sessions::new(&section, clock.clone(), metrics.clone());
+        let sessions = Sessions::new(&section, clock.clone(), metrics.clone(), Peer::default());
         Self { sessions, clock, metrics }
     }
 

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::entry::Change;
 use super::{Backend, Sessions, StoreError};
 use crate::identity::User;
 use crate::identity::session_key::SessionKey;
@@ -13,6 +14,7 @@ use crate::identity::session_key::SessionKey;
 pub const KEPT_KEYS: usize = 3;
 
 /// The session key of a login.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginKey {
     pub session_key: SessionKey,
     /// When the gateway received the login, on the clock: logins may overtake each other on their
@@ -53,6 +55,10 @@ impl UserKeys {
         self.0.iter().map(|kept| kept.session_key.clone()).collect()
     }
 
+    pub fn to_vec(&self) -> Vec<LoginKey> {
+        self.0.clone()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -60,12 +66,15 @@ impl UserKeys {
 
 impl Sessions {
     /// Whether session keys are kept from now on; not at first. When this is turned off, those in
-    /// memory are wiped at once, while those in a shared store expire: other gateways may need
-    /// them.
+    /// memory are wiped at once, and a new snapshot without them is written soon. Those in a shared
+    /// store expire: other gateways may need them.
     pub fn keep_session_keys(&self, keeps: bool) {
-        self.keeps_session_keys.store(keeps, Ordering::Release);
+        let kept = self.keeps_session_keys.swap(keeps, Ordering::AcqRel);
         if let (false, Backend::Memory(memory)) = (keeps, &self.backend) {
             memory.wipe_session_keys();
+            if let Some(durable) = self.durable.as_ref().filter(|_| kept) {
+                durable.save_soon();
+            }
         }
     }
 
@@ -108,7 +117,10 @@ impl Sessions {
         let key = LoginKey { session_key: key, logged_in_at_millis };
         match &self.backend {
             Backend::Memory(memory) => {
+                let told = Change::KeyReplaced { user: user.clone(), key: key.clone() };
                 memory.replace_session_key(user, key, |session| self.is_live(session));
+                self.note_change();
+                self.tell(&told).await;
                 Ok(())
             }
             Backend::Redis(redis) => redis.replace_session_key(user, key).await,

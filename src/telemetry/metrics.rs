@@ -9,6 +9,7 @@ mod login_hook;
 mod open_data;
 mod requests;
 mod sessions;
+mod snapshot;
 mod upstream;
 mod wechat;
 
@@ -27,7 +28,9 @@ pub use self::login_hook::LoginHookMetrics;
 pub use self::open_data::OpenDataMetrics;
 use self::requests::RequestMetrics;
 pub use self::requests::RouteMetrics;
+pub use self::sessions::RestoredFrom;
 use self::sessions::SessionMetrics;
+pub use self::snapshot::{SnapshotMetrics, Stage};
 use self::upstream::UpstreamFamilies;
 pub use self::upstream::{AttemptOutcome, RetryOutcome, UpstreamMetrics, UpstreamState};
 pub use self::wechat::{AccessTokenMetrics, Raised, WeChatMetrics};
@@ -75,6 +78,7 @@ pub struct Metrics {
     pub login_hook: LoginHookMetrics,
     pub open_data: OpenDataMetrics,
     sessions: SessionMetrics,
+    pub snapshot: SnapshotMetrics,
     reload_successful: IntGauge,
     reload_success_time: Gauge,
     certificate_expiry: IntGaugeVec,
@@ -149,6 +153,7 @@ impl Metrics {
             login_hook: LoginHookMetrics::new(&registry)?,
             open_data: OpenDataMetrics::new(&registry)?,
             sessions: SessionMetrics::new(&registry)?,
+            snapshot: SnapshotMetrics::new()?,
             certificate_expiry: gauges(
                 &registry,
                 "wxgate_tls_certificate_expiry_timestamp_seconds",

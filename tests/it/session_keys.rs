@@ -12,6 +12,7 @@ use redis::cmd;
 use tokio::task::AbortHandle;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Loaded, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::session_key::SessionKey;
 use wxgate::identity::{AppId, Identity, OpenId, User};
 use wxgate::session::{LoginKey, Session, Sessions};
@@ -128,7 +129,7 @@ async fn store(
     let config: Config = config.unwrap_or_else(|problems| panic!("{problems}"));
     let metrics = Metrics::new().unwrap();
     metrics.register_store().unwrap();
-    let sessions = Sessions::new(&config.session, clock.clone(), metrics);
+    let sessions = Sessions::new(&config.session, clock.clone(), metrics, Peer::default());
     sessions.keep_session_keys(true);
     let running = sessions.clone();
     let run = tokio::spawn(async move { running.run().await }).abort_handle();

@@ -1,6 +1,7 @@
 //! `[session]`: how long sessions live, where they are kept, and how clients send their tokens.
 
 pub mod redis;
+pub mod snapshot;
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use self::redis::RedisSection;
+use self::snapshot::SnapshotSection;
 use super::RestartOnly;
 use super::limits::warn_of_memory;
 use crate::config::document::from_value::{FromValue, word};
@@ -43,6 +45,8 @@ pub struct SessionSection {
     pub jar_capacity: u64,
     /// `None`: sessions are kept in this process.
     pub shared: Option<SharedSection>,
+    /// `None`: sessions in this process end with it.
+    pub snapshot: Option<SnapshotSection>,
 }
 
 impl SessionSection {
@@ -76,6 +80,7 @@ pub const RESTART_ONLY: &[RestartOnly] = &[
     ("session.capacity", |a, b| a.session.capacity == b.session.capacity),
     ("session.jar_capacity", |a, b| a.session.jar_capacity == b.session.jar_capacity),
     ("session.redis", |a, b| redis(a) == redis(b)),
+    ("session.snapshot", |a, b| a.session.snapshot == b.session.snapshot),
     ("session.seal_key", |a, b| seal_keys(a).first() == seal_keys(b).first()),
     ("session.previous_seal_keys", |a, b| seal_keys(a).get(1..) == seal_keys(b).get(1..)),
     ("session.max_per_user", |a, b| a.session.max_per_user == b.session.max_per_user),
@@ -98,10 +103,12 @@ pub const DEFAULT_JAR_CAPACITY: u64 = 256 << 20;
 const SESSION_BYTES: u64 = 500;
 
 /// The section, and the place where its header is named. `has_browsers`: there is a `[[browser]]`.
+/// A reload does not repeat checks that only the start needs.
 pub fn read(
     section: Table<'_>,
     has_browsers: bool,
     secrets: Secrets,
+    is_start: bool,
 ) -> (SessionSection, Option<Located<HeaderName>>) {
     let ttl = section.positive("ttl", Duration::from_secs(24 * HOUR));
     let idle_timeout = section.positive("idle_timeout", Duration::from_secs(2 * HOUR).min(ttl));
@@ -137,6 +144,7 @@ pub fn read(
     let jar_capacity = jar_capacity(&section);
     let seal_keys = read_seal_keys(&section, secrets);
     let shared = shared(&section, has_browsers, idle_timeout, secrets);
+    let snapshot = snapshot::read(&section, secrets, is_start);
     section.finish();
     let session = SessionSection {
         ttl,
@@ -148,6 +156,7 @@ pub fn read(
         seal_keys,
         jar_capacity,
         shared,
+        snapshot,
     };
     (session, named)
 }
@@ -206,13 +215,14 @@ fn shared(
 ) -> Option<SharedSection> {
     let section = session.optional_table("redis");
     let Some(section) = section else {
+        let is_used = has_browsers || session.has("snapshot");
         for key in ["seal_key", "previous_seal_keys"] {
-            if let Some(given) = session.raw(key).filter(|_| !has_browsers) {
-                let message = "has no effect without a shared store or [[browser]]";
+            if let Some(given) = session.raw(key).filter(|_| !is_used) {
+                let message = "has no effect without a shared store, a snapshot or [[browser]]";
                 session.push(session.key(key), given.span(), message, "add [session.redis]");
             }
         }
-        if has_browsers && session.has("previous_seal_keys") {
+        if is_used && session.has("previous_seal_keys") {
             session.report_missing("seal_key", "previous_seal_keys only open what was sealed");
         }
         return None;

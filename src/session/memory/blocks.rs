@@ -40,6 +40,23 @@ impl Blocks {
         self.0.lock().get(user).map(|block| block.until).filter(|until| now < *until)
     }
 
+    /// A user's current block, with its end.
+    pub fn get(&self, user: &User, now: u64) -> Option<(KnownUser, u64)> {
+        let blocks = self.0.lock();
+        let Block { until, user_id } = blocks.get(user).filter(|block| now < block.until)?;
+        Some((KnownUser { user: user.clone(), user_id: user_id.clone() }, *until))
+    }
+
+    /// All current blocks, with their ends.
+    pub fn all(&self, now: u64) -> Vec<(KnownUser, u64)> {
+        let blocks = self.0.lock();
+        let current = blocks.iter().filter(|(_, block)| now < block.until);
+        let known = |(user, block): (&User, &Block)| {
+            (KnownUser { user: user.clone(), user_id: block.user_id.clone() }, block.until)
+        };
+        current.map(known).collect()
+    }
+
     /// Finds the blocked users of an app for whom `matches` is true.
     pub fn find(
         &self,

@@ -13,7 +13,8 @@ use moka::sync::Cache;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, millis};
-use crate::identity::User;
+use crate::handover::fields::{Malformed, Writer, read};
+use crate::identity::{AppId, OpenId, User};
 use crate::session::records::{Digest, LONGEST_COUNTED, Record, RecordKind, Version};
 
 /// Bytes of all records of a kind: about 100,000 of the usual length. Beyond that the least
@@ -26,12 +27,29 @@ const OVERHEAD: usize = 400;
 /// Users whose records are counted. Beyond that the least recently used count is dropped.
 const MOST_USERS: u64 = 100_000;
 
-/// The records of a process. Clones share them.
-#[derive(Clone)]
+/// Numbers of the fields of handed-over records.
+mod field {
+    pub const RECORD: u32 = 1;
+    pub const COUNTED: u32 = 2;
+
+    pub const KIND: u32 = 1;
+    pub const DIGEST: u32 = 2;
+    pub const VALUE: u32 = 3;
+    pub const VERSION: u32 = 4;
+    /// In milliseconds of the clock.
+    pub const ENDS_AT: u32 = 5;
+    pub const APP_ID: u32 = 6;
+    pub const OPENID: u32 = 7;
+}
+
+/// A handed-over piece has about as many bytes.
+const PIECE: usize = 256 << 10;
+
+/// The records of a process.
 pub struct MemoryRecords {
     kinds: [Cache<Digest, Kept>; RecordKind::COUNT],
     counts: Cache<(RecordKind, User), Arc<[Counted]>>,
-    versions: Arc<AtomicU64>,
+    versions: AtomicU64,
     clock: Clock,
 }
 
@@ -92,7 +110,7 @@ impl MemoryRecords {
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(LONGEST_COUNTED)
             .build();
-        Self { kinds: std::array::from_fn(kind), counts, versions: Arc::default(), clock }
+        Self { kinds: std::array::from_fn(kind), counts, versions: AtomicU64::new(0), clock }
     }
 
     /// Adds a record unless there is one. Returns whether there was none.
@@ -167,6 +185,108 @@ impl MemoryRecords {
             let others: Arc<[Counted]> = others.collect();
             if others.is_empty() { Op::Remove } else { Op::Put(others) }
         });
+    }
+
+    /// Gives all records and counts to another process, in pieces of about 256 KiB.
+    pub fn export(&self, mut give: impl FnMut(&mut Writer)) {
+        let now = self.clock.now_millis();
+        let mut piece = Writer::new();
+        let mut add = |number, one: &Writer| {
+            piece.list(number, one);
+            if piece.as_bytes().len() >= PIECE {
+                give(&mut piece);
+                piece.clear();
+            }
+        };
+        for kind in RecordKind::ALL {
+            let live = self.of(kind).iter().filter(|(_, kept)| now < kept.ends_at);
+            for (digest, kept) in live {
+                let mut record = Writer::new();
+                record
+                    .bytes(field::KIND, &[kind.number()])
+                    .bytes(field::DIGEST, &*digest)
+                    .bytes(field::VALUE, &kept.value)
+                    .u64(field::VERSION, kept.version)
+                    .u64(field::ENDS_AT, kept.ends_at);
+                add(field::RECORD, &record);
+            }
+        }
+        for (key, counted) in &self.counts {
+            let (kind, user) = &*key;
+            for one in counted.iter().filter(|one| now < one.ends_at) {
+                let mut count = Writer::new();
+                count
+                    .bytes(field::KIND, &[kind.number()])
+                    .bytes(field::DIGEST, &one.record)
+                    .u64(field::ENDS_AT, one.ends_at)
+                    .text(field::APP_ID, user.app_id.as_str())
+                    .text(field::OPENID, user.openid.as_str());
+                add(field::COUNTED, &count);
+            }
+        }
+        if !piece.as_bytes().is_empty() {
+            give(&mut piece);
+        }
+    }
+
+    /// Takes records and counts of another process.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn import(&self, piece: &[u8]) -> Result<(), Malformed> {
+        for field in read(piece) {
+            let field = field?;
+            if matches!(field.number, field::RECORD | field::COUNTED) {
+                self.import_one(field.number == field::COUNTED, field.value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn import_one(&self, is_count: bool, list: &[u8]) -> Result<(), Malformed> {
+        let (mut kind, mut digest, mut value, mut version) = (None, None, None, None);
+        let (mut ends_at, mut app_id, mut openid) = (None, None, None);
+        for field in read(list) {
+            let field = field?;
+            match field.number {
+                field::KIND => kind = field.array().map(|[kind]| kind),
+                field::DIGEST => digest = field.array(),
+                field::VALUE => value = Some(Arc::new(Zeroizing::new(field.value.to_vec()))),
+                field::VERSION => version = field.u64(),
+                field::ENDS_AT => ends_at = field.u64(),
+                field::APP_ID => app_id = field.text().and_then(AppId::parse),
+                field::OPENID => openid = field.text().and_then(OpenId::parse),
+                _ => {}
+            }
+        }
+        let (Some(kind), Some(digest), Some(ends_at)) = (kind, digest, ends_at) else {
+            return Err(Malformed);
+        };
+        // A kind of a newer program has no use here.
+        let Some(kind) = RecordKind::numbered(kind) else { return Ok(()) };
+        let life = ends_at.saturating_sub(self.clock.now_millis());
+        let life = Duration::from_millis(life);
+        if is_count {
+            let (Some(app_id), Some(openid)) = (app_id, openid) else { return Err(Malformed) };
+            let user = User { app_id, openid };
+            // The limit was checked there.
+            let _ = self.count(kind, &user, usize::MAX, digest, life);
+        } else {
+            let (Some(value), Some(version)) = (value, version) else { return Err(Malformed) };
+            // Versions that are given here from now on are others.
+            self.versions.fetch_max(version.saturating_add(1), Ordering::Relaxed);
+            self.of(kind).insert(digest, Kept { value, version, life, ends_at });
+        }
+        Ok(())
+    }
+
+    /// Drops all records and counts.
+    pub fn clear(&self) {
+        // One by one: moka invalidates all by the time at which they were written, roughly.
+        for kind in &self.kinds {
+            kind.iter().for_each(|(digest, _)| kind.invalidate(&*digest));
+        }
+        self.counts.iter().for_each(|(key, _)| self.counts.invalidate(&*key));
     }
 
     fn of(&self, kind: RecordKind) -> &Cache<Digest, Kept> {

@@ -136,6 +136,43 @@ impl UserIndex {
         });
     }
 
+    /// Keeps session keys of earlier logins of a user, newest first, if it has a live session.
+    pub fn restore_session_keys(
+        &self,
+        user: &User,
+        keys: Vec<LoginKey>,
+        is_live: impl Fn(&Session) -> bool,
+    ) {
+        let hash = self.hash(&user.app_id, &user.openid);
+        self.in_part(hash, |part| {
+            if part.has(hash, user, is_live)
+                && let Some(kept) = self.keys(part, hash, user)
+            {
+                // Of two with the same time, the later one counts as newer.
+                keys.into_iter().rev().for_each(|key| kept.keep(key));
+            }
+        });
+    }
+
+    /// Calls `visit` with all sessions, those of one part at a time, and without a lock.
+    pub fn visit(&self, mut visit: impl FnMut(Vec<Arc<Session>>)) {
+        for part in &self.parts {
+            let sessions: Vec<_> = part.lock().sessions.iter().cloned().collect();
+            visit(sessions);
+        }
+    }
+
+    /// Calls `visit` with each user's session keys, newest login first, without a lock.
+    pub fn visit_session_keys(&self, mut visit: impl FnMut(User, Vec<LoginKey>)) {
+        for part in &self.parts {
+            let copy = |keys: &KeysOfUser| (keys.user.clone(), keys.keys.to_vec());
+            let kept: Vec<_> = part.lock().keys.iter().map(|keys| copy(keys)).collect();
+            for (user, keys) in kept {
+                visit(user, keys);
+            }
+        }
+    }
+
     /// Removes all session keys, after it was decided that none are kept any more. A login that
     /// does not know of that yet adds its key before its part is locked here, or sees the decision.
     pub fn wipe_session_keys(&self) {

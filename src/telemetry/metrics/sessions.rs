@@ -1,8 +1,9 @@
 //! Metrics of sessions and of their shared store.
 //!
-//! The number of sessions in memory is the difference between the counters of created and removed
-//! sessions, so that the three always agree. With a shared store, sessions created here may end
-//! elsewhere: then the number is that of cached sessions, set by [`Metrics::set_sessions`].
+//! The number of sessions in memory is that of created and restored ones, less the removed ones: it
+//! is computed from these counters, so that they always agree. With a shared store, sessions
+//! created here may end elsewhere: then the number is that of cached sessions, set by
+//! [`Metrics::set_sessions`].
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +13,28 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Opts, Registry}
 
 use super::{Counters, Metrics, counter, counters, duration_opts, gauge};
 
+/// Where a session comes from that another process has created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestoredFrom {
+    Snapshot,
+    /// From the other process during an upgrade.
+    Upgrade,
+}
+
+impl RestoredFrom {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Upgrade => "upgrade",
+        }
+    }
+}
+
 /// Metrics of sessions.
 pub struct SessionMetrics {
     sessions: IntGauge,
     created: IntCounter,
+    restored: [IntCounter; 2],
     removed: IntCounterVec,
     /// The counters of the causes in use.
     removals: OnceLock<Vec<IntCounter>>,
@@ -24,7 +43,15 @@ pub struct SessionMetrics {
 
 impl SessionMetrics {
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let restored = counters(
+            registry,
+            "wxgate_sessions_restored_total",
+            "Sessions of another process: loaded from its snapshot, or received in an upgrade",
+            &["source"],
+        )?;
         Ok(Self {
+            restored: [RestoredFrom::Snapshot, RestoredFrom::Upgrade]
+                .map(|source| restored.with_label_values(&[source.as_str()])),
             sessions: gauge(
                 registry,
                 "wxgate_sessions",
@@ -46,7 +73,10 @@ impl SessionMetrics {
     pub fn update(&self) {
         let removed: u64 = self.removals.get().into_iter().flatten().map(IntCounter::get).sum();
         let count = match self.store.sessions.load(Ordering::Relaxed) {
-            NO_STORE => self.created.get().saturating_sub(removed),
+            NO_STORE => {
+                let restored: u64 = self.restored.iter().map(IntCounter::get).sum();
+                (self.created.get() + restored).saturating_sub(removed)
+            }
             cached => cached,
         };
         self.sessions.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -93,6 +123,13 @@ impl StoreMetrics {
 impl Metrics {
     pub fn session_created(&self) {
         self.sessions.created.inc();
+    }
+
+    /// Counts a session that another process has created.
+    pub fn session_restored(&self, source: RestoredFrom) {
+        if let Some(counter) = self.sessions.restored.get(source as usize) {
+            counter.inc();
+        }
     }
 
     /// Registers the metrics of a shared store. Called once, before they are used.

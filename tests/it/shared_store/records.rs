@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use redis::cmd;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::{AppId, OpenId, User};
 use wxgate::session::{RecordKind, Records, Sessions};
 use wxgate::telemetry::metrics::Metrics;
@@ -44,7 +45,7 @@ async fn records(url: &str, keys: &[&str]) -> Records {
     let config = Config::parse("gateway.toml", &text, Secrets::Load).unwrap();
     let metrics = Metrics::new().unwrap();
     metrics.register_store().unwrap();
-    let sessions = Sessions::new(&config.session, Clock::system(), metrics);
+    let sessions = Sessions::new(&config.session, Clock::system(), metrics, Peer::default());
     let running = sessions.clone();
     tokio::spawn(async move { running.run().await });
     let begun = Instant::now();
