@@ -102,7 +102,7 @@ impl InternalApi {
             let outcomes = ["ok"].into_iter().chain(errors.map(ApiError::error));
             process.metrics.open_data.from_start(label, outcomes);
         }
-        let codes = Arc::new(PhoneCodes::new(process.clock.clone()));
+        let codes = Arc::new(PhoneCodes::new(process.phone_codes.clone()));
         let failures = Arc::new(LogThrottles::new(process.clock.clone()));
         Self { process, policies, codes, failures, calls }
     }

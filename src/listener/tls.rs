@@ -6,6 +6,8 @@
 //! or HTTP/1.1. `edge` calls this module for the handshake; the module does not know what is sent
 //! afterwards.
 
+mod tickets;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -13,9 +15,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::server::{
-    ClientHello, NoClientAuth, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
-};
+use rustls::server::{ClientHello, NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use tokio::net::TcpStream;
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+pub use self::tickets::TicketKeys;
 use crate::config::{Certificate, TlsSection};
 use crate::telemetry::metrics::Metrics;
 
@@ -43,24 +44,16 @@ pub struct Tls {
     metrics: Arc<Metrics>,
 }
 
-/// Keys for TLS session tickets; they live as long as the process. With tickets, the client keeps
-/// what is needed to resume its TLS session: by default rustls would keep the sessions itself, and
-/// only the last 256 of all clients. A ticket is valid for twelve hours at most.
-///
-/// # Errors
-/// When the system provides no random bytes.
-pub fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
-    ring::Ticketer::new()
-}
-
 impl Tls {
-    /// Builds the TLS configuration of listeners.
+    /// Builds the TLS configuration of listeners. With `tickets`, the client keeps what is needed
+    /// to resume its TLS session: by default rustls would keep the sessions itself, and only the
+    /// last 256 of all clients. A ticket is valid for twelve hours at most.
     ///
     /// # Errors
     /// Only if the versions and ciphers in this code were not compatible.
     pub fn new(
         section: &TlsSection,
-        tickets: Arc<dyn ProducesTickets>,
+        tickets: Arc<TicketKeys>,
         metrics: Arc<Metrics>,
         alpn: Alpn,
     ) -> Result<Self, rustls::Error> {

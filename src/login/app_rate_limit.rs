@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::config::Rate;
+use crate::handover::fields::{Malformed, Writer, read};
 use crate::message::rejection::{Rejection, jittered};
 
 /// How long a slowed rate takes to recover.
@@ -23,6 +24,18 @@ const QUOTA_PROBE: Duration = Duration::from_secs(60);
 
 /// The part of the rate that is left after errcode 45011.
 const LEFT: f64 = 1.0 / 2.0;
+
+/// Numbers of the fields of a handed-over limit. Times are in nanoseconds of the clock; what is not
+/// set is left out.
+mod field {
+    pub const COUNT: u32 = 1;
+    pub const PERIOD: u32 = 2;
+    /// As the bits of a number with a fraction.
+    pub const BUCKET: u32 = 3;
+    pub const FILLED_AT: u32 = 4;
+    pub const SLOWED_AT: u32 = 5;
+    pub const NEXT_PROBE: u32 = 6;
+}
 
 /// The rate limit of one app.
 pub struct AppRateLimit {
@@ -114,6 +127,58 @@ impl AppRateLimit {
     }
 }
 
+impl AppRateLimit {
+    /// Gives the limit to another process.
+    pub fn export(&self) -> Writer {
+        let state = self.state.lock();
+        let mut writer = Writer::new();
+        if let Some(rate) = self.rate {
+            writer
+                .u64(field::COUNT, u64::from(rate.count.get()))
+                .u64(field::PERIOD, nanos(rate.period));
+        }
+        writer.u64(field::BUCKET, state.bucket.to_bits());
+        writer.u64(field::FILLED_AT, nanos(state.filled_at));
+        if let Some(at) = state.slowed_at {
+            writer.u64(field::SLOWED_AT, nanos(at));
+        }
+        if let Some(at) = state.next_probe {
+            writer.u64(field::NEXT_PROBE, nanos(at));
+        }
+        writer
+    }
+
+    /// Continues the limit of another process, if it has the same rate.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn import(&self, given: &[u8]) -> Result<(), Malformed> {
+        let (mut count, mut period, mut bucket, mut filled_at) = (None, None, None, None);
+        let (mut slowed_at, mut next_probe) = (None, None);
+        for field in read(given) {
+            let field = field?;
+            let number = || field.u64().ok_or(Malformed);
+            let time = || number().map(Duration::from_nanos);
+            match field.number {
+                field::COUNT => count = Some(number()?),
+                field::PERIOD => period = Some(time()?),
+                field::BUCKET => bucket = Some(f64::from_bits(number()?)),
+                field::FILLED_AT => filled_at = Some(time()?),
+                field::SLOWED_AT => slowed_at = Some(time()?),
+                field::NEXT_PROBE => next_probe = Some(time()?),
+                _ => {}
+            }
+        }
+        let bucket = bucket.filter(|bucket: &f64| bucket.is_finite());
+        let (Some(bucket), Some(filled_at)) = (bucket, filled_at) else { return Err(Malformed) };
+        let own = self.rate.map(|rate| (u64::from(rate.count.get()), rate.period));
+        if own == count.zip(period) {
+            *self.state.lock() = RateState { bucket, filled_at, slowed_at, next_probe };
+        }
+        Ok(())
+    }
+}
+
 impl RateState {
     /// Whether there may be quota.
     fn has_quota(&self, now: Duration) -> Result<(), Rejection> {
@@ -157,6 +222,10 @@ impl RateState {
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn seconds(wait: Duration) -> u32 {
     u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
@@ -194,6 +263,36 @@ mod tests {
         assert!((75..=81).contains(&slowed), "{slowed}");
         clock.advance(Duration::from_secs(60));
         assert!((159..=161).contains(&passes(&rate_limit, &clock)));
+    }
+
+    #[test]
+    fn the_next_process_continues_the_rate_as_it_is() {
+        let (old, clock) = rate_limit(160);
+        old.slow();
+        let same = || AppRateLimit::new(old.rate, clock.clone());
+        while old.check().is_ok() {}
+        let new = same();
+        new.import(old.export().as_bytes()).unwrap();
+        new.check().unwrap_err();
+        let slowed = passes(&new, &clock);
+        assert!((79..=83).contains(&slowed), "{slowed}");
+        old.pause();
+        let new = same();
+        new.import(old.export().as_bytes()).unwrap();
+        assert!(matches!(new.admit_call(), Err(Rejection::WeChatBusy { .. })));
+        clock.advance(QUOTA_PROBE);
+        new.admit_call().unwrap();
+        // Another rate begins anew, as after a reload.
+        let rate = Rate { period: Duration::from_secs(2), ..old.rate.unwrap() };
+        for rate in [Some(rate), None] {
+            let other = AppRateLimit::new(rate, clock.clone());
+            other.import(old.export().as_bytes()).unwrap();
+            other.check().unwrap();
+        }
+        let exported = old.export();
+        let cut = &exported.as_bytes()[..exported.as_bytes().len() - 1];
+        assert_eq!(same().import(cut), Err(Malformed));
+        assert_eq!(same().import(b""), Err(Malformed));
     }
 
     #[test]

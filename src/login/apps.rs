@@ -81,12 +81,17 @@ impl Apps {
         self.get(app_id.as_str()).filter(|served| !served.app.kind.sends_codes())
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &ServedApp> {
+        self.0.iter().map(Arc::as_ref)
+    }
+
     /// Whether there is an app with this id.
     pub fn contains(&self, app_id: &str) -> bool {
         self.get(app_id).is_some()
     }
 
-    fn get(&self, app_id: &str) -> Option<&Arc<ServedApp>> {
+    /// The app with this id, of any kind.
+    pub fn get(&self, app_id: &str) -> Option<&Arc<ServedApp>> {
         self.0.iter().find(|served| served.app_id().as_str() == app_id)
     }
 }

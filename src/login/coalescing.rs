@@ -5,6 +5,9 @@
 //! For `login.replay_window` after it, a login with the code gets the same response. Outcomes that
 //! may differ on the next attempt are not kept. Outcomes are kept in memory only, under the digest
 //! of app, state and code; tokens are wiped when they are dropped.
+//!
+//! A code that another process has exchanged, or is about to, is rejected here (`InvalidCode`) for
+//! as long as that process would repeat its response: the phone then gets a new code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +21,22 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, millis};
+use crate::handover::claims::{Claim, Claims, CodeKind, Wanted};
+use crate::handover::fields::{Malformed, Writer, read};
+use crate::handover::peer::Peer;
 use crate::identity::token::SessionToken;
 use crate::identity::{OpenId, UserId};
 use crate::message::rejection::Rejection;
 use crate::wechat::{ErrCode, WeChatError};
+
+/// Numbers of the fields of handed-over codes.
+mod field {
+    /// Keys of 32 bytes, each followed by the time of its end, in milliseconds of the clock.
+    pub const CODES: u32 = 1;
+}
+
+/// Codes in one piece, of 40 bytes each.
+const CODES_IN_A_PIECE: usize = 6_000;
 
 /// How many codes are kept. Beyond that the least recently used one is dropped, and a repeat of it
 /// is exchanged again.
@@ -84,6 +99,7 @@ pub struct Coalescing {
     exchanges: Cache<Key, Arc<CoalescedExchange>>,
     window: Duration,
     longest: Duration,
+    claims: Claims,
     clock: Clock,
 }
 
@@ -92,6 +108,7 @@ struct CoalescedExchange {
     outcome: watch::Sender<Option<Outcome>>,
     /// In milliseconds of the clock. After that the outcome has expired.
     kept_until: AtomicU64,
+    claim: Claim,
 }
 
 /// Whether a login shared the exchange of another.
@@ -107,17 +124,24 @@ pub enum Coalesced {
 
 impl Coalescing {
     /// `longest` is the longest time that an exchange may take.
-    fn new(window: Duration, longest: Duration, clock: Clock) -> Self {
-        Self::with_capacity(CAPACITY, window, longest, clock)
+    fn new(window: Duration, longest: Duration, peer: Peer, clock: Clock) -> Self {
+        Self::with_capacity(CAPACITY, window, longest, peer, clock)
     }
 
-    fn with_capacity(capacity: u64, window: Duration, longest: Duration, clock: Clock) -> Self {
+    fn with_capacity(
+        capacity: u64,
+        window: Duration,
+        longest: Duration,
+        peer: Peer,
+        clock: Clock,
+    ) -> Self {
         let exchanges = Cache::builder()
             .max_capacity(capacity)
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(Retention { in_flight: longest * 2, completed: window })
             .build();
-        Self { exchanges, window, longest, clock }
+        let claims = Claims::new(CodeKind::Login, peer);
+        Self { exchanges, window, longest, claims, clock }
     }
 
     /// The one from before a reload if the times have not changed, else a new one.
@@ -125,11 +149,12 @@ impl Coalescing {
         previous: Option<&Self>,
         window: Duration,
         longest: Duration,
+        peer: &Peer,
         clock: &Clock,
     ) -> Self {
         let same =
             previous.filter(|previous| (previous.window, previous.longest) == (window, longest));
-        same.cloned().unwrap_or_else(|| Self::new(window, longest, clock.clone()))
+        same.cloned().unwrap_or_else(|| Self::new(window, longest, peer.clone(), clock.clone()))
     }
 
     /// The outcome for a code. Runs `exchange` if there is none yet; the exchange runs to its end
@@ -169,16 +194,98 @@ impl Coalescing {
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (outcome, kept_until) = (watch::Sender::new(None), AtomicU64::new(u64::MAX));
-        let coalesced = Arc::new(CoalescedExchange { outcome, kept_until });
+        let coalesced =
+            Arc::new(CoalescedExchange { outcome, kept_until, claim: Claim::default() });
         let coalescing = self.clone();
         let completion = Completion { key, exchange: coalesced.clone(), coalescing };
-        tokio::spawn(async move { completion.complete(exchange.await) });
+        tokio::spawn(async move {
+            let Completion { exchange: own, coalescing, .. } = &completion;
+            if coalescing.claims.claim(&key.0, &own.claim).await {
+                completion.complete(exchange.await);
+            } else {
+                completion.complete(Err(Rejection::InvalidCode.into()));
+            }
+        });
         coalesced
+    }
+
+    /// Whether the other process may exchange a code. If it may, this process does not.
+    pub fn give(&self, wanted: &Wanted) -> bool {
+        let now = self.clock.now_millis();
+        let mut is_given = true;
+        self.exchanges.entry(Key(wanted.digest)).and_compute_with(|entry| {
+            if let Some(entry) = entry
+                && now < entry.value().kept_until.load(Ordering::Acquire)
+            {
+                is_given = self.claims.give(&entry.value().claim, wanted);
+                let is_under_way = entry.value().outcome.borrow().is_none();
+                if !is_given || is_under_way {
+                    return Op::Nop;
+                }
+            }
+            Op::Put(Arc::new(CoalescedExchange::theirs(self.theirs_until(now))))
+        });
+        is_given
+    }
+
+    /// How long a code counts as that of the other process, which exchanges it now.
+    fn theirs_until(&self, now: u64) -> u64 {
+        now.saturating_add(millis(self.longest + self.window))
+    }
+
+    /// Gives the codes of this process to another one, in pieces of at most 256 KiB.
+    pub fn export(&self, mut give: impl FnMut(&mut Writer)) {
+        let now = self.clock.now_millis();
+        let mut codes = Vec::new();
+        for (key, exchange) in &self.exchanges {
+            let until = exchange.kept_until.load(Ordering::Acquire).min(self.theirs_until(now));
+            if now < until && !exchange.claim.is_theirs() {
+                codes.push((key.0, until));
+            }
+        }
+        for codes in codes.chunks(CODES_IN_A_PIECE) {
+            let code = |(key, until): &([u8; 32], u64)| [&key[..], &until.to_be_bytes()].concat();
+            let codes: Vec<u8> = codes.iter().flat_map(code).collect();
+            give(Writer::new().bytes(field::CODES, &codes));
+        }
+    }
+
+    /// Takes the codes of another process.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn import(&self, piece: &[u8]) -> Result<(), Malformed> {
+        let latest = self.theirs_until(self.clock.now_millis());
+        for field in read(piece) {
+            let field = field?;
+            if field.number != field::CODES {
+                continue;
+            }
+            let (codes, []) = field.value.as_chunks::<40>() else { return Err(Malformed) };
+            for code in codes {
+                let (key, until) = code.split_first_chunk().ok_or(Malformed)?;
+                let until = u64::from_be_bytes(until.try_into().map_err(|_| Malformed)?);
+                let theirs = CoalescedExchange::theirs(until.min(latest));
+                self.exchanges.entry(Key(*key)).or_insert_with(|| Arc::new(theirs));
+            }
+        }
+        Ok(())
     }
 
     /// Frees expired outcomes. Called every second.
     pub fn maintain(&self) {
         self.exchanges.run_pending_tasks();
+    }
+}
+
+impl CoalescedExchange {
+    /// The exchange of another process.
+    fn theirs(kept_until: u64) -> Self {
+        Self {
+            outcome: watch::Sender::new(Some(Err(Rejection::InvalidCode.into()))),
+            kept_until: AtomicU64::new(kept_until),
+            claim: Claim::theirs(),
+        }
     }
 }
 
@@ -201,7 +308,13 @@ impl Completion {
                     | Rejection::SnapshotUser
             ),
         };
-        let kept = if is_final { self.coalescing.window } else { Duration::ZERO };
+        let kept = if self.exchange.claim.is_theirs() {
+            self.coalescing.longest + self.coalescing.window
+        } else if is_final {
+            self.coalescing.window
+        } else {
+            Duration::ZERO
+        };
         let kept_until = millis(self.coalescing.clock.now() + kept);
         self.exchange.kept_until.store(kept_until, Ordering::Release);
         self.exchange.outcome.send_replace(Some(outcome));
@@ -228,14 +341,26 @@ struct Retention {
     completed: Duration,
 }
 
+impl Retention {
+    fn of(&self, exchange: &CoalescedExchange) -> Duration {
+        if exchange.claim.is_theirs() {
+            self.in_flight + self.completed
+        } else if exchange.outcome.borrow().is_some() {
+            self.completed
+        } else {
+            self.in_flight
+        }
+    }
+}
+
 impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
     fn expire_after_create(
         &self,
         _: &Key,
-        _: &Arc<CoalescedExchange>,
+        exchange: &Arc<CoalescedExchange>,
         _: Instant,
     ) -> Option<Duration> {
-        Some(self.in_flight)
+        Some(self.of(exchange))
     }
 
     fn expire_after_update(
@@ -245,128 +370,9 @@ impl Expiry<Key, Arc<CoalescedExchange>> for Retention {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        let is_completed = exchange.outcome.borrow().is_some();
-        Some(if is_completed { self.completed } else { self.in_flight })
+        Some(self.of(exchange))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WINDOW: Duration = Duration::from_secs(10);
-
-    fn coalescing(capacity: u64) -> (Coalescing, Clock) {
-        let clock = Clock::manual();
-        (Coalescing::with_capacity(capacity, WINDOW, Duration::from_secs(60), clock.clone()), clock)
-    }
-
-    fn grant() -> Arc<Grant> {
-        let openid = OpenId::parse("o1").unwrap();
-        let token = SessionToken::generate();
-        Arc::new(Grant { token, expires_in: WINDOW, openid, user_id: None })
-    }
-
-    fn key(code: usize) -> Key {
-        Key::of("wx1", "", &code.to_string())
-    }
-
-    fn token(outcome: &Outcome) -> String {
-        outcome.as_ref().unwrap().token.expose().to_owned()
-    }
-
-    #[tokio::test]
-    async fn a_repeat_gets_the_same_response_within_the_window() {
-        let (coalescing, clock) = coalescing(10);
-        let (first, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!(coalesced, Coalesced::No);
-        clock.advance(Duration::from_millis(9_999));
-        let (second, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!((token(&second), coalesced), (token(&first), Coalesced::Cached));
-        clock.advance(Duration::from_millis(1));
-        let (third, coalesced) = coalescing.share(key(1), || async { Ok(grant()) }).await;
-        assert_eq!(coalesced, Coalesced::No);
-        assert_ne!(token(&third), token(&first));
-    }
-
-    #[tokio::test]
-    async fn only_final_outcomes_are_cached() {
-        let (coalescing, _) = coalescing(100);
-        for (number, (rejection, expected)) in [
-            (Rejection::InvalidCode, Coalesced::Cached),
-            (Rejection::UserBlocked, Coalesced::Cached),
-            (Rejection::LoginRefused(None), Coalesced::Cached),
-            (Rejection::LoginRefused(Some("no".into())), Coalesced::Cached),
-            (Rejection::WeChatBusy { retry_after: 1 }, Coalesced::No),
-            (Rejection::RateLimited { retry_after: 1 }, Coalesced::No),
-            (Rejection::WeChatTimeout { retry_after: 1 }, Coalesced::No),
-            (Rejection::LoginUnavailable { retry_after: 1 }, Coalesced::No),
-            (Rejection::WeChatRejected, Coalesced::No),
-            (Rejection::StoreUnavailable, Coalesced::No),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let first = Failure::from(rejection.clone());
-            coalescing.share(key(number), || async { Err(first) }).await.0.err().unwrap();
-            let (_, coalesced) = coalescing.share(key(number), || async { Ok(grant()) }).await;
-            assert_eq!(coalesced, expected, "{rejection:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_exchange_continues_when_its_client_disconnects() {
-        let (coalescing, _) = coalescing(10);
-        let (release, released) = tokio::sync::oneshot::channel::<()>();
-        let left = {
-            let coalescing = coalescing.clone();
-            tokio::spawn(async move {
-                coalescing
-                    .share(key(1), || async {
-                        drop(released.await);
-                        Ok(grant())
-                    })
-                    .await
-            })
-        };
-        while coalescing.exchanges.get(&key(1)).is_none() {
-            tokio::task::yield_now().await;
-        }
-        left.abort();
-        let stays = {
-            let coalescing = coalescing.clone();
-            tokio::spawn(async move { coalescing.share(key(1), || async { Ok(grant()) }).await.1 })
-        };
-        tokio::task::yield_now().await;
-        release.send(()).unwrap();
-        assert_eq!(stays.await.unwrap(), Coalesced::InFlight);
-    }
-
-    #[tokio::test]
-    async fn a_panic_of_an_exchange_is_an_internal_error_and_not_cached() {
-        let (coalescing, _) = coalescing(10);
-        let panics = || async { panic!("a fault") };
-        let (outcome, _) = coalescing.share(key(1), panics).await;
-        assert_eq!(outcome.err().unwrap().rejection, Rejection::InternalError);
-        assert_eq!(coalescing.share(key(1), || async { Ok(grant()) }).await.1, Coalesced::No);
-    }
-
-    #[tokio::test]
-    async fn the_number_of_cached_codes_is_limited() {
-        let (coalescing, _) = coalescing(100);
-        for code in 0..1000 {
-            coalescing.share(key(code), || async { Ok(grant()) }).await.0.unwrap();
-        }
-        coalescing.maintain();
-        assert_eq!(coalescing.exchanges.entry_count(), 100);
-        assert_eq!(coalescing.share(key(999), || async { Ok(grant()) }).await.1, Coalesced::Cached);
-        assert_eq!(coalescing.share(key(0), || async { Ok(grant()) }).await.1, Coalesced::No);
-    }
-
-    #[test]
-    fn apps_do_not_share_codes() {
-        assert!(Key::of("wx1", "", "a") != Key::of("wx2", "", "a"));
-        assert!(Key::of("wx1", "", "1a") != Key::of("wx11", "", "a"));
-        assert!(Key::of("wx1", "s", "a") != Key::of("wx1", "t", "a"));
-    }
-}
+mod tests;

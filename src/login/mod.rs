@@ -120,7 +120,8 @@ impl Login {
         let window = config.login.replay_window;
         let longest = config.longest_login();
         let coalescing = previous.map(|previous| &previous.coalescing);
-        let coalescing = Coalescing::carried_over(coalescing, window, longest, clock);
+        let coalescing =
+            Coalescing::carried_over(coalescing, window, longest, sessions.peer(), clock);
         let apps = Apps::new(&config.apps, previous.map(|previous| &previous.apps), clock);
         let exchange = Exchange::new(wechat, hook, sessions.clone(), clock);
         for app in config.apps.iter().take(MOST_APPS_FROM_START) {
@@ -139,6 +140,11 @@ impl Login {
 
     pub fn apps(&self) -> &Apps {
         &self.apps
+    }
+
+    /// The codes that were exchanged, or are being exchanged.
+    pub fn codes(&self) -> &Coalescing {
+        &self.coalescing
     }
 
     /// The login hook, if there is one.

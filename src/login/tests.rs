@@ -4,6 +4,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::config::Secrets;
+use crate::handover::peer::Peer;
 use crate::wechat::sandbox::{Sandbox, openid};
 
 const OFFICIAL: &str = "wx0123456789abcdef";
@@ -55,7 +56,7 @@ async fn stack(rest: &str) -> Stack {
     tokio::spawn(sandbox.clone().serve(listener));
     let metrics = Metrics::new().unwrap();
     let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
-    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
     let wechat = Arc::new(wechat);
     let login = Login::new(&config, None, wechat, None, sessions.clone(), &clock, metrics.clone());
     Stack { login, sandbox, sessions, metrics }

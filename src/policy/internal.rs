@@ -5,8 +5,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::PolicyError;
+use crate::clock::Clock;
 use crate::config::{ApiPath, Caller, Config, InternalSection, TlsSection};
-use crate::listener::tls::{self, Alpn, Tls};
+use crate::listener::tls::{Alpn, TicketKeys, Tls};
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::WeChat;
 use crate::wechat::access_token::AccessTokens;
@@ -57,10 +58,14 @@ impl InternalPolicy {
 
     /// # Errors
     /// When the TLS configuration cannot be built.
-    pub(super) fn tls(section: &TlsSection, metrics: &Arc<Metrics>) -> Result<Tls, PolicyError> {
+    pub(super) fn tls(
+        section: &TlsSection,
+        clock: &Clock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Tls, PolicyError> {
         // TLS sessions of the public listeners are not resumed here.
-        let tls = tls::tickets()
-            .and_then(|tickets| Tls::new(section, tickets, metrics.clone(), Alpn::Http1));
+        let tls = TicketKeys::new(clock.clone())
+            .and_then(|tickets| Tls::new(section, Arc::new(tickets), metrics.clone(), Alpn::Http1));
         tls.map_err(PolicyError::InternalTls)
     }
 }

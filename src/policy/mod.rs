@@ -5,9 +5,11 @@
 //! counters, logs. Because the two are separate, a reload can replace the configuration.
 
 mod audiences;
+pub mod handover;
 mod internal;
 pub(crate) mod lifecycle;
 mod metrics_without_route;
+mod rate_limits;
 mod route_access;
 
 use std::sync::Arc;
@@ -16,7 +18,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::header::{CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue};
-use rustls::server::ProducesTickets;
 
 use self::audiences::OwnAudiences;
 pub use self::internal::{InternalPolicy, KnownCaller};
@@ -36,8 +37,9 @@ use crate::browser::scan::Scans;
 use crate::browser::tickets::Tickets;
 use crate::clock::Clock;
 use crate::config::{self, Config, LimitsSection, Rate, Upstream};
+use crate::handover::peer::Peer;
 use crate::identity::secret::{SealKey, Secret};
-use crate::listener::tls::{Alpn, Tls};
+use crate::listener::tls::{Alpn, TicketKeys, Tls};
 use crate::login::{Hook, HookError, Login};
 use crate::message::caching::Vary;
 use crate::message::error_body::ErrorBody;
@@ -50,6 +52,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Counters, Metrics, RouteMetrics};
 use crate::upstream::{Network, Pool};
 use crate::wechat::access_token::AccessTokens;
+use crate::wechat::sent_codes::SentCodes;
 use crate::wechat::{ClientError, WeChat};
 
 /// The current policy, which a reload replaces. A request that has taken a policy keeps it to its
@@ -82,6 +85,8 @@ pub struct Process {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub sessions: Sessions,
+    /// The other process during an upgrade.
+    pub peer: Peer,
     pub clock: Clock,
     /// What connects to the servers of upstreams.
     pub network: Arc<Network>,
@@ -91,8 +96,10 @@ pub struct Process {
     /// Seals the state of logins by redirect, and is the key of `sid`, if no seal key is
     /// configured.
     pub state_key: SealKey,
+    /// The codes for phone numbers that were sent to WeChat.
+    pub phone_codes: Arc<SentCodes>,
     /// Keys for TLS session tickets.
-    pub tickets: Arc<dyn ProducesTickets>,
+    pub tickets: Arc<TicketKeys>,
 }
 
 /// One configuration, ready to serve.
@@ -284,7 +291,9 @@ impl Policy {
             &process.clock,
             metrics.clone(),
         )?;
-        let internal_tls = internal_tls.map(|tls| InternalPolicy::tls(tls, metrics)).transpose()?;
+        let internal_tls = internal_tls
+            .map(|tls| InternalPolicy::tls(tls, &process.clock, metrics))
+            .transpose()?;
         let pools = pools(config, process, previous)?;
         let hook = previous.and_then(|previous| previous.login.hook());
         let hook = Hook::carried_over(hook, config, &process.clock, metrics)?;

@@ -3,7 +3,7 @@
 //! This file has the part of a login that calls WeChat: it exchanges a one-time code for an
 //! identity. `access_token` keeps the tokens that all other calls need, `server_api` makes the
 //! calls about one user, `mini_program_code` gets images, and `pass_through` makes the calls of
-//! services. All of them use `transport`.
+//! services. All of them use `transport`. `sent_codes` remembers codes that are sent once.
 //!
 //! [`ExchangePermit::exchange`] calls the API of the app's kind (`exchange`) once, within the
 //! concurrency limit. As soon as a byte may have been sent, the code may be used up, so a call is
@@ -25,6 +25,7 @@ pub mod pass_through;
 mod rejection;
 pub mod reply;
 pub mod sandbox;
+pub mod sent_codes;
 pub mod server_api;
 mod transport;
 

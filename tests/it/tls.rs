@@ -12,8 +12,9 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets, TlsSection};
-use wxgate::listener::tls::{Alpn, Tls};
+use wxgate::listener::tls::{Alpn, TicketKeys, Tls};
 use wxgate::telemetry::metrics::Metrics;
 
 use crate::harness::certificate::{Authority, Issued, credulous};
@@ -309,15 +310,26 @@ async fn shake(tls: &Tls, connector: &TlsConnector) -> Option<HandshakeKind> {
     tokio::join!(serve, ask).1
 }
 
-/// A new configuration has new certificates, and phones resume their sessions.
+/// A new configuration has new certificates, and phones resume their sessions, in this process and
+/// in the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_resumed_and_expiries_replaced_with_the_next_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::root("root");
     let metrics = Metrics::new().unwrap();
-    let tickets = wxgate::listener::tls::tickets().unwrap();
+    let keys = || Arc::new(TicketKeys::new(Clock::system()).unwrap());
+    let mut tickets = keys();
     let connector = TlsConnector::from(Arc::new(credulous()));
-    for (name, kind) in [("before", HandshakeKind::Full), ("after", HandshakeKind::Resumed)] {
+    for (name, kind) in [
+        ("before", HandshakeKind::Full),
+        ("after", HandshakeKind::Resumed),
+        ("next process", HandshakeKind::Resumed),
+    ] {
+        if name == "next process" {
+            let exported = tickets.export();
+            tickets = keys();
+            tickets.import(exported.as_bytes()).unwrap();
+        }
         let issued = authority.issue_with(&["localhost"], |params| {
             params.not_after = rcgen::date_time_ymd(2100, 1, 1);
         });

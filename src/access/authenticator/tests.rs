@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use super::*;
 use crate::clock::Clock;
 use crate::config::Carriers;
+use crate::handover::peer::Peer;
 use crate::telemetry::metrics::Metrics;
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -31,8 +32,10 @@ fn authenticator(header: bool, bearer: bool) -> Authenticator {
         seal_keys: Vec::new(),
         jar_capacity: 1 << 20,
         shared: None,
+        snapshot: None,
     };
-    let sessions = Sessions::new(&section, Clock::manual(), Metrics::new().unwrap());
+    let sessions =
+        Sessions::new(&section, Clock::manual(), Metrics::new().unwrap(), Peer::default());
     Authenticator::new(sessions, &section, &[app("wx1")])
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::config::{Carriers, SessionSection};
+use crate::handover::peer::Peer;
 use crate::identity::{AppId, Identity, OpenId, UnionId, UserId};
 use crate::message::header::reserved::JWT;
 use crate::session::Sessions;
@@ -75,8 +76,9 @@ impl Store {
             seal_keys: Vec::new(),
             jar_capacity: 1 << 20,
             shared: None,
+            snapshot: None,
         };
-        Self(Sessions::new(&section, clock.clone(), Metrics::new().unwrap()))
+        Self(Sessions::new(&section, clock.clone(), Metrics::new().unwrap(), Peer::default()))
     }
 
     fn session(&self, identity: Identity) -> Arc<Session> {

@@ -2,6 +2,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::config::Secrets;
+use crate::handover::peer::Peer;
 use crate::identity::OpenId;
 use crate::telemetry::metrics::Metrics;
 use crate::wechat::WeChat;
@@ -29,7 +30,8 @@ impl World {
         let config = Config::parse("test", CONFIG, Secrets::Ignore).unwrap();
         let clock = Clock::manual();
         let metrics = Metrics::new().unwrap();
-        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+        let sessions =
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
         let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
         let (wechat, sessions_of) = (Arc::new(wechat), sessions.clone());
         let logins = login::Login::new(&config, None, wechat, None, sessions_of, &clock, metrics);

@@ -7,7 +7,8 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use wxgate::listener::tls::{Alpn, Tls};
+use wxgate::clock::Clock;
+use wxgate::listener::tls::{Alpn, TicketKeys, Tls};
 use wxgate::telemetry::metrics::Metrics;
 
 use super::{https, section, shake};
@@ -77,7 +78,7 @@ async fn no_tls_session_bypasses_a_client_certificate() {
         section(directory.path(), &format!("server.tls.client_ca_file = {ca_file:?}\n{open}"));
     let open = section(directory.path(), &open);
     let metrics = Metrics::new().unwrap();
-    let tickets = wxgate::listener::tls::tickets().unwrap();
+    let tickets = Arc::new(TicketKeys::new(Clock::system()).unwrap());
     let tls = |section| Tls::new(section, tickets.clone(), metrics.clone(), Alpn::Http2).unwrap();
     for versions in [[&rustls::version::TLS12], [&rustls::version::TLS13]] {
         let client = |shown| TlsConnector::from(Arc::new(credulous_with(&versions, shown)));

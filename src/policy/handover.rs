@@ -1,0 +1,101 @@
+//! What a process gives to the one that takes over, besides sessions.
+//!
+//! That is rate limits, codes that were sent, keys of TLS session tickets, records (callbacks,
+//! tickets, scans) and cookie jars. So nobody has a second quota, no code is exchanged twice, and
+//! what has begun with one process can end with the other. A rate limit or an app is found by its
+//! name in the configuration of the new process; one that is not there is dropped. How each part is
+//! written is decided where it is kept.
+
+use super::{Policy, Process};
+use crate::handover::claims::{CodeKind, Wanted, answer_to_wanted};
+use crate::handover::fields::{Malformed, Writer, read};
+
+/// Numbers of the fields of a piece, which has one part.
+mod field {
+    /// The name of a rate limit or an app; other parts have none.
+    pub const NAME: u32 = 1;
+
+    pub const RATE_LIMIT: u32 = 2;
+    pub const APP_RATE_LIMIT: u32 = 3;
+    pub const TICKET_KEYS: u32 = 4;
+    pub const LOGIN_CODES: u32 = 5;
+    pub const PHONE_CODES: u32 = 6;
+    pub const RECORDS: u32 = 7;
+    pub const JARS: u32 = 8;
+}
+
+/// The state of this process, in pieces of less than 1 MiB. Records must be frozen, so that none
+/// changes after it was written.
+pub fn export(process: &Process, policy: &Policy) -> Vec<Writer> {
+    let mut pieces = Vec::new();
+    for (name, limit) in policy.rate_limits() {
+        limit.export(|limit| pieces.push(named(&name, field::RATE_LIMIT, limit)));
+    }
+    for app in policy.login.apps().iter() {
+        let (name, limit) = (app.app_id().as_str(), app.rate_limit.export());
+        pieces.push(named(name, field::APP_RATE_LIMIT, &limit));
+    }
+    pieces.push(part(field::TICKET_KEYS, &process.tickets.export()));
+    policy.login.codes().export(|codes| pieces.push(part(field::LOGIN_CODES, codes)));
+    process.phone_codes.export(|codes| pieces.push(part(field::PHONE_CODES, codes)));
+    process.sessions.records().export(|records| pieces.push(part(field::RECORDS, records)));
+    process.sessions.export_jars(|jars| pieces.push(part(field::JARS, jars)));
+    pieces
+}
+
+/// Takes a piece of the state of another process. Sessions must be here already.
+///
+/// # Errors
+/// When it is malformed.
+pub fn import(process: &Process, policy: &Policy, piece: &[u8]) -> Result<(), Malformed> {
+    let mut name = "";
+    for field in read(piece) {
+        let field = field?;
+        let value = field.value;
+        match field.number {
+            field::NAME => name = field.text().ok_or(Malformed)?,
+            field::RATE_LIMIT => {
+                if let Some((_, limit)) = policy.rate_limits().find(|(known, _)| known == name) {
+                    // With another rate it begins anew, as after a reload.
+                    limit.import(value)?;
+                }
+            }
+            field::APP_RATE_LIMIT => {
+                if let Some(app) = policy.login.apps().get(name) {
+                    app.rate_limit.import(value)?;
+                }
+            }
+            field::TICKET_KEYS => process.tickets.import(value)?,
+            field::LOGIN_CODES => policy.login.codes().import(value)?,
+            field::PHONE_CODES => process.phone_codes.import(value)?,
+            field::RECORDS => process.sessions.records().import(value)?,
+            field::JARS => process.sessions.import_jars(value)?,
+            // Of a newer program.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Answers whether the other process may send a code to WeChat.
+pub fn answer_code(process: &Process, policy: &Policy, question: &[u8]) -> Vec<u8> {
+    let Some(wanted) = Wanted::parse(question) else { return answer_to_wanted(false) };
+    answer_to_wanted(match wanted.kind {
+        Some(CodeKind::Login) => policy.login.codes().give(&wanted),
+        Some(CodeKind::PhoneNumber) => process.phone_codes.give(&wanted),
+        // This process sends no such codes.
+        None => true,
+    })
+}
+
+fn part(number: u32, state: &Writer) -> Writer {
+    let mut piece = Writer::new();
+    piece.list(number, state);
+    piece
+}
+
+fn named(name: &str, number: u32, state: &Writer) -> Writer {
+    let mut piece = Writer::new();
+    piece.text(field::NAME, name).list(number, state);
+    piece
+}
