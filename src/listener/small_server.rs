@@ -3,7 +3,7 @@
 //! The admin listener, the internal API, the sandbox and the demo's echo service serve trusted
 //! people, scrapers and services. They share this use of hyper. Public traffic never reaches it.
 
-mod write_timeout;
+pub(crate) mod write_timeout;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -18,10 +18,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use self::write_timeout::WriteTimeout;
 
@@ -37,6 +38,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The smallest buffer that hyper accepts for a request header.
 const LEAST_BUFFER: usize = 8 << 10;
+
+/// How long an open connection may still begin a request when its listener is closed.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when no file descriptor is left.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -70,10 +74,25 @@ where
     H: Fn(Request) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Response, Dropped>> + Send + 'static,
 {
+    serve_until(listener, CancellationToken::new(), handler).await;
+    std::future::pending().await
+}
+
+/// Serves connections until `closing` is cancelled. Those that are open end a second later, or after
+/// the request that is in flight then.
+pub async fn serve_until<H, F>(listener: TcpListener, closing: CancellationToken, handler: H)
+where
+    H: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<Response, Dropped>> + Send + 'static,
+{
     let handler = Arc::new(handler);
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, peer)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => break,
+        };
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
@@ -87,9 +106,15 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        // A broken connection is the client's problem.
-        connections.spawn(async move { drop(connection.await) });
+        let closing = closing.clone();
+        let closing = async move {
+            closing.cancelled().await;
+            tokio::time::sleep(LAST_REQUEST).await;
+        };
+        connections.spawn(until_closing(connection, closing));
     }
+    drop(listener);
+    connections.join_all().await;
 }
 
 /// Serves one connection to its end. When `closing` completes, it ends after the request in flight.
@@ -106,13 +131,26 @@ pub async fn serve_connection<S, H, F, B>(
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let stream = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
-            .max_buf_size(limits.max_header.max(LEAST_BUFFER))
-            .serve_connection(stream, service_fn(handler))
-    );
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.max_header.max(LEAST_BUFFER))
+        .serve_connection(stream, service_fn(handler));
+    until_closing(connection, closing).await;
+}
+
+/// Serves a connection to its end. When `closing` completes, it ends after the request in flight.
+async fn until_closing<S, H, B>(
+    connection: http1::Connection<TokioIo<S>, H>,
+    closing: impl Future<Output = ()>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: HttpService<Incoming, ResBody = B>,
+    H::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let mut connection = pin!(connection);
     tokio::select! {
         biased;
         // A broken connection is the client's problem.

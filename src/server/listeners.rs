@@ -1,14 +1,19 @@
-//! Opens listening sockets: their options, and what an operator reads if one cannot be opened.
+//! Opens listening sockets, or takes those that the process was given: their options, and what an
+//! operator reads if one cannot be opened.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use tokio::net::{TcpListener, UnixListener};
 
 use super::StartError;
+use super::received_sockets::ReceivedSockets;
 use crate::config::InternalAddress;
+use crate::edge::ListenerKind;
 use crate::internal_api::listener as internal_listener;
-use crate::listener::unix_socket::UnixSocket;
+use crate::listener::unix_socket::{Ownership, UnixSocket};
 
 /// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -25,11 +30,29 @@ pub enum InternalListener {
     Unix(UnixSocket),
 }
 
-/// Opens a listening socket.
+/// The bound listeners, except that of operators.
+pub struct Listeners {
+    pub public: Vec<(Listener, ListenerKind)>,
+    pub forward_auth: Vec<Listener>,
+    pub internal: Option<InternalListener>,
+}
+
+/// Duplicates of the listening sockets of a server, for a new process. A socket listens for as long
+/// as its duplicate is kept.
+#[derive(Default)]
+pub struct ListeningSockets {
+    sockets: Vec<OwnedFd>,
+    files: Vec<Ownership>,
+}
+
+/// Opens a listening socket, unless the process was given one for this address.
 ///
 /// # Errors
 /// When the address cannot be used.
-pub fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+pub fn listen(address: SocketAddr, received: &mut ReceivedSockets) -> Result<Listener, StartError> {
+    if let Some(socket) = received.take_tcp(address) {
+        return Ok(Listener { socket, address });
+    }
     let listen_error = |error: io::Error| {
         let reason = match error.kind() {
             io::ErrorKind::AddrInUse => "address in use".to_owned(),
@@ -59,19 +82,40 @@ pub fn listen(address: SocketAddr) -> Result<Listener, StartError> {
 }
 
 /// Listens where services connect.
-pub fn listen_internal(address: &InternalAddress) -> Result<InternalListener, StartError> {
+pub fn listen_internal(
+    address: &InternalAddress,
+    received: &mut ReceivedSockets,
+) -> Result<InternalListener, StartError> {
     match address {
-        InternalAddress::Tcp(address) => listen(*address).map(InternalListener::Tcp),
+        InternalAddress::Tcp(address) => listen(*address, received).map(InternalListener::Tcp),
         InternalAddress::Unix(path) => {
-            UnixSocket::bind(path).map(InternalListener::Unix).map_err(|error| {
-                let reason = match error.kind() {
-                    io::ErrorKind::AddrInUse => "another process listens there".to_owned(),
-                    _ => error.to_string(),
-                };
-                StartError::ListenUnix { path: path.clone(), reason }
-            })
+            if let Some(socket) = received.take_unix(path) {
+                return Ok(InternalListener::Unix(socket));
+            }
+            let socket = UnixSocket::bind(path).map_err(|error| unix_error(path, &error))?;
+            Ok(InternalListener::Unix(socket))
         }
     }
+}
+
+/// Listens where a new process connects to take over.
+pub fn listen_upgrade(
+    path: &Path,
+    received: &mut ReceivedSockets,
+) -> Result<UnixSocket, StartError> {
+    if let Some(socket) = received.take_unix(path) {
+        return Ok(socket);
+    }
+    UnixSocket::bind_private(path).map_err(|error| unix_error(path, &error))
+}
+
+/// What an operator reads if a Unix socket cannot be opened.
+fn unix_error(path: &Path, error: &io::Error) -> StartError {
+    let reason = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there".to_owned(),
+        _ => error.to_string(),
+    };
+    StartError::ListenUnix { path: path.to_owned(), reason }
 }
 
 impl InternalListener {
@@ -95,6 +139,52 @@ impl InternalListener {
                 Ok(internal_listener::Listener::Unix(listener, file))
             }
         }
+    }
+}
+
+impl ListeningSockets {
+    /// # Errors
+    /// When the process may open no more files.
+    pub fn of(
+        listeners: &Listeners,
+        admin: &Listener,
+        upgrade: Option<&UnixSocket>,
+    ) -> io::Result<Self> {
+        let mut all = Self::default();
+        let Listeners { public, forward_auth, internal } = listeners;
+        for listener in public.iter().map(|(listener, _)| listener).chain(forward_auth) {
+            all.add_tcp(listener)?;
+        }
+        all.add_tcp(admin)?;
+        match internal {
+            Some(InternalListener::Tcp(listener)) => all.add_tcp(listener)?,
+            Some(InternalListener::Unix(socket)) => all.add_unix(socket)?,
+            None => {}
+        }
+        upgrade.map_or(Ok(()), |socket| all.add_unix(socket))?;
+        Ok(all)
+    }
+
+    fn add_tcp(&mut self, listener: &Listener) -> io::Result<()> {
+        self.sockets.push(listener.socket.try_clone()?.into());
+        Ok(())
+    }
+
+    fn add_unix(&mut self, socket: &UnixSocket) -> io::Result<()> {
+        self.sockets.push(socket.listener.try_clone()?.into());
+        self.files.push(socket.file.ownership());
+        Ok(())
+    }
+
+    pub fn descriptors(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// Sets whether this process removes the files of its Unix sockets at its end. It does so from
+    /// the start, unless it was given the socket. A file that the service manager has made is never
+    /// removed.
+    pub fn own_files(&self, is_owner: bool) {
+        self.files.iter().for_each(|file| file.set(is_owner));
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
+use super::service_manager::ServiceManager;
 use crate::config::{Changes, Config, Files, Loaded, Problems, Secrets, listed};
 use crate::policy::{Policies, Policy, PolicyError, Process};
 use crate::telemetry::process_log::LogControl;
@@ -46,6 +47,7 @@ pub struct Reloader {
     origin: Origin,
     process: Arc<Process>,
     policies: Arc<Policies>,
+    manager: Arc<ServiceManager>,
     loaded: FileStates,
     resolving: JoinSet<()>,
 }
@@ -68,9 +70,14 @@ enum ReloadError {
 }
 
 impl Reloader {
-    pub fn new(origin: Origin, process: Arc<Process>, policies: Arc<Policies>) -> Self {
+    pub fn new(
+        origin: Origin,
+        process: Arc<Process>,
+        policies: Arc<Policies>,
+        manager: Arc<ServiceManager>,
+    ) -> Self {
         let loaded = file_states(&origin.files);
-        Self { origin, process, policies, loaded, resolving: JoinSet::new() }
+        Self { origin, process, policies, manager, loaded, resolving: JoinSet::new() }
     }
 
     /// Reloads on each command and when a file has changed, until the channel of commands is
@@ -107,6 +114,7 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
+        self.manager.reloading();
         let before = self.file_states().await;
         let files = self.changed_files(&before);
         let outcome = self.try_reload().await;
@@ -141,6 +149,10 @@ impl Reloader {
         }
         // An operator who sees this metric finds the reason in the log.
         self.process.metrics.reloaded(outcome.is_ok());
+        self.manager.ready(match outcome {
+            Ok(_) => "serving",
+            Err(_) => "serving; the last reload was rejected, see the log",
+        });
     }
 
     /// Files that have changed since they were last read, and new and removed files.

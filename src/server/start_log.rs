@@ -54,7 +54,7 @@ impl StartLog {
     /// Describes a server. Its listeners are bound, so that all ports are known.
     pub fn new(server: &Server) -> Self {
         let public = |is_included: fn(ListenerKind) -> bool| {
-            let included = server.public.iter().filter(|(_, kind)| is_included(*kind));
+            let included = server.listeners.public.iter().filter(|(_, kind)| is_included(*kind));
             included.map(|(listener, _)| listener.address).collect::<Vec<_>>()
         };
         let path = server.origin.as_ref().map(|origin| &origin.path);

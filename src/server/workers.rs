@@ -33,6 +33,9 @@ struct Worker {
     connections: AtomicUsize,
 }
 
+/// Finds out whether the workers run.
+pub struct Probe(Arc<[Worker]>);
+
 /// A connection of a worker, counted until it is dropped.
 struct WorkerConnection(Arc<[Worker]>, usize);
 
@@ -86,6 +89,16 @@ impl Workers {
         Ok(workers)
     }
 
+    /// Runs a future on one worker.
+    #[cfg(test)]
+    pub fn spawn_on(&self, worker: usize, future: impl Future<Output = ()> + Send + 'static) {
+        self.all[worker].runtime.spawn(future);
+    }
+
+    pub fn probe(&self) -> Probe {
+        Probe(self.all.clone())
+    }
+
     /// Accepts connections for as long as it is polled. `connections` tracks them; `failed`
     /// throttles the log lines about failures.
     pub fn accept<F: Future<Output = ()> + Send + 'static>(
@@ -114,6 +127,20 @@ impl Workers {
                 if let Some(runtime) = runtime {
                     runtime.spawn(connections.track_future(served));
                 }
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// Completes when every worker has run a task that was given to it now. Never, if a worker has
+    /// ended.
+    pub async fn respond(&self) {
+        let all = self.0.iter();
+        let responses: Vec<_> = all.map(|worker| worker.runtime.spawn(async {})).collect();
+        for response in responses {
+            if response.await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
