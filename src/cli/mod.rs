@@ -36,6 +36,11 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Take over from the process that serves at server.upgrade_socket: its listening sockets,
+        /// its sessions and its rate limits. The old process then ends when its requests have
+        /// ended. If this fails, it goes on serving, and the exit code is 1.
+        #[arg(long)]
+        upgrade: bool,
     },
     /// Validate a configuration as `run` does, and print every problem. Performs every step of
     /// startup, except opening listeners and creating the access log file.
@@ -112,7 +117,7 @@ pub fn main() -> ExitCode {
     // reqwest and redis use the process's TLS provider.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Arguments::parse().command {
-        Command::Run { config } => run::run(&config),
+        Command::Run { config, upgrade } => run::run(&config, upgrade),
         Command::Check { config, without_secrets, live } => {
             check::check(&config, without_secrets, live)
         }

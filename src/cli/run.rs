@@ -9,13 +9,28 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::{Failure, report_failure, report_problems, runtime};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
-use crate::server::Server;
+use crate::server::received_sockets::ReceivedSockets;
 use crate::server::reload::Origin;
+use crate::server::service_manager::ServiceManager;
 use crate::server::signals::Signals;
+use crate::server::upgrade::{Invocation, Predecessor};
+use crate::server::{Server, StartError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::process_log;
 
-pub fn run(path: &Path) -> ExitCode {
+/// `upgrades`: takes over from the process that serves.
+pub fn run(path: &Path, upgrades: bool) -> ExitCode {
+    if upgrades && Invocation::is_intermediate() {
+        return match Invocation::of_this_process().and_then(|invocation| invocation.start_again()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => report_failure(&error),
+        };
+    }
+    // First, while no other thread reads the environment and no file is open.
+    let received = match ReceivedSockets::from_environment() {
+        Ok(received) => received,
+        Err(error) => return report_failure(&error),
+    };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return report_failure(&error),
@@ -44,9 +59,24 @@ pub fn run(path: &Path) -> ExitCode {
     let served = harden().map_err(Failure::from).and_then(|()| {
         runtime.block_on(async {
             let commands = signals.commands()?;
-            let server = Server::bind(&config, Clock::system(), metrics)?;
+            let server = if upgrades {
+                // Those of the old process are used instead.
+                drop(received);
+                let socket = config.server.upgrade_socket.as_deref();
+                let predecessor = Predecessor::find(socket).await.map_err(StartError::from)?;
+                let clock = predecessor.clock();
+                Server::bind_after(predecessor, &config, clock, metrics)?
+            } else {
+                Server::bind_with(&config, Clock::system(), metrics, received)?
+            };
             let origin = Origin { path: path.to_owned(), config, files, log: Some(level) };
-            server.following(origin).run(commands).await?;
+            let manager = Arc::new(ServiceManager::from_environment());
+            let mut server = server.following(origin).reporting_to(manager);
+            match Invocation::of_this_process() {
+                Ok(invocation) => server = server.started_by(invocation),
+                Err(error) => tracing::warn!(%error, "SIGQUIT cannot start a new process"),
+            }
+            server.run(commands).await?;
             Ok(())
         })
     });

@@ -119,7 +119,7 @@ fn syntax_problem(source: usize, text: &str, error: &toml::de::Error) -> Diagnos
 /// means that a problem was reported.
 fn sections(root: Table<'_>, secrets: Secrets, running: Option<&Config>) -> Option<Config> {
     let (session, session_header) =
-        session::read(root.table("session"), root.has("browser"), secrets);
+        session::read(root.table("session"), root.has("browser"), secrets, running.is_none());
     let login = root.table("login");
     let has_hook = login.has("hook");
     let (login, rate_per_app) = login::read(login, secrets);

@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-use super::{Server, into_tokio};
+use super::Server;
+use super::listeners::into_tokio;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Secrets};
 use crate::edge::{Edge, ListenerKind};
@@ -134,8 +135,8 @@ impl Bench {
         let Loaded { config, .. } = Config::read(&path, Secrets::Load, None);
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         let server = Server::bind(&config, Clock::manual(), Metrics::new().unwrap()).unwrap();
-        let Server { mut public, edge, process, policies, .. } = server;
-        let listener = into_tokio(public.remove(0).0).unwrap();
+        let Server { mut listeners, edge, process, policies, .. } = server;
+        let listener = into_tokio(listeners.public.remove(0).0).unwrap();
         let mut resolving = JoinSet::new();
         reload::resolve(&policies.current().pools, &mut resolving).await;
         Self {

@@ -11,10 +11,11 @@ mod reference;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use wxgate::config::{Config, Problem, Problems, Secrets};
 
-use self::reference::reference_with_examples;
+use self::reference::reference_with_examples_for;
 
 fn fixtures(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/config").join(folder);
@@ -31,6 +32,20 @@ fn every_valid_file_loads() {
     for file in files.iter().map(PathBuf::as_path).chain([Path::new("config/gateway.toml")]) {
         Config::load(file, Secrets::Ignore).unwrap();
     }
+}
+
+#[test]
+fn the_manifest_for_kubernetes_has_a_valid_file_and_gives_the_gateway_time_to_drain() {
+    let manifest = fs::read_to_string("deploy/kubernetes/wxgate.yaml").unwrap();
+    let (_, text) = manifest.split_once("  gateway.toml: |\n").unwrap();
+    let (text, _) = text.split_once("\n---\n").unwrap();
+    let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
+    assert!(config.session.snapshot.is_some());
+
+    let (_, grace) = manifest.split_once("terminationGracePeriodSeconds: ").unwrap();
+    let (grace, _) = grace.split_once('\n').unwrap();
+    let grace = Duration::from_secs(grace.parse().unwrap());
+    assert!(grace > config.server.shutdown_delay + config.server.drain_timeout);
 }
 
 #[test]
@@ -116,12 +131,12 @@ fn replace(table: &mut toml::Table, key: &str, value: &toml::Value) -> Option<St
 
 #[test]
 fn a_value_of_a_wrong_type_is_a_problem_of_its_key() {
-    let reference: toml::Table = reference_with_examples().parse().unwrap();
     let values = "string = \"\\u0001\"\ninteger = -1\nfloat = -1.5\nboolean = true\n\
                   date = 1979-05-27\narray = [[]]\ntable = { \"\\u0001\" = [] }";
     let values: toml::Table = values.parse().unwrap();
     let (mut tried, mut silent) = (0, Vec::new());
     for key in Config::known_keys() {
+        let reference: toml::Table = reference_with_examples_for(&key).parse().unwrap();
         for (kind, value) in &values {
             let mut changed = reference.clone();
             let shown = replace(&mut changed, &key, value).expect("the reference has every key");

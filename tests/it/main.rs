@@ -4,6 +4,7 @@
 #![allow(clippy::pedantic, reason = "tests read best as they are written")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod hand_over;
 mod harness;
 
 mod access;
@@ -49,11 +50,13 @@ mod routes;
 mod sandbox;
 mod scan;
 mod server_api;
+mod service_manager;
 mod session;
 mod session_keys;
 mod shared_store;
 mod shutdown;
 mod signed_identity;
+mod snapshot;
 mod store_access;
 mod store_failover;
 mod stores;

@@ -4,6 +4,7 @@ pub mod certificate_chain;
 pub mod tls;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -15,6 +16,7 @@ use crate::config::Secrets;
 use crate::config::document::table::{Located, Table, values};
 use crate::config::value::headers::{ReservedHeaders, check_edits};
 use crate::config::value::listeners::report_overlaps;
+use crate::config::value::private_directory;
 use crate::message::header::FoldedNames;
 use crate::message::header::reserved::OF_ONE_RESPONSE;
 
@@ -43,6 +45,8 @@ pub struct ServerSection {
     pub shutdown_delay: Duration,
     /// How long requests in flight may take after that.
     pub drain_timeout: Duration,
+    /// Where a new process connects to take over from this one.
+    pub upgrade_socket: Option<PathBuf>,
 }
 
 /// Keys that a reload cannot change.
@@ -51,6 +55,7 @@ pub const RESTART_ONLY: &[RestartOnly] = &[
     ("server.threads", |a, b| a.server.threads == b.server.threads),
     ("server.proxy_protocol", |a, b| a.server.proxy_protocol == b.server.proxy_protocol),
     ("server.redirect", |a, b| a.server.redirect == b.server.redirect),
+    ("server.upgrade_socket", |a, b| a.server.upgrade_socket == b.server.upgrade_socket),
     ("server.tls", |a, b| a.server.tls.is_some() == b.server.tls.is_some()),
 ];
 
@@ -99,6 +104,7 @@ pub fn read(
         watch_interval: watch_interval.map_or(Duration::from_secs(1), |given| given.value),
         shutdown_delay: section.get_or("shutdown_delay", Duration::ZERO),
         drain_timeout: section.get_or("drain_timeout", Duration::from_secs(25)),
+        upgrade_socket: upgrade_socket(&section, secrets),
     };
     section.finish();
     ((!listen.is_empty()).then_some(server), public)
@@ -139,6 +145,38 @@ fn proxy_protocol(
     values(given)
 }
 
+/// Reads the path of the upgrade socket. Whoever could put another socket in its place would get
+/// the sessions of all users.
+fn upgrade_socket(section: &Table<'_>, secrets: Secrets) -> Option<PathBuf> {
+    /// The system's limit is 107, of which the name of a socket that is not ready yet needs four.
+    const LONGEST: usize = 103;
+    let given = section.get::<PathBuf>("upgrade_socket")?;
+    let path = &given.value;
+    let length = path.as_os_str().len();
+    let directory = path.parent().filter(|_| path.is_absolute() && path.file_name().is_some());
+    let Some(directory) = directory else {
+        let help = "such as \"/run/wxgate/upgrade.sock\"";
+        section.problem(&given, "is not the absolute path of a socket", help);
+        return None;
+    };
+    if length > LONGEST {
+        let message = format!("has {length} bytes, but the path of a socket at most {LONGEST}");
+        section.problem(&given, message, "");
+        return None;
+    }
+    // Where secrets are missing, the directory is, too.
+    if secrets == Secrets::Load {
+        let own = rustix::process::geteuid().as_raw();
+        if let Err(reason) = private_directory::check(directory, own) {
+            let help = "the directory must belong to the gateway's user or root, be writable by \
+                        nobody else, and so must those above it; check as the gateway's user";
+            section.problem(&given, reason, help);
+            return None;
+        }
+    }
+    Some(given.value)
+}
+
 /// Reads the headers of every response.
 fn response_headers(
     section: &Table<'_>,
@@ -165,5 +203,71 @@ fn warn_of_trust(section: &Table<'_>, trusted: &[Located<IpNet>]) {
         let message = "this trusts every address: all clients can forge their address, scheme \
                        and host. List only your own proxies";
         section.warn_of("trusted_proxies", message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use crate::config::{Config, Secrets};
+
+    /// What is wrong with the path of an upgrade socket.
+    fn problem(path: &str, secrets: Secrets) -> Option<String> {
+        let text = format!(
+            r#"
+            [server]
+            listen = "127.0.0.1:8080"
+            upgrade_socket = "{path}"
+            [[app]]
+            app_id = "wx0123456789abcdef"
+            app_secret = {{ file = "tests/config/app_secret" }}
+            [[upstream]]
+            name = "shop"
+            servers = ["127.0.0.1:3000"]
+            [[route]]
+            path = "/"
+            upstream = "shop"
+            "#
+        );
+        let shown = match Config::parse("file", &text, secrets) {
+            Ok(config) => {
+                assert_eq!(config.server.upgrade_socket.unwrap().to_str(), Some(path));
+                return None;
+            }
+            Err(problems) => problems.to_string(),
+        };
+        let (_, found) = shown.split_once("server.upgrade_socket: ").unwrap_or(("", &shown));
+        found.lines().next().map(str::to_owned)
+    }
+
+    #[test]
+    fn the_upgrade_socket_is_in_a_directory_of_the_gateway_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = fs::canonicalize(temp.path()).unwrap();
+        let path = directory.join("upgrade.sock");
+        let path = path.to_str().unwrap();
+        assert_eq!(problem(path, Secrets::Load), None);
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+        let expected =
+            format!("{} is writable by other users (its mode is 777)", directory.display());
+        assert_eq!(problem(path, Secrets::Load), Some(expected));
+        assert_eq!(problem("/none/upgrade.sock", Secrets::Load).unwrap(), "/none does not exist");
+        // As in CI, where the gateway does not run.
+        assert_eq!(problem(path, Secrets::Ignore), None);
+        assert_eq!(problem("/none/upgrade.sock", Secrets::Ignore), None);
+    }
+
+    #[test]
+    fn the_path_of_the_upgrade_socket_is_absolute_and_short() {
+        for path in ["upgrade.sock", "./upgrade.sock", "/", "/run/.."] {
+            let found = problem(path, Secrets::Ignore);
+            assert_eq!(found.as_deref(), Some("is not the absolute path of a socket"), "{path}");
+        }
+        let longest = format!("/{}", "x".repeat(102));
+        assert_eq!(problem(&longest, Secrets::Ignore), None);
+        let expected = "has 104 bytes, but the path of a socket at most 103";
+        assert_eq!(problem(&format!("{longest}x"), Secrets::Ignore).unwrap(), expected);
     }
 }

@@ -8,5 +8,6 @@ pub mod name;
 pub mod path;
 pub mod pem;
 pub mod percent;
+pub mod private_directory;
 pub mod rate;
 pub mod secret;

@@ -7,7 +7,7 @@ use std::path::Path;
 use wxgate::config::{Config, Secrets};
 
 /// Keys that have no default: the reference shows them as comments.
-const WITHOUT_DEFAULT: [&str; 111] = [
+const WITHOUT_DEFAULT: [&str; 114] = [
     "admin.token",
     "app[].default",
     "app[].login_rate",
@@ -86,6 +86,7 @@ const WITHOUT_DEFAULT: [&str; 111] = [
     "server.tls.client_certificate",
     "server.tls.handshake_timeout",
     "server.tls.key_file",
+    "server.upgrade_socket",
     "session.carriers",
     "session.previous_seal_keys",
     "session.redis.ca_file",
@@ -99,6 +100,8 @@ const WITHOUT_DEFAULT: [&str; 111] = [
     "session.redis.url",
     "session.redis.username",
     "session.seal_key",
+    "session.snapshot.interval",
+    "session.snapshot.path",
     "upstream[].hash",
     "upstream[].health_check.healthy_after",
     "upstream[].health_check.host",
@@ -126,7 +129,7 @@ fn reference() -> String {
 }
 
 /// The reference with its examples in force.
-pub fn reference_with_examples() -> String {
+fn reference_with_examples() -> String {
     let is_example = |line: &str| {
         let key = line.split(" = ").next().unwrap_or_default();
         line.starts_with('[')
@@ -137,6 +140,22 @@ pub fn reference_with_examples() -> String {
         _ => format!("{line}\n"),
     };
     reference().lines().map(uncomment).collect()
+}
+
+/// A valid file with as many examples in force as possible, and this key. Sessions are either in a
+/// store or in a snapshot.
+pub fn reference_with_examples_for(key: &str) -> String {
+    let is_snapshot = key.starts_with("session.snapshot.");
+    let left_out = if is_snapshot { "[session.redis]" } else { "[session.snapshot]" };
+    let mut section = "";
+    let text = reference_with_examples();
+    let kept = text.lines().filter(|line| {
+        if line.starts_with('[') {
+            section = *line;
+        }
+        section != left_out
+    });
+    kept.collect::<Vec<_>>().join("\n")
 }
 
 /// The keys in a text, as `section.key` or `section[].key`.
@@ -164,9 +183,11 @@ fn keys(text: &str) -> BTreeSet<String> {
 #[test]
 fn the_reference_has_every_key_and_no_other() {
     let known = BTreeSet::from_iter(Config::known_keys());
-    let text = reference_with_examples();
-    Config::parse("reference.toml", &text, Secrets::Ignore).unwrap();
-    assert_eq!(keys(&text), known);
+    for key in ["session.redis.url", "session.snapshot.path"] {
+        let text = reference_with_examples_for(key);
+        Config::parse("reference.toml", &text, Secrets::Ignore).unwrap();
+    }
+    assert_eq!(keys(&reference_with_examples()), known);
 
     let commented: Vec<_> = known.difference(&keys(&reference())).cloned().collect();
     assert_eq!(commented, WITHOUT_DEFAULT);

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +32,19 @@ impl Running {
         };
         let is_gateway = command.get_args().next().is_some_and(|first| first == "run");
         Self { child, lines: BufReader::new(lines), transcript: String::new(), is_gateway }
+    }
+
+    /// `run`, started by a shell that has set the environment and the descriptors from 3 on, as a
+    /// service manager does: `$$` is the process's id, and the two sockets are 0 and 1 at first.
+    pub fn start_by_shell(setup: &str, sockets: [Option<OwnedFd>; 2], file: &Path) -> Self {
+        let [first, second] = sockets.map(|socket| socket.map_or_else(Stdio::null, Stdio::from));
+        let script =
+            format!("exec 3<&0 4<&1 0</dev/null 1>/dev/null\n{setup}\nexec \"$0\" run -c \"$1\"");
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_wxgate")).arg(file);
+        let mut child = command.stdin(first).stdout(second).stderr(Stdio::piped()).spawn().unwrap();
+        let lines: Box<dyn Read + Send> = Box::new(child.stderr.take().unwrap());
+        Self { child, lines: BufReader::new(lines), transcript: String::new(), is_gateway: true }
     }
 
     /// Reads up to a line that contains `text`.

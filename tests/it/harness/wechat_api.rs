@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use wxgate::clock::Clock;
 use wxgate::config::{Config, Secrets};
+use wxgate::handover::peer::Peer;
 use wxgate::identity::AppId;
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
@@ -251,7 +252,8 @@ impl Caller {
         let metrics = Metrics::new().unwrap();
         let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
         let wechat = Arc::new(wechat);
-        let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone());
+        let sessions =
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
         let tokens = AccessTokens::new(
             None,
             &config.apps,
