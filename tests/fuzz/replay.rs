@@ -17,10 +17,14 @@ mod config;
 mod decrypt;
 #[path = "targets/exchange.rs"]
 mod exchange;
+#[path = "targets/handover.rs"]
+mod handover;
 #[path = "targets/head.rs"]
 mod head;
 #[path = "targets/internal_api.rs"]
 mod internal_api;
+#[path = "targets/journal.rs"]
+mod journal;
 #[path = "targets/login.rs"]
 mod login;
 #[path = "targets/path.rs"]
@@ -29,6 +33,8 @@ mod path;
 mod pingora;
 #[path = "targets/response_head.rs"]
 mod response_head;
+#[path = "targets/snapshot.rs"]
+mod snapshot;
 #[path = "targets/strip.rs"]
 mod strip;
 #[path = "targets/token.rs"]
@@ -38,18 +44,21 @@ mod wechat;
 
 type Check = fn(&[u8]);
 
-const TARGETS: [(&str, Check); 14] = [
+const TARGETS: [(&str, Check); 17] = [
     ("body", body::check),
     ("chunked", chunked::check),
     ("config", config::check),
     ("decrypt", decrypt::check),
     ("exchange", exchange::check),
+    ("handover", handover::check),
     ("head", head::check),
     ("internal_api", internal_api::check),
+    ("journal", journal::check),
     ("login", login::check),
     ("path", path::check),
     ("pingora", pingora::check),
     ("response_head", response_head::check),
+    ("snapshot", snapshot::check),
     ("strip", strip::check),
     ("token", token::check),
     ("wechat", wechat::check),

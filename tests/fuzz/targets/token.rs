@@ -16,6 +16,7 @@ use wxgate::access::identity_headers::{Forwarding, IdentityHeaders};
 use wxgate::clock::Clock;
 use wxgate::config::{Access, Config, Secrets};
 use wxgate::fuzzing::Site;
+use wxgate::handover::peer::Peer;
 use wxgate::identity::{AppId, Identity, OpenId};
 use wxgate::session::Sessions;
 use wxgate::telemetry::metrics::Metrics;
@@ -78,7 +79,7 @@ fn gateway(reads_header: bool, reads_bearer: bool) -> Gateway {
     );
     let config = Config::parse("fuzz", &text, Secrets::Ignore).expect("the text is valid");
     let metrics = Metrics::new().expect("fresh");
-    let sessions = Sessions::new(&config.session, Clock::manual(), metrics);
+    let sessions = Sessions::new(&config.session, Clock::manual(), metrics, Peer::default());
     let tokens = Tokens { a: log_in(&sessions, "a"), b: log_in(&sessions, "b") };
     Gateway {
         authenticator: Authenticator::new(sessions.clone(), &config.session, &config.apps),
