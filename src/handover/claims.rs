@@ -163,7 +163,7 @@ pub mod tests {
         let claims = claims(1, &peer);
         let claim = Claim::default();
         assert!(claims.claim(&DIGEST, &claim).await);
-        // Once it is theirs no more, whoever asks.
+        // This process has the code, so it gives it to nobody.
         assert!(!claims.give(&claim, &wanted(2)));
         // One that does not answer is dead.
         let questions = peer.link();

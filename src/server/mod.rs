@@ -176,7 +176,11 @@ impl Server {
             internal.map(|section| listen_internal(&section.listen, &mut received)).transpose()?;
         let upgrade_socket = config.server.upgrade_socket.as_ref();
         // The end of the process with PID 1 would end the container, and with it the new process.
-        let upgrade_socket = upgrade_socket.filter(|_| std::process::id() != 1);
+        let is_first = std::process::id() == 1;
+        if is_first && upgrade_socket.is_some() {
+            tracing::warn!("server.upgrade_socket has no effect: this process has PID 1");
+        }
+        let upgrade_socket = upgrade_socket.filter(|_| !is_first);
         let upgrade_socket =
             upgrade_socket.map(|path| listen_upgrade(path, &mut received)).transpose()?;
         received.finish()?;

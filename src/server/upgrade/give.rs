@@ -178,7 +178,7 @@ impl Giver {
 }
 
 impl Successor {
-    /// Sends all sessions. Those that begin or end meanwhile are told by the sessions themselves.
+    /// Sends all sessions. Logins and logouts meanwhile are told by `session::relay`.
     async fn send_sessions(&self) -> Result<(), GiveError> {
         let (sessions, bulk) = (self.process.sessions.clone(), self.channel.bulk_out.clone());
         let send = move || {

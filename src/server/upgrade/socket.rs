@@ -1,8 +1,9 @@
 //! The socket at which a new process connects to take over.
 //!
-//! Whoever gets the sockets and the sessions is the gateway from then on. So the socket's file is
-//! for its owner only (the configuration checks its directory), and both sides check who the other
-//! is: the old process gives only to its own user or root, the new one takes only from its own.
+//! The process that gets the sockets and the sessions is the gateway from then on. So the socket's
+//! file is for its owner only (the configuration checks its directory), and both sides check who
+//! the other is: the old process gives only to its own user or root, the new one takes only from
+//! its own.
 
 use std::io;
 use std::os::fd::OwnedFd;

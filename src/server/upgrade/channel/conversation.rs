@@ -192,7 +192,7 @@ where
             Event::Answer { number, body } => {
                 let asker = self.asked.remove(&number);
                 let asker = asker.ok_or(Malformed("an answer without a question"))?;
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 drop(asker.send(body));
             }
             Event::Control(message) => match self.control_to.try_send(message) {
