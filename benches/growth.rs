@@ -67,8 +67,13 @@ async fn hold(size: usize) {
     let text = include_str!("../config/gateway.toml");
     let mut config = Config::parse("bench", text, Secrets::Ignore).unwrap();
     config.session.capacity = 20_000_000;
-    let sessions =
-        Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap(), Peer::default());
+    let sessions = Sessions::new(
+        &config.session,
+        Clock::system(),
+        Metrics::new().unwrap(),
+        Peer::default(),
+        0,
+    );
     let app_id = AppId::parse("wx0123456789abcdef").unwrap();
     let identity = |number: usize| Identity {
         app_id: app_id.clone(),

@@ -54,8 +54,13 @@ fn request(token: &str) -> HeaderMap {
 fn hot_path(criterion: &mut Criterion) {
     let text = include_str!("../config/gateway.toml");
     let config = Config::parse("gateway.toml", text, Secrets::Ignore).unwrap();
-    let sessions =
-        Sessions::new(&config.session, Clock::system(), Metrics::new().unwrap(), Peer::default());
+    let sessions = Sessions::new(
+        &config.session,
+        Clock::system(),
+        Metrics::new().unwrap(),
+        Peer::default(),
+        0,
+    );
     let tokens: Vec<String> = (0..10_000)
         .map(|number| {
             let identity = Identity {

@@ -278,7 +278,7 @@ impl Gateway {
         let metrics = Metrics::new().unwrap();
         metrics.register_store().unwrap();
         let sessions =
-            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default(), 0);
         let running = sessions.clone();
         tokio::spawn(async move { running.run().await });
         while !sessions.was_reached() {

@@ -56,7 +56,8 @@ async fn stack(rest: &str) -> Stack {
     tokio::spawn(sandbox.clone().serve(listener));
     let metrics = Metrics::new().unwrap();
     let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
-    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
+    let sessions =
+        Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default(), 0);
     let wechat = Arc::new(wechat);
     let login = Login::new(&config, None, wechat, None, sessions.clone(), &clock, metrics.clone());
     Stack { login, sandbox, sessions, metrics }

@@ -41,7 +41,7 @@ fn process(clock: &Clock, changes: &[(&str, &str)]) -> (Process, Policy) {
     let metrics = Metrics::new().unwrap();
     let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
     let access_log = AccessLog::open(&log, clock, &metrics).unwrap();
-    prepare(&config, access_log, clock.clone(), metrics, SealKey::random()).unwrap()
+    prepare(&config, access_log, Inherited::nothing(clock.clone()), metrics).unwrap()
 }
 
 /// How many logins the limit by address lets pass.

@@ -97,6 +97,21 @@ pub enum StartError {
     Workers(io::Error),
 }
 
+/// What a process needs at its beginning, and has from the one before if it replaces that one.
+pub struct Inherited {
+    pub clock: Clock,
+    /// See [`Process::state_key`].
+    pub state_key: SealKey,
+    /// About how many sessions will come in.
+    pub sessions: u64,
+}
+
+impl Inherited {
+    fn nothing(clock: Clock) -> Self {
+        Self { clock, state_key: SealKey::random(), sessions: 0 }
+    }
+}
+
 /// A gateway with bound listeners.
 pub struct Server {
     listeners: Listeners,
@@ -134,7 +149,7 @@ impl Server {
         metrics: Arc<Metrics>,
         received: ReceivedSockets,
     ) -> Result<Self, StartError> {
-        Self::bind_all(config, clock, metrics, received, SealKey::random())
+        Self::bind_all(config, Inherited::nothing(clock), metrics, received)
     }
 
     /// The same, in the place of another process, with its listening sockets. The clock must go on
@@ -149,20 +164,20 @@ impl Server {
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let sockets = predecessor.take_sockets();
-        let server = Self::bind_all(config, clock, metrics, sockets, predecessor.state_key())?;
+        let inherited = predecessor.inherited(clock);
+        let server = Self::bind_all(config, inherited, metrics, sockets)?;
         Ok(Self { predecessor: Some(predecessor), ..server })
     }
 
     fn bind_all(
         config: &Config,
-        clock: Clock,
+        inherited: Inherited,
         metrics: Arc<Metrics>,
         mut received: ReceivedSockets,
-        state_key: SealKey,
     ) -> Result<Self, StartError> {
-        let access_log =
-            AccessLog::open(&config.log, &clock, &metrics).map_err(StartError::AccessLog)?;
-        let (process, policy) = prepare(config, access_log, clock, metrics, state_key)?;
+        let access_log = AccessLog::open(&config.log, &inherited.clock, &metrics)
+            .map_err(StartError::AccessLog)?;
+        let (process, policy) = prepare(config, access_log, inherited, metrics)?;
         let (process, policies) = (Arc::new(process), Arc::new(Policies::new(policy)));
         let mut listen = |address| listen(address, &mut received);
         let public = public_listeners(&config.server)
@@ -212,7 +227,7 @@ impl Server {
         let log = LogSection { access: LogDestination::Off, ..config.log.clone() };
         let clock = Clock::system();
         let access_log = AccessLog::open(&log, &clock, &metrics).map_err(StartError::AccessLog)?;
-        prepare(config, access_log, clock, metrics, SealKey::random()).map(drop)
+        prepare(config, access_log, Inherited::nothing(clock), metrics).map(drop)
     }
 
     /// Enables reloads from the file that the configuration came from.
@@ -272,9 +287,8 @@ impl Server {
 fn prepare(
     config: &Config,
     access_log: AccessLog,
-    clock: Clock,
+    inherited: Inherited,
     metrics: Arc<Metrics>,
-    state_key: SealKey,
 ) -> Result<(Process, Policy), StartError> {
     if config.session.shared.is_some() {
         metrics.register_store().map_err(|error| StartError::Metrics(error.to_string()))?;
@@ -282,8 +296,10 @@ fn prepare(
     if config.session.snapshot.is_some() {
         metrics.register_snapshot().map_err(|error| StartError::Metrics(error.to_string()))?;
     }
+    let Inherited { clock, state_key, sessions } = inherited;
     let peer = Peer::default();
-    let sessions = Sessions::new(&config.session, clock.clone(), metrics.clone(), peer.clone());
+    let sessions =
+        Sessions::new(&config.session, clock.clone(), metrics.clone(), peer.clone(), sessions);
     sessions.keep_session_keys(config.open_data.enabled);
     let lifecycle = Lifecycle::default();
     let tickets = TicketKeys::new(clock.clone()).map_err(StartError::Tickets)?;

@@ -25,7 +25,7 @@ pub use self::ended::Ended;
 pub use self::loading::FilesError;
 use self::unwritten::{Unwritten, Written};
 use super::entry::Change;
-use super::snapshot::disk::SnapshotFiles;
+use super::snapshot::disk::{SnapshotFiles, snapshot_size};
 use super::snapshot::journal::{FOLD_AT, Journal, JournalError};
 use super::{Sessions, StoreError};
 use crate::clock::Clock;
@@ -37,6 +37,9 @@ use crate::telemetry::metrics::{Metrics, Stage};
 
 /// A journal of this size, in bytes, takes no more changes before the next snapshot.
 const MOST_JOURNAL: u64 = 4 * FOLD_AT;
+
+/// About how many bytes of a snapshot a session takes.
+const BYTES_PER_SESSION: u64 = 128;
 
 /// What makes the sessions of a process durable.
 pub struct Durable {
@@ -96,6 +99,11 @@ impl Durable {
             cannot_save: LogThrottle::new(clock.clone()),
             metrics: metrics.clone(),
         })
+    }
+
+    /// About how many sessions are in the files.
+    pub fn expected(&self) -> u64 {
+        snapshot_size(&self.path) / BYTES_PER_SESSION
     }
 
     /// Notes that the next snapshot would be another one. Called by every request.

@@ -28,6 +28,7 @@ use self::users::UserIndex;
 use super::durable::Ended;
 use super::jars::Jars;
 use super::{Blocked, KnownUser, LoginKey, Removal, Removals, Session};
+use crate::config::SessionSection;
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, OpenId, User, UserId};
@@ -50,21 +51,25 @@ pub struct Memory {
 struct CacheKey(Arc<Session>);
 
 impl Memory {
+    /// With room for `expected` sessions, up to the capacity.
     pub fn new(
-        capacity: u64,
-        max_per_user: Option<NonZeroUsize>,
+        section: &SessionSection,
+        expected: u64,
         longest_unused: Duration,
         keeps_session_keys: Arc<AtomicBool>,
         jars: Jars,
         ended: Option<Arc<Ended>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let users = Arc::new(UserIndex::new(keeps_session_keys));
+        let &SessionSection { capacity, max_per_user, .. } = section;
+        let expected = usize::try_from(expected.min(capacity)).unwrap_or_default();
+        let users = Arc::new(UserIndex::new(keeps_session_keys, expected));
         let removals = Removal::counters(&metrics);
         let (counted, listed, kept) = (removals.clone(), users.clone(), jars.clone());
         let noted = ended.clone();
         let cache = Cache::builder()
             .max_capacity(capacity)
+            .initial_capacity(expected)
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(longest_unused)
             .eviction_listener(move |_, session: Arc<Session>, cause| {
@@ -122,34 +127,56 @@ impl Memory {
     }
 
     /// Adds a session that another process has created, unless it is here already: then only its
-    /// last use is taken over. Keeps the session key of its login. Returns whether it was added.
-    pub fn restore(
+    /// last use is taken over. Keeps the session key of its login.
+    pub fn join(
         &self,
         session: &Arc<Session>,
         key: Option<LoginKey>,
-        source: RestoredFrom,
         is_live: impl Fn(&Session) -> bool,
-    ) -> bool {
-        let (user, last_use) = (session.identity.user(), session.last_used());
+    ) {
+        let last_use = session.last_used();
         let entry = self.cache.entry(CacheKey(session.clone())).or_insert(session.clone());
         if !entry.is_fresh() {
             entry.value().raise_last_used(last_use);
-            return false;
+            return;
         }
-        self.metrics.session_restored(source);
         let count = self.users.add(session.clone(), key, is_live);
+        self.metrics.session_restored(RestoredFrom::Upgrade);
         if session.is_removed() {
             // It was evicted before it was listed.
             self.users.remove(session);
         }
-        self.limit_sessions(&user, count, None);
+        self.limit_sessions(&session.identity.user(), count, None);
+    }
+
+    /// Adds a session of another process, unless it is here already. The caller excludes all other
+    /// changes of this session, which makes it faster than [`Memory::join`]. Returns whether it was
+    /// added.
+    pub fn restore(
+        &self,
+        session: Arc<Session>,
+        source: RestoredFrom,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> bool {
+        let Some(count) = self.users.add_once(session.clone(), is_live) else { return false };
+        let user = self.is_above_limit(count).then(|| session.identity.user());
+        self.cache.insert(CacheKey(session.clone()), session);
+        self.metrics.session_restored(source);
+        if let Some(user) = user {
+            self.limit_sessions(&user, count, None);
+        }
         true
     }
 
-    /// Removes the oldest sessions of a user above the limit, but not the session `kept`.
+    fn is_above_limit(&self, count: usize) -> bool {
+        self.max_per_user.is_some_and(|limit| count > limit.get())
+    }
+
+    /// Removes the oldest sessions of a user that has `count` of them, if that is above the limit,
+    /// but not the session `kept`.
     fn limit_sessions(&self, user: &User, count: usize, kept: Option<&Arc<Session>>) {
         let Some(limit) = self.max_per_user.map(NonZeroUsize::get) else { return };
-        if count <= limit {
+        if !self.is_above_limit(count) {
             return;
         }
         let mut others = self.of_user(user);
@@ -251,10 +278,15 @@ impl Memory {
         self.users.users_with_keys()
     }
 
+    /// About how many sessions there are.
+    pub fn count(&self) -> u64 {
+        self.cache.entry_count()
+    }
+
     #[cfg(test)]
     pub fn len(&self) -> u64 {
         self.cache.run_pending_tasks();
-        self.cache.entry_count()
+        self.count()
     }
 }
 

@@ -26,6 +26,7 @@ mod jar;
 mod jars;
 mod memory;
 mod operator;
+mod parallel;
 mod records;
 mod redis;
 mod relay;
@@ -57,7 +58,7 @@ pub use self::relay::Answer;
 use self::state::Removals;
 pub use self::state::{Removal, Session};
 use self::transfer::MeanwhileState;
-pub use self::transfer::{Restored, Restoring, TooManyChanges};
+pub use self::transfer::{Incoming, Restored, Restoring, TooManyChanges};
 pub use self::user_keys::LoginKey;
 use crate::clock::{Clock, millis};
 use crate::config::SessionSection;
@@ -105,8 +106,15 @@ enum Backend {
 
 impl Sessions {
     /// Sessions in memory or in a shared store, as configured. The connection to a shared store is
-    /// opened by [`Sessions::run`].
-    pub fn new(section: &SessionSection, clock: Clock, metrics: Arc<Metrics>, peer: Peer) -> Self {
+    /// opened by [`Sessions::run`]. In memory, there is room for `expected` sessions of another
+    /// process and for those of the files: to grow with them takes longer.
+    pub fn new(
+        section: &SessionSection,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        peer: Peer,
+        expected: u64,
+    ) -> Self {
         // An idle timeout longer than the TTL has no effect.
         let idle_timeout = section.idle_timeout.min(section.ttl);
         let keeps_session_keys = Arc::new(AtomicBool::new(false));
@@ -117,9 +125,10 @@ impl Sessions {
             None => {
                 let jars = Jars::new(section.jar_capacity, known_jars.clone());
                 let ended = durable.as_ref().map(|durable| durable.ended.clone());
+                let in_files = durable.as_ref().map_or(0, |durable| durable.expected());
                 let memory = memory::Memory::new(
-                    section.capacity,
-                    section.max_per_user,
+                    section,
+                    expected.max(in_files),
                     idle_timeout,
                     keeps,
                     jars,
@@ -168,6 +177,14 @@ impl Sessions {
         match &self.backend {
             Backend::Memory(_) => {}
             Backend::Redis(redis) => redis.run().await,
+        }
+    }
+
+    /// About how many sessions are in memory.
+    pub fn count(&self) -> u64 {
+        match &self.backend {
+            Backend::Memory(memory) => memory.count(),
+            Backend::Redis(_) => 0,
         }
     }
 

@@ -14,12 +14,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::entry::{AppIds, BlockEntry, Change, SessionEntry};
 use super::memory::Memory;
-use super::transfer::{entry_of, restored};
+use super::transfer::{entry_of, restored_session};
 use super::{Backend, LoginKey, Removal, Session, Sessions, StoreError};
 use crate::handover::fields::Writer;
 use crate::handover::peer::Topic;
 use crate::identity::token::TokenDigest;
-use crate::telemetry::metrics::RestoredFrom;
 
 /// Uses in one change.
 const USES_AT_ONCE: usize = 8192;
@@ -137,8 +136,8 @@ impl Sessions {
         if is_blocked() {
             return Answer::Refused;
         }
-        let session = Arc::new(restored(created.clone()));
-        memory.restore(&session, key, RestoredFrom::Upgrade, |session| self.is_live(session));
+        let session = Arc::new(restored_session(created.clone()));
+        memory.join(&session, key, |session| self.is_live(session));
         self.note_change();
         if is_blocked() {
             memory.remove(&created.digest, Removal::Revoked);

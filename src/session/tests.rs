@@ -34,7 +34,7 @@ impl Store {
         };
         let clock = Clock::manual();
         let metrics = Metrics::new().unwrap();
-        let sessions = Sessions::new(&section, clock.clone(), metrics.clone(), Peer::default());
+        let sessions = Sessions::new(&section, clock.clone(), metrics.clone(), Peer::default(), 0);
         Self { sessions, clock, metrics }
     }
 

@@ -7,10 +7,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::entry::{BlockEntry, Change, Entry, KeysEntry, SessionEntry};
-use super::{Backend, DigestHash, KnownUser, LoginKey, Removal, Session, Sessions};
+use super::memory::Memory;
+use super::parallel::in_parallel;
+use super::{Backend, DigestHash, KnownUser, LoginKey, Session, Sessions};
 use crate::identity::User;
 use crate::identity::token::TokenDigest;
 use crate::telemetry::metrics::RestoredFrom;
@@ -39,13 +41,25 @@ pub struct TooManyChanges;
 pub struct Restoring {
     sessions: Sessions,
     source: RestoredFrom,
-    restored: Restored,
+    /// They come in last, because their users must have sessions.
+    keys: Mutex<Vec<KeysEntry>>,
+    restored: Mutex<Restored>,
+}
+
+/// Some entries, as they will be kept.
+#[derive(Default)]
+pub struct Incoming {
+    sessions: Vec<Arc<Session>>,
+    /// Blocks and session keys.
+    others: Vec<Entry>,
 }
 
 /// Changes that are newer than what comes in.
 #[derive(Default)]
 pub(super) struct Meanwhile {
-    revoked: HashSet<TokenDigest, DigestHash>,
+    ended: HashSet<TokenDigest, DigestHash>,
+    /// Sessions that the other process tells about, so that they do not come in twice.
+    created: HashSet<TokenDigest, DigestHash>,
     /// Users that were blocked or unblocked.
     users: HashSet<User>,
     /// Keys of users whose sessions may not have come in yet.
@@ -57,34 +71,31 @@ pub(super) struct Meanwhile {
 
 impl Meanwhile {
     fn note(&mut self, change: &Change) {
-        let is_needed = matches!(
-            change,
-            Change::Revoked(_)
-                | Change::Blocked(_)
-                | Change::Unblocked(_)
-                | Change::KeyReplaced { .. }
-        );
+        let is_needed = !matches!(change, Change::Used(_) | Change::WipedKeys);
         let Some(room) = self.room.checked_sub(usize::from(is_needed)) else {
             self.has_more = true;
             return;
         };
         self.room = room;
         match change {
-            Change::Revoked(digest) => {
-                self.revoked.insert(*digest);
+            Change::Revoked(digest) | Change::Removed(digest) => {
+                self.ended.insert(*digest);
+            }
+            Change::Created { session, .. } => {
+                self.created.insert(session.digest);
             }
             Change::Blocked(BlockEntry { known: KnownUser { user, .. }, .. })
             | Change::Unblocked(user) => {
                 self.users.insert(user.clone());
             }
             Change::KeyReplaced { user, key } => self.keys.push((user.clone(), key.clone())),
-            Change::Created { .. } | Change::Used(_) | Change::WipedKeys | Change::Removed(_) => {}
+            Change::Used(_) | Change::WipedKeys => {}
         }
     }
 }
 
 /// `None`: nothing is coming in.
-pub(super) type MeanwhileState = Arc<Mutex<Option<Meanwhile>>>;
+pub(super) type MeanwhileState = Arc<RwLock<Option<Meanwhile>>>;
 
 impl Sessions {
     /// Begins to take sessions of another process. Changes that are newer than these, and come in
@@ -95,12 +106,18 @@ impl Sessions {
             RestoredFrom::Snapshot => usize::MAX,
             RestoredFrom::Upgrade => MOST,
         };
-        *self.meanwhile.lock() = Some(Meanwhile { room, ..Meanwhile::default() });
-        Restoring { sessions: self.clone(), source, restored: Restored::default() }
+        *self.meanwhile.write() = Some(Meanwhile { room, ..Meanwhile::default() });
+        Restoring {
+            sessions: self.clone(),
+            source,
+            keys: Mutex::default(),
+            restored: Mutex::default(),
+        }
     }
 
+    /// Called before a change of the other process is applied.
     pub(super) fn note_meanwhile(&self, change: &Change) {
-        if let Some(meanwhile) = &mut *self.meanwhile.lock() {
+        if let Some(meanwhile) = &mut *self.meanwhile.write() {
             meanwhile.note(change);
         }
     }
@@ -149,56 +166,79 @@ impl Sessions {
     }
 }
 
-impl Restoring {
-    /// Takes an entry, whose times are this process's clock's. Session keys must come after the
-    /// sessions of their user.
-    pub fn insert(&mut self, entry: Entry) {
-        let sessions = self.sessions.clone();
-        let Backend::Memory(memory) = &sessions.backend else { return };
+impl Incoming {
+    pub fn add(&mut self, entry: Entry) {
         match entry {
-            Entry::Session(entry) => self.insert_session(&Arc::new(restored(entry))),
-            Entry::Block(BlockEntry { known, until }) => {
-                let now = sessions.clock.now_millis();
-                // The lock is held, so that a change of this block comes before or after.
-                let meanwhile = sessions.meanwhile.lock();
-                let is_newer = |all: &Meanwhile| all.users.contains(&known.user);
-                if now < until
-                    && !meanwhile.as_ref().is_some_and(is_newer)
-                    && memory.blocks.set(known, until, now)
-                {
-                    self.restored.blocks += 1;
-                }
-            }
-            Entry::Keys(KeysEntry { user, keys }) => {
-                memory.restore_session_keys(&user, keys, |session| sessions.is_live(session));
-                self.restored.users_with_keys += 1;
-            }
+            Entry::Session(session) => self.sessions.push(Arc::new(restored_session(session))),
+            other => self.others.push(other),
         }
     }
+}
 
-    pub(super) fn insert_session(&mut self, session: &Arc<Session>) {
-        let sessions = &self.sessions;
-        let Backend::Memory(memory) = &sessions.backend else { return };
-        let digest = *session.digest();
-        let is_revoked = || {
-            let meanwhile = sessions.meanwhile.lock();
-            meanwhile.as_ref().is_some_and(|all| all.revoked.contains(&digest))
-        };
-        if is_revoked() {
-            return;
+impl Restoring {
+    /// Takes all that `next` gives, in several threads: some thousand entries at a time, because
+    /// changes of the other process wait until they are here. Times are this process's clock's.
+    ///
+    /// # Errors
+    /// The first error of `next`.
+    pub fn insert_all<E: Send>(
+        &self,
+        next: impl Fn() -> Result<Option<Incoming>, E> + Sync,
+    ) -> Result<(), E> {
+        let Backend::Memory(memory) = &self.sessions.backend else { return Ok(()) };
+        in_parallel(|| {
+            let Some(incoming) = next()? else { return Ok(false) };
+            self.insert(memory, incoming);
+            Ok(true)
+        })
+    }
+
+    fn insert(&self, memory: &Memory, incoming: Incoming) {
+        let Incoming { sessions, others } = incoming;
+        let (clock, mut restored) = (&self.sessions.clock, Restored::default());
+        // A change comes before these entries and is noted, or after them and is applied to them.
+        let meanwhile = self.sessions.meanwhile.read();
+        let Some(meanwhile) = &*meanwhile else { return };
+        for session in sessions {
+            self.insert_session(memory, meanwhile, session, &mut restored);
         }
-        if !sessions.is_live(session) {
-            if let Some(durable) = &sessions.durable {
-                durable.ended.add(&digest);
+        for entry in others {
+            match entry {
+                Entry::Block(BlockEntry { known, until }) => {
+                    let now = clock.now_millis();
+                    if now < until
+                        && !meanwhile.users.contains(&known.user)
+                        && memory.blocks.set(known, until, now)
+                    {
+                        restored.blocks += 1;
+                    }
+                }
+                Entry::Keys(keys) => self.keys.lock().push(keys),
+                // `Incoming::add` puts them elsewhere.
+                Entry::Session(_) => {}
             }
-            self.restored.expired += 1;
+        }
+        self.restored.lock().add(restored);
+    }
+
+    fn insert_session(
+        &self,
+        memory: &Memory,
+        meanwhile: &Meanwhile,
+        session: Arc<Session>,
+        restored: &mut Restored,
+    ) {
+        let (sessions, digest) = (&self.sessions, session.digest());
+        if meanwhile.ended.contains(digest) || meanwhile.created.contains(digest) {
             return;
         }
-        if memory.restore(session, None, self.source, |session| sessions.is_live(session)) {
-            self.restored.sessions += 1;
-        }
-        if is_revoked() {
-            memory.remove(&digest, Removal::Revoked);
+        if !sessions.is_live(&session) {
+            if let Some(durable) = &sessions.durable {
+                durable.ended.add(digest);
+            }
+            restored.expired += 1;
+        } else if memory.restore(session, self.source, |session| sessions.is_live(session)) {
+            restored.sessions += 1;
         }
     }
 
@@ -207,12 +247,28 @@ impl Restoring {
     /// # Errors
     /// When ended sessions may have come back.
     pub fn finish(self) -> Result<Restored, TooManyChanges> {
-        let meanwhile = self.sessions.meanwhile.lock().take().unwrap_or_default();
-        let Backend::Memory(memory) = &self.sessions.backend else { return Ok(self.restored) };
-        for (user, key) in meanwhile.keys {
-            memory.replace_session_key(&user, key, |session| self.sessions.is_live(session));
+        let Self { sessions, keys, restored, .. } = self;
+        let mut restored = restored.into_inner();
+        let Backend::Memory(memory) = &sessions.backend else { return Ok(restored) };
+        for KeysEntry { user, keys } in keys.into_inner() {
+            memory.restore_session_keys(&user, keys, |session| sessions.is_live(session));
+            restored.users_with_keys += 1;
         }
-        if meanwhile.has_more { Err(TooManyChanges) } else { Ok(self.restored) }
+        let meanwhile = sessions.meanwhile.write().take().unwrap_or_default();
+        for (user, key) in meanwhile.keys {
+            memory.replace_session_key(&user, key, |session| sessions.is_live(session));
+        }
+        if meanwhile.has_more { Err(TooManyChanges) } else { Ok(restored) }
+    }
+}
+
+impl Restored {
+    fn add(&mut self, other: Self) {
+        let Self { sessions, expired, blocks, users_with_keys } = other;
+        self.sessions += sessions;
+        self.expired += expired;
+        self.blocks += blocks;
+        self.users_with_keys += users_with_keys;
     }
 }
 
@@ -229,7 +285,7 @@ pub(super) fn entry_of(session: &Session) -> SessionEntry {
 }
 
 /// A session that was written.
-pub(super) fn restored(entry: SessionEntry) -> Session {
+pub(super) fn restored_session(entry: SessionEntry) -> Session {
     let SessionEntry { digest, identity, client, created, ends, used } = entry;
     Session::new(digest, identity, client, created, ends, used)
 }

@@ -129,7 +129,7 @@ async fn store(
     let config: Config = config.unwrap_or_else(|problems| panic!("{problems}"));
     let metrics = Metrics::new().unwrap();
     metrics.register_store().unwrap();
-    let sessions = Sessions::new(&config.session, clock.clone(), metrics, Peer::default());
+    let sessions = Sessions::new(&config.session, clock.clone(), metrics, Peer::default(), 0);
     sessions.keep_session_keys(true);
     let running = sessions.clone();
     let run = tokio::spawn(async move { running.run().await }).abort_handle();

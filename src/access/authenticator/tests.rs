@@ -35,7 +35,7 @@ fn authenticator(header: bool, bearer: bool) -> Authenticator {
         snapshot: None,
     };
     let sessions =
-        Sessions::new(&section, Clock::manual(), Metrics::new().unwrap(), Peer::default());
+        Sessions::new(&section, Clock::manual(), Metrics::new().unwrap(), Peer::default(), 0);
     Authenticator::new(sessions, &section, &[app("wx1")])
 }
 

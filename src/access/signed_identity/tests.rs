@@ -78,7 +78,7 @@ impl Store {
             shared: None,
             snapshot: None,
         };
-        Self(Sessions::new(&section, clock.clone(), Metrics::new().unwrap(), Peer::default()))
+        Self(Sessions::new(&section, clock.clone(), Metrics::new().unwrap(), Peer::default(), 0))
     }
 
     fn session(&self, identity: Identity) -> Arc<Session> {

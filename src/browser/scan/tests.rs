@@ -31,7 +31,7 @@ impl World {
         let clock = Clock::manual();
         let metrics = Metrics::new().unwrap();
         let sessions =
-            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default(), 0);
         let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
         let (wechat, sessions_of) = (Arc::new(wechat), sessions.clone());
         let logins = login::Login::new(&config, None, wechat, None, sessions_of, &clock, metrics);

@@ -128,6 +128,7 @@ impl Giver {
             clock_offset: self.process.clock.offset(),
             state_key: self.process.state_key.clone(),
             has_shared_store: self.process.sessions.are_shared(),
+            sessions: self.process.sessions.count(),
         };
         hello::welcome(&mut stream, &welcome).await?;
         let descriptors: Vec<_> = sockets.descriptors().collect();

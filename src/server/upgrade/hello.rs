@@ -65,6 +65,8 @@ pub struct Welcome {
     pub state_key: SealKey,
     /// Whether sessions are in a shared store, so that they are not handed over.
     pub has_shared_store: bool,
+    /// About how many sessions are in memory.
+    pub sessions: u64,
 }
 
 /// The version that two programs speak with each other: the newest that both know.
@@ -114,7 +116,7 @@ impl Welcome {
         // Enough for 500 years.
         let nanoseconds = u64::try_from(self.clock_offset.as_nanos()).unwrap_or(u64::MAX);
         writer.u64(3, nanoseconds).bytes(4, self.state_key.expose());
-        writer.u64(5, self.has_shared_store.into());
+        writer.u64(5, self.has_shared_store.into()).u64(6, self.sessions);
         writer
     }
 
@@ -123,7 +125,7 @@ impl Welcome {
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         const MALFORMED: Malformed = Malformed("a malformed welcome");
         let (mut version, mut program, mut clock_offset) = (None, None, None);
-        let (mut state_key, mut shared) = (None, None);
+        let (mut state_key, mut shared, mut sessions) = (None, None, 0);
         for field in fields::read(body) {
             let field = field.map_err(|_| MALFORMED)?;
             match field.number {
@@ -132,6 +134,7 @@ impl Welcome {
                 3 => clock_offset = Some(field.u64().ok_or(MALFORMED)?),
                 4 => state_key = Some(SealKey::from_bytes(field.array().ok_or(MALFORMED)?)),
                 5 => shared = Some(field.u64().ok_or(MALFORMED)?),
+                6 => sessions = field.u64().ok_or(MALFORMED)?,
                 _ => {}
             }
         }
@@ -142,6 +145,7 @@ impl Welcome {
                 clock_offset: Duration::from_nanos(clock_offset?),
                 state_key: state_key?,
                 has_shared_store: shared? != 0,
+                sessions,
             })
         };
         decoded().ok_or(MALFORMED)

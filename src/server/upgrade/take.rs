@@ -4,6 +4,7 @@ use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
@@ -16,10 +17,10 @@ use super::socket::{ConnectError, OtherProcess, connect};
 use super::{Bulk, READY_WITHIN, STEP, Said, answer, keep_telling_uses};
 use crate::clock::Clock;
 use crate::handover::fields::{self, Malformed};
-use crate::identity::secret::SealKey;
 use crate::policy::{Policies, Process, handover};
+use crate::server::Inherited;
 use crate::server::received_sockets::{ReceivedSockets, SocketError};
-use crate::session::{AppIds, Entry, Restoring, TooManyChanges};
+use crate::session::{AppIds, Entry, Incoming, Restoring, TooManyChanges};
 use crate::telemetry::metrics::RestoredFrom;
 
 /// A process that is being replaced by this one.
@@ -97,9 +98,10 @@ impl Predecessor {
         Clock::continuing(self.welcome.clock_offset)
     }
 
-    /// See `Process::state_key`.
-    pub fn state_key(&self) -> SealKey {
-        self.welcome.state_key.clone()
+    /// What this process begins with, on a clock that continues that of the other one.
+    pub fn inherited(&self, clock: Clock) -> Inherited {
+        let Welcome { state_key, sessions, .. } = &self.welcome;
+        Inherited { clock, state_key: state_key.clone(), sessions: *sessions }
     }
 
     /// The sockets, once.
@@ -143,10 +145,12 @@ impl Yielded {
     async fn take_sessions(&mut self, restoring: Restoring) -> Result<(), TakeError> {
         let bulk_in = mem::replace(&mut self.channel.bulk_in, mpsc::channel(1).1);
         // In a thread, because questions are answered meanwhile.
-        let taken = spawn_blocking(move || take_entries(restoring, bulk_in)).await?;
-        let (restoring, bulk_in) = taken?;
+        let taken = spawn_blocking(move || {
+            let bulk_in = take_entries(&restoring, bulk_in)?;
+            Ok::<_, TakeError>((bulk_in, restoring.finish()?))
+        });
+        let (bulk_in, restored) = taken.await??;
         self.channel.bulk_in = bulk_in;
-        let restored = restoring.finish()?;
         tracing::info!(
             sessions = restored.sessions,
             blocks = restored.blocks,
@@ -233,25 +237,37 @@ impl Yielded {
 
 /// Takes all sessions.
 fn take_entries(
-    mut restoring: Restoring,
-    mut bulk_in: mpsc::Receiver<Message>,
-) -> Result<(Restoring, mpsc::Receiver<Message>), TakeError> {
-    let mut apps = AppIds::default();
-    loop {
+    restoring: &Restoring,
+    bulk_in: mpsc::Receiver<Message>,
+) -> Result<mpsc::Receiver<Message>, TakeError> {
+    // `None` at the end.
+    let bulk_in = Mutex::new((bulk_in, false));
+    let next_message = || -> Result<_, TakeError> {
+        let (bulk_in, is_at_end) = &mut *bulk_in.lock();
+        if *is_at_end {
+            return Ok(None);
+        }
         let message = bulk_in.blocking_recv().ok_or(TakeError::Gone)?;
-        if message.kind == Bulk::EndOfSessions as u8 {
-            return Ok((restoring, bulk_in));
+        *is_at_end = message.kind == Bulk::EndOfSessions as u8;
+        match message.kind {
+            kind if kind == Bulk::Sessions as u8 => Ok(Some(message)),
+            _ if *is_at_end => Ok(None),
+            _ => Err(TakeError::Malformed),
         }
-        if message.kind != Bulk::Sessions as u8 {
-            return Err(TakeError::Malformed);
-        }
+    };
+    let next = || -> Result<_, TakeError> {
+        let Some(message) = next_message()? else { return Ok(None) };
+        let (mut incoming, mut apps) = (Incoming::default(), AppIds::default());
         for field in fields::read(&message.body) {
             let field = field?;
             if field.number == 1
                 && let Some(entry) = Entry::decode(field.value, &mut apps)?
             {
-                restoring.insert(entry);
+                incoming.add(entry);
             }
         }
-    }
+        Ok(Some(incoming))
+    };
+    restoring.insert_all(next)?;
+    Ok(bulk_in.into_inner().0)
 }

@@ -1,21 +1,22 @@
 //! Loads the files at the start, and takes them over from the other process during an upgrade.
 
+use std::convert::Infallible;
 use std::io::BufReader;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use parking_lot::Mutex;
+
 use super::{Durable, OpenFiles};
 use crate::clock::Clock;
 use crate::identity::secret::SealKey;
-use crate::session::entry::{BlockEntry, Change, Entry};
+use crate::session::entry::{BlockEntry, Change};
 use crate::session::snapshot::disk::{LockError, SnapshotFiles};
 use crate::session::snapshot::facts::{Facts, Rebase};
 use crate::session::snapshot::journal::{Journal, JournalStart, load_journal};
 use crate::session::snapshot::sealed_file::{LoadError, SnapshotId, SnapshotReader};
-use crate::session::transfer::restored;
-use crate::session::{Backend, Restored, Session, Sessions};
+use crate::session::{Backend, Incoming, Restored, Sessions};
 use crate::telemetry::metrics::{RestoredFrom, Stage};
 
 /// Bytes of a snapshot that are read at once.
@@ -37,10 +38,7 @@ pub enum FilesError {
 #[derive(Default)]
 struct Loaded {
     snapshot: Option<SnapshotId>,
-    /// As they will be kept, so that they are in memory once.
-    sessions: Vec<Arc<Session>>,
-    /// Blocks and session keys.
-    others: Vec<Entry>,
+    incoming: Vec<Incoming>,
     changes: Vec<Change>,
 }
 
@@ -111,7 +109,7 @@ impl Sessions {
 
     /// Everything that was loaded, but for what has ended since.
     fn insert(&self, loaded: Loaded) -> Restored {
-        let mut restoring = self.begin_restoring(RestoredFrom::Snapshot);
+        let restoring = self.begin_restoring(RestoredFrom::Snapshot);
         if let Backend::Memory(memory) = &self.backend {
             let now = self.clock.now_millis();
             for change in &loaded.changes {
@@ -126,10 +124,9 @@ impl Sessions {
                 }
             }
         }
-        for session in &loaded.sessions {
-            restoring.insert_session(session);
-        }
-        loaded.others.into_iter().for_each(|entry| restoring.insert(entry));
+        let incoming = Mutex::new(loaded.incoming.into_iter());
+        let next = || Ok::<_, Infallible>(incoming.lock().next());
+        let Ok(()) = restoring.insert_all(next);
         // There is no limit of changes here.
         restoring.finish().unwrap_or_default()
     }
@@ -226,16 +223,14 @@ impl Loaded {
         let mut loaded = Self::default();
         if let Some(file) = files.open_snapshot()? {
             let file = BufReader::with_capacity(READ_AT_ONCE, file);
-            let mut reader = SnapshotReader::open(file, keys)?;
+            let reader = SnapshotReader::open(file, keys)?;
             let rebase = Rebase::new(reader.facts(), &Facts::now(clock));
-            while let Some(mut entry) = reader.next_entry()? {
-                rebase.entry(&mut entry);
-                match entry {
-                    Entry::Session(session) => loaded.sessions.push(Arc::new(restored(session))),
-                    other => loaded.others.push(other),
-                }
-            }
             loaded.snapshot = Some(reader.id());
+            let read = reader.read(|incoming: &mut Incoming, mut entry| {
+                rebase.entry(&mut entry);
+                incoming.add(entry);
+            });
+            loaded.incoming = read?.collect();
         }
         loaded.changes = changes_since(files, keys, clock, loaded.snapshot)?;
         Ok(loaded)

@@ -74,7 +74,8 @@ impl Machine {
         let metrics = Metrics::new().unwrap();
         metrics.register_snapshot().unwrap();
         let peer = Peer::default();
-        let sessions = Sessions::new(&self.section, clock.clone(), metrics.clone(), peer.clone());
+        let sessions =
+            Sessions::new(&self.section, clock.clone(), metrics.clone(), peer.clone(), 0);
         sessions.keep_session_keys(true);
         Process { sessions, clock, metrics, peer, answering: Vec::new() }
     }

@@ -27,7 +27,7 @@ use crate::identity::{AppId, Identity, OpenId, User, UserId};
 use crate::session::user_keys::UserKeys;
 use crate::session::{KnownUser, LoginKey, Session};
 
-const PARTS: u64 = 1024;
+const PARTS: usize = 1024;
 
 #[derive(Default)]
 struct Part {
@@ -47,8 +47,11 @@ pub struct UserIndex {
 }
 
 impl UserIndex {
-    pub fn new(keeps_session_keys: Arc<AtomicBool>) -> Self {
-        let parts = (0..PARTS).map(|_| Mutex::default()).collect();
+    /// With room for this many sessions.
+    pub fn new(keeps_session_keys: Arc<AtomicBool>, expected: usize) -> Self {
+        let sessions = || HashTable::with_capacity(expected / PARTS);
+        let part = || Part { sessions: sessions(), keys: HashTable::new() };
+        let parts = (0..PARTS).map(|_| Mutex::new(part())).collect();
         Self { parts, hashing: RandomState::new(), keeps_session_keys }
     }
 
@@ -60,9 +63,34 @@ impl UserIndex {
         key: Option<LoginKey>,
         is_live: impl Fn(&Session) -> bool,
     ) -> usize {
-        let user = session.identity.user();
-        let hash = self.hash(&user.app_id, &user.openid);
+        let hash = self.hash_of(&session);
+        self.in_part(hash, |part| self.add_to(part, hash, session, key, is_live))
+    }
+
+    /// Adds a session, unless it is listed already. Returns how many sessions the user now has.
+    pub fn add_once(
+        &self,
+        session: Arc<Session>,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> Option<usize> {
+        let hash = self.hash_of(&session);
         self.in_part(hash, |part| {
+            let mut listed = part.sessions.iter_hash(hash);
+            let is_listed = listed.any(|other| other.digest() == session.digest());
+            (!is_listed).then(|| self.add_to(part, hash, session, None, is_live))
+        })
+    }
+
+    fn add_to(
+        &self,
+        part: &mut Part,
+        hash: u64,
+        session: Arc<Session>,
+        key: Option<LoginKey>,
+        is_live: impl Fn(&Session) -> bool,
+    ) -> usize {
+        if key.is_some() || !part.keys.is_empty() {
+            let user = session.identity.user();
             if !part.keys.is_empty() && !part.has(hash, &user, is_live) {
                 part.wipe(hash, &user);
             }
@@ -71,9 +99,14 @@ impl UserIndex {
             {
                 keys.keep(key);
             }
-            part.sessions.insert_unique(hash, session, |session| self.hash_of(session));
-            part.sessions.iter_hash(hash).filter(|session| is_of(session, &user)).count()
-        })
+        }
+        let Identity { app_id, openid, .. } = &session.identity;
+        let is_of_user = |other: &&Arc<Session>| {
+            other.identity.openid == *openid && other.identity.app_id == *app_id
+        };
+        let count = 1 + part.sessions.iter_hash(hash).filter(is_of_user).count();
+        part.sessions.insert_unique(hash, session, |session| self.hash_of(session));
+        count
     }
 
     pub fn remove(&self, session: &Arc<Session>) {
@@ -236,7 +269,7 @@ impl UserIndex {
 
     fn in_part<T: Default>(&self, hash: u64, operation: impl FnOnce(&mut Part) -> T) -> T {
         // The table itself uses the lower bits, and some of the upper ones.
-        let index = usize::try_from((hash >> 32) % PARTS).unwrap_or_default();
+        let index = usize::try_from(hash >> 32).unwrap_or_default() % PARTS;
         let Some(part) = self.parts.get(index) else { return T::default() };
         operation(&mut part.lock())
     }

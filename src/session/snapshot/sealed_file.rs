@@ -7,9 +7,10 @@
 //! following ones have entries, and the last, which alone has the flag [`FINAL`], has their counts.
 //! Nothing follows it. A reader must not use anything of a file before its end.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
+use parking_lot::Mutex;
 use rand::Rng;
 use zeroize::Zeroizing;
 
@@ -18,6 +19,7 @@ use super::seal::{FileKey, Purpose, SALT, SealError, TAG};
 use crate::handover::fields::{self, Malformed, Writer};
 use crate::identity::secret::SealKey;
 use crate::session::entry::{AppIds, Entry};
+use crate::session::parallel::in_parallel;
 
 const MAGIC: &[u8; 8] = b"WXGATESN";
 
@@ -30,7 +32,7 @@ const HEADER: usize = MAGIC.len() + 1 + SALT;
 /// The flag of the last chunk.
 const FINAL: u8 = 1;
 
-/// Bytes of entries in a chunk. Reader and writer have one in memory.
+/// Bytes of entries in a chunk. The writer has one in memory, and a reader one for each thread.
 const CHUNK: usize = 64 << 10;
 
 /// Room for an entry, or for what a chunk has besides entries. Buffers with plain text have it, so
@@ -89,6 +91,13 @@ pub struct Counts {
 }
 
 impl Counts {
+    fn add_all(&mut self, other: Self) {
+        let Self { sessions, blocks, keys } = other;
+        self.sessions += sessions;
+        self.blocks += blocks;
+        self.keys += keys;
+    }
+
     fn add(&mut self, entry: &Entry) {
         *match entry {
             Entry::Session(_) => &mut self.sessions,
@@ -102,8 +111,7 @@ impl Counts {
 pub struct SnapshotWriter<W> {
     writer: W,
     key: FileKey,
-    /// The header of the file and one byte of flags.
-    associated: [u8; HEADER + 1],
+    id: SnapshotId,
     counts: Counts,
     chunks: u64,
     /// Entries of the next chunk.
@@ -120,14 +128,14 @@ impl<W: Write> SnapshotWriter<W> {
     pub fn new(mut writer: W, keys: &[SealKey], id: SnapshotId, facts: &Facts) -> io::Result<Self> {
         let key = keys.first().and_then(|key| FileKey::derive(key, Purpose::Snapshot, &id));
         let key = key.ok_or_else(|| io::Error::other(SealError))?;
-        let associated = associated(&id);
+        let associated = associated(&id, 0);
         writer.write_all(associated.split_last().map_or(&[], |(_, header)| header))?;
         let mut entries = Writer::with_capacity(CHUNK + SPARE);
         facts.encode(&mut entries);
         let mut file = Self {
             writer,
             key,
-            associated,
+            id,
             counts: Counts::default(),
             chunks: 0,
             entries,
@@ -167,13 +175,10 @@ impl<W: Write> SnapshotWriter<W> {
     }
 
     fn write_chunk(&mut self, flags: u8) -> io::Result<()> {
-        if let Some(place) = self.associated.last_mut() {
-            *place = flags;
-        }
         self.sealed.clear();
         self.sealed.extend_from_slice(self.entries.as_bytes());
         self.entries.clear();
-        let sealed = self.key.seal(self.chunks, &self.associated, &mut self.sealed);
+        let sealed = self.key.seal(self.chunks, &associated(&self.id, flags), &mut self.sealed);
         sealed.map_err(io::Error::other)?;
         self.chunks += 1;
         let length = u32::try_from(self.sealed.len()).map_err(io::Error::other)?;
@@ -183,24 +188,47 @@ impl<W: Write> SnapshotWriter<W> {
     }
 }
 
-/// Reads a snapshot, in order and in little memory.
+/// Reads a snapshot.
 pub struct SnapshotReader<R> {
-    reader: R,
+    chunks: Chunks<R>,
     key: FileKey,
     id: SnapshotId,
-    associated: [u8; HEADER + 1],
     facts: Facts,
-    counts: Counts,
-    chunks: u64,
-    is_at_end: bool,
-    /// Wiped, because it is opened in place.
-    chunk: Zeroizing<Vec<u8>>,
-    /// What the current chunk still has.
-    entries: VecDeque<Entry>,
-    apps: AppIds,
 }
 
-impl<R: Read> SnapshotReader<R> {
+/// The chunks of a file, in their order.
+struct Chunks<R> {
+    reader: R,
+    next: u64,
+    /// The last one, with its number.
+    last: Option<(u64, Sealed)>,
+}
+
+/// What was sealed of a chunk. Wiped, because it is opened in place.
+type Sealed = Zeroizing<Vec<u8>>;
+
+impl<R: Read> Chunks<R> {
+    /// The next chunk that is not the last, with its number.
+    fn next(&mut self) -> Result<Option<(u64, Sealed)>, LoadError> {
+        if self.last.is_some() {
+            return Ok(None);
+        }
+        let mut sealed = Zeroizing::new(Vec::with_capacity(CHUNK + SPARE));
+        let flags = read_chunk(&mut self.reader, &mut sealed)?;
+        let numbered = (self.next, sealed);
+        self.next += 1;
+        if flags == 0 {
+            return Ok(Some(numbered));
+        }
+        if (&mut self.reader).take(1).read_to_end(&mut Vec::new())? != 0 {
+            return Err(LoadError::Damaged("something follows the last chunk"));
+        }
+        self.last = Some(numbered);
+        Ok(None)
+    }
+}
+
+impl<R: Read + Send> SnapshotReader<R> {
     /// Opens a file that was sealed with one of `keys`.
     ///
     /// # Errors
@@ -218,27 +246,14 @@ impl<R: Read> SnapshotReader<R> {
         }
         let mut id = [0; SALT];
         read_exact(&mut reader, &mut id)?;
-        let associated = associated(&id);
-        let mut chunk = Zeroizing::new(Vec::with_capacity(CHUNK + SPARE));
-        if read_chunk(&mut reader, &mut chunk)? != 0 {
+        let mut chunks = Chunks { reader, next: 0, last: None };
+        let Some((number, first)) = chunks.next()? else {
             return Err(LoadError::Damaged("it starts with its last chunk"));
-        }
+        };
         let place = (Purpose::Snapshot, &id);
-        let found = FileKey::find(keys, place, 0, &associated, &chunk);
+        let found = FileKey::find(keys, place, number, &associated(&id, 0), &first);
         let (key, facts) = found.ok_or(LoadError::UnknownKey)?;
-        Ok(Self {
-            reader,
-            key,
-            id,
-            associated,
-            facts: Facts::decode(&facts)?,
-            counts: Counts::default(),
-            chunks: 1,
-            is_at_end: false,
-            chunk,
-            entries: VecDeque::new(),
-            apps: AppIds::default(),
-        })
+        Ok(Self { chunks, key, id, facts: Facts::decode(&facts)? })
     }
 
     pub fn id(&self) -> SnapshotId {
@@ -250,53 +265,62 @@ impl<R: Read> SnapshotReader<R> {
         &self.facts
     }
 
-    /// The next entry. `None` at the end of a file that is whole: all entries before it are only
-    /// then known to be all.
+    /// Reads all entries, in several threads. Returns, for each chunk in order, what `add` has
+    /// collected of its entries.
     ///
     /// # Errors
-    /// When the file is damaged. After an error, there is nothing more to read.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, LoadError> {
-        while self.entries.is_empty() && !self.is_at_end {
-            self.read_entries()?;
-        }
-        Ok(self.entries.pop_front())
-    }
-
-    fn read_entries(&mut self) -> Result<(), LoadError> {
-        let flags = read_chunk(&mut self.reader, &mut self.chunk)?;
-        if let Some(place) = self.associated.last_mut() {
-            *place = flags;
-        }
-        let opened = self.key.open(self.chunks, &self.associated, &mut self.chunk);
-        let list = opened.ok_or(LoadError::Damaged("a chunk is not the one that belongs there"))?;
-        if flags == FINAL {
-            check_counts(list, self.counts, self.chunks)?;
-            if (&mut self.reader).take(1).read_to_end(&mut Vec::new())? != 0 {
-                return Err(LoadError::Damaged("something follows the last chunk"));
+    /// When the file is damaged.
+    pub fn read<C: Default + Send>(
+        self,
+        add: impl Fn(&mut C, Entry) + Sync,
+    ) -> Result<impl Iterator<Item = C>, LoadError> {
+        let chunks = Mutex::new(self.chunks);
+        let read = Mutex::new((Counts::default(), BTreeMap::new()));
+        in_parallel(|| {
+            let next = chunks.lock().next()?;
+            let Some((number, mut sealed)) = next else { return Ok(false) };
+            let list = open(&self.key, &self.id, (number, 0), &mut sealed)?;
+            let (mut collected, mut counts) = (C::default(), Counts::default());
+            let mut apps = AppIds::default();
+            for field in fields::read(list) {
+                let field = field?;
+                if field.number == ENTRY
+                    && let Some(entry) = Entry::decode(field.value, &mut apps)?
+                {
+                    counts.add(&entry);
+                    add(&mut collected, entry);
+                }
             }
-            self.is_at_end = true;
-            return Ok(());
-        }
-        self.chunks += 1;
-        for field in fields::read(list) {
-            let field = field?;
-            if field.number == ENTRY
-                && let Some(entry) = Entry::decode(field.value, &mut self.apps)?
-            {
-                self.counts.add(&entry);
-                self.entries.push_back(entry);
-            }
-        }
-        Ok(())
+            let (all_counts, all_collected) = &mut *read.lock();
+            all_counts.add_all(counts);
+            all_collected.insert(number, collected);
+            Ok::<_, LoadError>(true)
+        })?;
+        let Some((number, mut sealed)) = chunks.into_inner().last else { return Err(TRUNCATED) };
+        let list = open(&self.key, &self.id, (number, FINAL), &mut sealed)?;
+        let (counts, collected) = read.into_inner();
+        check_counts(list, counts, number)?;
+        Ok(collected.into_values())
     }
 }
 
-/// The header of a file, and the flags of a chunk that is not the last.
-fn associated(id: &SnapshotId) -> [u8; HEADER + 1] {
+/// Opens the chunk of a number with some flags.
+fn open<'a>(
+    key: &FileKey,
+    id: &SnapshotId,
+    (number, flags): (u64, u8),
+    sealed: &'a mut Sealed,
+) -> Result<&'a [u8], LoadError> {
+    let opened = key.open(number, &associated(id, flags), sealed);
+    opened.ok_or(LoadError::Damaged("a chunk is not the one that belongs there"))
+}
+
+/// The header of a file, and the flags of a chunk.
+fn associated(id: &SnapshotId, flags: u8) -> [u8; HEADER + 1] {
     let mut associated = [0; HEADER + 1];
-    let header = MAGIC.iter().chain(&[VERSION]).chain(id);
-    for (place, byte) in associated.iter_mut().zip(header) {
-        *place = *byte;
+    let all = MAGIC.iter().chain(&[VERSION]).chain(id).copied().chain([flags]);
+    for (place, byte) in associated.iter_mut().zip(all) {
+        *place = byte;
     }
     associated
 }

@@ -115,12 +115,13 @@ fn check_welcome(body: &[u8]) {
         last(&fields, 2)?;
         let key = last(&fields, 4)?.to_vec();
         let [version, clock, shared] = all;
-        Some((version??, clock??, key, shared?? != 0))
+        let sessions = number(&fields, 6)?.unwrap_or_default();
+        Some((version??, clock??, key, shared?? != 0, sessions))
     });
     let numbers = |welcome: &Welcome| {
         let nanoseconds = u64::try_from(welcome.clock_offset.as_nanos()).unwrap();
         let key = welcome.state_key.expose().to_vec();
-        (welcome.version, nanoseconds, key, welcome.has_shared_store)
+        (welcome.version, nanoseconds, key, welcome.has_shared_store, welcome.sessions)
     };
     assert_eq!(found.as_ref().map(numbers), expected);
     if let Some(welcome) = found {

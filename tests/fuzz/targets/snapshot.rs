@@ -279,15 +279,8 @@ fn entries_of(texts: &[Vec<u8>]) -> Option<Vec<Fields>> {
 
 fn read(file: &[u8]) -> Option<Vec<Fields>> {
     let keys = [SealKey::parse(KEY).expect("a key")];
-    let mut reader = SnapshotReader::open(file, &keys).ok()?;
-    let mut entries = Vec::new();
-    loop {
-        match reader.next_entry() {
-            Ok(Some(entry)) => entries.push(written(|list| entry.encode(list))),
-            Ok(None) => return Some(entries),
-            Err(_) => return None,
-        }
-    }
+    let chunks = SnapshotReader::open(file, &keys).ok()?.read(Vec::push).ok()?;
+    Some(chunks.flatten().map(|entry| written(|list| entry.encode(list))).collect())
 }
 
 /// Each three bytes of the script change a written file; what is left over is appended.

@@ -79,7 +79,7 @@ fn gateway(reads_header: bool, reads_bearer: bool) -> Gateway {
     );
     let config = Config::parse("fuzz", &text, Secrets::Ignore).expect("the text is valid");
     let metrics = Metrics::new().expect("fresh");
-    let sessions = Sessions::new(&config.session, Clock::manual(), metrics, Peer::default());
+    let sessions = Sessions::new(&config.session, Clock::manual(), metrics, Peer::default(), 0);
     let tokens = Tokens { a: log_in(&sessions, "a"), b: log_in(&sessions, "b") };
     Gateway {
         authenticator: Authenticator::new(sessions.clone(), &config.session, &config.apps),

@@ -253,7 +253,7 @@ impl Caller {
         let wechat = WeChat::new(&config.wechat, clock.clone(), metrics.clone()).unwrap();
         let wechat = Arc::new(wechat);
         let sessions =
-            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default());
+            Sessions::new(&config.session, clock.clone(), metrics.clone(), Peer::default(), 0);
         let tokens = AccessTokens::new(
             None,
             &config.apps,

@@ -45,7 +45,7 @@ async fn records(url: &str, keys: &[&str]) -> Records {
     let config = Config::parse("gateway.toml", &text, Secrets::Load).unwrap();
     let metrics = Metrics::new().unwrap();
     metrics.register_store().unwrap();
-    let sessions = Sessions::new(&config.session, Clock::system(), metrics, Peer::default());
+    let sessions = Sessions::new(&config.session, Clock::system(), metrics, Peer::default(), 0);
     let running = sessions.clone();
     tokio::spawn(async move { running.run().await });
     let begun = Instant::now();

@@ -7,6 +7,7 @@ fn welcome_of(version: u64) -> Welcome {
         clock_offset: Duration::from_nanos(u64::MAX),
         state_key: SealKey::from_bytes([7; 32]),
         has_shared_store: true,
+        sessions: 1_000_000,
     }
 }
 

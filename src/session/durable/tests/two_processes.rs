@@ -1,8 +1,8 @@
 //! Two processes during an upgrade, which ask each other in this one.
 
 use super::*;
-use crate::session::TooManyChanges;
 use crate::session::entry::{Change, Entry};
+use crate::session::{Incoming, Restoring, TooManyChanges};
 use crate::telemetry::metrics::RestoredFrom;
 
 /// Has the questions of one process answered by the other.
@@ -31,11 +31,18 @@ fn export(process: &Process) -> Vec<Entry> {
     entries
 }
 
-fn import(process: &Process, entries: Vec<Entry>) {
-    let mut restoring = process.sessions.begin_restoring(RestoredFrom::Upgrade);
+fn insert(restoring: &Restoring, entries: Vec<Entry>) {
+    let mut incoming = Incoming::default();
     for entry in entries {
-        restoring.insert(entry);
+        incoming.add(entry);
     }
+    let incoming = parking_lot::Mutex::new(Some(incoming));
+    restoring.insert_all(|| Ok::<_, ()>(incoming.lock().take())).unwrap();
+}
+
+fn import(process: &Process, entries: Vec<Entry>) {
+    let restoring = process.sessions.begin_restoring(RestoredFrom::Upgrade);
+    insert(&restoring, entries);
     restoring.finish().unwrap();
 }
 
@@ -121,14 +128,15 @@ async fn a_change_that_comes_before_what_it_changes_has_precedence() {
         old.sessions.block(&user(number).into(), Duration::from_secs(50)).await.unwrap();
     }
     let entries = export(&old);
-    let mut restoring = new.sessions.begin_restoring(RestoredFrom::Upgrade);
+    let restoring = new.sessions.begin_restoring(RestoredFrom::Upgrade);
     link(&old, &mut new);
     old.sessions.revoke(&revoked).await.unwrap();
     old.sessions.unblock(&user(4)).await.unwrap();
     old.sessions.block(&user(5).into(), Duration::from_secs(5)).await.unwrap();
     old.sessions.replace_session_key(&user(3), old.key(2).session_key).await.unwrap();
     let late = old.login(6).await;
-    entries.into_iter().chain(export(&old)).for_each(|entry| restoring.insert(entry));
+    insert(&restoring, entries);
+    insert(&restoring, export(&old));
     let restored = restoring.finish().unwrap();
     assert_eq!(restored.sessions, 2);
 

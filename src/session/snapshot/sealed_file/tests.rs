@@ -77,12 +77,8 @@ fn split(file: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn read(file: &[u8], keys: &[SealKey]) -> Result<Vec<Entry>, LoadError> {
-    let mut reader = SnapshotReader::open(file, keys)?;
-    let mut entries = Vec::new();
-    while let Some(entry) = reader.next_entry()? {
-        entries.push(entry);
-    }
-    Ok(entries)
+    let chunks = SnapshotReader::open(file, keys)?.read(Vec::push)?;
+    Ok(chunks.flatten().collect())
 }
 
 /// Writes a list as a chunk of a file.
@@ -273,10 +269,11 @@ fn a_length_that_is_announced_reserves_no_memory() {
     let longest = u32::try_from(LONGEST_CHUNK + TAG).unwrap();
     for length in [0, 15, longest + 1, u32::MAX, longest] {
         let file = [&start[..], &length.to_be_bytes(), &[0]].concat();
-        let mut reader = SnapshotReader::open(&file[..], &seal_keys).unwrap();
-        let error = reader.next_entry().unwrap_err();
+        let error = read(&file, &seal_keys).unwrap_err();
         assert_eq!(matches!(error, LoadError::Damaged("truncated")), length == longest);
-        assert!(reader.chunk.capacity() <= 2 * CHUNK, "{}", reader.chunk.capacity());
+        let mut chunk = Zeroizing::new(Vec::new());
+        read_chunk(&mut &file[start.len()..], &mut chunk).unwrap_err();
+        assert!(chunk.capacity() <= CHUNK, "{}", chunk.capacity());
     }
 }
 
@@ -324,41 +321,7 @@ fn errors_of_the_disk_are_passed_on_and_are_not_damage() {
         };
         assert_eq!(write().unwrap_err().kind(), io::ErrorKind::StorageFull);
         let reader = whole[..length].chain(Failing(0));
-        let reads = || {
-            let mut reader = SnapshotReader::open(reader, &seal_keys)?;
-            while reader.next_entry()?.is_some() {}
-            Ok(())
-        };
+        let reads = || SnapshotReader::open(reader, &seal_keys)?.read(Vec::push).map(drop);
         assert!(matches!(reads(), Err(LoadError::Io(_))), "{length}");
     }
-}
-
-/// `cargo test --release --lib million -- --ignored --nocapture`
-#[test]
-#[ignore = "measures, and needs a release build"]
-fn a_million_sessions_are_written_and_read_in_a_second_each() {
-    let seal_keys = [SealKey::random()];
-    let entries: Vec<Entry> = (0..1_000_000).map(session).collect();
-    // Other programs are not what is measured.
-    let now = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let since = |began| std::time::Duration::try_from(now() - began).unwrap();
-    let began = now();
-    let file = Vec::with_capacity(256 << 20);
-    let mut writer = SnapshotWriter::new(file, &seal_keys, [1; SALT], &facts()).unwrap();
-    for entry in &entries {
-        writer.write(entry).unwrap();
-    }
-    let (written, _) = writer.finish().unwrap();
-    let writing = since(began);
-    drop(entries);
-    let began = now();
-    let mut reader = SnapshotReader::open(&written[..], &seal_keys).unwrap();
-    let mut count = 0;
-    while let Some(entry) = reader.next_entry().unwrap() {
-        std::hint::black_box(&entry);
-        count += 1;
-    }
-    let reading = since(began);
-    println!("{count} sessions, {} bytes: {writing:?} and {reading:?}", written.len());
-    assert!(count == 1_000_000 && writing.as_secs() < 1 && reading.as_secs() < 1);
 }
