@@ -16,7 +16,7 @@ use crate::internal_api::listener as internal_listener;
 use crate::listener::unix_socket::{Ownership, UnixSocket};
 
 /// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// A TCP socket that listens.
 pub struct Listener {

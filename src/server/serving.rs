@@ -29,14 +29,15 @@ use crate::edge::forward_auth::ForwardAuth;
 use crate::internal_api::InternalApi;
 use crate::internal_api::listener as internal_listener;
 use crate::listener::small_server::{self, Dropped};
+use crate::policy::lifecycle::Lifecycle;
 use crate::policy::{Policies, Policy, Process};
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
 
-/// How long a replaced process keeps connections without a request. Until then, a request that a
-/// client sends gets its response, which says that the connection is closed.
+/// How long connections without a request are kept after the last one was accepted. Until then, a
+/// request that a client sends gets its response, which says that the connection is closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// How much longer than the drain the last snapshot may take.
@@ -57,6 +58,8 @@ struct Serving {
     /// For a new process. They listen for as long as these are kept.
     sockets: ListeningSockets,
     accepting: JoinSet<()>,
+    /// Ends `accepting`, but for what the kernel has accepted.
+    accepting_ends: CancellationToken,
     connections: TaskTracker,
     admin_closing: CancellationToken,
     /// What only one of two processes does: reloads, snapshots, the watchdog.
@@ -133,9 +136,15 @@ impl Server {
             Commands { receiver: commands, reload, reopen, successor: self.invocation };
 
         let connections = TaskTracker::new();
-        let listeners = self.listeners;
-        let accepting =
-            listeners.accept(&workers, &self.edge, &process, &policies, &connections)?;
+        let (listeners, accepting_ends) = (self.listeners, CancellationToken::new());
+        let accepting = listeners.accept(
+            &workers,
+            &self.edge,
+            &process,
+            &policies,
+            &connections,
+            &accepting_ends,
+        )?;
         let admin_closing = CancellationToken::new();
         let admin = serve_admin(self.admin, admin_closing.clone(), &process, &policies)?;
         let mut predecessor = None;
@@ -175,6 +184,7 @@ impl Server {
             commands,
             sockets,
             accepting,
+            accepting_ends,
             connections,
             admin_closing,
             leading,
@@ -205,15 +215,16 @@ impl Serving {
             _ = self.commands.wait_for_stop() => true,
         };
         // Ends the accept loops, and thereby the listeners.
-        self.accepting.shutdown().await;
         drop(std::mem::take(&mut self.sockets));
-        self.process.lifecycle.close();
+        self.accepting_ends.cancel();
+        while self.accepting.join_next().await.is_some() {}
         self.connections.close();
         let is_drained = if is_stopped {
             false
         } else {
             let finished = async {
-                let drained = timeout(drain_timeout, self.connections.wait());
+                let drained =
+                    timeout(drain_timeout, drained(&self.process.lifecycle, &self.connections));
                 let saved = async {
                     // A new process may have begun to take over.
                     drop(self.process.sessions.take_files().await);
@@ -245,10 +256,9 @@ impl Serving {
         );
         self.process.lifecycle.drain();
         self.background.spawn(successor.stay(self.process.clone()));
-        sleep(LAST_REQUESTS).await;
-        self.process.lifecycle.close();
         self.connections.close();
-        let is_drained = self.commands.drains_in_time(self.connections.wait(), drain_timeout).await;
+        let drained = drained(&self.process.lifecycle, &self.connections);
+        let is_drained = self.commands.drains_in_time(drained, drain_timeout).await;
         self.stopped(is_drained).await;
     }
 
@@ -263,6 +273,14 @@ impl Serving {
     }
 }
 
+/// Waits until all connections have ended. Those without a request are closed.
+async fn drained(lifecycle: &Lifecycle, connections: &TaskTracker) {
+    if timeout(LAST_REQUESTS, connections.wait()).await.is_err() {
+        lifecycle.close();
+        connections.wait().await;
+    }
+}
+
 impl Listeners {
     /// What accepts the connections of all listeners, as soon as it is polled.
     fn accept(
@@ -272,6 +290,7 @@ impl Listeners {
         process: &Arc<Process>,
         policies: &Arc<Policies>,
         connections: &TaskTracker,
+        closing: &CancellationToken,
     ) -> Result<Vec<BoxFuture<'static, ()>>, StartError> {
         let mut accepting: Vec<BoxFuture<'static, ()>> = Vec::new();
         let cannot_accept = Arc::new(LogThrottle::new(process.clock.clone()));
@@ -282,8 +301,9 @@ impl Listeners {
                 let edge = edge.clone();
                 async move { edge.serve(stream, peer, kind).await }
             };
+            let (connections, closing) = (connections.clone(), closing.clone());
             let throttle = cannot_accept.clone();
-            accepting.push(Box::pin(workers.accept(socket, serve, connections.clone(), throttle)));
+            accepting.push(Box::pin(workers.accept(socket, serve, connections, throttle, closing)));
         }
         let decisions = Arc::new(ForwardAuth::new(process.clone(), policies.clone()));
         for listener in self.forward_auth {
@@ -293,14 +313,18 @@ impl Listeners {
                 let decisions = decisions.clone();
                 async move { decisions.serve(stream, peer).await }
             };
+            let (connections, closing) = (connections.clone(), closing.clone());
             let throttle = cannot_accept.clone();
-            accepting.push(Box::pin(workers.accept(socket, serve, connections.clone(), throttle)));
+            accepting.push(Box::pin(workers.accept(socket, serve, connections, throttle, closing)));
         }
         if let Some(listener) = self.internal {
             let listener = listener.into_tokio()?;
             let api = InternalApi::new(process.clone(), policies.clone(), connections.clone());
             let served = internal_listener::serve(listener, Arc::new(api), connections.clone());
-            accepting.push(Box::pin(async move { match served.await {} }));
+            let closing = closing.clone();
+            accepting.push(Box::pin(async move {
+                closing.run_until_cancelled(served).await;
+            }));
         }
         Ok(accepting)
     }

@@ -15,8 +15,10 @@ use std::thread::JoinHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::listeners::BACKLOG;
 use crate::listener::small_server;
 use crate::telemetry::log_throttle::LogThrottle;
 
@@ -99,33 +101,54 @@ impl Workers {
         Probe(self.all.clone())
     }
 
-    /// Accepts connections for as long as it is polled. `connections` tracks them; `failed`
-    /// throttles the log lines about failures.
+    /// Accepts connections until `closing`, and then those that the kernel has accepted already:
+    /// it would reset them. `connections` tracks them; `failed` throttles the log lines about
+    /// failures.
     pub fn accept<F: Future<Output = ()> + Send + 'static>(
         &self,
         listener: TcpListener,
         serve: impl Fn(TcpStream, SocketAddr) -> F + Clone + Send + 'static,
         connections: TaskTracker,
         failed: Arc<LogThrottle>,
+        closing: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let workers = self.all.clone();
+        let mut turns = (0..workers.len()).cycle();
+        let mut give = move |stream: std::net::TcpStream, peer| {
+            let Some(turn) = turns.next() else { return };
+            let Some(connection) = WorkerConnection::new(&workers, turn) else { return };
+            let serve = serve.clone();
+            let runtime = connection.runtime().cloned();
+            let served = async move {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    serve(stream, peer).await;
+                }
+                drop(connection);
+            };
+            if let Some(runtime) = runtime {
+                runtime.spawn(connections.track_future(served));
+            }
+        };
         async move {
-            for turn in (0..workers.len()).cycle() {
-                let (stream, peer) = next(&listener, &failed).await;
-                // Deregisters the connection from this thread's reactor, so that its worker can
-                // register it.
-                let Ok(stream) = stream.into_std() else { continue };
-                let Some(connection) = WorkerConnection::new(&workers, turn) else { continue };
-                let serve = serve.clone();
-                let runtime = connection.runtime().cloned();
-                let served = async move {
-                    if let Ok(stream) = TcpStream::from_std(stream) {
-                        serve(stream, peer).await;
+            let accept = async {
+                loop {
+                    let (stream, peer) = next(&listener, &failed).await;
+                    // Deregisters the connection from this thread's reactor, so that its worker can
+                    // register it.
+                    if let Ok(stream) = stream.into_std() {
+                        give(stream, peer);
                     }
-                    drop(connection);
-                };
-                if let Some(runtime) = runtime {
-                    runtime.spawn(connections.track_future(served));
+                }
+            };
+            closing.run_until_cancelled(accept).await;
+            let Ok(listener) = listener.into_std() else { return };
+            for _ in 0..BACKLOG {
+                match listener.accept() {
+                    Ok((stream, peer)) if stream.set_nonblocking(true).is_ok() => {
+                        give(stream, peer);
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::ConnectionAborted => return,
+                    _ => {}
                 }
             }
         }
@@ -198,7 +221,13 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let connections = TaskTracker::new();
         let throttle = Arc::new(LogThrottle::new(Clock::system()));
-        tokio::spawn(workers.accept(listener, serve, connections.clone(), throttle));
+        tokio::spawn(workers.accept(
+            listener,
+            serve,
+            connections.clone(),
+            throttle,
+            CancellationToken::new(),
+        ));
 
         let mut open = BTreeMap::<String, Vec<TcpStream>>::new();
         for _ in 0..12 {
