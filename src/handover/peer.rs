@@ -31,12 +31,15 @@ pub enum Topic {
     Code = 2,
     /// An operation on records (callbacks, tickets, scans).
     Record = 3,
+    /// Requests that have passed a rate limit. There is nothing to answer.
+    Rate = 4,
 }
 
 impl Topic {
     /// `None`: the other process is newer and asks about something unknown here.
     pub fn parse(number: u8) -> Option<Self> {
-        [Self::Session, Self::Code, Self::Record].into_iter().find(|topic| *topic as u8 == number)
+        let all = [Self::Session, Self::Code, Self::Record, Self::Rate];
+        all.into_iter().find(|topic| *topic as u8 == number)
     }
 }
 

@@ -5,6 +5,9 @@
 //! So it halves the rate, which grows back to the full rate within a minute. The rate is never less
 //! than half: WeChat does not say whose calls they were, and one user must not stop the others.
 //! When the daily quota is used up (45009), WeChat is called only once a minute.
+//!
+//! During an upgrade, logins that pass in one of the two processes are taken from the bucket of the
+//! other one as well. What WeChat has answered is not told: each process finds it out by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,8 @@ mod field {
     pub const FILLED_AT: u32 = 4;
     pub const SLOWED_AT: u32 = 5;
     pub const NEXT_PROBE: u32 = 6;
+    /// How many logins have passed, in what is told afterwards.
+    pub const USES: u32 = 7;
 }
 
 /// The rate limit of one app.
@@ -52,6 +57,9 @@ struct RateState {
     slowed_at: Option<Duration>,
     /// When WeChat may be called next. `None` while there is quota.
     next_probe: Option<Duration>,
+    /// Logins that have passed, and that the other process of an upgrade does not know of. `None`
+    /// while there is none.
+    noted: Option<u64>,
 }
 
 impl AppRateLimit {
@@ -71,6 +79,7 @@ impl AppRateLimit {
             filled_at: clock.now(),
             slowed_at: None,
             next_probe: None,
+            noted: None,
         };
         Self { rate, clock, state: Mutex::new(state) }
     }
@@ -173,7 +182,42 @@ impl AppRateLimit {
         let (Some(bucket), Some(filled_at)) = (bucket, filled_at) else { return Err(Malformed) };
         let own = self.rate.map(|rate| (u64::from(rate.count.get()), rate.period));
         if own == count.zip(period) {
-            *self.state.lock() = RateState { bucket, filled_at, slowed_at, next_probe };
+            let mut state = self.state.lock();
+            let noted = state.noted;
+            *state = RateState { bucket, filled_at, slowed_at, next_probe, noted };
+        }
+        Ok(())
+    }
+
+    /// From now on logins that pass are noted, or not any more. Each is in a later export, or is
+    /// noted.
+    pub fn note_uses(&self, is_on: bool) {
+        let mut state = self.state.lock();
+        state.noted = is_on.then(|| state.noted.unwrap_or_default());
+    }
+
+    /// What was noted since the last call, for the other process; `None` if nothing was.
+    pub fn take_uses(&self) -> Option<Writer> {
+        let mut state = self.state.lock();
+        let uses = state.noted.as_mut().map(std::mem::take).filter(|uses| *uses > 0)?;
+        let mut writer = Writer::new();
+        writer.u64(field::USES, uses);
+        Some(writer)
+    }
+
+    /// Takes logins that have passed in the other process from the bucket.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn add_uses(&self, told: &[u8]) -> Result<(), Malformed> {
+        for field in read(told) {
+            let field = field?;
+            if field.number == field::USES {
+                let uses = field.u64().ok_or(Malformed)?;
+                if let Some(rate) = self.rate {
+                    self.state.lock().owe(uses, rate, self.clock.now());
+                }
+            }
         }
         Ok(())
     }
@@ -215,10 +259,22 @@ impl RateState {
         self.fill(rate, now);
         if self.bucket >= 1.0 {
             self.bucket -= 1.0;
+            if let Some(noted) = &mut self.noted {
+                *noted += 1;
+            }
             return Ok(());
         }
         let one = rate.period.div_f64(f64::from(rate.count.get()) * self.left_at(now));
         Err(one.mul_f64(1.0 - self.bucket))
+    }
+
+    /// Takes logins of the other process from the bucket, even if it is empty: then the next login
+    /// waits longer. It owes at most a whole bucket.
+    fn owe(&mut self, uses: u64, rate: Rate, now: Duration) {
+        self.fill(rate, now);
+        let whole = f64::from(rate.count.get());
+        let uses = u32::try_from(uses).map_or(whole, f64::from);
+        self.bucket = (self.bucket - uses).max(-whole);
     }
 }
 
@@ -231,130 +287,4 @@ fn seconds(wait: Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-
-    use super::*;
-
-    fn rate_limit(count: u32) -> (AppRateLimit, Clock) {
-        let clock = Clock::manual();
-        let rate = Rate { count: NonZeroU32::new(count).unwrap(), period: Duration::from_secs(1) };
-        (AppRateLimit::new(Some(rate), clock.clone()), clock)
-    }
-
-    /// Logins that pass in one second, after the bucket was emptied.
-    fn passes(rate_limit: &AppRateLimit, clock: &Clock) -> usize {
-        while rate_limit.check().is_ok() {}
-        let mut passed = 0;
-        for _ in 0..1000 {
-            clock.advance(Duration::from_millis(1));
-            passed += usize::from(rate_limit.check().is_ok());
-        }
-        passed
-    }
-
-    #[test]
-    fn errcode_45011_halves_the_rate_for_a_minute() {
-        let (rate_limit, clock) = rate_limit(160);
-        assert!((159..=161).contains(&passes(&rate_limit, &clock)));
-        rate_limit.slow();
-        rate_limit.slow();
-        let slowed = passes(&rate_limit, &clock);
-        assert!((75..=81).contains(&slowed), "{slowed}");
-        clock.advance(Duration::from_secs(60));
-        assert!((159..=161).contains(&passes(&rate_limit, &clock)));
-    }
-
-    #[test]
-    fn the_next_process_continues_the_rate_as_it_is() {
-        let (old, clock) = rate_limit(160);
-        old.slow();
-        let same = || AppRateLimit::new(old.rate, clock.clone());
-        while old.check().is_ok() {}
-        let new = same();
-        new.import(old.export().as_bytes()).unwrap();
-        new.check().unwrap_err();
-        let slowed = passes(&new, &clock);
-        assert!((79..=83).contains(&slowed), "{slowed}");
-        old.pause();
-        let new = same();
-        new.import(old.export().as_bytes()).unwrap();
-        assert!(matches!(new.admit_call(), Err(Rejection::WeChatBusy { .. })));
-        clock.advance(QUOTA_PROBE);
-        new.admit_call().unwrap();
-        // Another rate begins anew, as after a reload.
-        let rate = Rate { period: Duration::from_secs(2), ..old.rate.unwrap() };
-        for rate in [Some(rate), None] {
-            let other = AppRateLimit::new(rate, clock.clone());
-            other.import(old.export().as_bytes()).unwrap();
-            other.check().unwrap();
-        }
-        let exported = old.export();
-        let cut = &exported.as_bytes()[..exported.as_bytes().len() - 1];
-        assert_eq!(same().import(cut), Err(Malformed));
-        assert_eq!(same().import(b""), Err(Malformed));
-    }
-
-    #[test]
-    fn repeated_45011_leaves_half_of_the_rate() {
-        let (rate_limit, clock) = rate_limit(160);
-        for _ in 0..20 {
-            (0..100).for_each(|_| rate_limit.slow());
-            clock.advance(Duration::from_secs(1));
-        }
-        let slowed = passes(&rate_limit, &clock);
-        assert!((79..=83).contains(&slowed), "{slowed}");
-    }
-
-    #[test]
-    fn a_small_rate_is_slowed_as_well_as_a_large_one() {
-        let (rate_limit, clock) = rate_limit(1);
-        rate_limit.check().unwrap();
-        rate_limit.slow();
-        clock.advance(Duration::from_millis(1100));
-        assert!(matches!(rate_limit.check(), Err(Rejection::RateLimited { .. })));
-        clock.advance(Duration::from_secs(1));
-        assert_eq!(rate_limit.check(), Ok(()));
-    }
-
-    #[test]
-    fn without_quota_wechat_is_called_once_a_minute() {
-        let (rate_limit, clock) = rate_limit(1000);
-        rate_limit.check().unwrap();
-        rate_limit.admit_call().unwrap();
-        rate_limit.pause();
-        let assert_busy = |least: u32| {
-            for outcome in [rate_limit.check(), rate_limit.admit_call()] {
-                match outcome {
-                    // Random, so that phones do not all come back for the one call.
-                    Err(Rejection::WeChatBusy { retry_after }) => {
-                        assert!((least..=least + 30).contains(&retry_after), "{retry_after}");
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-        };
-        assert_busy(60);
-        clock.advance(Duration::from_millis(59_500));
-        assert_busy(1);
-        clock.advance(Duration::from_millis(500));
-        // Several logins may pass the check, but only the first to leave the queue calls WeChat.
-        assert_eq!((rate_limit.check(), rate_limit.check()), (Ok(()), Ok(())));
-        assert_eq!(rate_limit.admit_call(), Ok(()));
-        assert_busy(60);
-        rate_limit.resume();
-        assert_eq!(
-            (rate_limit.check(), rate_limit.admit_call(), rate_limit.admit_call()),
-            (Ok(()), Ok(()), Ok(()))
-        );
-    }
-
-    #[test]
-    fn an_app_without_a_rate_is_not_limited() {
-        let rate_limit = AppRateLimit::new(None, Clock::manual());
-        rate_limit.slow();
-        for _ in 0..10_000 {
-            rate_limit.check().unwrap();
-        }
-    }
-}
+mod tests;

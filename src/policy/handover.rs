@@ -5,10 +5,21 @@
 //! what has begun with one process can end with the other. A rate limit or an app is found by its
 //! name in the configuration of the new process; one that is not there is dropped. How each part is
 //! written is decided where it is kept.
+//!
+//! Afterwards each process tells the other which requests pass its rate limits: see
+//! [`keep_telling_uses`].
 
-use super::{Policy, Process};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Policies, Policy, Process};
 use crate::handover::claims::{CodeKind, Wanted, answer_to_wanted};
 use crate::handover::fields::{Malformed, Writer, read};
+use crate::handover::peer::Topic;
+
+/// How often the other process is told which requests have passed rate limits.
+const TELL_USES: Duration = Duration::from_millis(20);
 
 /// Numbers of the fields of a piece, which has one part.
 mod field {
@@ -54,12 +65,7 @@ pub fn import(process: &Process, policy: &Policy, piece: &[u8]) -> Result<(), Ma
         let value = field.value;
         match field.number {
             field::NAME => name = field.text().ok_or(Malformed)?,
-            field::RATE_LIMIT => {
-                if let Some((_, limit)) = policy.rate_limits().find(|(known, _)| known == name) {
-                    // With another rate it begins anew, as after a reload.
-                    limit.import(value)?;
-                }
-            }
+            field::RATE_LIMIT => import_limit(policy, name, value)?,
             field::APP_RATE_LIMIT => {
                 if let Some(app) = policy.login.apps().get(name) {
                     app.rate_limit.import(value)?;
@@ -77,6 +83,64 @@ pub fn import(process: &Process, policy: &Policy, piece: &[u8]) -> Result<(), Ma
     Ok(())
 }
 
+/// From now on requests that pass rate limits are noted for the other process, or not any more.
+pub fn note_uses(policy: &Policy, is_on: bool) {
+    policy.rate_limits().for_each(|(_, limit)| limit.note_uses(is_on));
+    policy.login.apps().iter().for_each(|app| app.rate_limit.note_uses(is_on));
+}
+
+/// Tells the other process which requests pass rate limits, until there is none. It may have been
+/// noted before.
+pub async fn keep_telling_uses(process: &Process, policies: &Policies) {
+    while process.peer.is_linked() {
+        let policy = policies.current();
+        // Limits may be new since a reload.
+        note_uses(&policy, true);
+        tell_uses(process, &policy).await;
+        sleep(TELL_USES).await;
+    }
+    note_uses(&policies.current(), false);
+}
+
+/// Tells the other process which requests have passed rate limits.
+pub async fn tell_uses(process: &Process, policy: &Policy) {
+    let mut pieces = Vec::new();
+    for (name, limit) in policy.rate_limits() {
+        limit.take_uses(|uses| pieces.push(named(&name, field::RATE_LIMIT, uses)));
+    }
+    for app in policy.login.apps().iter() {
+        if let Some(uses) = app.rate_limit.take_uses() {
+            pieces.push(named(app.app_id().as_str(), field::APP_RATE_LIMIT, &uses));
+        }
+    }
+    for piece in pieces {
+        // Without an answer there is nobody else any more.
+        let _ = process.peer.ask(Topic::Rate, piece.as_bytes().to_vec()).await;
+    }
+}
+
+/// Counts requests that have passed rate limits of the other process.
+///
+/// # Errors
+/// When the piece is malformed.
+pub fn count_uses(policy: &Policy, piece: &[u8]) -> Result<(), Malformed> {
+    let mut name = "";
+    for field in read(piece) {
+        let field = field?;
+        match field.number {
+            field::NAME => name = field.text().ok_or(Malformed)?,
+            field::RATE_LIMIT => import_limit(policy, name, field.value)?,
+            field::APP_RATE_LIMIT => {
+                if let Some(app) = policy.login.apps().get(name) {
+                    app.rate_limit.add_uses(field.value)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Answers whether the other process may send a code to WeChat.
 pub fn answer_code(process: &Process, policy: &Policy, question: &[u8]) -> Vec<u8> {
     let Some(wanted) = Wanted::parse(question) else { return answer_to_wanted(false) };
@@ -86,6 +150,14 @@ pub fn answer_code(process: &Process, policy: &Policy, question: &[u8]) -> Vec<u
         // This process sends no such codes.
         None => true,
     })
+}
+
+fn import_limit(policy: &Policy, name: &str, given: &[u8]) -> Result<(), Malformed> {
+    if let Some((_, limit)) = policy.rate_limits().find(|(known, _)| known == name) {
+        // With another rate it begins anew, as after a reload.
+        limit.import(given)?;
+    }
+    Ok(())
 }
 
 fn part(number: u32, state: &Writer) -> Writer {

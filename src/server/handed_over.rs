@@ -6,9 +6,10 @@ use rustls::server::ProducesTickets;
 
 use super::*;
 use crate::config::{LogDestination, LogSection, Secrets};
+use crate::handover::claims::tests::join;
 use crate::handover::claims::{CodeKind, Wanted};
 use crate::handover::fields::{Malformed, Writer};
-use crate::policy::handover::{answer_code, export, import};
+use crate::policy::handover::{answer_code, count_uses, export, import, note_uses, tell_uses};
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
@@ -88,6 +89,44 @@ async fn a_part_of_a_newer_program_is_ignored_and_a_malformed_one_is_not() {
     import(&process, &policy, piece.as_bytes()).unwrap();
     piece.bytes(2, b"no limit");
     assert_eq!(import(&process, &policy, piece.as_bytes()), Err(Malformed));
+}
+
+#[tokio::test]
+async fn what_passes_in_one_process_is_used_in_the_other() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let clock = Clock::manual();
+    let [old, new] = [(); 2].map(|()| Arc::new(process(&clock, &[("1/1h", "2/1h")])));
+    let both = [old.clone(), new.clone()];
+    join([&old.0.peer, &new.0.peer], move |asked, question| {
+        count_uses(&both[asked].1, question).unwrap();
+        Vec::new()
+    });
+    note_uses(&old.1, true);
+    for piece in export(&old.0, &old.1) {
+        import(&new.0, &new.1, piece.as_bytes()).unwrap();
+    }
+    note_uses(&new.1, true);
+    let login = |policy: &Policy| {
+        let app = policy.login.apps().get("wx0123456789abcdef").unwrap();
+        let limit = policy.login_rate.as_deref();
+        policy.check_address(CLIENT, limit).and_then(|()| app.rate_limit.check())
+    };
+    for (here, there) in [(&old, &new), (&new, &old)] {
+        login(&here.1).unwrap();
+        tell_uses(&here.0, &here.1).await;
+        assert!(there.0.peer.is_linked());
+    }
+    for both in [&old, &new] {
+        assert_eq!(logins(&both.1), 0);
+        let app = both.1.login.apps().get("wx0123456789abcdef").unwrap();
+        app.rate_limit.check().unwrap_err();
+    }
+    // One of a newer program, or of another configuration, counts nowhere.
+    let mut piece = Writer::new();
+    piece.text(1, "unknown").bytes(99, b"newer").bytes(2, b"x").bytes(3, b"x");
+    count_uses(&new.1, piece.as_bytes()).unwrap();
+    piece.text(1, "login").bytes(2, b"no limit");
+    assert_eq!(count_uses(&new.1, piece.as_bytes()), Err(Malformed));
 }
 
 #[tokio::test]

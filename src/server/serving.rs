@@ -30,7 +30,7 @@ use crate::internal_api::InternalApi;
 use crate::internal_api::listener as internal_listener;
 use crate::listener::small_server::{self, Dropped};
 use crate::policy::lifecycle::Lifecycle;
-use crate::policy::{Policies, Policy, Process};
+use crate::policy::{Policies, Policy, Process, handover};
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// How often ended sessions are freed.
@@ -170,7 +170,7 @@ impl Server {
         start_log.write();
         if let Some(mut predecessor) = predecessor {
             predecessor.serves().await;
-            background.spawn(predecessor.stay(process.clone()));
+            background.spawn(predecessor.stay(process.clone(), policies.clone()));
         }
         manager.ready("serving");
         let (watched, watchdog) = (workers.probe(), manager.clone());
@@ -255,10 +255,12 @@ impl Serving {
             "draining: the new process has taken over"
         );
         self.process.lifecycle.drain();
-        self.background.spawn(successor.stay(self.process.clone()));
+        let (process, policies) = (self.process.clone(), self.policies.clone());
+        self.background.spawn(successor.stay(process, policies));
         self.connections.close();
         let drained = drained(&self.process.lifecycle, &self.connections);
         let is_drained = self.commands.drains_in_time(drained, drain_timeout).await;
+        handover::tell_uses(&self.process, &self.policies.current()).await;
         self.stopped(is_drained).await;
     }
 

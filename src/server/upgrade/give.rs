@@ -172,6 +172,7 @@ impl Giver {
         running.abort();
         let ended = running.await.ok();
         self.process.peer.unlink();
+        handover::note_uses(&self.policies.current(), false);
         // A failure is logged there, and tried again.
         drop(self.process.sessions.take_files().await);
         ended
@@ -213,6 +214,7 @@ impl Successor {
         self.process.sessions.hand_over_files().await;
         let frozen = records.freeze();
         let (process, policy) = (self.process.clone(), policies.current());
+        handover::note_uses(&policy, true);
         // Copies up to some hundred megabytes.
         let pieces = spawn_blocking(move || handover::export(&process, &policy)).await?;
         for piece in pieces {
@@ -247,19 +249,23 @@ impl Successor {
     }
 
     /// Stays in touch with the new process while this one drains.
-    pub async fn stay(self, process: Arc<Process>) {
-        keep_telling_uses(&process, self.since).await;
+    pub async fn stay(self, process: Arc<Process>, policies: Arc<Policies>) {
+        stay_in_touch(&process, &policies, self.since).await;
         // Ends the channel.
         drop(self);
     }
 }
 
-/// Tells the other process about uses of sessions since a time of the clock, until there is none.
-pub async fn keep_telling_uses(process: &Process, mut since: u64) {
-    while process.peer.is_linked() {
-        since = process.sessions.tell_uses(since).await;
-        sleep(USES).await;
-    }
+/// Tells the other process about uses of sessions since a time of the clock, and of rate limits,
+/// until there is none.
+pub async fn stay_in_touch(process: &Process, policies: &Policies, mut since: u64) {
+    let sessions = async {
+        while process.peer.is_linked() {
+            since = process.sessions.tell_uses(since).await;
+            sleep(USES).await;
+        }
+    };
+    tokio::join!(sessions, handover::keep_telling_uses(process, policies));
 }
 
 fn message(bulk: Bulk, body: &[u8]) -> Message {

@@ -38,7 +38,7 @@ use futures_util::future::BoxFuture;
 use crate::handover::peer::Topic;
 use crate::policy::{Policies, Process, handover};
 
-use self::give::keep_telling_uses;
+use self::give::stay_in_touch;
 pub use self::give::{Giver, Successor};
 pub use self::successor::Invocation;
 pub use self::take::{Predecessor, TakeError, Yielded};
@@ -96,6 +96,11 @@ fn answer(
                 Topic::Session => process.sessions.answer(&question).await.unwrap_or_default(),
                 Topic::Code => handover::answer_code(&process, &policies.current(), &question),
                 Topic::Record => process.sessions.records().answer(&question).await,
+                Topic::Rate => {
+                    // One that is malformed counts nowhere.
+                    let _ = handover::count_uses(&policies.current(), &question);
+                    Vec::new()
+                }
             }
         })
     }

@@ -14,7 +14,7 @@ use super::channel::{Channel, Message};
 use super::descriptors::receive_sockets;
 use super::hello::{self, HandshakeError, Hello, Welcome};
 use super::socket::{ConnectError, OtherProcess, connect};
-use super::{Bulk, READY_WITHIN, STEP, Said, answer, keep_telling_uses};
+use super::{Bulk, READY_WITHIN, STEP, Said, answer, stay_in_touch};
 use crate::clock::Clock;
 use crate::handover::fields::{self, Malformed};
 use crate::policy::{Policies, Process, handover};
@@ -176,6 +176,7 @@ impl Yielded {
             }
             handover::import(process, &policy, &message.body)?;
         }
+        handover::note_uses(&policy, true);
         let files = process.sessions.take_files().await;
         files.map_err(|error| TakeError::Files(error.to_string()))?;
         process.peer.set_owner(true);
@@ -216,12 +217,13 @@ impl Yielded {
     }
 
     /// Stays in touch with the other process while it drains.
-    pub async fn stay(mut self, process: Arc<Process>) {
+    pub async fn stay(mut self, process: Arc<Process>, policies: Arc<Policies>) {
         let since = process.clock.now_millis();
         tokio::select! {
-            () = keep_telling_uses(&process, since) => {}
+            () = stay_in_touch(&process, &policies, since) => {}
             _ = self.channel.bulk_in.recv() => {}
         }
+        handover::note_uses(&policies.current(), false);
         tracing::info!("the old process has ended");
     }
 
