@@ -33,12 +33,14 @@ pub enum Topic {
     Record = 3,
     /// Requests that have passed a rate limit. There is nothing to answer.
     Rate = 4,
+    /// A jar that has changed. There is nothing to answer.
+    Jar = 5,
 }
 
 impl Topic {
     /// `None`: the other process is newer and asks about something unknown here.
     pub fn parse(number: u8) -> Option<Self> {
-        let all = [Self::Session, Self::Code, Self::Record, Self::Rate];
+        let all = [Self::Session, Self::Code, Self::Record, Self::Rate, Self::Jar];
         all.into_iter().find(|topic| *topic as u8 == number)
     }
 }

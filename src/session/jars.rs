@@ -5,6 +5,10 @@
 //! `session.jar_capacity` bytes; when that is used up, the least recently used jars are dropped,
 //! and the service sees a new client. In a shared store, jars expire with their sessions.
 //!
+//! While two processes run, each tells the other about jars that it changes, before the response
+//! that has changed them is forwarded. If both change one jar within the same milliseconds, each
+//! may have the other's cookies until the next change.
+//!
 //! If a jar cannot be read, the request is rejected, as if its session could not be read: without
 //! the cookies the service would treat the user as a new one. If a jar cannot be written, the
 //! response is forwarded nevertheless, because the service has already served the request.
@@ -13,15 +17,18 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use moka::Entry;
-use moka::ops::compute::Op;
+use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use super::memory::Memory;
 use super::{Backend, Jar, Session, Sessions, StoreError};
 use crate::handover::fields::{Malformed, Writer, read};
+use crate::handover::peer::Topic;
 use crate::identity::token::TokenDigest;
 
 /// Numbers of the fields of handed-over jars.
@@ -74,6 +81,8 @@ impl KnownJars {
 pub struct Jars {
     cache: Cache<Key, Arc<Jar>, RandomState>,
     known: KnownJars,
+    /// Held while a jar is changed and told, so that the other process gets changes in their order.
+    order: Arc<Mutex<()>>,
 }
 
 type Key = (TokenDigest, JarName);
@@ -87,15 +96,16 @@ impl Jars {
             .weigher(weigh)
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { cache, known }
+        Self { cache, known, order: Arc::default() }
     }
 
     fn get(&self, session: &Session, name: JarName) -> Arc<Jar> {
         self.cache.get(&(*session.digest(), name)).unwrap_or_default()
     }
 
-    fn change(&self, session: &Session, name: JarName, change: impl Fn(&Jar) -> Jar) {
-        self.cache.entry((*session.digest(), name)).and_compute_with(|entry| {
+    /// Returns whether the jar is another one now.
+    fn change(&self, session: &Session, name: JarName, change: impl Fn(&Jar) -> Jar) -> bool {
+        let result = self.cache.entry((*session.digest(), name)).and_compute_with(|entry| {
             let jar = entry.map(Entry::into_value).unwrap_or_default();
             let changed = change(&jar);
             if changed == *jar {
@@ -106,6 +116,12 @@ impl Jars {
                 Op::Put(Arc::new(changed))
             }
         });
+        self.remove_ended(session);
+        !matches!(result, CompResult::StillNone(_) | CompResult::Unchanged(_))
+    }
+
+    /// To be called after a jar of the session was added.
+    fn remove_ended(&self, session: &Session) {
         if session.is_removed() {
             // Either this is seen here, or the jar is seen by what removes the session.
             self.remove_all(session.digest());
@@ -115,13 +131,7 @@ impl Jars {
     fn export(&self, mut give: impl FnMut(&mut Writer)) {
         let mut piece = Writer::new();
         for (key, jar) in &self.cache {
-            let (digest, name) = &*key;
-            let mut writer = Writer::new();
-            writer
-                .bytes(field::SESSION, digest.as_bytes())
-                .bytes(field::UPSTREAM, name.as_bytes())
-                .bytes(field::COOKIES, &Zeroizing::new(jar.encode()));
-            piece.list(field::JAR, &writer);
+            piece.list(field::JAR, &encode(&key, &jar));
             if piece.as_bytes().len() >= PIECE {
                 give(&mut piece);
                 piece.clear();
@@ -133,10 +143,11 @@ impl Jars {
     }
 
     /// Takes one jar of another process, if its session is here. One whose format is unknown here
-    /// is left out.
+    /// is left out. What was told is newer than what is handed over, even if it came before.
     fn import(
         &self,
         list: &[u8],
+        is_told: bool,
         session: impl Fn(&TokenDigest) -> Option<Arc<Session>>,
     ) -> Result<(), Malformed> {
         let (mut digest, mut name, mut cookies) = (None, None, None);
@@ -156,7 +167,14 @@ impl Jars {
             && let Some(jar) = Jar::decode(cookies)
         {
             self.known.add(name);
-            self.change(&session, name, |_| jar.clone());
+            let (key, jar) = ((digest, name), Arc::new(jar));
+            if is_told {
+                // Even if it is empty: one that is on its way must not replace it.
+                self.cache.insert(key, jar);
+            } else {
+                self.cache.entry(key).or_insert(jar);
+            }
+            self.remove_ended(&session);
         }
         Ok(())
     }
@@ -171,6 +189,16 @@ impl Jars {
     pub fn maintain(&self) {
         self.cache.run_pending_tasks();
     }
+}
+
+/// A jar as it is given to another process.
+fn encode((digest, name): &Key, jar: &Jar) -> Writer {
+    let mut writer = Writer::new();
+    writer
+        .bytes(field::SESSION, digest.as_bytes())
+        .bytes(field::UPSTREAM, name.as_bytes())
+        .bytes(field::COOKIES, &Zeroizing::new(jar.encode()));
+    writer
 }
 
 impl Sessions {
@@ -203,7 +231,12 @@ impl Sessions {
         let change = |jar: &Jar| change(jar, now);
         let changed = match &self.backend {
             Backend::Memory(memory) => {
-                memory.jars.change(session, upstream, change);
+                if self.peer.is_linked() {
+                    // Boxed: it would make the future of every connection larger.
+                    Box::pin(self.change_both(memory, session, upstream, change)).await;
+                } else {
+                    memory.jars.change(session, upstream, change);
+                }
                 Ok(())
             }
             Backend::Redis(redis) => redis.change_jar(session, upstream, change).await,
@@ -215,6 +248,34 @@ impl Sessions {
                 suppressed,
                 "cannot keep the cookies of a service: the session store is unavailable"
             );
+        }
+    }
+
+    /// Changes a jar here and in the other process.
+    async fn change_both(
+        &self,
+        memory: &Memory,
+        session: &Session,
+        upstream: JarName,
+        change: impl Fn(&Jar) -> Jar,
+    ) {
+        let _order = memory.jars.order.lock().await;
+        if memory.jars.change(session, upstream, change) {
+            let key = (*session.digest(), upstream);
+            let jar = encode(&key, &memory.jars.get(session, upstream));
+            // Without an answer there is nobody else any more.
+            let _ = self.peer.ask(Topic::Jar, jar.as_bytes().to_vec()).await;
+        }
+    }
+
+    /// Takes a jar that the other process has changed.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn take_jar(&self, told: &[u8]) -> Result<(), Malformed> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.jars.import(told, true, |digest| memory.get(digest)),
+            Backend::Redis(_) => Ok(()),
         }
     }
 
@@ -234,7 +295,7 @@ impl Sessions {
         for field in read(piece) {
             let field = field?;
             if field.number == field::JAR {
-                memory.jars.import(field.value, |digest| memory.get(digest))?;
+                memory.jars.import(field.value, false, |digest| memory.get(digest))?;
             }
         }
         Ok(())
@@ -247,115 +308,4 @@ impl Sessions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::set_cookie::SetCookie;
-    use crate::session::tests::Store;
-
-    fn name() -> JarName {
-        JarName::of("shop")
-    }
-
-    async fn set(store: &Store, session: &Session, name: JarName, line: &str) {
-        let change = |jar: &Jar, now| {
-            jar.with(SetCookie::parse(line.as_bytes(), now).into_iter(), b"/", now)
-        };
-        store.sessions.change_jar(session, name, change).await;
-    }
-
-    async fn sent(store: &Store, session: &Session, name: JarName) -> String {
-        let jar = store.sessions.jar(session, name).await.unwrap();
-        let sent = jar.sent(b"/", false, store.sessions.wall_millis());
-        let pair = |(name, value): (&[u8], &[u8])| [name, b"=", value].concat();
-        let pairs: Vec<Vec<u8>> = sent.into_iter().map(pair).collect();
-        String::from_utf8(pairs.join(&b"; "[..])).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_jar_is_of_one_session_and_one_upstream_and_ends_with_the_session() {
-        let store = Store::new(100);
-        store.sessions.keep_jars_of(name());
-        let (one, other) = (store.login().await, store.login().await);
-        let one = store.sessions.get(&one).await.unwrap().unwrap();
-        let other = store.sessions.get(&other).await.unwrap().unwrap();
-        set(&store, &one, name(), "a=1").await;
-        set(&store, &one, name(), "b=2; Max-Age=5").await;
-        assert_eq!(sent(&store, &one, name()).await, "a=1; b=2");
-        assert_eq!(sent(&store, &other, name()).await, "");
-        assert_eq!(sent(&store, &one, JarName::of("shop2")).await, "");
-        store.clock.advance(std::time::Duration::from_secs(5));
-        assert_eq!(sent(&store, &one, name()).await, "a=1");
-        store.sessions.revoke(one.digest()).await.unwrap();
-        assert_eq!(sent(&store, &one, name()).await, "");
-        // A response that comes later brings nothing back.
-        set(&store, &one, name(), "a=3").await;
-        assert_eq!(sent(&store, &one, name()).await, "");
-    }
-
-    #[tokio::test]
-    async fn jars_are_handed_over_with_their_sessions() {
-        let [old, new] = [Store::new(100), Store::new(100)];
-        old.sessions.keep_jars_of(name());
-        let (kept, ended) = (old.login().await, old.login().await);
-        let kept = old.sessions.get(&kept).await.unwrap().unwrap();
-        let ended = old.sessions.get(&ended).await.unwrap().unwrap();
-        let long = format!("long={}", "x".repeat(3000));
-        for session in [&kept, &ended] {
-            set(&old, session, name(), "a=1").await;
-            set(&old, session, name(), &long).await;
-        }
-        let mut pieces = Vec::new();
-        old.sessions.export_jars(|piece| pieces.push(piece.as_bytes().to_vec()));
-        let here = |digest: &TokenDigest| (digest == kept.digest()).then(|| kept.clone());
-        let Backend::Memory(memory) = &new.sessions.backend else { panic!() };
-        for piece in &pieces {
-            assert_eq!(new.sessions.import_jars(&piece[..piece.len() - 1]), Err(Malformed));
-            for field in read(piece) {
-                memory.jars.import(field.unwrap().value, here).unwrap();
-            }
-        }
-        assert_eq!(sent(&new, &kept, name()).await, format!("a=1; {long}"));
-        assert_eq!(sent(&new, &ended, name()).await, "");
-        // They end with their sessions there, too, though no configuration has named the upstream.
-        memory.jars.remove_all(kept.digest());
-        assert_eq!(sent(&new, &kept, name()).await, "");
-        // Without its session, none is taken.
-        new.sessions.import_jars(&pieces[0]).unwrap();
-        assert_eq!(sent(&new, &kept, name()).await, "");
-    }
-
-    #[tokio::test]
-    async fn an_evicted_session_takes_its_jars_along() {
-        let store = Store::new(1);
-        store.sessions.keep_jars_of(name());
-        let first = store.login().await;
-        let first = store.sessions.get(&first).await.unwrap().unwrap();
-        set(&store, &first, name(), "a=1").await;
-        assert_eq!(sent(&store, &first, name()).await, "a=1");
-        store.login().await;
-        store.sessions.maintain();
-        assert_eq!(sent(&store, &first, name()).await, "");
-    }
-
-    #[test]
-    fn the_least_recently_used_jars_are_dropped() {
-        let known = KnownJars::default();
-        known.add(name());
-        let jars = Jars::new(100_000, known);
-        let digests: Vec<_> = (0..100_u8).map(|n| TokenDigest::from_bytes([n; 32])).collect();
-        let line = format!("a={}", "x".repeat(2000));
-        let cookie = SetCookie::parse(line.as_bytes(), 0).unwrap();
-        let jar = Arc::new(Jar::default().with([cookie].into_iter(), b"/", 0));
-        for digest in &digests {
-            jars.cache.insert((*digest, name()), jar.clone());
-            // The first is used all the time.
-            assert!(jars.cache.get(&(digests[0], name())).is_some());
-            jars.maintain();
-        }
-        let kept = digests.iter().filter(|digest| jars.cache.contains_key(&(**digest, name())));
-        assert!((40..=43).contains(&kept.count()));
-        assert!(jars.cache.contains_key(&(digests[0], name())));
-        assert!(!jars.cache.contains_key(&(digests[1], name())));
-        assert!(jars.cache.weighted_size() <= 100_000);
-    }
-}
+mod tests;

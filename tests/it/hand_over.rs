@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use wxgate::server::Command;
 
+use crate::cookie_jar::JAR;
 use crate::harness::client::{self, Connection};
 use crate::harness::command::{Running, text, write_config, wxgate};
 use crate::harness::upstream::Reply;
@@ -175,6 +176,34 @@ async fn what_the_old_process_still_lets_pass_is_used_up_at_the_new_one() {
     }
     assert_eq!(stack.try_login("user-bob-2").await.status, 200);
     stack.try_login("user-bob-3").await.assert_error(429, "rate_limited", "retry");
+}
+
+/// What a service sets in the response of one process is sent to it by the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_that_is_set_at_the_old_process_is_known_to_the_new_one() {
+    let changes = format!("{UPGRADES}{JAR}");
+    let mut stack = Stack::start_with(&changes).await;
+    let token = stack.login("alice").await;
+    let release = Arc::new(Notify::new());
+    let released = release.clone();
+    let late = b"HTTP/1.1 200 OK\r\nSet-Cookie: at=old\r\nSet-Cookie: only=new; Max-Age=0\r\n\
+          Content-Length: 0\r\n\r\n";
+    stack.upstream.reply(move |received| match received.request_line.as_str() {
+        "GET /late HTTP/1.1" => Reply::When(released.clone(), late.to_vec()),
+        "GET /set HTTP/1.1" => Reply::ok("Set-Cookie: at=new\r\nSet-Cookie: only=new\r\n", ""),
+        _ => Reply::ok("", ""),
+    });
+    let mut busy = Connection::open(stack.gateway).await;
+    busy.send(&stack.get("/late").token(&token).bytes()).await;
+    stack.until_metric("wxgate_http_requests_in_flight", 1.0).await;
+    let old = stack.upgrade(&changes).await;
+    assert_eq!(stack.get("/set").token(&token).send().await.status, 200);
+    let cookies = async || stack.get("/").token(&token).forwarded().await.all("cookie").join("; ");
+    assert_eq!(cookies().await, "at=new; only=new");
+    release.notify_one();
+    assert_eq!(busy.response(false).await.status, 200);
+    assert_eq!(cookies().await, "at=old");
+    ended(old).await;
 }
 
 /// The new process writes the files of sessions from then on.

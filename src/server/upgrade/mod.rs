@@ -101,6 +101,11 @@ fn answer(
                     let _ = handover::count_uses(&policies.current(), &question);
                     Vec::new()
                 }
+                Topic::Jar => {
+                    // One that is malformed is not taken.
+                    let _ = process.sessions.take_jar(&question);
+                    Vec::new()
+                }
             }
         })
     }
