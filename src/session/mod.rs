@@ -22,6 +22,7 @@ mod entry;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
+mod idle;
 mod jar;
 mod jars;
 mod memory;
@@ -47,6 +48,7 @@ pub use self::durable::FilesError;
 use self::entry::Change;
 pub use self::entry::{AppIds, Entry};
 pub use self::error::{BlockError, Blocked, CreateError, StoreError};
+use self::idle::IdleTimeout;
 pub use self::jar::Jar;
 pub use self::jars::JarName;
 use self::jars::{Jars, KnownJars};
@@ -68,9 +70,6 @@ use crate::identity::token::{SessionToken, TokenDigest};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
-/// How often a continuous stream of uses is recorded.
-const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
-
 /// Maximum number of blocked users, of all apps together.
 pub const MAX_BLOCKED: usize = 100_000;
 
@@ -79,7 +78,7 @@ pub const MAX_BLOCKED: usize = 100_000;
 pub struct Sessions {
     backend: Backend,
     ttl_millis: Arc<AtomicU64>,
-    idle_timeout: Duration,
+    idle_timeout: IdleTimeout,
     /// How much later idle sessions expire if not all of their uses are known here.
     slack: Duration,
     keeps_session_keys: Arc<AtomicBool>,
@@ -157,7 +156,7 @@ impl Sessions {
         Self {
             backend,
             ttl_millis: Arc::new(AtomicU64::new(millis(section.ttl))),
-            idle_timeout,
+            idle_timeout: IdleTimeout::new(idle_timeout),
             slack,
             keeps_session_keys,
             records,
@@ -361,7 +360,8 @@ impl Sessions {
     }
 
     fn remaining(&self, session: &Session, now_millis: u64) -> Duration {
-        let idle_end = session.last_used().saturating_add(millis(self.idle_timeout + self.slack));
+        let idle_end =
+            session.last_used().saturating_add(millis(self.idle_timeout.get() + self.slack));
         Duration::from_millis(session.ends_at_millis.min(idle_end).saturating_sub(now_millis))
     }
 
@@ -369,7 +369,7 @@ impl Sessions {
     pub fn expires_in(&self, session: &Session) -> Duration {
         let now = self.clock.now_millis();
         let left = Duration::from_millis(session.ends_at_millis.saturating_sub(now));
-        left.min(self.idle_timeout)
+        left.min(self.idle_timeout.get())
     }
 
     /// Whether a session is live, as far as is known here. This is not a use of the session.
@@ -383,24 +383,6 @@ impl Sessions {
         match &self.backend {
             Backend::Memory(_) => self.is_live(session),
             Backend::Redis(_) => self.contains(session.digest()).await.unwrap_or(false),
-        }
-    }
-
-    /// Counts activity under a session found earlier as a use of it, at most once a minute.
-    pub fn touch(&self, session: &Arc<Session>) {
-        let now = self.clock.now_millis();
-        match &self.backend {
-            Backend::Memory(memory) => {
-                let interval = TOUCH_INTERVAL.min(self.idle_timeout / 4);
-                let is_due = now.saturating_sub(session.last_used()) >= millis(interval);
-                if is_due && self.is_live(session) {
-                    session.set_last_used(now);
-                    self.note_change();
-                    // A lookup also restarts moka's idle time.
-                    drop(memory.get(session.digest()));
-                }
-            }
-            Backend::Redis(redis) => redis.record_use(session, now),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,6 +177,32 @@ async fn what_the_old_process_still_lets_pass_is_used_up_at_the_new_one() {
     }
     assert_eq!(stack.try_login("user-bob-2").await.status, 200);
     stack.try_login("user-bob-3").await.assert_error(429, "rate_limited", "retry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_longer_idle_timeout_brings_back_no_session_that_has_ended_by_the_old_one() {
+    let with = |timeout: &str| format!("{UPGRADES}session.idle_timeout = \"{timeout}\"\n");
+    let mut stack = Stack::start_with(&with("2h")).await;
+    let (seen, unseen) = (stack.login("alice").await, stack.login("bob").await);
+    let mut busy = begin(&stack, "/none", "", 1).await;
+    let old = stack.upgrade(&with("6h")).await;
+    stack.clock.advance(Duration::from_secs(3600));
+    let used = stack.login("carol").await;
+    stack.clock.advance(Duration::from_secs(3600));
+    assert_eq!(stack.get("/").token(&seen).send().await.status, 401);
+    busy.send(b"x").await;
+    assert_eq!(busy.response(false).await.status, 200);
+    ended(old).await;
+    until("the longer timeout counts", async || {
+        let session = stack.get("/session").token(&used).send().await;
+        session.json()["expires_in"].as_u64().unwrap() == 6 * 3600
+    })
+    .await;
+    for token in [&seen, &unseen] {
+        assert_eq!(stack.get("/").token(token).send().await.status, 401);
+    }
+    stack.clock.advance(Duration::from_secs(5 * 3600));
+    assert_eq!(stack.get("/").token(&used).send().await.status, 200);
 }
 
 /// What a service sets in the response of one process is sent to it by the other one.

@@ -129,6 +129,7 @@ impl Giver {
             state_key: self.process.state_key.clone(),
             has_shared_store: self.process.sessions.are_shared(),
             sessions: self.process.sessions.count(),
+            idle_timeout: Some(self.process.sessions.idle_timeout()),
         };
         hello::welcome(&mut stream, &welcome).await?;
         let descriptors: Vec<_> = sockets.descriptors().collect();

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::frames::{self, HEADER, Kind, Malformed};
+use crate::clock::millis;
 use crate::handover::fields::{self, Writer};
 use crate::identity::secret::SealKey;
 
@@ -65,7 +66,9 @@ pub struct Welcome {
     pub state_key: SealKey,
     /// Whether sessions are in a shared store, so that they are not handed over.
     pub has_shared_store: bool,
-    /// About how many sessions are in memory.
+    /// See `Sessions::idle_timeout`; in whole milliseconds. An older program does not say it.
+    pub idle_timeout: Option<Duration>,
+    /// About how many sessions are in memory. An older program does not say it.
     pub sessions: u64,
 }
 
@@ -116,7 +119,11 @@ impl Welcome {
         // Enough for 500 years.
         let nanoseconds = u64::try_from(self.clock_offset.as_nanos()).unwrap_or(u64::MAX);
         writer.u64(3, nanoseconds).bytes(4, self.state_key.expose());
-        writer.u64(5, self.has_shared_store.into()).u64(6, self.sessions);
+        writer.u64(5, self.has_shared_store.into());
+        if let Some(idle_timeout) = self.idle_timeout {
+            writer.u64(6, millis(idle_timeout));
+        }
+        writer.u64(7, self.sessions);
         writer
     }
 
@@ -125,7 +132,8 @@ impl Welcome {
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         const MALFORMED: Malformed = Malformed("a malformed welcome");
         let (mut version, mut program, mut clock_offset) = (None, None, None);
-        let (mut state_key, mut shared, mut sessions) = (None, None, 0);
+        let (mut state_key, mut shared, mut idle_timeout) = (None, None, None);
+        let mut sessions = 0;
         for field in fields::read(body) {
             let field = field.map_err(|_| MALFORMED)?;
             match field.number {
@@ -134,7 +142,8 @@ impl Welcome {
                 3 => clock_offset = Some(field.u64().ok_or(MALFORMED)?),
                 4 => state_key = Some(SealKey::from_bytes(field.array().ok_or(MALFORMED)?)),
                 5 => shared = Some(field.u64().ok_or(MALFORMED)?),
-                6 => sessions = field.u64().ok_or(MALFORMED)?,
+                6 => idle_timeout = Some(field.u64().ok_or(MALFORMED)?),
+                7 => sessions = field.u64().ok_or(MALFORMED)?,
                 _ => {}
             }
         }
@@ -145,6 +154,7 @@ impl Welcome {
                 clock_offset: Duration::from_nanos(clock_offset?),
                 state_key: state_key?,
                 has_shared_store: shared? != 0,
+                idle_timeout: idle_timeout.map(Duration::from_millis),
                 sessions,
             })
         };

@@ -123,6 +123,9 @@ impl Predecessor {
             let where_old = if self.welcome.has_shared_store { "in Redis" } else { "in memory" };
             return Err(TakeError::OtherStore(where_old));
         }
+        if let Some(idle_timeout) = self.welcome.idle_timeout {
+            process.sessions.share_idle_timeout(idle_timeout);
+        }
         // Before the other process is told that questions are answered.
         let restoring = process.sessions.begin_restoring(RestoredFrom::Upgrade);
         hello::begin(&mut self.stream).await?;
@@ -225,6 +228,9 @@ impl Yielded {
         }
         handover::note_uses(&policies.current(), false);
         tracing::info!("the old process has ended");
+        // All of its uses are known.
+        let sessions = process.sessions.clone();
+        drop(spawn_blocking(move || sessions.use_own_idle_timeout()).await);
     }
 
     async fn next(&mut self) -> Result<Message, TakeError> {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::loading::in_thread;
 use super::{Durable, OpenFiles};
+use crate::clock::millis;
 use crate::session::Sessions;
 use crate::session::snapshot::disk::SnapshotFiles;
 use crate::session::snapshot::facts::Facts;
@@ -163,7 +164,8 @@ impl Sessions {
         let Some(durable) = &self.durable else { return Ok((Counts::default(), 0)) };
         // Requests come first. If this fails, they are only slower meanwhile.
         let _ = rustix::process::nice(10);
-        let facts = Facts::now(&self.clock);
+        let idle_timeout = Some(millis(self.idle_timeout()));
+        let facts = Facts { idle_timeout, ..Facts::now(&self.clock) };
         let file = BufWriter::with_capacity(WRITE_AT_ONCE, files.new_snapshot()?);
         let mut writer = SnapshotWriter::new(file, &durable.keys, id, &facts)?;
         self.export(|entry| writer.write(&entry))?;

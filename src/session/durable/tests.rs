@@ -1,6 +1,7 @@
 //! Sessions on a real disk that fails when it is told to, in one process after another.
 
 mod failures;
+mod idle;
 mod two_processes;
 
 use std::net::IpAddr;
@@ -17,8 +18,7 @@ use crate::handover::peer::Peer;
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, UnionId, User, UserId};
-use crate::session::snapshot::disk::LockError;
-use crate::session::snapshot::disk::Step;
+use crate::session::snapshot::disk::{LockError, Step};
 use crate::session::snapshot::disk::faults::Faults;
 use crate::session::{Backend, CreateError, KnownUser, LoginKey, Session};
 

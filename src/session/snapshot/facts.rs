@@ -5,6 +5,9 @@
 //! time since boot if the machine has not been booted since, because that clock counts a suspended
 //! machine's time and cannot be set; otherwise by the wall clock. A wall clock that was set back
 //! makes it look as if no time had passed, never less: so nothing gets more time than it had left.
+//!
+//! A session that has ended by the writer's idle timeout has ended for a later process, too, even
+//! if that has a longer one.
 
 use std::fs;
 
@@ -18,6 +21,7 @@ const CLOCK: u32 = 1;
 const WALL: u32 = 2;
 const BOOT: u32 = 3;
 const UPTIME: u32 = 4;
+const IDLE_TIMEOUT: u32 = 5;
 
 /// Names the boot of this machine. Containers on it share it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -33,6 +37,9 @@ pub struct Facts {
     pub boot: String,
     /// Since that boot, with the time in which the machine was suspended.
     pub uptime: u64,
+    /// After which time without a use a session of the process ends. An older program has not
+    /// written it.
+    pub idle_timeout: Option<u64>,
 }
 
 impl Facts {
@@ -45,6 +52,7 @@ impl Facts {
             wall: clock.wall_millis(),
             boot: boot.trim().to_owned(),
             uptime: uptime.try_into().map(millis).unwrap_or_default(),
+            idle_timeout: None,
         }
     }
 
@@ -52,12 +60,16 @@ impl Facts {
     pub fn encode(&self, list: &mut Writer) {
         list.u64(CLOCK, self.clock).u64(WALL, self.wall);
         list.text(BOOT, &self.boot).u64(UPTIME, self.uptime);
+        if let Some(idle_timeout) = self.idle_timeout {
+            list.u64(IDLE_TIMEOUT, idle_timeout);
+        }
     }
 
     /// # Errors
     /// When the list is not one of facts.
     pub fn decode(list: &[u8]) -> Result<Self, Malformed> {
         let (mut clock, mut wall, mut boot, mut uptime) = (None, None, None, None);
+        let mut idle_timeout = None;
         for field in read(list) {
             let field = field?;
             match field.number {
@@ -65,6 +77,7 @@ impl Facts {
                 WALL => wall = Some(field.u64().ok_or(Malformed)?),
                 BOOT => boot = Some(field.text().ok_or(Malformed)?.to_owned()),
                 UPTIME => uptime = Some(field.u64().ok_or(Malformed)?),
+                IDLE_TIMEOUT => idle_timeout = Some(field.u64().ok_or(Malformed)?),
                 _ => {}
             }
         }
@@ -73,6 +86,7 @@ impl Facts {
             wall: wall.ok_or(Malformed)?,
             boot: boot.ok_or(Malformed)?,
             uptime: uptime.ok_or(Malformed)?,
+            idle_timeout,
         })
     }
 
@@ -94,13 +108,16 @@ pub struct Rebase {
     now: u64,
     /// What is added to a time.
     shift: i128,
+    /// The writer's.
+    idle_timeout: Option<u64>,
 }
 
 impl Rebase {
     /// From the facts in a file to those of this process.
     pub fn new(written: &Facts, here: &Facts) -> Self {
-        let (elapsed, written) = (i128::from(written.until(here)), i128::from(written.clock));
-        Self { now: here.clock, shift: i128::from(here.clock) - elapsed - written }
+        let elapsed = i128::from(written.until(here));
+        let shift = i128::from(here.clock) - elapsed - i128::from(written.clock);
+        Self { now: here.clock, shift, idle_timeout: written.idle_timeout }
     }
 
     /// A time that may be in the future. Times before the beginning of this process's clock become
@@ -121,6 +138,10 @@ impl Rebase {
         session.created = self.past(session.created);
         session.used = self.past(session.used);
         session.ends = self.time(session.ends).min(session.created.saturating_add(life));
+        let idle_end = self.idle_timeout.map(|timeout| session.used.saturating_add(timeout));
+        if let Some(idle_end) = idle_end.filter(|idle_end| *idle_end <= self.now) {
+            session.ends = session.ends.min(idle_end);
+        }
     }
 
     pub fn block(&self, block: &mut BlockEntry) {
@@ -154,7 +175,7 @@ mod tests {
     const HOUR: u64 = 3_600_000;
 
     fn facts(clock: u64, wall: u64, boot: &str, uptime: u64) -> Facts {
-        Facts { clock, wall, boot: boot.into(), uptime }
+        Facts { clock, wall, boot: boot.into(), uptime, idle_timeout: None }
     }
 
     /// Written at 100 h on the clock.
@@ -238,7 +259,7 @@ mod tests {
             unionid: None,
             user_id: None,
         };
-        let rebased = |[created, used, ends]: [u64; 3], elapsed: u64| {
+        let rebased_with = |idle: Option<u64>, [created, used, ends]: [u64; 3], elapsed: u64| {
             let mut session = SessionEntry {
                 digest: TokenDigest::from_bytes([1; 32]),
                 identity: identity.clone(),
@@ -248,9 +269,11 @@ mod tests {
                 ends: ends * HOUR,
             };
             let here = facts(1000 * HOUR, (500 + elapsed) * HOUR, "other", 0);
-            Rebase::new(&written(), &here).session(&mut session);
+            let written = Facts { idle_timeout: idle.map(|idle| idle * HOUR), ..written() };
+            Rebase::new(&written, &here).session(&mut session);
             [session.created, session.used, session.ends].map(|time| time / HOUR)
         };
+        let rebased = |times, elapsed| rebased_with(None, times, elapsed);
         assert_eq!(rebased([90, 99, 110], 0), [990, 999, 1010]);
         assert_eq!(rebased([90, 99, 110], 2), [988, 997, 1008]);
         // Created and used after the facts were taken: it gets no more than its whole life.
@@ -258,6 +281,11 @@ mod tests {
         assert_eq!(rebased([101, 102, 105], 3), [998, 999, 1002]);
         // It has ended.
         assert_eq!(rebased([90, 99, 110], 11), [979, 988, 999]);
+        // By the idle timeout of the process that has written it.
+        assert_eq!(rebased_with(Some(4), [90, 99, 110], 2), [988, 997, 1008]);
+        assert_eq!(rebased_with(Some(3), [90, 99, 110], 2), [988, 997, 1000]);
+        assert_eq!(rebased_with(Some(1), [90, 99, 110], 2), [988, 997, 998]);
+        assert_eq!(rebased_with(Some(u64::MAX / HOUR), [90, 99, 110], 2), [988, 997, 1008]);
     }
 
     #[test]
@@ -268,7 +296,11 @@ mod tests {
         let mut list = Writer::new();
         here.encode(&mut list);
         list.text(99, "new");
-        assert_eq!(Facts::decode(list.as_bytes()), Ok(here));
+        assert_eq!(Facts::decode(list.as_bytes()), Ok(here.clone()));
+        let here = Facts { idle_timeout: Some(7), ..here };
+        let mut with_idle_timeout = Writer::new();
+        here.encode(&mut with_idle_timeout);
+        assert_eq!(Facts::decode(with_idle_timeout.as_bytes()), Ok(here));
         for missing in 1..=4 {
             let mut without = Writer::new();
             for field in read(list.as_bytes()).map(Result::unwrap) {

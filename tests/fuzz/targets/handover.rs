@@ -115,13 +115,18 @@ fn check_welcome(body: &[u8]) {
         last(&fields, 2)?;
         let key = last(&fields, 4)?.to_vec();
         let [version, clock, shared] = all;
-        let sessions = number(&fields, 6)?.unwrap_or_default();
-        Some((version??, clock??, key, shared?? != 0, sessions))
+        // An older program does not say these.
+        let idle_timeout = number(&fields, 6)?;
+        let sessions = number(&fields, 7)?.unwrap_or_default();
+        Some((version??, clock??, key, shared?? != 0, idle_timeout, sessions))
     });
     let numbers = |welcome: &Welcome| {
         let nanoseconds = u64::try_from(welcome.clock_offset.as_nanos()).unwrap();
         let key = welcome.state_key.expose().to_vec();
-        (welcome.version, nanoseconds, key, welcome.has_shared_store, welcome.sessions)
+        let idle_timeout =
+            welcome.idle_timeout.map(|time| u64::try_from(time.as_millis()).unwrap());
+        let (shared, sessions) = (welcome.has_shared_store, welcome.sessions);
+        (welcome.version, nanoseconds, key, shared, idle_timeout, sessions)
     };
     assert_eq!(found.as_ref().map(numbers), expected);
     if let Some(welcome) = found {

@@ -55,7 +55,7 @@ impl Disk {
 }
 
 fn facts() -> Facts {
-    Facts { clock: 1, wall: 2, boot: "boot".to_owned(), uptime: 3 }
+    Facts { clock: 1, wall: 2, boot: "boot".to_owned(), uptime: 3, idle_timeout: None }
 }
 
 fn revoked(number: u64) -> Change {

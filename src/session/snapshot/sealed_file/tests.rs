@@ -8,7 +8,7 @@ use crate::session::entry::{BlockEntry, KeysEntry, SessionEntry};
 use crate::session::{KnownUser, LoginKey};
 
 fn facts() -> Facts {
-    Facts { clock: 1000, wall: 2000, boot: "boot".into(), uptime: 3000 }
+    Facts { clock: 1000, wall: 2000, boot: "boot".into(), uptime: 3000, idle_timeout: Some(4000) }
 }
 
 fn user(number: u64) -> User {
