@@ -1,5 +1,9 @@
 //! A new process takes over from a running one.
 
+mod blocks;
+mod services;
+mod tls;
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;

@@ -167,6 +167,11 @@ impl Stack {
     /// one, which drains. Needs [`UPGRADES`] and a session.
     pub async fn upgrade(&mut self, changes: &str) -> Replaced {
         let server = self.successor(changes).await.unwrap();
+        self.upgrade_to(server).await
+    }
+
+    /// The same with a gateway that has begun to take over.
+    pub async fn upgrade_to(&mut self, server: Server) -> Replaced {
         let (commands, receiver) = mpsc::channel(4);
         let ended = tokio::spawn(server.run(receiver));
         let commands = std::mem::replace(&mut self.commands, commands);

@@ -1,10 +1,10 @@
 //! The internal API: what services may ask of the gateway.
 
 mod checks;
-mod connections;
+pub mod connections;
 mod description;
 mod log;
-mod open_data;
+pub mod open_data;
 mod rights;
 mod wechat;
 

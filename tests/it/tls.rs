@@ -211,7 +211,7 @@ async fn a_client_that_returns_after_many_others_resumes_its_tls_session() {
 }
 
 /// One connection with one request on it.
-async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
+pub async fn handshake(stack: &Stack, connector: &TlsConnector) -> HandshakeKind {
     let stream = TcpStream::connect(stack.gateway).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let mut stream = connector.connect(name, stream).await.unwrap();

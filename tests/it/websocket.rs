@@ -8,7 +8,7 @@ use crate::harness::client::{Connection, Request};
 use crate::harness::upstream::Reply;
 use crate::harness::{Stack, openid};
 
-const ROUTES: &str = r#"
+pub const ROUTES: &str = r#"
     [[route]]
     path = "/"
     upstream = "recorder"
@@ -26,7 +26,7 @@ const ROUTES: &str = r#"
 "#;
 
 /// The response to the example of RFC 6455, section 1.3.
-const ACCEPTED: &[u8] =
+pub const ACCEPTED: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
@@ -44,7 +44,7 @@ fn handshake(request: Request<'_>) -> Request<'_> {
         .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
 }
 
-async fn open(stack: &Stack, path: &str, token: Option<&str>) -> Connection {
+pub async fn open(stack: &Stack, path: &str, token: Option<&str>) -> Connection {
     let request = handshake(stack.get(path));
     let request = match token {
         Some(token) => request.token(token),

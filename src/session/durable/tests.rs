@@ -18,8 +18,8 @@ use crate::handover::peer::Peer;
 use crate::identity::session_key::SessionKey;
 use crate::identity::token::TokenDigest;
 use crate::identity::{AppId, Identity, OpenId, UnionId, User, UserId};
-use crate::session::snapshot::disk::{LockError, Step};
 use crate::session::snapshot::disk::faults::Faults;
+use crate::session::snapshot::disk::{LockError, Step};
 use crate::session::{Backend, CreateError, KnownUser, LoginKey, Session};
 
 /// A gateway's process, as far as sessions are concerned.

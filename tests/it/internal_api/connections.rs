@@ -15,7 +15,7 @@ use crate::harness::client::Connection;
 use crate::harness::{PATIENCE, Stack, process_log};
 
 /// Sends a request over a stream, and returns the status of the response.
-async fn status(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) -> Option<u16> {
+pub async fn status(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) -> Option<u16> {
     let request = format!(
         "GET /v1/access-token?no HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
          Authorization: Bearer {}\r\n\r\n",

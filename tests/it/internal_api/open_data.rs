@@ -6,16 +6,16 @@ use super::{ONE_TOKEN, assert_error, post};
 use crate::harness::client;
 use crate::harness::{OTHER_APP, Stack, openid};
 
-const DECRYPT: &str = "/v1/open-data/decrypt";
+pub const DECRYPT: &str = "/v1/open-data/decrypt";
 
 /// What the phone of alice gets.
-async fn encrypted(stack: &Stack, data: Value) -> Value {
+pub async fn encrypted(stack: &Stack, data: Value) -> Value {
     let body = json!({ "user": "alice", "data": data });
     client::post(stack.wechat_address, "/sandbox/encrypt", &body).await.json()
 }
 
 /// The body of a call that decrypts it.
-fn body(encrypted: &Value, more: Value) -> Value {
+pub fn body(encrypted: &Value, more: Value) -> Value {
     let mut body = json!({
         "openid": openid("alice"), "encrypted_data": encrypted["encryptedData"],
         "iv": encrypted["iv"],
