@@ -243,8 +243,11 @@ async fn a_logout_at_the_new_process_is_durable() {
     let mut stack = Stack::start_with(SNAPSHOT).await;
     let (alice, bob) = (stack.login("alice").await, stack.login("bob").await);
     ended(stack.upgrade(SNAPSHOT).await).await;
+    // Soon it writes a snapshot, which the logins are in.
+    stack.until_metric("wxgate_snapshot_sessions", 2.0).await;
     assert_eq!(stack.post("/logout").token(&alice).send().await.status, 204);
-    // Without a snapshot at the end.
+    // Without a snapshot at the end, and at free addresses again.
+    stack.write_config(SNAPSHOT);
     stack.restart(Command::Stop).await;
     assert_eq!(stack.get("/").token(&alice).send().await.status, 401);
     assert_eq!(stack.get("/").token(&bob).send().await.status, 200);
