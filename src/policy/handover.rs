@@ -1,10 +1,10 @@
 //! What a process gives to the one that takes over, besides sessions.
 //!
 //! That is rate limits, codes that were sent, keys of TLS session tickets, records (callbacks,
-//! tickets, scans) and cookie jars. So nobody has a second quota, no code is exchanged twice, and
-//! what has begun with one process can end with the other. A rate limit or an app is found by its
-//! name in the configuration of the new process; one that is not there is dropped. How each part is
-//! written is decided where it is kept.
+//! tickets, scans), cookie jars, and which sessions the snapshot may have though they have ended. So
+//! nobody has a second quota, no code is exchanged twice, and what has begun with one process can
+//! end with the other. A rate limit or an app is found by its name in the configuration of the new
+//! process; one that is not there is dropped. How each part is written is decided where it is kept.
 //!
 //! Afterwards each process tells the other which requests pass its rate limits: see
 //! [`keep_telling_uses`].
@@ -33,6 +33,7 @@ mod field {
     pub const PHONE_CODES: u32 = 6;
     pub const RECORDS: u32 = 7;
     pub const JARS: u32 = 8;
+    pub const ENDED: u32 = 9;
 }
 
 /// The state of this process, in pieces of less than 1 MiB. Records must be frozen, so that none
@@ -51,6 +52,7 @@ pub fn export(process: &Process, policy: &Policy) -> Vec<Writer> {
     process.phone_codes.export(|codes| pieces.push(part(field::PHONE_CODES, codes)));
     process.sessions.records().export(|records| pieces.push(part(field::RECORDS, records)));
     process.sessions.export_jars(|jars| pieces.push(part(field::JARS, jars)));
+    process.sessions.export_ended(|ended| pieces.push(part(field::ENDED, ended)));
     pieces
 }
 
@@ -76,6 +78,7 @@ pub fn import(process: &Process, policy: &Policy, piece: &[u8]) -> Result<(), Ma
             field::PHONE_CODES => process.phone_codes.import(value)?,
             field::RECORDS => process.sessions.records().import(value)?,
             field::JARS => process.sessions.import_jars(value)?,
+            field::ENDED => process.sessions.import_ended(value)?,
             // Of a newer program.
             _ => {}
         }

@@ -141,7 +141,28 @@ impl Sessions {
     ///
     /// # Errors
     /// The first error of `give`, which ends the call.
-    pub fn export<E>(&self, mut give: impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
+    pub fn export<E>(&self, give: impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
+        self.export_live(give, |_| {})
+    }
+
+    /// The same, to the process that takes over. It will not have sessions that have ended by time,
+    /// but the last snapshot may.
+    ///
+    /// # Errors
+    /// As [`Sessions::export`].
+    pub fn hand_over<E>(&self, give: impl FnMut(Entry) -> Result<(), E>) -> Result<(), E> {
+        self.export_live(give, |ended| {
+            if let Some(durable) = &self.durable {
+                durable.ended.add(ended.digest());
+            }
+        })
+    }
+
+    fn export_live<E>(
+        &self,
+        mut give: impl FnMut(Entry) -> Result<(), E>,
+        has_ended: impl Fn(&Session),
+    ) -> Result<(), E> {
         let Backend::Memory(memory) = &self.backend else { return Ok(()) };
         for (known, until) in memory.blocks.all(self.clock.now_millis()) {
             give(Entry::Block(BlockEntry { known, until }))?;
@@ -154,6 +175,8 @@ impl Sessions {
         for (_, session) in listed {
             if self.is_live(&session) {
                 give(Entry::Session(entry_of(&session)))?;
+            } else {
+                has_ended(&session);
             }
         }
         let mut outcome = Ok(());

@@ -186,7 +186,7 @@ impl Successor {
         let (sessions, bulk) = (self.process.sessions.clone(), self.channel.bulk_out.clone());
         let send = move || {
             let (mut list, mut entry) = (Writer::new(), Writer::new());
-            sessions.export(|exported| {
+            sessions.hand_over(|exported| {
                 entry.clear();
                 exported.encode(&mut entry);
                 list.list(1, &entry);

@@ -6,17 +6,34 @@
 //! have ended since the last snapshot are remembered, until the next one, which does not have them.
 //! Eight bytes of a digest are enough, because nobody chooses a digest.
 //!
-//! Beyond a limit, and while it is not known what the snapshot has, every logout is written.
+//! Beyond a limit, and while it is not known what the snapshot has, every logout is written. During
+//! an upgrade the new process gets what the old one remembers, if both have the same files.
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use parking_lot::Mutex;
 
+use crate::handover::fields::{Malformed, Writer, read};
 use crate::identity::token::TokenDigest;
 use crate::session::DigestHash;
 
 /// The most sessions that are remembered, of 8 to 16 bytes each.
 const MOST: usize = 1 << 20;
+
+/// Numbers of the fields of handed-over sessions.
+mod field {
+    /// The path of the snapshot.
+    pub const PATH: u32 = 1;
+    /// Parts of digests, of eight bytes each.
+    pub const WORDS: u32 = 2;
+    /// Set if there are more, which are not known.
+    pub const HAS_MORE: u32 = 3;
+}
+
+/// Sessions in one handed-over piece, of eight bytes each.
+const WORDS_IN_A_PIECE: usize = 32_768;
 
 /// Sessions that have ended.
 #[derive(Default)]
@@ -28,6 +45,8 @@ struct Sets {
     now: Set,
     /// Before the snapshot that is being written.
     before: Set,
+    /// Whether another process has given what it remembered.
+    is_given: bool,
 }
 
 #[derive(Default)]
@@ -69,9 +88,65 @@ impl Ended {
         sets.now.may_have(word(digest)) || sets.before.may_have(word(digest))
     }
 
-    /// Another process wrote the snapshot, and which sessions it has ended since is not known here.
-    pub fn add_unknown(&self) {
-        self.0.lock().now.has_more = true;
+    /// Another process wrote the snapshot. Unless it has given what it remembered, it is not known
+    /// here which sessions it has ended since.
+    pub fn continue_another(&self) {
+        let mut sets = self.0.lock();
+        let is_given = std::mem::take(&mut sets.is_given);
+        sets.now.has_more |= !is_given;
+    }
+
+    /// Gives all to another process, in pieces of at most 256 KiB, of which there is at least one.
+    /// No snapshot may be being written.
+    pub fn export(&self, snapshot: &Path, mut give: impl FnMut(&mut Writer)) {
+        let (words, has_more) = {
+            let sets = self.0.lock();
+            let words: Vec<_> = sets.now.known.iter().copied().collect();
+            (words, sets.now.has_more || sets.before.has_more)
+        };
+        let mut words = words.chunks(WORDS_IN_A_PIECE);
+        let mut next = Some(words.next().unwrap_or_default());
+        while let Some(some) = next {
+            let mut piece = Writer::new();
+            piece.bytes(field::PATH, snapshot.as_os_str().as_bytes());
+            piece.bytes(
+                field::WORDS,
+                &some.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<_>>(),
+            );
+            if has_more {
+                piece.bytes(field::HAS_MORE, &[]);
+            }
+            give(&mut piece);
+            next = words.next();
+        }
+    }
+
+    /// Takes a piece of another process, if it is about the same snapshot.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn import(&self, snapshot: &Path, piece: &[u8]) -> Result<(), Malformed> {
+        let (mut path, mut words, mut has_more) = (None, None, false);
+        for field in read(piece) {
+            let field = field?;
+            match field.number {
+                field::PATH => path = Some(field.value),
+                field::WORDS => words = Some(field.value.as_chunks::<8>()),
+                field::HAS_MORE => has_more = true,
+                _ => {}
+            }
+        }
+        let (Some(path), Some((words, []))) = (path, words) else { return Err(Malformed) };
+        // A relative path may mean another file there.
+        if path == snapshot.as_os_str().as_bytes() && snapshot.is_absolute() {
+            let mut sets = self.0.lock();
+            for word in words {
+                sets.now.add(u64::from_be_bytes(*word));
+            }
+            sets.now.has_more |= has_more;
+            sets.is_given = true;
+        }
+        Ok(())
     }
 
     /// A snapshot begins. Sessions that have ended before are not in it.
@@ -133,6 +208,53 @@ mod tests {
         assert_eq!(may_have, [false, false, true, false]);
         ended.remove(&digest(3));
         assert!(!ended.may_have(&digest(3)));
+    }
+
+    #[test]
+    fn another_process_remembers_what_it_was_given_and_without_that_everything() {
+        let path = Path::new("/run/wxgate/sessions");
+        let exported = |ended: &Ended, path: &str| {
+            let mut pieces = Vec::new();
+            ended.export(Path::new(path), |piece| pieces.push(piece.as_bytes().to_vec()));
+            assert!(pieces.iter().all(|piece| piece.len() < 270_000));
+            pieces
+        };
+        let given = |pieces: &[Vec<u8>]| {
+            let ended = Ended::default();
+            for piece in pieces {
+                ended.import(path, piece).unwrap();
+            }
+            ended.continue_another();
+            ended
+        };
+        let old = Ended::default();
+        assert!(!given(&exported(&old, "/run/wxgate/sessions")).may_have(&digest(0)));
+        (0..40_000).for_each(|number| old.add(&digest(number)));
+        let pieces = exported(&old, "/run/wxgate/sessions");
+        assert_eq!(pieces.len(), 2);
+        let new = given(&pieces);
+        assert!((0..40_000).all(|number| new.may_have(&digest(number))));
+        assert!(!new.may_have(&digest(40_000)));
+        // Only once: the files may have been another process's in between.
+        new.continue_another();
+        assert!(new.may_have(&digest(40_000)));
+        // It has others itself, or has the files of another path.
+        for pieces in [
+            exported(&new, "/run/wxgate/sessions"),
+            exported(&old, "/run/wxgate/other"),
+            exported(&old, "sessions"),
+            Vec::new(),
+        ] {
+            assert!(given(&pieces).may_have(&digest(40_000)));
+        }
+        let relative = Ended::default();
+        relative.import(Path::new("sessions"), &exported(&old, "sessions")[0]).unwrap();
+        relative.continue_another();
+        assert!(relative.may_have(&digest(40_000)));
+        for length in 0..pieces[1].len() {
+            let cut = &pieces[1][..length];
+            assert_eq!(Ended::default().import(path, cut), Err(Malformed), "{length}");
+        }
     }
 
     #[test]

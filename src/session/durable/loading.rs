@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::{Durable, OpenFiles};
 use crate::clock::Clock;
+use crate::handover::fields::{Malformed, Writer};
 use crate::identity::secret::SealKey;
 use crate::session::entry::{BlockEntry, Change};
 use crate::session::snapshot::disk::{LockError, SnapshotFiles};
@@ -147,6 +148,22 @@ impl Sessions {
         }
     }
 
+    /// Gives to the other process which sessions have ended although the snapshot may have them. The
+    /// files must be handed over.
+    pub fn export_ended(&self, give: impl FnMut(&mut Writer)) {
+        if let Some(durable) = &self.durable {
+            durable.ended.export(&durable.path, give);
+        }
+    }
+
+    /// Takes them before the files.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn import_ended(&self, piece: &[u8]) -> Result<(), Malformed> {
+        self.durable.as_ref().map_or(Ok(()), |durable| durable.ended.import(&durable.path, piece))
+    }
+
     /// Takes the files that the other process had. This process must have all sessions already. If
     /// it fails, it is tried again every second.
     ///
@@ -190,9 +207,8 @@ impl Durable {
 
     fn take(&self, clock: &Clock) -> Result<OpenFiles, FilesError> {
         let files = SnapshotFiles::lock(&self.path)?;
-        // Which sessions have ended in the other process is not known here, until there is a
-        // snapshot of this one.
-        self.ended.add_unknown();
+        self.ended.continue_another();
+        // Logins that were told are in no snapshot yet.
         self.save_soon();
         let (belongs_to, changes) = continued(&files, &self.keys, clock).unwrap_or_else(|error| {
             // Then there is no journal of the old snapshot, so that neither is loaded.

@@ -23,7 +23,7 @@ fn link(asking: &Process, answering: &mut Process) {
 
 fn export(process: &Process) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let outcome = process.sessions.export(|entry| {
+    let outcome = process.sessions.hand_over(|entry| {
         entries.push(entry);
         Ok::<(), ()>(())
     });
@@ -204,7 +204,7 @@ async fn the_files_follow_and_both_processes_end_sessions_durably_before_and_aft
 }
 
 #[tokio::test]
-async fn until_the_first_snapshot_of_the_new_process_every_logout_is_written() {
+async fn if_the_old_process_gives_nothing_every_logout_is_written_until_the_first_snapshot() {
     let machine = Machine::new();
     let (old, new) = upgrade(&machine).await;
     let evicted = old.login(1).await;
@@ -224,6 +224,38 @@ async fn until_the_first_snapshot_of_the_new_process_every_logout_is_written() {
     let next = machine.start().await;
     assert!(!next.is_live(&evicted).await);
     next.assert_metric("wxgate_snapshot_failures_total{stage=\"load\"}", 0);
+}
+
+#[tokio::test]
+async fn a_new_process_knows_what_has_ended_and_a_made_up_token_writes_nothing() {
+    let machine = Machine::new();
+    let (old, new) = upgrade(&machine).await;
+    let (evicted, expired) = (old.login(1).await, old.login(2).await);
+    old.advance(1);
+    let kept = old.login(3).await;
+    assert!(old.sessions.save().await);
+    let Backend::Memory(memory) = &old.sessions.backend else { unreachable!() };
+    memory.remove(&evicted, crate::session::Removal::Evicted);
+    // The other one has ended by time, and nobody has noticed.
+    old.advance(9);
+    let fresh = machine.process_at(old.clock.clone());
+    import(&fresh, export(&old));
+    old.sessions.hand_over_files().await;
+    old.sessions.export_ended(|piece| fresh.sessions.import_ended(piece.as_bytes()).unwrap());
+    fresh.sessions.take_files().await.unwrap();
+    assert!(fresh.durable().is_urgent().await, "a snapshot follows at once all the same");
+    let written = async |digest: TokenDigest| {
+        let bytes = async || fresh.durable().files.read().await.as_ref().unwrap().journal.bytes();
+        let before = bytes().await;
+        fresh.sessions.revoke(&digest).await.unwrap();
+        bytes().await > before
+    };
+    assert!(!written(TokenDigest::from_bytes([1; 32])).await);
+    for digest in [evicted, expired, kept] {
+        assert!(written(digest).await);
+        assert!(!written(digest).await, "once");
+    }
+    drop((old, new));
 }
 
 #[tokio::test]
