@@ -69,6 +69,36 @@ async fn new_connections_are_served_during_the_shutdown_delay() {
     ended(&mut stack).await;
 }
 
+/// Whether a connection that was open before the listeners were closed is served afterwards.
+async fn serves_a_last_request() -> bool {
+    let mut stack = Stack::start().await;
+    let mut new = Connection::open(stack.gateway).await;
+    let mut kept = Connection::open(stack.gateway).await;
+    kept.send(&stack.get("/none").bytes()).await;
+    assert_eq!(kept.response(false).await.header("connection"), Some("keep-alive"));
+    let last = stack.get("/none").bytes();
+    stack.commands.send(Command::Drain).await.unwrap();
+    while tokio::net::TcpStream::connect(stack.gateway).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    for connection in [&mut new, &mut kept] {
+        connection.send(&last).await;
+        let Some(response) = connection.response_or_end().await else { return false };
+        assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    }
+    ended(&mut stack).await;
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_connections_may_begin_a_last_request() {
+    // A machine that is busy for a second takes too long.
+    let is_served = serves_a_last_request().await
+        || serves_a_last_request().await
+        || serves_a_last_request().await;
+    assert!(is_served);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_is_cut_at_its_end() {
     let mut stack = Stack::start_with("server.drain_timeout = \"300ms\"").await;
