@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
@@ -160,8 +160,13 @@ impl Memory {
     ) -> bool {
         let Some(count) = self.users.add_once(session.clone(), is_live) else { return false };
         let user = self.is_above_limit(count).then(|| session.identity.user());
-        self.cache.insert(CacheKey(session.clone()), session);
+        self.cache.insert(CacheKey(session.clone()), session.clone());
         self.metrics.session_restored(source);
+        // Either this is seen here, or the session is seen by `replace`.
+        fence(Ordering::SeqCst);
+        if session.is_removed() {
+            self.cache.invalidate(session.digest());
+        }
         if let Some(user) = user {
             self.limit_sessions(&user, count, None);
         }
@@ -183,8 +188,16 @@ impl Memory {
         let excess = others.len().saturating_sub(limit);
         others.retain(|other| kept.is_none_or(|kept| !Arc::ptr_eq(other, kept)));
         others.sort_by_key(|other| other.created_at_millis);
-        for other in others.iter().take(excess) {
-            self.remove(other.digest(), Removal::Replaced);
+        others.iter().take(excess).for_each(|other| self.replace(other));
+    }
+
+    /// Removes a session that newer ones of its user have replaced. If it is still coming in in
+    /// another thread, it is listed, but not in the cache: so it is marked first.
+    fn replace(&self, session: &Arc<Session>) {
+        if session.mark_removed() {
+            fence(Ordering::SeqCst);
+            self.cache.invalidate(session.digest());
+            self.forget(session, Removal::Replaced);
         }
     }
 
@@ -258,13 +271,18 @@ impl Memory {
         if let Some(session) = self.cache.remove(digest)
             && session.mark_removed()
         {
-            if let Some(ended) = &self.ended {
-                ended.add(digest);
-            }
-            self.removals.count(cause as usize);
-            self.users.remove(&session);
-            self.jars.remove_all(digest);
+            self.forget(&session, cause);
         }
+    }
+
+    /// To be called by what has marked the session as removed.
+    fn forget(&self, session: &Arc<Session>, cause: Removal) {
+        if let Some(ended) = &self.ended {
+            ended.add(session.digest());
+        }
+        self.removals.count(cause as usize);
+        self.users.remove(session);
+        self.jars.remove_all(session.digest());
     }
 
     pub fn maintain(&self) {

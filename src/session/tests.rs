@@ -1,12 +1,16 @@
 use std::num::NonZeroUsize;
 
+use std::sync::atomic::AtomicUsize;
+
 use futures_util::FutureExt;
 
+use super::entry::SessionEntry;
 use super::*;
 use crate::config::Carriers;
 use crate::handover::peer::Peer;
 use crate::identity::session_key::SessionKey;
 use crate::identity::{AppId, OpenId};
+use crate::telemetry::metrics::RestoredFrom;
 
 pub struct Store {
     pub sessions: Sessions,
@@ -293,4 +297,48 @@ async fn touching_a_session_keeps_it_like_a_lookup() {
     }
     assert!(store.sessions.is_live(&session));
     assert!(store.is_live(&held).await, "others were pushed out, this one was not");
+}
+
+/// Sessions of one user come in at the same time in several threads.
+#[tokio::test]
+async fn no_user_has_more_sessions_than_allowed_when_sessions_come_in() {
+    const USERS: usize = 10_000;
+    let store = Store::limited(1 << 20, NonZeroUsize::new(1));
+    let restoring = store.sessions.begin_restoring(RestoredFrom::Upgrade);
+    let given = AtomicUsize::new(0);
+    let next = || {
+        let number = given.fetch_add(1, Ordering::Relaxed);
+        let mut incoming = Incoming::default();
+        incoming.add(Entry::Session(session_entry(number / 2, number)));
+        Ok::<_, ()>((number < 2 * USERS).then_some(incoming))
+    };
+    restoring.insert_all(next).unwrap();
+    restoring.finish().unwrap();
+    for number in 0..USERS {
+        let user = session_entry(number, 0).identity.user();
+        let sessions = store.sessions.of_user(&user).await.unwrap();
+        assert_eq!(sessions.len(), 1, "{number}");
+        assert_eq!(sessions[0].created_at_millis, 2 * number as u64 + 1, "{number}");
+    }
+    assert_eq!(store.metric("wxgate_sessions "), USERS as u64);
+    let replaced = store.metric("wxgate_sessions_removed_total{cause=\"replaced\"}");
+    assert_eq!(replaced, USERS as u64);
+}
+
+fn session_entry(user: usize, number: usize) -> SessionEntry {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    SessionEntry {
+        digest: TokenDigest::from_bytes(digest),
+        identity: Identity {
+            app_id: AppId::parse("wx1").unwrap(),
+            openid: OpenId::parse(&format!("o{user}")).unwrap(),
+            unionid: None,
+            user_id: None,
+        },
+        client: IpAddr::from([192, 0, 2, 1]),
+        created: number as u64,
+        ends: u64::MAX,
+        used: 0,
+    }
 }
