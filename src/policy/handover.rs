@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::{Policies, Policy, Process};
 use crate::handover::claims::{CodeKind, Wanted, answer_to_wanted};
@@ -92,15 +93,19 @@ pub fn note_uses(policy: &Policy, is_on: bool) {
     policy.login.apps().iter().for_each(|app| app.rate_limit.note_uses(is_on));
 }
 
-/// Tells the other process which requests pass rate limits, until there is none. It may have been
-/// noted before.
-pub async fn keep_telling_uses(process: &Process, policies: &Policies) {
+/// Tells the other process which requests pass rate limits, until there is none, or until `ending`
+/// and then once more. It may have been noted before.
+pub async fn keep_telling_uses(process: &Process, policies: &Policies, ending: &CancellationToken) {
     while process.peer.is_linked() {
+        let is_last = ending.is_cancelled();
         let policy = policies.current();
         // Limits may be new since a reload.
         note_uses(&policy, true);
         tell_uses(process, &policy).await;
-        sleep(TELL_USES).await;
+        if is_last {
+            break;
+        }
+        ending.run_until_cancelled(sleep(TELL_USES)).await;
     }
     note_uses(&policies.current(), false);
 }

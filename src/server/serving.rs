@@ -30,7 +30,7 @@ use crate::internal_api::InternalApi;
 use crate::internal_api::listener as internal_listener;
 use crate::listener::small_server::{self, Dropped};
 use crate::policy::lifecycle::Lifecycle;
-use crate::policy::{Policies, Policy, Process, handover};
+use crate::policy::{Policies, Policy, Process};
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// How often ended sessions are freed.
@@ -255,12 +255,10 @@ impl Serving {
             "draining: the new process has taken over"
         );
         self.process.lifecycle.drain();
-        let (process, policies) = (self.process.clone(), self.policies.clone());
-        self.background.spawn(successor.stay(process, policies));
         self.connections.close();
         let drained = drained(&self.process.lifecycle, &self.connections);
-        let is_drained = self.commands.drains_in_time(drained, drain_timeout).await;
-        handover::tell_uses(&self.process, &self.policies.current()).await;
+        let drained = self.commands.drains_in_time(drained, drain_timeout);
+        let is_drained = successor.stay(&self.process, &self.policies, drained).await;
         self.stopped(is_drained).await;
     }
 

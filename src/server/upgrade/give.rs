@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Ended, Message};
 use super::descriptors::send_sockets;
@@ -249,24 +250,47 @@ impl Successor {
         }
     }
 
-    /// Stays in touch with the new process while this one drains.
-    pub async fn stay(self, process: Arc<Process>, policies: Arc<Policies>) {
-        stay_in_touch(&process, &policies, self.since).await;
-        // Ends the channel.
-        drop(self);
+    /// Stays in touch with the new process while this one drains. Then that one knows everything.
+    pub async fn stay<T>(
+        self,
+        process: &Process,
+        policies: &Policies,
+        drained: impl Future<Output = T>,
+    ) -> T {
+        let ending = CancellationToken::new();
+        let draining = async {
+            let drained = drained.await;
+            ending.cancel();
+            drained
+        };
+        let telling = async {
+            stay_in_touch(process, policies, self.since, &ending).await;
+            // Ends the channel.
+            drop(self);
+        };
+        tokio::join!(draining, telling).0
     }
 }
 
 /// Tells the other process about uses of sessions since a time of the clock, and of rate limits,
-/// until there is none.
-pub async fn stay_in_touch(process: &Process, policies: &Policies, mut since: u64) {
+/// until there is none, or until `ending` and then once more.
+pub async fn stay_in_touch(
+    process: &Process,
+    policies: &Policies,
+    mut since: u64,
+    ending: &CancellationToken,
+) {
     let sessions = async {
         while process.peer.is_linked() {
+            let is_last = ending.is_cancelled();
             since = process.sessions.tell_uses(since).await;
-            sleep(USES).await;
+            if is_last {
+                break;
+            }
+            ending.run_until_cancelled(sleep(USES)).await;
         }
     };
-    tokio::join!(sessions, handover::keep_telling_uses(process, policies));
+    tokio::join!(sessions, handover::keep_telling_uses(process, policies, ending));
 }
 
 fn message(bulk: Bulk, body: &[u8]) -> Message {

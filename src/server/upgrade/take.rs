@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Message};
 use super::descriptors::receive_sockets;
@@ -221,9 +222,9 @@ impl Yielded {
 
     /// Stays in touch with the other process while it drains.
     pub async fn stay(mut self, process: Arc<Process>, policies: Arc<Policies>) {
-        let since = process.clock.now_millis();
+        let (since, never) = (process.clock.now_millis(), CancellationToken::new());
         tokio::select! {
-            () = stay_in_touch(&process, &policies, since) => {}
+            () = stay_in_touch(&process, &policies, since, &never) => {}
             _ = self.channel.bulk_in.recv() => {}
         }
         handover::note_uses(&policies.current(), false);
