@@ -43,6 +43,9 @@ mod field {
 /// A handed-over piece has about as many bytes.
 const PIECE: usize = 256 << 10;
 
+/// Locks that keep changes in their order: a session waits for few others.
+const ORDERS: usize = 64;
+
 /// An upstream with jars, as a part of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JarName([u8; 16]);
@@ -81,8 +84,9 @@ impl KnownJars {
 pub struct Jars {
     cache: Cache<Key, Arc<Jar>, RandomState>,
     known: KnownJars,
-    /// Held while a jar is changed and told, so that the other process gets changes in their order.
-    order: Arc<Mutex<()>>,
+    /// One is held while a jar is changed and told, so that the other process gets the changes of
+    /// one session in their order.
+    orders: Arc<[Mutex<()>; ORDERS]>,
 }
 
 type Key = (TokenDigest, JarName);
@@ -96,11 +100,18 @@ impl Jars {
             .weigher(weigh)
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { cache, known, order: Arc::default() }
+        let orders = Arc::new(std::array::from_fn(|_| Mutex::default()));
+        Self { cache, known, orders }
     }
 
     fn get(&self, session: &Session, name: JarName) -> Arc<Jar> {
         self.cache.get(&(*session.digest(), name)).unwrap_or_default()
+    }
+
+    fn order(&self, session: &Session) -> &Mutex<()> {
+        let [first, ..] = session.digest().as_bytes();
+        let [orders @ .., last] = &*self.orders;
+        orders.get(usize::from(*first) % ORDERS).unwrap_or(last)
     }
 
     /// Returns whether the jar is another one now.
@@ -259,7 +270,7 @@ impl Sessions {
         upstream: JarName,
         change: impl Fn(&Jar) -> Jar,
     ) {
-        let _order = memory.jars.order.lock().await;
+        let _order = memory.jars.order(session).lock().await;
         if memory.jars.change(session, upstream, change) {
             let key = (*session.digest(), upstream);
             let jar = encode(&key, &memory.jars.get(session, upstream));

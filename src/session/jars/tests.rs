@@ -153,6 +153,25 @@ async fn a_jar_is_told_only_if_it_has_changed_and_taken_only_with_its_session() 
 }
 
 #[tokio::test]
+async fn a_jar_that_is_being_told_delays_no_jar_of_another_session() {
+    let store = Store::new(1000);
+    let mut sessions = Vec::new();
+    for _ in 0..100 {
+        let digest = store.login().await;
+        sessions.push(store.sessions.get(&digest).await.unwrap().unwrap());
+    }
+    let mut questions = store.sessions.peer().link();
+    let all = sessions.iter().map(|session| set(&store, session, name(), "a=1"));
+    let told = async {
+        // Two of a hundred sessions may share a lock, but not all of them.
+        let unanswered = [questions.recv().await.unwrap(), questions.recv().await.unwrap()];
+        drop((unanswered, questions));
+    };
+    tokio::join!(futures_util::future::join_all(all), told);
+    assert!(!store.sessions.peer().is_linked());
+}
+
+#[tokio::test]
 async fn an_evicted_session_takes_its_jars_along() {
     let store = Store::new(1);
     store.sessions.keep_jars_of(name());
