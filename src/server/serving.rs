@@ -36,8 +36,9 @@ use crate::telemetry::log_throttle::LogThrottle;
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
 
-/// How long connections without a request are kept after the last one was accepted. Until then, a
-/// request that a client sends gets its response, which says that the connection is closed.
+/// How long connections without a request are kept after the last one was accepted, but at most
+/// half the drain. Until then, a request that a client sends gets its response, which says that the
+/// connection is closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// How much longer than the drain the last snapshot may take.
@@ -223,8 +224,8 @@ impl Serving {
             false
         } else {
             let finished = async {
-                let drained =
-                    timeout(drain_timeout, drained(&self.process.lifecycle, &self.connections));
+                let drained = drained(&self.process.lifecycle, &self.connections, drain_timeout);
+                let drained = timeout(drain_timeout, drained);
                 let saved = async {
                     // A new process may have begun to take over.
                     drop(self.process.sessions.take_files().await);
@@ -256,7 +257,7 @@ impl Serving {
         );
         self.process.lifecycle.drain();
         self.connections.close();
-        let drained = drained(&self.process.lifecycle, &self.connections);
+        let drained = drained(&self.process.lifecycle, &self.connections, drain_timeout);
         let drained = self.commands.drains_in_time(drained, drain_timeout);
         let is_drained = successor.stay(&self.process, &self.policies, drained).await;
         self.stopped(is_drained).await;
@@ -274,8 +275,9 @@ impl Serving {
 }
 
 /// Waits until all connections have ended. Those without a request are closed.
-async fn drained(lifecycle: &Lifecycle, connections: &TaskTracker) {
-    if timeout(LAST_REQUESTS, connections.wait()).await.is_err() {
+async fn drained(lifecycle: &Lifecycle, connections: &TaskTracker, drain_timeout: Duration) {
+    let last_requests = LAST_REQUESTS.min(drain_timeout / 2);
+    if timeout(last_requests, connections.wait()).await.is_err() {
         lifecycle.close();
         connections.wait().await;
     }

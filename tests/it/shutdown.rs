@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use wxgate::server::Command;
 
 use crate::harness::client::{self, Connection};
+use crate::harness::command::{Running, write_config, wxgate};
 use crate::harness::upstream::Reply;
 use crate::harness::{PATIENCE, Stack};
 
@@ -111,6 +112,24 @@ async fn a_drain_is_cut_at_its_end() {
     ended(&mut stack).await;
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(busy.response_or_end().await.is_none());
+}
+
+/// Even if it is shorter than the time in which connections may begin a last request.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_does_not_use_up_a_short_drain() {
+    let directory = tempfile::tempdir().unwrap();
+    let changes = "server.drain_timeout = \"800ms\"\nendpoints.health = \"/health\"\n";
+    let file = write_config(directory.path(), changes);
+    let mut gateway = Running::start(wxgate().args(["run", "-c"]).arg(&file), true);
+    let (_, address) = gateway.started();
+    let mut idle = Connection::open(address).await;
+    idle.send(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(idle.response(false).await.status, 200);
+    gateway.signal("TERM");
+    assert!(idle.is_closed().await);
+    assert_eq!(gateway.code(), 0);
+    let log = gateway.read_to_end();
+    assert!(log.contains("stopped") && !log.contains("drain ended early"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
