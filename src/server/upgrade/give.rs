@@ -1,6 +1,7 @@
 //! The old process: gives to a new one what it needs to serve, and goes on if that fails.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -258,17 +259,20 @@ impl Successor {
         drained: impl Future<Output = T>,
     ) -> T {
         let ending = CancellationToken::new();
-        let draining = async {
-            let drained = drained.await;
-            ending.cancel();
-            drained
-        };
-        let telling = async {
+        let mut drained = pin!(drained);
+        let mut telling = pin!(async {
             stay_in_touch(process, policies, self.since, &ending).await;
             // Ends the channel.
             drop(self);
+        });
+        let drained = tokio::select! {
+            drained = &mut drained => drained,
+            () = &mut telling => return drained.await,
         };
-        tokio::join!(draining, telling).0
+        ending.cancel();
+        // A slow process must not keep this one.
+        let _ = timeout(STEP, telling).await;
+        drained
     }
 }
 
