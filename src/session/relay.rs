@@ -138,7 +138,9 @@ impl Sessions {
         }
         let session = Arc::new(restored_session(created.clone()));
         memory.join(&session, key, |session| self.is_live(session));
-        self.note_change();
+        if let Some(durable) = &self.durable {
+            durable.note_login();
+        }
         if is_blocked() {
             memory.remove(&created.digest, Removal::Revoked);
             return Answer::Refused;

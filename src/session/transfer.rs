@@ -277,10 +277,13 @@ impl Restoring {
             memory.restore_session_keys(&user, keys, |session| sessions.is_live(session));
             restored.users_with_keys += 1;
         }
-        let meanwhile = sessions.meanwhile.write().take().unwrap_or_default();
+        // Held, so that a key that is told now comes after these.
+        let mut state = sessions.meanwhile.write();
+        let meanwhile = state.take().unwrap_or_default();
         for (user, key) in meanwhile.keys {
             memory.replace_session_key(&user, key, |session| sessions.is_live(session));
         }
+        drop(state);
         if meanwhile.has_more { Err(TooManyChanges) } else { Ok(restored) }
     }
 }

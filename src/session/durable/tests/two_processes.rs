@@ -276,3 +276,41 @@ async fn an_old_process_takes_its_files_back() {
     let next = machine.start().await;
     assert!(next.is_live(&kept).await && !next.is_live(&digest).await);
 }
+
+/// What is told when everything has come in is newer than what was told before.
+#[tokio::test]
+async fn a_session_key_that_is_told_at_the_end_stays_the_newest() {
+    let machine = Machine::new();
+    let (old, new) = upgrade(&machine).await;
+    let told = old.login_with(1, Some(old.key(1))).await;
+    assert!(new.is_live(&told).await);
+    let replaced = |key: u8| Change::KeyReplaced { user: user(1), key: new.key(key) };
+    let restoring = new.sessions.begin_restoring(RestoredFrom::Upgrade);
+    // Some hundred milliseconds of work at the end.
+    let earlier = replaced(2);
+    (0..200_000).for_each(|_| new.sessions.note_meanwhile(&earlier));
+    let finishing = tokio::task::spawn_blocking(move || restoring.finish().map(drop));
+    while new.sessions.meanwhile.read().is_some() {
+        tokio::task::yield_now().await;
+    }
+    new.sessions.apply(replaced(3)).await;
+    finishing.await.unwrap().unwrap();
+    let keys = new.sessions.session_keys(&user(1)).await.unwrap();
+    assert!(keys[0] == new.key(3).session_key);
+}
+
+/// A login of the other process is in the last snapshot of this one.
+#[tokio::test]
+async fn a_login_that_is_told_after_the_snapshot_at_the_end_is_written() {
+    let machine = Machine::new();
+    let (old, new) = upgrade(&machine).await;
+    old.sessions.hand_over_files().await;
+    new.sessions.take_files().await.unwrap();
+    new.peer.set_owner(true);
+    assert!(new.sessions.save().await);
+    let told = old.login(1).await;
+    new.sessions.save_logins().await;
+    drop((old, new));
+    let next = machine.start().await;
+    assert!(next.is_live(&told).await);
+}
