@@ -63,6 +63,8 @@ struct Serving {
     accepting_ends: CancellationToken,
     connections: TaskTracker,
     admin_closing: CancellationToken,
+    /// What serves the admin listener and its connections.
+    admin: TaskTracker,
     /// What only one of two processes does: reloads, snapshots, the watchdog.
     leading: JoinSet<()>,
     background: JoinSet<()>,
@@ -147,7 +149,9 @@ impl Server {
             &accepting_ends,
         )?;
         let admin_closing = CancellationToken::new();
-        let admin = serve_admin(self.admin, admin_closing.clone(), &process, &policies)?;
+        let admin_serving = serve_admin(self.admin, admin_closing.clone(), &process, &policies)?;
+        let admin = TaskTracker::new();
+        let admin_serving = admin.track_future(admin_serving);
         let mut predecessor = None;
         if let Some(found) = self.predecessor {
             let taken = found.take_state(&process, &policies);
@@ -156,11 +160,11 @@ impl Server {
             let told = commands.unless_stopped(taken.may_serve()).await;
             told.ok_or(StartError::Stopped)??;
             sockets.own_files(true);
-            background.spawn(admin);
+            background.spawn(admin_serving);
             predecessor = Some(taken);
         } else {
             // Until the sessions are loaded, `/readyz` says that the process is not ready.
-            background.spawn(admin);
+            background.spawn(admin_serving);
             match commands.unless_stopped(process.sessions.restore()).await {
                 Some(restored) => restored?,
                 None => return Ok(None),
@@ -188,6 +192,7 @@ impl Server {
             accepting_ends,
             connections,
             admin_closing,
+            admin,
             leading,
             background,
             _workers: workers,
@@ -247,6 +252,7 @@ impl Serving {
         self.accepting.shutdown().await;
         drop(std::mem::take(&mut self.sockets));
         self.admin_closing.cancel();
+        self.admin.close();
         self.leading.shutdown().await;
         successor.announce().await;
         let drain_timeout = self.policies.current().drain_timeout;
@@ -257,7 +263,10 @@ impl Serving {
         );
         self.process.lifecycle.drain();
         self.connections.close();
-        let drained = drained(&self.process.lifecycle, &self.connections, drain_timeout);
+        let drained = async {
+            drained(&self.process.lifecycle, &self.connections, drain_timeout).await;
+            self.admin.wait().await;
+        };
         let drained = self.commands.drains_in_time(drained, drain_timeout);
         let is_drained = successor.stay(&self.process, &self.policies, drained).await;
         self.stopped(is_drained).await;

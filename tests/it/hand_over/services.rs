@@ -1,4 +1,4 @@
-//! The internal API while two processes run.
+//! The internal API and the admin listener while two processes run.
 
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -76,4 +76,28 @@ async fn a_unix_socket_of_the_internal_api_goes_over_and_ends_with_the_last_proc
     assert_eq!(status(UnixStream::connect(&path).await.unwrap()).await, Some(400));
     stack.stop(Command::Drain).await;
     assert!(!path.exists());
+}
+
+/// Whether the old process answers on a connection that was open before.
+async fn answers_a_last_admin_request() -> bool {
+    let mut stack = Stack::start_with(UPGRADES).await;
+    stack.login("alice").await;
+    let last = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut kept = Connection::open(stack.admin).await;
+    kept.send(last).await;
+    assert_eq!(kept.response(false).await.status, 200);
+    let old = stack.upgrade(UPGRADES).await;
+    kept.try_send(last).await;
+    let answer = kept.response_or_end().await;
+    ended(old).await;
+    answer.is_some_and(|answer| answer.status == 200)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_connection_of_a_scraper_may_begin_a_last_request() {
+    // A machine that is busy for a second takes too long.
+    let is_answered = answers_a_last_admin_request().await
+        || answers_a_last_admin_request().await
+        || answers_a_last_admin_request().await;
+    assert!(is_answered);
 }
