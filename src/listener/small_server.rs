@@ -39,8 +39,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The smallest buffer that hyper accepts for a request header.
 const LEAST_BUFFER: usize = 8 << 10;
 
-/// How long an open connection may still begin a request when its listener is closed.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// How long an open connection may still begin a request after its listener was closed. Until then
+/// the request gets its response, and with that the client learns that the connection is closed.
+pub const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when no file descriptor is left.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

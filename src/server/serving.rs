@@ -28,18 +28,13 @@ use crate::edge::Edge;
 use crate::edge::forward_auth::ForwardAuth;
 use crate::internal_api::InternalApi;
 use crate::internal_api::listener as internal_listener;
-use crate::listener::small_server::{self, Dropped};
+use crate::listener::small_server::{self, Dropped, LAST_REQUEST};
 use crate::policy::lifecycle::Lifecycle;
 use crate::policy::{Policies, Policy, Process};
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// How often ended sessions are freed.
 const MAINTENANCE: Duration = Duration::from_secs(1);
-
-/// How long connections without a request are kept after the last one was accepted, but at most
-/// half the drain. Until then, a request that a client sends gets its response, which says that the
-/// connection is closed.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// How much longer than the drain the last snapshot may take.
 const LAST_SNAPSHOT: Duration = Duration::from_secs(10);
@@ -283,10 +278,11 @@ impl Serving {
     }
 }
 
-/// Waits until all connections have ended. Those without a request are closed.
+/// Waits until all connections have ended. Those without a request are closed after the time for a
+/// last one, which is at most half the drain.
 async fn drained(lifecycle: &Lifecycle, connections: &TaskTracker, drain_timeout: Duration) {
-    let last_requests = LAST_REQUESTS.min(drain_timeout / 2);
-    if timeout(last_requests, connections.wait()).await.is_err() {
+    let last_request = LAST_REQUEST.min(drain_timeout / 2);
+    if timeout(last_request, connections.wait()).await.is_err() {
         lifecycle.close();
         connections.wait().await;
     }
