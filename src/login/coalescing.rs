@@ -22,21 +22,13 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, millis};
 use crate::handover::claims::{Claim, Claims, CodeKind, Wanted};
-use crate::handover::fields::{Malformed, Writer, read};
+use crate::handover::codes::{read_codes, write_codes};
+use crate::handover::fields::{Malformed, Writer};
 use crate::handover::peer::Peer;
 use crate::identity::token::SessionToken;
 use crate::identity::{OpenId, UserId};
 use crate::message::rejection::Rejection;
 use crate::wechat::{ErrCode, WeChatError};
-
-/// Numbers of the fields of handed-over codes.
-mod field {
-    /// Keys of 32 bytes, each followed by the time of its end, in milliseconds of the clock.
-    pub const CODES: u32 = 1;
-}
-
-/// Codes in one piece, of 40 bytes each.
-const CODES_IN_A_PIECE: usize = 6_000;
 
 /// How many codes are kept. Beyond that the least recently used one is dropped, and a repeat of it
 /// is exchanged again.
@@ -234,7 +226,7 @@ impl Coalescing {
     }
 
     /// Gives the codes of this process to another one, in pieces of at most 256 KiB.
-    pub fn export(&self, mut give: impl FnMut(&mut Writer)) {
+    pub fn export(&self, give: impl FnMut(&mut Writer)) {
         let now = self.clock.now_millis();
         let mut codes = Vec::new();
         for (key, exchange) in &self.exchanges {
@@ -243,11 +235,7 @@ impl Coalescing {
                 codes.push((key.0, until));
             }
         }
-        for codes in codes.chunks(CODES_IN_A_PIECE) {
-            let code = |(key, until): &([u8; 32], u64)| [&key[..], &until.to_be_bytes()].concat();
-            let codes: Vec<u8> = codes.iter().flat_map(code).collect();
-            give(Writer::new().bytes(field::CODES, &codes));
-        }
+        write_codes(&codes, give);
     }
 
     /// Takes the codes of another process.
@@ -256,18 +244,9 @@ impl Coalescing {
     /// When they are malformed.
     pub fn import(&self, piece: &[u8]) -> Result<(), Malformed> {
         let latest = self.theirs_until(self.clock.now_millis());
-        for field in read(piece) {
-            let field = field?;
-            if field.number != field::CODES {
-                continue;
-            }
-            let (codes, []) = field.value.as_chunks::<40>() else { return Err(Malformed) };
-            for code in codes {
-                let (key, until) = code.split_first_chunk().ok_or(Malformed)?;
-                let until = u64::from_be_bytes(until.try_into().map_err(|_| Malformed)?);
-                let theirs = CoalescedExchange::theirs(until.min(latest));
-                self.exchanges.entry(Key(*key)).or_insert_with(|| Arc::new(theirs));
-            }
+        for (digest, until) in read_codes(piece)? {
+            let theirs = CoalescedExchange::theirs(until.min(latest));
+            self.exchanges.entry(Key(digest)).or_insert_with(|| Arc::new(theirs));
         }
         Ok(())
     }

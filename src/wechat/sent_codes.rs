@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, millis};
 use crate::handover::claims::{Claim, Claims, CodeDigest, CodeKind, Wanted};
-use crate::handover::fields::{Malformed, Writer, read};
+use crate::handover::codes::{read_codes, write_codes};
+use crate::handover::fields::{Malformed, Writer};
 use crate::handover::peer::Peer;
 
 /// How long a code is remembered.
@@ -20,15 +21,6 @@ pub const LIFETIME: Duration = Duration::from_secs(600);
 
 /// Codes that are remembered.
 pub const CAPACITY: usize = 100_000;
-
-/// Numbers of the fields of handed-over codes.
-mod field {
-    /// Digests of 32 bytes, each followed by the time of its end, in milliseconds of the clock.
-    pub const CODES: u32 = 1;
-}
-
-/// Codes in one piece, of 40 bytes each.
-const CODES_IN_A_PIECE: usize = 6_000;
 
 /// The codes of one kind, of all apps.
 pub struct SentCodes {
@@ -102,13 +94,10 @@ impl SentCodes {
     }
 
     /// Gives the codes of this process to another one, in pieces of at most 256 KiB.
-    pub fn export(&self, mut give: impl FnMut(&mut Writer)) {
-        let codes: Vec<_> = self.current().order.iter().copied().collect();
-        for codes in codes.chunks(CODES_IN_A_PIECE) {
-            let code = |(until, key): &(u64, CodeDigest)| [&key[..], &until.to_be_bytes()].concat();
-            let codes: Vec<u8> = codes.iter().flat_map(code).collect();
-            give(Writer::new().bytes(field::CODES, &codes));
-        }
+    pub fn export(&self, give: impl FnMut(&mut Writer)) {
+        let codes: Vec<_> =
+            self.current().order.iter().map(|(until, digest)| (*digest, *until)).collect();
+        write_codes(&codes, give);
     }
 
     /// Takes the codes of another process, as many as there is room for.
@@ -116,19 +105,11 @@ impl SentCodes {
     /// # Errors
     /// When they are malformed.
     pub fn import(&self, piece: &[u8]) -> Result<(), Malformed> {
-        for field in read(piece) {
-            let field = field?;
-            if field.number != field::CODES {
-                continue;
-            }
-            let (given, []) = field.value.as_chunks::<40>() else { return Err(Malformed) };
-            let mut codes = self.current();
-            for code in given {
-                let (digest, until) = code.split_first_chunk().ok_or(Malformed)?;
-                let until = u64::from_be_bytes(until.try_into().map_err(|_| Malformed)?);
-                if !codes.known.contains_key(digest) {
-                    let _ = codes.insert(*digest, Code::theirs(until.min(self.end())));
-                }
+        let given = read_codes(piece)?;
+        let mut codes = self.current();
+        for (digest, until) in given {
+            if !codes.known.contains_key(&digest) {
+                let _ = codes.insert(digest, Code::theirs(until.min(self.end())));
             }
         }
         Ok(())
