@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Ended, Message};
 use super::descriptors::send_sockets;
 use super::hello::{self, HandshakeError, VERSIONS, Welcome, common_version};
 use super::socket::{NewProcess, OtherProcess, UpgradeSocket};
-use super::{Bulk, READY_WITHIN, STEP, Said, USES, answer};
+use super::{Bulk, ENTRY, READY_WITHIN, STEP, Said, answer, stay_in_touch};
 use crate::handover::fields::Writer;
 use crate::listener::unix_socket::UnixSocket;
 use crate::policy::{Policies, Process, handover};
@@ -191,7 +191,7 @@ impl Successor {
             sessions.hand_over(|exported| {
                 entry.clear();
                 exported.encode(&mut entry);
-                list.list(1, &entry);
+                list.list(ENTRY, &entry);
                 if list.as_bytes().len() < PIECE {
                     return Ok(());
                 }
@@ -274,27 +274,6 @@ impl Successor {
         let _ = timeout(STEP, telling).await;
         drained
     }
-}
-
-/// Tells the other process about uses of sessions since a time of the clock, and of rate limits,
-/// until there is none, or until `ending` and then once more.
-pub async fn stay_in_touch(
-    process: &Process,
-    policies: &Policies,
-    mut since: u64,
-    ending: &CancellationToken,
-) {
-    let sessions = async {
-        while process.peer.is_linked() {
-            let is_last = ending.is_cancelled();
-            since = process.sessions.tell_uses(since).await;
-            if is_last {
-                break;
-            }
-            ending.run_until_cancelled(sleep(USES)).await;
-        }
-    };
-    tokio::join!(sessions, handover::keep_telling_uses(process, policies, ending));
 }
 
 fn message(bulk: Bulk, body: &[u8]) -> Message {

@@ -27,6 +27,31 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest body of a frame before the channel, in bytes.
 pub const LONGEST: usize = 64 << 10;
 
+/// Numbers of the fields of each frame.
+mod field {
+    pub mod hello {
+        pub const OLDEST: u32 = 1;
+        pub const NEWEST: u32 = 2;
+        pub const PROGRAM: u32 = 3;
+    }
+
+    pub mod welcome {
+        pub const VERSION: u32 = 1;
+        pub const PROGRAM: u32 = 2;
+        /// In nanoseconds.
+        pub const CLOCK_OFFSET: u32 = 3;
+        pub const STATE_KEY: u32 = 4;
+        pub const HAS_SHARED_STORE: u32 = 5;
+        /// In milliseconds.
+        pub const IDLE_TIMEOUT: u32 = 6;
+        pub const SESSIONS: u32 = 7;
+    }
+
+    pub mod refusal {
+        pub const TEXT: u32 = 1;
+    }
+}
+
 /// Why the two processes cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -66,9 +91,9 @@ pub struct Welcome {
     pub state_key: SealKey,
     /// Whether sessions are in a shared store, so that they are not handed over.
     pub has_shared_store: bool,
-    /// See `Sessions::idle_timeout`; in whole milliseconds. An older program does not say it.
+    /// See `Sessions::idle_timeout`; in whole milliseconds. `None`: the program is older.
     pub idle_timeout: Option<Duration>,
-    /// About how many sessions are in memory. An older program does not say it.
+    /// About how many sessions are in memory. Zero if the program is older.
     pub sessions: u64,
 }
 
@@ -85,23 +110,27 @@ impl Hello {
     }
 
     pub fn encode(&self) -> Writer {
+        use field::hello;
         let mut writer = Writer::new();
-        writer.u64(1, *self.versions.start()).u64(2, *self.versions.end());
-        writer.text(3, &self.program);
+        writer
+            .u64(hello::OLDEST, *self.versions.start())
+            .u64(hello::NEWEST, *self.versions.end())
+            .text(hello::PROGRAM, &self.program);
         writer
     }
 
     /// # Errors
     /// When a field is missing or impossible.
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        use field::hello;
         const MALFORMED: Malformed = Malformed("a malformed hello");
         let (mut oldest, mut newest, mut program) = (None, None, None);
         for field in fields::read(body) {
             let field = field.map_err(|_| MALFORMED)?;
             match field.number {
-                1 => oldest = Some(field.u64().ok_or(MALFORMED)?),
-                2 => newest = Some(field.u64().ok_or(MALFORMED)?),
-                3 => program = Some(field.text().ok_or(MALFORMED)?.to_owned()),
+                hello::OLDEST => oldest = Some(field.u64().ok_or(MALFORMED)?),
+                hello::NEWEST => newest = Some(field.u64().ok_or(MALFORMED)?),
+                hello::PROGRAM => program = Some(field.text().ok_or(MALFORMED)?.to_owned()),
                 _ => {}
             }
         }
@@ -114,22 +143,27 @@ impl Hello {
 
 impl Welcome {
     pub fn encode(&self) -> Writer {
+        use field::welcome;
         let mut writer = Writer::new();
-        writer.u64(1, self.version).text(2, &self.program);
         // Enough for 500 years.
         let nanoseconds = u64::try_from(self.clock_offset.as_nanos()).unwrap_or(u64::MAX);
-        writer.u64(3, nanoseconds).bytes(4, self.state_key.expose());
-        writer.u64(5, self.has_shared_store.into());
+        writer
+            .u64(welcome::VERSION, self.version)
+            .text(welcome::PROGRAM, &self.program)
+            .u64(welcome::CLOCK_OFFSET, nanoseconds)
+            .bytes(welcome::STATE_KEY, self.state_key.expose())
+            .u64(welcome::HAS_SHARED_STORE, self.has_shared_store.into())
+            .u64(welcome::SESSIONS, self.sessions);
         if let Some(idle_timeout) = self.idle_timeout {
-            writer.u64(6, millis(idle_timeout));
+            writer.u64(welcome::IDLE_TIMEOUT, millis(idle_timeout));
         }
-        writer.u64(7, self.sessions);
         writer
     }
 
     /// # Errors
     /// When a field is missing or impossible.
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        use field::welcome;
         const MALFORMED: Malformed = Malformed("a malformed welcome");
         let (mut version, mut program, mut clock_offset) = (None, None, None);
         let (mut state_key, mut shared, mut idle_timeout) = (None, None, None);
@@ -137,13 +171,15 @@ impl Welcome {
         for field in fields::read(body) {
             let field = field.map_err(|_| MALFORMED)?;
             match field.number {
-                1 => version = Some(field.u64().ok_or(MALFORMED)?),
-                2 => program = Some(field.text().ok_or(MALFORMED)?.to_owned()),
-                3 => clock_offset = Some(field.u64().ok_or(MALFORMED)?),
-                4 => state_key = Some(SealKey::from_bytes(field.array().ok_or(MALFORMED)?)),
-                5 => shared = Some(field.u64().ok_or(MALFORMED)?),
-                6 => idle_timeout = Some(field.u64().ok_or(MALFORMED)?),
-                7 => sessions = field.u64().ok_or(MALFORMED)?,
+                welcome::VERSION => version = Some(field.u64().ok_or(MALFORMED)?),
+                welcome::PROGRAM => program = Some(field.text().ok_or(MALFORMED)?.to_owned()),
+                welcome::CLOCK_OFFSET => clock_offset = Some(field.u64().ok_or(MALFORMED)?),
+                welcome::STATE_KEY => {
+                    state_key = Some(SealKey::from_bytes(field.array().ok_or(MALFORMED)?));
+                }
+                welcome::HAS_SHARED_STORE => shared = Some(field.u64().ok_or(MALFORMED)?),
+                welcome::IDLE_TIMEOUT => idle_timeout = Some(field.u64().ok_or(MALFORMED)?),
+                welcome::SESSIONS => sessions = field.u64().ok_or(MALFORMED)?,
                 _ => {}
             }
         }
@@ -171,7 +207,7 @@ pub fn decode_refusal(body: &[u8]) -> Result<String, Malformed> {
     let mut text = None;
     for field in fields::read(body) {
         let field = field.map_err(|_| MALFORMED)?;
-        if field.number == 1 {
+        if field.number == field::refusal::TEXT {
             text = Some(field.text().ok_or(MALFORMED)?.to_owned());
         }
     }
@@ -224,7 +260,7 @@ pub async fn welcome(stream: &mut UnixStream, welcome: &Welcome) -> Result<(), H
 /// When the connection is broken.
 pub async fn refuse(stream: &mut UnixStream, text: &str) -> Result<(), HandshakeError> {
     let mut body = Writer::new();
-    body.text(1, text);
+    body.text(field::refusal::TEXT, text);
     send(stream, Kind::Refused, &body).await
 }
 

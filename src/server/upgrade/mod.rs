@@ -12,12 +12,15 @@
 //! 3. The new process is ready: it could serve. The old one closes the files of sessions, sends
 //!    what changes with every request, such as rate limits, and yields.
 //! 4. The new process opens the files, and is told to serve. It accepts connections and says so. The
-//!    old one stops accepting, names the new one to the service manager, and drains.
+//!    old one stops accepting, names the new one to the service manager, and drains. Until it has
+//!    ended, each process tells the other what it changes, and what is used of sessions and of rate
+//!    limits.
 //!
 //! Until the new process is told to serve, the old one can go on: if the new one fails or hangs, the
 //! old one takes everything back. After that it does so only if the new process has ended, which
-//! the system tells: two processes that serve without each other would be worse than none. Both have the listening sockets, so connections that wait to be
-//! accepted are accepted by the process that is there.
+//! the system tells: two processes that serve without each other would be worse than none. Both have
+//! the listening sockets, so connections that wait to be accepted are accepted by the process that
+//! is there.
 //!
 //! With sessions in a shared store, no sessions are sent.
 
@@ -35,13 +38,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::handover::peer::Topic;
-use crate::policy::{Policies, Process, handover};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-use self::give::stay_in_touch;
 pub use self::give::{Giver, Successor};
 pub use self::successor::Invocation;
 pub use self::take::{Predecessor, TakeError, Yielded};
+use crate::handover::peer::Topic;
+use crate::policy::{Policies, Process, handover};
 
 /// How long a new process may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -70,6 +74,9 @@ enum Bulk {
     Drains = 6,
 }
 
+/// The number of each field of [`Bulk::Sessions`]: an entry.
+const ENTRY: u32 = 1;
+
 /// What the new process says.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -97,18 +104,39 @@ fn answer(
                 Topic::Code => handover::answer_code(&process, &policies.current(), &question),
                 Topic::Record => process.sessions.records().answer(&question).await,
                 Topic::Rate => {
-                    // One that is malformed counts nowhere.
+                    // Malformed uses count nowhere.
                     let _ = handover::count_uses(&policies.current(), &question);
                     Vec::new()
                 }
                 Topic::Jar => {
-                    // One that is malformed is not taken.
+                    // A malformed jar is not taken.
                     let _ = process.sessions.take_jar(&question);
                     Vec::new()
                 }
             }
         })
     }
+}
+
+/// Tells the other process the uses of sessions, since a time of the clock, and of rate limits, until
+/// it is gone, or until `ending` is cancelled and then once more.
+async fn stay_in_touch(
+    process: &Process,
+    policies: &Policies,
+    mut since: u64,
+    ending: &CancellationToken,
+) {
+    let sessions = async {
+        while process.peer.is_linked() {
+            let is_last = ending.is_cancelled();
+            since = process.sessions.tell_uses(since).await;
+            if is_last {
+                break;
+            }
+            ending.run_until_cancelled(sleep(USES)).await;
+        }
+    };
+    tokio::join!(sessions, handover::keep_telling_uses(process, policies, ending));
 }
 
 /// What a fuzz target needs.

@@ -15,7 +15,7 @@ use super::channel::{Channel, Message};
 use super::descriptors::receive_sockets;
 use super::hello::{self, HandshakeError, Hello, Welcome};
 use super::socket::{ConnectError, OtherProcess, connect};
-use super::{Bulk, READY_WITHIN, STEP, Said, answer, stay_in_touch};
+use super::{Bulk, ENTRY, READY_WITHIN, STEP, Said, answer, stay_in_touch};
 use crate::clock::Clock;
 use crate::handover::fields::{self, Malformed};
 use crate::policy::{Policies, Process, handover};
@@ -244,12 +244,12 @@ impl Yielded {
     }
 }
 
-/// Takes all sessions.
+/// Takes all sessions, in several threads. Returns where what follows them comes in.
 fn take_entries(
     restoring: &Restoring,
     bulk_in: mpsc::Receiver<Message>,
 ) -> Result<mpsc::Receiver<Message>, TakeError> {
-    // `None` at the end.
+    // And whether the end has come.
     let bulk_in = Mutex::new((bulk_in, false));
     let next_message = || -> Result<_, TakeError> {
         let (bulk_in, is_at_end) = &mut *bulk_in.lock();
@@ -257,10 +257,12 @@ fn take_entries(
             return Ok(None);
         }
         let message = bulk_in.blocking_recv().ok_or(TakeError::Gone)?;
-        *is_at_end = message.kind == Bulk::EndOfSessions as u8;
         match message.kind {
             kind if kind == Bulk::Sessions as u8 => Ok(Some(message)),
-            _ if *is_at_end => Ok(None),
+            kind if kind == Bulk::EndOfSessions as u8 => {
+                *is_at_end = true;
+                Ok(None)
+            }
             _ => Err(TakeError::Malformed),
         }
     };
@@ -269,7 +271,7 @@ fn take_entries(
         let (mut incoming, mut apps) = (Incoming::default(), AppIds::default());
         for field in fields::read(&message.body) {
             let field = field?;
-            if field.number == 1
+            if field.number == ENTRY
                 && let Some(entry) = Entry::decode(field.value, &mut apps)?
             {
                 incoming.add(entry);
