@@ -11,7 +11,7 @@
 //! `std::collections::HashMap`), so that no client can choose whose bucket it shares. The key is
 //! given to the process that takes over, with the buckets: users and addresses are not stored.
 
-mod hand_over;
+mod handover;
 
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use siphasher::sip::SipHasher13;
 
-use self::hand_over::Noted;
+use self::handover::Noted;
 use crate::clock::Clock;
 use crate::config::Rate;
 use crate::message::rejection::Rejection;

@@ -4,9 +4,8 @@ use std::convert::Infallible;
 use std::io::BufReader;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::oneshot;
-
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::{Durable, OpenFiles};
 use crate::clock::Clock;
@@ -148,18 +147,18 @@ impl Sessions {
         }
     }
 
-    /// Gives to the other process which sessions have ended although the snapshot may have them. The
-    /// files must be handed over.
+    /// Gives to the other process which sessions have ended though the snapshot may have them. The
+    /// files must have been handed over.
     pub fn export_ended(&self, give: impl FnMut(&mut Writer)) {
         if let Some(durable) = &self.durable {
             durable.ended.export(&durable.path, give);
         }
     }
 
-    /// Takes them before the files.
+    /// Takes what the other process has given, before [`Sessions::take_files`].
     ///
     /// # Errors
-    /// When they are malformed.
+    /// When it is malformed.
     pub fn import_ended(&self, piece: &[u8]) -> Result<(), Malformed> {
         self.durable.as_ref().map_or(Ok(()), |durable| durable.ended.import(&durable.path, piece))
     }

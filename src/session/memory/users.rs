@@ -100,10 +100,8 @@ impl UserIndex {
                 keys.keep(key);
             }
         }
-        let Identity { app_id, openid, .. } = &session.identity;
-        let is_of_user = |other: &&Arc<Session>| {
-            other.identity.openid == *openid && other.identity.app_id == *app_id
-        };
+        let user = &session.identity;
+        let is_of_user = |other: &&Arc<Session>| is_of(other, &user.app_id, &user.openid);
         let count = 1 + part.sessions.iter_hash(hash).filter(is_of_user).count();
         part.sessions.insert_unique(hash, session, |session| self.hash_of(session));
         count
@@ -138,7 +136,11 @@ impl UserIndex {
     pub fn sessions(&self, user: &User) -> Vec<Arc<Session>> {
         let hash = self.hash(&user.app_id, &user.openid);
         self.in_part(hash, |part| {
-            part.sessions.iter_hash(hash).filter(|session| is_of(session, user)).cloned().collect()
+            part.sessions
+                .iter_hash(hash)
+                .filter(|session| is_of(session, &user.app_id, &user.openid))
+                .cloned()
+                .collect()
         })
     }
 
@@ -279,7 +281,7 @@ impl Part {
     /// Whether a user has a session that meets a condition.
     fn has(&self, hash: u64, user: &User, condition: impl Fn(&Session) -> bool) -> bool {
         let mut sessions = self.sessions.iter_hash(hash);
-        sessions.any(|session| is_of(session, user) && condition(session))
+        sessions.any(|session| is_of(session, &user.app_id, &user.openid) && condition(session))
     }
 
     /// Removes the session keys of a user.
@@ -290,6 +292,6 @@ impl Part {
     }
 }
 
-fn is_of(session: &Session, user: &User) -> bool {
-    session.identity.openid == user.openid && session.identity.app_id == user.app_id
+fn is_of(session: &Session, app_id: &AppId, openid: &OpenId) -> bool {
+    session.identity.openid == *openid && session.identity.app_id == *app_id
 }

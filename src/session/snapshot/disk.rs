@@ -26,11 +26,6 @@ use rustix::fs::{FlockOperation, flock};
 /// could wait until a whole snapshot is on the disk: some file systems sync the files together.
 const UNSYNCED: u64 = 4 << 20;
 
-/// The bytes of the snapshot at `path`; zero if there is none.
-pub fn snapshot_size(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |metadata| metadata.len())
-}
-
 /// Only the owner reads and writes.
 const MODE: u32 = 0o600;
 
@@ -73,6 +68,11 @@ pub enum LockError {
     Held { path: PathBuf },
     #[error("cannot lock {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
+}
+
+/// The bytes of the snapshot at `path`; zero if there is none.
+pub fn snapshot_size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 impl SnapshotFiles {
