@@ -31,7 +31,7 @@ pub enum Topic {
     Code = 2,
     /// An operation on records (callbacks, tickets, scans).
     Record = 3,
-    /// Requests that have passed a rate limit. There is nothing to answer.
+    /// Uses of a rate limit. There is nothing to answer.
     Rate = 4,
     /// A jar that has changed. There is nothing to answer.
     Jar = 5,

@@ -6,8 +6,8 @@
 //! than half: WeChat does not say whose calls they were, and one user must not stop the others.
 //! When the daily quota is used up (45009), WeChat is called only once a minute.
 //!
-//! During an upgrade, logins that pass in one of the two processes are taken from the bucket of the
-//! other one as well. What WeChat has answered is not told: each process finds it out by itself.
+//! During an upgrade, a login that passes in one of the two processes is also taken from the bucket
+//! of the other one. What WeChat has answered is not told: each process finds it out by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ mod field {
     pub const FILLED_AT: u32 = 4;
     pub const SLOWED_AT: u32 = 5;
     pub const NEXT_PROBE: u32 = 6;
-    /// How many logins have passed, in what is told afterwards.
+    /// Logins that have passed since they were last told. In no export.
     pub const USES: u32 = 7;
 }
 
@@ -57,8 +57,8 @@ struct RateState {
     slowed_at: Option<Duration>,
     /// When WeChat may be called next. `None` while there is quota.
     next_probe: Option<Duration>,
-    /// Logins that have passed, and that the other process of an upgrade does not know of. `None`
-    /// while there is none.
+    /// Logins that have passed here, and that the other process of an upgrade does not know of.
+    /// `None` while there is no other process.
     noted: Option<u64>,
 }
 
@@ -189,14 +189,14 @@ impl AppRateLimit {
         Ok(())
     }
 
-    /// From now on logins that pass are noted, or not any more. Each is in a later export, or is
-    /// noted.
+    /// From now on uses are noted, or not any more: logins that pass. While they are, each use is
+    /// noted, or is in a later export, or both.
     pub fn note_uses(&self, is_on: bool) {
         let mut state = self.state.lock();
         state.noted = is_on.then(|| state.noted.unwrap_or_default());
     }
 
-    /// What was noted since the last call, for the other process; `None` if nothing was.
+    /// The uses that were noted since the last call; `None` if there are none.
     pub fn take_uses(&self) -> Option<Writer> {
         let mut state = self.state.lock();
         let uses = state.noted.as_mut().map(std::mem::take).filter(|uses| *uses > 0)?;
@@ -205,10 +205,10 @@ impl AppRateLimit {
         Some(writer)
     }
 
-    /// Takes logins that have passed in the other process from the bucket.
+    /// Takes the uses of the other process from the bucket.
     ///
     /// # Errors
-    /// When it is malformed.
+    /// When they are malformed.
     pub fn add_uses(&self, told: &[u8]) -> Result<(), Malformed> {
         for field in read(told) {
             let field = field?;
@@ -268,8 +268,8 @@ impl RateState {
         Err(one.mul_f64(1.0 - self.bucket))
     }
 
-    /// Takes logins of the other process from the bucket, even if it is empty: then the next login
-    /// waits longer. It owes at most a whole bucket.
+    /// Takes uses of the other process from the bucket, even if it is empty: then the next login
+    /// waits longer. The bucket owes at most as many logins as it holds.
     fn owe(&mut self, uses: u64, rate: Rate, now: Duration) {
         self.fill(rate, now);
         let whole = f64::from(rate.count.get());

@@ -1,13 +1,13 @@
 //! What a process gives to the one that takes over, besides sessions.
 //!
 //! That is rate limits, codes that were sent, keys of TLS session tickets, records (callbacks,
-//! tickets, scans), cookie jars, and which sessions the snapshot may have though they have ended. So
-//! nobody has a second quota, no code is exchanged twice, and what has begun with one process can
+//! tickets, scans), cookie jars, and which sessions have ended though the snapshot may have them.
+//! So nobody has a second quota, no code is exchanged twice, and what has begun with one process can
 //! end with the other. A rate limit or an app is found by its name in the configuration of the new
 //! process; one that is not there is dropped. How each part is written is decided where it is kept.
 //!
-//! Afterwards each process tells the other which requests pass its rate limits: see
-//! [`keep_telling_uses`].
+//! Afterwards, while the old process drains, each process tells the other the uses of its rate
+//! limits: requests that have passed.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::handover::claims::{CodeKind, Wanted, answer_to_wanted};
 use crate::handover::fields::{Malformed, Writer, read};
 use crate::handover::peer::Topic;
 
-/// How often the other process is told which requests have passed rate limits.
+/// How often the uses of rate limits are sent to the other process.
 const TELL_USES: Duration = Duration::from_millis(20);
 
 /// Numbers of the fields of a piece, which has one part.
@@ -87,19 +87,19 @@ pub fn import(process: &Process, policy: &Policy, piece: &[u8]) -> Result<(), Ma
     Ok(())
 }
 
-/// From now on requests that pass rate limits are noted for the other process, or not any more.
+/// From now on the uses of rate limits are noted for the other process, or not any more.
 pub fn note_uses(policy: &Policy, is_on: bool) {
     policy.rate_limits().for_each(|(_, limit)| limit.note_uses(is_on));
     policy.login.apps().iter().for_each(|app| app.rate_limit.note_uses(is_on));
 }
 
-/// Tells the other process which requests pass rate limits, until there is none, or until `ending`
-/// and then once more. It may have been noted before.
+/// Tells the other process the uses of rate limits, until it is gone, or until `ending` is cancelled
+/// and then once more. They have been noted since the limits were handed over.
 pub async fn keep_telling_uses(process: &Process, policies: &Policies, ending: &CancellationToken) {
     while process.peer.is_linked() {
         let is_last = ending.is_cancelled();
         let policy = policies.current();
-        // Limits may be new since a reload.
+        // A reload may have added limits.
         note_uses(&policy, true);
         tell_uses(process, &policy).await;
         if is_last {
@@ -110,7 +110,7 @@ pub async fn keep_telling_uses(process: &Process, policies: &Policies, ending: &
     note_uses(&policies.current(), false);
 }
 
-/// Tells the other process which requests have passed rate limits.
+/// Tells the other process the uses of rate limits that were noted since the last call.
 pub async fn tell_uses(process: &Process, policy: &Policy) {
     let mut pieces = Vec::new();
     for (name, limit) in policy.rate_limits() {
@@ -127,7 +127,7 @@ pub async fn tell_uses(process: &Process, policy: &Policy) {
     }
 }
 
-/// Counts requests that have passed rate limits of the other process.
+/// Counts the uses of the other process's rate limits.
 ///
 /// # Errors
 /// When the piece is malformed.

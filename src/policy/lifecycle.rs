@@ -1,9 +1,10 @@
 //! Whether the process is serving, draining or closing.
 //!
 //! Draining begins with the signal to stop: the gateway is no longer ready and responses have
-//! `Connection: close`, but new connections are still served. After `server.shutdown_delay`, the
-//! public listeners are closed. Closing begins a second later: idle connections are closed.
-//! `server` changes the state; everything else only reads it.
+//! `Connection: close`, but new connections are still served. The public listeners are closed after
+//! `server.shutdown_delay`. Closing begins a second later, so that clients can begin a last request
+//! on connections that they have: then idle connections are closed. `server` changes the state;
+//! everything else only reads it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

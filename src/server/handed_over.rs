@@ -121,7 +121,7 @@ async fn what_passes_in_one_process_is_used_in_the_other() {
         let app = both.1.login.apps().get("wx0123456789abcdef").unwrap();
         app.rate_limit.check().unwrap_err();
     }
-    // One of a newer program, or of another configuration, counts nowhere.
+    // A limit of another configuration and a field of a newer program count nowhere.
     let mut piece = Writer::new();
     piece.text(1, "unknown").bytes(99, b"newer").bytes(2, b"x").bytes(3, b"x");
     count_uses(&new.1, piece.as_bytes()).unwrap();
@@ -130,7 +130,7 @@ async fn what_passes_in_one_process_is_used_in_the_other() {
 }
 
 #[tokio::test]
-async fn codes_of_each_kind_are_given_to_who_asks_first() {
+async fn codes_of_each_kind_are_given_to_the_process_that_asks_first() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let (process, policy) = process(&Clock::manual(), &[]);
     process.phone_codes.add([7; 32]).unwrap();

@@ -97,12 +97,12 @@ pub enum StartError {
     Workers(io::Error),
 }
 
-/// What a process needs at its beginning, and has from the one before if it replaces that one.
+/// What a process begins with. If it replaces another one, it has this from there.
 pub struct Inherited {
     pub clock: Clock,
     /// See [`Process::state_key`].
     pub state_key: SealKey,
-    /// About how many sessions will come in.
+    /// About how many sessions will be handed over.
     pub sessions: u64,
 }
 

@@ -54,7 +54,7 @@ struct Serving {
     /// For a new process. They listen for as long as these are kept.
     sockets: ListeningSockets,
     accepting: JoinSet<()>,
-    /// Ends `accepting`, but for what the kernel has accepted.
+    /// Ends `accepting`, after the connections that wait in the kernel's queue.
     accepting_ends: CancellationToken,
     connections: TaskTracker,
     admin_closing: CancellationToken,

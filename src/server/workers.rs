@@ -101,9 +101,9 @@ impl Workers {
         Probe(self.all.clone())
     }
 
-    /// Accepts connections until `closing`, and then those that the kernel has accepted already:
-    /// it would reset them. `connections` tracks them; `failed` throttles the log lines about
-    /// failures.
+    /// Accepts connections until `closing` is cancelled, and then those that wait in the kernel's
+    /// queue, which would be reset with the listener. `connections` tracks them; `failed` throttles
+    /// the log lines about failures.
     pub fn accept<F: Future<Output = ()> + Send + 'static>(
         &self,
         listener: TcpListener,
@@ -142,6 +142,7 @@ impl Workers {
             };
             closing.run_until_cancelled(accept).await;
             let Ok(listener) = listener.into_std() else { return };
+            // No more were in the queue, and clients that keep connecting must not keep it full.
             for _ in 0..BACKLOG {
                 match listener.accept() {
                     Ok((stream, peer)) if stream.set_nonblocking(true).is_ok() => {

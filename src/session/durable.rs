@@ -38,7 +38,8 @@ use crate::telemetry::metrics::{Metrics, Stage};
 /// A journal of this size, in bytes, takes no more changes before the next snapshot.
 const MOST_JOURNAL: u64 = 4 * FOLD_AT;
 
-/// About how many bytes of a snapshot a session takes.
+/// The bytes of a snapshot that a session takes, at least: with an openid and no other id. Room for
+/// too many sessions costs little.
 const BYTES_PER_SESSION: u64 = 128;
 
 /// What makes the sessions of a process durable.
@@ -101,7 +102,7 @@ impl Durable {
         })
     }
 
-    /// About how many sessions are in the files.
+    /// How many sessions there may be in the files.
     pub fn expected(&self) -> u64 {
         snapshot_size(&self.path) / BYTES_PER_SESSION
     }

@@ -2,8 +2,8 @@
 //!
 //! A configuration with a longer timeout must not bring back sessions that have ended already.
 //! Those in a file are judged when it is loaded (`snapshot::facts`). While two processes run, the
-//! shorter one of their timeouts counts in the new one, until the old one has told its last uses;
-//! then what has ended by it is removed.
+//! shorter of their timeouts counts in the new one, until it knows all uses of the old one. Then
+//! sessions that have ended by the shorter timeout are removed, and the longer one counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,13 +40,13 @@ impl Sessions {
         self.idle_timeout.get()
     }
 
-    /// From now on the timeout of the process that is replaced counts, if it is shorter.
+    /// From now on the timeout of the process that this one replaces counts, if it is shorter.
     pub fn share_idle_timeout(&self, other: Duration) {
         self.idle_timeout.counts.fetch_min(millis(other), Ordering::Relaxed);
     }
 
-    /// From now on the timeout of this process counts. Removes what has ended until now, for which
-    /// it searches all sessions.
+    /// From now on the timeout of this process counts. Before that, removes the sessions that have
+    /// ended by the other one, for which it searches all sessions.
     pub fn use_own_idle_timeout(&self) {
         let own = millis(self.idle_timeout.configured);
         if self.idle_timeout.counts.load(Ordering::Relaxed) == own {

@@ -5,9 +5,9 @@
 //! `session.jar_capacity` bytes; when that is used up, the least recently used jars are dropped,
 //! and the service sees a new client. In a shared store, jars expire with their sessions.
 //!
-//! While two processes run, each tells the other about jars that it changes, before the response
-//! that has changed them is forwarded. If both change one jar within the same milliseconds, each
-//! may have the other's cookies until the next change.
+//! While two processes run, each tells the other about a jar that it changes, before it forwards
+//! the response that has changed it. If both change one jar within the same milliseconds, each may have
+//! the other's cookies until the next change.
 //!
 //! If a jar cannot be read, the request is rejected, as if its session could not be read: without
 //! the cookies the service would treat the user as a new one. If a jar cannot be written, the
@@ -131,7 +131,7 @@ impl Jars {
         !matches!(result, CompResult::StillNone(_) | CompResult::Unchanged(_))
     }
 
-    /// To be called after a jar of the session was added.
+    /// Removes the jars of a session if it has ended. Called after one was added.
     fn remove_ended(&self, session: &Session) {
         if session.is_removed() {
             // Either this is seen here, or the jar is seen by what removes the session.
@@ -180,7 +180,7 @@ impl Jars {
             self.known.add(name);
             let (key, jar) = ((digest, name), Arc::new(jar));
             if is_told {
-                // Even if it is empty: one that is on its way must not replace it.
+                // Even if it is empty: an older one that is handed over later must not replace it.
                 self.cache.insert(key, jar);
             } else {
                 self.cache.entry(key).or_insert(jar);
@@ -243,7 +243,7 @@ impl Sessions {
         let changed = match &self.backend {
             Backend::Memory(memory) => {
                 if self.peer.is_linked() {
-                    // Boxed: it would make the future of every connection larger.
+                    // Boxed: otherwise it would make the future of every connection larger.
                     Box::pin(self.change_both(memory, session, upstream, change)).await;
                 } else {
                     memory.jars.change(session, upstream, change);

@@ -149,9 +149,8 @@ impl Memory {
         self.limit_sessions(&session.identity.user(), count, None);
     }
 
-    /// Adds a session of another process, unless it is here already. The caller excludes all other
-    /// changes of this session, which makes it faster than [`Memory::join`]. Returns whether it was
-    /// added.
+    /// Adds a session of another process, unless it is here already. Returns whether it was added.
+    /// Faster than [`Memory::join`], because the caller excludes all other changes of this session.
     pub fn restore(
         &self,
         session: Arc<Session>,

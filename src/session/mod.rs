@@ -105,8 +105,8 @@ enum Backend {
 
 impl Sessions {
     /// Sessions in memory or in a shared store, as configured. The connection to a shared store is
-    /// opened by [`Sessions::run`]. In memory, there is room for `expected` sessions of another
-    /// process and for those of the files: to grow with them takes longer.
+    /// opened by [`Sessions::run`]. In memory, there is room from the start for those of the files,
+    /// or for `expected` ones of another process: to make it while they come in takes longer.
     pub fn new(
         section: &SessionSection,
         clock: Clock,

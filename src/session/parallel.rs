@@ -1,11 +1,11 @@
-//! Work on many sessions at once, in several threads.
+//! How many threads share work on all sessions.
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// With more threads, they wait for each other: moka does a part of its work in one at a time.
+/// More threads would wait for each other: moka does a part of its work in one thread at a time.
 const MOST_THREADS: usize = 4;
 
 /// Calls `step` until it returns `false`, in as many threads as the machine has cores, and at most
@@ -27,7 +27,7 @@ pub fn in_parallel<E: Send>(step: impl Fn() -> Result<bool, E> + Sync) -> Result
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     thread::scope(|scope| {
-        // Without another thread, it only takes longer.
+        // If a thread cannot be started, the work only takes longer.
         let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
         let others: Vec<_> = (1..cores.min(MOST_THREADS)).filter_map(start).collect();
         let own = work();

@@ -46,7 +46,7 @@ pub struct Restoring {
     restored: Mutex<Restored>,
 }
 
-/// Some entries, as they will be kept.
+/// Some entries on their way in, with sessions as they will be kept.
 #[derive(Default)]
 pub struct Incoming {
     sessions: Vec<Arc<Session>>,
@@ -58,7 +58,7 @@ pub struct Incoming {
 #[derive(Default)]
 pub(super) struct Meanwhile {
     ended: HashSet<TokenDigest, DigestHash>,
-    /// Sessions that the other process tells about, so that they do not come in twice.
+    /// Sessions that the other process has told of, so that they do not come in twice.
     created: HashSet<TokenDigest, DigestHash>,
     /// Users that were blocked or unblocked.
     users: HashSet<User>,
@@ -145,8 +145,8 @@ impl Sessions {
         self.export_live(give, |_| {})
     }
 
-    /// The same, to the process that takes over. It will not have sessions that have ended by time,
-    /// but the last snapshot may.
+    /// The same, to the process that takes over. Sessions that have ended by time are not given,
+    /// but the last snapshot may have them: they are remembered as ended.
     ///
     /// # Errors
     /// As [`Sessions::export`].

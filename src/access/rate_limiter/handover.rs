@@ -1,10 +1,10 @@
 //! A rate limit in two processes during an upgrade.
 //!
 //! The new process gets the buckets of the old one. From then on both may let requests pass: the
-//! old one those of connections that it still has. Each notes what it lets pass, and tells the
-//! other one, which takes it from its own bucket, even if that is empty already: then the client
-//! waits longer. So a client that uses both at once may be a few milliseconds ahead, and has no
-//! second quota. A request that passes while the buckets are copied may be counted twice.
+//! old one those of connections that it still has. Each notes these uses and tells the other one,
+//! which takes them from its own bucket, even if that is empty already: then the client waits
+//! longer. So a client that uses both at once may be ahead for some tens of milliseconds, but has
+//! no second quota. A request that passes while the buckets are copied may be counted twice.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,17 +26,18 @@ mod field {
     pub const HASH_KEY: u32 = 4;
     /// Pairs of eight bytes: a hash, and the time at which the bucket is full, in nanoseconds.
     pub const BUCKETS: u32 = 5;
-    /// Pairs of eight bytes: a hash, and how many requests have passed.
+    /// Pairs of eight bytes: a hash, and how many requests have passed since they were last told.
     pub const USES: u32 = 6;
 }
 
 /// Pairs in one piece, of 16 bytes each.
 const PAIRS_IN_A_PIECE: usize = 16_384;
 
-/// The most buckets whose uses wait to be told: more than are used in the seconds that it may take.
+/// The most buckets whose uses wait to be told. More are not used in the second that this may take;
+/// if they are, the other process does not count their uses.
 const MOST_NOTED: usize = 1 << 18;
 
-/// Requests that have passed, and that the other process does not know of.
+/// Uses that the other process does not know of: requests that have passed here.
 #[derive(Default)]
 pub(super) struct Noted {
     is_on: AtomicBool,
@@ -58,8 +59,8 @@ impl Noted {
 }
 
 impl RateLimit {
-    /// From now on requests that pass are noted, or not any more. Each is in a later export, or is
-    /// noted, or both.
+    /// From now on uses are noted, or not any more. While they are, each use is noted, or is in a
+    /// later export, or both.
     pub fn note_uses(&self, is_on: bool) {
         self.noted.is_on.store(is_on, Ordering::SeqCst);
         if !is_on {
@@ -67,7 +68,7 @@ impl RateLimit {
         }
     }
 
-    /// Gives what was noted since the last call, in pieces of at most 256 KiB.
+    /// Gives the uses that were noted since the last call, in pieces of at most 256 KiB.
     pub fn take_uses(&self, give: impl FnMut(&mut Writer)) {
         let uses = std::mem::take(&mut *self.noted.uses.lock());
         if !uses.is_empty() {
@@ -117,10 +118,10 @@ impl RateLimit {
         }
     }
 
-    /// Takes a piece from another process: its buckets, or requests that it has let pass. Returns
-    /// whether it was used: not if the rate or the capacity is another one, or if this limit has a
-    /// hash key of its own, because it has counted requests before. A bucket that is here as well
-    /// keeps what it lacks.
+    /// Takes a piece from another process: its buckets, or its uses. Returns whether it was taken:
+    /// not if the rate or the capacity is another one, or if this limit has a hash key of its own,
+    /// because it has counted requests before. A bucket that is here as well lacks both what it
+    /// lacked before and what is taken.
     ///
     /// # Errors
     /// When the piece is malformed.
@@ -167,7 +168,8 @@ impl RateLimit {
         Ok(true)
     }
 
-    /// Makes a bucket full later. What it lacks is at most what two processes could let pass.
+    /// Makes a bucket full later. It lacks at most two whole buckets: what two processes may let
+    /// pass.
     fn fill_later(&self, hash: u64, missing: u64, now: u64) {
         if missing == 0 {
             return;

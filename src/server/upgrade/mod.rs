@@ -18,9 +18,9 @@
 //!
 //! Until the new process is told to serve, the old one can go on: if the new one fails or hangs, the
 //! old one takes everything back. After that it does so only if the new process has ended, which
-//! the system tells: two processes that serve without each other would be worse than none. Both have
-//! the listening sockets, so connections that wait to be accepted are accepted by the process that
-//! is there.
+//! the system tells: two processes that serve without each other would be worse than none. Both
+//! have the listening sockets, so connections that wait to be accepted are accepted by the process
+//! that is there.
 //!
 //! With sessions in a shared store, no sessions are sent.
 
@@ -118,8 +118,8 @@ fn answer(
     }
 }
 
-/// Tells the other process the uses of sessions, since a time of the clock, and of rate limits, until
-/// it is gone, or until `ending` is cancelled and then once more.
+/// Tells the other process the uses of sessions, since a time of the clock, and of rate limits,
+/// until it is gone, or until `ending` is cancelled and then once more.
 async fn stay_in_touch(
     process: &Process,
     policies: &Policies,

@@ -6,8 +6,8 @@
 //! have ended since the last snapshot are remembered, until the next one, which does not have them.
 //! Eight bytes of a digest are enough, because nobody chooses a digest.
 //!
-//! Beyond a limit, and while it is not known what the snapshot has, every logout is written. During
-//! an upgrade the new process gets what the old one remembers, if both have the same files.
+//! Beyond a limit, and while it is not known what the snapshot has, every logout is written. In an
+//! upgrade the new process gets what the old one remembers, if both have the same files.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
@@ -28,7 +28,7 @@ mod field {
     pub const PATH: u32 = 1;
     /// Parts of digests, of eight bytes each.
     pub const WORDS: u32 = 2;
-    /// Set if there are more, which are not known.
+    /// Has no value. It is there if more sessions have ended than are known.
     pub const HAS_MORE: u32 = 3;
 }
 
@@ -88,8 +88,8 @@ impl Ended {
         sets.now.may_have(word(digest)) || sets.before.may_have(word(digest))
     }
 
-    /// Another process wrote the snapshot. Unless it has given what it remembered, it is not known
-    /// here which sessions it has ended since.
+    /// Continues the files of another process. Unless that has given what it remembered, it is not
+    /// known here which sessions have ended there since the snapshot.
     pub fn continue_another(&self) {
         let mut sets = self.0.lock();
         let is_given = std::mem::take(&mut sets.is_given);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_remembers_what_it_was_given_and_without_that_everything() {
+    fn a_new_process_remembers_what_it_was_given_and_everything_if_it_was_given_nothing() {
         let path = Path::new("/run/wxgate/sessions");
         let exported = |ended: &Ended, path: &str| {
             let mut pieces = Vec::new();
@@ -235,10 +235,10 @@ mod tests {
         let new = given(&pieces);
         assert!((0..40_000).all(|number| new.may_have(&digest(number))));
         assert!(!new.may_have(&digest(40_000)));
-        // Only once: the files may have been another process's in between.
+        // That counts once: another process may have had the files in between.
         new.continue_another();
         assert!(new.may_have(&digest(40_000)));
-        // It has others itself, or has the files of another path.
+        // More have ended there than are known, or its files have another path.
         for pieces in [
             exported(&new, "/run/wxgate/sessions"),
             exported(&old, "/run/wxgate/other"),

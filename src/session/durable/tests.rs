@@ -73,9 +73,8 @@ impl Machine {
     fn process_at(&self, clock: Clock) -> Process {
         let metrics = Metrics::new().unwrap();
         metrics.register_snapshot().unwrap();
-        let peer = Peer::default();
-        let sessions =
-            Sessions::new(&self.section, clock.clone(), metrics.clone(), peer.clone(), 0);
+        let (section, peer) = (&self.section, Peer::default());
+        let sessions = Sessions::new(section, clock.clone(), metrics.clone(), peer.clone(), 0);
         sessions.keep_session_keys(true);
         Process { sessions, clock, metrics, peer, answering: Vec::new() }
     }

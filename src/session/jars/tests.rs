@@ -78,7 +78,7 @@ async fn jars_are_handed_over_with_their_sessions() {
     assert_eq!(sent(&new, &kept, name()).await, "");
 }
 
-/// Two processes with one session, and what it is in each of them.
+/// Two processes, and one session as each of them has it.
 async fn two() -> [(Store, Arc<Session>); 2] {
     let [here, there] = [Store::new(100), Store::new(100)];
     let digest = here.login().await;
@@ -103,7 +103,7 @@ async fn a_jar_that_changes_in_one_of_two_processes_changes_in_the_other() {
     for (store, session) in both {
         assert_eq!(sent(store, session, name()).await, "c0=0; c2=2; c3=3");
     }
-    // Several at once come in their order.
+    // Of several at once, the other process has the last one, too.
     let lines: Vec<_> = (0..100).map(|n| format!("c0={n}")).collect();
     let all = lines.iter().map(|line| set(&there.0, &there.1, name(), line));
     futures_util::future::join_all(all).await;

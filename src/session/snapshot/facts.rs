@@ -37,8 +37,8 @@ pub struct Facts {
     pub boot: String,
     /// Since that boot, with the time in which the machine was suspended.
     pub uptime: u64,
-    /// After which time without a use a session of the process ends. An older program has not
-    /// written it.
+    /// After how long without a use a session of the process ends. `None`: an older program has
+    /// written the facts.
     pub idle_timeout: Option<u64>,
 }
 
@@ -108,7 +108,7 @@ pub struct Rebase {
     now: u64,
     /// What is added to a time.
     shift: i128,
-    /// The writer's.
+    /// That of the process that has written the times.
     idle_timeout: Option<u64>,
 }
 

@@ -208,7 +208,7 @@ struct Chunks<R> {
 type Sealed = Zeroizing<Vec<u8>>;
 
 impl<R: Read> Chunks<R> {
-    /// The next chunk that is not the last, with its number.
+    /// The next chunk, with its number. `None` at the last one, which is kept.
     fn next(&mut self) -> Result<Option<(u64, Sealed)>, LoadError> {
         if self.last.is_some() {
             return Ok(None);
@@ -265,8 +265,8 @@ impl<R: Read + Send> SnapshotReader<R> {
         &self.facts
     }
 
-    /// Reads all entries, in several threads. Returns, for each chunk in order, what `add` has
-    /// collected of its entries.
+    /// Reads all entries, in several threads. Returns what `add` has collected of the entries of
+    /// each chunk, in the order of the chunks.
     ///
     /// # Errors
     /// When the file is damaged.
@@ -304,7 +304,7 @@ impl<R: Read + Send> SnapshotReader<R> {
     }
 }
 
-/// Opens the chunk of a number with some flags.
+/// Opens a chunk with its number and its flags.
 fn open<'a>(
     key: &FileKey,
     id: &SnapshotId,
