@@ -12,7 +12,7 @@ const MOST_THREADS: usize = 4;
 /// [`MOST_THREADS`].
 ///
 /// # Errors
-/// The first error of `step`, which ends the work in all threads.
+/// An error of `step`, which ends the work in all threads.
 pub fn in_parallel<E: Send>(step: impl Fn() -> Result<bool, E> + Sync) -> Result<(), E> {
     let is_over = AtomicBool::new(false);
     let work = || {

@@ -203,7 +203,7 @@ impl Restoring {
     /// changes of the other process wait until they are here. Times are this process's clock's.
     ///
     /// # Errors
-    /// The first error of `next`.
+    /// An error of `next`, which ends the call.
     pub fn insert_all<E: Send>(
         &self,
         next: impl Fn() -> Result<Option<Incoming>, E> + Sync,

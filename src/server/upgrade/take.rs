@@ -257,12 +257,11 @@ fn take_entries(
             return Ok(None);
         }
         let message = bulk_in.blocking_recv().ok_or(TakeError::Gone)?;
+        // Then no other thread must wait for more.
+        *is_at_end = message.kind != Bulk::Sessions as u8;
         match message.kind {
             kind if kind == Bulk::Sessions as u8 => Ok(Some(message)),
-            kind if kind == Bulk::EndOfSessions as u8 => {
-                *is_at_end = true;
-                Ok(None)
-            }
+            kind if kind == Bulk::EndOfSessions as u8 => Ok(None),
             _ => Err(TakeError::Malformed),
         }
     };

@@ -200,6 +200,8 @@ pub struct SnapshotReader<R> {
 struct Chunks<R> {
     reader: R,
     next: u64,
+    /// After the last chunk, or after an error.
+    is_at_end: bool,
     /// The last one, with its number.
     last: Option<(u64, Sealed)>,
 }
@@ -208,16 +210,19 @@ struct Chunks<R> {
 type Sealed = Zeroizing<Vec<u8>>;
 
 impl<R: Read> Chunks<R> {
-    /// The next chunk, with its number. `None` at the last one, which is kept.
+    /// The next chunk, with its number. `None` at the last one, which is kept, and from then on; also
+    /// after an error, so that no other thread finds another one.
     fn next(&mut self) -> Result<Option<(u64, Sealed)>, LoadError> {
-        if self.last.is_some() {
+        if self.is_at_end {
             return Ok(None);
         }
+        self.is_at_end = true;
         let mut sealed = Zeroizing::new(Vec::with_capacity(CHUNK + SPARE));
         let flags = read_chunk(&mut self.reader, &mut sealed)?;
         let numbered = (self.next, sealed);
         self.next += 1;
         if flags == 0 {
+            self.is_at_end = false;
             return Ok(Some(numbered));
         }
         if (&mut self.reader).take(1).read_to_end(&mut Vec::new())? != 0 {
@@ -246,7 +251,7 @@ impl<R: Read + Send> SnapshotReader<R> {
         }
         let mut id = [0; SALT];
         read_exact(&mut reader, &mut id)?;
-        let mut chunks = Chunks { reader, next: 0, last: None };
+        let mut chunks = Chunks { reader, next: 0, is_at_end: false, last: None };
         let Some((number, first)) = chunks.next()? else {
             return Err(LoadError::Damaged("it starts with its last chunk"));
         };

@@ -325,3 +325,10 @@ fn errors_of_the_disk_are_passed_on_and_are_not_damage() {
         assert!(matches!(reads(), Err(LoadError::Io(_))), "{length}");
     }
 }
+
+#[test]
+fn after_an_error_no_thread_reads_on() {
+    let mut chunks = Chunks { reader: &b"cut"[..], next: 1, is_at_end: false, last: None };
+    assert!(matches!(chunks.next(), Err(LoadError::Damaged("truncated"))));
+    assert!(chunks.next().unwrap().is_none());
+}
