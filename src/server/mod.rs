@@ -100,7 +100,7 @@ pub enum StartError {
 /// What a process begins with. If it replaces another one, it has this from there.
 pub struct Inherited {
     pub clock: Clock,
-    /// See [`Process::state_key`].
+    /// See `Process::state_key`.
     pub state_key: SealKey,
     /// About how many sessions will be handed over.
     pub sessions: u64,

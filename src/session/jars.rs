@@ -6,8 +6,8 @@
 //! and the service sees a new client. In a shared store, jars expire with their sessions.
 //!
 //! While two processes run, each tells the other about a jar that it changes, before it forwards
-//! the response that has changed it. If both change one jar within the same milliseconds, each may have
-//! the other's cookies until the next change.
+//! the response that has changed it. If both change one jar within the same milliseconds, each may
+//! have the other's cookies until the next change.
 //!
 //! If a jar cannot be read, the request is rejected, as if its session could not be read: without
 //! the cookies the service would treat the user as a new one. If a jar cannot be written, the
