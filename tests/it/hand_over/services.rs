@@ -87,6 +87,10 @@ async fn answers_a_last_admin_request() -> bool {
     kept.send(last).await;
     assert_eq!(kept.response(false).await.status, 200);
     let old = stack.upgrade(UPGRADES).await;
+    // Nothing else keeps the old process.
+    for _ in 0..50 {
+        assert_eq!(stack.get("/none").send().await.status, 200);
+    }
     kept.try_send(last).await;
     let answer = kept.response_or_end().await;
     ended(old).await;
