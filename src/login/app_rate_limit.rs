@@ -178,10 +178,20 @@ impl AppRateLimit {
                 _ => {}
             }
         }
-        let bucket = bucket.filter(|bucket: &f64| bucket.is_finite());
         let (Some(bucket), Some(filled_at)) = (bucket, filled_at) else { return Err(Malformed) };
+        let whole = u32::try_from(count.unwrap_or(1)).map_err(|_| Malformed)?.max(1);
+        let whole = f64::from(whole);
+        // It may owe as much as it can hold.
+        if !(-whole..=whole).contains(&bucket) {
+            return Err(Malformed);
+        }
         let own = self.rate.map(|rate| (u64::from(rate.count.get()), rate.period));
         if own == count.zip(period) {
+            // A wrong clock must not lock an app out.
+            let now = self.clock.now();
+            let filled_at = filled_at.min(now);
+            let slowed_at = slowed_at.map(|at| at.min(now));
+            let next_probe = next_probe.map(|at| at.min(now + QUOTA_PROBE));
             let mut state = self.state.lock();
             let noted = state.noted;
             *state = RateState { bucket, filled_at, slowed_at, next_probe, noted };

@@ -153,7 +153,7 @@ impl Memory {
     /// Faster than [`Memory::join`], because the caller excludes all other changes of this session.
     pub fn restore(
         &self,
-        session: Arc<Session>,
+        session: &Arc<Session>,
         source: RestoredFrom,
         is_live: impl Fn(&Session) -> bool,
     ) -> bool {

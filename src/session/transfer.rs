@@ -260,7 +260,7 @@ impl Restoring {
                 durable.ended.add(digest);
             }
             restored.expired += 1;
-        } else if memory.restore(session, self.source, |session| sessions.is_live(session)) {
+        } else if memory.restore(&session, self.source, |session| sessions.is_live(session)) {
             restored.sessions += 1;
         }
     }

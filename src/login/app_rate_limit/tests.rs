@@ -163,3 +163,48 @@ fn logins_that_pass_in_one_of_two_processes_are_taken_from_the_bucket_of_the_oth
     clock.advance(Duration::from_millis(1101));
     assert_eq!(pass(&new), 1);
 }
+
+/// A state as another process could give it.
+fn state(bucket: f64, [filled_at, slowed_at, next_probe]: [u64; 3]) -> Writer {
+    let mut writer = Writer::new();
+    writer
+        .u64(field::COUNT, 3)
+        .u64(field::PERIOD, 1_000_000_000)
+        .u64(field::BUCKET, bucket.to_bits())
+        .u64(field::FILLED_AT, filled_at)
+        .u64(field::SLOWED_AT, slowed_at)
+        .u64(field::NEXT_PROBE, next_probe);
+    writer
+}
+
+#[test]
+fn a_wrong_clock_of_another_process_does_not_lock_an_app_out() {
+    let times = [0, u64::MAX / 2, u64::MAX];
+    for times in times
+        .map(|filled| times.map(|slowed| times.map(|next| [filled, slowed, next])))
+        .concat()
+        .concat()
+    {
+        let (rate_limit, clock) = rate_limit(3);
+        rate_limit.import(state(0.0, times).as_bytes()).unwrap();
+        match rate_limit.check() {
+            Ok(())
+            | Err(
+                Rejection::WeChatBusy { retry_after: ..=90 }
+                | Rejection::RateLimited { retry_after: ..=3 },
+            ) => {}
+            other => panic!("{times:?}: {other:?}"),
+        }
+        clock.advance(QUOTA_PROBE);
+        assert_eq!((rate_limit.check(), rate_limit.admit_call()), (Ok(()), Ok(())), "{times:?}");
+    }
+}
+
+#[test]
+fn an_impossible_bucket_of_another_process_is_malformed() {
+    for bucket in [f64::NAN, f64::INFINITY, f64::MAX, f64::MIN, -3.5, 3.5] {
+        let (rate_limit, _) = rate_limit(3);
+        assert_eq!(rate_limit.import(state(bucket, [0; 3]).as_bytes()), Err(Malformed));
+        rate_limit.check().unwrap();
+    }
+}
