@@ -96,6 +96,16 @@ pub mod fuzzing {
     pub use crate::proxy::body;
     pub use crate::server::upgrade::fuzzing as upgrade;
     pub use crate::session::fuzzing as session;
+    /// What is handed over during an upgrade, besides sessions.
+    pub mod state {
+        pub use crate::access::rate_limiter::RateLimit;
+        pub use crate::listener::tls::TicketKeys;
+        pub use crate::login::AppRateLimit;
+        pub use crate::session::fuzzing::records::{
+            MemoryRecords, Operation, Outcome, OwnedRecords, RecordKind,
+        };
+        pub use crate::wechat::sent_codes::SentCodes;
+    }
     pub use crate::wechat::reply::Reply;
     pub use crate::wechat::{Code, ErrCode, WeChatError};
 }

@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+#[cfg(any(fuzzing, test))]
+pub use self::app_rate_limit::AppRateLimit;
 pub use self::apps::Apps;
 use self::apps::ServedApp;
 pub use self::coalescing::Grant;

@@ -13,8 +13,8 @@
 //! write. If each use waited for all replicas, it would be slow, and would fail while one of them
 //! hangs.
 
-mod operation;
-mod owned;
+pub(super) mod operation;
+pub(super) mod owned;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -35,6 +35,8 @@ mod pingora;
 mod response_head;
 #[path = "targets/snapshot.rs"]
 mod snapshot;
+#[path = "targets/state.rs"]
+mod state;
 #[path = "targets/strip.rs"]
 mod strip;
 #[path = "targets/token.rs"]
@@ -44,7 +46,7 @@ mod wechat;
 
 type Check = fn(&[u8]);
 
-const TARGETS: [(&str, Check); 17] = [
+const TARGETS: [(&str, Check); 18] = [
     ("body", body::check),
     ("chunked", chunked::check),
     ("config", config::check),
@@ -59,6 +61,7 @@ const TARGETS: [(&str, Check); 17] = [
     ("pingora", pingora::check),
     ("response_head", response_head::check),
     ("snapshot", snapshot::check),
+    ("state", state::check),
     ("strip", strip::check),
     ("token", token::check),
     ("wechat", wechat::check),
