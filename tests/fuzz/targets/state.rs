@@ -60,7 +60,8 @@ fn rate() -> Rate {
 
 fn check_app_rate(state: &[u8]) {
     let is_legal = fields(state).is_some_and(|fields| {
-        let are_numbers = fields.iter().all(|(number, value)| *number > 6 || value.len() == 8);
+        let are_numbers =
+            fields.iter().all(|(number, value)| !(1..=6).contains(number) || value.len() == 8);
         let count = number(&fields, 1).unwrap_or(1);
         let most = u32::try_from(count).map(|count| f64::from(count.max(1)));
         let bucket = number(&fields, 3).map(f64::from_bits);
@@ -208,7 +209,8 @@ fn check_tickets(state: &[u8]) {
         })
     };
     let is_legal = fields(state).is_some_and(|fields| {
-        let are_keys = fields.iter().all(|(number, value)| *number > 2 || is_key(value));
+        let are_keys =
+            fields.iter().all(|(number, value)| !(1..=2).contains(number) || is_key(value));
         let rotates = last(&fields, 3).is_some_and(|value| value.len() == 8);
         are_keys && last(&fields, 1).is_some() && rotates
     });
