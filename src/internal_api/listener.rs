@@ -1,20 +1,19 @@
 //! Accepts the connections of services: TCP, TLS, or a Unix socket.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::InternalApi;
-use crate::listener::small_server::{
-    ACCEPT_PAUSE, ConnectionLimits, Dropped, Request, serve_connection,
-};
+use crate::listener::accepting;
+use crate::listener::small_server::{ConnectionLimits, Dropped, Request, serve_connection};
 use crate::listener::unix_socket::SocketFile;
 use crate::telemetry::log_throttle::LogThrottle;
 
@@ -36,12 +35,14 @@ pub enum Listener {
     Unix(UnixListener, SocketFile),
 }
 
-/// Accepts connections until the future is dropped. `connections` tracks them to their end.
+/// Accepts connections until `closing` is cancelled, and then those that wait in the kernel's
+/// queue. `connections` tracks them to their end.
 pub async fn serve(
     listener: Listener,
     api: Arc<InternalApi>,
     connections: TaskTracker,
-) -> Infallible {
+    closing: CancellationToken,
+) {
     // File descriptors are shared with the public listeners.
     let most = (api.policies.current().limits.max_connections / 2).clamp(1, MAX_CONNECTIONS);
     let permits = Permits {
@@ -51,21 +52,55 @@ pub async fn serve(
         failed: LogThrottle::new(api.process.clock.clone()),
     };
     match listener {
-        Listener::Tcp(listener) => loop {
-            let Some((stream, peer)) = permits.next(listener.accept()).await else { continue };
-            let Some(permit) = permits.acquire() else { continue };
-            let peer = peer.ip().to_canonical();
-            connections.spawn(serve_tcp(api.clone(), stream, peer, permit));
-        },
-        Listener::Unix(listener, _file) => loop {
-            let Some((stream, _)) = permits.next(listener.accept()).await else { continue };
-            let Some(permit) = permits.acquire() else { continue };
-            let api = api.clone();
-            connections.spawn(async move {
-                serve_stream(&api, stream, None).await;
-                drop(permit);
-            });
-        },
+        Listener::Tcp(listener) => {
+            let serve = |stream, peer: SocketAddr| {
+                let Some(permit) = permits.acquire() else { return };
+                let peer = peer.ip().to_canonical();
+                connections.spawn(serve_tcp(api.clone(), stream, peer, permit));
+            };
+            let accept = async {
+                loop {
+                    let Some((stream, peer)) = permits.next(listener.accept()).await else {
+                        continue;
+                    };
+                    serve(stream, peer);
+                }
+            };
+            closing.run_until_cancelled(accept).await;
+            let Ok(listener) = listener.into_std() else { return };
+            for (stream, peer) in accepting::waiting(|| listener.accept()) {
+                if stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = TcpStream::from_std(stream)
+                {
+                    serve(stream, peer);
+                }
+            }
+        }
+        Listener::Unix(listener, _file) => {
+            let serve = |stream| {
+                let Some(permit) = permits.acquire() else { return };
+                let api = api.clone();
+                connections.spawn(async move {
+                    serve_stream(&api, stream, None).await;
+                    drop(permit);
+                });
+            };
+            let accept = async {
+                loop {
+                    let Some((stream, _)) = permits.next(listener.accept()).await else { continue };
+                    serve(stream);
+                }
+            };
+            closing.run_until_cancelled(accept).await;
+            let Ok(listener) = listener.into_std() else { return };
+            for (stream, _) in accepting::waiting(|| listener.accept()) {
+                if stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = UnixStream::from_std(stream)
+                {
+                    serve(stream);
+                }
+            }
+        }
     }
 }
 
@@ -79,7 +114,7 @@ impl Permits {
                 if let Some(suppressed) = self.failed.suppressed() {
                     tracing::error!(%error, suppressed, "cannot accept connections of services");
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(accepting::PAUSE).await;
                 None
             }
         }

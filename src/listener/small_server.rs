@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::write_timeout::WriteTimeout;
+use super::accepting;
 
 pub type Request = http::Request<Incoming>;
 pub type Response = http::Response<Full<Bytes>>;
@@ -42,9 +43,6 @@ const LEAST_BUFFER: usize = 8 << 10;
 /// How long an open connection may still begin a request after its listener was closed. Until then
 /// the request gets its response, and with that the client learns that the connection is closed.
 pub const LAST_REQUEST: Duration = Duration::from_secs(1);
-
-/// How long accepting pauses when no file descriptor is left.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The handler's signal to drop the connection.
 #[derive(Debug)]
@@ -94,7 +92,7 @@ where
             () = closing.cancelled() => break,
         };
         let Ok((stream, peer)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            tokio::time::sleep(accepting::PAUSE).await;
             continue;
         };
         while connections.try_join_next().is_some() {}

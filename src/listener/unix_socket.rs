@@ -18,8 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
-const BACKLOG: i32 = 4096;
+use super::accepting;
 
 /// Owner and group may connect.
 const SHARED: u32 = 0o660;
@@ -86,7 +85,7 @@ impl UnixSocket {
         rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
         socket.bind(&SockAddr::unix(&new)?)?;
         let placed = fs::set_permissions(&new, fs::Permissions::from_mode(mode))
-            .and_then(|()| socket.listen(BACKLOG))
+            .and_then(|()| socket.listen(accepting::BACKLOG))
             .and_then(|()| fs::symlink_metadata(&new))
             .and_then(|metadata| fs::rename(&new, path).map(|()| metadata));
         let metadata = placed.inspect_err(|_| drop(fs::remove_file(&new)))?;

@@ -13,10 +13,8 @@ use super::received_sockets::ReceivedSockets;
 use crate::config::InternalAddress;
 use crate::edge::ListenerKind;
 use crate::internal_api::listener as internal_listener;
+use crate::listener::accepting::BACKLOG;
 use crate::listener::unix_socket::{Ownership, UnixSocket};
-
-/// Connections that may wait to be accepted, up to the system's limit (`somaxconn`).
-pub const BACKLOG: i32 = 4096;
 
 /// A TCP socket that listens.
 pub struct Listener {

@@ -327,11 +327,9 @@ impl Listeners {
         if let Some(listener) = self.internal {
             let listener = listener.into_tokio()?;
             let api = InternalApi::new(process.clone(), policies.clone(), connections.clone());
-            let served = internal_listener::serve(listener, Arc::new(api), connections.clone());
-            let closing = closing.clone();
-            accepting.push(Box::pin(async move {
-                closing.run_until_cancelled(served).await;
-            }));
+            let (connections, closing) = (connections.clone(), closing.clone());
+            let serve = internal_listener::serve(listener, Arc::new(api), connections, closing);
+            accepting.push(Box::pin(serve));
         }
         Ok(accepting)
     }

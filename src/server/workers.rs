@@ -18,8 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::listeners::BACKLOG;
-use crate::listener::small_server;
+use crate::listener::accepting;
 use crate::telemetry::log_throttle::LogThrottle;
 
 /// Threads, each with its own runtime. They end when this is dropped.
@@ -142,14 +141,9 @@ impl Workers {
             };
             closing.run_until_cancelled(accept).await;
             let Ok(listener) = listener.into_std() else { return };
-            // No more were in the queue, and clients that keep connecting must not keep it full.
-            for _ in 0..BACKLOG {
-                match listener.accept() {
-                    Ok((stream, peer)) if stream.set_nonblocking(true).is_ok() => {
-                        give(stream, peer);
-                    }
-                    Err(error) if error.kind() != io::ErrorKind::ConnectionAborted => return,
-                    _ => {}
+            for (stream, peer) in accepting::waiting(|| listener.accept()) {
+                if stream.set_nonblocking(true).is_ok() {
+                    give(stream, peer);
                 }
             }
         }
@@ -180,7 +174,7 @@ async fn next(listener: &TcpListener, failed: &LogThrottle) -> (TcpStream, Socke
                 if let Some(suppressed) = failed.suppressed() {
                     tracing::error!(%error, suppressed, "cannot accept connections");
                 }
-                tokio::time::sleep(small_server::ACCEPT_PAUSE).await;
+                tokio::time::sleep(accepting::PAUSE).await;
             }
         }
     }

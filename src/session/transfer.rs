@@ -223,7 +223,7 @@ impl Restoring {
         let meanwhile = self.sessions.meanwhile.read();
         let Some(meanwhile) = &*meanwhile else { return };
         for session in sessions {
-            self.insert_session(memory, meanwhile, session, &mut restored);
+            self.insert_session(memory, meanwhile, &session, &mut restored);
         }
         for entry in others {
             match entry {
@@ -248,19 +248,19 @@ impl Restoring {
         &self,
         memory: &Memory,
         meanwhile: &Meanwhile,
-        session: Arc<Session>,
+        session: &Arc<Session>,
         restored: &mut Restored,
     ) {
         let (sessions, digest) = (&self.sessions, session.digest());
         if meanwhile.ended.contains(digest) || meanwhile.created.contains(digest) {
             return;
         }
-        if !sessions.is_live(&session) {
+        if !sessions.is_live(session) {
             if let Some(durable) = &sessions.durable {
                 durable.ended.add(digest);
             }
             restored.expired += 1;
-        } else if memory.restore(&session, self.source, |session| sessions.is_live(session)) {
+        } else if memory.restore(session, self.source, |session| sessions.is_live(session)) {
             restored.sessions += 1;
         }
     }

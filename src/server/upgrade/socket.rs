@@ -20,11 +20,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
 
 use crate::clock::Clock;
+use crate::listener::accepting;
 use crate::listener::unix_socket::{SocketFile, UnixSocket};
 use crate::telemetry::log_throttle::LogThrottle;
-
-/// How long a failed accept is not tried again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The socket at which this process waits for a new one. Its file is removed when this is dropped,
 /// unless another process has replaced it.
@@ -89,7 +87,7 @@ impl UpgradeSocket {
                     if let Some(suppressed) = self.rejected.suppressed() {
                         tracing::warn!(%error, suppressed, "cannot accept at the upgrade socket");
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(accepting::PAUSE).await;
                 }
             }
         }
