@@ -152,10 +152,20 @@ auth = "none"
         )
         self.process = None
 
-    def start(self, environment=None, before=(), within=30):
-        """Starts it. Returns the seconds from its start until it is ready."""
+    def start(self, environment=None, before=(), within=30, listeners=()):
+        """Starts it. Returns the seconds from its start until it is ready.
+
+        `listeners` are sockets that it gets as from a service manager.
+        """
         began = time.monotonic()
-        self.process = start([*before, self.program, "run", "-c", self.file], self.log, environment)
+        more = {}
+        if listeners:
+            # The variable must name the process itself, and the first socket have the number 3.
+            files = [listener.fileno() for listener in listeners]
+            moved = " ".join(f"{number}<&{file}" for number, file in enumerate(files, 3))
+            shell = f'LISTEN_PID=$$ LISTEN_FDS={len(files)} exec "$@" {moved}'
+            before, more = ("sh", "-c", shell, "sh", *before), {"pass_fds": files}
+        self.process = start([*before, self.program, "run", "-c", self.file], self.log, environment, **more)
         self.wait_until_ready(within)
         return time.monotonic() - began
 

@@ -1,6 +1,7 @@
 """SIGTERM and a new start, with a snapshot between them, under load."""
 
 import signal
+import socket
 import time
 
 from gateway import Gateway
@@ -46,6 +47,35 @@ def sigterm(world):
     )
     world.promise("it is ready soon after its start", max(starts) < 5, f"{min(starts):.3f} to {max(starts):.3f} s")
     add_up(world, gateway)
+
+
+def sigterm_with_sockets(world):
+    """The same with sockets that outlive the process: connections wait for the next one."""
+    gateway = Gateway(world.surroundings(), server=f'drain_timeout = "{DRAIN}s"', snapshot='interval = "1h"')
+    ports = gateway.port, gateway.admin
+    listeners = [socket.create_server(("127.0.0.1", port), backlog=4096) for port in ports]
+    gateway.start(listeners=listeners)
+    load = Load(gateway, world.rate)
+    codes, starts = [], []
+    for _ in range(world.rounds or 5):
+        time.sleep(2)
+        codes.append(gateway.terminate(within=DRAIN + 10)[0])
+        starts.append(gateway.start(listeners=listeners))
+        load.check()
+    outcome = load.stop()
+    faults = outcome.faults()
+    world.promise(
+        "restarts with sockets of a service manager: every session comes back, none that has ended, no request fails",
+        not faults and codes == [0] * len(codes),
+        faults or f"{outcome.summary()}; exit codes {codes}",
+    )
+    world.promise(
+        "restarts with sockets of a service manager: no connection is refused",
+        outcome.refused == 0,
+        f"{outcome.refused}; ready {min(starts):.3f} to {max(starts):.3f} s after the start; requests p50 {outcome.percentile(0.5):.0f} ms, max {outcome.percentile(1):.0f} ms",
+    )
+    for listener in listeners:
+        listener.close()
 
 
 def add_up(world, gateway):
@@ -118,4 +148,4 @@ def too_early(world):
     )
 
 
-SCENARIOS = [sigterm, ends_at_once, too_early]
+SCENARIOS = [sigterm, sigterm_with_sockets, ends_at_once, too_early]
