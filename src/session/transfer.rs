@@ -200,7 +200,8 @@ impl Incoming {
 
 impl Restoring {
     /// Takes all that `next` gives, in several threads: some thousand entries at a time, because
-    /// changes of the other process wait until they are here. Times are this process's clock's.
+    /// changes of the other process wait until they are here. Times are this process's clock's. With
+    /// a shared store there is nothing to insert, but all of it is taken.
     ///
     /// # Errors
     /// An error of `next`, which ends the call.
@@ -208,10 +209,11 @@ impl Restoring {
         &self,
         next: impl Fn() -> Result<Option<Incoming>, E> + Sync,
     ) -> Result<(), E> {
-        let Backend::Memory(memory) = &self.sessions.backend else { return Ok(()) };
         in_parallel(|| {
             let Some(incoming) = next()? else { return Ok(false) };
-            self.insert(memory, incoming);
+            if let Backend::Memory(memory) = &self.sessions.backend {
+                self.insert(memory, incoming);
+            }
             Ok(true)
         })
     }

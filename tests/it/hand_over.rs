@@ -17,6 +17,7 @@ use wxgate::server::Command;
 use crate::cookie_jar::JAR;
 use crate::harness::client::{self, Connection};
 use crate::harness::command::{Running, text, write_config, wxgate};
+use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Reply;
 use crate::harness::{APP, OPERATOR, PATIENCE, Replaced, Stack, UPGRADES, openid, until};
 
@@ -68,6 +69,32 @@ async fn a_new_process_has_the_address_and_the_sessions_of_the_old_one() {
     let old = stack.upgrade(UPGRADES).await;
     ended(old).await;
     assert_eq!(stack.get("/").token(&alice).send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_shared_store_the_sockets_are_handed_over() {
+    let store = RedisServer::start();
+    let changes = format!(
+        "{UPGRADES}\nsession.seal_key = {{ file = \"{{dir}}/seal\" }}\n\
+         session.redis.url = \"redis://127.0.0.1:{}\"\nsession.redis.timeout = \"1s\"",
+        store.port
+    );
+    let mut stack = Stack::start_with(&changes).await;
+    stack.until_ready().await;
+    let token = stack.login("alice").await;
+    let server = stack.successor(&changes).await.unwrap();
+    let (stop, commands) = tokio::sync::mpsc::channel(1);
+    let mut new = tokio::spawn(server.run(commands));
+    let replaced = async {
+        tokio::select! {
+            ended = &mut stack.ended => ended.unwrap().unwrap(),
+            ended = &mut new => panic!("it has not taken over: {ended:?}"),
+        }
+    };
+    tokio::time::timeout(PATIENCE, replaced).await.expect("an upgrade in time");
+    assert_eq!(stack.get("/").token(&token).send().await.status, 200);
+    stop.send(Command::Stop).await.unwrap();
+    new.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
