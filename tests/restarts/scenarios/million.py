@@ -118,6 +118,14 @@ def million(world):
         f"gaps of {', '.join(f'{gap:.1f}' for gap in gaps[:5])} s",
     )
 
+    took, drained, code = upgrade(gateway, by_signal=True)
+    found = {gateway.use(token) for token in sample[:200]}
+    world.promise(
+        "an upgrade without requests hands them over",
+        code == 0 and found == {200},
+        f"serves after {took:.2f} s, the old process ended after {drained:.2f} s",
+    )
+
     load = Load(gateway, world.rate, name="overlap", websockets=0, streams=0, slow=0.3, users=16)
     time.sleep(2)
     began = time.time()
