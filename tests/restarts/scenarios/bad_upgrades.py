@@ -103,13 +103,13 @@ def bad_upgrades(world):
             world.promise(f"logouts after a new process that {title}", False, f"204 only after {status} s")
 
     delays = []
-    # So that there is something to hand over.
-    fill(gateway, 10_000)
+    # So many that it takes longer to hand them over than to start.
+    fill(gateway, 50_000)
     # Not so late that it may serve already: then its end is that of the gateway.
     took = min(upgrade(gateway, by_signal=False)[0] for _ in range(3))
     old = gateway.process
     for _ in range(world.rounds or 15):
-        delays.append(random.uniform(0, took * 0.35))
+        delays.append(random.uniform(0, took * 0.3))
         new = gateway.run_upgrade()
         time.sleep(delays[-1])
         new.end(signal.SIGKILL)
