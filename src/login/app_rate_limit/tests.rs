@@ -155,7 +155,7 @@ fn logins_that_pass_in_one_of_two_processes_are_taken_from_the_bucket_of_the_oth
     assert_eq!((pass(&old), pass(&new)), (0, 0));
     clock.advance(Duration::from_millis(200));
     assert_eq!(pass(&new), 2);
-    // However many uses are told, it owes one bucket at most.
+    // It owes one bucket at most.
     let mut much = Writer::new();
     much.u64(field::USES, u64::MAX);
     new.add_uses(much.as_bytes()).unwrap();

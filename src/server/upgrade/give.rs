@@ -202,7 +202,7 @@ impl Successor {
             bulk.blocking_send(message(Bulk::Sessions, list.as_bytes()))
         };
         spawn_blocking(send).await?.map_err(|_| GiveError::Gone)?;
-        // A snapshot may take longer than the files may be nobody's.
+        // Until the new process has the files, logouts wait: not for a whole snapshot as well.
         self.process.sessions.pause_saving().await;
         self.send(Bulk::EndOfSessions, &[]).await
     }
