@@ -158,7 +158,6 @@ impl Memory {
         is_live: impl Fn(&Session) -> bool,
     ) -> bool {
         let Some(count) = self.users.add_once(session.clone(), is_live) else { return false };
-        let user = self.is_above_limit(count).then(|| session.identity.user());
         self.cache.insert(CacheKey(session.clone()), session.clone());
         self.metrics.session_restored(source);
         // Either this is seen here, or the session is seen by `replace`.
@@ -166,8 +165,9 @@ impl Memory {
         if session.is_removed() {
             self.cache.invalidate(session.digest());
         }
-        if let Some(user) = user {
-            self.limit_sessions(&user, count, None);
+        // Without need, no reference count that all threads share is changed.
+        if self.is_above_limit(count) {
+            self.limit_sessions(&session.identity.user(), count, None);
         }
         true
     }

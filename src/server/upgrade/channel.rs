@@ -88,7 +88,7 @@ impl Channel {
     /// process. The future runs the channel, and completes at its end.
     ///
     /// An unknown topic gets an empty answer. A handler that still runs at the end of the channel
-    /// is not stopped: what it was asked for happens.
+    /// is not stopped.
     pub fn open<H, F>(
         stream: UnixStream,
         peer: &Peer,

@@ -208,7 +208,7 @@ impl Successor {
     }
 
     /// From here on the new process has what only one can have. Operations on records wait until it
-    /// serves; then they are asked of it.
+    /// serves, and are sent to it from then on.
     async fn yield_to_it<'a>(
         &self,
         policies: &Policies,

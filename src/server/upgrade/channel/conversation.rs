@@ -1,4 +1,4 @@
-//! One side of the channel: what it has asked, what it is asked, and what it sends and gets.
+//! One side of the channel: its open questions, those of the other side, and the messages of both.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;

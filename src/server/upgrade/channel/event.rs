@@ -1,4 +1,4 @@
-//! What is said on the channel, in frames.
+//! The messages of the channel, as frames.
 
 use zeroize::Zeroizing;
 
